@@ -1,0 +1,28 @@
+"""Errors that a user can act on: one sentence each, shown without a traceback.
+
+The exit codes are those of the command line: 2 usage or settings, 3 data or checkpoint invalid, 4 diverged.
+"""
+
+
+class SlimError(Exception):
+    """A mistake or a misfortune outside our code; `str(error)` is the sentence that the user reads."""
+
+    exit_code = 1
+
+
+class SettingsError(SlimError):
+    """The settings, or the model and the settings together, cannot work."""
+
+    exit_code = 2
+
+
+class DataError(SlimError):
+    """A file, a row or a checkpoint is not what it should be; the sentence names file:line where there is one."""
+
+    exit_code = 3
+
+
+class DivergedError(SlimError):
+    """Training produced a number that is not finite; the weights were not touched by it."""
+
+    exit_code = 4

@@ -1,0 +1,109 @@
+"""The records that flow through the line; each stage returns a new one and never writes into an earlier one.
+
+    Problem -> Completion -> Rollout -> Group -> Batch
+
+P problems per step, G completions per problem, B = P * G rows, L tokens, V vocabulary.
+Log-probabilities are in nats, lengths in tokens, times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with a checkable answer.
+
+    Example: Problem("gsm8k/test/00000", "Janet's ducks lay 16 eggs ...", "18", "Janet sells ...", 2.0)
+    """
+
+    id: str
+    """Stable across runs, so that evaluations can be paired and random draws repeated."""
+    question: str
+    answer: str
+    """The gold answer as the data set writes it, "1,080" stays "1,080"."""
+    solution: str = ""
+    """The worked solution without the final answer line; empty where the data set has none."""
+    difficulty: float = 0.0
+    """Number of reasoning steps where it is known (arithmetic, GSM8K), the data set's own scale otherwise."""
+    columns: Mapping[str, object] = field(default_factory=dict)
+    """Every other field of the data row, handed to reward functions as TRL does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the engine sampled; it knows nothing of rewards."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """[C] the stop token included when finish == "stop"."""
+    logprobs: tuple[float, ...]
+    """[C] nats, under softmax(logits / temperature): the distribution that was sampled from."""
+    finish: Finish
+    """"stop": a stop id was drawn; "length": the token budget ended it (truncated)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion and what it earned."""
+
+    problem: Problem
+    completion: Completion
+    text: str
+    """The completion decoded, without the stop token."""
+    correct: bool
+    """By the task's strict checker, whatever the rewards are."""
+    scores: Mapping[str, float]
+    """By reward name, before weights; a reward that could not score this row is absent."""
+    reward: float
+    """Weighted sum of the scores; 0 and without meaning when `unscorable` is not empty."""
+    unscorable: str = ""
+    """Why a reward could not score this row; empty when all did. Such a row carries no gradient and no baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G rollouts of one problem: the unit of the baseline and of dynamic sampling."""
+
+    rollouts: tuple[Rollout, ...]
+    step: int
+    """The step whose policy sampled it; dynamic sampling may carry a surplus group into the next step."""
+
+    @property
+    def problem(self) -> Problem:
+        return self.rollouts[0].problem
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step, padded right, shifted once: every [B, L] tensor is aligned to `targets`.
+
+    Masks come from lengths, never from token values.
+    """
+
+    inputs: Tensor
+    """[B, L] long: prompt and completion without its last token."""
+    targets: Tensor
+    """[B, L] long: `inputs` one token later."""
+    lengths: Tensor
+    """[B] long: valid positions of a row."""
+    completion_mask: Tensor
+    """[B, L] bool: this target was sampled."""
+    loss_mask: Tensor
+    """[B, L] bool: this target carries loss (sampled, scorable, not filtered as overlong)."""
+    advantages: Tensor
+    """[B] float32: reward units, or standard deviations when rewards are scaled."""
+    sampler_logprobs: Tensor
+    """[B, L] float32 nats as the engine returned them, 0 off the completion."""
+    on_policy: Tensor
+    """[B] bool: sampled by the policy as it is at the start of this step (false for carried surplus groups)."""
+    groups: Tensor
+    """[B] long: index of the row's group."""

@@ -1,0 +1,78 @@
+"""What is asked and what counts as right.
+
+A task is data and three plain functions; `load_task` builds it from settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from slimrl.config import TaskConfig
+from slimrl.errors import SettingsError
+from slimrl.records import Problem
+from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.styles import STYLES, Style
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems, how an answer must be written, and the checker."""
+
+    name: str
+    train: Sequence[Problem]
+    """May be lazy and practically endless (the built-in task)."""
+    test: Sequence[Problem]
+    """Held out; never trained on."""
+    harder: Sequence[Problem]
+    """Held out and harder than the training problems; empty where the task has none."""
+    style: Style
+    """How the answer must be written, read and rendered."""
+    grader: Grader
+    """Compares an answer with the gold answer."""
+    instruction: str
+    """System message; empty for none."""
+    demonstrators: dict[str, Callable[[Problem, int], str]]
+    """Texts to imitate by name, each a pure function of (problem, draw); `solution` is the right worked solution."""
+
+    def messages(self, problem: Problem) -> list[dict[str, str]]:
+        """The prompt as chat messages."""
+        system = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        return [*system, {"role": "user", "content": problem.question}]
+
+    def grade(self, text: str, answer: str) -> Grade:
+        """Strict and lenient verdict on a completion."""
+        return self.grader.grade(text, answer, self.style)
+
+    def gold_text(self, problem: Problem) -> str:
+        """The gold answer in the required form; what every reward must pay in full."""
+        return self.style.render(problem.solution, problem.answer)
+
+
+def load_task(config: TaskConfig, *, seed: int) -> Task:
+    """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
+
+    Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
+    """
+    from slimrl.tasks import arithmetic, files
+
+    style = STYLES[config.style]
+    instruction = style.instruction if config.instruction == "style" else config.instruction
+    if config.name == "arithmetic":
+        splits = arithmetic.load(config.arithmetic, seed=seed)
+        demonstrators = arithmetic.demonstrators(config.arithmetic, style)
+    else:
+        splits = files.load(config)
+        demonstrators = {"solution": lambda problem, _: style.render(problem.solution, problem.answer)}
+    if not len(splits.train):
+        raise SettingsError(f"task {config.name} has no training problems; check task.path")
+    return Task(
+        name=config.name,
+        train=splits.train,
+        test=splits.test,
+        harder=splits.harder,
+        style=style,
+        grader=Grader(config.checker),
+        instruction=instruction,
+        demonstrators=demonstrators,
+    )
