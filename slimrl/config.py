@@ -7,6 +7,7 @@ This module imports no torch, so settings can be checked and shown in a moment.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -42,8 +43,6 @@ class ModelConfig(Section):
     """`auto` is a GPU where there is one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; needs a `revision` that is a full commit hash."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time in the update."""
 
 
 class ArithmeticConfig(Section):
@@ -72,8 +71,8 @@ class TaskConfig(Section):
     """Local file of held-out problems; empty: the Hub's test split, or, with a local `path`, its last tenth."""
     style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
     """How an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
-    instruction: str = "style"
-    """The system message; `style` takes the answer style's own, an empty string sends none."""
+    instruction: str = "auto"
+    """The system message; empty sends none. `auto`: what `slimrl sft` taught the model with, else the style's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """`chat`: the tokenizer's chat template; `plain`: "Question: ... Answer:"; `auto`: chat where there is one."""
     checker: Literal["numeric", "symbolic"] = "numeric"
@@ -170,7 +169,9 @@ class RewardsConfig(Section):
         if not any((self.correct, self.format, *case_study, *(c.weight for c in self.custom.values()))):
             raise ValueError("every reward has weight 0; set rewards.correct=1 or another one")
         if self.as_published and not any(case_study):
-            raise ValueError("rewards.as_published has no effect without one of the case study's four rewards; remove it")
+            raise ValueError(
+                "rewards.as_published has no effect without one of the case study's four rewards; remove it"
+            )
         return self
 
 
@@ -292,7 +293,9 @@ class RootConfig(Section):
     def _pinned(self) -> Self:
         pinned = len(self.model.revision) == 40 and all(c in "0123456789abcdef" for c in self.model.revision)
         if self.model.trust_remote_code and not pinned:
-            raise ValueError("model.trust_remote_code=true needs model.revision=<40-digit commit>, so that code is pinned")
+            raise ValueError(
+                "model.trust_remote_code=true needs model.revision=<40-digit commit>, so that code is pinned"
+            )
         return self
 
 
@@ -321,7 +324,9 @@ class TrainConfig(RootConfig):
         if not self.rewards.soft_overlong and self.rewards.overlong_buffer != 16:
             raise ValueError("rewards.overlong_buffer has no effect with rewards.soft_overlong=0; remove one")
         if self.model.init == "random":
-            raise ValueError("model.init=random starts from noise, where no completion earns a reward; use slimrl sft first")
+            raise ValueError(
+                "model.init=random starts from noise, where no completion earns a reward; use slimrl sft first"
+            )
         return self
 
 
@@ -331,8 +336,21 @@ class SftRunConfig(RootConfig):
     sft: SftConfig = SftConfig()
     """The imitation."""
 
+    @model_validator(mode="after")
+    def _no_dead_switch(self) -> Self:
+        unread = {"rollout": ("problems", "group_size"), "optimizer": ("minibatches", "epochs")}
+        for section, keys in unread.items():
+            chosen = getattr(self, section)
+            for key in keys:
+                if getattr(chosen, key) != type(chosen).model_fields[key].default:
+                    raise ValueError(f"{section}.{key} has no effect in slimrl sft; remove it")
+        if not sum(self.sft.mixture.values()):
+            raise ValueError("sft.mixture has no positive share; set sft.mixture.solution=1")
+        return self
+
 
 Root = TypeVar("Root", bound=RootConfig)
+SectionKind = TypeVar("SectionKind", bound=Section)
 
 
 def load_config(kind: type[Root], files: Sequence[str], overrides: Sequence[str] = ()) -> Root:
@@ -397,9 +415,7 @@ def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 SettingsLoader.add_constructor("!scientific", _scientific)
-SettingsLoader.add_implicit_resolver(
-    "!scientific", __import__("re").compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+SettingsLoader.add_implicit_resolver("!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -432,7 +448,7 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """"; did you mean X?" where something is near, else an empty string."""
+    """ "; did you mean X?" where something is near, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -487,3 +503,44 @@ def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str
         case _:
             message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
             return f"{where}={value!r} is not valid: it should be {message}"
+
+
+def build_section(
+    kind: type[SectionKind], name: str, settings: Mapping[str, Any], overrides: Sequence[str]
+) -> SectionKind:
+    """One section on its own, from plain values and overrides spelt `name.key=value`; raises SettingsError."""
+    merged = {name: dict(settings)}
+    for override in overrides:
+        merged = merge(merged, parse_override(override))
+    return getattr(build(RootConfig, merged), name)  # type: ignore[no-any-return]
+
+
+def describe_settings(section: str | None = None) -> list[dict[str, Any]]:
+    """Every setting of `train` and `sft`: key, type, default and meaning; raises SettingsError for an unknown section."""
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in (TrainConfig, SftRunConfig):
+        _describe(kind, "", rows)
+    if section is None:
+        return list(rows.values())
+    chosen = [row for key, row in rows.items() if key == section or key.startswith(section + ".")]
+    if not chosen:
+        sections = dict.fromkeys(key.partition(".")[0] for key in rows)
+        raise SettingsError(
+            f"{section} is not a section of settings{nearest(section, sections)}; there are {', '.join(sections)}"
+        )
+    return chosen
+
+
+def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]]) -> None:
+    for name, info in kind.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            _describe(info.annotation, f"{prefix}{name}.", rows)
+        else:
+            schema = kind.model_json_schema()["properties"][name]
+            allowed = " | ".join(map(str, schema["enum"])) if "enum" in schema else schema.get("type", "mapping")
+            rows[prefix + name] = {
+                "key": prefix + name,
+                "type": allowed,
+                "default": info.get_default(),
+                "meaning": info.description or "",
+            }

@@ -1,0 +1,3 @@
+from slimrl.cli import main
+
+main()

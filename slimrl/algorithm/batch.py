@@ -1,0 +1,86 @@
+"""From groups to rows: the only shift, the only padding, the only place where tokens are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slimrl.algorithm.advantages import Scale, group_advantages
+from slimrl.records import Batch, Group
+
+
+def make_batch(
+    groups: Sequence[Group], *, scale_rewards: Scale, overlong_filtering: bool, step: int, pad_id: int
+) -> Batch:
+    """All rows of a step. Truncated rows under `overlong_filtering` keep their place in baseline and denominators
+    (DAPO, arXiv:2503.14476, section 3.4; TRL counts alike); unscorable rows carry neither loss nor baseline.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rewards = torch.tensor([[r.reward for r in g.rollouts] for g in groups], dtype=torch.float64)
+    scorable = torch.tensor([[not r.unscorable for r in g.rollouts] for g in groups])
+    advantages = group_advantages(rewards, scorable, scale_rewards).float().flatten()
+
+    completions = [rollout.completion for rollout in rollouts]
+    lengths = torch.tensor([len(c.prompt_ids) + len(c.token_ids) - 1 for c in completions])
+    width = int(lengths.max())
+    ids = torch.full((len(completions), width + 1), pad_id)
+    sampler = torch.zeros((len(completions), width))
+    first = torch.tensor([len(c.prompt_ids) - 1 for c in completions])
+    for row, c in enumerate(completions):
+        ids[row, : lengths[row] + 1] = torch.tensor([*c.prompt_ids, *c.token_ids])
+        sampler[row, first[row] : lengths[row]] = torch.tensor(c.logprobs)
+    position = torch.arange(width)[None]
+    completion_mask = (position >= first[:, None]) & (position < lengths[:, None])
+    trained = scorable.flatten()
+    if overlong_filtering:
+        trained = trained & torch.tensor([c.finish == "stop" for c in completions])
+    return Batch(
+        inputs=ids[:, :-1],
+        targets=ids[:, 1:],
+        lengths=lengths,
+        completion_mask=completion_mask,
+        loss_mask=completion_mask & trained[:, None],
+        advantages=advantages,
+        sampler_logprobs=sampler,
+        on_policy=torch.tensor([g.step == step for g in groups for _ in g.rollouts]),
+        groups=torch.tensor([index for index, g in enumerate(groups) for _ in g.rollouts]),
+    )
+
+
+def take(batch: Batch, rows: Tensor) -> Batch:
+    """The given rows [n] of a batch, padded only as far as the longest of them needs."""
+    width = int(batch.lengths[rows].max()) if len(rows) else 0
+    return Batch(
+        inputs=batch.inputs[rows, :width],
+        targets=batch.targets[rows, :width],
+        lengths=batch.lengths[rows],
+        completion_mask=batch.completion_mask[rows, :width],
+        loss_mask=batch.loss_mask[rows, :width],
+        advantages=batch.advantages[rows],
+        sampler_logprobs=batch.sampler_logprobs[rows, :width],
+        on_policy=batch.on_policy[rows],
+        groups=batch.groups[rows],
+    )
+
+
+def microbatches(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
+    """Row indices [n] per micro-batch: rows sorted by length, as many as fit `max_tokens` padded tokens (one at least).
+
+    Long rows come first, so that a memory shortage shows at once.
+    """
+    order = lengths.argsort(descending=True, stable=True).tolist()
+    parts: list[list[int]] = []
+    for row in order:
+        if not parts or (len(parts[-1]) + 1) * int(lengths[parts[-1][0]]) > max_tokens:
+            parts.append([])
+        parts[-1].append(row)
+    return [torch.tensor(part) for part in parts]
+
+
+def minibatches(groups: Tensor, *, count: int) -> list[Tensor]:
+    """Row indices of `count` nearly equal parts of whole groups, in their order (fewer parts where groups are few)."""
+    present = groups.unique()
+    parts = torch.tensor_split(present, min(count, len(present)))
+    return [torch.isin(groups, part).nonzero().squeeze(-1) for part in parts]

@@ -1,0 +1,28 @@
+"""Per-token estimators of KL(policy || reference) from log-probabilities of sampled tokens (Schulman 2020).
+
+As a loss term what counts is the gradient, and it is not that of the value: see docs/techniques.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def kl_penalty(estimator: Estimator, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """[B, L] nats each -> [B, L]; x = log policy - log reference of the sampled token.
+
+    k1 = x: unbiased value, expected gradient 0. k2 = x^2 / 2: biased value, gradient of KL(policy || reference).
+    k3 = exp(-x) - 1 + x: unbiased, never negative, gradient of KL(reference || policy) (GRPO's choice).
+    """
+    x = logprobs - reference_logprobs
+    match estimator:
+        case "k1":
+            return x
+        case "k2":
+            return x.square() / 2
+        case "k3":
+            return (-x).exp() - 1 + x

@@ -1,0 +1,293 @@
+"""The command line. Human text goes to stderr, data to stdout; torch is imported only inside a verb.
+
+Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimrl.errors import DataError, SettingsError, SlimError
+
+if TYPE_CHECKING:
+    from slimrl.config import Root, RootConfig
+    from slimrl.display import Display
+
+SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+QUIET = click.option("--quiet", is_flag=True, help="No human text.")
+
+
+def main() -> None:
+    """Run a verb; a user's mistake is one sentence on stderr and an exit code, never a traceback."""
+    try:
+        cli.main(prog_name="slimrl", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "slimrl"
+        _end(f"{error.format_message().rstrip('.')} ({command} --help shows how)", SettingsError.exit_code)
+    except SlimError as error:
+        _end(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _end("interrupted", 130)
+
+
+def _end(sentence: str, code: int) -> None:
+    from slimrl.display import visible
+
+    click.echo(f"error: {visible(sentence)}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slimrl")
+def cli() -> None:
+    """Reinforcement learning with verifiable rewards for small language models.
+
+    Settings are YAML files merged left to right, then section.key=value; `slimrl settings` lists them.
+    `slimrl train` without arguments trains the built-in model on the built-in task, on this CPU.
+    """
+
+
+@cli.command()
+@SETTINGS
+@JSON
+@QUIET
+def train(settings: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Train a model; without arguments the built-in one."""
+    from slimrl.config import TrainConfig
+
+    config = _load(TrainConfig, settings)
+    _quieten_libraries()
+    from slimrl.train import train as run
+
+    display = _display(quiet, config.log.samples_every, config.log.samples)
+    summary = _closing_display(display, lambda: run(config, display))
+    if as_json:
+        _print_json(summary)
+
+
+@cli.command()
+@SETTINGS
+@JSON
+@QUIET
+def sft(settings: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Warm start: imitate a task's worked solutions, loss on the solution only."""
+    from slimrl.config import SftRunConfig
+
+    config = _load(SftRunConfig, settings)
+    _quieten_libraries()
+    from slimrl.sft import sft as run
+
+    display = _display(quiet)
+    summary = _closing_display(display, lambda: run(config, display))
+    if as_json:
+        _print_json(summary)
+
+
+@cli.command(name="eval")
+@click.argument("model_or_run")
+@SETTINGS
+@click.option("--task", "task", help="Task to evaluate on; a run's own by default.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write every completion with its verdicts (JSONL).")
+@JSON
+@QUIET
+def evaluate(
+    model_or_run: str, settings: Sequence[str], task: str | None, out: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, with intervals."""
+    config = _config_of(model_or_run, settings, task)
+    _quieten_libraries()
+    from slimrl.evaluate import evaluate as measure
+    from slimrl.prepare import prepare
+    from slimrl.runs.directory import write_jsonl
+
+    setup = prepare(config)
+    display = _display(quiet)
+    for note in setup.notes:
+        display.say(f"note: {note}")
+    evaluation = measure(setup, step=0)
+    display.evaluation(evaluation)
+    splits = {"test": evaluation.test, "harder": evaluation.harder}
+    if out:
+        rows = [{"split": s, **dataclasses.asdict(row)} for s, split in splits.items() for row in split.rows]
+        write_jsonl(_writable(out), rows)
+    if as_json:
+        _print_json({"model": model_or_run, **{s: split.summary() for s, split in splits.items() if split.rows}})
+
+
+@cli.command()
+@click.argument("model_or_run")
+@click.argument("question")
+@SETTINGS
+@click.option("-n", "count", default=1, show_default=True, type=click.IntRange(1), help="Completions to sample.")
+@click.option("--greedy", is_flag=True, help="Decode greedily, once.")
+def sample(model_or_run: str, question: str, settings: Sequence[str], count: int, greedy: bool) -> None:
+    """Ask one question; completions go to stdout."""
+    config = _config_of(model_or_run, settings, None)
+    _quieten_libraries()
+    from slimrl.display import visible
+    from slimrl.prepare import prepare
+    from slimrl.records import Problem
+
+    setup = prepare(config)
+    problem = Problem(id=f"sample/{question}", question=question, answer="")
+    (group,) = setup.engine.generate(
+        setup.requests([problem], stream="sample", step=0, samples=1 if greedy else count),
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        greedy=greedy,
+    )
+    for completion in group:
+        text = setup.policy.decode(completion.token_ids)
+        click.echo(visible(text) if sys.stdout.isatty() else text)
+        if completion.finish == "length":
+            click.echo(f"(cut off after {len(completion.token_ids)} tokens)", err=True)
+
+
+@cli.command()
+@click.argument("file")
+@click.argument("settings", nargs=-1, metavar="[section.key=value ...]")
+@click.option("--task", "task", required=True, help="Task whose answer form and checker apply.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write a verdict per row (JSONL).")
+@JSON
+def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_json: bool) -> None:
+    """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses."""
+    from slimrl.config import TaskConfig, build_section
+    from slimrl.tasks.grade import grade_file
+
+    summary = grade_file(build_section(TaskConfig, "task", {"name": task}, settings), file, out)
+    click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
+    if as_json:
+        _print_json(summary)
+
+
+@cli.command()
+@SETTINGS
+@JSON
+def doctor(settings: Sequence[str], as_json: bool) -> None:
+    """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions."""
+    from slimrl.config import TrainConfig
+
+    config = _load(TrainConfig, settings)
+    _quieten_libraries()
+    from slimrl.doctor import examine
+    from slimrl.prepare import prepare_training
+
+    setup = prepare_training(config)
+    examination = examine(setup)
+    display = _display(quiet=False)
+    display.opening(examination, setup.notes)
+    display.probes(examination)
+    if as_json:
+        _print_json(dataclasses.asdict(examination) | {"notes": setup.notes})
+
+
+@cli.command()
+@click.argument("section", required=False)
+@JSON
+def settings(section: str | None, as_json: bool) -> None:
+    """List every setting with its default and meaning."""
+    from slimrl.config import describe_settings
+
+    rows = describe_settings(section)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['key']} = {json.dumps(row['default'])}  ({row['type']})\n    {row['meaning']}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.argument("folder", type=click.Path())
+def export(run: str, folder: str) -> None:
+    """Copy a run's trained model to FOLDER, as transformers loads it."""
+    import shutil
+
+    source, target = Path(run) / "final", Path(folder)
+    if not (source / "config.json").is_file():
+        raise DataError(f"{run} holds no final/ model; give the folder of a finished run")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None
+    click.echo(str(target))
+
+
+def _load(kind: type[Root], settings: Sequence[str]) -> Root:
+    """Files and overrides, told apart by the equals sign."""
+    from slimrl.config import load_config
+
+    files = [s for s in settings if "=" not in s or Path(s).is_file()]
+    return load_config(kind, files, [s for s in settings if s not in files])
+
+
+def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
+    """Settings to use a model with: a run's own, or the defaults, then files and overrides."""
+    from slimrl.config import RootConfig, build, merge, parse_override, read_yaml
+
+    base: dict[str, Any] = {}
+    recorded = Path(model_or_run) / "config.yaml"
+    if recorded.is_file():
+        base = {key: value for key, value in read_yaml(str(recorded)).items() if key in RootConfig.model_fields}
+        base = merge(base, {"model": {"init": "pretrained", "revision": "main"}})
+    if task is not None and base.get("task", {}).get("name") != task:
+        base["task"] = {"name": task}
+    base = merge(base, {"model": {"path": model_or_run}})
+    for setting in settings:
+        more = parse_override(setting) if "=" in setting and not Path(setting).is_file() else read_yaml(setting)
+        base = merge(
+            base, {key: value for key, value in more.items() if key in RootConfig.model_fields or "=" in setting}
+        )
+    return build(RootConfig, base)
+
+
+def _display(quiet: bool, samples_every: int = 0, samples: int = 0) -> Display:
+    from slimrl.display import Display
+
+    return Display(quiet=quiet, samples_every=samples_every, samples=samples)
+
+
+def _closing_display(display: Display, work: Any) -> Any:
+    """Run `work`; the progress bar leaves the screen however it ends."""
+    try:
+        return work()
+    finally:
+        display.stop()
+
+
+def _quieten_libraries() -> None:
+    """What libraries tell their own developers does not belong on a user's screen."""
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _writable(path: str) -> Path:
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise SettingsError(f"--out {path}: no such folder {target.parent}")
+    return target
+
+
+def _print_json(data: Any) -> None:
+    plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
+    click.echo(json.dumps(plain, ensure_ascii=False))

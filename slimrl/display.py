@@ -1,0 +1,172 @@
+"""What a person sees, on stderr: the opening, a row per step with a bar below, a few completions, the closing table.
+
+Model-made text never reaches the terminal raw: control characters are made visible first.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from slimrl.algorithm.groups import Collected
+    from slimrl.doctor import Examination
+    from slimrl.evaluate import Evaluation
+    from slimrl.tasks import Task
+
+COLUMNS = (
+    ("reward", "reward", "{:.3f}"),
+    ("right", "accuracy", "{:.1%}"),
+    ("tokens", "completions/mean_length", "{:.1f}"),
+    ("cut off", "completions/clipped_ratio", "{:.1%}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("KL", "kl", "{:.4f}"),
+    ("grad", "grad_norm", "{:.3f}"),
+)
+
+
+def visible(text: str) -> str:
+    """The text with control, format (bidi) and surrogate characters as escapes; line breaks and tabs stay."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+class Display:
+    """Human text on stderr; `quiet` shows errors only."""
+
+    def __init__(self, *, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.samples_every, self.samples = samples_every, samples
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
+        )
+        self.bar = self.progress.add_task("training", total=1, rest="", visible=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line of our own words; nothing in it is read as markup."""
+        self.console.print(Text(visible(text), style=style))
+
+    def opening(self, examination: Examination, notes: Sequence[str]) -> None:
+        """The preflight: what the model sees, how it stops, what a probe of completions shows."""
+        e = examination
+        self.say("first prompt", "bold")
+        self.say(e.first_prompt, "dim")
+        self.say("stops at " + ", ".join(f"{text} ({i})" for i, text in e.stop_ids.items()))
+        self.say(
+            f"probe of {e.completions} completions: {e.stop:.0%} stop, {e.parses:.0%} parse, {e.right:.0%} right; "
+            f"{e.signal:.0%} of {e.groups} groups carry a signal"
+        )
+        failed = f", {e.gold_failed} cannot earn the maximum" if e.gold_failed else ", all earn it"
+        self.say(f"gold answers: {e.gold_checked} checked against the maximum reward {e.reward_maximum:g}{failed}")
+        for note in notes:
+            self.say(f"note: {note}")
+        for warning in e.warnings:
+            self.say(f"warning: {warning}", "yellow")
+        for sentence in e.inert:
+            self.say(f"inert: {sentence}", "yellow")
+
+    def probes(self, examination: Examination) -> None:
+        """The sampled completions of an examination."""
+        for sample in examination.samples:
+            self._completion(
+                str(sample["question"]),
+                str(sample["text"]),
+                str(sample["extracted"]),
+                str(sample["answer"]),
+                float(sample["reward"]),
+            )
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """One line per split."""
+        for name, split in (("test", evaluation.test), ("harder", evaluation.harder)):
+            if split.rows:
+                s = split.summary()
+                greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
+                self.say(
+                    f"held out ({name}, {s['n']:.0f} problems) after step {evaluation.step}: {s['accuracy']:.1%} "
+                    f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
+                    f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
+                    "cyan",
+                )
+
+    def step(
+        self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task
+    ) -> None:
+        """A row of the table, the bar, and now and then some completions."""
+        if not self.progress.live.is_started and self.console.is_terminal:
+            self.progress.start()
+        if step == 0:
+            self.say(f"{'step':>9} " + " ".join(f"{title:>8}" for title, _, _ in COLUMNS) + "  tokens/s   left", "bold")
+        cells = [form.format(metrics[key]) if key in metrics else "-" for _, key, form in COLUMNS]
+        speed = metrics["num_tokens"] / seconds
+        left = seconds / (step + 1) * (steps - step - 1)
+        self.say(
+            f"{step + 1:>4}/{steps:<4} " + " ".join(f"{cell:>8}" for cell in cells) + f"  {speed:>8,.0f} {left:>5.0f}s"
+        )
+        self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{left:.0f} s left")
+        if metrics.get("update/skipped") == 1.0:
+            self.say("no update: no group carried a signal", "yellow")
+        elif metrics["sampling/fell_back"]:
+            trained, wanted = metrics["sampling/trained_groups"], collected.wanted
+            self.say(f"dynamic sampling: budget spent, training on {trained:.0f} of {wanted} groups", "yellow")
+        if self.samples_every and (step + 1) % self.samples_every == 0:
+            for group in collected.sampled[: self.samples]:
+                rollout = group.rollouts[0]
+                extracted = task.grade(rollout.text, rollout.problem.answer).extracted_strict
+                self._completion(
+                    rollout.problem.question, rollout.text, extracted, rollout.problem.answer, rollout.reward
+                )
+        if step + 1 == steps:
+            self.stop()
+
+    def loss(self, update: int, updates: int, loss: float, seconds: float) -> None:
+        """Progress of `slimrl sft`."""
+        left = seconds / update * (updates - update)
+        self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {left:.0f} s left")
+
+    def closing(
+        self, path: Path, before: Evaluation, after: Evaluation, difference: dict[str, float], inert: Sequence[str]
+    ) -> None:
+        """The before/after table and where everything lies."""
+        self.stop()
+        table = Table(title="held-out accuracy, 95 % intervals", title_justify="left")
+        for title in ("split", "decoding", "before", "after", "paired change"):
+            table.add_column(title)
+        first, last = before.test.summary(), after.test.summary()
+        table.add_row("test", "sampled", *_cells(first, last, ""), _change(difference, ""))
+        if "greedy" in first:
+            table.add_row("test", "greedy", *_cells(first, last, "greedy_"), _change(difference, "greedy_"))
+        if before.harder.rows:
+            table.add_row("harder", "sampled", *_cells(before.harder.summary(), after.harder.summary(), ""), "")
+        self.console.print(table)
+        for sentence in inert:
+            self.say(f"inert in this run: {sentence}", "yellow")
+        self.say(f"everything lies in {path}: final/ (the model), metrics.jsonl, rollouts/, evals/, curves.png")
+
+    def stop(self) -> None:
+        """Take the bar off the screen."""
+        self.progress.stop()
+
+    def _completion(self, question: str, text: str, extracted: str, gold: str, reward: float) -> None:
+        self.say(f"question:  {question}", "dim")
+        self.say(f"completion: {text}", "dim")
+        self.say(f"extracted {extracted!r}, gold {gold!r}, reward {reward:.2f}", "dim")
+
+
+def _cells(before: dict[str, float], after: dict[str, float], prefix: str) -> tuple[str, str]:
+    key = "greedy" if prefix else "accuracy"
+    first, last = (f"{s[key]:.1%} [{s[prefix + 'low']:.1%}, {s[prefix + 'high']:.1%}]" for s in (before, after))
+    return first, last
+
+
+def _change(difference: dict[str, float], prefix: str) -> str:
+    change, low, high = (100 * difference[prefix + key] for key in ("change", "low", "high"))
+    return f"{change:+.1f} points [{low:+.1f}, {high:+.1f}]"

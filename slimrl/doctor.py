@@ -1,0 +1,172 @@
+"""Before the first step: what the model will see, whether it can stop, whether a reward can teach it anything.
+
+Also names the switches that cannot act under the present settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from slimrl.algorithm.groups import has_signal
+from slimrl.config import TrainConfig
+from slimrl.prepare import TrainSetup
+from slimrl.records import Group
+
+PROBE_PROBLEMS = 16
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What has been sampled so far, as far as switches depend on it."""
+
+    completions: int
+    truncated: int
+    longest: int
+    """Tokens of the longest completion."""
+    shortest: int
+    groups: int
+    constant: int
+    """Groups without a signal in the sense of algorithm.signal."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
+
+    first_prompt: str
+    stop_ids: dict[str, str]
+    """Stop id to its text."""
+    completions: int
+    stop: float
+    """Share that ends with a stop id within the budget."""
+    parses: float
+    """Share in the required form."""
+    right: float
+    """Share that is right, strictly."""
+    groups: int
+    signal: float
+    """Share of groups whose rewards differ: only these can teach."""
+    gold_checked: int
+    gold_failed: int
+    reward_maximum: float
+    inert: list[str]
+    warnings: list[str]
+    samples: list[dict[str, str | float]]
+
+
+def examine(setup: TrainSetup) -> Examination:
+    """Sample a few groups from the training problems with draws of their own, and look at them."""
+    problems = list(islice(setup.task.train, PROBE_PROBLEMS))
+    groups = setup.roll_out(problems, stream="probe", step=0, strict=True)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    style = setup.task.style
+    stop = float(np.mean([r.completion.finish == "stop" for r in rollouts]))
+    parses = float(np.mean([style.well_formed(r.text) for r in rollouts]))
+    right = float(np.mean([r.correct for r in rollouts]))
+    signal = float(np.mean([has_signal(group, "reward") for group in groups]))
+    tokenizer = setup.policy.tokenizer
+    return Examination(
+        first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
+        stop_ids={str(i): str(tokenizer.convert_ids_to_tokens(i)) for i in setup.policy.stop_ids},
+        completions=len(rollouts),
+        stop=stop,
+        parses=parses,
+        right=right,
+        groups=len(groups),
+        signal=signal,
+        gold_checked=setup.gold.n,
+        gold_failed=len({failure.problem_id for failure in setup.gold.failures}),
+        reward_maximum=setup.gold.maximum,
+        inert=inert_switches(setup.config, look(groups, setup.config)),
+        warnings=_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
+        samples=[
+            {
+                "question": r.problem.question,
+                "answer": r.problem.answer,
+                "extracted": setup.task.grade(r.text, r.problem.answer).extracted_strict,
+                "reward": r.reward,
+                "text": r.text,
+            }
+            for r in (group.rollouts[0] for group in groups[:3])
+        ],
+    )
+
+
+def look(groups: Sequence[Group], config: TrainConfig) -> Seen:
+    """Count what the switches depend on."""
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    lengths = [len(completion.token_ids) for completion in completions]
+    return Seen(
+        completions=len(completions),
+        truncated=sum(completion.finish == "length" for completion in completions),
+        longest=max(lengths, default=0),
+        shortest=min(lengths, default=0),
+        groups=len(groups),
+        constant=sum(not has_signal(group, config.algorithm.signal) for group in groups),
+    )
+
+
+def combine(first: Seen, second: Seen) -> Seen:
+    """Both together."""
+    if not first.completions or not second.completions:
+        return second if not first.completions else first
+    return Seen(
+        completions=first.completions + second.completions,
+        truncated=first.truncated + second.truncated,
+        longest=max(first.longest, second.longest),
+        shortest=min(first.shortest, second.shortest),
+        groups=first.groups + second.groups,
+        constant=first.constant + second.constant,
+    )
+
+
+def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
+    """Switches that cannot have changed anything, given the settings and what was sampled, in plain words."""
+    algorithm, rewards = config.algorithm, config.rewards
+    found = []
+    if config.optimizer.minibatches * config.optimizer.epochs == 1:
+        carried = " except on groups carried over by dynamic sampling" if algorithm.dynamic_sampling != "off" else ""
+        found.append(
+            "algorithm.clip_low and clip_high: with one optimizer update per rollout batch every importance ratio is "
+            f"exactly 1{carried}, so nothing is clipped (optimizer.minibatches=2 lets them act)"
+        )
+    if algorithm.overlong_filtering and not seen.truncated:
+        found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
+    threshold = config.rollout.max_new_tokens - rewards.overlong_buffer
+    if rewards.soft_overlong and seen.longest <= threshold:
+        found.append(
+            f"rewards.soft_overlong: it begins above {threshold} tokens and the longest of {seen.completions} "
+            f"completions has {seen.longest}"
+        )
+    if algorithm.dynamic_sampling != "off" and not seen.constant:
+        found.append(f"algorithm.dynamic_sampling: every one of {seen.groups} groups carries a signal")
+    if algorithm.aggregation != "sequence_mean" and seen.completions and seen.longest == seen.shortest:
+        found.append(
+            f"algorithm.aggregation: all completions have {seen.longest} tokens, so every choice is the same up to scale"
+        )
+    return found
+
+
+def _warnings(
+    stop: float, parses: float, right: float, signal: float, groups: int, style: str, config: TrainConfig
+) -> list[str]:
+    found = []
+    if signal == 0:
+        found.append(
+            f"none of {groups} groups carries a signal (all rewards within a group are equal), so nothing can be learnt "
+            "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
+        )
+    if stop < 0.5:
+        found.append(
+            f"only {stop:.0%} of the completions stop by themselves within {config.rollout.max_new_tokens} tokens; raise "
+            "rollout.max_new_tokens, or check the stop ids above"
+        )
+    if parses < 0.05 and right == 0:
+        found.append(
+            f"{parses:.0%} of the completions have the required form ({style}); see task.style and task.instruction"
+        )
+    return found

@@ -1,0 +1,161 @@
+"""Held-out measurement under a fixed protocol: the same problems and the same random draws every time.
+
+Accuracy is strict (the answer in the required form, equal to the gold answer); lenient accuracy (last number) stands
+beside it. The training reward is never the headline: several switches change what it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy import stats
+
+from slimrl.records import Completion, Problem
+
+if TYPE_CHECKING:
+    from slimrl.prepare import Setup
+
+CONFIDENCE = 0.95
+Mode = Literal["sampled", "greedy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One held-out completion and its verdicts."""
+
+    id: str
+    mode: Mode
+    sample: int
+    strict: bool
+    lenient: bool
+    well_formed: bool
+    finish: str
+    tokens: int
+    answer: str
+    extracted_strict: str
+    extracted_lenient: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """All completions of one split."""
+
+    rows: tuple[Answered, ...]
+
+    def by_problem(self, mode: Mode) -> dict[str, float]:
+        """Strict accuracy of each problem, over its samples."""
+        verdicts: dict[str, list[bool]] = {}
+        for row in self.rows:
+            if row.mode == mode:
+                verdicts.setdefault(row.id, []).append(row.strict)
+        return {problem: float(np.mean(v)) for problem, v in verdicts.items()}
+
+    def sampled(self) -> dict[str, float]:
+        return self.by_problem("sampled")
+
+    def greedy(self) -> dict[str, float]:
+        return self.by_problem("greedy")
+
+    def summary(self) -> dict[str, float]:
+        """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
+        `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions.
+        """
+        accuracy = list(self.sampled().values())
+        low, high = interval(accuracy)
+        drawn = [row for row in self.rows if row.mode == "sampled"]
+        summary = {
+            "accuracy": float(np.mean(accuracy)),
+            "low": low,
+            "high": high,
+            "n": len(accuracy),
+            "lenient": float(np.mean([row.lenient for row in drawn])),
+            "format": float(np.mean([row.well_formed for row in drawn])),
+            "truncated": float(np.mean([row.finish == "length" for row in drawn])),
+            "mean_length": float(np.mean([row.tokens for row in drawn])),
+        }
+        greedy = list(self.greedy().values())
+        if greedy:
+            low, high = interval(greedy)
+            summary |= {"greedy": float(np.mean(greedy)), "greedy_low": low, "greedy_high": high}
+            decoded = [row for row in self.rows if row.mode == "greedy"]
+            summary["greedy_lenient"] = float(np.mean([row.lenient for row in decoded]))
+        return summary
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out accuracy after `step` training steps."""
+
+    step: int
+    test: SplitEvaluation
+    harder: SplitEvaluation
+    """Without rows where the task has no harder split."""
+
+
+def evaluate(setup: Setup, *, step: int) -> Evaluation:
+    """Sample (at the training temperature) and decode greedily on the held-out problems."""
+    return Evaluation(step, _answer(setup, setup.held_out()), _answer(setup, setup.harder()))
+
+
+def _answer(setup: Setup, problems: Sequence[Problem]) -> SplitEvaluation:
+    rollout, evaluation = setup.config.rollout, setup.config.evaluation
+    rows: list[Answered] = []
+    modes: list[tuple[Mode, int]] = [("sampled", evaluation.samples), *([("greedy", 1)] if evaluation.greedy else [])]  # type: ignore[list-item]
+    for mode, samples in modes:
+        # The step is not part of the key: before and after meet the same draws, so their difference is paired.
+        requests = setup.requests(problems, stream="evaluate", step=0, samples=samples)
+        groups = setup.engine.generate(
+            requests,
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            greedy=mode == "greedy",
+        )
+        rows += [
+            _judge(setup, problem, completion, mode, sample)
+            for problem, group in zip(problems, groups, strict=True)
+            for sample, completion in enumerate(group)
+        ]
+    return SplitEvaluation(tuple(rows))
+
+
+def _judge(setup: Setup, problem: Problem, completion: Completion, mode: Mode, sample: int) -> Answered:
+    text = setup.policy.decode(completion.token_ids)
+    grade = setup.task.grade(text, problem.answer)
+    return Answered(
+        id=problem.id,
+        mode=mode,
+        sample=sample,
+        strict=grade.strict,
+        lenient=grade.lenient,
+        well_formed=setup.task.style.well_formed(text),
+        finish=completion.finish,
+        tokens=len(completion.token_ids),
+        answer=problem.answer,
+        extracted_strict=grade.extracted_strict,
+        extracted_lenient=grade.extracted_lenient,
+        text=text,
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean over problems, within [0, 1]: Wilson's for right-or-wrong, Student's t otherwise."""
+    n, mean = len(values), float(np.mean(values))
+    if set(values) <= {0.0, 1.0}:
+        wilson = stats.binomtest(round(mean * n), n).proportion_ci(CONFIDENCE, method="wilson")
+        return float(wilson.low), float(wilson.high)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * float(np.std(values, ddof=1)) / n**0.5
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Mean change over the same problems with its 95 % t interval: `change`, `low`, `high`, `n`."""
+    changes = np.array([after[problem] - before[problem] for problem in before])
+    n = len(changes)
+    spread = float(np.std(changes, ddof=1)) if n > 1 else 0.0
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, n - 1))) * spread / n**0.5
+    change = float(changes.mean())
+    return {"change": change, "low": change - half, "high": change + half, "n": n}

@@ -1,0 +1,199 @@
+"""Loading a policy, and refusing at the door what could not be trained rightly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from slimrl.config import ModelConfig
+from slimrl.errors import DataError, SettingsError
+from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
+from slimrl.model.logprobs import Head
+
+BUILTIN = Path(__file__).parent.parent / "builtin"
+UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The one module that samples and learns, and what belongs to it."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    head: Head
+    stop_ids: tuple[int, ...]
+    """Every id that ends a completion: generation config, tokenizer and chat template together."""
+    pad_id: int
+    """Fills rows; never read, since masks come from lengths."""
+    context: int
+    """Longest prompt plus completion the model was made for, in tokens."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        """[N, T] ids and positions -> [N, T, D] hidden states after the final norm."""
+        out = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, plan=plan)
+        last: Tensor = out.last_hidden_state
+        return last
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion, without the stop token."""
+        ids = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+def load_policy(config: ModelConfig) -> Policy:
+    """Load model and tokenizer, install the attention hook and probe it against the model's own forward pass.
+
+    Raises SettingsError or DataError, one sentence each, for a missing folder, pickled weights, a model without a
+    stop id, or an architecture whose attention does not pass through the hook.
+    """
+    path = resolve(config.path)
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if not Path(path).is_dir():
+        hub["revision"] = config.revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+        if config.init == "random":
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(path, **hub),
+                trust_remote_code=config.trust_remote_code,
+                dtype=dtype,
+                attn_implementation="sdpa",
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **hub
+            )
+    except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise DataError(f"model.path={config.path}: transformers cannot load it ({first.strip()[:300]})") from error
+    return adopt(model.to(device), tokenizer, name=config.path)
+
+
+def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
+    """A policy from a loaded model: finds its stop ids, installs the attention hook and probes it.
+
+    Raises SettingsError, naming the model, where either fails.
+    """
+    # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
+    model = model.eval()
+    text_config = model.config.get_text_config()
+    policy = Policy(
+        model=model,
+        tokenizer=tokenizer,
+        head=Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0)),
+        stop_ids=stop_ids(model, tokenizer),
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        context=int(getattr(text_config, "max_position_embeddings", 2**31)),
+    )
+    if not policy.stop_ids:
+        raise SettingsError(
+            f"model.path={name} has no stop id, so no completion could end; set eos_token_id in its "
+            "generation_config.json, or eos_token in its tokenizer_config.json"
+        )
+    _install_hook(policy, name)
+    return policy
+
+
+def freeze(policy: Policy) -> Policy:
+    """A copy that no optimizer touches: the reference of the KL penalty."""
+    model = copy.deepcopy(policy.model).requires_grad_(False)
+    return replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
+
+
+def resolve(path: str) -> str:
+    """A folder or Hub name that exists as far as can be told from here; raises SettingsError."""
+    if path == "builtin":
+        return str(BUILTIN)
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
+        folder = folder / "final"
+    if not folder.is_dir():
+        local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.suffix in UNSAFE_WEIGHTS
+        if local:
+            raise SettingsError(
+                f"model.path={path}: no such folder; give a folder with config.json and *.safetensors, a Hub name "
+                "like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
+            )
+        return path
+    if not (folder / "config.json").is_file():
+        raise SettingsError(f"model.path={path}: no config.json in that folder; is it a saved model?")
+    names = [file.name for file in folder.iterdir()]
+    pickled = [name for name in names if name.endswith(UNSAFE_WEIGHTS)]
+    if pickled and not any(name.endswith(".safetensors") for name in names):
+        raise DataError(
+            f"model.path={path}: only pickled weights ({pickled[0]}), which can run code when loaded; convert them to "
+            "safetensors first"
+        )
+    return str(folder)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """The union of every id that ends a turn (Gemma ends turns with an id that its tokenizer does not call eos)."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    ids = {*([] if declared is None else [declared] if isinstance(declared, int) else declared)}
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    ids |= template_terminators(tokenizer)
+    return tuple(sorted(ids))
+
+
+def template_terminators(tokenizer: Any) -> set[int]:
+    """The special token that the chat template writes directly after an assistant's text, if there is one."""
+    if not tokenizer.chat_template:
+        return set()
+    marker = "slimrl-turn-end"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
+    rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = tokenizer(rendered.rpartition(marker)[2], add_special_tokens=False).input_ids
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return set(after[:1]) & (added | set(tokenizer.all_special_ids))
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+@torch.no_grad()
+def _install_hook(policy: Policy, path: str) -> None:
+    """Switch to our attention and demand the logits that the model's own forward pass gives."""
+    model = policy.model
+    length = min(12, policy.context)
+    ids = torch.arange(length, device=policy.device)[None] * 7 % model.config.get_text_config().vocab_size
+    own = model(input_ids=ids).logits.float()
+    model.set_attn_implementation(HOOK)
+    try:
+        ours = policy.head(policy.hidden(ids, torch.arange(length, device=policy.device)[None], CausalRows()))
+    except TypeError as error:
+        raise SettingsError(
+            f"model.path={path}: {type(model).__name__} does not pass attention through transformers' interface; "
+            "SlimRL trains Qwen2, Qwen3, Llama, Gemma 3, SmolLM2 and others that do"
+        ) from error
+    tolerance = 1e-3 if model.dtype == torch.float32 else 6e-2
+    gap = ((ours - own).abs().max() / own.abs().max().clamp(min=1e-6)).item()
+    if not gap <= tolerance:
+        raise SettingsError(
+            f"model.path={path}: {type(model).__name__} gives other logits through SlimRL's attention (off by {gap:.1e} "
+            "of the largest); this architecture is not supported"
+        )

@@ -1,0 +1,127 @@
+"""AdamW on float32 master weights.
+
+A bf16 weight cannot take a step below half its last digit: at rate 1e-6 hardly any weight of a bf16 model would move.
+So where the module is narrower than float32 the optimizer owns float32 copies, sums the micro-batches' gradients in
+float32, and writes the copies back after each update. A float32 module is its own master.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slimrl.errors import DivergedError
+
+PROBE_ELEMENTS = 4096
+"""Weights per tensor watched for `update/applied_fraction`: a sample, since watching all would cost a copy."""
+FIRST_LOSS_SCALE = 2.0**16
+GROWTH_INTERVAL = 200
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, total: int) -> float:
+    """The rate of update number `update` (0-based) of `total`: linear warm-up from 0, then the schedule down to 0."""
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    if schedule == "constant":
+        return peak
+    done = (update - warmup) / max(1, total - warmup)
+    return peak * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+class MasterAdamW:
+    """AdamW (arXiv:1711.05101), gradient clipping, float32 masters, and a loss scale for float16 modules."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        weight_decay: float,
+        max_grad_norm: float,
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.masters = [
+            p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
+        ]
+        decay = [m for m in self.masters if m.ndim >= 2]
+        plain = [m for m in self.masters if m.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=0.0,
+            betas=(beta1, beta2),
+            eps=epsilon,
+            fused=True,
+        )
+        self.max_grad_norm = max_grad_norm
+        self.loss_scale = FIRST_LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
+        self.scaled = self.loss_scale != 1.0
+        self.good_updates = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient to the masters'."""
+        (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is parameter or parameter.grad is None:
+                continue
+            gradient = parameter.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float) -> dict[str, float]:
+        """One update at `rate`; returns what to log. Raises DivergedError, weights untouched, for a gradient that is
+        not finite; under a float16 loss scale such an update is skipped and the scale halved, as usual.
+        """
+        for master in self.masters:
+            if master.grad is not None and self.scaled:
+                master.grad.div_(self.loss_scale)
+        norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
+        if not math.isfinite(norm):
+            self._skip(norm)
+            return {"update/skipped": 1.0}
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        before = [_sample(p).clone() for p in self.parameters]
+        moving = [m.grad is not None and _sample(m.grad) != 0 for m in self.masters]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+        self._grow()
+        changed = [(_sample(p) != b) & g for p, b, g in zip(self.parameters, before, moving, strict=True)]
+        moved = sum(int(torch.as_tensor(g).sum()) for g in moving)
+        return {
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "update/clipped": float(norm > self.max_grad_norm),
+            "update/applied_fraction": sum(int(c.sum()) for c in changed) / max(1, moved),
+        }
+
+    def _skip(self, norm: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.scaled or self.loss_scale <= 1.0:
+            raise DivergedError(
+                f"the gradient norm is {norm}; the update was not applied. Lower optimizer.learning_rate, or look at the "
+                "last rollouts for what went wrong"
+            )
+        self.loss_scale /= 2
+        self.good_updates = 0
+
+    def _grow(self) -> None:
+        self.good_updates += 1
+        if self.scaled and self.good_updates % GROWTH_INTERVAL == 0:
+            self.loss_scale *= 2
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """At most PROBE_ELEMENTS evenly spread elements."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, math.ceil(len(flat) / PROBE_ELEMENTS))]

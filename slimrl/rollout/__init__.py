@@ -1,0 +1,1 @@
+"""The rollout engine: cache, draws, scheduling."""

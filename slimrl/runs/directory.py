@@ -1,0 +1,155 @@
+"""runs/NAME/: config.yaml, run.json, metrics.jsonl, rollouts/, evals/, curves.png, final/.
+
+No database is the truth; anything else can be rebuilt from here. A run never overwrites another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import transformers
+
+from slimrl import __version__
+from slimrl.algorithm.groups import Collected
+from slimrl.config import RootConfig, dump_yaml
+from slimrl.errors import SettingsError
+from slimrl.evaluate import Evaluation
+from slimrl.model.loading import Policy
+from slimrl.runs.curves import draw_curves
+from slimrl.runs.metrics import Metrics
+
+
+class RunDirectory:
+    """Writes one run; `history` keeps the metrics of every step for the picture at the end."""
+
+    def __init__(self, path: Path, config: RootConfig) -> None:
+        self.path = path
+        self.config = config
+        self.history: list[Metrics] = []
+        self.evaluations: list[Evaluation] = []
+
+    @classmethod
+    def create(cls, config: RootConfig, policy: Policy, *, verb: str) -> Self:
+        """Make the directory with config.yaml and run.json; raises SettingsError where it exists already."""
+        name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+        path = Path(config.output) / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...") from None
+        except OSError as error:
+            raise SettingsError(f"output={config.output}: cannot make {path} ({error.strerror})") from None
+        run = cls(path, config)
+        (path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        run._write_state(
+            {
+                "verb": verb,
+                "status": "running",
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "slimrl": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+                "device": _device_name(policy),
+                "dtype": str(policy.model.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "parameters": sum(p.numel() for p in policy.model.parameters()),
+            }
+        )
+        return run
+
+    def log_step(self, step: int, metrics: Metrics, collected: Collected | None = None) -> None:
+        """One line of metrics.jsonl, and the rollouts of the step where they are wanted."""
+        row = {"step": step + 1, **metrics}
+        self.history.append(row)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: finite(value) for key, value in row.items()}) + "\n")
+        if collected is not None:
+            write_jsonl(self.path / "rollouts" / f"step-{step + 1:08d}.jsonl", rollout_rows(collected))
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """Every held-out completion with its verdicts, and the summary."""
+        self.evaluations.append(evaluation)
+        splits = {"test": evaluation.test, "harder": evaluation.harder}
+        rows = [{"split": s, **dataclasses.asdict(row)} for s, split in splits.items() for row in split.rows]
+        write_jsonl(self.path / "evals" / f"step-{evaluation.step:08d}.jsonl", rows)
+        summary = {s: split.summary() for s, split in splits.items() if split.rows}
+        self._write_json(self.path / "evals" / f"step-{evaluation.step:08d}.json", summary)
+
+    def save_final(self, policy: Policy) -> None:
+        """final/: loads with AutoModelForCausalLM.from_pretrained."""
+        policy.model.save_pretrained(self.path / "final")
+        policy.tokenizer.save_pretrained(self.path / "final")
+
+    def finish(self, summary: Any) -> None:
+        """Close the run: summary into run.json, curves as a picture."""
+        state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write_state({**state, "status": "finished", "ended": ended, "summary": dataclasses.asdict(summary)})
+        draw_curves(self.path / "curves.png", self.history, self.evaluations)
+
+    def fail(self, reason: str) -> None:
+        """Note in run.json why the run ended early."""
+        state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        self._write_state({**state, "status": "failed", "reason": reason})
+
+    def _write_state(self, state: Mapping[str, Any]) -> None:
+        self._write_json(self.path / "run.json", state)
+
+    def _write_json(self, path: Path, data: Any) -> None:
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".tmp{time.monotonic_ns()}")
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
+    """Every completion sampled for a step, and whether its group was trained on."""
+    trained = {id(group) for group in collected.groups}
+    groups = [*collected.sampled, *(g for g in collected.groups if not any(g is s for s in collected.sampled))]
+    return [
+        {
+            "id": rollout.problem.id,
+            "question": rollout.problem.question,
+            "answer": rollout.problem.answer,
+            "sample": sample,
+            "sampled_at": group.step + 1,
+            "trained": id(group) in trained,
+            "text": rollout.text,
+            "correct": rollout.correct,
+            "reward": finite(rollout.reward),
+            "scores": {name: finite(value) for name, value in rollout.scores.items()},
+            "unscorable": rollout.unscorable,
+            "finish": rollout.completion.finish,
+            "tokens": len(rollout.completion.token_ids),
+        }
+        for group in groups
+        for sample, rollout in enumerate(group.rollouts)
+    ]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def finite(value: float) -> float | str:
+    """JSON has no NaN: it is written as a string, never as a number that it is not."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _device_name(policy: Policy) -> str:
+    if policy.device.type == "cuda":
+        return str(torch.cuda.get_device_name(policy.device))
+    return f"{policy.device.type} ({platform.machine()})"

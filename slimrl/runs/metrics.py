@@ -1,0 +1,111 @@
+"""What a step is described by. Keys follow TRL where the meaning is equal; docs/metrics.md explains every one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimrl.algorithm.groups import Collected, has_signal
+from slimrl.records import Group
+
+Metrics = dict[str, float]
+
+
+class TokenMeans:
+    """Means over tokens that carry their weight across micro-batches; one transfer to the host at the end."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.largest: dict[str, Tensor] = {}
+
+    def add(self, key: str, values: Tensor, mask: Tensor) -> None:
+        """Mean of `values` [B, L] over `mask` [B, L]."""
+        self.sums[key] = self.sums.get(key, torch.zeros((), device=values.device)) + values[mask].float().sum()
+        self.counts[key] = self.counts.get(key, torch.zeros((), device=values.device)) + mask.sum()
+
+    def total(self, key: str, value: Tensor) -> None:
+        """A sum over micro-batches."""
+        self.sums[key] = self.sums.get(key, torch.zeros((), device=value.device)) + value
+
+    def maximum(self, key: str, values: Tensor, mask: Tensor) -> None:
+        """Largest of `values` [B, L] over `mask`."""
+        if mask.any():
+            largest = values[mask].max()
+            self.largest[key] = torch.maximum(self.largest[key], largest) if key in self.largest else largest
+
+    def result(self) -> Metrics:
+        """Keys in the order in which they were first added; a mean over no token is absent."""
+        means = {
+            key: float(value / self.counts[key]) if key in self.counts else float(value)
+            for key, value in self.sums.items()
+            if key not in self.counts or float(self.counts[key]) > 0
+        }
+        return means | {key: float(value) for key, value in self.largest.items()}
+
+
+def describe(collected: Collected, signal: Literal["correct", "reward"]) -> Metrics:
+    """Metrics of everything sampled for a step, before selection, and what selection did."""
+    groups = collected.sampled
+    metrics: Metrics = {
+        "sampling/groups": len(groups),
+        "sampling/trained_groups": len(collected.groups),
+        "sampling/surplus_groups": len(collected.surplus),
+        "sampling/fell_back": float(collected.fell_back),
+    }
+    if groups:
+        metrics |= _rewards(groups) | _lengths(groups) | _signals(groups, signal)
+    if collected.groups:
+        rewards = [r.reward for g in collected.groups for r in g.rollouts if not r.unscorable]
+        metrics["train/reward"] = float(np.mean(rewards)) if rewards else float("nan")
+        metrics["train/accuracy"] = float(np.mean([r.correct for g in collected.groups for r in g.rollouts]))
+    return metrics
+
+
+def _rewards(groups: Sequence[Group]) -> Metrics:
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scored = [rollout for rollout in rollouts if not rollout.unscorable]
+    reasons = Counter(rollout.unscorable for rollout in rollouts if rollout.unscorable)
+    metrics: Metrics = {
+        "accuracy": float(np.mean([rollout.correct for rollout in rollouts])),
+        "unscorable": sum(reasons.values()) / len(rollouts),
+    }
+    if scored:
+        metrics["reward"] = float(np.mean([rollout.reward for rollout in scored]))
+        spreads = [np.std(rewards, ddof=1) for group in groups if len(rewards := _scored(group)) > 1]
+        metrics["reward_std"] = float(np.mean(spreads)) if spreads else 0.0
+    for name in dict.fromkeys(name for rollout in rollouts for name in rollout.scores):
+        values = [rollout.scores[name] for rollout in rollouts if name in rollout.scores]
+        metrics[f"rewards/{name}/mean"] = float(np.mean(values))
+    return metrics
+
+
+def _scored(group: Group) -> list[float]:
+    return [rollout.reward for rollout in group.rollouts if not rollout.unscorable]
+
+
+def _lengths(groups: Sequence[Group]) -> Metrics:
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    lengths = [len(completion.token_ids) for completion in completions]
+    return {
+        "completions/mean_length": float(np.mean(lengths)),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": float(np.mean([completion.finish == "length" for completion in completions])),
+    }
+
+
+def _signals(groups: Sequence[Group], signal: Literal["correct", "reward"]) -> Metrics:
+    all_right = [all(r.correct for r in g.rollouts) for g in groups]
+    all_wrong = [not any(r.correct for r in g.rollouts) for g in groups]
+    return {
+        "frac_reward_zero_std": float(np.mean([not has_signal(g, "reward") for g in groups])),
+        "sampling/no_signal": float(np.mean([not has_signal(g, signal) for g in groups])),
+        "sampling/all_right": float(np.mean(all_right)),
+        "sampling/all_wrong": float(np.mean(all_wrong)),
+    }

@@ -1,0 +1,170 @@
+"""Warm start: imitate a task's worked solutions, loss on the solution only.
+
+Any model, any task with solutions. The built-in model was made with it (recipes/builtin/).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimrl.algorithm.batch import microbatches
+from slimrl.config import SftRunConfig, nearest
+from slimrl.display import Display
+from slimrl.errors import DivergedError, SettingsError
+from slimrl.evaluate import evaluate
+from slimrl.model.attention import CausalRows
+from slimrl.model.loading import Policy
+from slimrl.model.logprobs import token_logprobs
+from slimrl.model.masters import MasterAdamW, learning_rate
+from slimrl.prepare import TAUGHT_INSTRUCTION, Setup, prepare
+from slimrl.randomness import generator
+from slimrl.records import Problem
+from slimrl.runs.directory import RunDirectory
+from slimrl.tasks.order import problems_for_step
+
+
+@dataclass(frozen=True)
+class SftSummary:
+    """What `slimrl sft --json` prints."""
+
+    run: str
+    before: dict[str, float]
+    after: dict[str, float]
+    steps: int
+    tokens_trained: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and a text to imitate."""
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    """The solution and the stop token."""
+
+
+def sft(config: SftRunConfig, display: Display) -> SftSummary:
+    """Imitate demonstrators; evaluates before and after as training does."""
+    setup = prepare(config)
+    policy, settings = setup.policy, config.optimizer
+    demonstrate = demonstrator(setup, config)
+    run = RunDirectory.create(config, policy, verb="sft")
+    for note in setup.notes:
+        display.say(f"note: {note}")
+    before = evaluate(setup, step=0)
+    run.log_evaluation(before)
+    display.evaluation(before)
+    optimizer = MasterAdamW(
+        policy.model,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    tokens, started = 0, time.perf_counter()
+    for step in range(config.steps):
+        problems = islice(
+            problems_for_step(setup.task.train, seed=config.seed, step=step, count=config.sft.batch_size),
+            config.sft.batch_size,
+        )
+        examples = [demonstrate(problem, step) for problem in problems]
+        loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
+        rate = learning_rate(
+            step,
+            peak=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup_steps,
+            total=config.steps,
+        )
+        tokens += sum(len(example.target_ids) for example in examples)
+        run.log_step(step, {"loss": loss, "num_tokens": tokens, **optimizer.step(rate)})
+        if (step + 1) % config.sft.show_every == 0:
+            display.loss(step + 1, config.steps, loss, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    after = evaluate(setup, step=config.steps)
+    run.log_evaluation(after)
+    display.evaluation(after)
+    setattr(policy.model.config, TAUGHT_INSTRUCTION, setup.task.instruction)
+    run.save_final(policy)
+    summary = SftSummary(str(run.path), before.test.summary(), after.test.summary(), config.steps, tokens, seconds)
+    run.finish(summary)
+    display.say(f"the model lies in {run.path}/final")
+    return summary
+
+
+def demonstrator(setup: Setup, config: SftRunConfig) -> Callable[[Problem, int], Example]:
+    """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and lets it write.
+
+    Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
+    """
+    known = setup.task.demonstrators
+    for name in config.sft.mixture:
+        if name not in known:
+            raise SettingsError(
+                f"sft.mixture.{name}: task {setup.task.name} has no such demonstrator; it has {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+    if not any(problem.solution for problem in islice(setup.task.train, 100)):
+        raise SettingsError(
+            f"task {setup.task.name} has no worked solutions to imitate; add a solution field to its rows"
+        )
+    names = [name for name, share in config.sft.mixture.items() if share]
+    shares = np.cumsum([config.sft.mixture[name] for name in names])
+    stop = _stop_id(setup.policy)
+
+    def demonstrate(problem: Problem, step: int) -> Example:
+        draws = generator(config.seed, "imitate", step, problem.id)
+        name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
+        text = known[name](problem, int(draws.integers(2**31)))
+        ids = setup.policy.tokenizer(text, add_special_tokens=False).input_ids
+        room = config.rollout.max_new_tokens
+        # A text beyond the budget is cut without a stop token: what is imitated is not ending.
+        return Example(setup.prompt_ids(problem), tuple(ids[:room]) if len(ids) >= room else (*ids, stop))
+
+    return demonstrate
+
+
+def imitate(
+    policy: Policy, examples: Sequence[Example], backward: Callable[[Tensor], None], *, max_tokens: int
+) -> float:
+    """Mean negative log-likelihood per target token, in nats; `backward` gets each micro-batch's share.
+
+    Raises DivergedError for a loss that is not finite.
+    """
+    lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
+    total = sum(len(e.target_ids) for e in examples)
+    loss_sum = 0.0
+    for rows in microbatches(lengths, max_tokens=max_tokens):
+        width = int(lengths[rows].max())
+        ids = torch.full((len(rows), width + 1), policy.pad_id)
+        mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for i, row in enumerate(rows.tolist()):
+            example = examples[row]
+            ids[i, : lengths[row] + 1] = torch.tensor([*example.prompt_ids, *example.target_ids])
+            mask[i, len(example.prompt_ids) - 1 : lengths[row]] = True
+        ids, mask = ids.to(policy.device), mask.to(policy.device)
+        hidden = policy.hidden(
+            ids[:, :-1], torch.arange(width, device=ids.device).expand(len(rows), width), CausalRows()
+        )
+        logprobs, _ = token_logprobs(policy.head, hidden[mask], ids[:, 1:][mask], temperature=1.0)
+        loss = -logprobs.sum() / total
+        if not torch.isfinite(loss):
+            raise DivergedError(f"the loss is {loss.item()}; lower optimizer.learning_rate")
+        backward(loss)
+        loss_sum += float(loss)
+    return loss_sum
+
+
+def _stop_id(policy: Policy) -> int:
+    """The stop id that a demonstration ends with: the tokenizer's own where it is one."""
+    eos = policy.tokenizer.eos_token_id
+    return int(eos) if eos in policy.stop_ids else policy.stop_ids[0]

@@ -1,0 +1,303 @@
+"""Reinforcement learning from verifiable rewards: the loop, and the update.
+
+    problems -> completions -> rollouts -> groups -> batch -> loss -> step -> log
+
+How this differs from the papers, by decision (docs/techniques.md has the formulas):
+1. Old log-probabilities are the sampler's own, since sampler and trainer are one module; with one update per batch
+   none are needed, the ratio is 1 by construction.
+2. Token weights are computed once per optimizer step over all of its rows, so micro-batches cannot change the gradient.
+3. Dynamic sampling keeps surplus groups for the next step and has a budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from slimrl.algorithm.batch import make_batch, microbatches, minibatches, take
+from slimrl.algorithm.groups import Collected, collect_groups
+from slimrl.algorithm.kl import kl_penalty
+from slimrl.algorithm.loss import clipped_surrogate, token_weights
+from slimrl.config import TrainConfig
+from slimrl.display import Display
+from slimrl.doctor import Seen, combine, examine, inert_switches, look
+from slimrl.errors import DivergedError
+from slimrl.evaluate import Evaluation, evaluate, paired_difference
+from slimrl.model.attention import CausalRows
+from slimrl.model.loading import Policy, freeze
+from slimrl.model.logprobs import token_logprobs
+from slimrl.model.masters import MasterAdamW, learning_rate
+from slimrl.prepare import TrainSetup, prepare_training
+from slimrl.records import Batch, Group
+from slimrl.runs.directory import RunDirectory
+from slimrl.runs.metrics import Metrics, TokenMeans, describe
+from slimrl.tasks.order import problems_for_step
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What `slimrl train --json` prints."""
+
+    run: str
+    before: dict[str, float]
+    after: dict[str, float]
+    difference: dict[str, float]
+    harder: dict[str, dict[str, float]]
+    steps: int
+    tokens_generated: int
+    seconds: float
+    """Training without set-up and evaluation."""
+    inert: list[str]
+
+
+def train(config: TrainConfig, display: Display) -> TrainSummary:
+    """Train a policy; the body is the algorithm, top to bottom. Raises SlimError kinds for what a user can mend."""
+    setup = prepare_training(config)
+    policy = setup.policy
+    run = RunDirectory.create(config, policy, verb="train")
+    display.opening(examine(setup), setup.notes)
+    reference = freeze(policy) if config.algorithm.kl_coef else None
+    optimizer = make_optimizer(policy, config)
+    before = evaluate(setup, step=0)
+    run.log_evaluation(before)
+    display.evaluation(before)
+
+    carried: Sequence[Group] = ()
+    seen, tokens, seconds = look([], config), 0, 0.0
+    for step in range(config.steps):
+        started = time.perf_counter()
+        problems = problems_for_step(setup.task.train, seed=config.seed, step=step, count=config.rollout.problems)
+        collected = collect_groups(
+            problems,
+            partial(setup.roll_out, stream="train", step=step, strict=step == 0),
+            count=config.rollout.problems,
+            dynamic_sampling=config.algorithm.dynamic_sampling,
+            signal=config.algorithm.signal,
+            refill_budget=config.algorithm.refill_budget,
+            carried=carried,
+        )
+        carried = collected.surplus
+        rolled = time.perf_counter()
+        updated = update(policy, reference, optimizer, collected, config, step)
+        done = time.perf_counter()
+
+        seconds += done - started
+        seen = combine(seen, look(collected.sampled, config))
+        tokens += sum(len(r.completion.token_ids) for g in collected.sampled for r in g.rollouts)
+        metrics = describe(collected, config.algorithm.signal) | updated
+        metrics |= {
+            "num_tokens": tokens,
+            "time/rollout": rolled - started,
+            "time/update": done - rolled,
+            "time/total": seconds,
+        }
+        run.log_step(step, metrics, collected if config.log.rollouts else None)
+        display.step(step, config.steps, metrics, collected, seconds, setup.task)
+        if config.evaluation.every and (step + 1) % config.evaluation.every == 0 and step + 1 < config.steps:
+            between = evaluate(setup, step=step + 1)
+            run.log_evaluation(between)
+            display.evaluation(between)
+
+    after = evaluate(setup, step=config.steps)
+    run.log_evaluation(after)
+    run.save_final(policy)
+    summary = summarize(run, before, after, tokens, seconds, config, seen)
+    run.finish(summary)
+    display.closing(run.path, before, after, summary.difference, summary.inert)
+    return summary
+
+
+def make_optimizer(policy: Policy, config: TrainConfig) -> MasterAdamW:
+    """AdamW on float32 masters of the policy's weights."""
+    return MasterAdamW(
+        policy.model,
+        beta1=config.optimizer.beta1,
+        beta2=config.optimizer.beta2,
+        epsilon=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+        max_grad_norm=config.optimizer.max_grad_norm,
+    )
+
+
+def update(
+    policy: Policy,
+    reference: Policy | None,
+    optimizer: MasterAdamW,
+    collected: Collected,
+    config: TrainConfig,
+    step: int,
+) -> Metrics:
+    """The optimizer updates of one step, or none where no group carries a signal."""
+    if not collected.groups:
+        return {"update/skipped": 1.0}
+    batch = make_batch(
+        collected.groups,
+        scale_rewards=config.algorithm.scale_rewards,
+        overlong_filtering=config.algorithm.overlong_filtering,
+        step=step,
+        pad_id=policy.pad_id,
+    )
+    if not batch.loss_mask.any():
+        return {"update/skipped": 1.0}
+    return update_policy(policy, reference, optimizer, to_device(batch, policy.device), config, step)
+
+
+def update_policy(
+    policy: Policy,
+    reference: Policy | None,
+    optimizer: MasterAdamW,
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+) -> Metrics:
+    """Epochs x minibatches of one rollout batch; each minibatch is one optimizer update."""
+    settings = config.optimizer
+    reference_logprobs = None if reference is None else batch_logprobs(reference, batch, config)
+    updates_per_step = settings.minibatches * settings.epochs
+    parts = minibatches(batch.groups, count=settings.minibatches)
+    collected: list[Metrics] = []
+    for number in range(len(parts) * settings.epochs):
+        rows = parts[number % len(parts)]
+        means = accumulate_gradient(
+            policy,
+            take(batch, rows),
+            None if reference_logprobs is None else reference_logprobs[rows],
+            optimizer.backward,
+            config,
+            first_update=number == 0,
+        )
+        rate = learning_rate(
+            step * updates_per_step + number,
+            peak=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup=settings.warmup_steps,
+            total=config.steps * updates_per_step,
+        )
+        collected.append(means | optimizer.step(rate))
+    return {
+        key: sum(m[key] for m in collected if key in m) / sum(key in m for m in collected)
+        for key in dict.fromkeys(key for m in collected for key in m)
+    }
+
+
+def accumulate_gradient(
+    policy: Policy,
+    batch: Batch,
+    reference_logprobs: Tensor | None,
+    backward: Callable[[Tensor], None],
+    config: TrainConfig,
+    *,
+    first_update: bool,
+) -> Metrics:
+    """Forward and backward over the micro-batches of one optimizer update; the split cannot change the gradient.
+
+    `backward` is called once per micro-batch with its share of the loss. Raises DivergedError for a loss that is not
+    finite, before it can reach the weights.
+    """
+    algorithm = config.algorithm
+    single = config.optimizer.minibatches * config.optimizer.epochs == 1
+    weights = token_weights(
+        batch.loss_mask,
+        batch.completion_mask,
+        batch.groups,
+        algorithm.aggregation,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    trained = batch.loss_mask.any(1).nonzero().squeeze(-1)
+    parts = [trained[p] for p in microbatches(batch.lengths[trained], max_tokens=config.optimizer.microbatch_tokens)]
+    means = TokenMeans()
+    for rows in parts:
+        micro = take(batch, rows)
+        width = micro.inputs.shape[1]
+        weight = weights[rows, :width]
+        if algorithm.aggregation == "microbatch_token_mean":
+            weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
+        logprobs, entropy = masked_logprobs(policy, micro, temperature=config.rollout.temperature)
+        fresh = logprobs.detach()
+        old = torch.where(micro.on_policy[:, None], fresh, micro.sampler_logprobs) if single else micro.sampler_logprobs
+        advantages = micro.advantages[:, None]
+        value = clipped_surrogate(logprobs, old, advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
+        if reference_logprobs is not None:
+            kl = kl_penalty(algorithm.kl_estimator, logprobs, reference_logprobs[rows, :width])
+            value = value + algorithm.kl_coef * kl
+            means.add("kl", kl.detach(), micro.loss_mask)
+        loss = (weight * value).sum()
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss.item()}; no weight was touched. Lower optimizer.learning_rate, or look at the last "
+                "rollouts for what went wrong"
+            )
+        backward(loss)
+        ratio = (fresh - old).exp()
+        low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
+        high = (ratio > 1 + algorithm.clip_high) & (advantages > 0)
+        means.total("loss", loss.detach())
+        means.add("entropy", entropy, micro.loss_mask)
+        means.add("clip_ratio/low_mean", low, micro.loss_mask)
+        means.add("clip_ratio/high_mean", high, micro.loss_mask)
+        means.add("clip_ratio/region_mean", low | high, micro.loss_mask)
+        if first_update:
+            gap = (fresh - micro.sampler_logprobs).abs()
+            means.add("sampling/sampling_logp_difference/mean", gap, micro.loss_mask & micro.on_policy[:, None])
+            means.maximum("sampling/sampling_logp_difference/max", gap, micro.loss_mask & micro.on_policy[:, None])
+    return means.result()
+
+
+def masked_logprobs(policy: Policy, batch: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability (with gradient) and entropy (without) of the tokens that carry loss: [B, L] nats, 0 elsewhere."""
+    positions = torch.arange(batch.inputs.shape[1], device=batch.inputs.device).expand_as(batch.inputs)
+    hidden = policy.hidden(batch.inputs, positions, CausalRows())
+    mask = batch.loss_mask
+    logprobs, entropy = token_logprobs(policy.head, hidden[mask], batch.targets[mask], temperature=temperature)
+    blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)
+
+
+@torch.no_grad()
+def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig) -> Tensor:
+    """[B, L] nats under a frozen policy, in micro-batches."""
+    result = torch.zeros_like(batch.sampler_logprobs)
+    for rows in microbatches(batch.lengths, max_tokens=config.optimizer.microbatch_tokens):
+        logprobs, _ = masked_logprobs(policy, take(batch, rows), temperature=config.rollout.temperature)
+        result[rows, : logprobs.shape[1]] = logprobs
+    return result
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on another device."""
+    return Batch(**{name: getattr(batch, name).to(device) for name in Batch.__dataclass_fields__})
+
+
+def summarize(
+    run: RunDirectory,
+    before: Evaluation,
+    after: Evaluation,
+    tokens: int,
+    seconds: float,
+    config: TrainConfig,
+    seen: Seen,
+) -> TrainSummary:
+    """Before and after on the same problems, with the paired difference."""
+    harder = {"before": before.harder.summary(), "after": after.harder.summary()} if before.harder.rows else {}
+    if harder:
+        harder["difference"] = paired_difference(before.harder.sampled(), after.harder.sampled())
+    difference = paired_difference(before.test.sampled(), after.test.sampled())
+    if config.evaluation.greedy:
+        greedy = paired_difference(before.test.greedy(), after.test.greedy())
+        difference |= {f"greedy_{key}": value for key, value in greedy.items()}
+    return TrainSummary(
+        run=str(run.path),
+        before=before.test.summary(),
+        after=after.test.summary(),
+        difference=difference,
+        harder=harder,
+        steps=config.steps,
+        tokens_generated=tokens,
+        seconds=seconds,
+        inert=inert_switches(config, seen),
+    )

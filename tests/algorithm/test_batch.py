@@ -1,0 +1,73 @@
+"""Rows: one shift, masks from lengths, and splits that cover every row once."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimrl.algorithm.batch import make_batch, microbatches, minibatches, take
+from slimrl.records import Completion, Group, Problem, Rollout
+
+PROBLEM = Problem("p", "?", "1")
+
+
+def rollout(prompt: tuple[int, ...], tokens: tuple[int, ...], reward: float, finish: str = "stop", bad: str = "") -> Rollout:
+    logprobs = tuple(-0.1 * (i + 1) for i in range(len(tokens)))
+    return Rollout(PROBLEM, Completion(prompt, tokens, logprobs, finish), "", False, {}, reward, bad)  # type: ignore[arg-type]
+
+
+GROUPS = [
+    Group((rollout((5, 6), (7, 2), 1.0), rollout((5, 6), (8, 9, 4, 3), 0.0, "length")), step=3),
+    Group((rollout((5,), (2,), 0.0), rollout((5,), (0, 2), 9.0, bad="broken")), step=2),
+]
+
+
+def make(overlong: bool):  # noqa: ANN201
+    return make_batch(GROUPS, scale_rewards="none", overlong_filtering=overlong, step=3, pad_id=0)
+
+
+def test_by_hand() -> None:
+    batch = make(overlong=True)
+    assert batch.inputs.tolist() == [[5, 6, 7, 2, 0], [5, 6, 8, 9, 4], [5, 2, 0, 0, 0], [5, 0, 2, 0, 0]]
+    assert batch.targets.tolist() == [[6, 7, 2, 0, 0], [6, 8, 9, 4, 3], [2, 0, 0, 0, 0], [0, 2, 0, 0, 0]]
+    assert batch.lengths.tolist() == [3, 5, 1, 2]
+    assert batch.completion_mask.int().tolist() == [
+        [0, 1, 1, 0, 0], [0, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0],
+    ]  # fmt: skip
+    # The truncated row and the unscorable one carry no loss; a token equal to the padding id does.
+    assert batch.loss_mask.int().tolist() == [[0, 1, 1, 0, 0], [0] * 5, [1, 0, 0, 0, 0], [0] * 5]
+    assert batch.advantages.tolist() == [0.5, -0.5, 0.0, 0.0]
+    torch.testing.assert_close(batch.sampler_logprobs[0], torch.tensor([0, -0.1, -0.2, 0, 0]))
+    assert batch.on_policy.tolist() == [True, True, False, False]
+    assert batch.groups.tolist() == [0, 0, 1, 1]
+
+
+def test_overlong_filtering_changes_the_loss_mask_alone() -> None:
+    on, off = make(overlong=True), make(overlong=False)
+    assert off.loss_mask[1].sum() == 4
+    assert torch.equal(on.advantages, off.advantages)
+    assert torch.equal(on.completion_mask, off.completion_mask)
+
+
+def test_take_trims_padding() -> None:
+    part = take(make(overlong=False), torch.tensor([2, 0]))
+    assert part.inputs.tolist() == [[5, 2, 0], [5, 6, 7]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
+def test_microbatches_cover_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    parts = microbatches(torch.tensor(lengths), max_tokens=budget)
+    assert sorted(i for part in parts for i in part.tolist()) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(1, 6))
+def test_minibatches_never_split_a_group(sizes: list[int], count: int) -> None:
+    groups = torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)])
+    parts = minibatches(groups, count=count)
+    assert len(parts) == min(count, len(sizes))
+    assert torch.cat(parts).tolist() == list(range(len(groups)))
+    for first, second in zip(parts, parts[1:], strict=False):
+        assert groups[first[-1]] != groups[second[0]]

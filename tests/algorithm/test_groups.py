@@ -1,0 +1,131 @@
+"""Dynamic sampling: whole groups, the problems' order, a budget, surplus kept, nothing hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimrl.algorithm.groups import Collected, collect_groups, has_signal
+from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.runs.metrics import describe
+
+
+def group(problem: Problem, rewards: Sequence[float], unscorable: Sequence[bool] = (), step: int = 0) -> Group:
+    blank = [False] * len(rewards)
+    return Group(
+        tuple(
+            Rollout(problem, Completion((1,), (2,), (-0.5,), "stop"), "", r >= 1, {"correct": r}, r, "broken" * u)
+            for r, u in zip(rewards, unscorable or blank, strict=True)
+        ),
+        step,
+    )
+
+
+def problem(index: int) -> Problem:
+    return Problem(f"p{index}", "?", "1")
+
+
+class Scripted:
+    """Stands where the engine is: group i of a fixed list carries a signal or not."""
+
+    def __init__(self, signals: Sequence[bool]) -> None:
+        self.signals = signals
+        self.rounds: list[int] = []
+
+    def __call__(self, problems: Sequence[Problem]) -> list[Group]:
+        self.rounds.append(len(problems))
+        return [group(p, [0.0, 1.0] if self.signals[int(p.id[1:])] else [1.0, 1.0]) for p in problems]
+
+
+def collect(signals: Sequence[bool], wanted: int, budget: float = 3.0, carried: Sequence[Group] = ()) -> Collected:
+    return collect_groups(
+        (problem(i) for i in count()),
+        Scripted(signals),
+        count=wanted,
+        dynamic_sampling="refill",
+        refill_budget=budget,
+        carried=carried,
+    )
+
+
+def test_signals() -> None:
+    p = problem(0)
+    assert has_signal(group(p, [0.0, 1.0]), "correct")
+    assert has_signal(group(p, [0.0, 1.0]), "reward")
+    assert not has_signal(group(p, [0.2, 0.5]), "correct")
+    assert has_signal(group(p, [0.2, 0.5]), "reward")
+    assert not has_signal(group(p, [0.1 + 0.2, 0.3]), "reward"), "float noise is no signal"
+    assert not has_signal(group(p, [0.0, 1.0], [True, False]), "reward"), "unscorable rows are no signal"
+    assert not has_signal(group(p, [0.0, 1.0], [True, True]), "correct")
+
+
+def test_off_takes_what_comes() -> None:
+    script = Scripted([False] * 4)
+    got = collect_groups((problem(i) for i in count()), script, count=4, dynamic_sampling="off")
+    assert [g.problem.id for g in got.groups] == ["p0", "p1", "p2", "p3"]
+    assert script.rounds == [4]
+    assert not got.fell_back
+
+
+def test_refill_keeps_order_and_surplus() -> None:
+    got = collect([True, False, True, False] * 10, 4)
+    assert [g.problem.id for g in got.groups] == ["p0", "p2", "p4", "p6"]
+    assert all(has_signal(g, "correct") for g in (*got.groups, *got.surplus))
+    assert len(got.sampled) <= 12
+
+
+def test_carried_groups_come_first_and_save_sampling() -> None:
+    old = [group(problem(90 + i), [0.0, 1.0]) for i in range(3)]
+    got = collect([True] * 40, 4, carried=old)
+    assert [g.problem.id for g in got.groups] == ["p90", "p91", "p92", "p0"]
+    assert len(got.sampled) == 1
+
+
+def test_more_carried_than_wanted_stays_carried() -> None:
+    old = [group(problem(90 + i), [0.0, 1.0]) for i in range(6)]
+    got = collect([True] * 40, 4, carried=old)
+    assert len(got.groups) == 4
+    assert len(got.surplus) == 2
+    assert got.sampled == ()
+
+
+def test_it_ends_when_no_group_ever_carries_a_signal() -> None:
+    got = collect([False] * 1000, 4)
+    assert got.groups == ()
+    assert len(got.sampled) == 12
+    assert got.fell_back
+
+
+def test_it_ends_when_problems_run_out() -> None:
+    got = collect_groups(
+        (problem(i) for i in range(5)), Scripted([False] * 5), count=4, dynamic_sampling="refill", refill_budget=9
+    )
+    assert len(got.sampled) == 5
+    assert got.fell_back
+
+
+@given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 8), st.floats(1, 5))
+def test_laws(signals: list[bool], wanted: int, budget: float) -> None:
+    got = collect(signals, wanted, budget)
+    ids = [int(g.problem.id[1:]) for g in got.sampled]
+    assert ids == list(range(len(ids))), "the problems' own order, none twice, none skipped"
+    assert len(got.sampled) <= max(wanted, budget * wanted)
+    kept = [i for i in ids if signals[i]]
+    assert [int(g.problem.id[1:]) for g in (*got.groups, *got.surplus)] == kept
+    assert len(got.groups) == min(wanted, len(kept))
+    assert all(len(g.rollouts) == 2 for g in got.groups)
+
+
+def test_metrics_before_selection_are_over_everything_sampled() -> None:
+    got = collect([True, False, False, True] * 10, 2)
+    metrics = describe(got, "correct")
+    rewards = [r.reward for g in got.sampled for r in g.rollouts]
+    assert metrics["reward"] == pytest.approx(np.mean(rewards))
+    assert metrics["train/reward"] == pytest.approx(0.5)
+    assert metrics["sampling/groups"] == len(got.sampled)
+    assert 0 < metrics["sampling/no_signal"] < 1

@@ -1,0 +1,140 @@
+"""The engine's contract: the trainer's distribution, generate's tokens, and nothing that depends on scheduling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slimrl.model.loading import Policy
+from slimrl.randomness import uniforms
+from slimrl.records import Group, Problem, Rollout
+from slimrl.algorithm.batch import make_batch
+from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.train import masked_logprobs
+from tests.tiny import FAMILIES, tiny_policy
+
+VOCABULARY = 61
+
+
+def requests(count: int, samples: int, positions: int, seed: int = 0) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    return [
+        Request(
+            tuple(rng.integers(3, VOCABULARY, size=rng.integers(3, 17)).tolist()),
+            uniforms(seed, "train", 0, f"p{i}", samples=samples, positions=positions),
+        )
+        for i in range(count)
+    ]
+
+
+def trainer_gaps(policy: Policy, groups: list, temperature: float) -> torch.Tensor:
+    """|trainer - sampler| log-probabilities of every drawn token, through the batch that training builds."""
+    problem = Problem("p", "q", "1")
+    made = [
+        Group(tuple(Rollout(problem, c, "", True, {}, float(i % 2)) for i, c in enumerate(group)), 0)
+        for group in groups
+    ]
+    batch = make_batch(made, scale_rewards="group", overlong_filtering=False, step=0, pad_id=0)
+    with torch.no_grad():
+        logprobs, _ = masked_logprobs(policy, batch, temperature=temperature)
+    return (logprobs - batch.sampler_logprobs).abs()[batch.loss_mask]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree(family: str, temperature: float) -> None:
+    policy = tiny_policy(family)
+    groups = RolloutEngine(policy, slots=7).generate(requests(9, 4, 24), max_new_tokens=24, temperature=temperature)
+    gaps = trainer_gaps(policy, groups, temperature)
+    assert len(gaps) > 300
+    assert gaps.max() < 1e-4
+    assert gaps.mean() < 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate(family: str) -> None:
+    policy = tiny_policy(family)
+    asked = requests(6, 1, 20)
+    ours = RolloutEngine(policy, slots=4).generate(asked, max_new_tokens=20, greedy=True)
+    policy.model.set_attn_implementation("sdpa")
+    for request, (completion,) in zip(asked, ours, strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        theirs = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0
+        )
+        assert completion.token_ids == tuple(theirs[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_do_not_depend_on_slots_or_company(family: str) -> None:
+    policy = tiny_policy(family)
+    asked = requests(8, 5, 16)
+    runs = {
+        slots: RolloutEngine(policy, slots=slots).generate(asked, max_new_tokens=16) for slots in (1, 3, 64)
+    }
+    tokens = {s: [[c.token_ids for c in group] for group in groups] for s, groups in runs.items()}
+    assert tokens[1] == tokens[3] == tokens[64]
+    reverse = RolloutEngine(policy, slots=5).generate(asked[::-1], max_new_tokens=16)
+    assert [[c.token_ids for c in group] for group in reverse[::-1]] == tokens[1]
+
+
+def test_finish_reason_and_budget() -> None:
+    policy = tiny_policy()
+    groups = RolloutEngine(policy, slots=8).generate(requests(12, 8, 12), max_new_tokens=12)
+    completions = [c for group in groups for c in group]
+    assert {c.finish for c in completions} == {"stop", "length"}
+    for c in completions:
+        assert (c.token_ids[-1] == 2) == (c.finish == "stop")
+        assert 2 not in c.token_ids[:-1]
+        assert len(c.token_ids) == len(c.logprobs) <= 12
+        assert c.finish == "stop" or len(c.token_ids) == 12
+
+
+def test_every_stop_id_ends_a_completion() -> None:
+    policy = tiny_policy()
+    stops = (2, 5, 9)
+    from dataclasses import replace
+
+    groups = RolloutEngine(replace(policy, stop_ids=stops), slots=8).generate(requests(12, 8, 12), max_new_tokens=12)
+    ended = {c.token_ids[-1] for group in groups for c in group if c.finish == "stop"}
+    assert ended == set(stops)
+
+
+def test_draws_follow_the_distribution() -> None:
+    """20,000 first tokens of one prompt against the model's own softmax: chi-square within its 99.9 % quantile."""
+    from scipy.stats import chi2
+
+    policy = tiny_policy()
+    prompt = (5, 7, 11)
+    n = 20_000
+    request = Request(prompt, uniforms(3, "train", 0, "p", samples=n, positions=1))
+    (group,) = RolloutEngine(policy, slots=n).generate([request], max_new_tokens=1, temperature=1.3)
+    counts = np.bincount([c.token_ids[0] for c in group], minlength=VOCABULARY)
+    policy.model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        expected = torch.softmax(policy.model(torch.tensor([prompt])).logits[0, -1].double() / 1.3, -1).numpy() * n
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert statistic < chi2.ppf(0.999, VOCABULARY - 1)
+
+
+def test_a_prompt_is_prefilled_once_for_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    engine = RolloutEngine(policy, slots=2)
+    seen: list[tuple[int, ...]] = []
+    original = engine.prefill
+    monkeypatch.setattr(engine, "prefill", lambda prompts: (seen.extend(prompts), original(prompts))[1])
+    asked = requests(5, 6, 8)
+    engine.generate(asked, max_new_tokens=8)
+    assert sorted(seen) == sorted(r.prompt_ids for r in asked)
+
+
+def test_a_prompt_that_does_not_fit_is_refused() -> None:
+    policy = tiny_policy()
+    request = Request(tuple([3] * 120), uniforms(0, "train", 0, "p", samples=1, positions=16))
+    with pytest.raises(ValueError, match="context of 128"):
+        RolloutEngine(policy, slots=1).generate([request], max_new_tokens=16)
+
+
+def test_no_request_no_completion() -> None:
+    assert RolloutEngine(tiny_policy(), slots=4).generate([], max_new_tokens=8) == []

@@ -1,0 +1,242 @@
+"""Laws of the update: no split and no order changes the gradient; one update has ratio 1; several really clip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from slimrl.algorithm.batch import make_batch
+from slimrl.config import TrainConfig, build
+from slimrl.errors import DivergedError
+from slimrl.model.loading import Policy, freeze
+from slimrl.model.masters import MasterAdamW
+from slimrl.randomness import uniforms
+from slimrl.records import Batch, Group, Problem, Rollout
+from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.train import accumulate_gradient, batch_logprobs, make_optimizer, update_policy
+from tests.tiny import FAMILIES, tiny_policy
+
+AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
+
+
+def settings(**sections: dict[str, object]) -> TrainConfig:
+    base: dict[str, dict[str, object]] = {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 14}}
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values
+    return build(TrainConfig, base)
+
+
+def batch_of(policy: Policy, config: TrainConfig, *, step: int = 0, sampled_at: int = 0) -> Batch:
+    """Real rollouts of the tiny policy with made-up rewards."""
+    rng = np.random.default_rng(1)
+    problems = [Problem(f"p{i}", "?", "1") for i in range(config.rollout.problems)]
+    requests = [
+        Request(
+            tuple(rng.integers(3, 61, size=3 + i).tolist()),
+            uniforms(0, "train", 0, p.id, samples=config.rollout.group_size, positions=config.rollout.max_new_tokens),
+        )
+        for i, p in enumerate(problems)
+    ]
+    sampled = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=config.rollout.max_new_tokens)
+    groups = [
+        Group(tuple(Rollout(p, c, "", False, {}, float(rng.integers(3))) for c in completions), sampled_at)
+        for p, completions in zip(problems, sampled, strict=True)
+    ]
+    return make_batch(
+        groups,
+        scale_rewards=config.algorithm.scale_rewards,
+        overlong_filtering=config.algorithm.overlong_filtering,
+        step=step,
+        pad_id=0,
+    )
+
+
+def gradient(policy: Policy, batch: Batch, reference: torch.Tensor | None, config: TrainConfig) -> torch.Tensor:
+    """The flat gradient of one optimizer update."""
+    for parameter in policy.model.parameters():
+        parameter.grad = None
+    accumulate_gradient(policy, batch, reference, lambda loss: loss.backward(), config, first_update=True)
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+
+
+def shuffled(batch: Batch, order: torch.Tensor) -> Batch:
+    return Batch(**{f.name: getattr(batch, f.name)[order] for f in dataclasses.fields(Batch)})
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("overlong", [False, True])
+def test_gradient_does_not_depend_on_microbatches_or_row_order(aggregation: str, overlong: bool) -> None:
+    policy = tiny_policy()
+    algorithm = {"aggregation": aggregation, "overlong_filtering": overlong, "kl_coef": 0.1}
+    config = settings(algorithm=algorithm)
+    batch = batch_of(policy, config)
+    assert 0 < batch.loss_mask.any(1).sum() <= 16
+    reference = batch_logprobs(freeze(tiny_policy(seed=1)), batch, config)
+    whole = gradient(policy, batch, reference, config)
+    assert whole.norm() > 1e-3
+    for tokens in (1, 30, 77):
+        split = settings(algorithm=algorithm, optimizer={"microbatch_tokens": tokens})
+        torch.testing.assert_close(gradient(policy, batch, reference, split), whole, atol=1e-6, rtol=0)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    mixed = gradient(policy, shuffled(batch, order), reference[order], settings(algorithm=algorithm))
+    torch.testing.assert_close(mixed, whole, atol=1e-6, rtol=0)
+
+
+def test_trl_bnpo_does_depend_on_microbatches() -> None:
+    """Why microbatch_token_mean is for replication only."""
+    policy = tiny_policy()
+    config = settings(algorithm={"aggregation": "microbatch_token_mean", "kl_coef": 0})
+    batch = batch_of(policy, config)
+    token_mean = gradient(policy, batch, None, settings(algorithm={"aggregation": "token_mean", "kl_coef": 0}))
+    torch.testing.assert_close(gradient(policy, batch, None, config), token_mean, atol=1e-6, rtol=0)
+    split = settings(
+        algorithm={"aggregation": "microbatch_token_mean", "kl_coef": 0}, optimizer={"microbatch_tokens": 40}
+    )
+    assert (gradient(policy, batch, None, split) - token_mean).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_equals_autograd_through_the_plain_model(family: str) -> None:
+    """The chunked, masked, hooked path against logits of the model's own forward pass and a formula in the open."""
+    policy = tiny_policy(family)
+    config = settings(algorithm={"kl_coef": 0, "scale_rewards": "none"})
+    batch = batch_of(policy, config)
+    ours = gradient(policy, batch, None, config)
+    policy.model.set_attn_implementation("eager")
+    for parameter in policy.model.parameters():
+        parameter.grad = None
+    loss = torch.zeros(())
+    for row in range(16):
+        ids = batch.inputs[row : row + 1, : batch.lengths[row]]
+        logits = policy.model(input_ids=ids).logits[0]
+        mask = batch.completion_mask[row, : batch.lengths[row]]
+        targets = batch.targets[row, : batch.lengths[row]][mask]
+        logprobs = torch.log_softmax(logits[mask], -1).gather(1, targets[:, None]).squeeze(1)
+        loss = loss - (batch.advantages[row] * logprobs).mean() / 16
+    loss.backward()
+    theirs = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def weights_after(config: TrainConfig, *, steps: int = 2) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    policy = tiny_policy()
+    reference = freeze(policy) if config.algorithm.kl_coef else None
+    optimizer = make_optimizer(policy, config)
+    metrics = [
+        update_policy(policy, reference, optimizer, batch_of(policy, config, step=s, sampled_at=s), config, s)
+        for s in range(steps)
+    ]
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()]), metrics
+
+
+def test_one_update_has_ratio_one_and_clip_bounds_are_bitwise_inert() -> None:
+    base, metrics = weights_after(settings(optimizer={"learning_rate": 1e-2}))
+    for bounds in ({"clip_high": 0.28}, {"clip_low": 0.0, "clip_high": 0.0}):
+        other, _ = weights_after(settings(optimizer={"learning_rate": 1e-2}, algorithm=bounds))
+        assert torch.equal(base, other)
+    assert all(m["clip_ratio/region_mean"] == 0 for m in metrics)
+    assert all(m["sampling/sampling_logp_difference/max"] < 1e-4 for m in metrics)
+    start = torch.cat([p.detach().flatten() for p in tiny_policy().model.parameters()])
+    assert not torch.equal(base, start)
+
+
+def test_several_updates_clip_and_the_bounds_matter() -> None:
+    several = {"learning_rate": 3e-2, "minibatches": 2, "epochs": 2}
+    base, metrics = weights_after(settings(optimizer=several))
+    higher, _ = weights_after(settings(optimizer=several, algorithm={"clip_high": 0.28}))
+    assert metrics[0]["clip_ratio/region_mean"] > 0
+    assert not torch.equal(base, higher)
+
+
+def test_carried_groups_use_the_sampler_as_old_policy() -> None:
+    """A group sampled by an earlier policy has a ratio; its clip can act even with one update."""
+    policy = tiny_policy()
+    config = settings(algorithm={"kl_coef": 0})
+    batch = batch_of(policy, config, step=1, sampled_at=0)
+    assert not batch.on_policy.any()
+    stale = dataclasses.replace(batch, sampler_logprobs=torch.where(batch.completion_mask, batch.sampler_logprobs - 1, 0))
+    means = accumulate_gradient(policy, stale, None, lambda loss: loss.backward(), config, first_update=True)
+    assert means["clip_ratio/high_mean"] > 0
+    assert "sampling/sampling_logp_difference/mean" not in means
+
+
+def test_kl_pulls_towards_the_reference_and_zero_coefficient_needs_none() -> None:
+    policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0.5})
+    batch = batch_of(policy, config)
+    same = batch_logprobs(freeze(policy), batch, config)
+    with_same = gradient(policy, batch, same, config)
+    without = gradient(policy, batch, None, settings(algorithm={"kl_coef": 0}))
+    torch.testing.assert_close(with_same, without, atol=1e-5, rtol=0)  # k3 is flat where both policies are equal
+    other = batch_logprobs(freeze(tiny_policy(seed=5)), batch, config)
+    assert (gradient(policy, batch, other, config) - without).norm() > 1e-2
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> None:
+    policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0})
+    optimizer = make_optimizer(policy, config)
+    batch = batch_of(policy, config)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    hook: Callable[[], None] = lambda: None  # noqa: E731
+    if poison == "loss":
+        batch = dataclasses.replace(batch, advantages=batch.advantages * float("nan"))
+    else:
+        handle = policy.model.base_model.norm.weight.register_hook(lambda g: g * float("inf"))
+        hook = handle.remove
+    with pytest.raises(DivergedError):
+        update_policy(policy, None, optimizer, batch, config, 0)
+    hook()
+    assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
+
+
+def make_masters(policy: Policy) -> MasterAdamW:
+    return MasterAdamW(policy.model, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+
+
+def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:
+    """20 steps of 1e-5: each is below half a digit of most bf16 weights, their sum is not."""
+    policy = tiny_policy()
+    policy.model.to(torch.bfloat16)
+    optimizer = make_masters(policy)
+    start = [p.detach().clone() for p in policy.model.parameters()]
+    fractions = []
+    for _ in range(20):
+        for p, m in zip(optimizer.parameters, optimizer.masters, strict=True):
+            p.grad = None
+            m.grad = torch.ones_like(m)
+        fractions.append(optimizer.step(1e-5)["update/applied_fraction"])
+    assert fractions[0] < 0.2
+    for s, m in zip(start, optimizer.masters, strict=True):
+        torch.testing.assert_close(m.detach(), s.float() - 20e-5, atol=2e-6, rtol=0)
+    moved = [(p != s).float().mean().item() for p, s in zip(policy.model.parameters(), start, strict=True)]
+    assert np.mean(moved) > 0.3
+
+
+def test_float16_loss_scale_skips_an_overflow_and_halves() -> None:
+    policy = tiny_policy()
+    policy.model.to(torch.float16)
+    optimizer = make_masters(policy)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    scale = optimizer.loss_scale
+    weight = policy.model.get_input_embeddings().weight
+    optimizer.backward((weight.float() * 1e4).sum())
+    assert optimizer.step(1e-3) == {"update/skipped": 1.0}
+    assert optimizer.loss_scale == scale / 2
+    assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
+    optimizer.backward(weight.float().sum())
+    assert optimizer.step(1e-3)["grad_norm"] == pytest.approx(weight.numel() ** 0.5, rel=1e-3)
+
+
+def test_gradients_of_microbatches_are_summed_in_float32() -> None:
+    policy = tiny_policy()
+    policy.model.to(torch.bfloat16)
+    optimizer = make_masters(policy)
+    weight = policy.model.base_model.norm.weight
+    for _ in range(300):  # 1 + 299/256: a bf16 sum would stand still at 256 x the smallest addend
+        optimizer.backward((weight * 1.0).sum())
+    index = [p is weight for p in optimizer.parameters].index(True)
+    assert optimizer.masters[index].grad.max() == 300
