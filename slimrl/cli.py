@@ -17,8 +17,9 @@ import click
 from slimrl.errors import DataError, SettingsError, SlimError
 
 if TYPE_CHECKING:
-    from slimrl.config import Root, RootConfig
+    from slimrl.config import RootConfig
     from slimrl.display import Display
+    from slimrl.settings import Root
 
 SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -161,10 +162,12 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
 @JSON
 def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_json: bool) -> None:
     """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses."""
-    from slimrl.config import TaskConfig, build_section
+    from slimrl.config import RootConfig
+    from slimrl.settings import load_config
     from slimrl.tasks.grade import grade_file
 
-    summary = grade_file(build_section(TaskConfig, "task", {"name": task}, settings), file, out)
+    overrides = [f"task.name={task}", *(["task.path=unused"] if task == "jsonl" else []), *settings]
+    summary = grade_file(load_config(RootConfig, [], overrides).task, file, out)
     click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
     if as_json:
         _print_json(summary)
@@ -196,7 +199,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
 @JSON
 def settings(section: str | None, as_json: bool) -> None:
     """List every setting with its default and meaning."""
-    from slimrl.config import describe_settings
+    from slimrl.settings import describe_settings
 
     rows = describe_settings(section)
     if as_json:
@@ -227,7 +230,7 @@ def export(run: str, folder: str) -> None:
 
 def _load(kind: type[Root], settings: Sequence[str]) -> Root:
     """Files and overrides, told apart by the equals sign."""
-    from slimrl.config import load_config
+    from slimrl.settings import load_config
 
     files = [s for s in settings if "=" not in s or Path(s).is_file()]
     return load_config(kind, files, [s for s in settings if s not in files])
@@ -235,7 +238,8 @@ def _load(kind: type[Root], settings: Sequence[str]) -> Root:
 
 def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
     """Settings to use a model with: a run's own, or the defaults, then files and overrides."""
-    from slimrl.config import RootConfig, build, merge, parse_override, read_yaml
+    from slimrl.config import RootConfig
+    from slimrl.settings import build, merge, parse_override, read_yaml
 
     base: dict[str, Any] = {}
     recorded = Path(model_or_run) / "config.yaml"

@@ -79,7 +79,7 @@ def examine(setup: TrainSetup) -> Examination:
         groups=len(groups),
         signal=signal,
         gold_checked=setup.gold.n,
-        gold_failed=len({failure.problem_id for failure in setup.gold.failures}),
+        gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
         inert=inert_switches(setup.config, look(groups, setup.config)),
         warnings=_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),

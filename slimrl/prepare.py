@@ -112,9 +112,10 @@ def prepare(config: RootConfig) -> Setup:
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    kept = {split: _fitting(getattr(task, split), fits) for split in ("train", "test", "harder")}
+    whole = {"train": task.train, "test": task.test, "harder": task.harder}
+    kept = {split: _fitting(problems, fits) for split, problems in whole.items()}
     for split, problems in kept.items():
-        total = len(getattr(task, split))
+        total = len(whole[split])
         if len(problems) < total:
             notes.append(
                 f"{total - len(problems)} of {total} {split} prompts do not fit {room} tokens beside "
@@ -125,7 +126,7 @@ def prepare(config: RootConfig) -> Setup:
                 f"no {split} prompt fits the context of {policy.context} tokens beside rollout.max_new_tokens="
                 f"{config.rollout.max_new_tokens}; lower it"
             )
-    task = replace(task, **kept)
+    task = replace(task, train=kept["train"], test=kept["test"], harder=kept["harder"])
     engine = RolloutEngine(policy, slots=config.rollout.slots)
     return Setup(config, policy, task, prompter, engine, tuple(note for note in notes if note))
 
@@ -160,9 +161,10 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
 
 def gold_sentence(gold: GoldReport) -> str:
     """The failures of a gold self-check in one sentence, with the first rows."""
-    rows = {failure.problem_id for failure in gold.failures}
+    rows = {failure.id for failure in gold.failures}
     shown = ", ".join(
-        f"{f.problem_id} (answer {f.answer!r}: {f.reward} gives {f.got:g} of {f.expected:g})" for f in gold.failures[:5]
+        f"{f.id} (answer {f.answer!r}: {f.reward} gives {'nothing' if f.got is None else f'{f.got:g}'} of {f.expected:g})"
+        for f in gold.failures[:5]
     )
     return f"the gold answer cannot earn the maximum reward on {len(rows)} of {gold.n} rows: {shown}"
 

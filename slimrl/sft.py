@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.batch import microbatches
-from slimrl.config import SftRunConfig, nearest
+from slimrl.config import SftRunConfig
 from slimrl.display import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import evaluate
@@ -27,6 +27,7 @@ from slimrl.prepare import TAUGHT_INSTRUCTION, Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
 from slimrl.runs.directory import RunDirectory
+from slimrl.settings import nearest
 from slimrl.tasks.order import problems_for_step
 
 

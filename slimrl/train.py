@@ -32,7 +32,7 @@ from slimrl.model.attention import CausalRows
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import MasterAdamW, learning_rate
-from slimrl.prepare import TrainSetup, prepare_training
+from slimrl.prepare import prepare_training
 from slimrl.records import Batch, Group
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.metrics import Metrics, TokenMeans, describe

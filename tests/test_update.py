@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from slimrl.algorithm.batch import make_batch
-from slimrl.config import TrainConfig, build
+from slimrl.config import TrainConfig
 from slimrl.errors import DivergedError
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.masters import MasterAdamW
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.settings import build
 from slimrl.train import accumulate_gradient, batch_logprobs, make_optimizer, update_policy
 from tests.tiny import FAMILIES, tiny_policy
 
@@ -158,7 +159,9 @@ def test_carried_groups_use_the_sampler_as_old_policy() -> None:
     config = settings(algorithm={"kl_coef": 0})
     batch = batch_of(policy, config, step=1, sampled_at=0)
     assert not batch.on_policy.any()
-    stale = dataclasses.replace(batch, sampler_logprobs=torch.where(batch.completion_mask, batch.sampler_logprobs - 1, 0))
+    stale = dataclasses.replace(
+        batch, sampler_logprobs=torch.where(batch.completion_mask, batch.sampler_logprobs - 1, 0)
+    )
     means = accumulate_gradient(policy, stale, None, lambda loss: loss.backward(), config, first_update=True)
     assert means["clip_ratio/high_mean"] > 0
     assert "sampling/sampling_logp_difference/mean" not in means

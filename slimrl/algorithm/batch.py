@@ -81,6 +81,6 @@ def microbatches(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
 
 def minibatches(groups: Tensor, *, count: int) -> list[Tensor]:
     """Row indices of `count` nearly equal parts of whole groups, in their order (fewer parts where groups are few)."""
-    present = groups.unique()
+    present = torch.unique(groups)
     parts = torch.tensor_split(present, min(count, len(present)))
     return [torch.isin(groups, part).nonzero().squeeze(-1) for part in parts]

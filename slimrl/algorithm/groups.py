@@ -62,14 +62,15 @@ def collect_groups(
     if dynamic_sampling == "off":
         fresh = tuple(roll_out(list(islice(problems, count))))
         return Collected(fresh, (), fresh, count)
-    kept, sampled = list(carried), []
+    kept: list[Group] = list(carried)
+    sampled: list[Group] = []
     limit = max(count, math.floor(refill_budget * count))
     while len(kept) < count and len(sampled) < limit:
         yielded = max(1, len(kept) - len(carried)) / max(1, len(sampled)) if sampled else 1.0
         wanted = min(math.ceil((count - len(kept)) / yielded), limit - len(sampled))
-        fresh = list(roll_out(list(islice(problems, wanted))))
-        if not fresh:
+        more = roll_out(list(islice(problems, wanted)))
+        if not more:
             break
-        sampled += fresh
-        kept += [group for group in fresh if has_signal(group, signal)]
+        sampled += more
+        kept += [group for group in more if has_signal(group, signal)]
     return Collected(tuple(kept[:count]), tuple(kept[count:]), tuple(sampled), count)

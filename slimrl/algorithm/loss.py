@@ -44,7 +44,7 @@ def token_weights(
         case "token_mean" | "microbatch_token_mean":  # DAPO as implemented everywhere: tokens count alike
             return mask / lengths.sum().clamp(min=1)
         case "prompt_token_mean":  # DAPO's equation 8 to the letter: tokens within a prompt, then prompts alike
-            present, index = groups.unique(return_inverse=True)
+            present, index = torch.unique(groups, return_inverse=True)
             tokens = torch.zeros(len(present), device=mask.device).index_add_(0, index, lengths)
             return mask / tokens[index].clamp(min=1)[:, None] / len(present)
         case "fixed_length":  # Dr. GRPO: a constant divisor, so length carries no bias

@@ -37,7 +37,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return torch.device(self.model.device)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """[N, T] ids and positions -> [N, T, D] hidden states after the final norm."""

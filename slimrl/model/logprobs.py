@@ -24,6 +24,12 @@ class Head:
     softcap: float = 0.0
     """logits become softcap * tanh(logits / softcap); 0 for none."""
 
+    @property
+    def vocabulary(self) -> int:
+        weight = self.projection.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0]
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]."""
         logits: Tensor = self.projection(hidden).float()
@@ -44,12 +50,10 @@ def token_logprobs(
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, t[:, None]).squeeze(-1), entropy
 
-    vocabulary = head.projection.weight.shape[0]
-    assert isinstance(vocabulary, int)
-    size = max(1, chunk_elements // vocabulary)
+    size = max(1, chunk_elements // head.vocabulary)
     parts = [
         checkpoint(rows, h, t, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else rows(h, t)
-        for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+        for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     ]
     if not parts:
         return hidden.sum(-1).float(), hidden.detach().sum(-1).float()

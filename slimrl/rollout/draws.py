@@ -18,7 +18,7 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -
     """
     size = max(1, CHUNK_ELEMENTS // logits.shape[1])
     tokens, chosen = [], []
-    for rows, u in zip(logits.split(size), uniform.split(size), strict=True):
+    for rows, u in zip(torch.split(logits, size), torch.split(uniform, size), strict=True):
         logprobs = torch.log_softmax(rows / temperature, dim=-1)
         if greedy:
             token = rows.argmax(-1)

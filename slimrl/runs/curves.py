@@ -10,7 +10,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed, and none may be opened
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from slimrl.evaluate import Evaluation

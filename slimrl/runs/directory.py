@@ -21,12 +21,13 @@ import transformers
 
 from slimrl import __version__
 from slimrl.algorithm.groups import Collected
-from slimrl.config import RootConfig, dump_yaml
+from slimrl.config import RootConfig
 from slimrl.errors import SettingsError
 from slimrl.evaluate import Evaluation
 from slimrl.model.loading import Policy
 from slimrl.runs.curves import draw_curves
 from slimrl.runs.metrics import Metrics
+from slimrl.settings import dump_yaml
 
 
 class RunDirectory:

@@ -57,7 +57,7 @@ def load_task(config: TaskConfig, *, seed: int) -> Task:
     from slimrl.tasks import arithmetic, files
 
     style = STYLES[config.style]
-    instruction = style.instruction if config.instruction == "style" else config.instruction
+    instruction = style.instruction if config.instruction == "auto" else config.instruction
     if config.name == "arithmetic":
         splits = arithmetic.load(config.arithmetic, seed=seed)
         demonstrators = arithmetic.demonstrators(config.arithmetic, style)

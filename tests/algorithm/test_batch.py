@@ -12,7 +12,9 @@ from slimrl.records import Completion, Group, Problem, Rollout
 PROBLEM = Problem("p", "?", "1")
 
 
-def rollout(prompt: tuple[int, ...], tokens: tuple[int, ...], reward: float, finish: str = "stop", bad: str = "") -> Rollout:
+def rollout(
+    prompt: tuple[int, ...], tokens: tuple[int, ...], reward: float, finish: str = "stop", bad: str = ""
+) -> Rollout:
     logprobs = tuple(-0.1 * (i + 1) for i in range(len(tokens)))
     return Rollout(PROBLEM, Completion(prompt, tokens, logprobs, finish), "", False, {}, reward, bad)  # type: ignore[arg-type]
 
@@ -23,7 +25,7 @@ GROUPS = [
 ]
 
 
-def make(overlong: bool):  # noqa: ANN201
+def make(overlong: bool):
     return make_batch(GROUPS, scale_rewards="none", overlong_filtering=overlong, step=3, pad_id=0)
 
 

@@ -36,7 +36,9 @@ def test_token_weights_by_hand() -> None:
     def weights(aggregation: str) -> torch.Tensor:
         return token_weights(loss, completion, groups, aggregation, max_new_tokens=5)  # type: ignore[arg-type]
 
-    torch.testing.assert_close(weights("sequence_mean"), torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0, 0]]) / 3)
+    torch.testing.assert_close(
+        weights("sequence_mean"), torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0, 0]]) / 3
+    )
     torch.testing.assert_close(weights("token_mean"), loss / 6)
     expected = torch.tensor([[0, 0, 0, 0], [1 / 4, 0, 0, 0], [1 / 2, 1 / 2, 0, 0]]) / 2
     torch.testing.assert_close(weights("prompt_token_mean"), expected)
@@ -51,9 +53,7 @@ def test_kl_estimators_by_hand() -> None:
     assert kl_penalty("k3", x, zero).item() == pytest.approx(0.5 - 1 + math.log(2))
 
 
-@pytest.mark.parametrize(
-    ("estimator", "forward"), [("k1", None), ("k2", False), ("k3", True)]
-)
+@pytest.mark.parametrize(("estimator", "forward"), [("k1", None), ("k2", False), ("k3", True)])
 def test_expected_gradient_of_kl_in_the_loss(estimator: str, forward: bool | None) -> None:
     """Every token of a small vocabulary enumerated: k1 pushes nowhere, k2 descends the reverse, k3 the forward KL."""
     torch.manual_seed(0)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from slimrl.algorithm.batch import make_batch
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Group, Problem, Rollout
-from slimrl.algorithm.batch import make_batch
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.train import masked_logprobs
 from tests.tiny import FAMILIES, tiny_policy
@@ -70,9 +70,7 @@ def test_greedy_equals_generate(family: str) -> None:
 def test_tokens_do_not_depend_on_slots_or_company(family: str) -> None:
     policy = tiny_policy(family)
     asked = requests(8, 5, 16)
-    runs = {
-        slots: RolloutEngine(policy, slots=slots).generate(asked, max_new_tokens=16) for slots in (1, 3, 64)
-    }
+    runs = {slots: RolloutEngine(policy, slots=slots).generate(asked, max_new_tokens=16) for slots in (1, 3, 64)}
     tokens = {s: [[c.token_ids for c in group] for group in groups] for s, groups in runs.items()}
     assert tokens[1] == tokens[3] == tokens[64]
     reverse = RolloutEngine(policy, slots=5).generate(asked[::-1], max_new_tokens=16)

@@ -1,0 +1,241 @@
+"""What is paid. A reward is a function with TRL's signature, a weight and declared bounds.
+
+    def reward(completions, **columns) -> list[float | None]
+
+`columns` holds, one item a completion: prompts, completion_ids, id, question, answer, solution, difficulty, and every
+other field of the data row. None means "cannot say", which is not 0: such a completion carries no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+from slimrl.config import RewardsConfig
+from slimrl.errors import SettingsError
+from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.rewards import case_study
+from slimrl.rewards.answer import correct, format_
+from slimrl.rewards.custom import load_function
+from slimrl.rewards.length import soft_overlong, soft_overlong_reward
+
+if TYPE_CHECKING:
+    from slimrl.tasks import Task
+
+__all__ = ["GoldFailure", "GoldReport", "Reward", "check_gold", "load_rewards", "score", "soft_overlong"]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A function of completions, and what it counts."""
+
+    name: str
+    function: Callable[..., Any]
+    """TRL's signature; returns one float, or None, for each completion."""
+    weight: float
+    low: float
+    high: float
+    """Bounds before the weight; the gold answer must earn the better one."""
+    completions: Literal["text", "messages"] = "text"
+
+    @property
+    def best(self) -> float:
+        """What the gold answer must earn: `high`, or `low` where the weight is negative."""
+        return self.high if self.weight > 0 else self.low
+
+
+_BOUNDS = {
+    "correct": (0.0, 1.0),
+    "format": (0.0, 1.0),
+    "match_format_exactly": (0.0, 3.0),
+    "match_format_approximately": (-2.0, 2.0),
+    "check_answer": (-1.0, 3.0),
+    "check_numbers": (0.0, 1.5),
+    "soft_overlong": (-1.0, 0.0),
+}
+_CASE_STUDY = ("match_format_exactly", "match_format_approximately", "check_answer", "check_numbers")
+
+
+def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> tuple[Reward, ...]:
+    """The rewards whose weight is not 0.
+
+    Raises SettingsError where the case study's rewards meet another style than its tags, a custom function cannot be
+    loaded, or two rewards have the same name.
+    """
+    functions: dict[str, Callable[..., Any]] = {
+        "correct": partial(correct, task=task),
+        "format": partial(format_, task=task),
+    }
+    for name in _CASE_STUDY:
+        functions[name] = getattr(case_study, f"{name}_published" if config.as_published else name)
+        if getattr(config, name) and task.style.name != "tags":
+            raise SettingsError(
+                f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "
+                "set task.style=tags"
+            )
+    functions["soft_overlong"] = partial(
+        soft_overlong_reward, max_new_tokens=max_new_tokens, buffer=config.overlong_buffer
+    )
+    rewards = [
+        Reward(name, function, getattr(config, name), *_BOUNDS[name])
+        for name, function in functions.items()
+        if getattr(config, name)
+    ]
+    for spec, custom in config.custom.items():
+        if custom.weight == 0:
+            continue
+        name = spec.rpartition(":")[2]
+        if name in functions or any(name == reward.name for reward in rewards):
+            raise SettingsError(f"rewards.custom: {spec!r} has the name of another reward, {name}; rename the function")
+        function = load_function(spec)
+        rewards.append(Reward(name, function, custom.weight, custom.low, custom.high, custom.completions))
+    return tuple(rewards)
+
+
+class _RewardError(Exception):
+    """A reward function did what it may not; the text goes on from its name."""
+
+
+def score(
+    problem: Problem,
+    completions: Sequence[Completion],
+    texts: Sequence[str],
+    rewards: Sequence[Reward],
+    task: Task,
+    *,
+    step: int,
+    strict: bool = False,
+) -> Group:
+    """What the completions of one problem earn.
+
+    A completion that a reward cannot score (it returned None, or a value that is no number, not finite or outside of
+    its bounds; or it raised) is `unscorable`, never 0. With `strict`, as in the gold check and in a run's first step,
+    all of those but None raise SettingsError instead, naming the reward, the problem and what happened.
+    """
+    scores: list[dict[str, float]] = [{} for _ in texts]
+    reasons = [""] * len(texts)
+    for reward in rewards:
+        try:
+            values = _call(reward, problem, completions, texts, task)
+        except _RewardError as fault:
+            _refuse_if(strict, reward, problem, str(fault))
+            values = [fault] * len(texts)
+        for row, value in enumerate(values):
+            outcome = str(value) if isinstance(value, _RewardError) else _checked(reward, value)
+            if isinstance(outcome, float):
+                scores[row][reward.name] = outcome
+                continue
+            _refuse_if(strict and value is not None, reward, problem, outcome)
+            reasons[row] = reasons[row] or f"reward {reward.name} {outcome}"
+    weights = {reward.name: reward.weight for reward in rewards}
+    rollouts = []
+    for completion, text, scored, reason in zip(completions, texts, scores, reasons, strict=True):
+        total = 0.0 if reason else math.fsum(weights[name] * value for name, value in scored.items())
+        right = task.grade(text, problem.answer).strict
+        rollouts.append(Rollout(problem, completion, text, right, scored, total, reason))
+    return Group(tuple(rollouts), step)
+
+
+def _refuse_if(condition: bool, reward: Reward, problem: Problem, what: str) -> None:
+    if condition:
+        raise SettingsError(
+            f"reward {reward.name} {what} on problem {problem.id}; mend the function or remove it from rewards"
+        )
+
+
+def _call(
+    reward: Reward, problem: Problem, completions: Sequence[Completion], texts: Sequence[str], task: Task
+) -> list[Any]:
+    """One value for each completion, unchecked; raises _RewardError."""
+    n = len(texts)
+    messages = task.messages(problem)
+    as_messages = reward.completions == "messages"
+    own: dict[str, object] = {
+        "id": problem.id,
+        "question": problem.question,
+        "answer": problem.answer,
+        "solution": problem.solution,
+        "difficulty": problem.difficulty,
+    }
+    columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
+    try:
+        values = reward.function(
+            prompts=[messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
+            completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
+            completion_ids=[list(completion.token_ids) for completion in completions],
+            **columns,
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise _RewardError(f"raised {type(error).__name__}: {reason}") from error
+    if hasattr(values, "tolist"):  # an array or a tensor
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise _RewardError(f"returned {type(values).__name__} instead of a list")
+    if len(values) != n:
+        raise _RewardError(f"returned {len(values)} values for {n} completions")
+    return list(values)
+
+
+def _checked(reward: Reward, value: object) -> float | str:
+    """The value as a float, or what is wrong with it."""
+    if value is None:
+        return "returned None"
+    if not isinstance(value, Real):
+        return f"returned {type(value).__name__} instead of a number"
+    number = float(value)
+    if not math.isfinite(number):
+        return f"returned {number}"
+    if not reward.low - 1e-6 <= number <= reward.high + 1e-6:
+        return f"returned {number:g}, outside of its bounds {reward.low:g} to {reward.high:g}"
+    return number
+
+
+@dataclass(frozen=True)
+class GoldFailure:
+    """A gold answer that does not earn what it should."""
+
+    id: str
+    answer: str
+    reward: str
+    """`correct` also where that reward has no weight: accuracy is measured by it whatever is paid."""
+    got: float | None
+    expected: float
+
+
+@dataclass(frozen=True)
+class GoldReport:
+    """What gold answers earn."""
+
+    n: int
+    """Problems checked."""
+    failures: tuple[GoldFailure, ...]
+    maximum: float
+    """Weighted sum that a perfect completion earns."""
+
+
+def check_gold(task: Task, problems: Sequence[Problem], rewards: Sequence[Reward]) -> GoldReport:
+    """Whether each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
+
+    Soft overlong punishment is left out: it is about length, and its maximum is 0. For an endless training set pass a
+    sample. Raises SettingsError where a reward function misbehaves.
+    """
+    paid = [reward for reward in rewards if reward.name != "soft_overlong"]
+    empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
+    failures = []
+    for problem in problems:
+        group = score(problem, [empty], [task.gold_text(problem)], paid, task, step=0, strict=True)
+        rollout = group.rollouts[0]
+        wanted = {reward.name: reward.best for reward in paid}
+        got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
+        if "correct" not in wanted:
+            wanted["correct"], got["correct"] = 1.0, float(rollout.correct)
+        for name, best in wanted.items():
+            value = got[name]
+            if value is None or abs(value - best) > 1e-6:
+                failures.append(GoldFailure(problem.id, problem.answer, name, value, best))
+    return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in paid))

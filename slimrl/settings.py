@@ -1,0 +1,203 @@
+"""From YAML files and `section.key=value` to the settings objects of config.py, and from mistakes to sentences.
+
+Files merge left to right, then overrides. Unknown keys are refused with the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from slimrl.config import RootConfig, SftRunConfig, TrainConfig
+from slimrl.errors import SettingsError
+
+Root = TypeVar("Root", bound=RootConfig)
+
+
+def load_config(kind: type[Root], files: Sequence[str], overrides: Sequence[str] = ()) -> Root:
+    """Merge YAML files left to right, then overrides `section.key=value`, and validate.
+
+    Raises SettingsError with one sentence that names the setting and the way out.
+    """
+    merged: dict[str, Any] = {}
+    origin = "the settings"
+    for file in files:
+        merged = merge(merged, read_yaml(file))
+        origin = f"{', '.join(files)}"
+    for override in overrides:
+        merged = merge(merged, parse_override(override))
+    return build(kind, merged, origin)
+
+
+def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "the settings") -> Root:
+    """Validate a nested mapping into the settings object; raises SettingsError."""
+    try:
+        return kind.model_validate(_exact_floats(settings))
+    except ValidationError as error:
+        raise SettingsError(_sentence(kind, error, origin)) from None
+
+
+def read_yaml(file: str) -> dict[str, Any]:
+    """A YAML mapping, or a SettingsError that names the file and the line."""
+    path = Path(file)
+    if not path.is_file():
+        hint = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
+        raise SettingsError(f"{file}: no such settings file{hint}")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=SettingsLoader)
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: not UTF-8 text; settings files are YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        raise SettingsError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{file}: a settings file is a mapping of sections, this is a {type(data).__name__}")
+    return data
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number, as people write it, and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key} is set twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node))
+
+
+SettingsLoader.add_constructor("!scientific", _scientific)
+SettingsLoader.add_implicit_resolver("!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`section.key=value` as a nested mapping; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"{text!r} is neither a settings file nor section.key=value")
+    try:
+        parsed = yaml.load(value, Loader=SettingsLoader)
+    except yaml.YAMLError:
+        raise SettingsError(f"{text!r}: the value is not valid YAML; quote it") from None
+    nested: Any = "" if parsed is None and value.strip() == "" else parsed
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; mappings merge key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The whole settings object as YAML, readable by `load_config`."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" where something is near, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def known_keys(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:
+    """Every dotted key of a settings class; a section's key maps to its class, a leaf's to None."""
+    keys: dict[str, type[BaseModel] | None] = {}
+    for name, info in kind.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys[prefix + name] = section
+            keys |= known_keys(section, f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = None
+    return keys
+
+
+def _exact_floats(value: Any) -> Any:
+    """Tuples to lists; everything else as it is (strict validation takes an int for a float, not the reverse)."""
+    if isinstance(value, Mapping):
+        return {key: _exact_floats(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
+    """The first validation error as one sentence with the dotted key, the value and the way out."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    value = first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            keys = known_keys(kind)
+            prefix = where.rpartition(".")[0]
+            siblings = [k for k in keys if k.rpartition(".")[0] == prefix]
+            hint = nearest(where, siblings) or nearest(where.rpartition(".")[2], [k.rpartition(".")[2] for k in keys])
+            if hint and nearest(where, siblings) == "":
+                leaf = hint.removeprefix("; did you mean ").removesuffix("?")
+                hint = f"; did you mean {next(k for k in keys if k.rpartition('.')[2] == leaf)}?"
+            return f"{where} is not a setting ({origin}){hint or '; slimrl settings lists them all'}"
+        case "literal_error":
+            expected = first["ctx"]["expected"]
+            return f"{where}={value!r} is not one of {expected}{nearest(str(value), expected.replace(chr(39), '').split(', '))}"
+        case "value_error":
+            message = str(first["ctx"]["error"])
+            return message if "." in message.split("=")[0].split(" ")[0] or not where else f"{where}: {message}"
+        case "model_type" | "dict_type":
+            return f"{where} is a section of settings, not a value; write {where}.KEY=value"
+        case "missing":
+            return f"{where} is missing; it has no default"
+        case "string_pattern_mismatch":
+            return f"{where}={value!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
+        case _:
+            message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            return f"{where}={value!r} is not valid: it should be {message}"
+
+
+def describe_settings(section: str | None = None) -> list[dict[str, Any]]:
+    """Every setting of `train` and `sft`: key, type, default and meaning; raises SettingsError for an unknown section."""
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in (TrainConfig, SftRunConfig):
+        _describe(kind, "", rows)
+    if section is None:
+        return list(rows.values())
+    chosen = [row for key, row in rows.items() if key == section or key.startswith(section + ".")]
+    if not chosen:
+        sections = dict.fromkeys(key.partition(".")[0] for key in rows)
+        raise SettingsError(
+            f"{section} is not a section of settings{nearest(section, sections)}; there are {', '.join(sections)}"
+        )
+    return chosen
+
+
+def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]]) -> None:
+    for name, info in kind.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            _describe(info.annotation, f"{prefix}{name}.", rows)
+        else:
+            schema = kind.model_json_schema()["properties"][name]
+            allowed = " | ".join(map(str, schema["enum"])) if "enum" in schema else schema.get("type", "mapping")
+            rows[prefix + name] = {
+                "key": prefix + name,
+                "type": allowed,
+                "default": info.get_default(),
+                "meaning": info.description or "",
+            }

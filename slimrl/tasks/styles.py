@@ -1,0 +1,173 @@
+"""How an answer must be written: the instruction that asks for it, how it is read, and how the gold answer is rendered.
+
+Strict reading is made to be hard to game: an answer counts only where the completion commits to it. A form that appears
+twice with different answers is not in the form, and an answer line that is followed by more text is not final.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_ANSWER = 300
+"""Characters; what is longer is not an answer but text."""
+
+TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
+"""The case study's four tags, in order."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """One way to write an answer."""
+
+    name: str
+    instruction: str
+    """System message that asks for this form."""
+    extract: Callable[[str], str]
+    """The answer in a completion, strictly read; empty where the completion is not in the form."""
+    well_formed: Callable[[str], bool]
+    """Whether the completion has the whole form, right or wrong."""
+    render: Callable[[str, str], str]
+    """(solution, answer) as a completion in this form; marks of the form inside the solution are taken out of it."""
+
+
+def _answer(text: str) -> str:
+    """A candidate answer stripped; empty where it is too long to be one."""
+    stripped = text.strip()
+    return stripped if len(stripped) <= MAX_ANSWER else ""
+
+
+def _one_line(text: str) -> str:
+    return "" if "\n" in text.strip() else _answer(text)
+
+
+def _join(solution: str, last_line: str) -> str:
+    return f"{solution.strip()}\n{last_line}" if solution.strip() else last_line
+
+
+def _extract_hashes(text: str) -> str:
+    """What follows the only `####`, up to the end of the completion, on one line."""
+    _, marker, after = text.partition("####")
+    return "" if not marker or "####" in after or after.startswith("#") else _one_line(after)
+
+
+def _render_hashes(solution: str, answer: str) -> str:
+    return _join(re.sub(r"#{4,}\s*", "", solution), f"#### {answer.strip()}")
+
+
+def boxes(text: str) -> list[tuple[int, int]]:
+    """Spans of what outermost balanced `\\boxed{...}` hold, in order; linear in the text."""
+    spans: list[tuple[int, int]] = []
+    open_braces: list[int] = []  # start of a box's content, or -1 for any other brace
+    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        token = match[0]
+        if token == "{":
+            open_braces.append(-1)
+        elif token == "}":
+            start = open_braces.pop() if open_braces else -1
+            if start >= 0:
+                while spans and spans[-1][0] > start:
+                    spans.pop()
+                spans.append((start, match.start()))
+        elif token.startswith("\\boxed"):
+            open_braces.append(match.end())
+    return spans
+
+
+def last_box(text: str) -> str:
+    """What the last balanced `\\boxed{...}` holds; empty where there is none."""
+    spans = boxes(text)
+    return _answer(text[slice(*spans[-1])]) if spans else ""
+
+
+def _extract_boxed(text: str) -> str:
+    """What the last box holds, provided that every box holds the same; a sentence may end after it."""
+    held = {text[slice(*span)].strip() for span in boxes(text)}
+    return _answer(held.pop()) if len(held) == 1 else ""
+
+
+def _render_boxed(solution: str, answer: str) -> str:
+    plain, end = "", 0
+    for start, stop in boxes(solution):
+        opening = solution.rindex("\\boxed", 0, start)
+        plain += solution[end:opening] + solution[start:stop].replace("\\boxed", "")
+        end = stop + 1
+    rest = (plain + solution[end:]).replace("\\boxed", "")
+    return _join(rest, f"The answer is $\\boxed{{{answer.strip()}}}$.")
+
+
+def _extract_tags(text: str) -> str:
+    """What stands between the only <SOLUTION> and the only </SOLUTION>, which ends the completion."""
+    _, opening, after = text.partition(TAGS[2])
+    inside, closing, rest = after.partition(TAGS[3])
+    once = text.count(TAGS[2]) == text.count(TAGS[3]) == 1
+    return _answer(inside) if opening and closing and once and not rest.strip() else ""
+
+
+def _well_formed_tags(text: str) -> bool:
+    """All four tags, each once, in order, around some working and an answer, with nothing outside of them."""
+    if any(text.count(tag) != 1 for tag in TAGS) or not _extract_tags(text):
+        return False
+    before, _, rest = text.partition(TAGS[0])
+    working, end, between = rest.partition(TAGS[1])
+    return not before.strip() and bool(working) and bool(end) and between.lstrip().startswith(TAGS[2])
+
+
+def _render_tags(solution: str, answer: str) -> str:
+    for tag in TAGS:
+        solution = solution.replace(tag, "")
+    return f"{TAGS[0]}\n{solution.strip()}\n{TAGS[1]}\n{TAGS[2]}{answer.strip()}{TAGS[3]}"
+
+
+def _extract_answer(text: str) -> str:
+    """What follows `Answer:` on the last line, where no other line starts so."""
+    lines = text.rstrip().split("\n")
+    marked = [line for line in lines if line.lstrip().startswith("Answer:")]
+    if len(marked) != 1 or marked[0] is not lines[-1]:
+        return ""
+    return _answer(lines[-1].lstrip().removeprefix("Answer:"))
+
+
+def _render_answer(solution: str, answer: str) -> str:
+    return _join(re.sub(r"^[ \t]*(?:Answer:\s*)+", "", solution, flags=re.MULTILINE), f"Answer: {answer.strip()}")
+
+
+def _style(name: str, instruction: str, extract: Callable[[str], str], render: Callable[[str, str], str]) -> Style:
+    """A style whose form is nothing but its answer's."""
+    return Style(name, instruction, extract, lambda text: extract(text) != "", render)
+
+
+STYLES: dict[str, Style] = {
+    "hashes": _style(
+        "hashes",
+        'Reason step by step. End with one last line that gives only the final number, in the form "#### <number>".',
+        _extract_hashes,
+        _render_hashes,
+    ),
+    "boxed": _style(
+        "boxed",
+        "Reason step by step. Then state the final answer once, inside \\boxed{}.",
+        _extract_boxed,
+        _render_boxed,
+    ),
+    # The case study's prompt, one instruction a line. As run there, every line but the first began with four blanks
+    # that an indented f-string had left in it; they are not part of what it meant to ask, so they are not here.
+    "tags": Style(
+        "tags",
+        "You are given a problem.\n"
+        "Think about the problem and provide your working out.\n"
+        f"Place it between {TAGS[0]} and {TAGS[1]}.\n"
+        f"Then, provide your solution between {TAGS[2]}{TAGS[3]}",
+        _extract_tags,
+        _well_formed_tags,
+        _render_tags,
+    ),
+    "answer": _style(
+        "answer",
+        'Reason step by step. End with one last line that gives only the final answer, in the form "Answer: <answer>".',
+        _extract_answer,
+        _render_answer,
+    ),
+}
+"""By the name that `task.style` takes."""

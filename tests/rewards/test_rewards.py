@@ -1,0 +1,307 @@
+"""Loading rewards, TRL's signature, what cannot be scored, and texts that must not be paid."""
+
+# ruff: noqa: ARG001, ARG005  (reward functions take what TRL passes)
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slimrl.config import CustomReward, RewardsConfig
+from slimrl.errors import SettingsError
+from slimrl.records import Completion, Problem
+from slimrl.rewards import Reward, check_gold, load_rewards, score, soft_overlong
+from slimrl.tasks import Task
+from slimrl.tasks.answers import Grader
+from slimrl.tasks.styles import STYLES, TAGS
+
+PROBLEM = Problem("p/1", "How many of 12, 13 and 18?", "18", "13 + 5 = 18", 1.0, {"tag": "easy"})
+
+
+def _task(style: str = "hashes", instruction: str = "") -> Task:
+    return Task("test", (PROBLEM,), (), (), STYLES[style], Grader("numeric"), instruction, {})
+
+
+def _completions(n: int, length: int = 3) -> list[Completion]:
+    return [Completion((1, 2), tuple(range(length)), (0.0,) * length, "stop") for _ in range(n)]
+
+
+def _score(reward: Reward, texts: list[str], *, strict: bool = False, task: Task | None = None) -> Any:
+    return score(PROBLEM, _completions(len(texts)), texts, [reward], task or _task(), step=4, strict=strict)
+
+
+def _reward(function: Any, low: float = 0.0, high: float = 1.0, weight: float = 1.0, kind: Any = "text") -> Reward:
+    return Reward("mine", function, weight, low, high, kind)
+
+
+def test_correct_and_format_are_paid_by_weight() -> None:
+    rewards = load_rewards(RewardsConfig(correct=2.0, format=0.5), _task(), max_new_tokens=64)
+    texts = ["#### 18", "#### 17", "18", "#### 18 eggs"]
+    group = score(PROBLEM, _completions(4), texts, rewards, _task(), step=4)
+    assert [rollout.reward for rollout in group.rollouts] == [2.5, 0.5, 0.0, 2.5]
+    assert [rollout.correct for rollout in group.rollouts] == [True, False, False, True]
+    assert group.rollouts[1].scores == {"correct": 0.0, "format": 1.0}
+    assert (group.step, group.problem, group.rollouts[0].text) == (4, PROBLEM, "#### 18")
+
+
+def test_correct_is_recorded_when_it_is_not_paid() -> None:
+    rewards = load_rewards(RewardsConfig(correct=0.0, format=1.0), _task(), max_new_tokens=64)
+    assert [reward.name for reward in rewards] == ["format"]
+    assert score(PROBLEM, _completions(1), ["#### 18"], rewards, _task(), step=0).rollouts[0].correct
+
+
+EXPLOITS = [
+    "", " ", "18", "The answer is 18", "12 13 18", "####", "#### ", "# 18", "### 18", "##### 18", "#### 12\n#### 18",
+    "#### 18\n#### 12", "#### 18\n#### 18", "#### 12 or 13 or 18", "#### 12, 13, 18", "#### 12,13,18", "#### 12;18",
+    "#### 12/13/18", "#### 12 13 18", "#### 18 or 12", "#### 18 and 12", "#### either 12 or 18", "#### 18 not 12",
+    "#### 18?", "#### 18 (or 12)", "#### 18 maybe twelve", "#### 12 -> 18", "#### 12=18", "#### 18=18", "#### x=18",
+    "#### 17+1", "#### 36/2/1", "#### 9*2", "#### 18x", "#### 18e", "#### 18!", "#### 18 squared", "#### 0x12",
+    "#### 0b10010", "#### \uff11\uff18", "#### \u0661\u0668", "#### 1\uff18", "#### 18\u200b9", "#### \u2460\u2467",
+    "#### XVIII", "#### eighteen", "#### 1_8", "#### 1,8", "#### 0,018", "#### -18", "#### \u221218", "#### --18",
+    "#### 18/0", "#### 1/0", "#### nan", "#### inf", "#### 1e9999999", "#### 18.0000001", "#### 17.9999999999999999",
+    "#### 18\nHow many of 12, 13 and 18?", "#### 18\n\nmore", "#### 18 " * 9, "#### How many of 12, 13 and 18?",
+    "#### " + "18 " * 50, "#### " + "1" * 50_000, "18" * 25_000 + "####", "Answer: 18", "\\boxed{18}",
+    "<SOLUTION>18</SOLUTION>", "#### <answer>", "#### <number>", "#### answer", "#### [12..18]", "#### 12-18",
+    "#### <= 18", "#### >17", "#### ~18", "#### 18+-6", "#### {18}", "#### '18'", "#### 18 thousand", "#### 0.18",
+    "#### 1 8",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EXPLOITS, ids=range(len(EXPLOITS)))
+def test_exploits_do_not_earn_correct(text: str) -> None:
+    rewards = load_rewards(RewardsConfig(), _task(), max_new_tokens=64)
+    rollout = score(PROBLEM, _completions(1), [text], rewards, _task(), step=0).rollouts[0]
+    assert (rollout.reward, rollout.correct, rollout.unscorable) == (0.0, False, "")
+
+
+OTHER_EXPLOITS = {
+    "boxed": [
+        "\\boxed{12} or \\boxed{18}", "\\boxed{12, 18}", "\\boxed{18", "\\boxed{}", "\\boxed 18", "\\fbox{18}",
+        "boxed{18}", "\\boxed{12}\\boxed{13}\\boxed{18}", "\\boxed{12 \\text{ or } 18}", "\\boxed{\\boxed{12}18}",
+        "\\boxed{17+1}", "\\boxed{\\{12,18\\}}", "\\boxed{\\pm 18}",
+    ],
+    "tags": [
+        "<SOLUTION>12</SOLUTION><SOLUTION>18</SOLUTION>", "<SOLUTION>12 or 18</SOLUTION>", "<SOLUTION>18",
+        "18</SOLUTION>", "<SOLUTION><SOLUTION>18</SOLUTION>", "<SOLUTION>18</SOLUTION> or 12",
+        "<SOLUTION>12\n18</SOLUTION>", "<SOLUTION></SOLUTION>18",
+    ],
+    "answer": [
+        "Answer: 12\nAnswer: 18", "Answer: 12 or 18", "Answer: 18\nor 12", "answer: 18", "Answer 18", "Answer:\n18",
+        "Answer: 12 Answer: 18",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("style", "text"), [(style, text) for style, texts in OTHER_EXPLOITS.items() for text in texts]
+)
+def test_exploits_of_other_styles(style: str, text: str) -> None:
+    assert not _task(style).grade(text, "18").strict
+
+
+def test_the_case_studys_rewards_need_its_tags() -> None:
+    config = RewardsConfig(correct=0.0, check_answer=1.0)
+    with pytest.raises(SettingsError, match=r"rewards\.check_answer .* set task\.style=tags"):
+        load_rewards(config, _task("hashes"), max_new_tokens=64)
+    assert [reward.name for reward in load_rewards(config, _task("tags"), max_new_tokens=64)] == ["check_answer"]
+
+
+def test_as_published_changes_the_function() -> None:
+    text = f"{TAGS[0]}w{TAGS[1]}{TAGS[2]} 18 {TAGS[3]}"
+    for published, points in ((True, 1.5), (False, 3.0)):
+        config = RewardsConfig(correct=0.0, check_answer=1.0, as_published=published)
+        rewards = load_rewards(config, _task("tags"), max_new_tokens=64)
+        assert score(PROBLEM, _completions(1), [text], rewards, _task("tags"), step=0).rollouts[0].reward == points
+
+
+@pytest.mark.parametrize(
+    ("length", "value"),
+    [(0, 0.0), (12, 0.0), (13, -0.25), (14, -0.5), (16, -1.0), (17, -1.0), (100, -1.0)],
+)
+def test_soft_overlong_by_hand(length: int, value: float) -> None:
+    assert soft_overlong(length, max_new_tokens=16, buffer=4) == value
+
+
+def test_soft_overlong_is_added_once_to_the_sum() -> None:
+    config = RewardsConfig(correct=1.0, format=1.0, soft_overlong=0.5, overlong_buffer=4)
+    rewards = load_rewards(config, _task(), max_new_tokens=16)
+    group = score(PROBLEM, _completions(1, length=14), ["#### 18"], rewards, _task(), step=0)
+    assert group.rollouts[0].scores == {"correct": 1.0, "format": 1.0, "soft_overlong": -0.5}
+    assert group.rollouts[0].reward == 1.75
+
+
+def test_a_function_receives_what_trl_passes() -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(completions: list[str], **columns: Any) -> list[float]:
+        seen.update(columns, completions=completions)
+        return [0.0] * len(completions)
+
+    task = _task(instruction="Be brief.")
+    score(PROBLEM, _completions(2), ["a", "b"], [_reward(spy)], task, step=0)
+    assert seen == {
+        "prompts": ["Be brief.\n\n" + PROBLEM.question] * 2,
+        "completions": ["a", "b"],
+        "completion_ids": [[0, 1, 2]] * 2,
+        "id": ["p/1"] * 2,
+        "question": [PROBLEM.question] * 2,
+        "answer": ["18"] * 2,
+        "solution": ["13 + 5 = 18"] * 2,
+        "difficulty": [1.0] * 2,
+        "tag": ["easy"] * 2,
+    }
+    score(PROBLEM, _completions(1), ["a"], [_reward(spy, kind="messages")], task, step=0)
+    assert seen["completions"] == [[{"role": "assistant", "content": "a"}]]
+    assert seen["prompts"] == [task.messages(PROBLEM)]
+
+
+def test_none_is_unscorable_not_zero() -> None:
+    group = _score(_reward(lambda completions, **_: [None, 1.0]), ["a", "b"], strict=True)
+    first, second = group.rollouts
+    assert (first.unscorable, first.reward, dict(first.scores)) == ("reward mine returned None", 0.0, {})
+    assert (second.unscorable, second.reward, dict(second.scores)) == ("", 1.0, {"mine": 1.0})
+
+
+def test_other_rewards_keep_their_scores() -> None:
+    good, bad = Reward("good", lambda completions, **_: [1.0], 1.0, 0.0, 1.0), _reward(lambda completions, **_: [None])
+    rollout = score(PROBLEM, _completions(1), ["#### 18"], [good, bad], _task(), step=0).rollouts[0]
+    assert (rollout.scores, rollout.reward, rollout.correct) == ({"good": 1.0}, 0.0, True)
+
+
+def _raises(completions: list[str], **columns: object) -> list[float]:
+    raise KeyError("colour")
+
+
+FAULTS = {
+    "raised KeyError: 'colour'": _raises,
+    "raised TypeError: ": lambda completions: [1.0],
+    "returned 1 values for 2 completions": lambda completions, **_: [1.0],
+    "returned float instead of a list": lambda completions, **_: 1.0,
+    "returned NoneType instead of a list": lambda completions, **_: None,
+    "returned generator instead of a list": lambda completions, **_: (1.0 for _ in completions),
+    "returned str instead of a list": lambda completions, **_: "11",
+    "returned str instead of a number": lambda completions, **_: ["1", "1"],
+    "returned list instead of a number": lambda completions, **_: [[1.0], [1.0]],
+    "returned nan": lambda completions, **_: [math.nan] * 2,
+    "returned inf": lambda completions, **_: [math.inf] * 2,
+    "returned 2, outside of its bounds 0 to 1": lambda completions, **_: [2.0] * 2,
+    "returned -0.5, outside of its bounds 0 to 1": lambda completions, **_: [-0.5] * 2,
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_faults(what: str) -> None:
+    reward = _reward(FAULTS[what])
+    group = _score(reward, ["a", "b"])
+    for rollout in group.rollouts:
+        assert rollout.unscorable.startswith(f"reward mine {what}")
+        assert rollout.reward == 0.0
+        assert not rollout.scores
+    with pytest.raises(SettingsError) as caught:
+        _score(reward, ["a", "b"], strict=True)
+    assert str(caught.value).startswith(f"reward mine {what}")
+    assert "on problem p/1; mend the function" in str(caught.value)
+
+
+def test_one_bad_value_spoils_one_row() -> None:
+    group = _score(_reward(lambda completions, **_: [1.0, math.nan]), ["a", "b"])
+    assert [rollout.unscorable for rollout in group.rollouts] == ["", "reward mine returned nan"]
+
+
+def test_arrays_tuples_integers_and_booleans_are_numbers() -> None:
+    for values in (np.array([1.0, 0.0]), (1, 0), [True, False], [np.float32(1), np.int64(0)]):
+        group = _score(_reward(lambda completions, _values=values, **_: _values), ["a", "b"], strict=True)
+        assert [rollout.reward for rollout in group.rollouts] == [1.0, 0.0]
+
+
+def _custom(path: Path, code: str, name: str = "mine", **settings: Any) -> RewardsConfig:
+    path.write_text(code)
+    return RewardsConfig(correct=0.0, custom={f"{path}:{name}": CustomReward(low=0.0, high=2.0, **settings)})
+
+
+CODE = """
+from dataclasses import dataclass
+
+@dataclass
+class Weights:
+    short: float = 2.0
+
+def mine(completions, answer, **kwargs):
+    return [Weights().short if text == gold else None for text, gold in zip(completions, answer)]
+
+number = 5
+
+async def later(completions, **kwargs):
+    return [0.0]
+"""
+
+
+def test_custom_functions_are_loaded_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _custom(tmp_path / "my_rewards.py", CODE, weight=0.5)
+    rewards = load_rewards(config, _task(), max_new_tokens=64)
+    assert [(reward.name, reward.weight, reward.best) for reward in rewards] == [("mine", 0.5, 2.0)]
+    assert score(PROBLEM, _completions(1), ["18"], rewards, _task(), step=0).rollouts[0].reward == 1.0
+    monkeypatch.chdir(tmp_path)
+    relative = RewardsConfig(custom={"my_rewards.py:mine": CustomReward(low=0.0, high=2.0)})
+    assert [reward.name for reward in load_rewards(relative, _task(), max_new_tokens=64)] == ["correct", "mine"]
+    off = RewardsConfig(custom={"no_such_file.py:mine": CustomReward(low=0.0, high=2.0, weight=0.0)})
+    assert [reward.name for reward in load_rewards(off, _task(), max_new_tokens=64)] == ["correct"]
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "what"),
+    [
+        (CODE, "other", "defines no other"),
+        (CODE, "number", "is not a function"),
+        (CODE, "later", "is asynchronous"),
+        ("import no_such_module_anywhere", "mine", "ModuleNotFoundError"),
+        ("def mine(:", "mine", "SyntaxError"),
+        ("def correct(completions, **_): pass", "correct", "has the name of another reward"),
+        (CODE, "not a name", "does not have the form file.py:function"),
+    ],
+)
+def test_custom_functions_that_cannot_be_used(tmp_path: Path, code: str, name: str, what: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_rewards(_custom(tmp_path / "my_rewards.py", code, name), _task(), max_new_tokens=64)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["missing.py:mine", "mine", ":mine", "missing.py:", "/:mine"])
+def test_custom_specs_that_name_nothing(spec: str) -> None:
+    config = RewardsConfig(custom={spec: CustomReward(low=0.0, high=1.0)})
+    with pytest.raises(SettingsError, match=r"^rewards\.custom: "):
+        load_rewards(config, _task(), max_new_tokens=64)
+
+
+def test_gold_check_names_what_cannot_score() -> None:
+    task = _task()
+    problems = [PROBLEM, Problem("p/2", "q", "about 5"), Problem("p/3", "q", "1,080", "with #### in it")]
+    config = RewardsConfig(correct=1.0, format=0.5, soft_overlong=1.0)
+    report = check_gold(task, problems, load_rewards(config, task, max_new_tokens=64))
+    assert (report.n, report.maximum) == (3, 1.5)
+    assert [(f.id, f.answer, f.reward, f.got, f.expected) for f in report.failures] == [
+        ("p/2", "about 5", "correct", 0, 1)
+    ]
+
+
+def test_gold_check_sees_the_checker_even_where_correct_is_not_paid() -> None:
+    task = _task()
+    rewards = load_rewards(RewardsConfig(correct=0.0, format=1.0), task, max_new_tokens=64)
+    failures = check_gold(task, [Problem("p/2", "q", "five")], rewards).failures
+    assert [(failure.reward, failure.got) for failure in failures] == [("correct", 0.0)]
+
+
+def test_gold_check_of_custom_rewards() -> None:
+    half = _reward(lambda completions, **_: [0.5], 0.0, 1.0)
+    unsure = Reward("unsure", lambda completions, **_: [None], 1.0, 0.0, 1.0)
+    penalty = Reward("penalty", lambda completions, **_: [0.0], -1.0, 0.0, 1.0)
+    report = check_gold(_task(), [PROBLEM], [half, unsure, penalty])
+    assert [(f.reward, f.got, f.expected) for f in report.failures] == [("mine", 0.5, 1.0), ("unsure", None, 1.0)]
+    assert report.maximum == 2.0
+    with pytest.raises(SettingsError, match="reward mine raised KeyError"):
+        check_gold(_task(), [PROBLEM], [_reward(_raises)])
