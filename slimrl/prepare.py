@@ -95,7 +95,7 @@ def prepare(config: RootConfig) -> Setup:
 
     Raises SettingsError or DataError, one sentence each.
     """
-    policy = load_policy(config.model)
+    policy = load_policy(config.model, seed=config.seed)
     prompter = make_prompter(policy.tokenizer, config.task.template)
     task = load_task(config.task, seed=config.seed)
     taught = getattr(policy.model.config, TAUGHT_INSTRUCTION, None)

@@ -65,7 +65,7 @@ def read_yaml(file: str) -> dict[str, Any]:
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number, as people write it, and a repeated key is an error."""
+    """Safe YAML in which 1e-4 is a number, `off` is a word, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -82,7 +82,17 @@ def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 SettingsLoader.add_constructor("!scientific", _scientific)
-SettingsLoader.add_implicit_resolver("!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+# Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans.
+SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+SettingsLoader.add_implicit_resolver(
+    "!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def parse_override(text: str) -> dict[str, Any]:

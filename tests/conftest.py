@@ -8,3 +8,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 torch.set_num_threads(1)
+
+from pathlib import Path
+
+import pytest
+from tests.tiny import save_tiny
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random Qwen2 of 0.1 million parameters with the built-in tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny", ROOT / "slimrl" / "builtin")
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random Qwen2 of small width with the real Qwen2.5-0.5B-Instruct tokenizer, template and stop ids."""
+    source = SHARED / "tokenizers" / "qwen2.5-0.5b-instruct"
+    if not source.is_dir():
+        pytest.skip("needs the real Qwen2.5 tokenizer beside the project (shared/data/tokenizers)")
+    return save_tiny(tmp_path_factory.mktemp("models") / "qwen", source, layers=2, hidden=32)

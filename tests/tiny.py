@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -67,3 +72,22 @@ def tiny_model(family: str, vocabulary: int = 61, seed: int = 0) -> PreTrainedMo
 
 def tiny_policy(family: str = "qwen2", vocabulary: int = 61, seed: int = 0) -> Policy:
     return adopt(tiny_model(family, vocabulary, seed), NoTokenizer(), name=family)
+
+
+def save_tiny(folder: Path, tokenizer: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
+    """A random Qwen2 with the tokenizer, template and generation config of `tokenizer`, saved as safetensors."""
+    config = json.loads((tokenizer / "config.json").read_text())
+    config |= {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_window_layers": layers}
+    config.pop("layer_types", None)
+    config.pop("torch_dtype", None)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(Qwen2Config(**config))
+    model.generation_config = GenerationConfig.from_pretrained(tokenizer)
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, folder / name)
+    return folder

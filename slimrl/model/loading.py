@@ -52,8 +52,10 @@ class Policy:
         return text
 
 
-def load_policy(config: ModelConfig) -> Policy:
+def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     """Load model and tokenizer, install the attention hook and probe it against the model's own forward pass.
+
+    `seed` decides the weights of `init: random` and nothing else.
 
     Raises SettingsError or DataError, one sentence each, for a missing folder, pickled weights, a model without a
     stop id, or an architecture whose attention does not pass through the hook.
@@ -67,12 +69,14 @@ def load_policy(config: ModelConfig) -> Policy:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         if config.init == "random":
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(path, **hub),
-                trust_remote_code=config.trust_remote_code,
-                dtype=dtype,
-                attn_implementation="sdpa",
-            )
+            with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
+                torch.random.default_generator.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(
+                    AutoConfig.from_pretrained(path, **hub),
+                    trust_remote_code=config.trust_remote_code,
+                    dtype=dtype,
+                    attn_implementation="sdpa",
+                )
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **hub
@@ -91,11 +95,12 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
     # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
     model = model.eval()
     text_config = model.config.get_text_config()
+    head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
     policy = Policy(
         model=model,
         tokenizer=tokenizer,
-        head=Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0)),
-        stop_ids=stop_ids(model, tokenizer),
+        head=head,
+        stop_ids=tuple(i for i in stop_ids(model, tokenizer) if i < head.vocabulary),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         context=int(getattr(text_config, "max_position_embeddings", 2**31)),
     )

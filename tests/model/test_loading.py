@@ -1,0 +1,138 @@
+"""At the door: stop ids, templates, and models whose attention we do not reach."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from slimrl.config import ModelConfig
+from slimrl.errors import SettingsError
+from slimrl.model.loading import adopt, freeze, load_policy, template_terminators
+from slimrl.model.prompts import make_prompter
+from tests.conftest import SHARED
+from tests.tiny import NoTokenizer, tiny_model, tiny_policy
+
+GEMMA_LIKE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<bos>{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<eot>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>model\n{% endif %}"
+)
+USER = [{"role": "user", "content": "hi"}]
+SYSTEM = [{"role": "system", "content": "be brief"}, *USER]
+
+
+def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Characters as tokens, with <eos> as eos and a turn that ends in <eot>, as Gemma 3 has it."""
+    vocabulary = {chr(i): i for i in range(128)}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", bos_token="<bos>", pad_token="<pad>")
+    made.add_special_tokens({"additional_special_tokens": ["<turn>", "<eot>"]})
+    made.chat_template = template
+    return made
+
+
+def test_the_stop_set_is_the_union_of_three_sources() -> None:
+    model = tiny_model("qwen2", vocabulary=200)
+    made = tokenizer(GEMMA_LIKE)
+    model.generation_config.eos_token_id = [7, 9]
+    policy = adopt(model, made, name="gemma-like")
+    assert set(policy.stop_ids) == {7, 9, made.eos_token_id, made.convert_tokens_to_ids("<eot>")}
+
+
+def test_stop_ids_that_cannot_be_drawn_are_no_stop_ids() -> None:
+    model = tiny_model("qwen2", vocabulary=61)
+    model.generation_config.eos_token_id = 500
+    with pytest.raises(SettingsError, match="no stop id"):
+        adopt(model, tokenizer(None), name="m")
+
+
+def test_template_terminator_without_template() -> None:
+    assert template_terminators(tokenizer(None)) == set()
+
+
+def test_chat_template_without_system_role_gets_it_in_the_user_turn() -> None:
+    prompter = make_prompter(tokenizer(GEMMA_LIKE), "auto")
+    assert not prompter.system_role
+    assert prompter.text(SYSTEM) == "<bos><turn>user\nbe brief\n\nhi<eot>\n<turn>model\n"
+
+
+def test_a_chat_prompt_has_one_bos() -> None:
+    made = tokenizer(GEMMA_LIKE)
+    ids = make_prompter(made, "chat").ids(USER)
+    assert ids.count(made.bos_token_id) == 1
+
+
+def test_plain_template_is_used_where_there_is_no_chat_template() -> None:
+    prompter = make_prompter(tokenizer(None), "auto")
+    assert prompter.template == "plain"
+    assert prompter.text(SYSTEM) == "be brief\n\nQuestion: hi\nAnswer:"
+    assert prompter.text(USER) == "Question: hi\nAnswer:"
+
+
+def test_chat_template_demanded_but_absent() -> None:
+    with pytest.raises(SettingsError, match="no chat template"):
+        make_prompter(tokenizer(None), "chat")
+
+
+def test_an_architecture_whose_logits_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logit scale that our head does not know of (as some families have) must not train silently."""
+    model = tiny_model("llama")
+    original = model.forward
+
+    def scaled(*args: object, **kwargs: object) -> object:
+        out = original(*args, **kwargs)
+        out.logits = out.logits * 0.5
+        return out
+
+    monkeypatch.setattr(model, "forward", scaled)
+    with pytest.raises(SettingsError, match="other logits"):
+        adopt(model, NoTokenizer(), name="m")
+
+
+def test_the_reference_is_a_copy_that_stays() -> None:
+    policy = tiny_policy()
+    reference = freeze(policy)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(1.0)
+    pairs = zip(reference.model.parameters(), tiny_policy().model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert reference.head.projection is not policy.head.projection
+    assert not any(p.requires_grad for p in reference.model.parameters())
+
+
+def test_random_init_differs_from_the_saved_weights_and_needs_none(tiny_folder: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(tiny_folder, tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    first = load_policy(ModelConfig(path=str(bare), init="random", device="cpu"), seed=1)
+    again = load_policy(ModelConfig(path=str(bare), init="random", device="cpu"), seed=1)
+    other = load_policy(ModelConfig(path=str(bare), init="random", device="cpu"), seed=2)
+    weights = [p.model.get_input_embeddings().weight for p in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b-instruct", "smollm2-135m-instruct"])
+def test_real_tokenizers_render_and_stop(name: str) -> None:
+    from transformers import AutoTokenizer
+
+    if not (SHARED / "tokenizers" / name).is_dir():
+        pytest.skip("needs the real tokenizers beside the project (shared/data/tokenizers)")
+    made = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / name)
+    assert {made.convert_tokens_to_ids("<|im_end|>")} == template_terminators(made)
+    text = make_prompter(made, "auto").text(SYSTEM)
+    assert text == "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_bf16_on_a_gpu_samples_what_it_scores(tiny_folder: Path) -> None:
+    policy = load_policy(ModelConfig(path=str(tiny_folder), device="cuda"))
+    assert policy.model.dtype == torch.bfloat16
+    assert policy.device.type == "cuda"

@@ -1,0 +1,96 @@
+"""Settings: merged left to right, round-tripped, and every single one consumed somewhere."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slimrl.config import SftRunConfig, TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.settings import build, describe_settings, dump_yaml, known_keys, load_config, merge, parse_override
+from tests.conftest import ROOT
+
+
+def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 5\nalgorithm:\n  clip_low: 0.1\n  clip_high: 0.3\n")
+    (tmp_path / "b.yaml").write_text("algorithm:\n  clip_high: 0.4\noptimizer:\n  learning_rate: 1e-6\n")
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    config = load_config(TrainConfig, files, ["algorithm.clip_low=0.05", "seed=3"])
+    assert (config.steps, config.seed) == (5, 3)
+    assert (config.algorithm.clip_low, config.algorithm.clip_high) == (0.05, 0.4)
+    assert config.optimizer.learning_rate == 1e-6
+
+
+def test_a_reward_override_leaves_the_others_alone() -> None:
+    config = load_config(TrainConfig, [], ["rewards.format=0.5"])
+    assert (config.rewards.correct, config.rewards.format) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SftRunConfig])
+def test_written_settings_read_back_the_same(kind: type, tmp_path: Path) -> None:
+    config = build(kind, {"seed": 7, "optimizer": {"learning_rate": 3e-7}, "task": {"instruction": "wie: 'so'\n"}})
+    (tmp_path / "c.yaml").write_text(dump_yaml(config))
+    assert load_config(kind, [str(tmp_path / "c.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1E6", 1e6), ("0.5", 0.5), ("3", 3), ("true", True), ("off", "off"), ("no", "no"), ("abc", "abc"), ("", "")],
+)
+def test_override_values_are_yaml_with_plain_exponents(text: str, value: object) -> None:
+    assert parse_override(f"a.b={text}") == {"a": {"b": value}}
+
+
+def test_off_is_a_choice_where_a_choice_is_asked() -> None:
+    """YAML 1.1 reads `off` as false; the choice `off` must be writable without quotes."""
+    assert load_config(TrainConfig, [], ["algorithm.dynamic_sampling=off"]).algorithm.dynamic_sampling == "off"
+    assert load_config(TrainConfig, [], ["algorithm.scale_rewards=none"]).algorithm.scale_rewards == "none"
+
+
+def test_merge_does_not_touch_its_arguments() -> None:
+    base = {"a": {"b": 1}}
+    assert merge(base, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert base == {"a": {"b": 1}}
+
+
+def test_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        TrainConfig().steps = 3  # type: ignore[misc]
+
+
+def test_the_mistake_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("algorithm:\n  clip_hihg: 0.3\n")
+    with pytest.raises(SettingsError, match=r"mine\.yaml.*did you mean algorithm\.clip_high"):
+        load_config(TrainConfig, [str(tmp_path / "mine.yaml")])
+
+
+def test_every_setting_is_read_outside_the_settings() -> None:
+    """A leaf that no module reads as an attribute would be an option without effect."""
+    read = set()
+    for path in (ROOT / "slimrl").rglob("*.py"):
+        if path.name in {"settings.py"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.stem != "config":
+                read.add(node.value)
+    leaves = {key.rpartition(".")[2] for kind in (TrainConfig, SftRunConfig) for key, s in known_keys(kind).items() if not s}
+    assert leaves <= read, leaves - read
+
+
+def test_json_of_every_default_is_plain() -> None:
+    for row in describe_settings():
+        json.dumps(row["default"])
+        assert row["type"], row["key"]
+
+
+def test_recipes_hold_no_default_section_that_is_unknown() -> None:
+    known = set(known_keys(TrainConfig)) | set(known_keys(SftRunConfig))
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        data = yaml.safe_load(path.read_text())
+        assert set(data) <= known, path
