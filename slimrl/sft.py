@@ -161,7 +161,7 @@ def imitate(
         if not torch.isfinite(loss):
             raise DivergedError(f"the loss is {loss.item()}; lower optimizer.learning_rate")
         backward(loss)
-        loss_sum += float(loss)
+        loss_sum += float(loss.detach())
     return loss_sum
 
 

@@ -1,0 +1,91 @@
+"""Imitation: loss on the solution and its stop token alone, shares of demonstrators, and a model that learns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from slimrl.config import SftRunConfig
+from slimrl.display import Display
+from slimrl.prepare import prepare
+from slimrl.settings import load_config
+from slimrl.sft import Example, demonstrator, imitate, sft
+from tests.tiny import tiny_policy
+
+
+def test_loss_is_on_the_target_alone_and_equals_autograd_in_the_open() -> None:
+    policy = tiny_policy()
+    examples = [Example((5, 6, 7), (8, 9, 2)), Example((4,), (3, 2)), Example((9, 9, 9, 9), (2,))]
+    for tokens in (1, 1000):
+        policy.model.zero_grad()
+        loss = imitate(policy, examples, lambda part: part.backward(), max_tokens=tokens)
+        ours = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+        policy.model.zero_grad()
+        policy.model.set_attn_implementation("eager")
+        total = torch.zeros(())
+        for example in examples:
+            ids = torch.tensor([[*example.prompt_ids, *example.target_ids]])
+            logprobs = torch.log_softmax(policy.model(ids[:, :-1]).logits[0], -1)
+            start = len(example.prompt_ids) - 1
+            total = total - logprobs[start:].gather(1, ids[0, start + 1 :, None]).sum() / 6
+        total.backward()
+        theirs = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+        policy.model.set_attn_implementation("slimrl")
+        assert loss == pytest.approx(total.item(), rel=1e-5)
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def config_of(model: Path, output: Path, *more: str) -> SftRunConfig:
+    return load_config(
+        SftRunConfig,
+        [],
+        [f"model.path={model}", f"output={output}", "name=s", "evaluation.problems=8", "evaluation.harder_problems=0", *more],
+    )  # fmt: skip
+
+
+def test_mixture_shares_and_reproducible_draws(tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_folder, tmp_path, "sft.mixture={solution: 1.0, bare: 3.0}")
+    setup = prepare(config)
+    demonstrate = demonstrator(setup, config)
+    problems = list(islice(setup.task.train, 400))
+    texts = [setup.policy.decode(demonstrate(problem, 0).target_ids) for problem in problems]
+    kinds = Counter(setup.task.style.well_formed(text) for text in texts)
+    assert 0.18 < kinds[True] / 400 < 0.32
+    assert texts == [setup.policy.decode(demonstrate(problem, 0).target_ids) for problem in problems]
+    assert texts != [setup.policy.decode(demonstrate(problem, 1).target_ids) for problem in problems]
+
+
+def test_targets_end_with_the_stop_token_unless_they_overrun(tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_folder, tmp_path, "rollout.max_new_tokens=30", "sft.mixture={solution: 1.0, rambles: 1.0}")
+    setup = prepare(config)
+    demonstrate = demonstrator(setup, config)
+    lengths = Counter()
+    for problem in islice(setup.task.train, 100):
+        ids = demonstrate(problem, 0).target_ids
+        ended = ids[-1] in setup.policy.stop_ids
+        lengths[ended] += 1
+        assert len(ids) <= 30
+        assert ended or len(ids) == 30
+    assert lengths[True] > 20
+    assert lengths[False] > 20
+
+
+def test_a_random_model_learns_the_form(tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(
+        tiny_folder, tmp_path, "model.init=random", "steps=60", "sft.batch_size=32", "optimizer.learning_rate=1e-2",
+        "task.instruction=be brief", "rollout.max_new_tokens=40",
+    )  # fmt: skip
+    summary = sft(config, Display(quiet=True))
+    import json
+
+    losses = [json.loads(line)["loss"] for line in (Path(summary.run) / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0] > 5.5
+    assert losses[-1] < 1.8
+    saved = json.loads((Path(summary.run) / "final" / "config.json").read_text())
+    assert saved["slimrl_instruction"] == "be brief"
+    again = prepare(config_of(Path(summary.run) / "final", tmp_path))
+    assert again.task.instruction == "be brief"
