@@ -204,7 +204,7 @@ class AlgorithmConfig(Section):
 
 
 class OptimizerConfig(Section):
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive = 2e-4
     """Peak rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after warm-up; linear and cosine end at 0."""

@@ -132,20 +132,20 @@ class Display:
         left = seconds / update * (updates - update)
         self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {left:.0f} s left")
 
-    def closing(
-        self, path: Path, before: Evaluation, after: Evaluation, difference: dict[str, float], inert: Sequence[str]
-    ) -> None:
+    def closing(self, path: Path, before: Evaluation, after: Evaluation, inert: Sequence[str]) -> None:
         """The before/after table and where everything lies."""
+        from slimrl.evaluate import compare
+
         self.stop()
-        table = Table(title="held-out accuracy, 95 % intervals", title_justify="left")
-        for title in ("split", "decoding", "before", "after", "paired change"):
-            table.add_column(title)
-        first, last = before.test.summary(), after.test.summary()
-        table.add_row("test", "sampled", *_cells(first, last, ""), _change(difference, ""))
-        if "greedy" in first:
-            table.add_row("test", "greedy", *_cells(first, last, "greedy_"), _change(difference, "greedy_"))
-        if before.harder.rows:
-            table.add_row("harder", "sampled", *_cells(before.harder.summary(), after.harder.summary(), ""), "")
+        table = Table(title="strict held-out accuracy, 95 % intervals", title_justify="left")
+        for title in ("split", "decoding", "before", "after", "paired change, points"):
+            table.add_column(title, no_wrap=True)
+        splits = {"test": (before.test, after.test), "harder": (before.harder, after.harder)}
+        for name, modes in compare(before, after).items():
+            first, last = (split.summary() for split in splits[name])
+            for mode, difference in modes.items():
+                prefix = "" if mode == "sampled" else "greedy_"
+                table.add_row(name, mode, *_cells(first, last, prefix), _change(difference))
         self.console.print(table)
         for sentence in inert:
             self.say(f"inert in this run: {sentence}", "yellow")
@@ -167,6 +167,6 @@ def _cells(before: dict[str, float], after: dict[str, float], prefix: str) -> tu
     return first, last
 
 
-def _change(difference: dict[str, float], prefix: str) -> str:
-    change, low, high = (100 * difference[prefix + key] for key in ("change", "low", "high"))
-    return f"{change:+.1f} points [{low:+.1f}, {high:+.1f}]"
+def _change(difference: dict[str, float]) -> str:
+    change, low, high = (100 * difference[key] for key in ("change", "low", "high"))
+    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"

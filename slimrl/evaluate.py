@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 Mode = Literal["sampled", "greedy"]
+Comparison = dict[str, dict[Mode, dict[str, float]]]
+"""Split, then mode, then `change`, `low`, `high`, `n`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +56,11 @@ class SplitEvaluation:
                 verdicts.setdefault(row.id, []).append(row.strict)
         return {problem: float(np.mean(v)) for problem, v in verdicts.items()}
 
-    def sampled(self) -> dict[str, float]:
-        return self.by_problem("sampled")
-
-    def greedy(self) -> dict[str, float]:
-        return self.by_problem("greedy")
-
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
         `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions.
         """
-        accuracy = list(self.sampled().values())
+        accuracy = list(self.by_problem("sampled").values())
         low, high = interval(accuracy)
         drawn = [row for row in self.rows if row.mode == "sampled"]
         summary = {
@@ -77,7 +73,7 @@ class SplitEvaluation:
             "truncated": float(np.mean([row.finish == "length" for row in drawn])),
             "mean_length": float(np.mean([row.tokens for row in drawn])),
         }
-        greedy = list(self.greedy().values())
+        greedy = list(self.by_problem("greedy").values())
         if greedy:
             low, high = interval(greedy)
             summary |= {"greedy": float(np.mean(greedy)), "greedy_low": low, "greedy_high": high}
@@ -99,6 +95,17 @@ class Evaluation:
 def evaluate(setup: Setup, *, step: int) -> Evaluation:
     """Sample (at the training temperature) and decode greedily on the held-out problems."""
     return Evaluation(step, _answer(setup, setup.held_out()), _answer(setup, setup.harder()))
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Paired change of strict accuracy by split and mode, over the same problems."""
+    splits = {"test": (before.test, after.test), "harder": (before.harder, after.harder)}
+    modes: tuple[Mode, ...] = ("sampled", "greedy")
+    return {
+        name: {m: paired_difference(b.by_problem(m), a.by_problem(m)) for m in modes if b.by_problem(m)}
+        for name, (b, a) in splits.items()
+        if b.rows
+    }
 
 
 def _answer(setup: Setup, problems: Sequence[Problem]) -> SplitEvaluation:

@@ -27,7 +27,7 @@ from slimrl.config import TrainConfig
 from slimrl.display import Display
 from slimrl.doctor import Seen, combine, examine, inert_switches, look
 from slimrl.errors import DivergedError
-from slimrl.evaluate import Evaluation, evaluate, paired_difference
+from slimrl.evaluate import Comparison, Evaluation, compare, evaluate
 from slimrl.model.attention import CausalRows
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.logprobs import token_logprobs
@@ -46,7 +46,7 @@ class TrainSummary:
     run: str
     before: dict[str, float]
     after: dict[str, float]
-    difference: dict[str, float]
+    difference: Comparison
     harder: dict[str, dict[str, float]]
     steps: int
     tokens_generated: int
@@ -108,7 +108,7 @@ def train(config: TrainConfig, display: Display) -> TrainSummary:
     run.save_final(policy)
     summary = summarize(run, before, after, tokens, seconds, config, seen)
     run.finish(summary)
-    display.closing(run.path, before, after, summary.difference, summary.inert)
+    display.closing(run.path, before, after, summary.inert)
     return summary
 
 
@@ -284,17 +284,11 @@ def summarize(
 ) -> TrainSummary:
     """Before and after on the same problems, with the paired difference."""
     harder = {"before": before.harder.summary(), "after": after.harder.summary()} if before.harder.rows else {}
-    if harder:
-        harder["difference"] = paired_difference(before.harder.sampled(), after.harder.sampled())
-    difference = paired_difference(before.test.sampled(), after.test.sampled())
-    if config.evaluation.greedy:
-        greedy = paired_difference(before.test.greedy(), after.test.greedy())
-        difference |= {f"greedy_{key}": value for key, value in greedy.items()}
     return TrainSummary(
         run=str(run.path),
         before=before.test.summary(),
         after=after.test.summary(),
-        difference=difference,
+        difference=compare(before, after),
         harder=harder,
         steps=config.steps,
         tokens_generated=tokens,

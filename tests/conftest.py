@@ -1,18 +1,17 @@
 """One thread: tests then do not fight over cores, and sums come in one order."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 
-torch.set_num_threads(1)
-
-from pathlib import Path
-
-import pytest
 from tests.tiny import save_tiny
+
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -61,5 +61,9 @@ def test_nothing_unsafe_and_no_global_randomness(path: Path) -> None:
     text = path.read_text()
     for banned in ("torch.manual_seed", "np.random.seed", "random.seed(", "torch.rand(", "torch.multinomial",
                    "import random", "import pickle", "torch.load(", "eval(", "os.system"):  # fmt: skip
-        code = "\n".join(line.split("#")[0] for line in text.splitlines()).replace(".eval()", "").replace("literal_eval(", "")
+        code = (
+            "\n".join(line.split("#")[0] for line in text.splitlines())
+            .replace(".eval()", "")
+            .replace("literal_eval(", "")
+        )
         assert banned not in code, banned

@@ -22,7 +22,7 @@ class Result:
 
 
 @pytest.fixture
-def slimrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # noqa: ANN201
+def slimrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Run the command in this process, in an empty folder; exceptions other than exits fail the test."""
     monkeypatch.chdir(tmp_path)
 
@@ -85,13 +85,16 @@ def files(tmp_path: Path, tiny_folder: Path) -> dict[str, Path]:
         "broken.yaml": write("broken.yaml", "algorithm:\n  clip_high: [0.2\n"),
         "twice.yaml": write("twice.yaml", "steps: 3\nsteps: 4\n"),
         "list.yaml": write("list.yaml", "- steps\n"),
-        "reward.py": write("reward.py", "def boom(completions, **_):\n    raise ValueError('boom')\n\nshort = lambda completions, **_: [1.0]\n"),
+        "reward.py": write(
+            "reward.py",
+            "def boom(completions, **_):\n    raise ValueError('boom')\n\nshort = lambda completions, **_: [1.0]\n",
+        ),
         "graded.jsonl": write("graded.jsonl", '{"id": "a", "answer": "3", "completion": "#### 3"}\n{"id": "b"}\n'),
     }
 
 
 TASK = ("task.name=jsonl", "task.path={good.jsonl}", "task.instruction=")
-CUSTOM = "rewards.custom={{\"{reward.py}:%s\": {{low: 0, high: 1}}}}"
+CUSTOM = 'rewards.custom={{"{reward.py}:%s": {{low: 0, high: 1}}}}'
 MISTAKES = {
     "misspelt key": (2, "did you mean algorithm.clip_high?", "train", "algorithm.clip_hihg=0.3"),
     "key without its section": (2, "did you mean algorithm.clip_high?", "train", "clip_high=0.3"),
@@ -141,7 +144,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence(mistake: str, slimrl, files: dict[str, Path], tiny_folder: Path) -> None:  # noqa: ANN001
+def test_a_mistake_is_one_sentence(mistake: str, slimrl, files: dict[str, Path], tiny_folder: Path) -> None:
     code, sentence, *arguments = MISTAKES[mistake]
     names = {**files, "tiny": tiny_folder}
 
@@ -160,7 +163,7 @@ def test_a_mistake_is_one_sentence(mistake: str, slimrl, files: dict[str, Path],
     assert result.out == ""
 
 
-def test_an_existing_run_is_never_overwritten(slimrl, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_an_existing_run_is_never_overwritten(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "precious").write_text("x")
     result = slimrl("train", f"model.path={tiny_folder}", "name=mine", "steps=1")
@@ -183,7 +186,7 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
     assert "Usage: slimrl" in done.stdout
 
 
-def test_settings_lists_every_key_with_its_meaning(slimrl) -> None:  # noqa: ANN001
+def test_settings_lists_every_key_with_its_meaning(slimrl) -> None:
     rows = json.loads(slimrl("settings", "--json").out)
     assert all(row["meaning"] for row in rows), [row["key"] for row in rows if not row["meaning"]]
     assert {"seed", "algorithm.clip_high", "task.arithmetic.max_steps", "sft.mixture"} <= {row["key"] for row in rows}
@@ -202,7 +205,7 @@ SMALL = (
 )
 
 
-def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
     """The whole line from the shell, on a random model: files, keys, and weights that load as they were."""
     trained = slimrl("train", f"model.path={tiny_folder}", "name=r", *SMALL, "--json")
     assert trained.code == 0, trained.err
@@ -247,7 +250,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert json.loads(graded.out)["n"] == 9
 
 
-def test_final_loads_with_bitwise_equal_logits(slimrl, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: ANN001
+def test_final_loads_with_bitwise_equal_logits(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from slimrl.config import ModelConfig
@@ -265,7 +268,7 @@ def test_final_loads_with_bitwise_equal_logits(slimrl, tiny_folder: Path, tmp_pa
     assert all(torch.equal(v, ours.state_dict()[k]) for k, v in state.items())
 
 
-def test_doctor_says_that_no_group_carries_a_signal(slimrl, tiny_folder: Path) -> None:  # noqa: ANN001
+def test_doctor_says_that_no_group_carries_a_signal(slimrl, tiny_folder: Path) -> None:
     result = slimrl("doctor", f"model.path={tiny_folder}", *SMALL, "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
@@ -278,7 +281,7 @@ def test_doctor_says_that_no_group_carries_a_signal(slimrl, tiny_folder: Path) -
     assert "none of 16 groups carries a signal" in result.err
 
 
-def test_interrupt_ends_with_130(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+def test_interrupt_ends_with_130(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -44,7 +44,9 @@ def test_two_steps_and_an_evaluation_on_gsm8k(qwen_folder: Path, tmp_path: Path)
     summary = train(settings(qwen_folder, tmp_path, "algorithm.kl_coef=0.04"), Display(quiet=True))
     assert summary.steps == 2
     assert summary.after["n"] == 4
-    rows = [json.loads(line) for line in (Path(summary.run) / "rollouts" / "step-00000001.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (Path(summary.run) / "rollouts" / "step-00000001.jsonl").read_text().splitlines()
+    ]
     assert [row["id"].rpartition("/")[0] for row in rows] == ["gsm8k/train"] * 4
     metrics = [json.loads(line) for line in (Path(summary.run) / "metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["sampling/sampling_logp_difference/max"] < 1e-4

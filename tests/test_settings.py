@@ -39,7 +39,17 @@ def test_written_settings_read_back_the_same(kind: type, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("1E6", 1e6), ("0.5", 0.5), ("3", 3), ("true", True), ("off", "off"), ("no", "no"), ("abc", "abc"), ("", "")],
+    [
+        ("1e-4", 1e-4),
+        ("1E6", 1e6),
+        ("0.5", 0.5),
+        ("3", 3),
+        ("true", True),
+        ("off", "off"),
+        ("no", "no"),
+        ("abc", "abc"),
+        ("", ""),
+    ],
 )
 def test_override_values_are_yaml_with_plain_exponents(text: str, value: object) -> None:
     assert parse_override(f"a.b={text}") == {"a": {"b": value}}
@@ -79,7 +89,9 @@ def test_every_setting_is_read_outside_the_settings() -> None:
                 read.add(node.attr)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.stem != "config":
                 read.add(node.value)
-    leaves = {key.rpartition(".")[2] for kind in (TrainConfig, SftRunConfig) for key, s in known_keys(kind).items() if not s}
+    leaves = {
+        key.rpartition(".")[2] for kind in (TrainConfig, SftRunConfig) for key, s in known_keys(kind).items() if not s
+    }
     assert leaves <= read, leaves - read
 
 

@@ -70,10 +70,10 @@ def microbatches(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
 
     Long rows come first, so that a memory shortage shows at once.
     """
-    order = lengths.argsort(descending=True, stable=True).tolist()
+    sizes = lengths.tolist()
     parts: list[list[int]] = []
-    for row in order:
-        if not parts or (len(parts[-1]) + 1) * int(lengths[parts[-1][0]]) > max_tokens:
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        if not parts or (len(parts[-1]) + 1) * sizes[parts[-1][0]] > max_tokens:
             parts.append([])
         parts[-1].append(row)
     return [torch.tensor(part) for part in parts]

@@ -70,7 +70,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         if config.init == "random":
             with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
-                torch.random.default_generator.manual_seed(seed)
+                torch.random.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(
                     AutoConfig.from_pretrained(path, **hub),
                     trust_remote_code=config.trust_remote_code,

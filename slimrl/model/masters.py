@@ -89,20 +89,24 @@ class MasterAdamW:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         before = [_sample(p).clone() for p in self.parameters]
-        moving = [m.grad is not None and _sample(m.grad) != 0 for m in self.masters]
+        moving = [
+            torch.zeros_like(b, dtype=torch.bool) if m.grad is None else _sample(m.grad) != 0
+            for b, m in zip(before, self.masters, strict=True)
+        ]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
         self._grow()
-        changed = [(_sample(p) != b) & g for p, b, g in zip(self.parameters, before, moving, strict=True)]
-        moved = sum(int(torch.as_tensor(g).sum()) for g in moving)
+        changed = [((_sample(p) != b) & g).sum() for p, b, g in zip(self.parameters, before, moving, strict=True)]
+        moved = torch.stack([g.sum() for g in moving]).sum()
+        applied = torch.stack(changed).sum() / moved.clamp(min=1)
         return {
             "grad_norm": norm,
             "learning_rate": rate,
             "update/clipped": float(norm > self.max_grad_norm),
-            "update/applied_fraction": sum(int(c.sum()) for c in changed) / max(1, moved),
+            "update/applied_fraction": float(applied),
         }
 
     def _skip(self, norm: float) -> None:

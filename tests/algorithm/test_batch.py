@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,5 +73,5 @@ def test_minibatches_never_split_a_group(sizes: list[int], count: int) -> None:
     parts = minibatches(groups, count=count)
     assert len(parts) == min(count, len(sizes))
     assert torch.cat(parts).tolist() == list(range(len(groups)))
-    for first, second in zip(parts, parts[1:], strict=False):
+    for first, second in pairwise(parts):
         assert groups[first[-1]] != groups[second[0]]

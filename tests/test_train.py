@@ -1,0 +1,132 @@
+"""The whole loop on the built-in model: it learns, it repeats itself bit for bit, and its records are true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slimrl.config import TrainConfig
+from slimrl.display import Display
+from slimrl.settings import load_config
+from slimrl.train import TrainSummary, train
+from tests.conftest import ROOT
+
+SMALL = (
+    "steps=3",
+    "rollout.problems=4",
+    "rollout.group_size=4",
+    "evaluation.problems=8",
+    "evaluation.harder_problems=4",
+)
+
+
+def run(output: Path, name: str, *settings: str, recipe: str = "") -> TrainSummary:
+    files = [str(ROOT / "recipes" / recipe)] if recipe else []
+    config = load_config(TrainConfig, files, [f"output={output}", f"name={name}", *settings])
+    return train(config, Display(quiet=True))
+
+
+def weights(summary: TrainSummary) -> dict[str, torch.Tensor]:
+    return load_file(Path(summary.run) / "final" / "model.safetensors")
+
+
+def metrics(summary: TrainSummary) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(summary.run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(first: TrainSummary, second: TrainSummary) -> bool:
+    a, b = weights(first), weights(second)
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("recipe", ["grpo.yaml", "dapo.yaml", "dr-grpo.yaml", "case-study-final.yaml"])
+def test_each_recipe_learns(recipe: str, tmp_path: Path) -> None:
+    """A short run; the README has the long ones. 15 points on 200 problems are five standard errors."""
+    summary = run(
+        tmp_path, "r", "steps=8", "rollout.problems=16", "evaluation.problems=200", "evaluation.harder_problems=0",
+        "evaluation.greedy=false", "optimizer.learning_rate=3e-4", recipe=recipe,
+    )  # fmt: skip
+    assert summary.difference["test"]["sampled"]["change"] > 0.15
+    assert summary.difference["test"]["sampled"]["low"] > 0
+    gaps = [row["sampling/sampling_logp_difference/max"] for row in metrics(summary)]
+    assert max(gaps) < 1e-4
+    assert all(row["update/applied_fraction"] > 0.9 for row in metrics(summary))
+
+
+def test_a_run_repeats_bit_for_bit_and_the_seed_matters(tmp_path: Path) -> None:
+    first = run(tmp_path, "a", *SMALL)
+    assert same(first, run(tmp_path, "b", *SMALL))
+    assert not same(first, run(tmp_path, "c", *SMALL, "seed=1"))
+
+
+def test_what_is_only_looked_at_changes_nothing(tmp_path: Path) -> None:
+    """Evaluation, stored rollouts and shown samples leave weights bitwise equal; slots leave the tokens equal."""
+    plain = run(tmp_path, "a", *SMALL)
+    watched = run(tmp_path, "b", *SMALL, "evaluation.every=1", "log.samples_every=1", "log.rollouts=false")
+    assert same(plain, watched)
+    narrow = run(tmp_path, "c", *SMALL, "rollout.slots=3", "optimizer.learning_rate=1e-12")
+    wide = run(tmp_path, "d", *SMALL, "optimizer.learning_rate=1e-12")
+    texts = [
+        [
+            json.loads(line)["text"]
+            for line in (Path(s.run) / "rollouts" / "step-00000001.jsonl").read_text().splitlines()
+        ]
+        for s in (narrow, wide)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(tmp_path: Path) -> None:
+    first = run(tmp_path, "a", *SMALL)
+    second = run(tmp_path, "b", *SMALL, "algorithm.clip_high=0.28")
+    assert same(first, second)
+    assert any(sentence.startswith("algorithm.clip_low and clip_high") for sentence in second.inert)
+    third = run(tmp_path, "c", *SMALL, "algorithm.clip_high=0.28", "optimizer.minibatches=2")
+    assert not any(sentence.startswith("algorithm.clip_low") for sentence in third.inert)
+
+
+def test_evaluation_is_paired_and_stored(tmp_path: Path) -> None:
+    summary = run(tmp_path, "a", *SMALL, "evaluation.samples=2")
+    before, after = (
+        [json.loads(line) for line in (Path(summary.run) / "evals" / name).read_text().splitlines()]
+        for name in ("step-00000000.jsonl", "step-00000003.jsonl")
+    )
+    assert [(r["id"], r["mode"], r["sample"]) for r in before] == [(r["id"], r["mode"], r["sample"]) for r in after]
+    assert len(before) == (8 + 4) * (2 + 1)
+    drawn = [r["strict"] for r in before if r["split"] == "test" and r["mode"] == "sampled"]
+    assert summary.before["accuracy"] == pytest.approx(sum(drawn) / 16)
+    assert {r["id"].split("/")[1] for r in before} == {"test", "harder"}
+
+
+def test_dynamic_sampling_trains_on_groups_with_a_signal_only(tmp_path: Path) -> None:
+    summary = run(tmp_path, "a", *SMALL, recipe="dapo.yaml")
+    for step, row in enumerate(metrics(summary), start=1):
+        assert row["sampling/groups"] <= 12
+        assert row["sampling/trained_groups"] + row["sampling/surplus_groups"] >= 1
+        rows = [
+            json.loads(line)
+            for line in (Path(summary.run) / "rollouts" / f"step-{step:08d}.jsonl").read_text().splitlines()
+        ]
+        trained: dict[str, set[bool]] = {}
+        for r in rows:
+            if r["trained"]:
+                trained.setdefault(r["id"], set()).add(r["correct"])
+        assert all(verdicts == {True, False} for verdicts in trained.values())
+        assert len(trained) == row["sampling/trained_groups"]
+
+
+def test_nothing_to_learn_is_no_update_and_is_said(tmp_path: Path, tiny_folder: Path) -> None:
+    summary = run(tmp_path, "a", *SMALL, f"model.path={tiny_folder}", "algorithm.dynamic_sampling=refill")
+    assert all(row["update/skipped"] == 1 for row in metrics(summary))
+    before, after = load_file(tiny_folder / "model.safetensors"), weights(summary)
+    assert all(torch.equal(before[key], after[key]) for key in after)
+
+
+def test_bfloat16_module_with_float32_masters_learns_too(tmp_path: Path) -> None:
+    summary = run(tmp_path, "a", *SMALL, "model.dtype=bfloat16", "optimizer.learning_rate=1e-3")
+    assert {str(t.dtype) for t in weights(summary).values()} == {"torch.bfloat16"}
+    assert 0 < metrics(summary)[0]["update/applied_fraction"] < 1
