@@ -37,6 +37,8 @@ def main() -> None:
         _end(f"{error.format_message().rstrip('.')} ({command} --help shows how)", SettingsError.exit_code)
     except SlimError as error:
         _end(str(error), error.exit_code)
+    except OSError as error:
+        _end(f"{error.filename or 'the system'}: {error.strerror or error}", DataError.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted", 130)
 
@@ -44,7 +46,7 @@ def main() -> None:
 def _end(sentence: str, code: int) -> None:
     from slimrl.display import visible
 
-    click.echo(f"error: {visible(sentence)}", err=True)
+    click.echo(f"error: {visible(' '.join(sentence.split()))}", err=True)
     sys.exit(code)
 
 
@@ -106,6 +108,7 @@ def evaluate(
 ) -> None:
     """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, with intervals."""
     config = _config_of(model_or_run, settings, task)
+    target = _writable(out) if out else None
     _quieten_libraries()
     from slimrl.evaluate import evaluate as measure
     from slimrl.prepare import prepare
@@ -118,9 +121,9 @@ def evaluate(
     evaluation = measure(setup, step=0)
     display.evaluation(evaluation)
     splits = {"test": evaluation.test, "harder": evaluation.harder}
-    if out:
+    if target:
         rows = [{"split": s, **dataclasses.asdict(row)} for s, split in splits.items() for row in split.rows]
-        write_jsonl(_writable(out), rows)
+        write_jsonl(target, rows)
     if as_json:
         _print_json({"model": model_or_run, **{s: split.summary() for s, split in splits.items() if split.rows}})
 
@@ -134,21 +137,29 @@ def evaluate(
 def sample(model_or_run: str, question: str, settings: Sequence[str], count: int, greedy: bool) -> None:
     """Ask one question; completions go to stdout."""
     config = _config_of(model_or_run, settings, None)
+    if not question.isprintable() and any("\ud800" <= c <= "\udfff" for c in question):
+        raise SettingsError("the question is not UTF-8 text")
     _quieten_libraries()
     from slimrl.display import visible
-    from slimrl.prepare import prepare
-    from slimrl.records import Problem
+    from slimrl.prepare import prepare_model
+    from slimrl.randomness import uniforms
+    from slimrl.rollout.engine import Request, RolloutEngine
+    from slimrl.tasks import chat_messages
 
-    setup = prepare(config)
-    problem = Problem(id=f"sample/{question}", question=question, answer="")
-    (group,) = setup.engine.generate(
-        setup.requests([problem], stream="sample", step=0, samples=1 if greedy else count),
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=config.rollout.temperature,
-        greedy=greedy,
+    policy, prompter, instruction = prepare_model(config)
+    ids = prompter.ids(chat_messages(instruction, question))
+    budget = config.rollout.max_new_tokens
+    if len(ids) + budget > policy.context:
+        raise SettingsError(
+            f"a prompt of {len(ids)} tokens and rollout.max_new_tokens={budget} exceed the model's context of "
+            f"{policy.context}; shorten the question or lower the budget"
+        )
+    draws = uniforms(config.seed, "sample", 0, question, samples=1 if greedy else count, positions=budget)
+    (group,) = RolloutEngine(policy, slots=config.rollout.slots).generate(
+        [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
     )
     for completion in group:
-        text = setup.policy.decode(completion.token_ids)
+        text = policy.decode(completion.token_ids)
         click.echo(visible(text) if sys.stdout.isatty() else text)
         if completion.finish == "length":
             click.echo(f"(cut off after {len(completion.token_ids)} tokens)", err=True)
@@ -156,18 +167,21 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
 
 @cli.command()
 @click.argument("file")
-@click.argument("settings", nargs=-1, metavar="[section.key=value ...]")
+@SETTINGS
 @click.option("--task", "task", required=True, help="Task whose answer form and checker apply.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write a verdict per row (JSONL).")
 @JSON
 def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_json: bool) -> None:
     """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses."""
     from slimrl.config import RootConfig
-    from slimrl.settings import load_config
     from slimrl.tasks.grade import grade_file
 
-    overrides = [f"task.name={task}", *(["task.path=unused"] if task == "jsonl" else []), *settings]
-    summary = grade_file(load_config(RootConfig, [], overrides).task, file, out)
+    for setting in settings:
+        if "=" in setting and not setting.startswith("task.") and not Path(setting).is_file():
+            raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
+    data = ["task.path=unread"] if task == "jsonl" else []
+    config = _load(RootConfig, [*settings, f"task.name={task}", *data])
+    summary = grade_file(config.task, file, str(_writable(out)) if out else None)
     click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
     if as_json:
         _print_json(summary)
@@ -239,21 +253,24 @@ def _load(kind: type[Root], settings: Sequence[str]) -> Root:
 def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
     """Settings to use a model with: a run's own, or the defaults, then files and overrides."""
     from slimrl.config import RootConfig
-    from slimrl.settings import build, merge, parse_override, read_yaml
+    from slimrl.settings import build, for_verb, merge, parse_override, read_yaml
 
     base: dict[str, Any] = {}
     recorded = Path(model_or_run) / "config.yaml"
     if recorded.is_file():
-        base = {key: value for key, value in read_yaml(str(recorded)).items() if key in RootConfig.model_fields}
-        base = merge(base, {"model": {"init": "pretrained", "revision": "main"}})
+        base = for_verb(RootConfig, read_yaml(str(recorded)))
+        base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
     if task is not None and base.get("task", {}).get("name") != task:
-        base["task"] = {"name": task}
+        # The answer form goes with the model, the data with the task.
+        form = {
+            key: value for key, value in base.get("task", {}).items() if key in ("style", "instruction", "template")
+        }
+        base["task"] = {**form, "name": task}
+        base.get("evaluation", {}).pop("harder_problems", None)
     base = merge(base, {"model": {"path": model_or_run}})
     for setting in settings:
-        more = parse_override(setting) if "=" in setting and not Path(setting).is_file() else read_yaml(setting)
-        base = merge(
-            base, {key: value for key, value in more.items() if key in RootConfig.model_fields or "=" in setting}
-        )
+        override = "=" in setting and not Path(setting).is_file()
+        base = merge(base, parse_override(setting) if override else for_verb(RootConfig, read_yaml(setting)))
     return build(RootConfig, base)
 
 
@@ -286,9 +303,14 @@ def _quieten_libraries() -> None:
 
 
 def _writable(path: str) -> Path:
+    """The file, made empty now: an output that cannot be written is found before the work, not after it."""
     target = Path(path)
     if not target.parent.is_dir():
         raise SettingsError(f"--out {path}: no such folder {target.parent}")
+    try:
+        target.write_bytes(b"")
+    except OSError as error:
+        raise SettingsError(f"--out {path}: cannot be written ({error.strerror})") from None
     return target
 
 

@@ -19,7 +19,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A frozen group of settings; the string under a field documents it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):
@@ -282,6 +284,15 @@ class RootConfig(Section):
     """Held-out measurement."""
 
     @model_validator(mode="after")
+    def _harder_exists(self) -> Self:
+        default = type(self.evaluation).model_fields["harder_problems"].default
+        if self.task.name != "arithmetic" and self.evaluation.harder_problems not in (0, default):
+            raise ValueError(
+                f"evaluation.harder_problems has no effect: task {self.task.name} has no harder split; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pinned(self) -> Self:
         pinned = len(self.model.revision) == 40 and all(c in "0123456789abcdef" for c in self.model.revision)
         if self.model.trust_remote_code and not pinned:
@@ -322,6 +333,14 @@ class TrainConfig(RootConfig):
         return self
 
 
+UNREAD_BY_SFT = {
+    "rollout": ("problems", "group_size"),
+    "optimizer": ("minibatches", "epochs"),
+    "evaluation": ("every",),
+}
+"""Settings of shared sections that only training reads: dropped from files, which both verbs share, refused as overrides."""
+
+
 class SftRunConfig(RootConfig):
     """`slimrl sft`: warm start on a task's worked solutions, loss on the solution only."""
 
@@ -330,8 +349,7 @@ class SftRunConfig(RootConfig):
 
     @model_validator(mode="after")
     def _no_dead_switch(self) -> Self:
-        unread = {"rollout": ("problems", "group_size"), "optimizer": ("minibatches", "epochs")}
-        for section, keys in unread.items():
+        for section, keys in UNREAD_BY_SFT.items():
             chosen = getattr(self, section)
             for key in keys:
                 if getattr(chosen, key) != type(chosen).model_fields[key].default:

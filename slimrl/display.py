@@ -5,6 +5,7 @@ Model-made text never reaches the terminal raw: control characters are made visi
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,12 @@ COLUMNS = (
 def visible(text: str) -> str:
     """The text with control, format (bidi) and surrogate characters as escapes; line breaks and tabs stay."""
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else f"\\x{ord(c):02x}" for c in text
+        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else _escape(ord(c)) for c in text
     )
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class Display:
@@ -96,6 +101,8 @@ class Display:
                     f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
                     "cyan",
                 )
+                if s["truncated"] > 0.5:
+                    self.say("warning: most completions were cut off; raise rollout.max_new_tokens", "yellow")
 
     def step(
         self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task
@@ -112,8 +119,8 @@ class Display:
             f"{step + 1:>4}/{steps:<4} " + " ".join(f"{cell:>8}" for cell in cells) + f"  {speed:>8,.0f} {left:>5.0f}s"
         )
         self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{left:.0f} s left")
-        if metrics.get("update/skipped") == 1.0:
-            self.say("no update: no group carried a signal", "yellow")
+        if metrics["update/skipped"] == 1.0:
+            self.say("no update in this step: no token carried loss, or a float16 gradient overflowed", "yellow")
         elif metrics["sampling/fell_back"]:
             trained, wanted = metrics["sampling/trained_groups"], collected.wanted
             self.say(f"dynamic sampling: budget spent, training on {trained:.0f} of {wanted} groups", "yellow")
@@ -137,15 +144,16 @@ class Display:
         from slimrl.evaluate import compare
 
         self.stop()
-        table = Table(title="strict held-out accuracy, 95 % intervals", title_justify="left")
-        for title in ("split", "decoding", "before", "after", "paired change, points"):
+        self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
+        table = Table(box=None, pad_edge=False)
+        for title in ("", "before", "after", "paired change"):
             table.add_column(title, no_wrap=True)
         splits = {"test": (before.test, after.test), "harder": (before.harder, after.harder)}
         for name, modes in compare(before, after).items():
             first, last = (split.summary() for split in splits[name])
             for mode, difference in modes.items():
                 prefix = "" if mode == "sampled" else "greedy_"
-                table.add_row(name, mode, *_cells(first, last, prefix), _change(difference))
+                table.add_row(f"{name}, {mode}", *_cells(first, last, prefix), _change(difference))
         self.console.print(table)
         for sentence in inert:
             self.say(f"inert in this run: {sentence}", "yellow")
@@ -156,14 +164,17 @@ class Display:
         self.progress.stop()
 
     def _completion(self, question: str, text: str, extracted: str, gold: str, reward: float) -> None:
-        self.say(f"question:  {question}", "dim")
-        self.say(f"completion: {text}", "dim")
+        # Indented, so that no completion can pass its own lines off as ours.
+        for title, body in (("question", question), ("completion", text)):
+            self.say(f"{title}:\n" + textwrap.indent(body, "    ", lambda _: True), "dim")
         self.say(f"extracted {extracted!r}, gold {gold!r}, reward {reward:.2f}", "dim")
 
 
 def _cells(before: dict[str, float], after: dict[str, float], prefix: str) -> tuple[str, str]:
     key = "greedy" if prefix else "accuracy"
-    first, last = (f"{s[key]:.1%} [{s[prefix + 'low']:.1%}, {s[prefix + 'high']:.1%}]" for s in (before, after))
+    first, last = (
+        f"{100 * s[key]:.1f} [{100 * s[prefix + 'low']:.1f}, {100 * s[prefix + 'high']:.1f}]" for s in (before, after)
+    )
     return first, last
 
 

@@ -60,7 +60,7 @@ class Examination:
 
 def examine(setup: TrainSetup) -> Examination:
     """Sample a few groups from the training problems with draws of their own, and look at them."""
-    problems = list(islice(setup.task.train, PROBE_PROBLEMS))
+    problems = list(islice(setup.training_problems(step=0, count=PROBE_PROBLEMS), PROBE_PROBLEMS))
     groups = setup.roll_out(problems, stream="probe", step=0, strict=True)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     style = setup.task.style

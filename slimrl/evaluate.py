@@ -94,7 +94,7 @@ class Evaluation:
 
 def evaluate(setup: Setup, *, step: int) -> Evaluation:
     """Sample (at the training temperature) and decode greedily on the held-out problems."""
-    return Evaluation(step, _answer(setup, setup.held_out()), _answer(setup, setup.harder()))
+    return Evaluation(step, _answer(setup, setup.held_out), _answer(setup, setup.harder))
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 
 from slimrl.config import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.model.loading import Policy, load_policy
+from slimrl.model.loading import Policy, load_policy, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Group, Problem
 from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, score
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, load_task
-from slimrl.tasks.order import ENDLESS
+from slimrl.tasks.order import ENDLESS, problems_for_step
+from slimrl.tasks.styles import STYLES
 
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
-TAUGHT_INSTRUCTION = "slimrl_instruction"
-"""Key of a model's config.json under which `slimrl sft` notes the system message that it taught with."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,22 @@ class Setup:
     task: Task
     prompter: Prompter
     engine: RolloutEngine
+    held_out: tuple[Problem, ...]
+    """The evaluation problems, the same ones every time."""
+    harder: tuple[Problem, ...]
+    """Those of the harder split; empty where there is none, or none is wanted."""
     notes: tuple[str, ...]
     """What a user should know before the first step, in plain sentences."""
+
+    def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
+        """This step's problems whose prompts fit, then spares."""
+        problems = problems_for_step(self.task.train, seed=self.config.seed, step=step, count=count)
+        return (problem for problem in problems if len(self.prompt_ids(problem)) <= self.room)
+
+    @property
+    def room(self) -> int:
+        """Longest prompt, in tokens, beside which a completion fits the context."""
+        return self.policy.context - self.config.rollout.max_new_tokens
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         return self.prompter.ids(self.task.messages(problem))
@@ -54,13 +67,6 @@ class Setup:
             )
             for problem in problems
         ]
-
-    def held_out(self) -> list[Problem]:
-        """The evaluation problems, the same ones every time."""
-        return list(islice(self.task.test, self.config.evaluation.problems))
-
-    def harder(self) -> list[Problem]:
-        return list(islice(self.task.harder, self.config.evaluation.harder_problems))
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,8 @@ def prepare(config: RootConfig) -> Setup:
 
     Raises SettingsError or DataError, one sentence each.
     """
-    policy = load_policy(config.model, seed=config.seed)
-    prompter = make_prompter(policy.tokenizer, config.task.template)
-    task = load_task(config.task, seed=config.seed)
-    taught = getattr(policy.model.config, TAUGHT_INSTRUCTION, None)
-    if config.task.instruction == "auto" and taught is not None:
-        task = replace(task, instruction=taught)
-    notes = [_template_note(prompter, config)]
+    policy, prompter, instruction = prepare_model(config)
+    task = load_task(config.task, instruction=instruction, seed=config.seed)
     room = policy.context - config.rollout.max_new_tokens
     if room < 1:
         raise SettingsError(
@@ -112,23 +113,31 @@ def prepare(config: RootConfig) -> Setup:
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    whole = {"train": task.train, "test": task.test, "harder": task.harder}
-    kept = {split: _fitting(problems, fits) for split, problems in whole.items()}
-    for split, problems in kept.items():
-        total = len(whole[split])
-        if len(problems) < total:
-            notes.append(
-                f"{total - len(problems)} of {total} {split} prompts do not fit {room} tokens beside "
-                f"{config.rollout.max_new_tokens} new ones and are left out"
-            )
-        if total and not len(problems):
-            raise SettingsError(
-                f"no {split} prompt fits the context of {policy.context} tokens beside rollout.max_new_tokens="
-                f"{config.rollout.max_new_tokens}; lower it"
-            )
-    task = replace(task, train=kept["train"], test=kept["test"], harder=kept["harder"])
-    engine = RolloutEngine(policy, slots=config.rollout.slots)
-    return Setup(config, policy, task, prompter, engine, tuple(note for note in notes if note))
+    notes = [*policy.notes, _template_note(prompter, config)]
+    train, note = _fitting("train", task.train, len(task.train), fits)
+    held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
+    harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
+    return Setup(
+        config=config,
+        policy=policy,
+        task=replace(task, train=train),
+        prompter=prompter,
+        engine=RolloutEngine(policy, slots=config.rollout.slots),
+        held_out=tuple(held_out),
+        harder=tuple(harder),
+        notes=tuple(n for n in [*notes, note, test_note, harder_note] if n),
+    )
+
+
+def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
+    """The policy, its prompter, and the system message to use with it."""
+    policy = load_policy(config.model, seed=config.seed)
+    prompter = make_prompter(policy.tokenizer, config.task.template)
+    instruction = config.task.instruction
+    if instruction == "auto":
+        taught = taught_instruction(policy, config.task.style)
+        instruction = STYLES[config.task.style].instruction if taught is None else taught
+    return policy, prompter, instruction
 
 
 def prepare_training(config: TrainConfig) -> TrainSetup:
@@ -140,23 +149,21 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
         )
     rewards = load_rewards(config.rewards, setup.task, max_new_tokens=config.rollout.max_new_tokens)
     every = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, GOLD_SAMPLE)
-    gold = check_gold(setup.task, [*every, *setup.held_out(), *setup.harder()], rewards)
+    gold = check_gold(setup.task, [*every, *setup.held_out, *setup.harder], rewards)
     notes = list(setup.notes)
+    updates = config.steps * config.optimizer.minibatches * config.optimizer.epochs
+    if config.optimizer.warmup_steps >= updates:
+        notes.append(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is not less than the run's {updates} updates, so the "
+            "learning rate only rises"
+        )
     if gold.failures:
         sentence = gold_sentence(gold)
         if config.rewards.gold_check == "refuse":
             raise SettingsError(f"{sentence}; mend the data, or set rewards.gold_check=report to go on")
         notes.append(sentence)
-    return TrainSetup(
-        config=config,
-        policy=setup.policy,
-        task=setup.task,
-        prompter=setup.prompter,
-        engine=setup.engine,
-        notes=tuple(notes),
-        rewards=rewards,
-        gold=gold,
-    )
+    parts = {field.name: getattr(setup, field.name) for field in fields(setup)}
+    return TrainSetup(**{**parts, "config": config, "notes": tuple(notes)}, rewards=rewards, gold=gold)
 
 
 def gold_sentence(gold: GoldReport) -> str:
@@ -169,13 +176,37 @@ def gold_sentence(gold: GoldReport) -> str:
     return f"the gold answer cannot earn the maximum reward on {len(rows)} of {gold.n} rows: {shown}"
 
 
-def _fitting(problems: Sequence[Problem], fits: object) -> Sequence[Problem]:
-    """Those that fit; an endless supply is checked on its first rows and must fit whole."""
-    assert callable(fits)
-    if len(problems) < ENDLESS and isinstance(problems, list | tuple):
-        return [problem for problem in problems if fits(problem)]
-    sample: Iterator[Problem] = islice(problems, 64)
-    return problems if all(fits(problem) for problem in sample) else []
+def _fitting(
+    split: str, problems: Sequence[Problem], wanted: int, fits: Callable[[Problem], bool]
+) -> tuple[Sequence[Problem], str]:
+    """The first `wanted` problems that fit, and a note on those that do not; an endless supply to train on is left
+    whole, since `training_problems` passes over what does not fit.
+    """
+    if wanted >= ENDLESS:
+        sample = list(islice(problems, 64))
+        if not any(map(fits, sample)):
+            raise SettingsError(_nothing_fits(split))
+        return problems, ""
+    kept: list[Problem] = []
+    left_out = 0
+    for problem in problems if len(problems) < ENDLESS else islice(problems, 10 * wanted):
+        if len(kept) == wanted:
+            break
+        if fits(problem):
+            kept.append(problem)
+        else:
+            left_out += 1
+    if wanted and left_out and not kept:
+        raise SettingsError(_nothing_fits(split))
+    looked_at = len(kept) + left_out
+    return (
+        kept,
+        f"{left_out} of {looked_at} {split} prompts do not fit the context and are left out" if left_out else "",
+    )
+
+
+def _nothing_fits(split: str) -> str:
+    return f"no {split} prompt fits the model's context beside rollout.max_new_tokens; lower it"
 
 
 def _template_note(prompter: Prompter, config: RootConfig) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from slimrl.config import RootConfig, SftRunConfig, TrainConfig
+from slimrl.config import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
 Root = TypeVar("Root", bound=RootConfig)
@@ -28,7 +28,7 @@ def load_config(kind: type[Root], files: Sequence[str], overrides: Sequence[str]
     merged: dict[str, Any] = {}
     origin = "the settings"
     for file in files:
-        merged = merge(merged, read_yaml(file))
+        merged = merge(merged, for_verb(kind, read_yaml(file)))
         origin = f"{', '.join(files)}"
     for override in overrides:
         merged = merge(merged, parse_override(override))
@@ -38,9 +38,22 @@ def load_config(kind: type[Root], files: Sequence[str], overrides: Sequence[str]
 def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "the settings") -> Root:
     """Validate a nested mapping into the settings object; raises SettingsError."""
     try:
-        return kind.model_validate(_exact_floats(settings))
+        return kind.model_validate(settings)
     except ValidationError as error:
         raise SettingsError(_sentence(kind, error, origin)) from None
+    except RecursionError:
+        raise SettingsError(f"{origin}: a section refers to itself; write the settings out") from None
+
+
+def for_verb(kind: type[RootConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's settings without those that belong to another verb: recipes serve train, sft and eval alike."""
+    foreign = {*TrainConfig.model_fields, *SftRunConfig.model_fields} - set(kind.model_fields)
+    kept = {key: value for key, value in settings.items() if key not in foreign}
+    if kind is SftRunConfig:
+        for section, keys in UNREAD_BY_SFT.items():
+            if isinstance(kept.get(section), dict):
+                kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    return kept
 
 
 def read_yaml(file: str) -> dict[str, Any]:
@@ -56,7 +69,10 @@ def read_yaml(file: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
-        raise SettingsError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SettingsError(f"{where}: not valid YAML ({reason})") from None
+    except RecursionError:
+        raise SettingsError(f"{file}: an alias refers to itself; write the settings out") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -71,6 +87,10 @@ class SettingsLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} is not the name of a setting", problem_mark=key_node.start_mark
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key} is set twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -96,14 +116,17 @@ SettingsLoader.add_implicit_resolver(
 def parse_override(text: str) -> dict[str, Any]:
     """`section.key=value` as a nested mapping; the value is YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    # The name of a user's reward function holds dots of its own: rewards.custom.my.py:brevity.weight=0.5
+    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+)\.(\w+)", key.strip())
+    parts = ["rewards", "custom", *custom.groups()] if custom else key.strip().split(".")
+    if not equals or not all(parts):
         raise SettingsError(f"{text!r} is neither a settings file nor section.key=value")
     try:
         parsed = yaml.load(value, Loader=SettingsLoader)
     except yaml.YAMLError:
         raise SettingsError(f"{text!r}: the value is not valid YAML; quote it") from None
     nested: Any = "" if parsed is None and value.strip() == "" else parsed
-    for part in reversed(key.strip().split(".")):
+    for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)
 
@@ -139,13 +162,6 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseMo
         else:
             keys[prefix + name] = None
     return keys
-
-
-def _exact_floats(value: Any) -> Any:
-    """Tuples to lists; everything else as it is (strict validation takes an int for a float, not the reverse)."""
-    if isinstance(value, Mapping):
-        return {key: _exact_floats(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:

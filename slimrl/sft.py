@@ -20,15 +20,17 @@ from slimrl.display import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import evaluate
 from slimrl.model.attention import CausalRows
-from slimrl.model.loading import Policy
+from slimrl.model.loading import TAUGHT, Policy
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import MasterAdamW, learning_rate
-from slimrl.prepare import TAUGHT_INSTRUCTION, Setup, prepare
+from slimrl.prepare import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
-from slimrl.runs.directory import RunDirectory
+from slimrl.runs.directory import RunDirectory, new_run
 from slimrl.settings import nearest
-from slimrl.tasks.order import problems_for_step
+
+SOLUTIONS_LOOKED_AT = 500
+"""Training problems whose solutions are measured before the first update."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,23 @@ class Example:
 
 def sft(config: SftRunConfig, display: Display) -> SftSummary:
     """Imitate demonstrators; evaluates before and after as training does."""
+    path = new_run(config, "sft")
     setup = prepare(config)
-    policy, settings = setup.policy, config.optimizer
+    policy = setup.policy
     demonstrate = demonstrator(setup, config)
-    run = RunDirectory.create(config, policy, verb="sft")
-    for note in setup.notes:
-        display.say(f"note: {note}")
+    for note in [*setup.notes, overlong_note(setup, demonstrate, config)]:
+        if note:
+            display.say(f"note: {note}")
+    run = RunDirectory.create(path, config, policy, verb="sft")
+    with run.recording():
+        return imitate_and_measure(setup, run, demonstrate, display, config)
+
+
+def imitate_and_measure(
+    setup: Setup, run: RunDirectory, demonstrate: Demonstrate, display: Display, config: SftRunConfig
+) -> SftSummary:
+    """Held-out accuracy, the updates, held-out accuracy again."""
+    policy, settings = setup.policy, config.optimizer
     before = evaluate(setup, step=0)
     run.log_evaluation(before)
     display.evaluation(before)
@@ -73,11 +86,9 @@ def sft(config: SftRunConfig, display: Display) -> SftSummary:
     )
     tokens, started = 0, time.perf_counter()
     for step in range(config.steps):
-        problems = islice(
-            problems_for_step(setup.task.train, seed=config.seed, step=step, count=config.sft.batch_size),
-            config.sft.batch_size,
-        )
-        examples = [demonstrate(problem, step) for problem in problems]
+        problems = setup.training_problems(step=step, count=config.sft.batch_size)
+        written = (demonstrate(problem, step) for problem in problems)
+        examples = list(islice((example for example in written if example is not None), config.sft.batch_size))
         loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
         rate = learning_rate(
             step,
@@ -94,7 +105,8 @@ def sft(config: SftRunConfig, display: Display) -> SftSummary:
     after = evaluate(setup, step=config.steps)
     run.log_evaluation(after)
     display.evaluation(after)
-    setattr(policy.model.config, TAUGHT_INSTRUCTION, setup.task.instruction)
+    taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
+    setattr(policy.model.config, TAUGHT, taught)
     run.save_final(policy)
     summary = SftSummary(str(run.path), before.test.summary(), after.test.summary(), config.steps, tokens, seconds)
     run.finish(summary)
@@ -102,9 +114,14 @@ def sft(config: SftRunConfig, display: Display) -> SftSummary:
     return summary
 
 
-def demonstrator(setup: Setup, config: SftRunConfig) -> Callable[[Problem, int], Example]:
+Demonstrate = Callable[[Problem, int], Example | None]
+
+
+def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
     """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and lets it write.
 
+    A worked solution beyond the token budget gives None: cut off, it would teach never to stop. The flawed texts of
+    the built-in task are cut there, since not stopping is what the rambling ones show.
     Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
     """
     known = setup.task.demonstrators
@@ -122,16 +139,29 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Callable[[Problem, int],
     shares = np.cumsum([config.sft.mixture[name] for name in names])
     stop = _stop_id(setup.policy)
 
-    def demonstrate(problem: Problem, step: int) -> Example:
+    def demonstrate(problem: Problem, step: int) -> Example | None:
         draws = generator(config.seed, "imitate", step, problem.id)
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
         ids = setup.policy.tokenizer(text, add_special_tokens=False).input_ids
         room = config.rollout.max_new_tokens
-        # A text beyond the budget is cut without a stop token: what is imitated is not ending.
-        return Example(setup.prompt_ids(problem), tuple(ids[:room]) if len(ids) >= room else (*ids, stop))
+        if len(ids) < room:
+            return Example(setup.prompt_ids(problem), (*ids, stop))
+        return None if name == "solution" else Example(setup.prompt_ids(problem), tuple(ids[:room]))
 
     return demonstrate
+
+
+def overlong_note(setup: Setup, demonstrate: Demonstrate, config: SftRunConfig) -> str:
+    """What is said of worked solutions beyond the token budget; raises SettingsError where they are the rule."""
+    seen = [demonstrate(problem, 0) is None for problem in islice(setup.task.train, SOLUTIONS_LOOKED_AT)]
+    share = sum(seen) / len(seen)
+    if share > 0.5:
+        raise SettingsError(
+            f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={config.rollout.max_new_tokens} and could "
+            "not be imitated whole; raise it"
+        )
+    return f"{share:.1%} of the worked solutions exceed rollout.max_new_tokens and are left out" if share else ""
 
 
 def imitate(
@@ -159,7 +189,9 @@ def imitate(
         logprobs, _ = token_logprobs(policy.head, hidden[mask], ids[:, 1:][mask], temperature=1.0)
         loss = -logprobs.sum() / total
         if not torch.isfinite(loss):
-            raise DivergedError(f"the loss is {loss.item()}; lower optimizer.learning_rate")
+            raise DivergedError(
+                f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate"
+            )
         backward(loss)
         loss_sum += float(loss.detach())
     return loss_sum

@@ -32,11 +32,10 @@ from slimrl.model.attention import CausalRows
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import MasterAdamW, learning_rate
-from slimrl.prepare import prepare_training
+from slimrl.prepare import TrainSetup, prepare_training
 from slimrl.records import Batch, Group
-from slimrl.runs.directory import RunDirectory
+from slimrl.runs.directory import RunDirectory, new_run
 from slimrl.runs.metrics import Metrics, TokenMeans, describe
-from slimrl.tasks.order import problems_for_step
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,17 @@ class TrainSummary:
 
 def train(config: TrainConfig, display: Display) -> TrainSummary:
     """Train a policy; the body is the algorithm, top to bottom. Raises SlimError kinds for what a user can mend."""
+    path = new_run(config, "train")
     setup = prepare_training(config)
-    policy = setup.policy
-    run = RunDirectory.create(config, policy, verb="train")
     display.opening(examine(setup), setup.notes)
+    run = RunDirectory.create(path, config, setup.policy, verb="train")
+    with run.recording():
+        return train_and_measure(setup, run, display)
+
+
+def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) -> TrainSummary:
+    """Held-out accuracy, the steps, held-out accuracy again."""
+    config, policy = setup.config, setup.policy
     reference = freeze(policy) if config.algorithm.kl_coef else None
     optimizer = make_optimizer(policy, config)
     before = evaluate(setup, step=0)
@@ -71,9 +77,8 @@ def train(config: TrainConfig, display: Display) -> TrainSummary:
     seen, tokens, seconds = look([], config), 0, 0.0
     for step in range(config.steps):
         started = time.perf_counter()
-        problems = problems_for_step(setup.task.train, seed=config.seed, step=step, count=config.rollout.problems)
         collected = collect_groups(
-            problems,
+            setup.training_problems(step=step, count=config.rollout.problems),
             partial(setup.roll_out, stream="train", step=step, strict=step == 0),
             count=config.rollout.problems,
             dynamic_sampling=config.algorithm.dynamic_sampling,
@@ -229,7 +234,7 @@ def accumulate_gradient(
         loss = (weight * value).sum()
         if not torch.isfinite(loss):
             raise DivergedError(
-                f"the loss is {loss.item()}; no weight was touched. Lower optimizer.learning_rate, or look at the last "
+                f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate, or look at the last "
                 "rollouts for what went wrong"
             )
         backward(loss)

@@ -23,7 +23,8 @@ ALLOWED = {
     "algorithm": {"records"},
     "tasks": {"config", "errors", "records", "randomness"},
     "rewards": {"config", "errors", "records", "tasks"},
-    "rollout": {"model", "records", "randomness"},
+    "rollout": {"errors", "model", "records", "randomness"},
+    "runs": {"algorithm", "config", "errors", "model", "records", "settings"},
 }
 
 
@@ -33,8 +34,13 @@ def stage(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
+    """Modules imported at run time; what stands under `if TYPE_CHECKING:` is not."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
         elif isinstance(node, ast.Import):

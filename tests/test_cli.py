@@ -69,6 +69,14 @@ def files(tmp_path: Path, tiny_folder: Path) -> dict[str, Path]:
     (plain / "chat_template.jinja").unlink(missing_ok=True)
     torn = model("torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:5000])
+    deeper = model("deeper")
+    config = json.loads((deeper / "config.json").read_text())
+    (deeper / "config.json").write_text(
+        json.dumps(config | {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3})
+    )
+    wordless = model("wordless")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (wordless / file).unlink(missing_ok=True)
     rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1), "solution": f"{i}+1={i + 1}"} for i in range(40)]
     good = "".join(json.dumps(row) + "\n" for row in rows)
     return {
@@ -76,7 +84,13 @@ def files(tmp_path: Path, tiny_folder: Path) -> dict[str, Path]:
         "silent": silent,
         "plain": plain,
         "torn": torn,
-        "empty": write("empty", "") and tmp_path / "nothing",
+        "deeper": deeper,
+        "wordless": wordless,
+        "loop.yaml": write("loop.yaml", "task: &a\n  arithmetic: *a\n"),
+        "listkey.yaml": write("listkey.yaml", "[a, b]: 1\n"),
+        "control.yaml": write("control.yaml", "name: \x01x\n"),
+        "number.yaml": write("number.yaml", "1: 1\n"),
+        "misspelt.yaml": write("misspelt.yaml", "tsk: {name: gsm8k}\n"),
         "good.jsonl": write("good.jsonl", good),
         "bad.jsonl": write("bad.jsonl", good + '{"question": "and now?"}\n'),
         "broken.jsonl": write("broken.jsonl", good + '{"question": "and\n'),
@@ -130,6 +144,26 @@ MISTAKES = {
     "more problems than there are": (2, "rollout.problems=64 exceeds the", "train", "model.path={tiny}", *TASK, "rollout.problems=64"),
     "remote code without a pin": (2, "needs model.revision=", "train", "model.trust_remote_code=true"),
     "name that leaves the folder": (2, "lower-case letters", "train", "name=../../x"),
+    "settings that refer to themselves": (2, "task.arithmetic", "train", "{loop.yaml}"),
+    "a list as a key": (2, "is not the name of a setting", "train", "{listkey.yaml}"),
+    "a control character": (2, "not valid YAML", "train", "{control.yaml}"),
+    "a number as a key": (2, "is not the name of a setting", "train", "{number.yaml}"),
+    "dots and nothing else": (2, "neither a settings file nor", "train", "..=3"),
+    "a folder as settings": (2, "no such settings file", "train", "{tiny}"),
+    "an empty model path": (2, "model.path is empty", "train", "model.path="),
+    "a weight that is no number": (2, "rewards.correct=nan", "train", "rewards.correct=.nan"),
+    "evaluation schedule in sft": (2, "evaluation.every has no effect in slimrl sft", "sft", "evaluation.every=5"),
+    "harder problems without a harder split": (2, "has no harder split", "train", "task.name=gsm8k", "evaluation.harder_problems=5"),
+    "revision of a local folder": (2, "has no effect on the local folder", "train", "model.path={tiny}", "model.revision=v2"),
+    "config and weights of two models": (3, "would be random", "train", "model.path={deeper}"),
+    "no tokenizer": (3, "tokenizer", "train", "model.path={wordless}"),
+    "an output folder that is a file": (2, "is not a folder that can be written", "train", "model.path={tiny}", "output={good.jsonl}"),
+    "solutions beyond the budget": (2, "could not be imitated whole", "sft", "model.path={tiny}", "rollout.max_new_tokens=8"),
+    "a question beyond the context": (2, "exceed the model's context", "sample", "{tiny}", "apples " * 900),
+    "a question that is not UTF-8": (2, "not UTF-8", "sample", "{tiny}", "\udcff"),
+    "grade: setting without effect": (2, "no effect on grading", "grade", "--task", "gsm8k", "{graded.jsonl}", "seed=4"),
+    "eval: output in no folder": (2, "no such folder", "eval", "{tiny}", "--out", "none/x.jsonl"),
+    "eval: misspelt section in a file": (2, "tsk is not a setting", "eval", "{tiny}", "{misspelt.yaml}"),
     "training from noise": (2, "use slimrl sft first", "train", "model.init=random"),
     "unknown demonstrator": (2, "no such demonstrator", "sft", "model.path={tiny}", "sft.mixture.solutoin=1"),
     "no solutions to imitate": (2, "no worked solutions", "sft", "model.path={tiny}", "task.name=jsonl", "task.path={unsolved.jsonl}"),
@@ -170,6 +204,30 @@ def test_an_existing_run_is_never_overwritten(slimrl, tiny_folder: Path, tmp_pat
     assert result.code == 2
     assert "never overwritten" in result.err
     assert [p.name for p in (tmp_path / "runs" / "mine").iterdir()] == ["precious"]
+
+
+def test_a_refused_start_leaves_no_run_and_a_failed_one_says_so(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "calls = 0\n"
+        "def late(completions, **_):\n"
+        "    global calls\n"
+        "    calls += len(completions) > 1\n"
+        "    if calls > LIMIT: raise ValueError('late')\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    text = (tmp_path / "late.py").read_text()
+    base = ("train", f"model.path={tiny_folder}", *SMALL, "evaluation.harder_problems=0", "rewards.custom.late.py:late.high=1",
+            "rewards.custom.late.py:late.low=0")  # fmt: skip
+    (tmp_path / "late.py").write_text(text.replace("LIMIT", "2"))
+    early = slimrl(*base, "name=early")
+    assert early.code == 2
+    assert not (tmp_path / "runs").exists(), "a reward that fails in the probe stops before a run directory is made"
+    (tmp_path / "late.py").write_text(text.replace("LIMIT", "17"))
+    late = slimrl(*base, "name=late")
+    assert late.code == 2, late.err
+    state = json.loads((tmp_path / "runs" / "late" / "run.json").read_text())
+    assert state["status"] == "failed"
+    assert "reward late" in state["reason"]
 
 
 def test_help_imports_neither_torch_nor_pydantic() -> None:
@@ -213,7 +271,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert {"run", "before", "after", "steps", "tokens_generated", "seconds"} <= set(summary)
     assert {"accuracy", "low", "high", "greedy", "n"} <= set(summary["before"])
     assert summary["before"]["n"] == 6
-    assert "no group carried a signal" in trained.err or "step" in trained.err
+    assert "everything lies in runs/r" in trained.err
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final",

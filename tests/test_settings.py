@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from slimrl.config import SftRunConfig, TrainConfig
+from slimrl.config import CustomReward, RootConfig, Section, SftRunConfig, TrainConfig
+from slimrl.display import Display
 from slimrl.errors import SettingsError
 from slimrl.settings import build, describe_settings, dump_yaml, known_keys, load_config, merge, parse_override
+from slimrl.sft import sft
+from slimrl.train import train
 from tests.conftest import ROOT
 
 
@@ -78,21 +80,54 @@ def test_the_mistake_names_the_file(tmp_path: Path) -> None:
         load_config(TrainConfig, [str(tmp_path / "mine.yaml")])
 
 
-def test_every_setting_is_read_outside_the_settings() -> None:
-    """A leaf that no module reads as an attribute would be an option without effect."""
-    read = set()
-    for path in (ROOT / "slimrl").rglob("*.py"):
-        if path.name in {"settings.py"}:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute):
-                read.add(node.attr)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.stem != "config":
-                read.add(node.value)
-    leaves = {
-        key.rpartition(".")[2] for kind in (TrainConfig, SftRunConfig) for key, s in known_keys(kind).items() if not s
+def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and warm starts under a watch: a field of a section that no code reads would be an option without effect."""
+    read: set[str] = set()
+    original = Section.__getattribute__
+
+    def watched(self: Section, name: str) -> object:
+        if name in type(self).model_fields:
+            read.add(f"{type(self).__name__}.{name}")
+        return original(self, name)
+
+    small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "evaluation.problems=2", f"output={tmp_path}"]
+    (tmp_path / "mine.py").write_text("def mine(completions, **_): return [1.0] * len(completions)")
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}+1?", "answer": f"{i + 1}"}) + "\n" for i in range(30))
+    )
+    trainings = [
+        ["rewards.soft_overlong=0.5", "algorithm.dynamic_sampling=refill", "optimizer.warmup_steps=1", "optimizer.epochs=2",
+         f"rewards.custom={{'{tmp_path}/mine.py:mine': {{low: 0, high: 1}}}}", "log.samples_every=1"],
+        ["task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", f"task.test_path={tmp_path}/test.jsonl", "task.style=tags",
+         "rewards.check_numbers=1", "rewards.as_published=true", "rewards.gold_check=report"],
+    ]  # fmt: skip
+    (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
+    configs = [load_config(TrainConfig, [], [*small, f"name=t{i}", *more]) for i, more in enumerate(trainings)]
+    imitation = load_config(
+        SftRunConfig,
+        [],
+        [*(s for s in small if not s.startswith("rollout")), "name=s", "sft.batch_size=2", "sft.show_every=1"],
+    )
+    monkeypatch.setattr(Section, "__getattribute__", watched)
+    for config in configs:
+        train(config, Display(quiet=True, samples_every=config.log.samples_every, samples=config.log.samples))
+    sft(imitation, Display(quiet=True))
+    fields = {
+        f"{kind.__name__}.{field}"
+        for kind in sections(TrainConfig) | sections(SftRunConfig)
+        for field in kind.model_fields
     }
-    assert leaves <= read, leaves - read
+    at_the_door = {"RolloutConfig.top_p", "RolloutConfig.top_k"}  # refused unless off, so there is nothing to read
+    assert fields - read == at_the_door | {f"RootConfig.{name}" for name in RootConfig.model_fields} & fields
+
+
+def sections(kind: type[Section]) -> set[type[Section]]:
+    """A settings class and every section below it."""
+    found = {kind, CustomReward}
+    for info in kind.model_fields.values():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            found |= sections(info.annotation)
+    return found
 
 
 def test_json_of_every_default_is_plain() -> None:

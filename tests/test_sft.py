@@ -11,9 +11,11 @@ import torch
 
 from slimrl.config import SftRunConfig
 from slimrl.display import Display
+from slimrl.errors import SettingsError
 from slimrl.prepare import prepare
 from slimrl.settings import load_config
-from slimrl.sft import Example, demonstrator, imitate, sft
+from slimrl.sft import Example, demonstrator, imitate, overlong_note, sft
+from tests.conftest import ROOT
 from tests.tiny import tiny_policy
 
 
@@ -52,11 +54,16 @@ def test_mixture_shares_and_reproducible_draws(tiny_folder: Path, tmp_path: Path
     setup = prepare(config)
     demonstrate = demonstrator(setup, config)
     problems = list(islice(setup.task.train, 400))
-    texts = [setup.policy.decode(demonstrate(problem, 0).target_ids) for problem in problems]
+
+    def write(step: int) -> list[str]:
+        return [setup.policy.decode(e.target_ids) for problem in problems if (e := demonstrate(problem, step))]
+
+    texts = write(0)
+    assert len(texts) == 400
     kinds = Counter(setup.task.style.well_formed(text) for text in texts)
     assert 0.18 < kinds[True] / 400 < 0.32
-    assert texts == [setup.policy.decode(demonstrate(problem, 0).target_ids) for problem in problems]
-    assert texts != [setup.policy.decode(demonstrate(problem, 1).target_ids) for problem in problems]
+    assert texts == write(0)
+    assert texts != write(1)
 
 
 def test_targets_end_with_the_stop_token_unless_they_overrun(tiny_folder: Path, tmp_path: Path) -> None:
@@ -65,7 +72,9 @@ def test_targets_end_with_the_stop_token_unless_they_overrun(tiny_folder: Path, 
     demonstrate = demonstrator(setup, config)
     lengths = Counter()
     for problem in islice(setup.task.train, 100):
-        ids = demonstrate(problem, 0).target_ids
+        example = demonstrate(problem, 0)
+        assert example is not None
+        ids = example.target_ids
         ended = ids[-1] in setup.policy.stop_ids
         lengths[ended] += 1
         assert len(ids) <= 30
@@ -86,6 +95,29 @@ def test_a_random_model_learns_the_form(tiny_folder: Path, tmp_path: Path) -> No
     assert losses[0] > 5.5
     assert losses[-1] < 1.8
     saved = json.loads((Path(summary.run) / "final" / "config.json").read_text())
-    assert saved["slimrl_instruction"] == "be brief"
+    assert saved["slimrl_taught"] == {"style": "hashes", "instruction": "be brief"}
     again = prepare(config_of(Path(summary.run) / "final", tmp_path))
     assert again.task.instruction == "be brief"
+    other = prepare(config_of(Path(summary.run) / "final", tmp_path, "task.style=boxed"))
+    assert "boxed" in other.task.instruction, "another form than the taught one needs its own instruction"
+
+
+def test_solutions_beyond_the_budget_are_left_out_and_said(tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_folder, tmp_path, "rollout.max_new_tokens=20")
+    setup = prepare(config)
+    demonstrate = demonstrator(setup, config)
+    assert "are left out" in overlong_note(setup, demonstrate, config)
+    for problem in islice(setup.task.train, 100):
+        example = demonstrate(problem, 0)
+        assert example is None or example.target_ids[-1] in setup.policy.stop_ids
+    config = config_of(tiny_folder, tmp_path, "rollout.max_new_tokens=9")
+    setup = prepare(config)
+    with pytest.raises(SettingsError, match="could not be imitated whole"):
+        overlong_note(setup, demonstrator(setup, config), config)
+
+
+@pytest.mark.parametrize("recipe", ["gsm8k.yaml", "math.yaml", "aime.yaml"])
+def test_task_recipes_serve_the_warm_start_too(recipe: str) -> None:
+    config = load_config(SftRunConfig, [str(ROOT / "recipes" / recipe)], ["model.init=random"])
+    assert config.task.name == recipe.partition(".")[0]
+    assert config.rollout.max_new_tokens > 64

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -18,6 +19,10 @@ from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
 from slimrl.model.logprobs import Head
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
+TAUGHT = "slimrl_taught"
+"""Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+"""Largest difference that two ways of computing the same logits may show, as a share of the largest logit."""
 UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -34,6 +39,8 @@ class Policy:
     """Fills rows; never read, since masks come from lengths."""
     context: int
     """Longest prompt plus completion the model was made for, in tokens."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the files that were loaded."""
 
     @property
     def device(self) -> torch.device:
@@ -63,28 +70,44 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     path = resolve(config.path)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
-    hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    code = {"trust_remote_code": config.trust_remote_code}
+    hub: dict[str, Any] = dict(code)
     if not Path(path).is_dir():
         hub["revision"] = config.revision
+    elif config.revision != "main" and not config.trust_remote_code:
+        raise SettingsError(
+            f"model.revision={config.revision} has no effect on the local folder {config.path}; remove it"
+        )
+    notes: list[str] = []
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         if config.init == "random":
             with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
                 torch.random.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(
-                    AutoConfig.from_pretrained(path, **hub),
-                    trust_remote_code=config.trust_remote_code,
-                    dtype=dtype,
-                    attn_implementation="sdpa",
-                )
+                shape = AutoConfig.from_pretrained(path, **hub)
+                model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="eager", **code)
+            missing: set[str] = set()
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **hub
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation="eager", use_safetensors=True, output_loading_info=True, **hub
             )
+            missing = set(info["missing_keys"])
+            if info["unexpected_keys"]:
+                first = sorted(info["unexpected_keys"])[0]
+                notes.append(
+                    f"{len(info['unexpected_keys'])} saved tensors have no place in the model and are unused ({first})"
+                )
     except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DataError(f"model.path={config.path}: transformers cannot load it ({first.strip()[:300]})") from error
-    return adopt(model.to(device), tokenizer, name=config.path)
+    if missing:
+        raise DataError(
+            f"model.path={config.path}: {len(missing)} weights are not in the files ({sorted(missing)[0]}) and would be "
+            "random; config.json and the safetensors do not belong together"
+        )
+    if not tokenizer("1 a").input_ids:
+        raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
+    return replace(adopt(model.to(device), tokenizer, name=config.path), notes=tuple(notes))
 
 
 def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
@@ -123,6 +146,10 @@ def resolve(path: str) -> str:
     """A folder or Hub name that exists as far as can be told from here; raises SettingsError."""
     if path == "builtin":
         return str(BUILTIN)
+    if not path:
+        raise SettingsError(
+            "model.path is empty; give a folder, a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
+        )
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
         folder = folder / "final"
@@ -162,10 +189,22 @@ def template_terminators(tokenizer: Any) -> set[int]:
         return set()
     marker = "slimrl-turn-end"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
-    rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    try:
+        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError as error:
+        raise DataError(f"the tokenizer's chat template fails ({error}); mend it, or set task.template=plain") from None
     after = tokenizer(rendered.rpartition(marker)[2], add_special_tokens=False).input_ids
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return set(after[:1]) & (added | set(tokenizer.all_special_ids))
+
+
+def taught_instruction(policy: Policy, style: str) -> str | None:
+    """The system message with which `slimrl sft` taught this answer style, if it did."""
+    taught = getattr(policy.model.config, TAUGHT, None)
+    if not isinstance(taught, dict) or taught.get("style") != style:
+        return None
+    message = taught.get("instruction")
+    return message if isinstance(message, str) else None
 
 
 def _device(name: str) -> torch.device:
@@ -195,9 +234,8 @@ def _install_hook(policy: Policy, path: str) -> None:
             f"model.path={path}: {type(model).__name__} does not pass attention through transformers' interface; "
             "SlimRL trains Qwen2, Qwen3, Llama, Gemma 3, SmolLM2 and others that do"
         ) from error
-    tolerance = 1e-3 if model.dtype == torch.float32 else 6e-2
     gap = ((ours - own).abs().max() / own.abs().max().clamp(min=1e-6)).item()
-    if not gap <= tolerance:
+    if not gap <= TOLERANCE[model.dtype]:
         raise SettingsError(
             f"model.path={path}: {type(model).__name__} gives other logits through SlimRL's attention (off by {gap:.1e} "
             "of the largest); this architecture is not supported"

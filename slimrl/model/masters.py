@@ -103,6 +103,7 @@ class MasterAdamW:
         moved = torch.stack([g.sum() for g in moving]).sum()
         applied = torch.stack(changed).sum() / moved.clamp(min=1)
         return {
+            "update/skipped": 0.0,
             "grad_norm": norm,
             "learning_rate": rate,
             "update/clipped": float(norm > self.max_grad_norm),
@@ -113,7 +114,7 @@ class MasterAdamW:
         self.optimizer.zero_grad(set_to_none=True)
         if not self.scaled or self.loss_scale <= 1.0:
             raise DivergedError(
-                f"the gradient norm is {norm}; the update was not applied. Lower optimizer.learning_rate, or look at the "
+                f"the gradient norm is {norm}; this update was not applied. Lower optimizer.learning_rate, or look at the "
                 "last rollouts for what went wrong"
             )
         self.loss_scale /= 2

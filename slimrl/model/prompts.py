@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 
 Messages = Sequence[dict[str, str]]
 
@@ -28,7 +28,10 @@ class Prompter:
             *system, user = [m["content"] for m in messages]
             return "\n\n".join([*system, f"Question: {user}\nAnswer:"])
         turns = list(messages) if self.system_role else fold_system(messages)
-        rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise DataError(f"the tokenizer's chat template fails ({error}); set task.template=plain") from error
         return rendered
 
     def ids(self, messages: Messages) -> tuple[int, ...]:
@@ -48,7 +51,7 @@ def make_prompter(tokenizer: Any, template: Literal["auto", "chat", "plain"]) ->
         supported = "slimrl-system" in probe.text(
             [{"role": "system", "content": "slimrl-system"}, {"role": "user", "content": "?"}]
         )
-    except TemplateError:
+    except DataError:
         supported = False
     return Prompter(tokenizer, "chat", system_role=supported)
 

@@ -89,7 +89,7 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
         if custom.weight == 0:
             continue
         name = spec.rpartition(":")[2]
-        if name in functions or any(name == reward.name for reward in rewards):
+        if any(name == reward.name for reward in rewards):
             raise SettingsError(f"rewards.custom: {spec!r} has the name of another reward, {name}; rename the function")
         function = load_function(spec)
         rewards.append(Reward(name, function, custom.weight, custom.low, custom.high, custom.completions))
@@ -169,7 +169,7 @@ def _call(
             completion_ids=[list(completion.token_ids) for completion in completions],
             **columns,
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         raise _RewardError(f"raised {type(error).__name__}: {reason}") from error
     if hasattr(values, "tolist"):  # an array or a tensor

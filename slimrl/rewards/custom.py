@@ -44,7 +44,7 @@ def _module(path: Path, setting: str) -> object:
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         raise SettingsError(f"{setting}: running the file raised {type(error).__name__}: {reason}; mend it") from None

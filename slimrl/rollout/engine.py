@@ -7,7 +7,7 @@ slots. What is drawn depends only on the uniforms of a row, so slots and order c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slimrl.model.attention import Prefill
-from slimrl.model.loading import Policy
+from slimrl.errors import SettingsError
+from slimrl.model.attention import CausalRows, Prefill
+from slimrl.model.loading import TOLERANCE, Policy
 from slimrl.records import Completion
 from slimrl.rollout.cache import DecodeStep, SlotCache
 from slimrl.rollout.draws import draw
@@ -49,6 +50,7 @@ class RolloutEngine:
     def __init__(self, policy: Policy, *, slots: int) -> None:
         self.policy = policy
         self.slots = slots
+        self._probe()
 
     @torch.inference_mode()
     def generate(
@@ -58,12 +60,10 @@ class RolloutEngine:
         max_new_tokens: int,
         temperature: float = 1.0,
         greedy: bool = False,
-        progress: Callable[[int], None] = lambda _: None,
     ) -> list[tuple[Completion, ...]]:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
 
         Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context.
-        `progress` is told how many completions have finished.
         """
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         if longest + max_new_tokens > self.policy.context:
@@ -75,7 +75,6 @@ class RolloutEngine:
             run.admit()
             if run.active:
                 run.decode()
-            progress(run.finished)
         return run.completions()
 
     def prefill(self, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
@@ -88,6 +87,32 @@ class RolloutEngine:
         hidden = self.policy.hidden(ids, positions, plan)
         last = hidden[torch.arange(len(prompts), device=ids.device), lengths - 1]
         return Prefilled(plan, self.policy.head(last))
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Refuse a model that our cache cannot carry: one decode step must give what the whole row gives.
+
+        Layers with a state of their own (convolutions, linear attention) would start anew at every token.
+        """
+        policy = self.policy
+        length = min(12, policy.context)
+        ids = torch.arange(length, device=policy.device)[None] * 7 % policy.head.vocabulary
+        positions = torch.arange(length, device=policy.device)[None]
+        whole = policy.head(policy.hidden(ids, positions, CausalRows())[:, -1])
+        prefilled = self.prefill([tuple(ids[0, :-1].tolist())]).plan
+        layers = policy.model.config.get_text_config().num_hidden_layers
+        gap = float("inf")
+        if len(prefilled.keys) == layers:
+            cache = SlotCache(prefilled, slots=1, positions=length)
+            cache.fill(0, prefilled, torch.zeros(1, dtype=torch.long, device=policy.device))
+            step = DecodeStep(cache, positions[0, -1:], length)
+            stepped = policy.head(policy.hidden(ids[:, -1:], positions[:, -1:], step)[:, -1])
+            gap = ((stepped - whole).abs().max() / whole.abs().max().clamp(min=1e-6)).item()
+        if not gap <= TOLERANCE[policy.model.dtype]:
+            raise SettingsError(
+                f"{type(policy.model).__name__} keeps more than keys and values from token to token, which SlimRL's sampler "
+                "does not carry; it trains Qwen2, Qwen3, Llama, Gemma 3, SmolLM2 and other plain attention models"
+            )
 
 
 class _Run:
@@ -117,7 +142,6 @@ class _Run:
         """[active] position of the token that each slot feeds next."""
         self.longest = 0
         """Largest of `positions`, kept on the host."""
-        self.finished = 0
 
     @property
     def active(self) -> int:
@@ -216,7 +240,6 @@ class _Run:
         """Close the holes of finished rows with the rows at the end, so that active slots stay contiguous."""
         assert self.cache is not None
         kept = int((~done).sum())
-        self.finished += len(done) - kept
         holes = done[:kept].nonzero().squeeze(-1)
         movers = (~done[kept:]).nonzero().squeeze(-1) + kept
         if len(holes):

@@ -11,10 +11,11 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import transformers
@@ -23,11 +24,13 @@ from slimrl import __version__
 from slimrl.algorithm.groups import Collected
 from slimrl.config import RootConfig
 from slimrl.errors import SettingsError
-from slimrl.evaluate import Evaluation
 from slimrl.model.loading import Policy
 from slimrl.runs.curves import draw_curves
 from slimrl.runs.metrics import Metrics
 from slimrl.settings import dump_yaml
+
+if TYPE_CHECKING:
+    from slimrl.evaluate import Evaluation
 
 
 class RunDirectory:
@@ -40,16 +43,9 @@ class RunDirectory:
         self.evaluations: list[Evaluation] = []
 
     @classmethod
-    def create(cls, config: RootConfig, policy: Policy, *, verb: str) -> Self:
-        """Make the directory with config.yaml and run.json; raises SettingsError where it exists already."""
-        name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
-        path = Path(config.output) / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...") from None
-        except OSError as error:
-            raise SettingsError(f"output={config.output}: cannot make {path} ({error.strerror})") from None
+    def create(cls, path: Path, config: RootConfig, policy: Policy, *, verb: str) -> Self:
+        """Make the directory with config.yaml and run.json."""
+        path.mkdir(parents=True)
         run = cls(path, config)
         (path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
         run._write_state(
@@ -99,10 +95,16 @@ class RunDirectory:
         self._write_state({**state, "status": "finished", "ended": ended, "summary": dataclasses.asdict(summary)})
         draw_curves(self.path / "curves.png", self.history, self.evaluations)
 
-    def fail(self, reason: str) -> None:
-        """Note in run.json why the run ended early."""
-        state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        self._write_state({**state, "status": "failed", "reason": reason})
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Whatever ends the block early is noted in run.json, and goes on."""
+        try:
+            yield
+        except BaseException as error:
+            state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._write_state({**state, "status": status, "reason": str(error) or type(error).__name__})
+            raise
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
         self._write_json(self.path / "run.json", state)
@@ -112,6 +114,23 @@ class RunDirectory:
         temporary = path.with_suffix(f".tmp{time.monotonic_ns()}")
         temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(path)
+
+
+def new_run(config: RootConfig, verb: str) -> Path:
+    """Where this run will lie. Asked before any work, so that what cannot be written is said at once.
+
+    Raises SettingsError for a run that exists already, or an output folder that cannot be written.
+    """
+    name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+    path = Path(config.output) / name
+    if path.exists():
+        raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SettingsError(
+            f"output={config.output}: {parent} is not a folder that can be written; choose another output"
+        )
+    return path
 
 
 def rollout_rows(collected: Collected) -> list[dict[str, Any]]:

@@ -37,8 +37,7 @@ class Task:
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The prompt as chat messages."""
-        system = [{"role": "system", "content": self.instruction}] if self.instruction else []
-        return [*system, {"role": "user", "content": problem.question}]
+        return chat_messages(self.instruction, problem.question)
 
     def grade(self, text: str, answer: str) -> Grade:
         """Strict and lenient verdict on a completion."""
@@ -49,7 +48,13 @@ class Task:
         return self.style.render(problem.solution, problem.answer)
 
 
-def load_task(config: TaskConfig, *, seed: int) -> Task:
+def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
+    """A question as chat messages, with a system message where there is an instruction."""
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return [*system, {"role": "user", "content": question}]
+
+
+def load_task(config: TaskConfig, *, instruction: str, seed: int) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
 
     Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
@@ -57,7 +62,6 @@ def load_task(config: TaskConfig, *, seed: int) -> Task:
     from slimrl.tasks import arithmetic, files
 
     style = STYLES[config.style]
-    instruction = style.instruction if config.instruction == "auto" else config.instruction
     if config.name == "arithmetic":
         splits = arithmetic.load(config.arithmetic, seed=seed)
         demonstrators = arithmetic.demonstrators(config.arithmetic, style)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from slimrl.config import ModelConfig
-from slimrl.errors import SettingsError
-from slimrl.model.loading import adopt, freeze, load_policy, template_terminators
+from slimrl.errors import DataError, SettingsError
+from slimrl.model.loading import adopt, freeze, load_policy, taught_instruction, template_terminators
 from slimrl.model.prompts import make_prompter
+from slimrl.rollout.engine import RolloutEngine
 from tests.conftest import SHARED
 from tests.tiny import NoTokenizer, tiny_model, tiny_policy
 
@@ -93,6 +96,63 @@ def test_an_architecture_whose_logits_differ_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "forward", scaled)
     with pytest.raises(SettingsError, match="other logits"):
         adopt(model, NoTokenizer(), name="m")
+
+
+@pytest.mark.parametrize("family", ["lfm2", "bloom", "falcon_mamba"])
+def test_models_with_a_state_of_their_own_are_refused(family: str) -> None:
+    """Convolutions, ALiBi outside of the interface, state spaces: sampled token by token they would be other models."""
+    sizes = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+    }
+    if family == "lfm2":
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+        config = AutoConfig.for_model(family, **sizes, **heads, layer_types=["conv", "full_attention"])
+    elif family == "bloom":
+        config = AutoConfig.for_model(family, n_head=4, **{**sizes, "n_layer": 2})
+    else:
+        config = AutoConfig.for_model(family, state_size=4, use_mambapy=False, **sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_config(config).eval()
+        with pytest.raises(SettingsError):
+            RolloutEngine(adopt(model, NoTokenizer(), name=family), slots=2)
+
+
+def edited(source: Path, target: Path, **changes: object) -> ModelConfig:
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | changes))
+    return ModelConfig(path=str(target), device="cpu")
+
+
+def test_weights_that_are_not_in_the_files_are_never_random(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="would be random"):
+        load_policy(edited(tiny_folder, tmp_path / "deeper", num_hidden_layers=3, layer_types=["full_attention"] * 3))
+    shallower = load_policy(edited(tiny_folder, tmp_path / "flat", num_hidden_layers=1, layer_types=["full_attention"]))
+    assert any("are unused" in note for note in shallower.notes)
+
+
+def test_a_taught_instruction_must_be_text(tiny_folder: Path, tmp_path: Path) -> None:
+    for number, taught in enumerate(
+        [5, {"style": "hashes", "instruction": 5}, {"style": "boxed", "instruction": "x"}, None]
+    ):
+        policy = load_policy(edited(tiny_folder, tmp_path / str(number), slimrl_taught=taught))
+        assert taught_instruction(policy, "hashes") is None
+    right = {"style": "hashes", "instruction": "be brief"}
+    assert (
+        taught_instruction(load_policy(edited(tiny_folder, tmp_path / "r", slimrl_taught=right)), "hashes")
+        == "be brief"
+    )
+
+
+def test_a_template_that_fails_is_named() -> None:
+    with pytest.raises(DataError, match="chat template fails"):
+        adopt(tiny_model("qwen2", vocabulary=200), tokenizer("{% if %}"), name="m")
 
 
 def test_the_reference_is_a_copy_that_stays() -> None:

@@ -260,7 +260,7 @@ def test_custom_functions_are_loaded_from_files(tmp_path: Path, monkeypatch: pyt
         (CODE, "later", "is asynchronous"),
         ("import no_such_module_anywhere", "mine", "ModuleNotFoundError"),
         ("def mine(:", "mine", "SyntaxError"),
-        ("def correct(completions, **_): pass", "correct", "has the name of another reward"),
+        ("import sys; sys.exit(7)", "mine", "SystemExit"),
         (CODE, "not a name", "does not have the form file.py:function"),
     ],
 )
@@ -269,6 +269,15 @@ def test_custom_functions_that_cannot_be_used(tmp_path: Path, code: str, name: s
         load_rewards(_custom(tmp_path / "my_rewards.py", code, name), _task(), max_new_tokens=64)
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_custom_function_may_have_the_name_of_a_built_in_that_is_off(tmp_path: Path) -> None:
+    code = "def correct(completions, **_): return [1.0] * len(completions)"
+    off = _custom(tmp_path / "mine.py", code, "correct")
+    assert [reward.name for reward in load_rewards(off, _task(), max_new_tokens=64)] == ["correct"]
+    on = off.model_copy(update={"correct": 1.0})
+    with pytest.raises(SettingsError, match="has the name of another reward"):
+        load_rewards(on, _task(), max_new_tokens=64)
 
 
 @pytest.mark.parametrize("spec", ["missing.py:mine", "mine", ":mine", "missing.py:", "/:mine"])
