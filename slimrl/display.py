@@ -48,7 +48,9 @@ class Display:
     """Human text on stderr; `quiet` shows errors only."""
 
     def __init__(self, *, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        # A terminal wraps between words; a log file keeps whole lines.
+        self.console.soft_wrap = not self.console.is_terminal
         self.samples_every, self.samples = samples_every, samples
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console

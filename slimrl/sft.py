@@ -22,7 +22,7 @@ from slimrl.evaluate import evaluate
 from slimrl.model.attention import CausalRows
 from slimrl.model.loading import TAUGHT, Policy
 from slimrl.model.logprobs import token_logprobs
-from slimrl.model.masters import MasterAdamW, learning_rate
+from slimrl.model.masters import learning_rate, make_optimizer
 from slimrl.prepare import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
@@ -76,14 +76,7 @@ def imitate_and_measure(
     before = evaluate(setup, step=0)
     run.log_evaluation(before)
     display.evaluation(before)
-    optimizer = MasterAdamW(
-        policy.model,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-    )
+    optimizer = make_optimizer(policy.model, settings)
     tokens, started = 0, time.perf_counter()
     for step in range(config.steps):
         problems = setup.training_problems(step=step, count=config.sft.batch_size)

@@ -31,7 +31,7 @@ from slimrl.evaluate import Comparison, Evaluation, compare, evaluate
 from slimrl.model.attention import CausalRows
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.logprobs import token_logprobs
-from slimrl.model.masters import MasterAdamW, learning_rate
+from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
 from slimrl.prepare import TrainSetup, prepare_training
 from slimrl.records import Batch, Group
 from slimrl.runs.directory import RunDirectory, new_run
@@ -68,7 +68,8 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
     """Held-out accuracy, the steps, held-out accuracy again."""
     config, policy = setup.config, setup.policy
     reference = freeze(policy) if config.algorithm.kl_coef else None
-    optimizer = make_optimizer(policy, config)
+    optimizer = make_optimizer(policy.model, config.optimizer)
+    display.say(f"measuring held-out accuracy on {len(setup.held_out) + len(setup.harder)} problems")
     before = evaluate(setup, step=0)
     run.log_evaluation(before)
     display.evaluation(before)
@@ -115,18 +116,6 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
     run.finish(summary)
     display.closing(run.path, before, after, summary.inert)
     return summary
-
-
-def make_optimizer(policy: Policy, config: TrainConfig) -> MasterAdamW:
-    """AdamW on float32 masters of the policy's weights."""
-    return MasterAdamW(
-        policy.model,
-        beta1=config.optimizer.beta1,
-        beta2=config.optimizer.beta2,
-        epsilon=config.optimizer.epsilon,
-        weight_decay=config.optimizer.weight_decay,
-        max_grad_norm=config.optimizer.max_grad_norm,
-    )
 
 
 def update(

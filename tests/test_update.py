@@ -13,12 +13,12 @@ from slimrl.algorithm.batch import make_batch
 from slimrl.config import TrainConfig
 from slimrl.errors import DivergedError
 from slimrl.model.loading import Policy, freeze
-from slimrl.model.masters import MasterAdamW
+from slimrl.model.masters import MasterAdamW, make_optimizer
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.settings import build
-from slimrl.train import accumulate_gradient, batch_logprobs, make_optimizer, update_policy
+from slimrl.train import accumulate_gradient, batch_logprobs, update_policy
 from tests.tiny import FAMILIES, tiny_policy
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
@@ -126,7 +126,7 @@ def test_gradient_equals_autograd_through_the_plain_model(family: str) -> None:
 def weights_after(config: TrainConfig, *, steps: int = 2) -> tuple[torch.Tensor, list[dict[str, float]]]:
     policy = tiny_policy()
     reference = freeze(policy) if config.algorithm.kl_coef else None
-    optimizer = make_optimizer(policy, config)
+    optimizer = make_optimizer(policy.model, config.optimizer)
     metrics = [
         update_policy(policy, reference, optimizer, batch_of(policy, config, step=s, sampled_at=s), config, s)
         for s in range(steps)
@@ -181,7 +181,7 @@ def test_kl_pulls_towards_the_reference_and_zero_coefficient_needs_none() -> Non
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> None:
     policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0})
-    optimizer = make_optimizer(policy, config)
+    optimizer = make_optimizer(policy.model, config.optimizer)
     batch = batch_of(policy, config)
     before = [p.detach().clone() for p in policy.model.parameters()]
     hook: Callable[[], None] = lambda: None  # noqa: E731

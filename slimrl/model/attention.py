@@ -42,7 +42,9 @@ def attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function registered with transformers; its other keywords are checked by the probe in `loading`."""
+    """The function registered with transformers. Keywords that we do not know (a soft cap, attention sinks) change logits,
+    so a model that needs them is refused by the probe in `loading`.
+    """
     layer = module.layer_idx
     assert isinstance(layer, int)
     out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window)

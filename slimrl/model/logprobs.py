@@ -18,7 +18,7 @@ CHUNK_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class Head:
-    """Hidden states to logits: the output embedding and, for the Gemma 2 family, its soft cap."""
+    """Hidden states to logits: the output embedding and, where the config names one, the soft cap of final logits."""
 
     projection: nn.Module
     softcap: float = 0.0

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from slimrl.config import OptimizerConfig
 from slimrl.errors import DivergedError
 
 PROBE_ELEMENTS = 4096
@@ -31,6 +32,18 @@ def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, 
         return peak
     done = (update - warmup) / max(1, total - warmup)
     return peak * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> MasterAdamW:
+    """The optimizer that the settings ask for."""
+    return MasterAdamW(
+        model,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+    )
 
 
 class MasterAdamW:
