@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from slimrl.records import Completion, Problem
@@ -154,15 +155,36 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if set(values) <= {0.0, 1.0}:
         wilson = stats.binomtest(round(mean * n), n).proportion_ci(CONFIDENCE, method="wilson")
         return float(wilson.low), float(wilson.high)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * float(np.std(values, ddof=1)) / n**0.5
+    half = t_half_width(values)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
+def t_half_width(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Half of Student's interval of a mean; infinite for a single value, which says nothing of spread."""
+    n = len(values)
+    if n < 2:
+        return float("inf")
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+
+
 def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Mean change over the same problems with its 95 % t interval: `change`, `low`, `high`, `n`."""
+    """Mean change over the same problems with its 95 % interval: `change`, `low`, `high`, `n`.
+
+    For right-or-wrong answers the adjusted Wald interval for matched pairs (half an observation added to each cell of
+    the two-by-two table; Agresti and Min, Statistics in Medicine 24, 2005), which keeps a width where no answer changed;
+    Student's t otherwise.
+    """
     changes = np.array([after[problem] - before[problem] for problem in before])
-    n = len(changes)
-    spread = float(np.std(changes, ddof=1)) if n > 1 else 0.0
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(1, n - 1))) * spread / n**0.5
-    change = float(changes.mean())
-    return {"change": change, "low": change - half, "high": change + half, "n": n}
+    n, change = len(changes), float(changes.mean())
+    if {*before.values(), *after.values()} <= {0.0, 1.0}:
+        gained, lost, total = (changes > 0).sum() + 0.5, (changes < 0).sum() + 0.5, n + 2
+        centre = float(gained - lost) / total
+        half = (
+            float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+            * float(gained + lost - (gained - lost) ** 2 / total) ** 0.5
+            / total
+        )
+    else:
+        centre = change
+        half = t_half_width(changes)
+    return {"change": change, "low": max(-1.0, centre - half), "high": min(1.0, centre + half), "n": n}
