@@ -181,6 +181,8 @@ def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_jso
             raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
     data = ["task.path=unread"] if task == "jsonl" else []
     config = _load(RootConfig, [*settings, f"task.name={task}", *data])
+    if out and Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
+        raise SettingsError(f"--out {out} is the file to grade; name another")
     summary = grade_file(config.task, file, str(_writable(out)) if out else None)
     click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
     if as_json:
@@ -303,12 +305,12 @@ def _quieten_libraries() -> None:
 
 
 def _writable(path: str) -> Path:
-    """The file, made empty now: an output that cannot be written is found before the work, not after it."""
+    """The file, if it can be written: found before the work, not after it, and nothing in it is touched yet."""
     target = Path(path)
     if not target.parent.is_dir():
         raise SettingsError(f"--out {path}: no such folder {target.parent}")
     try:
-        target.write_bytes(b"")
+        target.open("ab").close()
     except OSError as error:
         raise SettingsError(f"--out {path}: cannot be written ({error.strerror})") from None
     return target

@@ -121,11 +121,17 @@ class Display:
             f"{step + 1:>4}/{steps:<4} " + " ".join(f"{cell:>8}" for cell in cells) + f"  {speed:>8,.0f} {left:>5.0f}s"
         )
         self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{left:.0f} s left")
-        if metrics["update/skipped"] == 1.0:
-            self.say("no update in this step: no token carried loss, or a float16 gradient overflowed", "yellow")
+        if not collected.groups:
+            self.say("no update: no group with a signal within the budget of dynamic sampling", "yellow")
+        elif metrics["update/skipped"] == 1.0:
+            unscorable = [r.unscorable for g in collected.groups for r in g.rollouts if r.unscorable]
+            cause = f"unscorable: {unscorable[0]}" if unscorable else "all truncated, or a float16 gradient overflowed"
+            self.say(f"no update: no completion carried loss ({cause})", "yellow")
         elif metrics["sampling/fell_back"]:
             trained, wanted = metrics["sampling/trained_groups"], collected.wanted
-            self.say(f"dynamic sampling: budget spent, training on {trained:.0f} of {wanted} groups", "yellow")
+            self.say(
+                f"dynamic sampling found {trained:.0f} of {wanted} groups with a signal and trains on those", "yellow"
+            )
         if self.samples_every and (step + 1) % self.samples_every == 0:
             for group in collected.sampled[: self.samples]:
                 rollout = group.rollouts[0]

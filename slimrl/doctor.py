@@ -31,6 +31,8 @@ class Seen:
     groups: int
     constant: int
     """Groups without a signal in the sense of algorithm.signal."""
+    carried: int = 0
+    """Groups trained on that an earlier policy sampled."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def examine(setup: TrainSetup) -> Examination:
     parses = float(np.mean([style.well_formed(r.text) for r in rollouts]))
     right = float(np.mean([r.correct for r in rollouts]))
     signal = float(np.mean([has_signal(group, "reward") for group in groups]))
+    unscorable = [r.unscorable for r in rollouts if r.unscorable]
     tokenizer = setup.policy.tokenizer
     return Examination(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
@@ -82,7 +85,14 @@ def examine(setup: TrainSetup) -> Examination:
         gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
         inert=inert_switches(setup.config, look(groups, setup.config)),
-        warnings=_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
+        warnings=[
+            *(
+                [f"{len(unscorable) / len(rollouts):.0%} of the completions are unscorable ({unscorable[0]})"]
+                if unscorable
+                else []
+            ),
+            *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
+        ],
         samples=[
             {
                 "question": r.problem.question,
@@ -96,7 +106,7 @@ def examine(setup: TrainSetup) -> Examination:
     )
 
 
-def look(groups: Sequence[Group], config: TrainConfig) -> Seen:
+def look(groups: Sequence[Group], config: TrainConfig, *, carried: int = 0) -> Seen:
     """Count what the switches depend on."""
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     lengths = [len(completion.token_ids) for completion in completions]
@@ -107,20 +117,21 @@ def look(groups: Sequence[Group], config: TrainConfig) -> Seen:
         shortest=min(lengths, default=0),
         groups=len(groups),
         constant=sum(not has_signal(group, config.algorithm.signal) for group in groups),
+        carried=carried,
     )
 
 
 def combine(first: Seen, second: Seen) -> Seen:
     """Both together."""
-    if not first.completions or not second.completions:
-        return second if not first.completions else first
+    lengths = [seen.shortest for seen in (first, second) if seen.completions]
     return Seen(
         completions=first.completions + second.completions,
         truncated=first.truncated + second.truncated,
         longest=max(first.longest, second.longest),
-        shortest=min(first.shortest, second.shortest),
+        shortest=min(lengths, default=0),
         groups=first.groups + second.groups,
         constant=first.constant + second.constant,
+        carried=first.carried + second.carried,
     )
 
 
@@ -128,11 +139,13 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
     """Switches that cannot have changed anything, given the settings and what was sampled, in plain words."""
     algorithm, rewards = config.algorithm, config.rewards
     found = []
-    if config.optimizer.minibatches * config.optimizer.epochs == 1:
-        carried = " except on groups carried over by dynamic sampling" if algorithm.dynamic_sampling != "off" else ""
+    if config.optimizer.minibatches * config.optimizer.epochs == 1 and not seen.carried:
+        carried = (
+            " (but for groups that dynamic sampling may carry over)" if algorithm.dynamic_sampling != "off" else ""
+        )
         found.append(
             "algorithm.clip_low and clip_high: with one optimizer update per rollout batch every importance ratio is "
-            f"exactly 1{carried}, so nothing is clipped (optimizer.minibatches=2 lets them act)"
+            f"exactly 1, so nothing is clipped{carried}; optimizer.minibatches=2 lets them act"
         )
     if algorithm.overlong_filtering and not seen.truncated:
         found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
@@ -157,7 +170,7 @@ def _warnings(
     found = []
     if signal == 0:
         found.append(
-            f"none of {groups} groups carries a signal (all rewards within a group are equal), so nothing can be learnt "
+            f"none of {groups} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
             "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
         )
     if stop < 0.5:

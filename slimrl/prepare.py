@@ -15,6 +15,7 @@ from slimrl.records import Group, Problem
 from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, score
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, load_task
+from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.styles import STYLES
 
@@ -160,7 +161,9 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
     if gold.failures:
         sentence = gold_sentence(gold)
         if config.rewards.gold_check == "refuse":
-            raise SettingsError(f"{sentence}; mend the data, or set rewards.gold_check=report to go on")
+            symbolic = config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures)
+            way_out = "set task.checker=symbolic for LaTeX answers, mend the data" if symbolic else "mend the data"
+            raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
         notes.append(sentence)
     parts = {field.name: getattr(setup, field.name) for field in fields(setup)}
     return TrainSetup(**{**parts, "config": config, "notes": tuple(notes)}, rewards=rewards, gold=gold)

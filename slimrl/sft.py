@@ -59,6 +59,10 @@ def sft(config: SftRunConfig, display: Display) -> SftSummary:
     path = new_run(config, "sft")
     setup = prepare(config)
     policy = setup.policy
+    if len(setup.task.train) < config.sft.batch_size:
+        raise SettingsError(
+            f"sft.batch_size={config.sft.batch_size} exceeds the {len(setup.task.train)} training problems; lower it"
+        )
     demonstrate = demonstrator(setup, config)
     for note in [*setup.notes, overlong_note(setup, demonstrate, config)]:
         if note:

@@ -93,7 +93,8 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
         done = time.perf_counter()
 
         seconds += done - started
-        seen = combine(seen, look(collected.sampled, config))
+        stale = sum(group.step < step for group in collected.groups)
+        seen = combine(seen, look(collected.sampled, config, carried=stale))
         tokens += sum(len(r.completion.token_ids) for g in collected.sampled for r in g.rollouts)
         metrics = describe(collected, config.algorithm.signal) | updated
         metrics |= {

@@ -95,6 +95,9 @@ def files(tmp_path: Path, tiny_folder: Path) -> dict[str, Path]:
         "bad.jsonl": write("bad.jsonl", good + '{"question": "and now?"}\n'),
         "broken.jsonl": write("broken.jsonl", good + '{"question": "and\n'),
         "worded.jsonl": write("worded.jsonl", good + '{"question": "Who?", "answer": "nobody"}\n'),
+        "latex.jsonl": write(
+            "latex.jsonl", good + json.dumps({"question": "Half of x?", "answer": r"\\frac{x}{2}"}) + "\n"
+        ),
         "unsolved.jsonl": write("unsolved.jsonl", "".join(json.dumps(r | {"solution": ""}) + "\n" for r in rows)),
         "broken.yaml": write("broken.yaml", "algorithm:\n  clip_high: [0.2\n"),
         "twice.yaml": write("twice.yaml", "steps: 3\nsteps: 4\n"),
@@ -165,8 +168,10 @@ MISTAKES = {
     "eval: output in no folder": (2, "no such folder", "eval", "{tiny}", "--out", "none/x.jsonl"),
     "eval: misspelt section in a file": (2, "tsk is not a setting", "eval", "{tiny}", "{misspelt.yaml}"),
     "training from noise": (2, "use slimrl sft first", "train", "model.init=random"),
+    "batch larger than the data": (2, "sft.batch_size=64 exceeds", "sft", "model.path={tiny}", *TASK, "rollout.max_new_tokens=30"),
+    "LaTeX answers read as numbers": (2, "set task.checker=symbolic", "train", "model.path={tiny}", "task.name=jsonl", "task.path={latex.jsonl}"),
     "unknown demonstrator": (2, "no such demonstrator", "sft", "model.path={tiny}", "sft.mixture.solutoin=1"),
-    "no solutions to imitate": (2, "no worked solutions", "sft", "model.path={tiny}", "task.name=jsonl", "task.path={unsolved.jsonl}"),
+    "no solutions to imitate": (2, "no worked solutions", "sft", "model.path={tiny}", "task.name=jsonl", "task.path={unsolved.jsonl}", "sft.batch_size=8"),
     "unknown verb": (2, "No such command", "trian"),
     "unknown option": (2, "No such option", "train", "--jsno"),
     "unknown settings section": (2, "did you mean algorithm?", "settings", "algoritm"),
@@ -228,6 +233,20 @@ def test_a_refused_start_leaves_no_run_and_a_failed_one_says_so(slimrl, tiny_fol
     state = json.loads((tmp_path / "runs" / "late" / "run.json").read_text())
     assert state["status"] == "failed"
     assert "reward late" in state["reason"]
+
+
+def test_a_mistake_leaves_the_output_file_as_it_was(slimrl, tmp_path: Path) -> None:
+    stored = '{"id": "a", "answer": "3", "completion": "#### 3"}\n'
+    (tmp_path / "stored.jsonl").write_text(stored)
+    (tmp_path / "bad.jsonl").write_text(stored + '{"id": "b"}\n')
+    (tmp_path / "old.jsonl").write_text("precious")
+    assert slimrl("grade", "stored.jsonl", "--task", "gsm8k", "--out", "stored.jsonl").code == 2
+    assert slimrl("grade", "bad.jsonl", "--task", "gsm8k", "--out", "old.jsonl").code == 3
+    assert slimrl("eval", "nosuch", "--out", "old.jsonl").code == 2
+    assert (tmp_path / "stored.jsonl").read_text() == stored
+    assert (tmp_path / "old.jsonl").read_text() == "precious"
+    assert slimrl("grade", "stored.jsonl", "--task", "gsm8k", "--out", "old.jsonl").code == 0
+    assert json.loads((tmp_path / "old.jsonl").read_text())["strict"] is True
 
 
 def test_help_imports_neither_torch_nor_pydantic() -> None:

@@ -3,7 +3,8 @@
     def reward(completions, **columns) -> list[float | None]
 
 `columns` holds, one item a completion: prompts, completion_ids, id, question, answer, solution, difficulty, and every
-other field of the data row. None means "cannot say", which is not 0: such a completion carries no gradient.
+other field of the data row. None means "does not apply here" and is left out of the sum, as in TRL (a data set of several
+tasks has a reward for each); a completion to which no reward applies is unscorable, which is not 0.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from slimrl.config import RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import case_study
-from slimrl.rewards.answer import correct, format_
+from slimrl.rewards.answer import UNDECIDED, correct, format_
 from slimrl.rewards.custom import load_function
 from slimrl.rewards.length import soft_overlong, soft_overlong_reward
 
@@ -67,8 +68,8 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
     loaded, or two rewards have the same name.
     """
     functions: dict[str, Callable[..., Any]] = {
-        "correct": partial(correct, task=task),
-        "format": partial(format_, task=task),
+        "correct": partial(correct, task),
+        "format": partial(format_, task),
     }
     for name in _CASE_STUDY:
         functions[name] = getattr(case_study, f"{name}_published" if config.as_published else name)
@@ -77,9 +78,7 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
                 f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "
                 "set task.style=tags"
             )
-    functions["soft_overlong"] = partial(
-        soft_overlong_reward, max_new_tokens=max_new_tokens, buffer=config.overlong_buffer
-    )
+    functions["soft_overlong"] = partial(soft_overlong_reward, max_new_tokens, config.overlong_buffer)
     rewards = [
         Reward(name, function, getattr(config, name), *_BOUNDS[name])
         for name, function in functions.items()
@@ -112,9 +111,10 @@ def score(
 ) -> Group:
     """What the completions of one problem earn.
 
-    A completion that a reward cannot score (it returned None, or a value that is no number, not finite or outside of
-    its bounds; or it raised) is `unscorable`, never 0. With `strict`, as in the gold check and in a run's first step,
-    all of those but None raise SettingsError instead, naming the reward, the problem and what happened.
+    A completion that a reward fails on (a value that is no number, not finite or outside of its bounds; an exception; a
+    checker's missed deadline), or to which no reward applies, is `unscorable`, never 0. With `strict`, as in the gold
+    check and in a run's first step, failures of the function raise SettingsError instead, naming the reward, the problem
+    and what happened.
     """
     scores: list[dict[str, float]] = [{} for _ in texts]
     reasons = [""] * len(texts)
@@ -125,15 +125,18 @@ def score(
             _refuse_if(strict, reward, problem, str(fault))
             values = [fault] * len(texts)
         for row, value in enumerate(values):
+            if value is None:
+                continue
             outcome = str(value) if isinstance(value, _RewardError) else _checked(reward, value)
             if isinstance(outcome, float):
                 scores[row][reward.name] = outcome
                 continue
-            _refuse_if(strict and value is not None, reward, problem, outcome)
+            _refuse_if(strict and value is not UNDECIDED, reward, problem, outcome)
             reasons[row] = reasons[row] or f"reward {reward.name} {outcome}"
     weights = {reward.name: reward.weight for reward in rewards}
     rollouts = []
-    for completion, text, scored, reason in zip(completions, texts, scores, reasons, strict=True):
+    for completion, text, scored, failure in zip(completions, texts, scores, reasons, strict=True):
+        reason = failure or ("" if scored else "no reward applies")
         total = 0.0 if reason else math.fsum(weights[name] * value for name, value in scored.items())
         right = task.grade(text, problem.answer).strict
         rollouts.append(Rollout(problem, completion, text, right, scored, total, reason))
@@ -183,8 +186,10 @@ def _call(
 
 def _checked(reward: Reward, value: object) -> float | str:
     """The value as a float, or what is wrong with it."""
-    if value is None:
-        return "returned None"
+    if value is UNDECIDED:
+        return UNDECIDED.value
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
+        value = value.item()
     if not isinstance(value, Real):
         return f"returned {type(value).__name__} instead of a number"
     number = float(value)
@@ -236,6 +241,8 @@ def check_gold(task: Task, problems: Sequence[Problem], rewards: Sequence[Reward
             wanted["correct"], got["correct"] = 1.0, float(rollout.correct)
         for name, best in wanted.items():
             value = got[name]
+            if value is None and not rollout.unscorable:
+                continue  # a reward that does not apply to this row
             if value is None or abs(value - best) > 1e-6:
                 failures.append(GoldFailure(problem.id, problem.answer, name, value, best))
     return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in paid))

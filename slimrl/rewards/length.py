@@ -20,12 +20,13 @@ def soft_overlong(length: int, max_new_tokens: int, buffer: int) -> float:
 
 
 def soft_overlong_reward(
+    max_new_tokens: int,
+    buffer: int,
+    /,
     completions: Sequence[object],  # noqa: ARG001  (part of the signature)
     *,
     completion_ids: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    buffer: int,
     **columns: object,  # noqa: ARG001
-) -> list[float | None]:
+) -> list[float]:
     """`soft_overlong` of each completion, with TRL's signature."""
     return [soft_overlong(len(ids), max_new_tokens, buffer) for ids in completion_ids]

@@ -16,22 +16,25 @@ MAX_EXPONENT = 100
 
 # 1,080 is well formed, 1,08 and 0,080 are not.
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]++)"
+_CURRENCY = r"(?:(?:US|CA|AU)?\$|[€£¥₹]|USD\ |EUR\ |GBP\ |Rs\.?\ )"
+_SIGNS = "$€£¥₹¢%°"
 _WHOLE_NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\ ?(?P<currency>[$€£]?)\ ?(?P<inner_sign>[+-]?)"
+    rf"(?P<sign>[+-]?)\ ?(?P<currency>{_CURRENCY}?)\ ?(?P<inner_sign>[+-]?)"
     rf"(?:(?:(?P<whole>{_INTEGER})\ +)?(?P<numerator>{_INTEGER})\ ?/\ ?(?P<denominator>{_INTEGER})"
     rf"|(?P<decimal>{_INTEGER}(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE](?P<exponent>[+-]?[0-9]{{1,4}})(?![0-9.]))?)"
     rf"(?P<unit>[^0-9]*(?:\^\{{?[23]\}}?[^0-9]*)?)",
     re.VERBOSE,
 )
 _IN_TEXT = re.compile(
-    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?P<sign>(?<![)\]}}])-)?[$€£]?(?P<inner_sign>-)?"
+    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?P<sign>(?<![)\]}}])-)?{_CURRENCY}?(?P<inner_sign>-)?"
     rf"(?P<number>(?:{_INTEGER}\ )?{_INTEGER}/{_INTEGER}"
-    rf"|(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z]))?)(?P<percent>\ ?%)?",
+    rf"|(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z]))?)(?P<percent>\ ?%)?"
+    r"(?P<magnitude>\ (?:hundred|thousand|million|billion|trillion)(?![A-Za-z]))?",
     re.VERBOSE,
 )
 _WORD = r"[A-Za-zµΩ°]+(?:['’][a-z]+)?\.?(?:\^\{?[23]\}?|[²³])?"
 _WORDS = rf"{_WORD}(?:(?:\ |-|\ ?/\ ?){_WORD}){{0,6}}"
-_UNIT = re.compile(rf"(?:%|°|[$€£]|(?:/\ ?)?{_WORDS}(?:\ ?\({_WORDS}\))?|\({_WORDS}\))?\.?")
+_UNIT = re.compile(rf"(?:[{_SIGNS}]|(?:/\ ?)?{_WORDS}(?:\ ?\({_WORDS}\))?|\({_WORDS}\))?\.?")
 
 _MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # A unit that holds one of these is no unit: it names a second answer, takes the first back, or changes its value.
@@ -86,7 +89,7 @@ def numbers(text: str) -> list[str]:
     found = []
     for match in _IN_TEXT.finditer(_plain_latex(text)):
         sign = "-" if match["sign"] or match["inner_sign"] else ""
-        found.append(sign + match["number"] + ("%" if match["percent"] else ""))
+        found.append(sign + match["number"] + ("%" if match["percent"] else "") + (match["magnitude"] or ""))
     return found
 
 
@@ -119,16 +122,18 @@ def _integer(text: str) -> int:
 
 def _unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
     """What the unit multiplies by (1 for nearly all); None where it is not a unit."""
-    if not _UNIT.fullmatch(unit) or (has_currency and unit[:1] in "$€£%°" and unit):
+    if not _UNIT.fullmatch(unit) or (has_currency and unit[:1] in _SIGNS and unit):
         return None
     if not words:
-        return 1 if unit.rstrip(".") in ("", "%", "°", "$", "€", "£") else None
+        return 1 if unit.rstrip(".") in ("", *_SIGNS) else None
     factor = 1
     parts = re.findall(r"[A-Za-z]+", unit.lower())
     while parts and parts[0] in _MAGNITUDES:
         factor *= _MAGNITUDES[parts.pop(0)]
     if parts[:1] == ["a"] and len(parts) > 1:  # $5 a day
         del parts[0]
+    if parts[-1:] == ["over"] and parts[-2:-1] == ["left"]:  # 18 eggs left over
+        del parts[-2:]
     is_no_unit = _NO_UNITS.intersection(parts) or _MAGNITUDES.keys() & set(parts) or _VARIABLES.intersection(parts[:1])
     return None if is_no_unit else factor
 
@@ -136,7 +141,7 @@ def _unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
 def _plain(text: str, *, keep_text: bool) -> str:
     """A short answer without its wrapping: Markdown bold, math delimiters, LaTeX spacing."""
     plain = text.strip()
-    for opening, closing in (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+    for opening, closing in (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inside = plain[len(opening) : -len(closing)]
         if plain.startswith(opening) and plain.endswith(closing) and inside.strip() and opening not in inside:
             plain = inside.strip()

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from slimrl.config import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Problem
 from slimrl.rewards import Reward, check_gold, load_rewards, score, soft_overlong
+from slimrl.rewards.answer import UNDECIDED
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES, TAGS
@@ -159,17 +161,49 @@ def test_a_function_receives_what_trl_passes() -> None:
     assert seen["prompts"] == [task.messages(PROBLEM)]
 
 
-def test_none_is_unscorable_not_zero() -> None:
+def test_a_completion_to_which_no_reward_applies_is_unscorable_not_zero() -> None:
     group = _score(_reward(lambda completions, **_: [None, 1.0]), ["a", "b"], strict=True)
     first, second = group.rollouts
-    assert (first.unscorable, first.reward, dict(first.scores)) == ("reward mine returned None", 0.0, {})
+    assert (first.unscorable, first.reward, dict(first.scores)) == ("no reward applies", 0.0, {})
     assert (second.unscorable, second.reward, dict(second.scores)) == ("", 1.0, {"mine": 1.0})
 
 
-def test_other_rewards_keep_their_scores() -> None:
-    good, bad = Reward("good", lambda completions, **_: [1.0], 1.0, 0.0, 1.0), _reward(lambda completions, **_: [None])
+def test_none_is_left_out_of_the_sum_as_in_trl() -> None:
+    """Two rewards for two kinds of problems, each None on the other's."""
+    first = Reward("first", lambda completions, **_: [1.0, None], 2.0, 0.0, 1.0)
+    second = Reward("second", lambda completions, **_: [None, 0.5], 1.0, 0.0, 1.0)
+    rollouts = score(PROBLEM, _completions(2), ["a", "b"], [first, second], _task(), step=0, strict=True).rollouts
+    assert [r.reward for r in rollouts] == [2.0, 0.5]
+    assert [r.unscorable for r in rollouts] == ["", ""]
+    assert [dict(r.scores) for r in rollouts] == [{"first": 1.0}, {"second": 0.5}]
+
+
+def test_a_reward_that_fails_makes_the_row_unscorable_whatever_the_others_say() -> None:
+    good = Reward("good", lambda completions, **_: [1.0], 1.0, 0.0, 1.0)
+    bad = _reward(lambda completions, **_: [math.nan])
     rollout = score(PROBLEM, _completions(1), ["#### 18"], [good, bad], _task(), step=0).rollouts[0]
     assert (rollout.scores, rollout.reward, rollout.correct) == ({"good": 1.0}, 0.0, True)
+    assert rollout.unscorable == "reward mine returned nan"
+
+
+def test_a_missed_deadline_is_unscorable_and_no_fault_of_the_function() -> None:
+    slow = Reward("slow", lambda completions, **_: [UNDECIDED], 1.0, 0.0, 1.0)
+    rollout = score(PROBLEM, _completions(1), ["#### 18"], [slow], _task(), step=0, strict=True).rollouts[0]
+    assert rollout.unscorable == "reward slow reached no verdict in time"
+
+
+@pytest.mark.parametrize("column", ["task", "buffer", "max_new_tokens", "length", "answer_format"])
+def test_columns_may_have_any_name(column: str) -> None:
+    problem = Problem("p/1", "q", "18", columns={column: "math"})
+    config = RewardsConfig(correct=1.0, format=1.0, soft_overlong=1.0)
+    rewards = load_rewards(config, _task(), max_new_tokens=64)
+    assert score(problem, _completions(1), ["#### 18"], rewards, _task(), step=0, strict=True).rollouts[0].reward == 2.0
+
+
+@pytest.mark.parametrize("values", [np.array([0.5]), [np.float32(0.5)], torch.tensor([0.5]), [torch.tensor(0.5)]])
+def test_numbers_of_numpy_and_torch_are_numbers(values: object) -> None:
+    rollout = _score(_reward(lambda completions, **_: values), ["a"], strict=True).rollouts[0]
+    assert rollout.reward == 0.5
 
 
 def _raises(completions: list[str], **columns: object) -> list[float]:
@@ -307,10 +341,12 @@ def test_gold_check_sees_the_checker_even_where_correct_is_not_paid() -> None:
 
 def test_gold_check_of_custom_rewards() -> None:
     half = _reward(lambda completions, **_: [0.5], 0.0, 1.0)
-    unsure = Reward("unsure", lambda completions, **_: [None], 1.0, 0.0, 1.0)
+    elsewhere = Reward("elsewhere", lambda completions, **_: [None], 1.0, 0.0, 1.0)
     penalty = Reward("penalty", lambda completions, **_: [0.0], -1.0, 0.0, 1.0)
-    report = check_gold(_task(), [PROBLEM], [half, unsure, penalty])
-    assert [(f.reward, f.got, f.expected) for f in report.failures] == [("mine", 0.5, 1.0), ("unsure", None, 1.0)]
+    report = check_gold(_task(), [PROBLEM], [half, elsewhere, penalty])
+    assert [(f.reward, f.got, f.expected) for f in report.failures] == [("mine", 0.5, 1.0)], "None: not its row"
     assert report.maximum == 2.0
+    nobody = check_gold(_task(), [PROBLEM], [elsewhere])
+    assert [(f.reward, f.got) for f in nobody.failures if f.reward == "elsewhere"] == [("elsewhere", None)]
     with pytest.raises(SettingsError, match="reward mine raised KeyError"):
         check_gold(_task(), [PROBLEM], [_reward(_raises)])

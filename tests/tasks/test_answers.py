@@ -232,3 +232,25 @@ def test_implausible_guesses_never_reach_math_verify(guess: str) -> None:
 @pytest.mark.parametrize("guess", ["x=18", "\\sqrt{324}", "18 apples", "-18"])
 def test_plausible_guesses_do(guess: str) -> None:
     assert plausible(guess, "18", gold_is_number=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("¥18", 18), ("₹1,080", 1080), ("US$18.50", Fraction(37, 2)), ("USD 18", 18), ("Rs. 18", 18), ("18¢", 18),
+        ("18 eggs left over", 18), ("18 eggs left over.", 18), ("`18`", 18), ("-₹5", -5),
+    ],
+)  # fmt: skip
+def test_more_currencies_and_units(text: str, value: Fraction) -> None:
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize("text", ["18 over 2", "18 left or over", "¥18¥", "$18 ¢", "18 over", "US 18"])
+def test_what_looks_like_them_and_is_not(text: str) -> None:
+    assert parse_number(text) is None
+
+
+def test_lenient_reads_magnitudes_as_strict_does() -> None:
+    assert last_number("She has 5 million") == "5 million"
+    assert parse_number(last_number("about $1.5 billion in all.")) == 1_500_000_000
+    assert last_number("5 millions of them") == "5"
