@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,12 +121,10 @@ def evaluate(
         display.say(f"note: {note}")
     evaluation = measure(setup, step=0)
     display.evaluation(evaluation)
-    splits = {"test": evaluation.test, "harder": evaluation.harder}
     if target:
-        rows = [{"split": s, **dataclasses.asdict(row)} for s, split in splits.items() for row in split.rows]
-        write_jsonl(target, rows)
+        write_jsonl(target, evaluation.table())
     if as_json:
-        _print_json({"model": model_or_run, **{s: split.summary() for s, split in splits.items() if split.rows}})
+        _print_json({"model": model_or_run, **evaluation.summaries()})
 
 
 @cli.command()
@@ -244,18 +243,18 @@ def export(run: str, folder: str) -> None:
     click.echo(str(target))
 
 
-def _load(kind: type[Root], settings: Sequence[str]) -> Root:
+def _load(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None = None) -> Root:
     """Files and overrides, told apart by the equals sign."""
     from slimrl.settings import load_config
 
     files = [s for s in settings if "=" not in s or Path(s).is_file()]
-    return load_config(kind, files, [s for s in settings if s not in files])
+    return load_config(kind, files, [s for s in settings if s not in files], base=base)
 
 
 def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
     """Settings to use a model with: a run's own, or the defaults, then files and overrides."""
     from slimrl.config import RootConfig
-    from slimrl.settings import build, for_verb, merge, parse_override, read_yaml
+    from slimrl.settings import for_verb, merge, read_yaml
 
     base: dict[str, Any] = {}
     recorded = Path(model_or_run) / "config.yaml"
@@ -269,11 +268,7 @@ def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> 
         }
         base["task"] = {**form, "name": task}
         base.get("evaluation", {}).pop("harder_problems", None)
-    base = merge(base, {"model": {"path": model_or_run}})
-    for setting in settings:
-        override = "=" in setting and not Path(setting).is_file()
-        base = merge(base, parse_override(setting) if override else for_verb(RootConfig, read_yaml(setting)))
-    return build(RootConfig, base)
+    return _load(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
 
 
 def _display(quiet: bool, samples_every: int = 0, samples: int = 0) -> Display:
@@ -292,7 +287,6 @@ def _closing_display(display: Display, work: Any) -> Any:
 
 def _quieten_libraries() -> None:
     """What libraries tell their own developers does not belong on a user's screen."""
-    import os
     import warnings
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -309,10 +303,8 @@ def _writable(path: str) -> Path:
     target = Path(path)
     if not target.parent.is_dir():
         raise SettingsError(f"--out {path}: no such folder {target.parent}")
-    try:
-        target.open("ab").close()
-    except OSError as error:
-        raise SettingsError(f"--out {path}: cannot be written ({error.strerror})") from None
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise SettingsError(f"--out {path}: cannot be written; name another file")
     return target
 
 

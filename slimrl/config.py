@@ -324,7 +324,8 @@ class TrainConfig(RootConfig):
                 f"rewards.overlong_buffer={self.rewards.overlong_buffer} exceeds "
                 f"rollout.max_new_tokens={self.rollout.max_new_tokens}; lower it"
             )
-        if not self.rewards.soft_overlong and self.rewards.overlong_buffer != 16:
+        unset = RewardsConfig.model_fields["overlong_buffer"].default
+        if not self.rewards.soft_overlong and self.rewards.overlong_buffer != unset:
             raise ValueError("rewards.overlong_buffer has no effect with rewards.soft_overlong=0; remove one")
         if self.model.init == "random":
             raise ValueError(

@@ -93,18 +93,16 @@ class Display:
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """One line per split."""
-        for name, split in (("test", evaluation.test), ("harder", evaluation.harder)):
-            if split.rows:
-                s = split.summary()
-                greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
-                self.say(
-                    f"held out ({name}, {s['n']:.0f} problems) after step {evaluation.step}: {s['accuracy']:.1%} "
-                    f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
-                    f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
-                    "cyan",
-                )
-                if s["truncated"] > 0.5:
-                    self.say("warning: most completions were cut off; raise rollout.max_new_tokens", "yellow")
+        for name, s in evaluation.summaries().items():
+            greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
+            self.say(
+                f"held out ({name}, {s['n']:.0f} problems) after step {evaluation.step}: {s['accuracy']:.1%} "
+                f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
+                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
+                "cyan",
+            )
+            if s["truncated"] > 0.5:
+                self.say("warning: most completions were cut off; raise rollout.max_new_tokens", "yellow")
 
     def step(
         self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task
@@ -156,12 +154,11 @@ class Display:
         table = Table(box=None, pad_edge=False)
         for title in ("", "before", "after", "paired change"):
             table.add_column(title, no_wrap=True)
-        splits = {"test": (before.test, after.test), "harder": (before.harder, after.harder)}
+        first, last = before.summaries(), after.summaries()
         for name, modes in compare(before, after).items():
-            first, last = (split.summary() for split in splits[name])
             for mode, difference in modes.items():
                 prefix = "" if mode == "sampled" else "greedy_"
-                table.add_row(f"{name}, {mode}", *_cells(first, last, prefix), _change(difference))
+                table.add_row(f"{name}, {mode}", *_cells(first[name], last[name], prefix), _change(difference))
         self.console.print(table)
         for sentence in inert:
             self.say(f"inert in this run: {sentence}", "yellow")

@@ -70,7 +70,6 @@ def examine(setup: TrainSetup) -> Examination:
     parses = float(np.mean([style.well_formed(r.text) for r in rollouts]))
     right = float(np.mean([r.correct for r in rollouts]))
     signal = float(np.mean([has_signal(group, "reward") for group in groups]))
-    unscorable = [r.unscorable for r in rollouts if r.unscorable]
     tokenizer = setup.policy.tokenizer
     return Examination(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
@@ -85,14 +84,7 @@ def examine(setup: TrainSetup) -> Examination:
         gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
         inert=inert_switches(setup.config, look(groups, setup.config)),
-        warnings=[
-            *(
-                [f"{len(unscorable) / len(rollouts):.0%} of the completions are unscorable ({unscorable[0]})"]
-                if unscorable
-                else []
-            ),
-            *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
-        ],
+        warnings=[*_unscorable(groups), *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config)],
         samples=[
             {
                 "question": r.problem.question,
@@ -162,6 +154,12 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
             f"algorithm.aggregation: all completions have {seen.longest} tokens, so every choice is the same up to scale"
         )
     return found
+
+
+def _unscorable(groups: Sequence[Group]) -> list[str]:
+    reasons = [rollout.unscorable for group in groups for rollout in group.rollouts]
+    share = sum(map(bool, reasons)) / len(reasons)
+    return [f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})"] if share else []
 
 
 def _warnings(

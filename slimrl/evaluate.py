@@ -7,8 +7,8 @@ beside it. The training reward is never the headline: several switches change wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,19 @@ class Evaluation:
     harder: SplitEvaluation
     """Without rows where the task has no harder split."""
 
+    @property
+    def splits(self) -> dict[str, SplitEvaluation]:
+        """Those that were measured, by name."""
+        return {name: split for name, split in (("test", self.test), ("harder", self.harder)) if split.rows}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Every completion with its verdicts, as rows of JSON."""
+        return [{"split": name, **asdict(row)} for name, split in self.splits.items() for row in split.rows]
+
+    def summaries(self) -> dict[str, dict[str, float]]:
+        """The summary of each split."""
+        return {name: split.summary() for name, split in self.splits.items()}
+
 
 def evaluate(setup: Setup, *, step: int) -> Evaluation:
     """Sample (at the training temperature) and decode greedily on the held-out problems."""
@@ -100,12 +113,12 @@ def evaluate(setup: Setup, *, step: int) -> Evaluation:
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """Paired change of strict accuracy by split and mode, over the same problems."""
-    splits = {"test": (before.test, after.test), "harder": (before.harder, after.harder)}
     modes: tuple[Mode, ...] = ("sampled", "greedy")
     return {
-        name: {m: paired_difference(b.by_problem(m), a.by_problem(m)) for m in modes if b.by_problem(m)}
-        for name, (b, a) in splits.items()
-        if b.rows
+        name: {
+            m: paired_difference(b.by_problem(m), after.splits[name].by_problem(m)) for m in modes if b.by_problem(m)
+        }
+        for name, b in before.splits.items()
     }
 
 

@@ -20,19 +20,23 @@ from slimrl.errors import SettingsError
 Root = TypeVar("Root", bound=RootConfig)
 
 
-def load_config(kind: type[Root], files: Sequence[str], overrides: Sequence[str] = ()) -> Root:
-    """Merge YAML files left to right, then overrides `section.key=value`, and validate.
+def load_config(
+    kind: type[Root],
+    files: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> Root:
+    """Merge YAML files left to right over `base`, then overrides `section.key=value`, and validate.
 
     Raises SettingsError with one sentence that names the setting and the way out.
     """
-    merged: dict[str, Any] = {}
-    origin = "the settings"
+    merged = dict(base or {})
     for file in files:
         merged = merge(merged, for_verb(kind, read_yaml(file)))
-        origin = f"{', '.join(files)}"
     for override in overrides:
         merged = merge(merged, parse_override(override))
-    return build(kind, merged, origin)
+    return build(kind, merged, ", ".join(files) or "the settings")
 
 
 def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "the settings") -> Root:
@@ -151,17 +155,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def known_keys(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:
-    """Every dotted key of a settings class; a section's key maps to its class, a leaf's to None."""
-    keys: dict[str, type[BaseModel] | None] = {}
+def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a settings class, sections included."""
+    keys = []
     for name, info in kind.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys[prefix + name] = section
-            keys |= known_keys(section, f"{prefix}{name}.")
-        else:
-            keys[prefix + name] = None
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
     return keys
+
+
+def _nearest_key(kind: type[BaseModel], key: str) -> str:
+    """The hint for an unknown key: one like it in its own section, else one of that name in another."""
+    section, _, leaf = key.rpartition(".")
+    keys = known_keys(kind)
+    elsewhere = {k.rpartition(".")[2]: k for k in reversed(keys)}
+    moved = difflib.get_close_matches(leaf, elsewhere, n=1, cutoff=0.5)
+    own = nearest(key, [k for k in keys if k.rpartition(".")[0] == section])
+    return own or (f"; did you mean {elsewhere[moved[0]]}?" if moved else "; slimrl settings lists them all")
 
 
 def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
@@ -171,14 +182,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str
     value = first["input"]
     match first["type"]:
         case "extra_forbidden":
-            keys = known_keys(kind)
-            prefix = where.rpartition(".")[0]
-            siblings = [k for k in keys if k.rpartition(".")[0] == prefix]
-            hint = nearest(where, siblings) or nearest(where.rpartition(".")[2], [k.rpartition(".")[2] for k in keys])
-            if hint and nearest(where, siblings) == "":
-                leaf = hint.removeprefix("; did you mean ").removesuffix("?")
-                hint = f"; did you mean {next(k for k in keys if k.rpartition('.')[2] == leaf)}?"
-            return f"{where} is not a setting ({origin}){hint or '; slimrl settings lists them all'}"
+            return f"{where} is not a setting ({origin}){_nearest_key(kind, where)}"
         case "literal_error":
             expected = first["ctx"]["expected"]
             return f"{where}={value!r} is not one of {expected}{nearest(str(value), expected.replace(chr(39), '').split(', '))}"

@@ -54,6 +54,9 @@ class Example:
     """The solution and the stop token."""
 
 
+Demonstrate = Callable[[Problem, int], Example | None]
+
+
 def sft(config: SftRunConfig, display: Display) -> SftSummary:
     """Imitate demonstrators; evaluates before and after as training does."""
     path = new_run(config, "sft")
@@ -111,9 +114,6 @@ def imitate_and_measure(
     return summary
 
 
-Demonstrate = Callable[[Problem, int], Example | None]
-
-
 def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
     """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and lets it write.
 
@@ -151,9 +151,10 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
 
 def overlong_note(setup: Setup, demonstrate: Demonstrate, config: SftRunConfig) -> str:
     """What is said of worked solutions beyond the token budget; raises SettingsError where they are the rule."""
-    seen = [demonstrate(problem, 0) is None for problem in islice(setup.task.train, SOLUTIONS_LOOKED_AT)]
-    share = sum(seen) / len(seen)
-    if share > 0.5:
+    looked_at = list(islice(setup.task.train, SOLUTIONS_LOOKED_AT))
+    kept = sum(demonstrate(problem, 0) is not None for problem in looked_at)
+    share = 1 - kept / len(looked_at)
+    if share > 0.5 or (len(looked_at) == len(setup.task.train) and kept < config.sft.batch_size):
         raise SettingsError(
             f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={config.rollout.max_new_tokens} and could "
             "not be imitated whole; raise it"

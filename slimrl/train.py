@@ -127,7 +127,7 @@ def update(
     config: TrainConfig,
     step: int,
 ) -> Metrics:
-    """The optimizer updates of one step, or none where no group carries a signal."""
+    """The optimizer updates of one step, or none where nothing carries loss."""
     if not collected.groups:
         return {"update/skipped": 1.0}
     batch = make_batch(
@@ -278,11 +278,12 @@ def summarize(
     seen: Seen,
 ) -> TrainSummary:
     """Before and after on the same problems, with the paired difference."""
-    harder = {"before": before.harder.summary(), "after": after.harder.summary()} if before.harder.rows else {}
+    first, last = before.summaries(), after.summaries()
+    harder = {"before": first["harder"], "after": last["harder"]} if "harder" in first else {}
     return TrainSummary(
         run=str(run.path),
-        before=before.test.summary(),
-        after=after.test.summary(),
+        before=first["test"],
+        after=last["test"],
         difference=compare(before, after),
         harder=harder,
         steps=config.steps,

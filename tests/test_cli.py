@@ -243,6 +243,8 @@ def test_a_mistake_leaves_the_output_file_as_it_was(slimrl, tmp_path: Path) -> N
     assert slimrl("grade", "stored.jsonl", "--task", "gsm8k", "--out", "stored.jsonl").code == 2
     assert slimrl("grade", "bad.jsonl", "--task", "gsm8k", "--out", "old.jsonl").code == 3
     assert slimrl("eval", "nosuch", "--out", "old.jsonl").code == 2
+    assert slimrl("eval", "nosuch", "--out", "new.jsonl").code == 2
+    assert not (tmp_path / "new.jsonl").exists()
     assert (tmp_path / "stored.jsonl").read_text() == stored
     assert (tmp_path / "old.jsonl").read_text() == "precious"
     assert slimrl("grade", "stored.jsonl", "--task", "gsm8k", "--out", "old.jsonl").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -89,8 +90,6 @@ def test_a_random_model_learns_the_form(tiny_folder: Path, tmp_path: Path) -> No
         "task.instruction=be brief", "rollout.max_new_tokens=40",
     )  # fmt: skip
     summary = sft(config, Display(quiet=True))
-    import json
-
     losses = [json.loads(line)["loss"] for line in (Path(summary.run) / "metrics.jsonl").read_text().splitlines()]
     assert losses[0] > 5.5
     assert losses[-1] < 1.8
@@ -114,6 +113,24 @@ def test_solutions_beyond_the_budget_are_left_out_and_said(tiny_folder: Path, tm
     setup = prepare(config)
     with pytest.raises(SettingsError, match="could not be imitated whole"):
         overlong_note(setup, demonstrator(setup, config), config)
+
+
+def test_a_batch_is_never_quietly_smaller_than_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
+    """40 rows of which 12 are too long leave 24 to train on: too few for a batch of 30, though not for one of 20."""
+    rows = [
+        {"question": f"{i}+1?", "answer": str(i + 1), "solution": "again and " * (30 if i % 3 == 0 else 0) + "so"}
+        for i in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = ("task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", "rollout.max_new_tokens=40")
+    for size, fits in ((30, False), (20, True)):
+        config = config_of(tiny_folder, tmp_path, *(b for b in base), f"sft.batch_size={size}")
+        setup = prepare(config)
+        if fits:
+            assert "are left out" in overlong_note(setup, demonstrator(setup, config), config)
+        else:
+            with pytest.raises(SettingsError, match="could not be imitated whole"):
+                overlong_note(setup, demonstrator(setup, config), config)
 
 
 @pytest.mark.parametrize("recipe", ["gsm8k.yaml", "math.yaml", "aime.yaml"])

@@ -47,11 +47,10 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], evaluations:
 
 def _draw_accuracy(axes: object, evaluations: Sequence[Evaluation]) -> None:
     steps = [evaluation.step for evaluation in evaluations]
-    splits = {"test": [e.test for e in evaluations], "harder": [e.harder for e in evaluations]}
-    for name, split in splits.items():
-        summaries = [s.summary() for s in split if s.rows]
+    for name in evaluations[0].splits if evaluations else ():
+        summaries = [evaluation.splits[name].summary() for evaluation in evaluations]
         for key, label in (("accuracy", "sampled"), ("greedy", "greedy")):
-            if summaries and key in summaries[0]:
+            if key in summaries[0]:
                 prefix = "" if key == "accuracy" else "greedy_"
                 middle = [s[key] for s in summaries]
                 below = [m - s[f"{prefix}low"] for m, s in zip(middle, summaries, strict=True)]

@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 class RunDirectory:
     """Writes one run; `history` keeps the metrics of every step for the picture at the end."""
 
-    def __init__(self, path: Path, config: RootConfig) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = config
         self.history: list[Metrics] = []
         self.evaluations: list[Evaluation] = []
 
@@ -46,7 +45,7 @@ class RunDirectory:
     def create(cls, path: Path, config: RootConfig, policy: Policy, *, verb: str) -> Self:
         """Make the directory with config.yaml and run.json."""
         path.mkdir(parents=True)
-        run = cls(path, config)
+        run = cls(path)
         (path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
         run._write_state(
             {
@@ -77,11 +76,8 @@ class RunDirectory:
     def log_evaluation(self, evaluation: Evaluation) -> None:
         """Every held-out completion with its verdicts, and the summary."""
         self.evaluations.append(evaluation)
-        splits = {"test": evaluation.test, "harder": evaluation.harder}
-        rows = [{"split": s, **dataclasses.asdict(row)} for s, split in splits.items() for row in split.rows]
-        write_jsonl(self.path / "evals" / f"step-{evaluation.step:08d}.jsonl", rows)
-        summary = {s: split.summary() for s, split in splits.items() if split.rows}
-        self._write_json(self.path / "evals" / f"step-{evaluation.step:08d}.json", summary)
+        write_jsonl(self.path / "evals" / f"step-{evaluation.step:08d}.jsonl", evaluation.table())
+        self._write_json(self.path / "evals" / f"step-{evaluation.step:08d}.json", evaluation.summaries())
 
     def save_final(self, policy: Policy) -> None:
         """final/: loads with AutoModelForCausalLM.from_pretrained."""
@@ -136,7 +132,8 @@ def new_run(config: RootConfig, verb: str) -> Path:
 def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
     """Every completion sampled for a step, and whether its group was trained on."""
     trained = {id(group) for group in collected.groups}
-    groups = [*collected.sampled, *(g for g in collected.groups if not any(g is s for s in collected.sampled))]
+    fresh = {id(group) for group in collected.sampled}
+    groups = [*collected.sampled, *(group for group in collected.groups if id(group) not in fresh)]
     return [
         {
             "id": rollout.problem.id,

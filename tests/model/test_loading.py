@@ -150,9 +150,13 @@ def test_a_taught_instruction_must_be_text(tiny_folder: Path, tmp_path: Path) ->
     )
 
 
-def test_a_template_that_fails_is_named() -> None:
-    with pytest.raises(DataError, match="chat template fails"):
-        adopt(tiny_model("qwen2", vocabulary=200), tokenizer("{% if %}"), name="m")
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('never') }}"])
+def test_a_template_that_fails_is_named_and_plain_is_a_way_out(template: str) -> None:
+    broken = tokenizer(template)
+    adopt(tiny_model("qwen2", vocabulary=200), broken, name="m")
+    with pytest.raises(DataError, match=r"chat template fails.*set task\.template=plain"):
+        make_prompter(broken, "auto").text(USER)
+    assert make_prompter(broken, "plain").text(USER) == "Question: hi\nAnswer:"
 
 
 def test_the_reference_is_a_copy_that_stays() -> None:
