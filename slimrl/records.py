@@ -95,6 +95,8 @@ class Batch:
     """[B, L] long: `inputs` one token later."""
     lengths: Tensor
     """[B] long: valid positions of a row."""
+    prompt_lengths: Tensor
+    """[B] long: tokens of the row's prompt; rows of a group have the same prompt."""
     completion_mask: Tensor
     """[B, L] bool: this target was sampled."""
     loss_mask: Tensor

@@ -19,10 +19,10 @@ from slimrl.config import SftRunConfig
 from slimrl.display import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import evaluate
-from slimrl.model.attention import CausalRows
 from slimrl.model.loading import TAUGHT, Policy
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import learning_rate, make_optimizer
+from slimrl.model.packing import pack
 from slimrl.prepare import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
@@ -172,7 +172,8 @@ def imitate(
     lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
     total = sum(len(e.target_ids) for e in examples)
     loss_sum = 0.0
-    for rows in microbatches(lengths, max_tokens=max_tokens):
+    alone = torch.arange(len(examples))
+    for rows in microbatches(lengths, lengths, alone, max_tokens=max_tokens):
         width = int(lengths[rows].max())
         ids = torch.full((len(rows), width + 1), policy.pad_id)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -180,11 +181,9 @@ def imitate(
             example = examples[row]
             ids[i, : lengths[row] + 1] = torch.tensor([*example.prompt_ids, *example.target_ids])
             mask[i, len(example.prompt_ids) - 1 : lengths[row]] = True
-        ids, mask = ids.to(policy.device), mask.to(policy.device)
-        hidden = policy.hidden(
-            ids[:, :-1], torch.arange(width, device=ids.device).expand(len(rows), width), CausalRows()
-        )
-        logprobs, _ = token_logprobs(policy.head, hidden[mask], ids[:, 1:][mask], temperature=1.0)
+        packed = pack(ids[:, :-1], lengths[rows], lengths[rows], rows, device=policy.device)
+        hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask.to(policy.device)])
+        logprobs, _ = token_logprobs(policy.head, hidden, ids[:, 1:][mask].to(policy.device), temperature=1.0)
         loss = -logprobs.sum() / total
         if not torch.isfinite(loss):
             raise DivergedError(

@@ -28,10 +28,10 @@ from slimrl.display import Display
 from slimrl.doctor import Seen, combine, examine, inert_switches, look
 from slimrl.errors import DivergedError
 from slimrl.evaluate import Comparison, Evaluation, compare, evaluate
-from slimrl.model.attention import CausalRows
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
+from slimrl.model.packing import pack
 from slimrl.prepare import TrainSetup, prepare_training
 from slimrl.records import Batch, Group
 from slimrl.runs.directory import RunDirectory, new_run
@@ -139,7 +139,7 @@ def update(
     )
     if not batch.loss_mask.any():
         return {"update/skipped": 1.0}
-    return update_policy(policy, reference, optimizer, to_device(batch, policy.device), config, step)
+    return update_policy(policy, reference, optimizer, batch, config, step)
 
 
 def update_policy(
@@ -203,16 +203,15 @@ def accumulate_gradient(
         algorithm.aggregation,
         max_new_tokens=config.rollout.max_new_tokens,
     )
-    trained = batch.loss_mask.any(1).nonzero().squeeze(-1)
-    parts = [trained[p] for p in microbatches(batch.lengths[trained], max_tokens=config.optimizer.microbatch_tokens)]
+    parts = split(batch, trained_rows(batch, config), config)
     means = TokenMeans()
     for rows in parts:
-        micro = take(batch, rows)
+        logprobs, entropy = masked_logprobs(policy, take(batch, rows), temperature=config.rollout.temperature)
+        micro = to_device(take(batch, rows), policy.device)
         width = micro.inputs.shape[1]
-        weight = weights[rows, :width]
+        weight = weights[rows, :width].to(policy.device)
         if algorithm.aggregation == "microbatch_token_mean":
             weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
-        logprobs, entropy = masked_logprobs(policy, micro, temperature=config.rollout.temperature)
         fresh = logprobs.detach()
         old = torch.where(micro.on_policy[:, None], fresh, micro.sampler_logprobs) if single else micro.sampler_logprobs
         advantages = micro.advantages[:, None]
@@ -243,12 +242,40 @@ def accumulate_gradient(
     return means.result()
 
 
+def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
+    """[n] rows that can have a gradient: those with loss and, where no KL pulls at them, with an advantage.
+
+    Weights count every row whether it is computed or not, so leaving out what is 0 changes nothing. One row stays, for
+    an optimizer that sees a gradient of 0 goes on by its momentum, and one that sees none does not.
+    """
+    wanted = batch.loss_mask.any(1)
+    if not config.algorithm.kl_coef and config.algorithm.aggregation != "microbatch_token_mean":
+        moving = wanted & (batch.advantages != 0)
+        wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
+    return wanted.nonzero().squeeze(-1)
+
+
+def split(batch: Batch, rows: Tensor, config: TrainConfig) -> list[Tensor]:
+    """The given rows in micro-batches that fit `optimizer.microbatch_tokens`."""
+    parts = microbatches(
+        batch.lengths[rows],
+        batch.prompt_lengths[rows],
+        batch.groups[rows],
+        max_tokens=config.optimizer.microbatch_tokens,
+    )
+    return [rows[part] for part in parts]
+
+
 def masked_logprobs(policy: Policy, batch: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability (with gradient) and entropy (without) of the tokens that carry loss: [B, L] nats, 0 elsewhere."""
-    positions = torch.arange(batch.inputs.shape[1], device=batch.inputs.device).expand_as(batch.inputs)
-    hidden = policy.hidden(batch.inputs, positions, CausalRows())
-    mask = batch.loss_mask
-    logprobs, entropy = token_logprobs(policy.head, hidden[mask], batch.targets[mask], temperature=temperature)
+    """Log-probability (with gradient) and entropy (without) of the tokens that carry loss: [B, L] nats, 0 elsewhere.
+
+    The batch lies on the CPU, where its layout is made; the result on the policy's device.
+    """
+    packed = pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=policy.device)
+    mask = batch.loss_mask.to(policy.device)
+    hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask])
+    targets = batch.targets.to(policy.device)[mask]
+    logprobs, entropy = token_logprobs(policy.head, hidden, targets, temperature=temperature)
     blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy)
 
@@ -256,8 +283,8 @@ def masked_logprobs(policy: Policy, batch: Batch, *, temperature: float) -> tupl
 @torch.no_grad()
 def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig) -> Tensor:
     """[B, L] nats under a frozen policy, in micro-batches."""
-    result = torch.zeros_like(batch.sampler_logprobs)
-    for rows in microbatches(batch.lengths, max_tokens=config.optimizer.microbatch_tokens):
+    result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)
+    for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
         logprobs, _ = masked_logprobs(policy, take(batch, rows), temperature=config.rollout.temperature)
         result[rows, : logprobs.shape[1]] = logprobs
     return result

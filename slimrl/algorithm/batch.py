@@ -40,6 +40,7 @@ def make_batch(
         inputs=ids[:, :-1],
         targets=ids[:, 1:],
         lengths=lengths,
+        prompt_lengths=first + 1,
         completion_mask=completion_mask,
         loss_mask=completion_mask & trained[:, None],
         advantages=advantages,
@@ -56,6 +57,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         inputs=batch.inputs[rows, :width],
         targets=batch.targets[rows, :width],
         lengths=batch.lengths[rows],
+        prompt_lengths=batch.prompt_lengths[rows],
         completion_mask=batch.completion_mask[rows, :width],
         loss_mask=batch.loss_mask[rows, :width],
         advantages=batch.advantages[rows],
@@ -65,17 +67,25 @@ def take(batch: Batch, rows: Tensor) -> Batch:
     )
 
 
-def microbatches(lengths: Tensor, *, max_tokens: int) -> list[Tensor]:
-    """Row indices [n] per micro-batch: rows sorted by length, as many as fit `max_tokens` padded tokens (one at least).
+def microbatches(lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max_tokens: int) -> list[Tensor]:
+    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least).
 
-    Long rows come first, so that a memory shortage shows at once.
+    Rows of a group share their prompt, so they stay together and its tokens count once. Groups of long rows come first,
+    so that a memory shortage shows at once.
     """
-    sizes = lengths.tolist()
+    sizes, prompts, group_of = lengths.tolist(), prompt_lengths.tolist(), groups.tolist()
+    longest: dict[int, int] = {}
+    for group, size in zip(group_of, sizes, strict=True):
+        longest[group] = max(longest.get(group, 0), size)
     parts: list[list[int]] = []
-    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
-        if not parts or (len(parts[-1]) + 1) * sizes[parts[-1][0]] > max_tokens:
+    tokens, last = 0, None
+    for row in sorted(range(len(sizes)), key=lambda row: (-longest[group_of[row]], group_of[row], -sizes[row])):
+        more = sizes[row] - (prompts[row] if group_of[row] == last else 0)
+        if not parts or tokens + more > max_tokens:
             parts.append([])
+            tokens, more = 0, sizes[row]
         parts[-1].append(row)
+        tokens, last = tokens + more, group_of[row]
     return [torch.tensor(part) for part in parts]
 
 

@@ -7,6 +7,8 @@ passed to the forward call as `plan=`. A plan knows where keys live and which of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -70,15 +72,82 @@ class CausalRows:
         return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=gqa)
 
 
-class Prefill(CausalRows):
-    """Causal rows that remember the keys and values of every layer, to be copied into cache slots."""
+@dataclass(frozen=True)
+class Block:
+    """Rows of similar length, attended to together; entries are places on the packed axis."""
 
-    def __init__(self) -> None:
+    queries: Tensor
+    """[R, Q] long."""
+    keys: Tensor
+    """[R, T] long: the row from its start."""
+    first: Tensor | None
+    """[R] long: where the first query stands in its row; None where queries and keys are the same whole rows."""
+
+
+class PackedRows:
+    """Rows that lie on one axis of N tokens; see `packing`."""
+
+    def __init__(self, blocks: Sequence[Block], outputs: Tensor) -> None:
+        """`outputs` [N] says where, among the queries of all blocks, a token finds its own."""
+        self.blocks = blocks
+        self.outputs = outputs
+        self.masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
+    ) -> Tensor:
+        """[1, heads, N, d] each; see `AttentionPlan`."""
+        del layer
+        by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        found = [self._rows(i, *by_token, scaling=scaling, window=window) for i in range(len(self.blocks))]
+        return torch.cat(found).index_select(0, self.outputs).transpose(0, 1)[None]
+
+    def _rows(
+        self, index: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
+    ) -> Tensor:
+        """Queries of one block: [N, heads, d] each -> [R * Q, H, d]."""
+        block = self.blocks[index]
+        q, k, v = (
+            tensor.index_select(0, places.flatten()).view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
+            for tensor, places in ((query, block.queries), (key, block.keys), (value, block.keys))
+        )
+        whole = block.first is None and (window is None or k.shape[2] <= window)
+        out = scaled_dot_product_attention(
+            q, k, v,
+            attn_mask=None if whole else self._mask(index, window, q.dtype),
+            is_causal=whole,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        return out.transpose(1, 2).flatten(0, 1)
+
+    def _mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[R, 1, Q, T]: 0 where a query sees a key, else minus infinity; made once per window width."""
+        if (index, window) not in self.masks:
+            block = self.blocks[index]
+            count, width = block.keys.shape
+            first = (
+                torch.zeros(count, dtype=torch.long, device=block.keys.device) if block.first is None else block.first
+            )
+            place = first[:, None] + torch.arange(block.queries.shape[1], device=first.device)
+            # Queries that only fill a block stay inside it, for a row that sees no key would be NaN.
+            distance = place.clamp(max=width - 1)[:, :, None] - torch.arange(width, device=first.device)
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=first.device).masked_fill(hidden, float("-inf"))
+            self.masks[index, window] = mask[:, None]
+        return self.masks[index, window]
+
+
+class Prefill:
+    """Packed rows whose keys and values are kept, [K, N, d] a layer, to be copied into a cache."""
+
+    def __init__(self, rows: PackedRows) -> None:
+        self.rows = rows
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
     ) -> Tensor:
-        self.keys[layer], self.values[layer] = key, value
-        return super().attend(layer, query, key, value, scaling=scaling, window=window)
+        self.keys[layer], self.values[layer] = key[0], value[0]
+        return self.rows.attend(layer, query, key, value, scaling=scaling, window=window)

@@ -17,6 +17,7 @@ from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
 from slimrl.model.logprobs import Head
+from slimrl.model.packing import Packed
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
@@ -51,6 +52,10 @@ class Policy:
         out = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, plan=plan)
         last: Tensor = out.last_hidden_state
         return last
+
+    def packed_hidden(self, packed: Packed) -> Tensor:
+        """[N, D] hidden states of packed tokens."""
+        return self.hidden(packed.ids[None], packed.positions[None], packed.plan)[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a completion, without the stop token."""

@@ -1,6 +1,13 @@
-"""A preallocated key/value cache: one contiguous slot per completion being decoded."""
+"""Keys and values while decoding: one store for prompts, shared by their samples, and one for what was drawn.
+
+Drawn tokens are stored by the engine's clock, not by their place in the row: at time t every slot writes column
+t mod C, so a step writes one slice whatever the ages of its rows, and a row of at most C tokens never meets its own
+tail. Which columns belong to a row follows from its age. (Keys carry their rotary positions, so order is free.)
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,50 +15,98 @@ from torch import Tensor
 from slimrl.model.attention import Prefill
 
 
-class SlotCache:
-    """Keys and values of every layer, [slots, K, positions, d]; active completions occupy the first slots."""
+class Cache:
+    """[prompts, K, P, d] for prompts and [slots, K, C, d] for drawn tokens, in every layer."""
 
-    def __init__(self, example: Prefill, *, slots: int, positions: int) -> None:
-        """Allocate for the layers, heads and widths seen in a prefill."""
+    def __init__(self, example: Prefill, *, prompts: int, width: int, slots: int, columns: int) -> None:
+        """Allocate for the layers, heads and widths seen in a prefill; `width` is P, `columns` is C."""
 
-        def allocate(parts: dict[int, Tensor]) -> dict[int, Tensor]:
-            return {i: t.new_zeros((slots, t.shape[1], positions, t.shape[3])) for i, t in parts.items()}
+        def allocate(parts: dict[int, Tensor], rows: int, length: int) -> dict[int, Tensor]:
+            return {i: t.new_zeros((rows, t.shape[0], length, t.shape[2])) for i, t in parts.items()}
 
-        self.keys = allocate(example.keys)
-        self.values = allocate(example.values)
+        self.prompt_keys = allocate(example.keys, prompts, width)
+        self.prompt_values = allocate(example.values, prompts, width)
+        self.keys = allocate(example.keys, slots, columns)
+        self.values = allocate(example.values, slots, columns)
 
-    def fill(self, first: int, prefill: Prefill, rows: Tensor) -> None:
-        """Copy the prompts `rows` [n] of a prefill into the slots from `first` on."""
+    @property
+    def columns(self) -> int:
+        return next(iter(self.keys.values())).shape[2]
+
+    @property
+    def width(self) -> int:
+        return next(iter(self.prompt_keys.values())).shape[2]
+
+    def fill(self, place: int, prefill: Prefill, tokens: Tensor) -> None:
+        """Copy a prefilled prompt, packed tokens `tokens` [length], into a place."""
         for layer, keys in prefill.keys.items():
-            length = keys.shape[2]
-            self.keys[layer][first : first + len(rows), :, :length] = keys[rows]
-            self.values[layer][first : first + len(rows), :, :length] = prefill.values[layer][rows]
+            self.prompt_keys[layer][place, :, : len(tokens)] = keys.index_select(1, tokens)
+            self.prompt_values[layer][place, :, : len(tokens)] = prefill.values[layer].index_select(1, tokens)
 
-    def move(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Move slots `source` [n] into `target` [n], their first `length` positions."""
+    def move_slots(self, source: Tensor, target: Tensor, extent: int) -> None:
+        """Move slots `source` [n] into `target` [n], as far as columns are in use."""
         for store in (self.keys, self.values):
             for tensor in store.values():
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[target, :, :extent] = tensor[source, :, :extent]
+
+    def move_prompts(self, source: Tensor, target: Tensor) -> None:
+        """Move prompts `source` [n] into `target` [n]."""
+        for store in (self.prompt_keys, self.prompt_values):
+            for tensor in store.values():
+                tensor[target] = tensor[source]
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Which rows share which prompt, as a table of prompts by seats, so that a prompt's keys are read once a step."""
+
+    table: Tensor
+    """[prompts, seats] long: the row on a seat; row 0 on empty ones."""
+    seat: Tensor
+    """[n] long: a row's seat in the flattened table."""
+    filled: bool
+    """The table is 0, 1, 2, ...: rows need not be looked up."""
 
 
 class DecodeStep:
-    """The attention plan of one decode step: write each row's key at its position, attend to what is before it."""
+    """The attention plan of one decode step of n rows: each sees its prompt, what it drew before, and itself."""
 
-    def __init__(self, cache: SlotCache, positions: Tensor, length: int) -> None:
-        """`positions` [n] of the tokens fed now; `length` is the largest of them plus one."""
-        self.cache = cache
-        self.positions = positions
-        self.length = length
-        self.rows = torch.arange(len(positions), device=positions.device)
+    def __init__(
+        self,
+        cache: Cache,
+        seats: Seats,
+        *,
+        time: Tensor | int,
+        ages: Tensor,
+        lengths: Tensor,
+        width: int,
+        extent: int,
+        alike: bool,
+    ) -> None:
+        """`time` is the engine's clock (a tensor [] where steps are recorded), `ages` [n] are the tokens that a row fed
+        before, `lengths` [n] its prompt's.
+
+        Prompts are at most `width` long and columns from `extent` on are not in use; `alike` says that no row must be
+        kept from any of these places.
+        """
+        self.cache, self.seats = cache, seats
+        column = time % cache.columns
+        self.column = column[None] if isinstance(column, Tensor) else slice(column, column + 1)
+        self.time, self.ages, self.lengths = time, ages, lengths
+        self.width, self.extent, self.alike = width, extent, alike
         self.masks: dict[int | None, Tensor] = {}
 
-    def hidden_keys(self, window: int | None) -> Tensor:
-        """[n, 1, 1, length] bool: keys that a row must not see; computed once per window width."""
+    def hidden(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[n, 1, 1, P + extent]: minus infinity where a row must not look; computed once per window width."""
         if window not in self.masks:
-            keys = torch.arange(self.length, device=self.positions.device)[None]
-            mask = keys > self.positions[:, None]
+            place = torch.arange(self.width, device=self.ages.device)[None]
+            column = torch.arange(self.extent, device=self.ages.device)
+            age = (self.time - column) % self.cache.columns
+            unseen = torch.cat([place >= self.lengths[:, None], age[None] > self.ages[:, None]], dim=1)
             if window is not None:
-                mask |= keys <= self.positions[:, None] - window
+                distance = (self.lengths + self.ages)[:, None] - place
+                unseen |= torch.cat([distance >= window, (age[None] >= window).expand(len(distance), -1)], dim=1)
+            mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, float("-inf"))
             self.masks[window] = mask[:, None, None]
         return self.masks[window]
 
@@ -60,11 +115,34 @@ class DecodeStep:
     ) -> Tensor:
         n, heads, _, width = query.shape
         kv_heads = key.shape[1]
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.rows, :, self.positions] = key[:, :, 0]
-        values[self.rows, :, self.positions] = value[:, :, 0]
+        cache = self.cache
+        keys, values = cache.keys[layer][:n], cache.values[layer][:n]
+        keys[:, :, self.column] = key
+        values[:, :, self.column] = value
         # Query heads that share a key head are rows of one small product, so keys are never repeated.
-        grouped = query.reshape(n, kv_heads, heads // kv_heads, width)
-        scores = (grouped @ keys[:n, :, : self.length].transpose(2, 3)).float() * scaling
-        weights = scores.masked_fill(self.hidden_keys(window), float("-inf")).softmax(-1).to(query.dtype)
-        return (weights @ values[:n, :, : self.length]).reshape(n, heads, 1, -1)
+        q = (query * scaling).reshape(n, kv_heads, heads // kv_heads, width)
+        asked = self._seat(q)
+        prompts = asked.shape[0]
+        by_prompt = asked @ cache.prompt_keys[layer][:prompts, :, : self.width].transpose(2, 3)
+        own = q @ keys[:, :, : self.extent].transpose(2, 3)
+        scores = torch.cat([self._unseat(by_prompt, heads // kv_heads), own], dim=-1).float()
+        if window is not None or not self.alike:
+            scores += self.hidden(window, scores.dtype)
+        weights = scores.softmax(-1).to(query.dtype)
+        out = weights[..., self.width :] @ values[:, :, : self.extent]
+        shared = self._seat(weights[..., : self.width]) @ cache.prompt_values[layer][:prompts, :, : self.width]
+        out += self._unseat(shared, heads // kv_heads)
+        return out.reshape(n, heads, 1, -1)
+
+    def _seat(self, rows: Tensor) -> Tensor:
+        """[n, K, r, x] -> [prompts, K, seats * r, x]."""
+        prompts, seats = self.seats.table.shape
+        if not self.seats.filled:
+            rows = rows.index_select(0, self.seats.table.flatten())
+        return rows.view(prompts, seats, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def _unseat(self, seated: Tensor, group: int) -> Tensor:
+        """[prompts, K, seats * r, x] -> [n, K, r, x]."""
+        prompts, heads, rows_each, width = seated.shape
+        rows = seated.view(prompts, heads, rows_each // group, group, width).transpose(1, 2).flatten(0, 1)
+        return rows if self.seats.filled else rows.index_select(0, self.seats.seat)

@@ -1,14 +1,15 @@
 """Continuous batching over fixed slots, with the trainer's own module.
 
-A prompt is prefilled once for all samples of its group. Rows that finish leave the batch; waiting ones take their
-slots. What is drawn depends only on the uniforms of a row, so slots and order change speed and never tokens.
+A prompt is prefilled once and its keys are shared by all samples of its group. Rows that finish leave the batch and
+waiting ones take their slots; a group is handed over as soon as its last row is done. What is drawn depends only on the
+uniforms of a row, so slots, order and the way in which steps are executed change speed and never tokens.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,12 +19,18 @@ from torch import Tensor
 from slimrl.errors import SettingsError
 from slimrl.model.attention import CausalRows, Prefill
 from slimrl.model.loading import TOLERANCE, Policy
+from slimrl.model.packing import Packed, pack
 from slimrl.records import Completion
-from slimrl.rollout.cache import DecodeStep, SlotCache
+from slimrl.rollout.cache import Cache, DecodeStep, Seats
 from slimrl.rollout.draws import draw
+from slimrl.rollout.graphs import Runner, make_runner
 
 PREFILL_TOKENS = 8192
-"""Padded prompt tokens in one prefill: bounds its memory."""
+"""Prompt tokens in one prefill: bounds its memory."""
+PATIENCE = 16
+"""Finished rows are let go when they are a 1/PATIENCE of the batch: leaving costs more than a few idle rows do."""
+
+OnGroup = Callable[[int, tuple[Completion, ...]], None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Prefilled:
     """Prompts whose keys, values and next-token logits are known."""
 
     plan: Prefill
+    packed: Packed
     logits: Tensor
     """[prompts, V] float32."""
 
@@ -47,9 +55,12 @@ class Prefilled:
 class RolloutEngine:
     """Samples completions; holds the policy itself, so there is no second copy of the weights to keep in step."""
 
-    def __init__(self, policy: Policy, *, slots: int) -> None:
+    def __init__(self, policy: Policy, *, slots: int, runner: Runner | None = None) -> None:
+        """Raises SettingsError for a model whose layers carry more than keys and values from token to token."""
         self.policy = policy
         self.slots = slots
+        self.runner = runner or make_runner(policy.device)
+        self.state: State | None = None
         self._probe()
 
     @torch.inference_mode()
@@ -60,9 +71,11 @@ class RolloutEngine:
         max_new_tokens: int,
         temperature: float = 1.0,
         greedy: bool = False,
+        on_group: OnGroup = lambda _request, _completions: None,
     ) -> list[tuple[Completion, ...]]:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
 
+        `on_group` gets a request's index and its completions when the last of them is done, while others go on.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context.
         """
         longest = max((len(r.prompt_ids) for r in requests), default=0)
@@ -70,27 +83,27 @@ class RolloutEngine:
             raise ValueError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of {self.policy.context}"
             )
-        run = _Run(self, requests, max_new_tokens, temperature, greedy)
-        while run.waiting or run.active:
-            run.admit()
-            if run.active:
-                run.decode()
-        return run.completions()
+        run = _Run(self, requests, max_new_tokens, temperature, greedy, on_group)
+        run.admit()
+        while run.active:
+            run.decode()
+            run.settle()
+        return run.completions
 
     def prefill(self, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
-        """Keys, values and next-token logits of prompts, padded on the right to the longest."""
-        lengths = torch.tensor([len(p) for p in prompts], device=self.policy.device)
+        """Keys, values and next-token logits of prompts."""
+        lengths = torch.tensor([len(p) for p in prompts])
         width = int(lengths.max())
-        ids = torch.tensor([[*p, *[self.policy.pad_id] * (width - len(p))] for p in prompts], device=self.policy.device)
-        positions = torch.arange(width, device=self.policy.device).expand_as(ids)
-        plan = Prefill()
-        hidden = self.policy.hidden(ids, positions, plan)
-        last = hidden[torch.arange(len(prompts), device=ids.device), lengths - 1]
-        return Prefilled(plan, self.policy.head(last))
+        ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts])
+        packed = pack(ids, lengths, lengths, torch.arange(len(prompts)), device=self.policy.device)
+        plan = Prefill(packed.plan)
+        hidden = self.policy.hidden(packed.ids[None], packed.positions[None], plan)[0]
+        last = packed.places.gather(1, (lengths - 1)[:, None].to(packed.places.device)).squeeze(1)
+        return Prefilled(plan, packed, self.policy.head(hidden.index_select(0, last)))
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Refuse a model that our cache cannot carry: one decode step must give what the whole row gives.
+        """Refuse a model that our cache cannot carry: two decode steps must give what the whole row gives.
 
         Layers with a state of their own (convolutions, linear attention) would start anew at every token.
         """
@@ -99,14 +112,24 @@ class RolloutEngine:
         ids = torch.arange(length, device=policy.device)[None] * 7 % policy.head.vocabulary
         positions = torch.arange(length, device=policy.device)[None]
         whole = policy.head(policy.hidden(ids, positions, CausalRows())[:, -1])
-        prefilled = self.prefill([tuple(ids[0, :-1].tolist())]).plan
+        known = length - 2
+        prefilled = self.prefill([tuple(ids[0, :known].tolist())])
         layers = policy.model.config.get_text_config().num_hidden_layers
         gap = float("inf")
-        if len(prefilled.keys) == layers:
-            cache = SlotCache(prefilled, slots=1, positions=length)
-            cache.fill(0, prefilled, torch.zeros(1, dtype=torch.long, device=policy.device))
-            step = DecodeStep(cache, positions[0, -1:], length)
-            stepped = policy.head(policy.hidden(ids[:, -1:], positions[:, -1:], step)[:, -1])
+        if len(prefilled.plan.keys) == layers:
+            cache = Cache(prefilled.plan, prompts=1, width=known, slots=1, columns=2)
+            cache.fill(0, prefilled.plan, prefilled.packed.places[0])
+            zero = torch.zeros(1, dtype=torch.long, device=policy.device)
+            seats = Seats(zero[None], zero, filled=True)
+            for time in range(2):
+                step = DecodeStep(
+                    cache, seats, time=time, ages=zero + time, lengths=zero + known, width=known,
+                    extent=time + 1, alike=True,
+                )  # fmt: skip
+                place = known + time
+                stepped = policy.head(
+                    policy.hidden(ids[:, place : place + 1], positions[:, place : place + 1], step)[:, 0]
+                )
             gap = ((stepped - whole).abs().max() / whole.abs().max().clamp(min=1e-6)).item()
         if not gap <= TOLERANCE[policy.model.dtype]:
             raise SettingsError(
@@ -115,135 +138,297 @@ class RolloutEngine:
             )
 
 
+class State:
+    """What a step reads and writes, on the device; row i of each tensor belongs to slot i.
+
+    Token buffers have a column beyond C for what a finished row goes on drawing until it is let go.
+    """
+
+    def __init__(self, slots: int, columns: int, stop_ids: Sequence[int], device: torch.device) -> None:
+        self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
+        self.tokens = torch.zeros((slots, columns + 1), dtype=torch.long, device=device)
+        self.logprobs = torch.zeros((slots, columns + 1), device=device)
+        self.uniforms = torch.zeros((slots, columns + 1), dtype=torch.float64, device=device)
+        self.counts = torch.ones(slots, dtype=torch.long, device=device)
+        """Tokens drawn; the last of them is fed next."""
+        self.lengths = torch.ones(slots, dtype=torch.long, device=device)
+        """Tokens of the prompt."""
+        self.done = torch.ones(slots, dtype=torch.bool, device=device)
+        self.time = torch.zeros((), dtype=torch.long, device=device)
+        self.slots, self.columns = slots, columns
+        self.cache: Cache | None = None
+        self.seats: dict[tuple[int, ...], Seats] = {}
+        """Seat tables by their shapes, where addresses must stay."""
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Move slots `source` [n] into `target` [n]."""
+        for tensor in (self.tokens, self.logprobs, self.uniforms, self.counts, self.lengths, self.done):
+            tensor[target] = tensor[source]
+
+    def record(self, rows: slice, logits: Tensor, *, temperature: float, greedy: bool) -> None:
+        """Draw the next token of these slots from float32 logits [rows, V]."""
+        counts, done = self.counts[rows], self.done[rows]
+        place = counts[:, None]
+        uniform = self.uniforms[rows].gather(1, place).squeeze(1)
+        tokens, logprobs = draw(logits, uniform, temperature=temperature, greedy=greedy)
+        self.tokens[rows].scatter_(1, place, tokens[:, None])
+        self.logprobs[rows].scatter_(1, place, logprobs[:, None])
+        counts += ~done
+        done |= (tokens[:, None] == self.stop_ids).any(1) | (counts >= self.columns)
+
+
+def _step(
+    policy: Policy,
+    state: State,
+    seats: Seats,
+    *,
+    rows: int,
+    width: int,
+    extent: int,
+    alike: bool,
+    time: Tensor | int,
+    temperature: float,
+    greedy: bool,
+) -> None:
+    """Feed the last token of the first `rows` slots and draw the next.
+
+    Where steps are recorded, every tensor that is read or written here must outlive the call: only the policy's, the
+    state's and the seat table's do.
+    """
+    assert state.cache is not None
+    counts, lengths = state.counts[:rows], state.lengths[:rows]
+    ages = counts - 1
+    fed = state.tokens[:rows].gather(1, ages[:, None])
+    plan = DecodeStep(
+        state.cache, seats, time=time, ages=ages, lengths=lengths, width=width, extent=extent, alike=alike
+    )
+    hidden = policy.hidden(fed, (lengths + ages)[:, None], plan)
+    state.record(slice(0, rows), policy.head(hidden[:, 0]), temperature=temperature, greedy=greedy)
+    if isinstance(time, Tensor):
+        time += 1
+
+
 class _Run:
-    """The state of one `generate` call: which samples wait, which occupy slots, what has been drawn."""
+    """One `generate` call, as the host sees it: which samples wait, which occupy slots, which prompts are stored."""
 
     def __init__(
-        self, engine: RolloutEngine, requests: Sequence[Request], max_new_tokens: int, temperature: float, greedy: bool
+        self,
+        engine: RolloutEngine,
+        requests: Sequence[Request],
+        max_new_tokens: int,
+        temperature: float,
+        greedy: bool,
+        on_group: OnGroup,
     ) -> None:
-        self.engine, self.requests = engine, requests
-        self.max_new_tokens, self.temperature, self.greedy = max_new_tokens, temperature, greedy
-        device = engine.policy.device
-        self.samples = [len(r.uniforms) for r in requests]
-        total = sum(self.samples)
-        self.prompt_of = np.repeat(np.arange(len(requests)), self.samples)
-        stacked = np.concatenate([r.uniforms for r in requests]) if requests else np.zeros((0, max_new_tokens))
-        self.uniforms = torch.from_numpy(stacked).to(device)
-        self.tokens = torch.zeros((total, max_new_tokens), dtype=torch.long, device=device)
-        self.logprobs = torch.zeros((total, max_new_tokens), device=device)
-        self.counts = torch.zeros(total, dtype=torch.long, device=device)
-        self.stop_ids = torch.tensor(engine.policy.stop_ids, device=device)
-        self.waiting: deque[int] = deque(range(total))
-        self.prefilled: dict[int, tuple[Prefilled, int]] = {}
-        self.cache: SlotCache | None = None
-        self.rows = torch.zeros(0, dtype=torch.long, device=device)
-        """[active] completion index of each occupied slot."""
-        self.positions = torch.zeros(0, dtype=torch.long, device=device)
-        """[active] position of the token that each slot feeds next."""
-        self.longest = 0
-        """Largest of `positions`, kept on the host."""
+        self.engine, self.policy, self.runner = engine, engine.policy, engine.runner
+        self.requests, self.max_new_tokens = requests, max_new_tokens
+        self.temperature, self.greedy, self.on_group = temperature, greedy, on_group
+        samples = [len(r.uniforms) for r in requests]
+        self.request_of = np.repeat(np.arange(len(requests)), samples)
+        self.first_of = np.concatenate([[0], np.cumsum(samples)])
+        self.unfinished = np.array(samples)
+        self.entered = 0
+        """Samples enter in order, so one number says which wait."""
+        self.drawn: dict[int, Completion] = {}
+        self.completions: list[tuple[Completion, ...]] = [()] * len(requests)
+        self.rows = np.zeros(0, dtype=np.int64)
+        """[active] sample on each slot."""
+        self.born = np.zeros(0, dtype=np.int64)
+        """[active] time at which it entered."""
+        self.stored: list[int] = []
+        """Request whose prompt lies at each place of the prompt store."""
+        self.logits: dict[int, Tensor] = {}
+        """Next-token logits [V] of stored prompts that still have samples waiting."""
+        self.time = 0
+        self.seats: Seats | None = None
+        self.state = self._state()
 
     @property
     def active(self) -> int:
         return len(self.rows)
 
-    def admit(self) -> None:
-        """Fill free slots with waiting samples, and draw their first tokens from the prompts' logits."""
-        while self.waiting and self.active < self.engine.slots:
-            free = self.engine.slots - self.active
-            entering = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-            self._prefill_missing(entering)
-            logits = self._enter(entering)
-            rows = torch.tensor(entering, device=self.rows.device)
-            self.rows = torch.cat([self.rows, rows])
-            lengths = [len(self.requests[self.prompt_of[i]].prompt_ids) for i in entering]
-            self.longest = max(self.longest, *lengths)
-            self.positions = torch.cat([self.positions, torch.tensor(lengths, device=self.rows.device)])
-            self._record(self.active - len(entering), logits)
-            last = self.prompt_of[self.waiting[0]] if self.waiting else len(self.requests)
-            self.prefilled = {p: kept for p, kept in self.prefilled.items() if p >= last}
+    @property
+    def waiting(self) -> int:
+        return len(self.request_of) - self.entered
 
     def decode(self) -> None:
-        """Feed every slot's last token and draw the next."""
-        assert self.cache is not None
-        policy = self.engine.policy
-        last = self.tokens[self.rows, self.counts[self.rows] - 1]
-        step = DecodeStep(self.cache, self.positions, self.longest + 1)
-        hidden = policy.hidden(last[:, None], self.positions[:, None], step)
-        self.positions = self.positions + 1
-        self.longest += 1
-        self._record(0, policy.head(hidden[:, 0]))
+        """Run the steps up to the next look: feed every slot's last token, draw the next."""
+        state, runner = self.state, self.runner
+        assert state.cache is not None
+        n = self._room(self.active)
+        seats, width, same_length = self._seating(n)
+        columns = state.columns
+        extent = min(columns, runner.room(min(self.time + runner.steps, columns), 32))
+        # At time 0 all slots were empty, so rows born then own every column up to now.
+        alike = same_length and extent == self.time + 1 and not self.born.any()
+        step = partial(
+            _step, self.policy, state, seats, rows=n, width=width, extent=extent, alike=alike,
+            time=state.time if runner.keeps else self.time, temperature=self.temperature, greedy=self.greedy,
+        )  # fmt: skip
+        key = (n, *seats.table.shape, seats.filled, width, extent, alike, self.temperature, self.greedy)
+        for _ in range(runner.steps):
+            runner.run(key, step)
+        self.time += runner.steps
 
-    def completions(self) -> list[tuple[Completion, ...]]:
-        """Everything drawn, grouped by request."""
-        tokens, logprobs, counts = self.tokens.tolist(), self.logprobs.tolist(), self.counts.tolist()
-        stops = set(self.engine.policy.stop_ids)
-        groups, row = [], 0
-        for request, samples in zip(self.requests, self.samples, strict=True):
-            group = []
-            for index in range(row, row + samples):
-                ids = tuple(tokens[index][: counts[index]])
-                finish = "stop" if ids[-1] in stops else "length"
-                group.append(Completion(request.prompt_ids, ids, tuple(logprobs[index][: counts[index]]), finish))  # type: ignore[arg-type]
-            groups.append(tuple(group))
-            row += samples
-        return groups
+    def settle(self) -> None:
+        """Let finished rows go and waiting ones in, once there are enough of them."""
+        done = self.state.done[: self.active].cpu().numpy()
+        finished = int(done.sum())
+        if finished == self.active or finished >= max(1, self.active // PATIENCE):
+            self._hand_over(done.nonzero()[0])
+            self._close_slots(done)
+            self._close_prompts()
+            self.seats = None
+            self.admit()
 
-    def _prefill_missing(self, entering: Sequence[int]) -> None:
-        """Prefill the prompts of `entering` that are not yet, as many at once as PREFILL_TOKENS allows."""
-        missing = [p for p in dict.fromkeys(self.prompt_of[i] for i in entering) if p not in self.prefilled]
-        while missing:
-            width, batch = 0, 0
-            for prompt in missing:
-                width = max(width, len(self.requests[prompt].prompt_ids))
-                if batch and width * (batch + 1) > PREFILL_TOKENS:
-                    break
+    def admit(self) -> None:
+        """Fill free slots with waiting samples, and draw their first tokens from the prompts' logits."""
+        if not self.active:
+            self.time = 0
+            self.state.time.zero_()
+        entering = self.request_of[self.entered : self.entered + self.state.slots - self.active]
+        if not len(entering):
+            return
+        self._store([r for r in dict.fromkeys(entering.tolist()) if r not in self.logits])
+        state, device, first = self.state, self.policy.device, self.active
+        rows = slice(first, first + len(entering))
+        samples = np.arange(self.entered, self.entered + len(entering))
+        inside = samples - self.first_of[entering]
+        uniforms = np.stack([self.requests[r].uniforms[i] for r, i in zip(entering, inside, strict=True)])
+        lengths = [len(self.requests[r].prompt_ids) for r in entering]
+        state.uniforms[rows, : self.max_new_tokens] = torch.from_numpy(uniforms).to(device)
+        state.lengths[rows] = torch.tensor(lengths, device=device)
+        state.counts[rows] = 0
+        state.done[rows] = False
+        logits = torch.stack([self.logits[r] for r in entering.tolist()])
+        state.record(rows, logits, temperature=self.temperature, greedy=self.greedy)
+        self.rows = np.concatenate([self.rows, samples])
+        self.born = np.concatenate([self.born, np.full(len(samples), self.time)])
+        self.entered += len(entering)
+        pending = self.request_of[self.entered] if self.waiting else len(self.requests)
+        self.logits = {r: row for r, row in self.logits.items() if r >= pending}
+        self.seats = None
+
+    def _state(self) -> State:
+        """Buffers for this call: those of the last one where they must stay and are large enough."""
+        runner, kept = self.runner, self.engine.state
+        longest = max((len(r.prompt_ids) for r in self.requests), default=0)
+        if kept is not None and kept.columns == self.max_new_tokens and kept.cache and kept.cache.width >= longest:
+            kept.done.fill_(True)
+            return kept
+        runner.clear()
+        slots = self._room(self.engine.slots) if runner.keeps else min(self.engine.slots, len(self.request_of))
+        state = State(slots, self.max_new_tokens, self.policy.stop_ids, self.policy.device)
+        self.engine.state = state if runner.keeps else None
+        return state
+
+    def _room(self, rows: int) -> int:
+        return self.runner.room(rows, 16)
+
+    def _store(self, requests: Sequence[int]) -> None:
+        """Prefill prompts, as many at once as PREFILL_TOKENS allows, and store their keys and values."""
+        left = list(requests)
+        while left:
+            batch, tokens = 0, 0
+            while batch < len(left) and (
+                not batch or tokens + len(self.requests[left[batch]].prompt_ids) <= PREFILL_TOKENS
+            ):
+                tokens += len(self.requests[left[batch]].prompt_ids)
                 batch += 1
-            prefilled = self.engine.prefill([self.requests[p].prompt_ids for p in missing[:batch]])
-            self.prefilled |= {p: (prefilled, i) for i, p in enumerate(missing[:batch])}
-            missing = missing[batch:]
+            prefilled = self.engine.prefill([self.requests[r].prompt_ids for r in left[:batch]])
+            cache = self._cache(prefilled.plan)
+            for i, request in enumerate(left[:batch]):
+                tokens_of = prefilled.packed.places[i, : len(self.requests[request].prompt_ids)]
+                cache.fill(len(self.stored), prefilled.plan, tokens_of)
+                self.stored.append(request)
+                self.logits[request] = prefilled.logits[i]
+            left = left[batch:]
 
-    def _enter(self, entering: Sequence[int]) -> Tensor:
-        """Copy prompts into slots behind the active ones; returns their next-token logits [entering, V]."""
-        logits = []
-        start = 0
-        while start < len(entering):
-            prefilled, _ = self.prefilled[self.prompt_of[entering[start]]]
-            end = start
-            rows = []
-            while end < len(entering) and self.prefilled[self.prompt_of[entering[end]]][0] is prefilled:
-                rows.append(self.prefilled[self.prompt_of[entering[end]]][1])
-                end += 1
-            index = torch.tensor(rows, device=self.rows.device)
-            if self.cache is None:
-                longest = max(len(r.prompt_ids) for r in self.requests)
-                slots = min(self.engine.slots, sum(self.samples))
-                self.cache = SlotCache(prefilled.plan, slots=slots, positions=longest + self.max_new_tokens)
-            self.cache.fill(self.active + start, prefilled.plan, index)
-            logits.append(prefilled.logits[index])
-            start = end
-        return torch.cat(logits)
+    def _cache(self, example: Prefill) -> Cache:
+        state, runner = self.state, self.runner
+        if state.cache is None:
+            width = runner.room(max(len(r.prompt_ids) for r in self.requests), 32)
+            prompts = state.slots if runner.keeps else min(state.slots, len(self.requests))
+            state.cache = Cache(example, prompts=prompts, width=width, slots=state.slots, columns=state.columns)
+        return state.cache
 
-    def _record(self, first: int, logits: Tensor) -> None:
-        """Draw for the slots from `first` on, store the tokens, and let finished rows leave."""
-        rows = self.rows[first:]
-        counts = self.counts[rows]
-        tokens, logprobs = draw(logits, self.uniforms[rows, counts], temperature=self.temperature, greedy=self.greedy)
-        self.tokens[rows, counts] = tokens
-        self.logprobs[rows, counts] = logprobs
-        self.counts[rows] = counts + 1
-        done = torch.isin(tokens, self.stop_ids) | (counts + 1 == self.max_new_tokens)
-        if done.any():
-            self._leave(torch.cat([done.new_zeros(first), done]))
+    def _seating(self, n: int) -> tuple[Seats, int, bool]:
+        """The seat table for n rows, the longest prompt in use, and whether all prompts have its length."""
+        lengths = np.array([len(self.requests[r].prompt_ids) for r in self.stored])
+        assert self.state.cache is not None
+        width = min(self.state.cache.width, self.runner.room(int(lengths.max()), 32))
+        same = bool((lengths == width).all())
+        if self.seats is None:
+            self.seats = self._seats(n)
+        return self.seats, width, same
 
-    def _leave(self, done: Tensor) -> None:
+    def _seats(self, n: int) -> Seats:
+        place_of = {request: place for place, request in enumerate(self.stored)}
+        place = np.array([place_of[r] for r in self.request_of[self.rows].tolist()])
+        order = np.argsort(place, kind="stable")
+        counts = np.bincount(place, minlength=len(self.stored))
+        starts = np.cumsum(counts) - counts
+        seat = np.empty(self.active, dtype=np.int64)
+        seat[order] = np.arange(self.active) - starts[place[order]]
+        assert self.state.cache is not None
+        prompts = min(len(next(iter(self.state.cache.prompt_keys.values()))), self.runner.room(len(self.stored), 4))
+        seats = self.runner.room(int(counts.max()), 1)
+        table = np.zeros((prompts, seats), dtype=np.int64)
+        table[place, seat] = np.arange(self.active)
+        flat = np.zeros(n, dtype=np.int64)
+        flat[: self.active] = place * seats + seat
+        filled = bool(n == table.size and (table.reshape(-1) == np.arange(n)).all())
+        device = self.policy.device
+        found = Seats(torch.from_numpy(table).to(device), torch.from_numpy(flat).to(device), filled)
+        if not self.runner.keeps:
+            return found
+        kept = self.state.seats.setdefault((n, prompts, seats, filled), found)
+        kept.table.copy_(found.table)
+        kept.seat.copy_(found.seat)
+        return kept
+
+    def _hand_over(self, slots: NDArray[np.int64]) -> None:
+        """Turn finished slots into completions, and give every group whose last one is among them."""
+        index = torch.from_numpy(slots).to(self.policy.device)
+        counts = self.state.counts[index].tolist()
+        tokens, logprobs = self.state.tokens[index].tolist(), self.state.logprobs[index].tolist()
+        stops = set(self.policy.stop_ids)
+        for row, count, ids, nats in zip(self.rows[slots].tolist(), counts, tokens, logprobs, strict=True):
+            request = self.request_of[row]
+            finish = "stop" if ids[count - 1] in stops else "length"
+            prompt = self.requests[request].prompt_ids
+            self.drawn[row] = Completion(prompt, tuple(ids[:count]), tuple(nats[:count]), finish)  # type: ignore[arg-type]
+            self.unfinished[request] -= 1
+            if not self.unfinished[request]:
+                group = tuple(self.drawn.pop(i) for i in range(self.first_of[request], self.first_of[request + 1]))
+                self.completions[request] = group
+                self.on_group(int(request), group)
+
+    def _close_slots(self, done: NDArray[np.bool_]) -> None:
         """Close the holes of finished rows with the rows at the end, so that active slots stay contiguous."""
-        assert self.cache is not None
-        kept = int((~done).sum())
-        holes = done[:kept].nonzero().squeeze(-1)
-        movers = (~done[kept:]).nonzero().squeeze(-1) + kept
-        if len(holes):
-            self.cache.move(movers, holes, self.longest + 1)
-            self.rows[holes], self.positions[holes] = self.rows[movers], self.positions[movers]
-        self.rows, self.positions = self.rows[:kept].clone(), self.positions[:kept].clone()
-        self.longest = int(self.positions.max()) if kept else 0
+        assert self.state.cache is not None
+        kept, target, source = _closed(done)
+        if len(target):
+            to, of = (torch.from_numpy(x).to(self.policy.device) for x in (target, source))
+            self.state.cache.move_slots(of, to, min(self.time, self.state.columns))
+            self.state.move(of, to)
+            self.rows[target], self.born[target] = self.rows[source], self.born[source]
+        self.rows, self.born = self.rows[:kept], self.born[:kept]
+        self.state.done[kept:] = True
+
+    def _close_prompts(self) -> None:
+        """Likewise for prompts none of whose samples is left."""
+        assert self.state.cache is not None
+        kept, target, source = _closed(self.unfinished[self.stored] == 0)
+        if len(target):
+            to, of = (torch.from_numpy(x).to(self.policy.device) for x in (target, source))
+            self.state.cache.move_prompts(of, to)
+            for hole, mover in zip(target, source, strict=True):
+                self.stored[hole] = self.stored[mover]
+        del self.stored[kept:]
+
+
+def _closed(gone: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """How many stay, the holes among the first so many, and those behind that go into them."""
+    kept = int((~gone).sum())
+    return kept, gone[:kept].nonzero()[0], (~gone[kept:]).nonzero()[0] + kept

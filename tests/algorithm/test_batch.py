@@ -59,12 +59,27 @@ def test_take_trims_padding() -> None:
     assert part.inputs.tolist() == [[5, 2, 0], [5, 6, 7]]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
-def test_microbatches_cover_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    parts = microbatches(torch.tensor(lengths), max_tokens=budget)
-    assert sorted(i for part in parts for i in part.tolist()) == list(range(len(lengths)))
-    for part in parts:
-        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.lists(st.integers(0, 30), min_size=1, max_size=6)), min_size=1, max_size=9
+    ),
+    st.integers(1, 200),
+)
+def test_microbatches_cover_every_row_once_within_the_budget(shapes: list[tuple[int, list[int]]], budget: int) -> None:
+    """Groups of (prompt, completions): a prompt costs its tokens once for the rows of its group in a micro-batch."""
+    rows = [(group, prompt, prompt + size) for group, (prompt, sizes) in enumerate(shapes) for size in sizes]
+    groups, prompts, lengths = (torch.tensor(column) for column in zip(*rows, strict=True))
+    parts = [part.tolist() for part in microbatches(lengths, prompts, groups, max_tokens=budget)]
+    assert sorted(i for part in parts for i in part) == list(range(len(rows)))
+
+    def tokens(part: list[int]) -> int:
+        shared = {rows[i][0]: rows[i][1] for i in part}
+        return sum(shared.values()) + sum(rows[i][2] - rows[i][1] for i in part)
+
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        assert len(part) == 1 or tokens(part) <= budget
+        assert following is None or tokens([*part, following[0]]) > budget
+    assert max(lengths) in [lengths[i] for i in parts[0]]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(1, 6))

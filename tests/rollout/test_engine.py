@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ import torch
 from slimrl.algorithm.batch import make_batch
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
-from slimrl.records import Group, Problem, Rollout
+from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout.graphs import CudaGraphs
 from slimrl.train import masked_logprobs
 from tests.tiny import FAMILIES, tiny_policy
 
@@ -75,6 +78,87 @@ def test_tokens_do_not_depend_on_slots_or_company(family: str) -> None:
     assert tokens[1] == tokens[3] == tokens[64]
     reverse = RolloutEngine(policy, slots=5).generate(asked[::-1], max_new_tokens=16)
     assert [[c.token_ids for c in group] for group in reverse[::-1]] == tokens[1]
+
+
+class Recorded:
+    """Replays as a CUDA graph would: the first step of a key is what runs for every later one, whoever asks."""
+
+    keeps = True
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.recorded: dict[Hashable, Callable[[], None]] = {}
+        self.runs = 0
+
+    def room(self, count: int, step: int) -> int:
+        return -(-count // step) * step
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        self.recorded.setdefault(key, step)()
+        self.runs += 1
+
+    def clear(self) -> None:
+        self.recorded.clear()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_recorded_steps_draw_the_same_tokens(family: str, steps: int) -> None:
+    """Rounded shapes, several steps between looks, buffers and recordings that live on from call to call."""
+    policy = tiny_policy(family)
+    runner = Recorded(steps)
+    plain, recorded = RolloutEngine(policy, slots=20), RolloutEngine(policy, slots=20, runner=runner)
+    for seed in range(3):
+        asked = requests(9, 5, 18, seed)
+        ours = recorded.generate(asked, max_new_tokens=18)
+        theirs = plain.generate(asked, max_new_tokens=18)
+        assert [[c.token_ids for c in g] for g in ours] == [[c.token_ids for c in g] for g in theirs]
+        assert [[c.finish for c in g] for g in ours] == [[c.finish for c in g] for g in theirs]
+    assert trainer_gaps(policy, ours, 1.0).max() < 1e-4
+    assert len(runner.recorded) < runner.runs / 2
+    kept = recorded.state
+    recorded.generate(requests(2, 5, 18, 7), max_new_tokens=18)
+    assert recorded.state is kept
+    longer = [Request(tuple([5] * 70), uniforms(0, "train", 0, "p", samples=3, positions=18))]
+    again = recorded.generate(longer, max_new_tokens=18)
+    assert recorded.state is not kept
+    assert again[0][0].token_ids == plain.generate(longer, max_new_tokens=18)[0][0].token_ids
+
+
+def test_graph_sizes_are_few_and_large_enough() -> None:
+    graphs = CudaGraphs()
+    sizes = {graphs.room(count, 16) for count in range(1, 513)}
+    assert all(graphs.room(count, 16) >= count for count in range(1, 513))
+    assert len(sizes) < 24
+
+
+def test_rows_of_all_ages_share_a_ring_of_columns() -> None:
+    """Four slots for 60 samples of 2 to 16 tokens: the clock goes round the columns many times."""
+    policy = tiny_policy("gemma3")
+    asked = requests(12, 5, 16)
+    narrow = RolloutEngine(policy, slots=4).generate(asked, max_new_tokens=16)
+    assert trainer_gaps(policy, narrow, 1.0).max() < 1e-4
+    lengths = [len(c.token_ids) for g in narrow for c in g]
+    assert min(lengths) < 5
+    assert max(lengths) == 16
+    assert sum(lengths) / 4 > 5 * 16
+
+
+def test_groups_are_handed_over_whole_as_they_finish() -> None:
+    policy = tiny_policy()
+    asked = requests(10, 3, 16)
+    handed: list[tuple[int, tuple[Completion, ...]]] = []
+    result = RolloutEngine(policy, slots=3).generate(
+        asked, max_new_tokens=16, on_group=lambda index, group: handed.append((index, group))
+    )
+    assert sorted(index for index, _ in handed) == list(range(10))
+    assert all(group == result[index] for index, group in handed)
+
+
+def test_a_full_budget_of_one_token() -> None:
+    policy = tiny_policy()
+    groups = RolloutEngine(policy, slots=4).generate(requests(3, 3, 1), max_new_tokens=1)
+    assert [len(c.token_ids) for g in groups for c in g] == [1] * 9
 
 
 def test_finish_reason_and_budget() -> None:

@@ -1,0 +1,96 @@
+"""How decode steps are run: one by one from Python, or recorded once as CUDA graphs and replayed.
+
+A decode step of a small model is some hundred kernels of a few microseconds each. Started one by one from Python, the
+GPU waits most of the time; replayed as a graph, whole steps go out in one launch, several between looks from the host.
+A graph has fixed shapes and addresses, so a runner also says how shapes are rounded and whether buffers must stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+import torch
+
+
+class Runner(Protocol):
+    """The seam between the engine's loop and the way in which a step is executed."""
+
+    steps: int
+    """Decode steps between looks from the host."""
+    keeps: bool
+    """Buffers must stay where they are from one call of the engine to the next."""
+
+    def room(self, count: int, step: int) -> int:
+        """The size, at least `count`, at which something of `count` parts is run; `step` is a usual unit."""
+        ...
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Execute `step` once. Equal keys promise equal shapes and addresses."""
+        ...
+
+    def clear(self) -> None:
+        """Forget what was recorded: addresses have changed."""
+        ...
+
+
+class Eager:
+    """Python calls every kernel: right for a CPU, where shapes that fit exactly save work."""
+
+    steps = 1
+    keeps = False
+
+    def room(self, count: int, step: int) -> int:
+        del step
+        return count
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        del key
+        step()
+
+    def clear(self) -> None:
+        """Nothing is recorded."""
+
+
+class CudaGraphs:
+    """Records a step at the second use of its shapes, then replays it."""
+
+    steps = 8
+    keeps = True
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, Any] = {}
+        self.seen: set[Hashable] = set()
+        self.pool: Any = None
+
+    def room(self, count: int, step: int) -> int:
+        """Few sizes, so that few graphs are recorded: eight units apart at most, powers of two below them."""
+        if count >= 8 * step:
+            return -(-count // (2 * step)) * 2 * step
+        return 1 << max(0, count - 1).bit_length()
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        if key in self.graphs:
+            self.graphs[key].replay()
+        elif key not in self.seen:
+            # The first step of a shape also sets up libraries, which must not happen while recording.
+            self.seen.add(key)
+            step()
+        else:
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                step()
+            self.pool = graph.pool()
+            self.graphs[key] = graph
+            graph.replay()
+
+    def clear(self) -> None:
+        self.graphs.clear()
+        self.seen.clear()
+        self.pool = None
+
+
+def make_runner(device: torch.device) -> Runner:
+    """CUDA graphs on a GPU; plain calls elsewhere."""
+    return CudaGraphs() if device.type == "cuda" else Eager()
