@@ -154,7 +154,8 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
             f"{policy.context}; shorten the question or lower the budget"
         )
     draws = uniforms(config.seed, "sample", 0, question, samples=1 if greedy else count, positions=budget)
-    (group,) = RolloutEngine(policy, slots=config.rollout.slots).generate(
+    slots = count if config.rollout.slots == "auto" else config.rollout.slots
+    (group,) = RolloutEngine(policy, slots=slots).generate(
         [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
     )
     for completion in group:
@@ -206,7 +207,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     display.opening(examination, setup.notes)
     display.probes(examination)
     if as_json:
-        _print_json(dataclasses.asdict(examination) | {"notes": setup.notes})
+        _print_json(dataclasses.asdict(examination) | {"notes": setup.notes, "memory": setup.memory.table()})
 
 
 @cli.command()

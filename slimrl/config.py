@@ -98,8 +98,8 @@ class RolloutConfig(Section):
     """Must stay 1: a truncated support makes importance ratios wrong (huggingface/trl#6789)."""
     top_k: int = 0
     """Must stay 0 (off), for the same reason."""
-    slots: Count = 256
-    """Completions decoded at once; memory, never tokens, depends on it."""
+    slots: Count | Literal["auto"] = "auto"
+    """Completions decoded at once; `auto`: all of a step, as far as memory allows. Tokens never depend on it."""
 
     @model_validator(mode="after")
     def _full_support(self) -> Self:
@@ -226,8 +226,11 @@ class OptimizerConfig(Section):
     """Optimizer updates per pass over the rollout batch; whole groups stay together."""
     epochs: Count = 1
     """Passes over a rollout batch."""
-    microbatch_tokens: Count = 16384
-    """Padded tokens in one forward pass; memory, never the gradient, depends on it."""
+    microbatch_tokens: Count | Literal["auto"] = "auto"
+    """Tokens in one forward pass, a shared prompt counted once; `auto`: up to 16,384, as far as memory allows. The
+    gradient never depends on it."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute layers again in the backward pass instead of keeping what they computed; `auto`: where memory is short."""
 
 
 class EvaluationConfig(Section):
@@ -250,6 +253,8 @@ class LogConfig(Section):
     """How many to show."""
     rollouts: bool = True
     """Store every completion with its scores under rollouts/."""
+    profile: bool = False
+    """Measure where each step's time goes, and which share of this machine's limits it reaches."""
 
 
 class SftConfig(Section):
@@ -314,6 +319,12 @@ class TrainConfig(RootConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        split_matters = self.algorithm.aggregation == "microbatch_token_mean"
+        if split_matters and self.optimizer.microbatch_tokens == "auto":
+            raise ValueError(
+                "algorithm.aggregation=microbatch_token_mean depends on the split, which microbatch_tokens=auto leaves to "
+                "the machine; set optimizer.microbatch_tokens to a number"
+            )
         if self.optimizer.minibatches > self.rollout.problems:
             raise ValueError(
                 f"optimizer.minibatches={self.optimizer.minibatches} exceeds rollout.problems={self.rollout.problems}, "

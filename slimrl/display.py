@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimrl.doctor import Examination
     from slimrl.evaluate import Evaluation
     from slimrl.tasks import Task
+    from slimrl.train import TrainSummary
 
 COLUMNS = (
     ("reward", "reward", "{:.3f}"),
@@ -145,9 +146,10 @@ class Display:
         left = seconds / update * (updates - update)
         self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {left:.0f} s left")
 
-    def closing(self, path: Path, before: Evaluation, after: Evaluation, inert: Sequence[str]) -> None:
-        """The before/after table and where everything lies."""
+    def closing(self, path: Path, before: Evaluation, after: Evaluation, summary: TrainSummary) -> None:
+        """The before/after table, what the run took, and where everything lies."""
         from slimrl.evaluate import compare
+        from slimrl.stopwatch import PARTS
 
         self.stop()
         self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
@@ -160,7 +162,20 @@ class Display:
                 prefix = "" if mode == "sampled" else "greedy_"
                 table.add_row(f"{name}, {mode}", *_cells(first[name], last[name], prefix), _change(difference))
         self.console.print(table)
-        for sentence in inert:
+        if summary.profile:
+            shares = ", ".join(
+                f"{part} {summary.profile[part]:.0%}" for part in PARTS if summary.profile[part] >= 0.005
+            )
+            self.say(
+                f"time: {shares}; {summary.profile['tokens_per_second']:,.0f} sampled tokens/s; "
+                f"{summary.profile['flops_utilisation']:.0%} of this machine's arithmetic over the whole step, "
+                f"{summary.profile.get('decode_bandwidth_utilisation', 0):.0%} of its memory bandwidth while decoding"
+            )
+        self.say(
+            f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
+            f"({summary.memory['error']:+.0%})"
+        )
+        for sentence in summary.inert:
             self.say(f"inert in this run: {sentence}", "yellow")
         self.say(f"everything lies in {path}: final/ (the model), metrics.jsonl, rollouts/, evals/, curves.png")
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 from slimrl.config import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.memory import MemoryPlan, apply_plan, plan_memory
 from slimrl.model.loading import Policy, load_policy, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.randomness import Stream, uniforms
@@ -19,6 +20,8 @@ from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.styles import STYLES
 
+LOOKED_AT = 256
+"""Training prompts whose length the memory plan reckons with."""
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
 
@@ -38,6 +41,8 @@ class Setup:
     """Those of the harder split; empty where there is none, or none is wanted."""
     notes: tuple[str, ...]
     """What a user should know before the first step, in plain sentences."""
+    memory: MemoryPlan
+    """What the run will take; `config` holds the numbers it chose where settings say `auto`."""
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -97,8 +102,8 @@ class TrainSetup(Setup):
         ]
 
 
-def prepare(config: RootConfig) -> Setup:
-    """Load model and task, and drop prompts that do not fit the context (counted, never cut).
+def prepare(config: RootConfig, *, training: bool = False) -> Setup:
+    """Load model and task, drop prompts that do not fit the context (counted, never cut), and plan the memory.
 
     Raises SettingsError or DataError, one sentence each.
     """
@@ -118,6 +123,14 @@ def prepare(config: RootConfig) -> Setup:
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
+    looked_at = [*islice(train, LOOKED_AT), *held_out, *harder]
+    longest = max((len(ids) for p in looked_at if len(ids := prompter.ids(task.messages(p))) <= room), default=1)
+    rows = max(len(held_out), len(harder)) * config.evaluation.samples
+    if isinstance(config, TrainConfig):
+        rows = max(rows, config.rollout.problems * config.rollout.group_size)
+    memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training)
+    config = apply_plan(config, memory)
+    assert isinstance(config.rollout.slots, int)
     return Setup(
         config=config,
         policy=policy,
@@ -126,7 +139,8 @@ def prepare(config: RootConfig) -> Setup:
         engine=RolloutEngine(policy, slots=config.rollout.slots),
         held_out=tuple(held_out),
         harder=tuple(harder),
-        notes=tuple(n for n in [*notes, note, test_note, harder_note] if n),
+        notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),
+        memory=memory,
     )
 
 
@@ -143,7 +157,8 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
 
 def prepare_training(config: TrainConfig) -> TrainSetup:
     """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
-    setup = prepare(config)
+    setup = prepare(config, training=True)
+    config = config.model_copy(update={"rollout": setup.config.rollout, "optimizer": setup.config.optimizer})
     if len(setup.task.train) < config.rollout.problems:
         raise SettingsError(
             f"rollout.problems={config.rollout.problems} exceeds the {len(setup.task.train)} training problems; lower it"

@@ -19,6 +19,7 @@ from slimrl.config import SftRunConfig
 from slimrl.display import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import evaluate
+from slimrl.model.checkpointing import checkpointed
 from slimrl.model.loading import TAUGHT, Policy
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import learning_rate, make_optimizer
@@ -60,7 +61,7 @@ Demonstrate = Callable[[Problem, int], Example | None]
 def sft(config: SftRunConfig, display: Display) -> SftSummary:
     """Imitate demonstrators; evaluates before and after as training does."""
     path = new_run(config, "sft")
-    setup = prepare(config)
+    setup = prepare(config, training=True)
     policy = setup.policy
     if len(setup.task.train) < config.sft.batch_size:
         raise SettingsError(
@@ -70,7 +71,7 @@ def sft(config: SftRunConfig, display: Display) -> SftSummary:
     for note in [*setup.notes, overlong_note(setup, demonstrate, config)]:
         if note:
             display.say(f"note: {note}")
-    run = RunDirectory.create(path, config, policy, verb="sft")
+    run = RunDirectory.create(path, config, policy, verb="sft", memory=setup.memory.table())
     with run.recording():
         return imitate_and_measure(setup, run, demonstrate, display, config)
 
@@ -79,7 +80,8 @@ def imitate_and_measure(
     setup: Setup, run: RunDirectory, demonstrate: Demonstrate, display: Display, config: SftRunConfig
 ) -> SftSummary:
     """Held-out accuracy, the updates, held-out accuracy again."""
-    policy, settings = setup.policy, config.optimizer
+    policy, settings = setup.policy, setup.config.optimizer
+    assert isinstance(settings.microbatch_tokens, int)
     before = evaluate(setup, step=0)
     run.log_evaluation(before)
     display.evaluation(before)
@@ -89,7 +91,8 @@ def imitate_and_measure(
         problems = setup.training_problems(step=step, count=config.sft.batch_size)
         written = (demonstrate(problem, step) for problem in problems)
         examples = list(islice((example for example in written if example is not None), config.sft.batch_size))
-        loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
+        with checkpointed(policy.model, settings.activation_checkpointing == "on"):
+            loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
         rate = learning_rate(
             step,
             peak=settings.learning_rate,

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from slimrl.algorithm.batch import make_batch, microbatches, minibatches, take
+from slimrl.algorithm.batch import make_batch, microbatches, minibatches, packed_tokens, take
 from slimrl.algorithm.groups import Collected, collect_groups
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import clipped_surrogate, token_weights
@@ -28,6 +28,10 @@ from slimrl.display import Display
 from slimrl.doctor import Seen, combine, examine, inert_switches, look
 from slimrl.errors import DivergedError
 from slimrl.evaluate import Comparison, Evaluation, compare, evaluate
+from slimrl.machine import measure_limits, peak_memory
+from slimrl.memory import MOST_TOKENS, compare_memory
+from slimrl.model.checkpointing import checkpointed
+from slimrl.model.cost import cost_of
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
@@ -36,6 +40,7 @@ from slimrl.prepare import TrainSetup, prepare_training
 from slimrl.records import Batch, Group
 from slimrl.runs.directory import RunDirectory, new_run
 from slimrl.runs.metrics import Metrics, TokenMeans, describe
+from slimrl.stopwatch import OFF, Stopwatch, mean_profile
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class TrainSummary:
     seconds: float
     """Training without set-up and evaluation."""
     inert: list[str]
+    memory: dict[str, float]
+    """Peaks in GiB, `planned` for at most, `estimated` for what came up and `measured`; `error` of the estimate."""
+    profile: dict[str, float]
+    """Means over the steps, weighted by their time; empty without log.profile."""
 
 
 def train(config: TrainConfig, display: Display) -> TrainSummary:
@@ -59,7 +68,7 @@ def train(config: TrainConfig, display: Display) -> TrainSummary:
     path = new_run(config, "train")
     setup = prepare_training(config)
     display.opening(examine(setup), setup.notes)
-    run = RunDirectory.create(path, config, setup.policy, verb="train")
+    run = RunDirectory.create(path, config, setup.policy, verb="train", memory=setup.memory.table())
     with run.recording():
         return train_and_measure(setup, run, display)
 
@@ -74,9 +83,13 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
     run.log_evaluation(before)
     display.evaluation(before)
 
+    watch = Stopwatch(policy.device) if config.log.profile else OFF
+    limits = measure_limits(policy.device, policy.model.dtype) if config.log.profile else None
+    setup.engine.watch = watch
     carried: Sequence[Group] = ()
     seen, tokens, seconds = look([], config), 0, 0.0
     for step in range(config.steps):
+        watch.start()
         started = time.perf_counter()
         collected = collect_groups(
             setup.training_problems(step=step, count=config.rollout.problems),
@@ -89,13 +102,14 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
         )
         carried = collected.surplus
         rolled = time.perf_counter()
-        updated = update(policy, reference, optimizer, collected, config, step)
+        updated = update(policy, reference, optimizer, collected, config, step, watch)
         done = time.perf_counter()
 
         seconds += done - started
         stale = sum(group.step < step for group in collected.groups)
         seen = combine(seen, look(collected.sampled, config, carried=stale))
-        tokens += sum(len(r.completion.token_ids) for g in collected.sampled for r in g.rollouts)
+        sampled = sum(len(r.completion.token_ids) for g in collected.sampled for r in g.rollouts)
+        tokens += sampled
         metrics = describe(collected, config.algorithm.signal) | updated
         metrics |= {
             "num_tokens": tokens,
@@ -103,6 +117,8 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
             "time/update": done - rolled,
             "time/total": seconds,
         }
+        if limits is not None:
+            metrics |= watch.lap(sampled, limits)
         run.log_step(step, metrics, collected if config.log.rollouts else None)
         display.step(step, config.steps, metrics, collected, seconds, setup.task)
         if config.evaluation.every and (step + 1) % config.evaluation.every == 0 and step + 1 < config.steps:
@@ -113,9 +129,9 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
     after = evaluate(setup, step=config.steps)
     run.log_evaluation(after)
     run.save_final(policy)
-    summary = summarize(run, before, after, tokens, seconds, config, seen)
+    summary = summarize(setup, run, before, after, tokens, seconds, seen)
     run.finish(summary)
-    display.closing(run.path, before, after, summary.inert)
+    display.closing(run.path, before, after, summary)
     return summary
 
 
@@ -126,6 +142,7 @@ def update(
     collected: Collected,
     config: TrainConfig,
     step: int,
+    watch: Stopwatch = OFF,
 ) -> Metrics:
     """The optimizer updates of one step, or none where nothing carries loss."""
     if not collected.groups:
@@ -139,7 +156,7 @@ def update(
     )
     if not batch.loss_mask.any():
         return {"update/skipped": 1.0}
-    return update_policy(policy, reference, optimizer, batch, config, step)
+    return update_policy(policy, reference, optimizer, batch, config, step, watch)
 
 
 def update_policy(
@@ -149,10 +166,12 @@ def update_policy(
     batch: Batch,
     config: TrainConfig,
     step: int,
+    watch: Stopwatch = OFF,
 ) -> Metrics:
     """Epochs x minibatches of one rollout batch; each minibatch is one optimizer update."""
     settings = config.optimizer
-    reference_logprobs = None if reference is None else batch_logprobs(reference, batch, config)
+    with watch.part("reference"):
+        reference_logprobs = None if reference is None else batch_logprobs(reference, batch, config, watch)
     updates_per_step = settings.minibatches * settings.epochs
     parts = minibatches(batch.groups, count=settings.minibatches)
     collected: list[Metrics] = []
@@ -165,6 +184,7 @@ def update_policy(
             optimizer.backward,
             config,
             first_update=number == 0,
+            watch=watch,
         )
         rate = learning_rate(
             step * updates_per_step + number,
@@ -173,7 +193,8 @@ def update_policy(
             warmup=settings.warmup_steps,
             total=config.steps * updates_per_step,
         )
-        collected.append(means | optimizer.step(rate))
+        with watch.part("optimizer"):
+            collected.append(means | optimizer.step(rate))
     return {
         key: sum(m[key] for m in collected if key in m) / sum(key in m for m in collected)
         for key in dict.fromkeys(key for m in collected for key in m)
@@ -188,6 +209,7 @@ def accumulate_gradient(
     config: TrainConfig,
     *,
     first_update: bool,
+    watch: Stopwatch = OFF,
 ) -> Metrics:
     """Forward and backward over the micro-batches of one optimizer update; the split cannot change the gradient.
 
@@ -205,8 +227,12 @@ def accumulate_gradient(
     )
     parts = split(batch, trained_rows(batch, config), config)
     means = TokenMeans()
+    again = config.optimizer.activation_checkpointing == "on"
     for rows in parts:
-        logprobs, entropy = masked_logprobs(policy, take(batch, rows), temperature=config.rollout.temperature)
+        with watch.part("forward"), checkpointed(policy.model, again):
+            logprobs, entropy = masked_logprobs(
+                policy, take(batch, rows), temperature=config.rollout.temperature, watch=watch, passes=3
+            )
         micro = to_device(take(batch, rows), policy.device)
         width = micro.inputs.shape[1]
         weight = weights[rows, :width].to(policy.device)
@@ -226,11 +252,13 @@ def accumulate_gradient(
                 f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate, or look at the last "
                 "rollouts for what went wrong"
             )
-        backward(loss)
+        with watch.part("backward"), checkpointed(policy.model, again):
+            backward(loss)
         ratio = (fresh - old).exp()
         low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
         high = (ratio > 1 + algorithm.clip_high) & (advantages > 0)
         means.total("loss", loss.detach())
+        means.most("update/microbatch_tokens", packed_tokens(take(batch, rows)))
         means.add("entropy", entropy, micro.loss_mask)
         means.add("clip_ratio/low_mean", low, micro.loss_mask)
         means.add("clip_ratio/high_mean", high, micro.loss_mask)
@@ -256,22 +284,29 @@ def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
 
 
 def split(batch: Batch, rows: Tensor, config: TrainConfig) -> list[Tensor]:
-    """The given rows in micro-batches that fit `optimizer.microbatch_tokens`."""
+    """The given rows in micro-batches that fit `optimizer.microbatch_tokens`; without a plan, `auto` is its upper end."""
     parts = microbatches(
         batch.lengths[rows],
         batch.prompt_lengths[rows],
         batch.groups[rows],
-        max_tokens=config.optimizer.microbatch_tokens,
+        max_tokens=MOST_TOKENS if config.optimizer.microbatch_tokens == "auto" else config.optimizer.microbatch_tokens,
     )
     return [rows[part] for part in parts]
 
 
-def masked_logprobs(policy: Policy, batch: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
+def masked_logprobs(
+    policy: Policy, batch: Batch, *, temperature: float, watch: Stopwatch = OFF, passes: int = 1
+) -> tuple[Tensor, Tensor]:
     """Log-probability (with gradient) and entropy (without) of the tokens that carry loss: [B, L] nats, 0 elsewhere.
 
-    The batch lies on the CPU, where its layout is made; the result on the policy's device.
+    The batch lies on the CPU, where its layout is made; the result on the policy's device. `passes` is the work in forward
+    passes that `watch` is told of: 3 where a backward pass follows.
     """
     packed = pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=policy.device)
+    if watch.on:
+        own = batch.lengths - batch.prompt_lengths
+        pairs = float((own * (batch.prompt_lengths + own / 2)).sum())
+        watch.count(flops=passes * cost_of(policy).forward(len(packed.ids), float(batch.loss_mask.sum()), pairs))
     mask = batch.loss_mask.to(policy.device)
     hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask])
     targets = batch.targets.to(policy.device)[mask]
@@ -281,11 +316,12 @@ def masked_logprobs(policy: Policy, batch: Batch, *, temperature: float) -> tupl
 
 
 @torch.no_grad()
-def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig) -> Tensor:
+def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF) -> Tensor:
     """[B, L] nats under a frozen policy, in micro-batches."""
     result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)
     for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
-        logprobs, _ = masked_logprobs(policy, take(batch, rows), temperature=config.rollout.temperature)
+        temperature = config.rollout.temperature
+        logprobs, _ = masked_logprobs(policy, take(batch, rows), temperature=temperature, watch=watch)
         result[rows, : logprobs.shape[1]] = logprobs
     return result
 
@@ -296,15 +332,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def summarize(
+    setup: TrainSetup,
     run: RunDirectory,
     before: Evaluation,
     after: Evaluation,
     tokens: int,
     seconds: float,
-    config: TrainConfig,
     seen: Seen,
 ) -> TrainSummary:
     """Before and after on the same problems, with the paired difference."""
+    config = setup.config
     first, last = before.summaries(), after.summaries()
     harder = {"before": first["harder"], "after": last["harder"]} if "harder" in first else {}
     return TrainSummary(
@@ -317,4 +354,10 @@ def summarize(
         tokens_generated=tokens,
         seconds=seconds,
         inert=inert_switches(config, seen),
+        memory=compare_memory(
+            setup.memory,
+            peak_memory(setup.policy.device),
+            largest_microbatch=int(max((row.get("update/microbatch_tokens", 0) for row in run.history), default=0)),
+        ),
+        profile=mean_profile(run.history),
     )

@@ -19,11 +19,14 @@ ALLOWED = {
     "randomness": set(),
     "config": set(),
     "settings": {"config", "errors"},
+    "machine": set(),
+    "stopwatch": {"machine"},
+    "memory": {"config", "machine", "model", "rollout"},
     "model": {"config", "errors", "records"},
     "algorithm": {"records"},
     "tasks": {"config", "errors", "records", "randomness"},
     "rewards": {"config", "errors", "records", "tasks"},
-    "rollout": {"errors", "model", "records", "randomness"},
+    "rollout": {"errors", "model", "records", "randomness", "stopwatch"},
     "runs": {"algorithm", "config", "errors", "model", "records", "settings"},
 }
 

@@ -90,7 +90,8 @@ def test_gradient_does_not_depend_on_microbatches_or_row_order(aggregation: str,
 def test_trl_bnpo_does_depend_on_microbatches() -> None:
     """Why microbatch_token_mean is for replication only."""
     policy = tiny_policy()
-    config = settings(algorithm={"aggregation": "microbatch_token_mean", "kl_coef": 0})
+    bnpo = {"aggregation": "microbatch_token_mean", "kl_coef": 0}
+    config = settings(algorithm=bnpo, optimizer={"microbatch_tokens": 16384})
     batch = batch_of(policy, config)
     token_mean = gradient(policy, batch, None, settings(algorithm={"aggregation": "token_mean", "kl_coef": 0}))
     torch.testing.assert_close(gradient(policy, batch, None, config), token_mean, atol=1e-6, rtol=0)

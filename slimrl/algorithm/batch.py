@@ -89,6 +89,13 @@ def microbatches(lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max
     return [torch.tensor(part) for part in parts]
 
 
+def packed_tokens(batch: Batch) -> int:
+    """Tokens that a forward pass over the batch computes: prompts once a group, completions each."""
+    groups, row_of = torch.unique(batch.groups, return_inverse=True)
+    prompts = torch.zeros(len(groups), dtype=torch.long).scatter(0, row_of, batch.prompt_lengths)
+    return int((batch.lengths - batch.prompt_lengths).sum() + prompts.sum())
+
+
 def minibatches(groups: Tensor, *, count: int) -> list[Tensor]:
     """Row indices of `count` nearly equal parts of whole groups, in their order (fewer parts where groups are few)."""
     present = torch.unique(groups)

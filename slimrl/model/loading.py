@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
+from slimrl.model.linear import speed_up_linear
 from slimrl.model.logprobs import Head
 from slimrl.model.packing import Packed
 
@@ -122,6 +123,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
     """
     # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
     model = model.eval()
+    speed_up_linear(model)
     text_config = model.config.get_text_config()
     head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
     policy = Policy(

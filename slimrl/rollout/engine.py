@@ -18,12 +18,14 @@ from torch import Tensor
 
 from slimrl.errors import SettingsError
 from slimrl.model.attention import CausalRows, Prefill
+from slimrl.model.cost import cost_of
 from slimrl.model.loading import TOLERANCE, Policy
 from slimrl.model.packing import Packed, pack
 from slimrl.records import Completion
 from slimrl.rollout.cache import Cache, DecodeStep, Seats
 from slimrl.rollout.draws import draw
 from slimrl.rollout.graphs import Runner, make_runner
+from slimrl.stopwatch import OFF, Stopwatch
 
 PREFILL_TOKENS = 8192
 """Prompt tokens in one prefill: bounds its memory."""
@@ -61,7 +63,10 @@ class RolloutEngine:
         self.slots = slots
         self.runner = runner or make_runner(policy.device)
         self.state: State | None = None
+        self.watch = OFF
+        """Set by whoever wants to know where the time goes."""
         self._probe()
+        self.cost = cost_of(policy)
 
     @torch.inference_mode()
     def generate(
@@ -86,8 +91,9 @@ class RolloutEngine:
         run = _Run(self, requests, max_new_tokens, temperature, greedy, on_group)
         run.admit()
         while run.active:
-            run.decode()
-            run.settle()
+            with self.watch.part("decode"):
+                run.decode()
+                run.settle()
         return run.completions
 
     def prefill(self, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
@@ -95,6 +101,9 @@ class RolloutEngine:
         lengths = torch.tensor([len(p) for p in prompts])
         width = int(lengths.max())
         ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts])
+        if self.watch.on:
+            pairs = float((lengths**2).sum() / 2)
+            self.watch.count(flops=self.cost.forward(int(lengths.sum()), len(prompts), pairs))
         packed = pack(ids, lengths, lengths, torch.arange(len(prompts)), device=self.policy.device)
         plan = Prefill(packed.plan)
         hidden = self.policy.hidden(packed.ids[None], packed.positions[None], plan)[0]
@@ -189,6 +198,7 @@ def _step(
     time: Tensor | int,
     temperature: float,
     greedy: bool,
+    watch: Stopwatch,
 ) -> None:
     """Feed the last token of the first `rows` slots and draw the next.
 
@@ -203,7 +213,9 @@ def _step(
         state.cache, seats, time=time, ages=ages, lengths=lengths, width=width, extent=extent, alike=alike
     )
     hidden = policy.hidden(fed, (lengths + ages)[:, None], plan)
-    state.record(slice(0, rows), policy.head(hidden[:, 0]), temperature=temperature, greedy=greedy)
+    logits = policy.head(hidden[:, 0])
+    with watch.part("sampling"):
+        state.record(slice(0, rows), logits, temperature=temperature, greedy=greedy)
     if isinstance(time, Tensor):
         time += 1
 
@@ -264,11 +276,22 @@ class _Run:
         step = partial(
             _step, self.policy, state, seats, rows=n, width=width, extent=extent, alike=alike,
             time=state.time if runner.keeps else self.time, temperature=self.temperature, greedy=self.greedy,
+            watch=OFF if runner.keeps else self.engine.watch,
         )  # fmt: skip
         key = (n, *seats.table.shape, seats.filled, width, extent, alike, self.temperature, self.greedy)
         for _ in range(runner.steps):
             runner.run(key, step)
+        self._count(width, extent)
         self.time += runner.steps
+
+    def _count(self, width: int, extent: int) -> None:
+        """The work of the steps just run: products of the active rows, and each key and value read once."""
+        cost, steps = self.engine.cost, self.runner.steps
+        pairs = self.active * (width + extent)
+        read = cost.weight_bytes + cost.cache_bytes * (len(self.stored) * width + self.active * extent)
+        self.engine.watch.count(
+            flops=steps * cost.forward(self.active, self.active, pairs), decode_bytes=float(steps * read)
+        )
 
     def settle(self) -> None:
         """Let finished rows go and waiting ones in, once there are enough of them."""
@@ -335,13 +358,14 @@ class _Run:
             ):
                 tokens += len(self.requests[left[batch]].prompt_ids)
                 batch += 1
-            prefilled = self.engine.prefill([self.requests[r].prompt_ids for r in left[:batch]])
-            cache = self._cache(prefilled.plan)
-            for i, request in enumerate(left[:batch]):
-                tokens_of = prefilled.packed.places[i, : len(self.requests[request].prompt_ids)]
-                cache.fill(len(self.stored), prefilled.plan, tokens_of)
-                self.stored.append(request)
-                self.logits[request] = prefilled.logits[i]
+            with self.engine.watch.part("prefill"):
+                prefilled = self.engine.prefill([self.requests[r].prompt_ids for r in left[:batch]])
+                cache = self._cache(prefilled.plan)
+                for i, request in enumerate(left[:batch]):
+                    tokens_of = prefilled.packed.places[i, : len(self.requests[request].prompt_ids)]
+                    cache.fill(len(self.stored), prefilled.plan, tokens_of)
+                    self.stored.append(request)
+                    self.logits[request] = prefilled.logits[i]
             left = left[batch:]
 
     def _cache(self, example: Prefill) -> Cache:
@@ -402,7 +426,8 @@ class _Run:
             if not self.unfinished[request]:
                 group = tuple(self.drawn.pop(i) for i in range(self.first_of[request], self.first_of[request + 1]))
                 self.completions[request] = group
-                self.on_group(int(request), group)
+                with self.engine.watch.part("rewards"):
+                    self.on_group(int(request), group)
 
     def _close_slots(self, done: NDArray[np.bool_]) -> None:
         """Close the holes of finished rows with the rows at the end, so that active slots stay contiguous."""

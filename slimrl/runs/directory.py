@@ -42,14 +42,15 @@ class RunDirectory:
         self.evaluations: list[Evaluation] = []
 
     @classmethod
-    def create(cls, path: Path, config: RootConfig, policy: Policy, *, verb: str) -> Self:
-        """Make the directory with config.yaml and run.json."""
+    def create(cls, path: Path, config: RootConfig, policy: Policy, *, verb: str, memory: Mapping[str, Any]) -> Self:
+        """Make the directory with config.yaml and run.json; `memory` is the plan."""
         path.mkdir(parents=True)
         run = cls(path)
         (path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
         run._write_state(
             {
                 "verb": verb,
+                "memory": memory,
                 "status": "running",
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "slimrl": __version__,

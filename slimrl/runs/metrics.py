@@ -39,6 +39,10 @@ class TokenMeans:
             largest = values[mask].max()
             self.largest[key] = torch.maximum(self.largest[key], largest) if key in self.largest else largest
 
+    def most(self, key: str, value: float) -> None:
+        """Largest of numbers that the host knows."""
+        self.largest[key] = torch.maximum(self.largest.get(key, torch.tensor(value)), torch.tensor(value))
+
     def result(self) -> Metrics:
         """Keys in the order in which they were first added; a mean over no token is absent."""
         means = {

@@ -1,0 +1,93 @@
+"""What this machine can do and how much of it is free: measured, not looked up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
+READ_BYTES = {"cpu": 2**28, "cuda": 2**31}
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What torch reaches here on the two things that bound a model's speed."""
+
+    flops: float
+    """Operations per second of a large matrix product in the module's precision."""
+    bandwidth: float
+    """Bytes per second of reading a large array."""
+
+
+@torch.inference_mode()
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """Best of a few tries of each; takes about a second."""
+    size = GEMM_SIZE[device.type]
+    square = torch.ones((size, size), device=device, dtype=dtype)
+    array = torch.ones(READ_BYTES[device.type] // 4, device=device)
+    return Limits(
+        flops=2.0 * size**3 / _fastest(lambda: square @ square, device),
+        bandwidth=4.0 * array.numel() / _fastest(array.sum, device),
+    )
+
+
+def _fastest(work: Callable[[], object], device: torch.device, tries: int = 6) -> float:
+    seconds = []
+    for _ in range(tries):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take, the container's limit heeded."""
+    if device.type == "cuda":
+        # What torch holds and does not use is free for it too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    free = [_field("/proc/meminfo", "MemAvailable")]
+    for limit, usage in CGROUPS:
+        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max":
+            free.append(int(text) - int(Path(usage).read_text()))
+    known = [value for value in free if value is not None]
+    return max(0, min(known)) if known else 2**63
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes held now: of the GPU by torch, of a CPU by the whole process (0 where the system does not say)."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _field("/proc/self/status", "VmRSS") or 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held since the start of the process, counted like `used_memory`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _field("/proc/self/status", "VmHWM") or 0
+
+
+def _field(path: str, name: str) -> int | None:
+    """A line `name: N kB` of a proc file, in bytes; None on systems that have none."""
+    if Path(path).is_file():
+        for line in Path(path).read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None

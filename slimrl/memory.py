@@ -1,0 +1,245 @@
+"""Peak memory before the first step: what each part will take, and how large slots and micro-batches may be.
+
+A run has two peaks that never meet: rollouts (cache, prefill, logits of a decode step) and the update (gradients,
+activations, chunks of logits). What lies below both is fixed by the model. Slots and micro-batches change speed and
+memory, never tokens or gradients, so `auto` may choose them by the memory that is free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from slimrl.config import RootConfig, TrainConfig
+from slimrl.machine import free_memory, used_memory
+from slimrl.model.checkpointing import checkpointed
+from slimrl.model.cost import cost_of
+from slimrl.model.loading import Policy
+from slimrl.model.logprobs import CHUNK_ELEMENTS
+from slimrl.model.packing import pack
+from slimrl.rollout.engine import PREFILL_TOKENS
+
+MOST_TOKENS = 16384
+"""Tokens of an automatic micro-batch at most: beyond, no machine gets faster."""
+FEWEST_TOKENS = 2048
+"""Below this, recomputing activations is cheaper than micro-batches that are smaller still."""
+MOST_SLOTS, FEWEST_SLOTS = 4096, 8
+SHARE = 0.9
+"""Of the free memory that a plan may take."""
+HEAD_COPIES = 5
+"""Logits of a chunk, their log-softmax, its gradient, the logits' gradient and one temporary."""
+DECODE_COPIES = 3
+"""Logits, probabilities, and one temporary."""
+GIB = 2**30
+PARTS = (
+    "process", "weights", "reference", "masters", "moments", "cache", "sampling", "gradients", "activations", "head"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by part, and what was chosen to fit."""
+
+    process: int
+    """Python and its libraries, measured; 0 on a GPU, where only tensors count."""
+    weights: int
+    reference: int
+    """The frozen copy for the KL penalty."""
+    masters: int
+    """float32 copies of narrower weights."""
+    moments: int
+    """AdamW's two."""
+    cache: int
+    """Keys and values of all slots and their prompts."""
+    sampling: int
+    """Prefill, or logits of a decode step, whichever is larger."""
+    gradients: int
+    """All of them, and once more the largest, which is summed from pieces."""
+    token_bytes: int
+    """Activations that one token of a micro-batch leaves to the backward pass."""
+    vocabulary: int
+    cache_stays: bool
+    """Recorded decode steps keep their cache during the update."""
+    free: int
+    """What this process may hold in all, by the memory free when the plan was made."""
+    slots: int
+    microbatch_tokens: int
+    activation_checkpointing: bool
+
+    @property
+    def activations(self) -> int:
+        """Of one micro-batch."""
+        return self.microbatch_tokens * self.token_bytes
+
+    @property
+    def head(self) -> int:
+        """Chunks of logits in a backward pass."""
+        return HEAD_COPIES * 4 * min(CHUNK_ELEMENTS, self.microbatch_tokens * self.vocabulary)
+
+    @property
+    def peak(self) -> int:
+        fixed = self.process + self.weights + self.reference + self.masters + self.moments
+        rollout = self.cache + self.sampling
+        update = self.gradients + self.activations + self.head + (self.cache if self.cache_stays else 0)
+        return fixed + max(rollout, update)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.free
+
+    def sentence(self) -> str:
+        """What a person should know of it."""
+        parts = ", ".join(f"{name} {_gib(size)}" for name in PARTS if (size := getattr(self, name)) >= GIB // 100)
+        text = f"memory: at most about {_gib(self.peak)} of {_gib(self.free)} GiB ({parts}); {self.slots} slots"
+        if self.microbatch_tokens:
+            text += f", micro-batches of up to {self.microbatch_tokens:,} tokens"
+        if self.activation_checkpointing:
+            text += ", activations recomputed"
+        if self.fits:
+            return text
+        return (
+            f"{text}. This may not fit: lower rollout.slots or optimizer.microbatch_tokens, or set "
+            "optimizer.activation_checkpointing=on or model.dtype=bfloat16"
+        )
+
+    def table(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        found = {"activations": self.activations, "head": self.head, "peak": self.peak, "fits": self.fits}
+        return asdict(self) | found
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows: int, training: bool) -> MemoryPlan:
+    """Estimate the peak of a run, and choose what is left to `auto`.
+
+    `rows` are the completions of one step (or of an evaluation); without `training` there is no update.
+    """
+    cost, device = cost_of(policy), policy.device
+    parameters = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    narrow = policy.model.dtype != torch.float32
+    has_reference = isinstance(config, TrainConfig) and bool(config.algorithm.kl_coef)
+    used = used_memory(device)
+    budget = int(SHARE * free_memory(device)) + used
+    largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
+    longest = longest_prompt + config.rollout.max_new_tokens
+    vocabulary, width = policy.head.vocabulary, _widest(policy)
+    samples = config.rollout.group_size if isinstance(config, TrainConfig) else 1
+
+    def with_slots(plan: MemoryPlan, slots: int) -> MemoryPlan:
+        prompts = slots if device.type == "cuda" else -(-slots // samples)
+        tokens = min(PREFILL_TOKENS, prompts * longest_prompt)
+        prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + prompts * vocabulary * 4
+        columns = slots * config.rollout.max_new_tokens + prompts * longest_prompt
+        sampling = max(prefill, DECODE_COPIES * slots * vocabulary * 4)
+        return replace(plan, slots=slots, cache=columns * cost.cache_bytes, sampling=sampling)
+
+    plan = MemoryPlan(
+        process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
+        weights=cost.weight_bytes,
+        reference=cost.weight_bytes if has_reference else 0,
+        masters=4 * parameters if narrow and training else 0,
+        moments=8 * parameters if training else 0,
+        cache=0,
+        sampling=0,
+        gradients=(4 + policy.model.dtype.itemsize * narrow) * parameters + largest if training else 0,
+        token_bytes=0,
+        vocabulary=vocabulary,
+        cache_stays=device.type == "cuda",
+        free=budget,
+        slots=0,
+        microbatch_tokens=0,
+        activation_checkpointing=False,
+    )
+    setting, again = config.rollout.slots, config.optimizer.activation_checkpointing
+    slots = min(rows, MOST_SLOTS) if setting == "auto" else setting
+    while setting == "auto" and slots > FEWEST_SLOTS and not with_slots(plan, slots).fits:
+        slots //= 2
+    plan = with_slots(plan, slots)
+    if not training:
+        return plan
+
+    fixed = config.optimizer.microbatch_tokens
+    for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[again]:
+        plan = replace(
+            plan,
+            activation_checkpointing=recompute,
+            token_bytes=activation_bytes(policy, checkpointing=recompute),
+            microbatch_tokens=max(longest, MOST_TOKENS) if fixed == "auto" else fixed,
+        )
+        # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
+        fewest = longest if recompute or again == "off" else max(longest, FEWEST_TOKENS)
+        while fixed == "auto" and not plan.fits and plan.microbatch_tokens // 2 >= fewest:
+            plan = replace(plan, microbatch_tokens=plan.microbatch_tokens // 2)
+        if plan.fits:
+            break
+    return plan
+
+
+def apply_plan(config: RootConfig, plan: MemoryPlan) -> RootConfig:
+    """The settings with numbers where they said `auto`."""
+    rollout = config.rollout.model_copy(update={"slots": plan.slots})
+    again: Literal["on", "off"] = "on" if plan.activation_checkpointing else "off"
+    chosen = {"microbatch_tokens": plan.microbatch_tokens, "activation_checkpointing": again}
+    optimizer = config.optimizer.model_copy(update=chosen if plan.microbatch_tokens else {})
+    return config.model_copy(update={"rollout": rollout, "optimizer": optimizer})
+
+
+def compare_memory(plan: MemoryPlan, measured: int, *, largest_microbatch: int) -> dict[str, float]:
+    """GiB planned for, estimated for the largest micro-batch that came up, and measured; the estimate's relative error."""
+    estimated = replace(plan, microbatch_tokens=largest_microbatch).peak
+    return {
+        "planned": plan.peak / GIB,
+        "estimated": estimated / GIB,
+        "measured": measured / GIB,
+        "error": estimated / measured - 1 if measured else float("nan"),
+    }
+
+
+def activation_bytes(policy: Policy, *, checkpointing: bool) -> int:
+    """Bytes that a forward pass keeps for the backward one, a token: counted on two short rows of this very module."""
+    sizes = (16, 48)
+    kept = [_saved(policy, size, checkpointing) for size in sizes]
+    slope = (kept[1] - kept[0]) / (sizes[1] - sizes[0])
+    layers = policy.model.config.get_text_config().num_hidden_layers
+    if not checkpointing:
+        return int(slope * (1 + 1 / layers))
+    whole = [_saved(policy, size, False) for size in sizes]
+    # One layer at a time is computed again, and its gradients stand beside it.
+    return int(slope + 2 * (whole[1] - whole[0]) / (sizes[1] - sizes[0]) / layers)
+
+
+def _saved(policy: Policy, size: int, checkpointing: bool) -> int:
+    """Bytes of distinct storages that one packed row of `size` tokens leaves to the backward pass, weights apart."""
+    lengths = torch.tensor([size])
+    ids = torch.arange(size)[None] * 7 % policy.head.vocabulary
+    packed = pack(ids, lengths, lengths, torch.zeros(1, dtype=torch.long), device=policy.device)
+    own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    seen: dict[int, int] = {}
+    held: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)  # no address may be given out twice while they are counted
+        return tensor
+
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        checkpointed(policy.model, checkpointing),
+    ):
+        policy.packed_hidden(packed)
+    return sum(seen.values())
+
+
+def _widest(policy: Policy) -> int:
+    """Numbers a token has at once, at most, in a layer of a forward pass without gradients."""
+    config = policy.model.config.get_text_config()
+    return int(max(config.intermediate_size, config.hidden_size))

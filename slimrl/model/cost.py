@@ -1,0 +1,48 @@
+"""What a token costs in operations and bytes, read off the module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from slimrl.model.loading import Policy
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of one policy; multiply-adds are two operations."""
+
+    body: int
+    """Parameters of the layers' matrices."""
+    head: int
+    """Parameters of the output embedding."""
+    weight_bytes: int
+    """All parameters, tied ones once."""
+    pair_flops: int
+    """Operations of one query against one key, over all layers and heads."""
+    cache_bytes: int
+    """Keys and values of one token, over all layers."""
+
+    def forward(self, tokens: float, targets: float, pairs: float) -> float:
+        """Operations of a forward pass: tokens through the layers, targets through the head, query-key pairs."""
+        return 2.0 * self.body * tokens + 2.0 * self.head * targets + self.pair_flops * pairs
+
+
+def cost_of(policy: Policy) -> Cost:
+    """Count a loaded policy."""
+    config = policy.model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    layers = config.num_hidden_layers
+    linear = [module for module in policy.model.base_model.modules() if isinstance(module, nn.Linear)]
+    weight = policy.head.projection.weight
+    assert isinstance(weight, Tensor)
+    return Cost(
+        body=sum(module.weight.numel() for module in linear),
+        head=weight.numel(),
+        weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
+        pair_flops=4 * layers * heads * width,
+        cache_bytes=2 * layers * kv_heads * width * policy.model.dtype.itemsize,
+    )
