@@ -18,7 +18,7 @@ from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.settings import build
-from slimrl.train import accumulate_gradient, batch_logprobs, update_policy
+from slimrl.train import accumulate_gradient, batch_logprobs, trained_rows, update_policy
 from tests.tiny import FAMILIES, tiny_policy
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
@@ -85,6 +85,47 @@ def test_gradient_does_not_depend_on_microbatches_or_row_order(aggregation: str,
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     mixed = gradient(policy, shuffled(batch, order), reference[order], settings(algorithm=algorithm))
     torch.testing.assert_close(mixed, whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_that_cannot_move_anything_are_not_computed(aggregation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without KL a group of equal rewards has no gradient; with KL every row has one."""
+    policy = tiny_policy()
+    config = settings(algorithm={"aggregation": aggregation, "kl_coef": 0})
+    batch = batch_of(policy, config)
+    advantages = batch.advantages.clone()
+    advantages[4:12] = 0
+    batch = dataclasses.replace(batch, advantages=advantages)
+    assert trained_rows(batch, config).tolist() == [i for i in range(16) if advantages[i] != 0]
+    skipped = gradient(policy, batch, None, config)
+    everything = batch.loss_mask.any(1).nonzero().squeeze(-1)
+    monkeypatch.setattr("slimrl.train.trained_rows", lambda _batch, _config: everything)
+    torch.testing.assert_close(skipped, gradient(policy, batch, None, config), atol=1e-7, rtol=0)
+    monkeypatch.undo()
+    pulled = settings(algorithm={"aggregation": aggregation, "kl_coef": 0.1})
+    assert trained_rows(batch, pulled).tolist() == everything.tolist()
+    still = dataclasses.replace(batch, advantages=torch.zeros(16))
+    assert len(trained_rows(still, config)) == 1
+    assert gradient(policy, still, None, config).abs().max() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_activations_give_the_same_gradient(family: str) -> None:
+    policy = tiny_policy(family)
+    plain = settings()
+    batch = batch_of(policy, plain)
+    reference = batch_logprobs(freeze(tiny_policy(family, seed=1)), batch, plain)
+    again = settings(optimizer={"activation_checkpointing": "on"})
+    entered: list[bool] = []
+    layer = policy.model.base_model.layers[0]
+    hook = layer.self_attn.register_forward_hook(lambda module, *_: entered.append(module.training))
+    kept = gradient(policy, batch, reference, plain)
+    once = len(entered)
+    torch.testing.assert_close(gradient(policy, batch, reference, again), kept, atol=1e-7, rtol=0)
+    hook.remove()
+    assert len(entered) == 3 * once
+    assert not any(entered)
+    assert not any(module.training for module in policy.model.modules())
 
 
 def test_trl_bnpo_does_depend_on_microbatches() -> None:

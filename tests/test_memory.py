@@ -1,0 +1,152 @@
+"""The memory plan: parts by hand, choices that fit, and an estimate that the measurement bears out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slimrl import memory
+from slimrl.config import TrainConfig
+from slimrl.memory import activation_bytes, apply_plan, compare_memory, plan_memory
+from slimrl.model.loading import Policy
+from slimrl.settings import build
+from tests.tiny import tiny_policy
+
+
+def plan(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, free: float, training: bool = True, **sections: dict[str, object]
+):
+    """A plan on a machine with so many bytes free, of which 1,000 are used by the process."""
+    monkeypatch.setattr(memory, "free_memory", lambda _device: free / memory.SHARE)
+    monkeypatch.setattr(memory, "used_memory", lambda _device: 1000 + parameters(policy) * 4)
+    config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}} | sections)
+    return plan_memory(policy, config, longest_prompt=6, rows=16, training=training), config
+
+
+def parameters(policy: Policy) -> int:
+    return sum(p.numel() for p in policy.model.parameters())
+
+
+def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers, 2 key heads of width 8, float32: 256 bytes of keys and values a token."""
+    policy = tiny_policy()
+    found, _ = plan(policy, monkeypatch, free=1e9)
+    count = parameters(policy)
+    assert found.process == 1000 + memory.HEAP
+    assert found.weights == found.reference == 4 * count
+    assert found.masters == 0
+    assert found.moments == 8 * count
+    assert found.slots == 16
+    assert found.cache == (16 * 10 + 4 * 6) * 2 * 2 * 2 * 8 * 4
+    assert found.gradients == 4 * count + 4 * 61 * 32
+    assert found.peak == found.process + 16 * count + max(
+        found.cache + found.sampling, found.gradients + found.activations + found.head
+    )
+    assert found.fits
+    without, _ = plan(policy, monkeypatch, free=1e9, algorithm={"kl_coef": 0})
+    assert without.reference == 0
+
+
+def test_a_narrow_module_pays_for_masters(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    policy.model.to(torch.bfloat16)
+    found, _ = plan(policy, monkeypatch, free=1e9)
+    count = parameters(policy)
+    assert (found.weights, found.masters, found.moments) == (2 * count, 4 * count, 8 * count)
+    assert found.gradients == 6 * count + 2 * 61 * 32
+
+
+def test_choices_shrink_with_the_memory_and_numbers_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    ample, _ = plan(policy, monkeypatch, free=1e9)
+    assert (ample.microbatch_tokens, ample.activation_checkpointing) == (memory.MOST_TOKENS, False)
+    fixed = ample.peak - ample.activations - ample.head
+    short, config = plan(policy, monkeypatch, free=fixed + ample.activations / 3 + ample.head)
+    assert memory.FEWEST_TOKENS <= short.microbatch_tokens < memory.MOST_TOKENS
+    assert short.fits
+    assert not short.activation_checkpointing
+    scarce, _ = plan(policy, monkeypatch, free=fixed + 600 * ample.token_bytes)
+    assert scarce.activation_checkpointing
+    assert scarce.token_bytes < ample.token_bytes
+    none, _ = plan(policy, monkeypatch, free=1.0)
+    assert not none.fits
+    assert "may not fit" in none.sentence()
+    assert none.slots == memory.FEWEST_SLOTS
+    settings = {"rollout": {"slots": 5, "problems": 4, "group_size": 4, "max_new_tokens": 10},
+                "optimizer": {"microbatch_tokens": 77, "activation_checkpointing": "on"}}  # fmt: skip
+    told, _ = plan(policy, monkeypatch, free=1.0, **settings)
+    assert (told.slots, told.microbatch_tokens, told.activation_checkpointing) == (5, 77, True)
+    applied = apply_plan(config, short)
+    assert applied.rollout.slots == 16
+    assert applied.optimizer.microbatch_tokens == short.microbatch_tokens
+    assert applied.optimizer.activation_checkpointing == "off"
+
+
+def test_without_training_only_rollouts_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    found, config = plan(policy, monkeypatch, free=1e9, training=False)
+    assert found.moments == found.gradients == found.activations == found.microbatch_tokens == 0
+    assert apply_plan(config, found).optimizer == config.optimizer
+
+
+def test_activations_are_counted_a_token() -> None:
+    """A tiny Qwen2 layer keeps between 10 and 60 numbers of the hidden size a token; checkpointing keeps far fewer."""
+    policy = tiny_policy()
+    whole, again = (activation_bytes(policy, checkpointing=on) for on in (False, True))
+    assert 2 * 10 * 32 * 4 < whole < 2 * 60 * 32 * 4
+    assert again < 1.2 * whole
+    wider = activation_bytes(tiny_policy("gemma3"), checkpointing=False)
+    assert wider > whole  # four norms a layer, where Qwen2 has two
+
+
+def test_the_comparison_is_for_what_came_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = plan(tiny_policy(), monkeypatch, free=1e9)
+    compared = compare_memory(found, measured=found.peak, largest_microbatch=found.microbatch_tokens)
+    assert compared["error"] == 0
+    smaller = compare_memory(found, measured=found.peak, largest_microbatch=100)
+    assert smaller["estimated"] < smaller["planned"] == compared["planned"]
+
+
+MEASURED = """
+import dataclasses, sys, torch
+torch.set_num_threads(1)
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from slimrl.algorithm.batch import make_batch
+from slimrl.config import TrainConfig
+from slimrl.machine import peak_memory
+from slimrl.memory import plan_memory
+from slimrl.model.loading import adopt, freeze
+from slimrl.model.masters import make_optimizer
+from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.settings import build
+from slimrl.train import update_policy
+from tests.tiny import NoTokenizer
+
+again = sys.argv[1]
+shape = Qwen2Config(vocab_size=8000, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8,
+                    num_key_value_heads=2, eos_token_id=2)
+policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
+config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
+                             "optimizer": {"microbatch_tokens": 2048, "activation_checkpointing": again}})
+plan = plan_memory(policy, config, longest_prompt=64, rows=32, training=True)
+reference, optimizer = freeze(policy), make_optimizer(policy.model, config.optimizer)
+problem = Problem("p", "?", "1")
+groups = [Group(tuple(Rollout(problem, Completion(tuple(range(3, 67)), tuple(range(70, 198)), (-9.0,) * 128, "length"),
+                              "", False, {}, float(i)) for i in range(4)), 0) for _ in range(8)]
+batch = make_batch(groups, scale_rewards="group", overlong_filtering=False, step=0, pad_id=0)
+for step in range(2):
+    update_policy(policy, reference, optimizer, batch, config, step)
+print(plan.peak / peak_memory(policy.device) - 1)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process holds")
+@pytest.mark.parametrize("again", ["off", "on"])
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(again: str) -> None:
+    """A process of its own: 27M parameters, 2 steps of 32 rows with a reference, the update being the peak."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, again], capture_output=True, text=True, check=True)
+    assert abs(float(done.stdout)) < 0.15
