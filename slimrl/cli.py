@@ -202,7 +202,8 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     from slimrl.prepare import prepare_training
 
     setup = prepare_training(config)
-    examination = examine(setup)
+    with setup.scorer:
+        examination = examine(setup)
     display = _display(quiet=False)
     display.opening(examination, setup.notes)
     display.probes(examination)

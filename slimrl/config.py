@@ -152,6 +152,8 @@ class RewardsConfig(Section):
     """Tokens before the budget at which the punishment begins (L_cache in DAPO)."""
     custom: dict[str, CustomReward] = {}
     """Your own functions by `file.py:function`."""
+    workers: CountOrZero = 0
+    """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same."""
     gold_check: Literal["refuse", "report"] = "refuse"
     """What happens when a gold answer cannot earn the maximum: refuse to start, or only report."""
 

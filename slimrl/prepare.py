@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 
@@ -12,8 +13,9 @@ from slimrl.memory import MemoryPlan, apply_plan, plan_memory
 from slimrl.model.loading import Policy, load_policy, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.randomness import Stream, uniforms
-from slimrl.records import Group, Problem
-from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, score
+from slimrl.records import Completion, Group, Problem
+from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards
+from slimrl.rewards.workers import Scorer
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, load_task
 from slimrl.tasks.numbers import parse_number
@@ -82,24 +84,24 @@ class TrainSetup(Setup):
     config: TrainConfig
     rewards: tuple[Reward, ...]
     gold: GoldReport
+    scorer: Scorer
+    """To be closed when the run is over."""
 
     def roll_out(self, problems: Sequence[Problem], *, stream: Stream, step: int, strict: bool = False) -> list[Group]:
         """Sample and score one group per problem; `strict` makes a failing reward an error instead of unscorable."""
         rollout = self.config.rollout
         requests = self.requests(problems, stream=stream, step=step, samples=rollout.group_size)
-        sampled = self.engine.generate(requests, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature)
-        return [
-            score(
-                problem,
-                completions,
-                [self.policy.decode(c.token_ids) for c in completions],
-                self.rewards,
-                self.task,
-                step=step,
-                strict=strict,
-            )
-            for problem, completions in zip(problems, sampled, strict=True)
-        ]
+        groups: dict[int, Future[Group]] = {}
+
+        def score(index: int, completions: tuple[Completion, ...]) -> None:
+            texts = [self.policy.decode(c.token_ids) for c in completions]
+            groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
+
+        self.engine.generate(
+            requests, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, on_group=score
+        )
+        with self.engine.watch.part("rewards"):
+            return [groups[index].result() for index in range(len(problems))]
 
 
 def prepare(config: RootConfig, *, training: bool = False) -> Setup:
@@ -180,8 +182,15 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
             way_out = "set task.checker=symbolic for LaTeX answers, mend the data" if symbolic else "mend the data"
             raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
         notes.append(sentence)
+    scorer = Scorer(
+        setup.task,
+        rewards,
+        config.rewards,
+        max_new_tokens=config.rollout.max_new_tokens,
+        workers=config.rewards.workers,
+    )
     parts = {field.name: getattr(setup, field.name) for field in fields(setup)}
-    return TrainSetup(**{**parts, "config": config, "notes": tuple(notes)}, rewards=rewards, gold=gold)
+    return TrainSetup(**{**parts, "config": config, "notes": tuple(notes)}, rewards=rewards, gold=gold, scorer=scorer)
 
 
 def gold_sentence(gold: GoldReport) -> str:

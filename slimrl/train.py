@@ -67,10 +67,11 @@ def train(config: TrainConfig, display: Display) -> TrainSummary:
     """Train a policy; the body is the algorithm, top to bottom. Raises SlimError kinds for what a user can mend."""
     path = new_run(config, "train")
     setup = prepare_training(config)
-    display.opening(examine(setup), setup.notes)
-    run = RunDirectory.create(path, config, setup.policy, verb="train", memory=setup.memory.table())
-    with run.recording():
-        return train_and_measure(setup, run, display)
+    with setup.scorer:
+        display.opening(examine(setup), setup.notes)
+        run = RunDirectory.create(path, config, setup.policy, verb="train", memory=setup.memory.table())
+        with run.recording():
+            return train_and_measure(setup, run, display)
 
 
 def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) -> TrainSummary:

@@ -426,7 +426,8 @@ class _Run:
             if not self.unfinished[request]:
                 group = tuple(self.drawn.pop(i) for i in range(self.first_of[request], self.first_of[request + 1]))
                 self.completions[request] = group
-                with self.engine.watch.part("rewards"):
+                # What is scored meanwhile may be anyone's code, with gradients of its own.
+                with self.engine.watch.part("rewards"), torch.inference_mode(False):
                     self.on_group(int(request), group)
 
     def _close_slots(self, done: NDArray[np.bool_]) -> None:

@@ -1,0 +1,357 @@
+"""Rewards in worker processes: the same groups, whatever happens to a worker, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimrl import errors
+from slimrl.config import CustomReward, RewardsConfig
+from slimrl.errors import SettingsError
+from slimrl.records import Completion, Group, Problem
+from slimrl.rewards import load_rewards, score
+from slimrl.rewards.workers import Scorer
+from slimrl.tasks import Task
+from slimrl.tasks.answers import Grader
+from slimrl.tasks.styles import STYLES, TAGS
+from tests.conftest import ROOT
+
+PROBLEMS = [
+    Problem("p/1", "How many of 12, 13 and 18?", "18", "13 + 5 = 18", 1.0, {"tag": "easy", "steps": ((13, "+", 5),)}),
+    Problem("p/2", "Five hundred and eighty more?", "1,080", columns={"tag": "hard", "steps": ()}),
+]
+TEXTS = {
+    "hashes": ["#### 18", "#### 17", "18", "", "#### 1080", "\u2211 \U0001f600 #### 18 eggs"],
+    "tags": [
+        f"{TAGS[0]}w{TAGS[1]}{TAGS[2]} 18 {TAGS[3]}", f"{TAGS[2]}1,080{TAGS[3]}", f"{TAGS[2]}17{TAGS[3]}", TAGS[0], "18",
+    ],
+}  # fmt: skip
+SECONDS = 60.0
+"""So that what should not hang fails instead."""
+FOUR = {"match_format_exactly": 1.0, "match_format_approximately": 0.1, "check_answer": 1.0, "check_numbers": -0.5}
+
+CODE = """
+import os, re, signal, subprocess, sys, time
+
+def columns(completions, prompts, completion_ids, id, question, answer, solution, difficulty, tag, steps):
+    rows = zip(completions, prompts, completion_ids, id, question, answer, solution, difficulty, tag, steps)
+    return [len(repr(row)) / 3 for row in rows]
+
+def messages(completions, **_):
+    return [float(message["role"] == "assistant") for (message,) in completions]
+
+def sometimes(completions, **_):
+    return [None if text == "" else float("nan") if "17" in text else 1 for text in completions]
+
+def fails(completions, tag, **_):
+    if tag[0] == "hard":
+        raise KeyError("colour")
+    return [0.5] * len(completions)
+
+def pid(completions, **_):
+    return [os.getpid()] * len(completions)
+
+def torch(completions, **_):
+    return ["torch" in sys.modules] * len(completions)
+
+def prints(completions, **_):
+    print("a reward speaks")
+    subprocess.run(["echo", "so does its child"])
+    return [1.0] * len(completions)
+
+def ends(completions, **_):
+    if completions[0] == "leave":
+        os._exit(3)
+    if completions[0] == "leave a child":
+        print("child", subprocess.Popen(["sleep", "600"], close_fds=False).pid)
+        os._exit(4)
+    if completions[0] == "memory":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [1.0] * len(completions)
+
+def stuck(completions, **_):
+    print("stuck", os.getpid())
+    re.match("(a+)+$", "a" * 60 + "b")  # for years, without letting another thread run
+
+def forks(completions, **_):
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(theirs, b"1")
+        time.sleep(600)
+    os.read(ours, 1)
+    os.kill(child, signal.SIGTERM)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] * len(completions)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(CODE)
+    return path
+
+
+def _custom(path: Path, *names: str, low: float = -100.0, high: float = 1e9, **others: Any) -> RewardsConfig:
+    kinds = {name: "messages" if name == "messages" else "text" for name in names}
+    custom = {f"{path}:{name}": CustomReward(low=low, high=high, completions=kind) for name, kind in kinds.items()}  # type: ignore[arg-type]
+    return RewardsConfig(**{"correct": 0.0, "custom": custom, **others})
+
+
+def _task(style: str = "hashes", checker: Any = "numeric", instruction: str = "Be brief.") -> Task:
+    return Task("test", PROBLEMS, (), (), STYLES[style], Grader(checker), instruction, {})
+
+
+def _scorer(config: RewardsConfig, workers: int = 1, task: Task | None = None) -> Scorer:
+    task = task or _task()
+    return Scorer(task, load_rewards(config, task, max_new_tokens=8), config, max_new_tokens=8, workers=workers)
+
+
+def _completions(texts: list[str]) -> list[Completion]:
+    return [Completion((1, 2), tuple(range(2 + i)), (-0.5,) * (2 + i), "stop") for i in range(len(texts))]
+
+
+def _submit(scorer: Scorer, texts: list[str], *, problem: Problem = PROBLEMS[0], strict: bool = False) -> Future[Group]:
+    return scorer.submit(problem, _completions(texts), texts, step=4, strict=strict)
+
+
+def _runs(pid: int) -> bool:
+    """Alive and not a zombie, all of whose threads have ended, that only waits to be reaped."""
+    try:
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+        return threads > 1 or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
+
+
+def _is_gone(pid: int) -> bool:
+    for _ in range(200):
+        if not _runs(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("rewards", ["built in", "case study", "as published", "custom"])
+def test_groups_are_those_of_score(rewards: str, workers: int, mine: Path) -> None:
+    config = {
+        "built in": RewardsConfig(correct=2.0, format=0.3, soft_overlong=0.7, overlong_buffer=5),
+        "case study": RewardsConfig(**FOUR),  # type: ignore[arg-type]
+        "as published": RewardsConfig(**FOUR, as_published=True),  # type: ignore[arg-type]
+        "custom": _custom(mine, "columns", "messages", "sometimes", "fails", correct=1.0),
+    }[rewards]
+    style = "hashes" if rewards in ("built in", "custom") else "tags"
+    task, texts = _task(style), TEXTS[style]
+    completions, loaded = _completions(texts), load_rewards(config, task, max_new_tokens=8)
+    expected = [score(problem, completions, texts, loaded, task, step=4) for problem in PROBLEMS]
+    with _scorer(config, workers, task) as scorer:
+        futures = [scorer.submit(problem, completions, texts, step=4) for problem in PROBLEMS * 3]
+        groups = [future.result(SECONDS) for future in futures]
+    assert groups == expected * 3
+    assert all(list(a.scores) == list(b.scores) for a, b in zip(groups[0].rollouts, expected[0].rollouts, strict=True))
+    assert groups[1].problem is PROBLEMS[1]
+    assert groups[1].rollouts[0].completion is completions[0]
+    assert any(r.unscorable for r in groups[1].rollouts) == (rewards == "custom")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_with_strict_a_failing_reward_is_the_same_error(workers: int, mine: Path) -> None:
+    with _scorer(_custom(mine, "fails"), workers) as scorer:
+        for _ in range(2):
+            with pytest.raises(SettingsError) as caught:
+                _submit(scorer, ["a"], problem=PROBLEMS[1], strict=True).result(SECONDS)
+        assert str(caught.value) == (
+            "reward fails raised KeyError: 'colour' on problem p/2; mend the function or remove it from rewards"
+        )
+        assert _submit(scorer, ["a"], strict=True).result(SECONDS).rollouts[0].reward == 0.5
+
+
+@pytest.mark.parametrize("name", ["SlimError", "SettingsError", "DataError", "DivergedError"])
+def test_errors_survive_the_way(name: str) -> None:
+    error = getattr(errors, name)("one sentence")
+    copy = ForkingPickler.loads(ForkingPickler.dumps(error))
+    assert (type(copy), str(copy), copy.exit_code) == (type(error), "one sentence", error.exit_code)
+
+
+@pytest.mark.parametrize(
+    ("text", "how"),
+    [
+        ("leave", "exit code 3"),
+        ("leave a child", "exit code 4"),
+        ("memory", "signal 9 (as when memory runs out)"),
+    ],
+)
+def test_a_worker_that_ends_costs_one_group(text: str, how: str, mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with _scorer(_custom(mine, "ends")) as scorer:
+        futures = [_submit(scorer, texts) for texts in (["a"], [text, "#### 18"], ["b"], ["c"])]
+        first, lost, *others = (future.result(SECONDS) for future in futures)
+        assert [group.rollouts[0].reward for group in (first, *others)] == [1.0, 1.0, 1.0]
+        assert [r.unscorable for r in lost.rollouts] == [f"reward worker ended by {how}"] * 2
+        assert [(r.reward, r.scores, r.correct) for r in lost.rollouts] == [(0.0, {}, False), (0.0, {}, True)]
+        assert (lost.step, scorer.restarts) == (4, 1)
+        with pytest.raises(SettingsError) as caught:
+            _submit(scorer, [text], strict=True).result(SECONDS)
+    assert str(caught.value) == (
+        f"a reward worker ended by {how} on problem p/1; mend the function or remove it from rewards"
+    )
+    children = [int(line.split()[1]) for line in capfd.readouterr().err.splitlines()]
+    assert len(children) == 2 * (text == "leave a child")
+    assert all(map(_is_gone, children))
+
+
+def test_a_worker_that_ended_while_idle_costs_nothing(mine: Path) -> None:
+    with _scorer(_custom(mine, "pid")) as scorer:
+        (first,) = _submit(scorer, ["a"]).result(SECONDS).rollouts
+        worker = int(first.scores["pid"])
+        os.kill(worker, signal.SIGKILL)
+        assert _is_gone(worker)
+        (second,) = _submit(scorer, ["a"]).result(SECONDS).rollouts
+        assert (second.unscorable, scorer.restarts) == ("", 1)
+        assert second.scores["pid"] != worker
+
+
+def test_custom_functions_find_in_a_worker_what_they_find_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files by the working directory and modules by the import path, as both were when the scorer was made."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "worth_of_a_text.py").write_text("WORTH = 0.25")
+    code = "from worth_of_a_text import WORTH\ndef f(completions, **_): return [WORTH] * len(completions)"
+    (tmp_path / "relative.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    with _scorer(_custom(Path("relative.py"), "f")) as scorer:
+        monkeypatch.chdir("/")
+        assert _submit(scorer, ["a"]).result(SECONDS).rollouts[0].reward == 0.25
+
+
+def test_what_a_worker_cannot_load_is_the_same_sentence(mine: Path) -> None:
+    config = _custom(mine, "pid")
+    rewards = load_rewards(config, _task(), max_new_tokens=8)
+    mine.unlink()
+    with Scorer(_task(), rewards, config, max_new_tokens=8, workers=1) as scorer:
+        for _ in range(2):
+            with pytest.raises(SettingsError, match=r"^rewards\.custom: .* there is no file .*; check the path$"):
+                _submit(scorer, ["a"]).result(SECONDS)
+
+
+def test_a_task_that_workers_cannot_rebuild_is_refused() -> None:
+    class Mine(Grader):
+        pass
+
+    task = Task("test", (), (), (), STYLES["hashes"], Mine("numeric"), "", {})
+    with pytest.raises(SettingsError, match=r"set rewards\.workers=0$"):
+        _scorer(RewardsConfig(), 1, task)
+
+
+def test_a_worker_that_cannot_be_started_is_said(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(mine.parent / "no_python"))
+    with (
+        _scorer(_custom(mine, "pid")) as scorer,
+        pytest.raises(SettingsError, match=r"^a reward worker cannot be started .*; lower rewards\.workers$"),
+    ):
+        _submit(scorer, ["a"]).result(SECONDS)
+
+
+def test_workers_hold_no_torch(mine: Path) -> None:
+    assert "torch" in sys.modules, "not even where this process has it"
+    with _scorer(_custom(mine, "torch")) as scorer:
+        assert _submit(scorer, ["a"]).result(SECONDS).rollouts[0].reward == 0.0
+
+
+def test_signals_to_all_processes_stop_no_worker_but_what_a_reward_forks(mine: Path) -> None:
+    with _scorer(_custom(mine, "pid", "forks")) as scorer:
+        (first,) = _submit(scorer, ["a"]).result(SECONDS).rollouts
+        assert first.scores["forks"] == -signal.SIGTERM
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(int(first.scores["pid"]), number)
+        (second,) = _submit(scorer, ["a"]).result(SECONDS).rollouts
+        assert (second.scores, scorer.restarts) == (first.scores, 0)
+
+
+def test_closing_does_not_wait_for_a_reward_that_never_returns(mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scorer = _scorer(_custom(mine, "stuck"))
+    running, waiting = (_submit(scorer, ["a"]) for _ in range(2))
+    said = ""
+    while "stuck" not in said and not running.done():
+        said += capfd.readouterr().err
+        time.sleep(0.01)
+    scorer.close()
+    scorer.close()
+    assert not _runs(int(said.split()[1]))
+    assert running.exception(SECONDS) is not None
+    assert waiting.cancelled()
+    with pytest.raises(RuntimeError, match="closed"):
+        _submit(scorer, ["a"])
+
+
+def test_symbolic_checker_in_a_worker(mine: Path) -> None:
+    pytest.importorskip("math_verify", reason="math-verify (extra `math`) is not installed")
+    problem, texts = Problem("p/3", "q", "x+1"), ["#### 1+x", "#### x+2"]
+    task = _task(checker="symbolic")
+    with _scorer(_custom(mine, "pid", correct=1.0), 1, task) as scorer:
+        group = _submit(scorer, texts, problem=problem).result(SECONDS)
+        worker = int(group.rollouts[0].scores["pid"])
+        children = _children(worker)
+    assert [(r.correct, r.scores["correct"]) for r in group.rollouts] == [(True, 1.0), (False, 0.0)]
+    assert len(children) == 1
+    assert all(_is_gone(pid) for pid in (worker, *children))
+
+
+PARENT = """
+import json, sys, time
+from slimrl.config import CustomReward, RewardsConfig
+from slimrl.records import Completion, Problem
+from slimrl.rewards import load_rewards
+from slimrl.rewards.workers import Scorer
+from slimrl.tasks import TaskConfig, load_task
+
+config = RewardsConfig(correct=0.0, custom={sys.argv[1]: CustomReward(low=0.0, high=1.0)})
+task = load_task(TaskConfig(), instruction="", seed=0)
+scorer = Scorer(task, load_rewards(config, task, max_new_tokens=8), config, max_new_tokens=8, workers=2)
+one = Completion((1,), (2,), (0.0,), "stop")
+future = scorer.submit(task.train[0], [one], ["a"], step=0)
+print(json.dumps(future.result().rollouts[0].reward))
+"""
+"""Neither guards its main nor closes the scorer."""
+
+
+def _parent(spec: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, spec], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def test_stdout_stays_clean(mine: Path) -> None:
+    with _parent(f"{mine}:prints") as parent:
+        out, err = parent.communicate()
+    assert json.loads(out) == 1.0
+    assert sorted(err.splitlines()) == ["a reward speaks", "so does its child"]
+    assert parent.returncode == 0
+
+
+def test_no_orphan_when_the_parent_is_killed(mine: Path) -> None:
+    with _parent(f"{mine}:stuck") as parent:
+        assert parent.stderr is not None
+        stuck = int(parent.stderr.readline().split()[1])
+        workers = _children(parent.pid)
+        while len(workers) < 2 and parent.poll() is None:  # the other one is just being started
+            workers = _children(parent.pid)
+        assert stuck in workers
+        assert all(map(_runs, workers))
+        parent.kill()
+    assert all(map(_is_gone, workers))
