@@ -30,9 +30,10 @@ from limits import (
     write_model,
 )
 
-ENGINES = ("ours", "hf", "continuous", "vllm")
+ENGINES = ("ours", "compiled", "hf", "continuous", "vllm")
 HEADERS = (
-    "workload", "engine", "seconds (lowest to highest)", "tokens", "tokens/s", "ms per step", "ours is faster by",
+    "workload", "engine", "seconds (lowest to highest)", "tokens", "tokens/s", "ms per step",
+    "ours is faster by", "compiled is faster by",
     "share of the limit",
 )  # fmt: skip
 
@@ -179,10 +180,13 @@ def line(name: str, worker: Worker, runs: dict[str, list[Message]]) -> list[obje
     own = runs[worker.name]
     if not own:
         return [name, worker.name, worker.problem]
-    ratio = ""
-    if worker.name != "ours" and runs.get("ours"):
-        # per token, since engines that draw other tokens stop elsewhere
-        ratio = f"{middle(runs['ours'], 'tokens_per_second') / middle(own, 'tokens_per_second'):.2f} x"
+
+    def ratio(name: str) -> str:
+        """Per token, since engines that draw other tokens stop elsewhere."""
+        if worker.name == name or not runs.get(name):
+            return ""
+        return f"{middle(runs[name], 'tokens_per_second') / middle(own, 'tokens_per_second'):.2f} x"
+
     return [
         name,
         worker.name,
@@ -190,7 +194,8 @@ def line(name: str, worker: Worker, runs: dict[str, list[Message]]) -> list[obje
         f"{middle(own, 'tokens'):.0f}",
         f"{middle(own, 'tokens_per_second'):.0f}",
         f"{middle(own, 'ms_per_step'):.2f}",
-        ratio,
+        ratio("ours"),
+        ratio("compiled"),
         f"{100 * middle(own, 'share_of_limit'):.0f} %",
     ]
 

@@ -138,7 +138,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
         policy=policy,
         task=replace(task, train=train),
         prompter=prompter,
-        engine=RolloutEngine(policy, slots=config.rollout.slots),
+        engine=RolloutEngine(policy, slots=config.rollout.slots, compiled=config.rollout.compile),
         held_out=tuple(held_out),
         harder=tuple(harder),
         notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),

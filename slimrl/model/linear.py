@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-ROWS = range(8, 49)
+FEWEST_ROWS, MOST_ROWS = 8, 48
 LEAST_WEIGHTS = 2**18
 """Smaller matrices stay in the cache either way."""
 
@@ -19,8 +19,10 @@ class FewRowsLinear(nn.Linear):
     """`nn.Linear` in all but the order of the factors, where no gradient is wanted and the rows are few."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.weight.numel() < LEAST_WEIGHTS or torch.is_grad_enabled():
+            return super().forward(input)
         rows = input.numel() // self.in_features
-        if rows not in ROWS or self.weight.numel() < LEAST_WEIGHTS or torch.is_grad_enabled():
+        if not FEWEST_ROWS <= rows <= MOST_ROWS:
             return super().forward(input)
         out = torch.mm(self.weight, input.reshape(rows, self.in_features).t()).t().contiguous()
         if self.bias is not None:

@@ -30,6 +30,11 @@ class Cache:
         self.values = allocate(example.values, slots, columns)
 
     @property
+    def heads(self) -> int:
+        """K, the same in every layer."""
+        return next(iter(self.keys.values())).shape[1]
+
+    @property
     def columns(self) -> int:
         return next(iter(self.keys.values())).shape[2]
 
@@ -37,11 +42,13 @@ class Cache:
     def width(self) -> int:
         return next(iter(self.prompt_keys.values())).shape[2]
 
-    def fill(self, place: int, prefill: Prefill, tokens: Tensor) -> None:
-        """Copy a prefilled prompt, packed tokens `tokens` [length], into a place."""
-        for layer, keys in prefill.keys.items():
-            self.prompt_keys[layer][place, :, : len(tokens)] = keys.index_select(1, tokens)
-            self.prompt_values[layer][place, :, : len(tokens)] = prefill.values[layer].index_select(1, tokens)
+    def fill(self, first: int, prefill: Prefill, tokens: Tensor) -> None:
+        """Copy prefilled prompts into the places from `first` on; `tokens` [prompts, length] are their packed tokens."""
+        prompts, length = tokens.shape
+        for kept, stored in ((prefill.keys, self.prompt_keys), (prefill.values, self.prompt_values)):
+            for layer, packed in kept.items():
+                found = packed.index_select(1, tokens.flatten()).view(packed.shape[0], prompts, length, -1)
+                stored[layer][first : first + prompts, :, :length] = found.transpose(0, 1)
 
     def move_slots(self, source: Tensor, target: Tensor, extent: int) -> None:
         """Move slots `source` [n] into `target` [n], as far as columns are in use."""
@@ -58,14 +65,15 @@ class Cache:
 
 @dataclass(frozen=True)
 class Seats:
-    """Which rows share which prompt, as a table of prompts by seats, so that a prompt's keys are read once a step."""
+    """Which rows share which prompt, as a table of prompts by seats, so that a prompt's keys are read once a step.
+
+    Entries count rows by key head, row * K + head: looked up so, queries come out as [prompts, K, seats, ...].
+    """
 
     table: Tensor
-    """[prompts, seats] long: the row on a seat; row 0 on empty ones."""
+    """[prompts, K, seats] long: the row on a seat; row 0 on empty ones."""
     seat: Tensor
-    """[n] long: a row's seat in the flattened table."""
-    filled: bool
-    """The table is 0, 1, 2, ...: rows need not be looked up."""
+    """[n * K] long: a row's seat in the flattened table."""
 
 
 class DecodeStep:
@@ -115,34 +123,24 @@ class DecodeStep:
     ) -> Tensor:
         n, heads, _, width = query.shape
         kv_heads = key.shape[1]
-        cache = self.cache
+        prompts, _, seats = self.seats.table.shape
+        cache, table = self.cache, self.seats.table.flatten()
         keys, values = cache.keys[layer][:n], cache.values[layer][:n]
         keys[:, :, self.column] = key
         values[:, :, self.column] = value
         # Query heads that share a key head are rows of one small product, so keys are never repeated.
-        q = (query * scaling).reshape(n, kv_heads, heads // kv_heads, width)
-        asked = self._seat(q)
-        prompts = asked.shape[0]
-        by_prompt = asked @ cache.prompt_keys[layer][:prompts, :, : self.width].transpose(2, 3)
-        own = q @ keys[:, :, : self.extent].transpose(2, 3)
-        scores = torch.cat([self._unseat(by_prompt, heads // kv_heads), own], dim=-1).float()
+        q = (query * scaling).reshape(n * kv_heads, -1, width)
+        group = q.shape[1]
+        asked = q.index_select(0, table).view(prompts, kv_heads, seats * group, width)
+        shared = asked @ cache.prompt_keys[layer][:prompts, :, : self.width].transpose(2, 3)
+        shared = shared.view(-1, group, self.width).index_select(0, self.seats.seat)
+        own = q @ keys[:, :, : self.extent].flatten(0, 1).transpose(1, 2)
+        scores = torch.cat([shared, own], dim=-1).float()
         if window is not None or not self.alike:
-            scores += self.hidden(window, scores.dtype)
+            scores.view(n, kv_heads, group, -1).add_(self.hidden(window, scores.dtype))
         weights = scores.softmax(-1).to(query.dtype)
-        out = weights[..., self.width :] @ values[:, :, : self.extent]
-        shared = self._seat(weights[..., : self.width]) @ cache.prompt_values[layer][:prompts, :, : self.width]
-        out += self._unseat(shared, heads // kv_heads)
-        return out.reshape(n, heads, 1, -1)
-
-    def _seat(self, rows: Tensor) -> Tensor:
-        """[n, K, r, x] -> [prompts, K, seats * r, x]."""
-        prompts, seats = self.seats.table.shape
-        if not self.seats.filled:
-            rows = rows.index_select(0, self.seats.table.flatten())
-        return rows.view(prompts, seats, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
-
-    def _unseat(self, seated: Tensor, group: int) -> Tensor:
-        """[prompts, K, seats * r, x] -> [n, K, r, x]."""
-        prompts, heads, rows_each, width = seated.shape
-        rows = seated.view(prompts, heads, rows_each // group, group, width).transpose(1, 2).flatten(0, 1)
-        return rows if self.seats.filled else rows.index_select(0, self.seats.seat)
+        out = weights[..., self.width :] @ values[:, :, : self.extent].flatten(0, 1)
+        given = weights[..., : self.width].index_select(0, table).view(prompts, kv_heads, seats * group, self.width)
+        given = given @ cache.prompt_values[layer][:prompts, :, : self.width]
+        out += given.view(-1, group, out.shape[-1]).index_select(0, self.seats.seat)
+        return out.view(n, heads, 1, -1)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 512
+BLOCK = 128
 """Tokens whose probabilities are summed before the search. Sums of blocks are accumulated in float64: over a vocabulary
 of 150,000 a float32 running sum would drop the tail."""
+BELOW_ONE = 1 - 2.0**-40
+"""Keeps a target under the sum it is a share of, whatever the rounding, so that what is found has a probability."""
 
 
 @torch.no_grad()
 def draw(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
-    """float32 logits [N, V], uniform [N] float64 -> token ids [N] and their log-probabilities [N] in nats.
+    """float32 logits [N, V], uniform [N] float64 in [0, 1) -> token ids [N] and their log-probabilities [N] in nats.
 
     The log-probability is under softmax(logits / temperature), also for greedy choices. Overwrites `logits`.
     """
@@ -20,10 +22,11 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -
         logits /= temperature
     best = logits.argmax(-1, keepdim=True) if greedy else None
     logits -= logits.amax(-1, keepdim=True)
-    weights = logits.exp()
-    running = _block_sums(weights).cumsum(-1)
-    token = _search(weights, running, uniform[:, None]) if best is None else best
-    return token.squeeze(-1), (logits.gather(-1, token) - running[:, -1:].log().float()).squeeze(-1)
+    weights = logits.exp_()
+    sums = _block_sums(weights)
+    running = sums.cumsum(-1)
+    token = _search(weights, sums, running, uniform[:, None]) if best is None else best
+    return token.squeeze(-1), (weights.gather(-1, token) / running[:, -1:]).log().float().squeeze(-1)
 
 
 def _block_sums(weights: Tensor) -> Tensor:
@@ -35,21 +38,18 @@ def _block_sums(weights: Tensor) -> Tensor:
     return torch.cat(parts, dim=1).double()
 
 
-def _search(weights: Tensor, running: Tensor, uniform: Tensor) -> Tensor:
-    """[N, V], running block sums, [N, 1] in [0, 1) -> [N, 1]: the first token whose running sum exceeds the target."""
-    target = _below(uniform * running[:, -1:], running[:, -1:])
+def _search(weights: Tensor, sums: Tensor, running: Tensor, uniform: Tensor) -> Tensor:
+    """[N, V], block sums and their running sum, [N, 1] -> [N, 1]: the first token whose running sum exceeds the target."""
+    target = uniform * BELOW_ONE * running[:, -1:]
     block = torch.searchsorted(running, target, right=True)
-    end = running.gather(-1, block)
-    before = torch.where(block == 0, 0.0, running.gather(-1, (block - 1).clamp(min=0)))
+    mass = sums.gather(-1, block)
+    into = 1 - (running.gather(-1, block) - target) / mass
     vocabulary = weights.shape[1]
     places = block * BLOCK + torch.arange(min(BLOCK, vocabulary), device=weights.device)
-    inside = weights.gather(-1, places.clamp(max=vocabulary - 1)).double().masked_fill_(places >= vocabulary, 0.0)
+    inside = weights.gather(-1, places.clamp(max=vocabulary - 1)).double()
+    if vocabulary % BLOCK:
+        inside.masked_fill_(places >= vocabulary, 0.0)
     inside = inside.cumsum(-1)
     # The block's own running sum is rounded otherwise than its float32 sum, so the target is taken as a share of it.
-    share = _below((target - before) / (end - before) * inside[:, -1:], inside[:, -1:])
-    return places.gather(-1, torch.searchsorted(inside, share, right=True))
-
-
-def _below(target: Tensor, total: Tensor) -> Tensor:
-    """The target, strictly less than the total: what is then found has a probability above 0."""
-    return torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(inside, into.clamp(min=0) * BELOW_ONE * inside[:, -1:], right=True)
+    return places.gather(-1, found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,12 @@ class Prefilled:
 class RolloutEngine:
     """Samples completions; holds the policy itself, so there is no second copy of the weights to keep in step."""
 
-    def __init__(self, policy: Policy, *, slots: int, runner: Runner | None = None) -> None:
-        """Raises SettingsError for a model whose layers carry more than keys and values from token to token."""
+    def __init__(self, policy: Policy, *, slots: int, compiled: bool = False, runner: Runner | None = None) -> None:
+        """`compiled` decode steps go through torch.compile, at the first of them.
+
+        Raises SettingsError for a model whose layers carry more than keys and values from token to token, or where
+        nothing can be compiled.
+        """
         self.policy = policy
         self.slots = slots
         self.runner = runner or make_runner(policy.device)
@@ -66,6 +71,8 @@ class RolloutEngine:
         self.watch = OFF
         """Set by whoever wants to know where the time goes."""
         self._probe()
+        self.step = _compiled() if compiled else _step
+        self.compiled = compiled
         self.cost = cost_of(policy)
 
     @torch.inference_mode()
@@ -127,9 +134,10 @@ class RolloutEngine:
         gap = float("inf")
         if len(prefilled.plan.keys) == layers:
             cache = Cache(prefilled.plan, prompts=1, width=known, slots=1, columns=2)
-            cache.fill(0, prefilled.plan, prefilled.packed.places[0])
+            cache.fill(0, prefilled.plan, prefilled.packed.places)
             zero = torch.zeros(1, dtype=torch.long, device=policy.device)
-            seats = Seats(zero[None], zero, filled=True)
+            heads = torch.arange(next(iter(prefilled.plan.keys.values())).shape[0], device=policy.device)
+            seats = Seats(heads[None, :, None], heads)
             for time in range(2):
                 step = DecodeStep(
                     cache, seats, time=time, ages=zero + time, lengths=zero + known, width=known,
@@ -220,6 +228,22 @@ def _step(
         time += 1
 
 
+def _compiled() -> Callable[..., None]:
+    """The decode step through torch.compile, for all sizes at once; raises SettingsError where that cannot work."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(1))
+    except Exception as error:  # it raises many kinds, with pages of text, for want of a compiler
+        raise SettingsError(
+            "rollout.compile=true, but torch.compile does not work here (on a CPU it needs a C++ compiler such as g++); "
+            "install one, or set rollout.compile=false"
+        ) from error
+    # One version each for first steps, single rows, windows and the like; beyond the limit torch would go back to Python.
+    torch._dynamo.config.recompile_limit = 64
+    # The module does not change between steps, and asking each of its parts whether it has costs as much as a layer.
+    unguarded: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    return torch.compile(_step, dynamic=True, options=unguarded)
+
+
 class _Run:
     """One `generate` call, as the host sees it: which samples wait, which occupy slots, which prompts are stored."""
 
@@ -274,11 +298,11 @@ class _Run:
         # At time 0 all slots were empty, so rows born then own every column up to now.
         alike = same_length and extent == self.time + 1 and not self.born.any()
         step = partial(
-            _step, self.policy, state, seats, rows=n, width=width, extent=extent, alike=alike,
+            self.engine.step, self.policy, state, seats, rows=n, width=width, extent=extent, alike=alike,
             time=state.time if runner.keeps else self.time, temperature=self.temperature, greedy=self.greedy,
-            watch=OFF if runner.keeps else self.engine.watch,
+            watch=OFF if runner.keeps or self.engine.compiled else self.engine.watch,
         )  # fmt: skip
-        key = (n, *seats.table.shape, seats.filled, width, extent, alike, self.temperature, self.greedy)
+        key = (n, *seats.table.shape, width, extent, alike, self.temperature, self.greedy)
         for _ in range(runner.steps):
             runner.run(key, step)
         self._count(width, extent)
@@ -361,11 +385,9 @@ class _Run:
             with self.engine.watch.part("prefill"):
                 prefilled = self.engine.prefill([self.requests[r].prompt_ids for r in left[:batch]])
                 cache = self._cache(prefilled.plan)
-                for i, request in enumerate(left[:batch]):
-                    tokens_of = prefilled.packed.places[i, : len(self.requests[request].prompt_ids)]
-                    cache.fill(len(self.stored), prefilled.plan, tokens_of)
-                    self.stored.append(request)
-                    self.logits[request] = prefilled.logits[i]
+                cache.fill(len(self.stored), prefilled.plan, prefilled.packed.places)
+                self.stored += left[:batch]
+                self.logits |= zip(left[:batch], prefilled.logits, strict=True)
             left = left[batch:]
 
     def _cache(self, example: Prefill) -> Cache:
@@ -399,14 +421,16 @@ class _Run:
         seats = self.runner.room(int(counts.max()), 1)
         table = np.zeros((prompts, seats), dtype=np.int64)
         table[place, seat] = np.arange(self.active)
-        flat = np.zeros(n, dtype=np.int64)
-        flat[: self.active] = place * seats + seat
-        filled = bool(n == table.size and (table.reshape(-1) == np.arange(n)).all())
+        place, seat = (np.concatenate([x, np.zeros(n - self.active, dtype=np.int64)]) for x in (place, seat))
+        head = np.arange(self.state.cache.heads)
         device = self.policy.device
-        found = Seats(torch.from_numpy(table).to(device), torch.from_numpy(flat).to(device), filled)
+        found = Seats(
+            torch.from_numpy(table[:, None] * len(head) + head[:, None]).to(device),
+            torch.from_numpy((place[:, None] * len(head) + head) * seats + seat[:, None]).flatten().to(device),
+        )
         if not self.runner.keeps:
             return found
-        kept = self.state.seats.setdefault((n, prompts, seats, filled), found)
+        kept = self.state.seats.setdefault((n, prompts, seats), found)
         kept.table.copy_(found.table)
         kept.seat.copy_(found.seat)
         return kept

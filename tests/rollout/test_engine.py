@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Hashable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from slimrl.algorithm.batch import make_batch
+from slimrl.errors import SettingsError
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout
@@ -220,3 +222,22 @@ def test_a_prompt_that_does_not_fit_is_refused() -> None:
 
 def test_no_request_no_completion() -> None:
     assert RolloutEngine(tiny_policy(), slots=4).generate([], max_new_tokens=8) == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_draw_the_same_tokens() -> None:
+    policy = tiny_policy()
+    asked = requests(6, 4, 12)
+    plain = RolloutEngine(policy, slots=10).generate(asked, max_new_tokens=12)
+    compiled = RolloutEngine(policy, slots=10, compiled=True).generate(asked, max_new_tokens=12)
+    assert [[c.token_ids for c in g] for g in compiled] == [[c.token_ids for c in g] for g in plain]
+    assert trainer_gaps(policy, compiled, 1.0).max() < 1e-4
+
+
+def test_where_nothing_can_be_compiled_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler\nand many lines")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(SettingsError, match=r"rollout\.compile=true, but torch\.compile does not work here"):
+        RolloutEngine(tiny_policy(), slots=2, compiled=True)
