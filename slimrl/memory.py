@@ -31,14 +31,14 @@ SHARE = 0.9
 """Of the free memory that a plan may take."""
 HEAD_COPIES = 2
 """Logits of a chunk, and one temporary."""
-HEAP = 2**30 // 5
-"""What a CPU process holds beyond its tensors: libraries loaded on the way, and blocks that the C library keeps when they
-are freed. Measured between 0.1 and 0.35 GiB for models of 1 to 30 million parameters, less where tensors are larger."""
+HEAP, HEAP_SHARE = 2**30 * 9 // 100, 0.15
+"""What a CPU process holds beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
+library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
 DECODE_COPIES = 3
 """Logits, probabilities, and one temporary."""
 GIB = 2**30
 PARTS = (
-    "process", "weights", "reference", "masters", "moments", "cache", "sampling", "gradients", "activations", "head"
+    "process", "weights", "reference", "masters", "moments", "cache", "sampling", "gradients", "activations", "head", "heap"
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class MemoryPlan:
     """Bytes by part, and what was chosen to fit."""
 
     process: int
-    """Python and its libraries, measured, and what the heap keeps; 0 on a GPU, where only tensors count."""
+    """Python and its libraries, measured; 0 on a GPU, where only tensors count."""
     weights: int
     reference: int
     """The frozen copy for the KL penalty."""
@@ -87,7 +87,13 @@ class MemoryPlan:
         fixed = self.process + self.weights + self.reference + self.masters + self.moments
         rollout = self.cache + self.sampling
         update = self.gradients + self.activations + self.head + (self.cache if self.cache_stays else 0)
-        return fixed + max(rollout, update)
+        return fixed + self.heap + max(rollout, update)
+
+    @property
+    def heap(self) -> int:
+        """What the C library keeps."""
+        freed = self.gradients + self.activations + self.head
+        return 0 if self.cache_stays else int(HEAP + HEAP_SHARE * freed)
 
     @property
     def fits(self) -> bool:
@@ -110,7 +116,13 @@ class MemoryPlan:
 
     def table(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        found = {"activations": self.activations, "head": self.head, "peak": self.peak, "fits": self.fits}
+        found = {
+            "activations": self.activations,
+            "head": self.head,
+            "heap": self.heap,
+            "peak": self.peak,
+            "fits": self.fits,
+        }
         return asdict(self) | found
 
 
@@ -143,7 +155,7 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         return replace(plan, slots=slots, cache=columns * cost.cache_bytes, sampling=sampling)
 
     plan = MemoryPlan(
-        process=HEAP + max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
+        process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
         reference=cost.weight_bytes if has_reference else 0,
         masters=4 * parameters if narrow and training else 0,

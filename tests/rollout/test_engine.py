@@ -225,11 +225,12 @@ def test_no_request_no_completion() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch by torch, on the way to its compiler
 def test_compiled_steps_draw_the_same_tokens() -> None:
     policy = tiny_policy()
-    asked = requests(6, 4, 12)
-    plain = RolloutEngine(policy, slots=10).generate(asked, max_new_tokens=12)
-    compiled = RolloutEngine(policy, slots=10, compiled=True).generate(asked, max_new_tokens=12)
+    asked = requests(3, 3, 5)
+    plain = RolloutEngine(policy, slots=9).generate(asked, max_new_tokens=5)
+    compiled = RolloutEngine(policy, slots=9, compiled=True).generate(asked, max_new_tokens=5)
     assert [[c.token_ids for c in g] for g in compiled] == [[c.token_ids for c in g] for g in plain]
     assert trainer_gaps(policy, compiled, 1.0).max() < 1e-4
 
