@@ -100,7 +100,7 @@ def main() -> None:
 def lineup(args: argparse.Namespace, rows: int) -> list[tuple[str, str, Message]]:
     """Name, role and part of the job of every line at this micro-batch."""
     result: list[tuple[str, str, Message]] = []
-    # ours counts a micro-batch in padded tokens
+    # ours counts a micro-batch in packed tokens
     tokens = [f"optimizer.microbatch_tokens={rows * (args.prompt_length + args.new_tokens)}"]
     if "ours" in args.engines:
         result.append(("ours", "ours", {"settings": tokens}))

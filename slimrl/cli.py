@@ -155,7 +155,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         )
     draws = uniforms(config.seed, "sample", 0, question, samples=1 if greedy else count, positions=budget)
     slots = count if config.rollout.slots == "auto" else config.rollout.slots
-    (group,) = RolloutEngine(policy, slots=slots).generate(
+    (group,) = RolloutEngine(policy, slots=slots, compiled=config.rollout.compile).generate(
         [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
     )
     for completion in group:

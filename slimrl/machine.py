@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
-READ_BYTES = {"cpu": 2**28, "cuda": 2**31}
+READ_BYTES = {"cpu": 2**27, "cuda": 2**30}
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -65,7 +65,7 @@ def free_memory(device: torch.device) -> int:
     free = [_field("/proc/meminfo", "MemAvailable")]
     for limit, usage in CGROUPS:
         if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max":
-            free.append(int(text) - int(Path(usage).read_text()))
+            free.append(int(text) - int(Path(usage).read_text()) + _file_cache(Path(usage).with_name("memory.stat")))
     known = [value for value in free if value is not None]
     return max(0, min(known)) if known else 2**63
 
@@ -82,6 +82,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _field("/proc/self/status", "VmHWM") or 0
+
+
+def _file_cache(path: Path) -> int:
+    """Bytes of a container's file cache that give way when memory is wanted."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = dict(line.split()[:2] for line in lines)
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def _field(path: str, name: str) -> int | None:

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimrl.config import RootConfig, TrainConfig
 from slimrl.machine import free_memory, used_memory
-from slimrl.model.checkpointing import checkpointed
+from slimrl.model.checkpointing import can_checkpoint, checkpointed
 from slimrl.model.cost import cost_of
 from slimrl.model.loading import Policy
 from slimrl.model.logprobs import CHUNK_ELEMENTS
@@ -144,10 +144,9 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
     longest = longest_prompt + config.rollout.max_new_tokens
     vocabulary, width = policy.head.vocabulary, _widest(policy)
-    samples = config.rollout.group_size if isinstance(config, TrainConfig) else 1
 
     def with_slots(plan: MemoryPlan, slots: int) -> MemoryPlan:
-        prompts = slots if device.type == "cuda" else -(-slots // samples)
+        prompts = slots  # an evaluation has a prompt of its own for every row
         tokens = min(PREFILL_TOKENS, prompts * longest_prompt)
         prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + prompts * vocabulary * 4
         columns = slots * config.rollout.max_new_tokens + prompts * longest_prompt
@@ -171,21 +170,26 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         microbatch_tokens=0,
         activation_checkpointing=False,
     )
+    # Fewer slots free nothing for the update, so they are chosen as if there were none (but for a cache that stays).
+    lean = plan if plan.cache_stays else replace(plan, gradients=0)
     setting, again = config.rollout.slots, config.optimizer.activation_checkpointing
     slots = min(rows, MOST_SLOTS) if setting == "auto" else setting
-    while setting == "auto" and slots > FEWEST_SLOTS and not with_slots(plan, slots).fits:
-        slots //= 2
+    while setting == "auto" and slots > FEWEST_SLOTS and not with_slots(lean, slots).fits:
+        slots = max(FEWEST_SLOTS, slots // 2)
     plan = with_slots(plan, slots)
     if not training:
         return plan
 
     fixed = config.optimizer.microbatch_tokens
+    if again == "auto" and not can_checkpoint(policy.model):
+        again = "off"
+    most = min(MOST_TOKENS, rows * (longest_prompt + config.rollout.max_new_tokens))
     for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[again]:
         plan = replace(
             plan,
             activation_checkpointing=recompute,
             token_bytes=activation_bytes(policy, checkpointing=recompute),
-            microbatch_tokens=max(longest, MOST_TOKENS) if fixed == "auto" else fixed,
+            microbatch_tokens=max(longest, most) if fixed == "auto" else fixed,
         )
         # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
         fewest = longest if recompute or again == "off" else max(longest, FEWEST_TOKENS)
@@ -256,5 +260,5 @@ def _saved(policy: Policy, size: int, checkpointing: bool) -> int:
 
 def _widest(policy: Policy) -> int:
     """Numbers a token has at once, at most, in a layer of a forward pass without gradients."""
-    config = policy.model.config.get_text_config()
-    return int(max(config.intermediate_size, config.hidden_size))
+    linear = (module for module in policy.model.base_model.modules() if isinstance(module, nn.Linear))
+    return max(max(module.in_features, module.out_features) for module in linear)

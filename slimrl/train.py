@@ -196,10 +196,12 @@ def update_policy(
         )
         with watch.part("optimizer"):
             collected.append(means | optimizer.step(rate))
-    return {
+    means = {
         key: sum(m[key] for m in collected if key in m) / sum(key in m for m in collected)
         for key in dict.fromkeys(key for m in collected for key in m)
     }
+    largest = "update/microbatch_tokens"
+    return means | {largest: max(m.get(largest, 0.0) for m in collected)}
 
 
 def accumulate_gradient(

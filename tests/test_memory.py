@@ -41,7 +41,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.masters == 0
     assert found.moments == 8 * count
     assert found.slots == 16
-    assert found.cache == (16 * 10 + 4 * 6) * 2 * 2 * 2 * 8 * 4
+    assert found.cache == 16 * (10 + 6) * 2 * 2 * 2 * 8 * 4
     assert found.gradients == 4 * count + 4 * 61 * 32
     assert found.peak == 1000 + found.heap + 16 * count + max(
         found.cache + found.sampling, found.gradients + found.activations + found.head
@@ -62,14 +62,17 @@ def test_a_narrow_module_pays_for_masters(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_choices_shrink_with_the_memory_and_numbers_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
+    monkeypatch.setattr(memory, "HEAP", 0)
+    monkeypatch.setattr(memory, "HEAP_SHARE", 0)
     ample, _ = plan(policy, monkeypatch, free=1e9)
-    assert (ample.microbatch_tokens, ample.activation_checkpointing) == (memory.MOST_TOKENS, False)
+    assert (ample.microbatch_tokens, ample.activation_checkpointing) == (16 * 16, False)
+    monkeypatch.setattr(memory, "FEWEST_TOKENS", 64)
     fixed = ample.peak - ample.activations - ample.head
     short, config = plan(policy, monkeypatch, free=fixed + ample.activations / 3 + ample.head)
-    assert memory.FEWEST_TOKENS <= short.microbatch_tokens < memory.MOST_TOKENS
+    assert memory.FEWEST_TOKENS <= short.microbatch_tokens < 16 * 16
     assert short.fits
     assert not short.activation_checkpointing
-    scarce, _ = plan(policy, monkeypatch, free=fixed + 600 * ample.token_bytes)
+    scarce, _ = plan(policy, monkeypatch, free=fixed + 40 * ample.token_bytes)
     assert scarce.activation_checkpointing
     assert scarce.token_bytes < ample.token_bytes
     none, _ = plan(policy, monkeypatch, free=1.0)
@@ -93,12 +96,16 @@ def test_without_training_only_rollouts_count(monkeypatch: pytest.MonkeyPatch) -
     assert apply_plan(config, found).optimizer == config.optimizer
 
 
-def test_activations_are_counted_a_token() -> None:
-    """A tiny Qwen2 layer keeps between 10 and 60 numbers of the hidden size a token; checkpointing keeps far fewer."""
+def test_activations_are_counted_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny Qwen2 layer keeps between 10 and 60 numbers of the hidden size a token; checkpointing keeps its input."""
     policy = tiny_policy()
     whole, again = (activation_bytes(policy, checkpointing=on) for on in (False, True))
     assert 2 * 10 * 32 * 4 < whole < 2 * 60 * 32 * 4
-    assert again < 1.2 * whole
+    monkeypatch.setattr(memory, "_saved", lambda _policy, size, on: size * (10 if on else 120))
+    assert activation_bytes(policy, checkpointing=True) == 10 + 2 * 120 / 2
+    monkeypatch.undo()
+    assert memory._saved(policy, 48, True) < memory._saved(policy, 48, False) / 5
+    assert again < 1.2 * whole  # of two layers one is computed again, and its gradients stand beside it
     wider = activation_bytes(tiny_policy("gemma3"), checkpointing=False)
     assert wider > whole  # four norms a layer, where Qwen2 has two
 

@@ -131,8 +131,9 @@ class PackedRows:
             )
             place = first[:, None] + torch.arange(block.queries.shape[1], device=first.device)
             # Queries that only fill a block stay inside it, for a row that sees no key would be NaN.
-            distance = place.clamp(max=width - 1)[:, :, None] - torch.arange(width, device=first.device)
-            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            place = place.clamp(max=width - 1)[:, :, None]
+            key = torch.arange(width, device=first.device)
+            hidden = key > place if window is None else (key > place) | (key <= place - window)
             mask = torch.zeros(hidden.shape, dtype=dtype, device=first.device).masked_fill(hidden, float("-inf"))
             self.masks[index, window] = mask[:, None]
         return self.masks[index, window]

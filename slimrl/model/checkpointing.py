@@ -17,23 +17,31 @@ from slimrl.errors import SettingsError
 def checkpointed(model: PreTrainedModel, on: bool) -> Iterator[None]:
     """Within the block a forward pass with gradients keeps layer inputs only, if `on`; backward stays within it.
 
-    transformers checkpoints layers in training mode alone. Only the layer's own flag is raised, not its children's, so
-    dropout stays off and the trainer's policy remains the sampler's. Raises SettingsError where layers know no
-    checkpointing.
+    transformers checkpoints layers in training mode alone, which would turn dropout on and make the trainer's policy
+    another than the sampler's; so their forward is wrapped instead. Raises SettingsError where there are no such layers.
     """
     if not on:
         yield
         return
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(model)
     if not layers:
         raise SettingsError(
             f"{type(model).__name__} has no layers that can be checkpointed; set optimizer.activation_checkpointing=off"
         )
-    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     for layer in layers:
-        layer.gradient_checkpointing, layer._gradient_checkpointing_func, layer.training = True, recompute, True
+        again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        vars(layer)["forward"] = again  # found before the class's own
     try:
         yield
     finally:
         for layer in layers:
-            layer.gradient_checkpointing, layer.training = False, False
+            del vars(layer)["forward"]
+
+
+def can_checkpoint(model: PreTrainedModel) -> bool:
+    """Whether the model has layers that can be computed again."""
+    return bool(_layers(model))
+
+
+def _layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

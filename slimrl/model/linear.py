@@ -2,7 +2,7 @@
 
 x W^T with 8 to 48 rows is a product for which the CPU's library has no good blocking: it reaches about half of the
 arithmetic that W x^T reaches, the same product with the long side first (two Sapphire Rapids cores, float32, 16 rows,
-896 x 4,864: 140 against 235 GFLOP/s). `benchmarks/rollouts.py` shows both beside the machine's limit.
+896 x 4,864: 140 against 235 GFLOP/s from the cache; from memory 8.3 against 12.7 GB/s).
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def _block_sums(weights: Tensor) -> Tensor:
 def _search(weights: Tensor, sums: Tensor, running: Tensor, uniform: Tensor) -> Tensor:
     """[N, V], block sums and their running sum, [N, 1] -> [N, 1]: the first token whose running sum exceeds the target."""
     target = uniform * BELOW_ONE * running[:, -1:]
-    block = torch.searchsorted(running, target, right=True)
+    # The bounds are for logits that are not numbers: their log-probability says so, to whoever reads it.
+    block = torch.searchsorted(running, target, right=True).clamp_(max=running.shape[1] - 1)
     mass = sums.gather(-1, block)
     into = 1 - (running.gather(-1, block) - target) / mass
     vocabulary = weights.shape[1]
@@ -52,4 +53,4 @@ def _search(weights: Tensor, sums: Tensor, running: Tensor, uniform: Tensor) -> 
     inside = inside.cumsum(-1)
     # The block's own running sum is rounded otherwise than its float32 sum, so the target is taken as a share of it.
     found = torch.searchsorted(inside, into.clamp(min=0) * BELOW_ONE * inside[:, -1:], right=True)
-    return places.gather(-1, found)
+    return places.gather(-1, found.clamp_(max=places.shape[1] - 1)).clamp_(max=vocabulary - 1)

@@ -99,7 +99,8 @@ class RolloutEngine:
         run.admit()
         while run.active:
             with self.watch.part("decode"):
-                run.decode()
+                if max_new_tokens > 1:  # else the tokens drawn on entering are all there are
+                    run.decode()
                 run.settle()
         return run.completions
 
@@ -237,6 +238,8 @@ def _compiled() -> Callable[..., None]:
             "rollout.compile=true, but torch.compile does not work here (on a CPU it needs a C++ compiler such as g++); "
             "install one, or set rollout.compile=false"
         ) from error
+    # What is compiled is kept by the function's code, which another engine's module must not be taken for.
+    torch._dynamo.reset()
     # One version each for first steps, single rows, windows and the like; beyond the limit torch would go back to Python.
     torch._dynamo.config.recompile_limit = 64
     # The module does not change between steps, and asking each of its parts whether it has costs as much as a layer.

@@ -21,8 +21,8 @@ class Runner(Protocol):
     keeps: bool
     """Buffers must stay where they are from one call of the engine to the next."""
 
-    def room(self, count: int, step: int) -> int:
-        """The size, at least `count`, at which something of `count` parts is run; `step` is a usual unit."""
+    def room(self, count: int, unit: int) -> int:
+        """The size, at least `count`, at which something of `count` parts is run; `unit` is a usual step."""
         ...
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
@@ -40,8 +40,8 @@ class Eager:
     steps = 1
     keeps = False
 
-    def room(self, count: int, step: int) -> int:
-        del step
+    def room(self, count: int, unit: int) -> int:
+        del unit
         return count
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
@@ -63,10 +63,10 @@ class CudaGraphs:
         self.seen: set[Hashable] = set()
         self.pool: Any = None
 
-    def room(self, count: int, step: int) -> int:
-        """Few sizes, so that few graphs are recorded: eight units apart at most, powers of two below them."""
-        if count >= 8 * step:
-            return -(-count // (2 * step)) * 2 * step
+    def room(self, count: int, unit: int) -> int:
+        """Few sizes, so that few graphs are recorded: two units apart from eight units on, powers of two below."""
+        if count >= 8 * unit:
+            return -(-count // (2 * unit)) * 2 * unit
         return 1 << max(0, count - 1).bit_length()
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
