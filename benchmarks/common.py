@@ -11,9 +11,11 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -190,6 +192,34 @@ def finish(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     say(f"written to {os.path.relpath(out)}")
+
+
+def every_workload(
+    args: argparse.Namespace,
+    workloads: Mapping[str, Any],
+    sizes: Sequence[str],
+    measure: Callable[[argparse.Namespace, str, Any, Path], Message],
+    headers: Sequence[str],
+) -> None:
+    """Measure the workloads asked for, with the sizes that options name instead of their own, and write the result."""
+    rows: list[list[object]] = []
+    notes: list[str] = []
+    versions: Message = {}
+    machines: Message = {}
+    runs: Message = {}
+    for name in args.workloads:
+        changes = {key: value for key in sizes if (value := getattr(args, key))}
+        if name == "natural":
+            changes.pop("shape", None)
+        with tempfile.TemporaryDirectory(prefix="slimrl-benchmark-") as folder:
+            part = measure(args, name, replace(workloads[name], **changes), Path(folder))
+        rows += part["rows"]
+        notes += part["notes"]
+        versions |= part["versions"]
+        machines[name] = part["machine"]
+        runs[name] = part["runs"]
+    machine = {"name": next(iter(machines.values()))["name"], **machines}
+    finish(args, headers, rows, notes, versions=versions, machine=machine, runs=runs)
 
 
 def without_lists(value: Any) -> Any:

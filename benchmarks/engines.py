@@ -54,6 +54,22 @@ def load_transformers(job: Message) -> Any:
     return model.to(job["device"]).eval()
 
 
+def full_support(cell: Message, stop: int | None) -> Any:
+    """transformers' settings for plain sampling at temperature 1."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=cell["max_new_tokens"],
+        num_return_sequences=cell["samples"],
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=PAD,
+        eos_token_id=stop,
+    )
+
+
 def ours(job: Message, channel: Channel) -> None:
     """SlimRL's engine. It returns log-probabilities always; the uniforms that decide its draws are made in the run."""
     from dataclasses import replace
@@ -123,7 +139,6 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
 def hf(job: Message, channel: Channel) -> None:
     """transformers' generate: one static batch of all rows, no log-probabilities asked for."""
     import torch
-    from transformers import GenerationConfig
 
     model = load_transformers(job)
     stop = job["eos"] if job["stop"] else None
@@ -137,16 +152,7 @@ def hf(job: Message, channel: Channel) -> None:
         width = max(map(len, prompts))
         ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts], device=job["device"])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=job["device"])
-        settings = GenerationConfig(
-            max_new_tokens=cell["max_new_tokens"],
-            num_return_sequences=cell["samples"],
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=PAD,
-            eos_token_id=stop,
-        )
+        settings = full_support(cell, stop)
 
         def generate() -> torch.Tensor:
             with torch.inference_mode():
@@ -162,7 +168,7 @@ def hf(job: Message, channel: Channel) -> None:
 def continuous(job: Message, channel: Channel) -> None:
     """transformers' own continuous batching (`generate_batch`)."""
     import torch
-    from transformers import ContinuousBatchingConfig, GenerationConfig
+    from transformers import ContinuousBatchingConfig
 
     model = load_transformers(job)
 
@@ -170,16 +176,7 @@ def continuous(job: Message, channel: Channel) -> None:
         torch.manual_seed(message["number"])
         cell = job | message
         rows = len(cell["prompts"]) * cell["samples"]
-        settings = GenerationConfig(
-            max_new_tokens=cell["max_new_tokens"],
-            num_return_sequences=cell["samples"],
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=PAD,
-            eos_token_id=job["eos"] if job["stop"] else -1,
-        )
+        settings = full_support(cell, job["eos"] if job["stop"] else -1)
         batching: dict[str, Any] = {"return_logprobs": job["logprobs"], "max_memory_percent": 0.5}
         if job["device"] == "cpu":
             # left alone it takes over half of the machine's memory, and touches all of it in every call

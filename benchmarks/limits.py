@@ -6,6 +6,7 @@ each row's keys and values once, and lets arithmetic and memory overlap perfectl
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import Worker
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,16 @@ def describe_machine(machine: Machine) -> str:
         f"Machine: {machine.name}; large matrix product {machine.gemm:.0f} GFLOP/s, product of {machine.rows} rows "
         f"{machine.gemm_rows:.0f} GFLOP/s, reading {machine.read:.1f} GB/s."
     )
+
+
+def ask_machine(args: argparse.Namespace, shape: Shape, rows: int) -> Machine:
+    """What `measure_machine` finds in a worker of its own."""
+    meter = Worker(args, "engines.py", "machine", {"device": args.device})
+    measured = meter.run(shape=asdict(shape), rows=rows)
+    meter.close()
+    if measured is None:
+        raise SystemExit(f"the machine cannot be measured: {meter.problem}")
+    return Machine(**measured)
 
 
 def measure_machine(shape: Shape, rows: int, device: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import GIB, Message, Worker, alternate, finish, middle, parser, say, spread
 from limits import (
     SHAPES,
-    Machine,
+    ask_machine,
     describe,
     describe_machine,
     prompt_text,
@@ -69,12 +69,7 @@ def main() -> None:
         "settings": [],
         "prompts": given * (args.repeats + 1),
     }
-    meter = Worker(args, "engines.py", "machine", {"device": args.device})
-    measured = meter.run(shape=asdict(shape), rows=min(args.rows) * (args.prompt_length + args.new_tokens))
-    meter.close()
-    if measured is None:
-        raise SystemExit(f"the machine cannot be measured: {meter.problem}")
-    machine = Machine(**measured)
+    machine = ask_machine(args, shape, min(args.rows) * (args.prompt_length + args.new_tokens))
     lengths = [[args.new_tokens] * args.samples] * args.groups
     limit = update_limit(shape, [args.prompt_length] * args.groups, lengths, machine, reference=True)
 
@@ -94,14 +89,14 @@ def main() -> None:
                 versions[name] = worker.info.get("versions", worker.problem)
                 runs[f"{name}, {rows} rows"] = own
     notes = [describe_machine(machine), describe("update", shape, limit, machine)]
-    finish(args, HEADERS, table, notes, versions=versions, machine=measured, runs=runs)
+    finish(args, HEADERS, table, notes, versions=versions, machine=asdict(machine), runs=runs)
 
 
 def lineup(args: argparse.Namespace, rows: int) -> list[tuple[str, str, Message]]:
     """Name, role and part of the job of every line at this micro-batch."""
     result: list[tuple[str, str, Message]] = []
-    # ours counts a micro-batch in packed tokens
-    tokens = [f"optimizer.microbatch_tokens={rows * (args.prompt_length + args.new_tokens)}"]
+    # ours counts packed tokens: a shared prompt once, and a completion's last token is not fed
+    tokens = [f"optimizer.microbatch_tokens={args.prompt_length + rows * (args.new_tokens - 1)}"]
     if "ours" in args.engines:
         result.append(("ours", "ours", {"settings": tokens}))
         result += [(f"ours, {v}", "ours", {"settings": [*tokens, *v.split(",")]}) for v in args.variants]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common import Message, Worker, finish, middle, parser, say, spread
-from limits import SHAPES, Machine, describe_machine, random_prompts, rollout_limit, write_model
+from limits import SHAPES, Machine, ask_machine, describe_machine, random_prompts, rollout_limit, write_model
 
 HEADERS = (
     "section", "model", "prompts", "samples", "prompt tokens", "new tokens", "seconds (lowest to highest)",
@@ -85,12 +85,7 @@ def measure(
     """The runs of each cell of one section, in turns."""
     models = list(dict.fromkeys(cell.model for cell in chosen))
     rows = max(cell.prompts * cell.samples for cell in chosen)
-    meter = Worker(args, "engines.py", "machine", {"device": args.device})
-    measured = meter.run(shape=asdict(SHAPES[models[-1]]), rows=rows)
-    meter.close()
-    if measured is None:
-        raise SystemExit(f"the machine cannot be measured: {meter.problem}")
-    machine = Machine(**measured)
+    machine = ask_machine(args, SHAPES[models[-1]], rows)
     workers = {}
     for model in models:
         job = {

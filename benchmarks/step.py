@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import Message, Worker, alternate, finish, middle, parser, say, spread
+from common import Message, Worker, alternate, every_workload, middle, parser, say, spread
 from limits import (
     SHAPES,
     Limit,
-    Machine,
+    ask_machine,
     describe,
     describe_machine,
     prompt_text,
@@ -63,26 +62,7 @@ def options() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = options()
-    rows: list[list[object]] = []
-    notes: list[str] = []
-    versions: Message = {}
-    machines: Message = {}
-    runs: Message = {}
-    for name in args.workloads:
-        changes = {key: getattr(args, key) for key in ("problems", "samples", "new_tokens", "shape")}
-        if name == "natural":
-            changes["shape"] = None
-        workload = replace(WORKLOADS[name], **{key: value for key, value in changes.items() if value})
-        with tempfile.TemporaryDirectory(prefix="slimrl-benchmark-") as folder:
-            part = measure(args, name, workload, Path(folder))
-        rows += part["rows"]
-        notes += part["notes"]
-        versions |= part["versions"]
-        machines[name] = part["machine"]
-        runs[name] = part["runs"]
-    machine = {"name": next(iter(machines.values()))["name"], **machines}
-    finish(args, HEADERS, rows, notes, versions=versions, machine=machine, runs=runs)
+    every_workload(options(), WORKLOADS, ("problems", "samples", "new_tokens", "shape"), measure, HEADERS)
 
 
 def measure(args: argparse.Namespace, name: str, workload: Workload, folder: Path) -> Message:
@@ -91,12 +71,7 @@ def measure(args: argparse.Namespace, name: str, workload: Workload, folder: Pat
     job = make_job(args, name, workload, folder)
     shape = shape_of(folder)
     total = workload.problems * workload.samples
-    meter = Worker(args, "engines.py", "machine", {"device": args.device})
-    measured = meter.run(shape=asdict(shape), rows=total)
-    meter.close()
-    if measured is None:
-        raise SystemExit(f"the machine cannot be measured: {meter.problem}")
-    machine = Machine(**measured)
+    machine = ask_machine(args, shape, total)
 
     workers = []
     for engine in args.engines:
@@ -140,7 +115,7 @@ def measure(args: argparse.Namespace, name: str, workload: Workload, folder: Pat
         "rows": [line(name, worker, runs) for worker in workers],
         "notes": notes,
         "versions": {w.name: w.info.get("versions", w.problem) for w in workers},
-        "machine": measured,
+        "machine": asdict(machine),
         "runs": runs,
     }
 

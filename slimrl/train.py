@@ -232,11 +232,12 @@ def accumulate_gradient(
     means = TokenMeans()
     again = config.optimizer.activation_checkpointing == "on"
     for rows in parts:
+        part = take(batch, rows)
         with watch.part("forward"), checkpointed(policy.model, again):
             logprobs, entropy = masked_logprobs(
-                policy, take(batch, rows), temperature=config.rollout.temperature, watch=watch, passes=3
+                policy, part, temperature=config.rollout.temperature, watch=watch, passes=3
             )
-        micro = to_device(take(batch, rows), policy.device)
+        micro = to_device(part, policy.device)
         width = micro.inputs.shape[1]
         weight = weights[rows, :width].to(policy.device)
         if algorithm.aggregation == "microbatch_token_mean":
@@ -255,13 +256,13 @@ def accumulate_gradient(
                 f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate, or look at the last "
                 "rollouts for what went wrong"
             )
-        with watch.part("backward"), checkpointed(policy.model, again):
+        with watch.part("backward"):
             backward(loss)
         ratio = (fresh - old).exp()
         low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
         high = (ratio > 1 + algorithm.clip_high) & (advantages > 0)
         means.total("loss", loss.detach())
-        means.most("update/microbatch_tokens", packed_tokens(take(batch, rows)))
+        means.most("update/microbatch_tokens", packed_tokens(part))
         means.add("entropy", entropy, micro.loss_mask)
         means.add("clip_ratio/low_mean", low, micro.loss_mask)
         means.add("clip_ratio/high_mean", high, micro.loss_mask)

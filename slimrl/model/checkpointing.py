@@ -15,7 +15,7 @@ from slimrl.errors import SettingsError
 
 @contextmanager
 def checkpointed(model: PreTrainedModel, on: bool) -> Iterator[None]:
-    """Within the block a forward pass with gradients keeps layer inputs only, if `on`; backward stays within it.
+    """Within the block a forward pass with gradients keeps layer inputs only, if `on`; backward may come later.
 
     transformers checkpoints layers in training mode alone, which would turn dropout on and make the trainer's policy
     another than the sampler's; so their forward is wrapped instead. Raises SettingsError where there are no such layers.
