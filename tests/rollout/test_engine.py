@@ -11,6 +11,7 @@ import torch
 
 from slimrl.algorithm.batch import make_batch
 from slimrl.errors import SettingsError
+from slimrl.model import linear
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout
@@ -71,15 +72,22 @@ def test_greedy_equals_generate(family: str) -> None:
         assert completion.token_ids == tuple(theirs[0, ids.shape[1] :].tolist())
 
 
+@pytest.mark.parametrize("least_weights", [linear.LEAST_WEIGHTS, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_do_not_depend_on_slots_or_company(family: str) -> None:
+def test_tokens_do_not_depend_on_slots_or_company(
+    family: str, least_weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on which product of few rows a batch happens to be large enough for."""
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", least_weights)
     policy = tiny_policy(family)
+    assert any(isinstance(module, linear.FewRowsLinear) for module in policy.model.modules()) == (least_weights == 1)
     asked = requests(8, 5, 16)
     runs = {slots: RolloutEngine(policy, slots=slots).generate(asked, max_new_tokens=16) for slots in (1, 3, 64)}
     tokens = {s: [[c.token_ids for c in group] for group in groups] for s, groups in runs.items()}
     assert tokens[1] == tokens[3] == tokens[64]
     reverse = RolloutEngine(policy, slots=5).generate(asked[::-1], max_new_tokens=16)
     assert [[c.token_ids for c in group] for group in reverse[::-1]] == tokens[1]
+    assert trainer_gaps(policy, runs[64], 1.0).max() < 1e-4
 
 
 class Recorded:
@@ -226,7 +234,9 @@ def test_no_request_no_completion() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch by torch, on the way to its compiler
-def test_compiled_steps_draw_the_same_tokens() -> None:
+@pytest.mark.parametrize("least_weights", [linear.LEAST_WEIGHTS, 1])
+def test_compiled_steps_draw_the_same_tokens(least_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", least_weights)
     policy = tiny_policy()
     asked = requests(3, 3, 5)
     plain = RolloutEngine(policy, slots=5).generate(asked, max_new_tokens=5)
