@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 
 from slimrl.algorithm.groups import has_signal
 from slimrl.config import TrainConfig
+from slimrl.model.loading import Policy
+from slimrl.model.native import lanes
 from slimrl.prepare import TrainSetup
 from slimrl.records import Group
 
@@ -84,7 +87,11 @@ def examine(setup: TrainSetup) -> Examination:
         gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
         inert=inert_switches(setup.config, look(groups, setup.config)),
-        warnings=[*_unscorable(groups), *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config)],
+        warnings=[
+            *_slow(setup.policy),
+            *_unscorable(groups),
+            *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
+        ],
         samples=[
             {
                 "question": r.problem.question,
@@ -154,6 +161,15 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
             f"algorithm.aggregation: all completions have {seen.longest} tokens, so every choice is the same up to scale"
         )
     return found
+
+
+def _slow(policy: Policy) -> list[str]:
+    if policy.device.type != "cpu" or policy.model.dtype != torch.float32 or lanes():
+        return []
+    return [
+        "decode steps take torch's own operations, which are slower: what SlimRL brings for a CPU needs g++ (or a compiler "
+        "that CXX names) to be compiled, and AVX2; install g++"
+    ]
 
 
 def _unscorable(groups: Sequence[Group]) -> list[str]:

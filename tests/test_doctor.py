@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from slimrl import doctor
 from slimrl.config import TrainConfig
 from slimrl.doctor import Seen, combine, inert_switches
 from slimrl.settings import build
+from tests.tiny import tiny_policy
 
 BUSY = Seen(completions=64, truncated=5, longest=64, shortest=8, groups=8, constant=3)
 SWITCHES = {
@@ -49,3 +52,13 @@ def test_seen_adds_up() -> None:
     other = Seen(completions=1, truncated=0, longest=90, shortest=3, groups=1, constant=1)
     assert combine(nothing, BUSY) == combine(BUSY, nothing) == BUSY
     assert combine(BUSY, other) == Seen(completions=65, truncated=5, longest=90, shortest=3, groups=9, constant=4)
+
+
+def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    monkeypatch.setattr(doctor, "lanes", lambda: 16)
+    assert doctor._slow(policy) == []
+    monkeypatch.setattr(doctor, "lanes", lambda: 0)
+    assert "install g++" in doctor._slow(policy)[0]
+    policy.model.to(torch.bfloat16)
+    assert doctor._slow(policy) == []

@@ -13,16 +13,28 @@ import torch
 from torch import Tensor
 
 from slimrl.model.attention import Prefill
+from slimrl.model.native import decode_attention, lanes
 
 
 class Cache:
     """[prompts, K, P, d] for prompts and [slots, K, C, d] for drawn tokens, in every layer."""
 
-    def __init__(self, example: Prefill, *, prompts: int, width: int, slots: int, columns: int) -> None:
-        """Allocate for the layers, heads and widths seen in a prefill; `width` is P, `columns` is C."""
+    def __init__(
+        self, example: Prefill, *, prompts: int, width: int, slots: int, columns: int, recorded: bool = False
+    ) -> None:
+        """Allocate for the layers, heads and widths seen in a prefill; `width` is P, `columns` is C.
+
+        Steps that are `recorded` have their clock in a tensor, which the compiled attention does not read.
+        """
+
+        self.native = not recorded and all(map(_native, example.keys.values()))
+        """Whether the compiled attention reads it: then nothing is read before it is written."""
+        new = torch.empty if self.native else torch.zeros
 
         def allocate(parts: dict[int, Tensor], rows: int, length: int) -> dict[int, Tensor]:
-            return {i: t.new_zeros((rows, t.shape[0], length, t.shape[2])) for i, t in parts.items()}
+            return {
+                i: new((rows, t.shape[0], length, t.shape[2]), dtype=t.dtype, device=t.device) for i, t in parts.items()
+            }
 
         self.prompt_keys = allocate(example.keys, prompts, width)
         self.prompt_values = allocate(example.values, prompts, width)
@@ -63,6 +75,11 @@ class Cache:
                 tensor[target] = tensor[source]
 
 
+def _native(keys: Tensor) -> bool:
+    plain = keys.device.type == "cpu" and keys.dtype == torch.float32
+    return plain and lanes() > 0 and keys.shape[-1] % lanes() == 0
+
+
 @dataclass(frozen=True)
 class Seats:
     """Which rows share which prompt, as a table of prompts by seats, so that a prompt's keys are read once a step.
@@ -74,6 +91,8 @@ class Seats:
     """[prompts, K, seats] long: the row on a seat; row 0 on empty ones."""
     seat: Tensor
     """[n * K] long: a row's seat in the flattened table."""
+    prompt: Tensor
+    """[n] long: a row's prompt."""
 
 
 class DecodeStep:
@@ -123,8 +142,17 @@ class DecodeStep:
     ) -> Tensor:
         n, heads, _, width = query.shape
         kv_heads = key.shape[1]
+        cache = self.cache
+        if cache.native:
+            assert isinstance(self.time, int)
+            done: Tensor = decode_attention(
+                query, key, value, cache.keys[layer], cache.values[layer],
+                cache.prompt_keys[layer], cache.prompt_values[layer],
+                self.seats.prompt, self.lengths, self.ages, self.time, window or 0, scaling,
+            )  # fmt: skip
+            return done
         prompts, _, seats = self.seats.table.shape
-        cache, table = self.cache, self.seats.table.flatten()
+        table = self.seats.table.flatten()
         keys, values = cache.keys[layer][:n], cache.values[layer][:n]
         keys[:, :, self.column] = key
         values[:, :, self.column] = value

@@ -138,7 +138,7 @@ class RolloutEngine:
             cache.fill(0, prefilled.plan, prefilled.packed.places)
             zero = torch.zeros(1, dtype=torch.long, device=policy.device)
             heads = torch.arange(next(iter(prefilled.plan.keys.values())).shape[0], device=policy.device)
-            seats = Seats(heads[None, :, None], heads)
+            seats = Seats(heads[None, :, None], heads, zero)
             for time in range(2):
                 step = DecodeStep(
                     cache, seats, time=time, ages=zero + time, lengths=zero + known, width=known,
@@ -398,7 +398,9 @@ class _Run:
         if state.cache is None:
             width = runner.room(max(len(r.prompt_ids) for r in self.requests), 32)
             prompts = state.slots if runner.keeps else min(state.slots, len(self.requests))
-            state.cache = Cache(example, prompts=prompts, width=width, slots=state.slots, columns=state.columns)
+            state.cache = Cache(
+                example, prompts=prompts, width=width, slots=state.slots, columns=state.columns, recorded=runner.keeps
+            )
         return state.cache
 
     def _seating(self, n: int) -> tuple[Seats, int, bool]:
@@ -430,12 +432,14 @@ class _Run:
         found = Seats(
             torch.from_numpy(table[:, None] * len(head) + head[:, None]).to(device),
             torch.from_numpy((place[:, None] * len(head) + head) * seats + seat[:, None]).flatten().to(device),
+            torch.from_numpy(place).to(device),
         )
         if not self.runner.keeps:
             return found
         kept = self.state.seats.setdefault((n, prompts, seats), found)
         kept.table.copy_(found.table)
         kept.seat.copy_(found.seat)
+        kept.prompt.copy_(found.prompt)
         return kept
 
     def _hand_over(self, slots: NDArray[np.int64]) -> None:

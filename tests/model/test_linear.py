@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from slimrl.model import linear
-from slimrl.model.linear import FewRowsLinear, few_rows, lanes, speed_up_linear
+from slimrl.model import linear, native
+from slimrl.model.linear import FewRowsLinear, speed_up_linear
+from slimrl.model.native import few_rows, lanes
 from tests.tiny import tiny_model
 
 
@@ -21,12 +22,12 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if compiled and not lanes():
         pytest.skip("no compiler, or no AVX2")
     if not compiled:
-        linear._library.cache_clear()
+        native._library.cache_clear()
         monkeypatch.setenv("CXX", "no-such-compiler")
         assert lanes() == 0
     yield compiled
     monkeypatch.undo()
-    linear._library.cache_clear()
+    native._library.cache_clear()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -76,13 +77,6 @@ def test_gradients_take_the_usual_way(quick: bool) -> None:
     module(torch.ones(9, 6)).sum().backward()
     assert module.weight.grad is not None
     torch.testing.assert_close(module.weight.grad, torch.full((5, 6), 9.0))
-
-
-def test_torch_compile_knows_the_product() -> None:
-    if not lanes():
-        pytest.skip("no compiler, or no AVX2")
-    torch.library.opcheck(few_rows, (torch.randn(12, 8), torch.randn(5, 8), torch.randn(12)))
-    torch.library.opcheck(few_rows, (torch.randn(12, 8), torch.randn(5, 8), None))
 
 
 def test_what_is_saved_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
