@@ -1,7 +1,7 @@
 """Peak memory, and time, of one update: SlimRL against TRL at the same micro-batch.
 
 The shape of Qwen2.5-0.5B, 2 groups of 8 rows, each of 256 prompt and 256 completion tokens that are given, so that nothing
-is sampled. GRPO with a reference model (KL coefficient 0.04) and AdamW, whose state is there from the second update on.
+is sampled. GRPO with a reference model (`--kl-coef 0`: without) and AdamW, whose state is there from the second update on.
 
 Every line is a process of its own; they run one after another, never side by side, since two may not fit. Peak is the
 kernel's high-water mark of resident memory (VmHWM), on a GPU the peak of what torch has allocated there.
@@ -43,6 +43,7 @@ def options() -> argparse.Namespace:
         metavar="SECTION.KEY=VALUE[,...]",
         help="further lines of ours, with these settings",
     )
+    result.add_argument("--kl-coef", type=float, default=0.04, help="0: no reference model, for either")
     result.add_argument("--shape", choices=SHAPES, default="0.5B")
     result.add_argument("--groups", type=int, default=2)
     result.add_argument("--samples", type=int, default=8, help="rows of a group")
@@ -66,12 +67,13 @@ def main() -> None:
         "samples": args.samples,
         "max_new_tokens": args.new_tokens,
         "learning_rate": 1e-9,
+        "kl_coef": args.kl_coef,
         "settings": [],
         "prompts": given * (args.repeats + 1),
     }
     machine = ask_machine(args, shape, min(args.rows) * (args.prompt_length + args.new_tokens))
     lengths = [[args.new_tokens] * args.samples] * args.groups
-    limit = update_limit(shape, [args.prompt_length] * args.groups, lengths, machine, reference=True)
+    limit = update_limit(shape, [args.prompt_length] * args.groups, lengths, machine, reference=bool(args.kl_coef))
 
     table: list[list[object]] = []
     versions: Message = {}

@@ -130,6 +130,7 @@ def make_job(args: argparse.Namespace, name: str, workload: Workload, folder: Pa
         "samples": workload.samples,
         "max_new_tokens": workload.new_tokens,
         "learning_rate": LEARNING_RATE,
+        "kl_coef": 0.04,
         "settings": args.set,
         "checkpoint": False,
     }

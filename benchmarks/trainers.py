@@ -1,7 +1,7 @@
 """The workers of step.py and memory.py: SlimRL and TRL, one training step for each request.
 
 A job holds `workload` (natural, fixed or update), `model` (folder), `device`, `problems`, `samples`, `max_new_tokens`,
-`prompts` [steps * problems] of {text, ids, answer}, `learning_rate`, and
+`prompts` [steps * problems] of {text, ids, answer}, `learning_rate`, `kl_coef` (0: no reference model), and
 
     settings    further `section.key=value` (ours)
     rows        rows of one micro-batch (TRL)
@@ -79,6 +79,7 @@ def ours(job: Message, channel: Channel) -> None:
         f"model.path={job['model']}",
         f"model.device={job['device']}",
         f"optimizer.learning_rate={job['learning_rate']}",
+        f"algorithm.kl_coef={job['kl_coef']}",
         f"rollout.problems={job['problems']}",
         f"rollout.group_size={job['samples']}",
         f"rollout.max_new_tokens={job['max_new_tokens']}",
@@ -263,7 +264,7 @@ def trl(job: Message, channel: Channel) -> None:
             output_dir=folder,
             # the algorithm of `slimrl train`
             loss_type="grpo",
-            beta=0.04,
+            beta=job["kl_coef"],
             scale_rewards="group",
             num_generations=job["samples"],
             max_completion_length=job["max_new_tokens"],

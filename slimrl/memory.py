@@ -60,7 +60,7 @@ class MemoryPlan:
     sampling: int
     """Prefill, or logits of a decode step, whichever is larger."""
     gradients: int
-    """All of them, and once more the largest, which is summed from pieces."""
+    """All of them, and once more the largest where it is not added in place."""
     token_bytes: int
     """Activations that one token of a micro-batch leaves to the backward pass."""
     vocabulary: int
@@ -142,6 +142,7 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
+    apart = largest if narrow or device.type != "cpu" else 0
     longest = longest_prompt + config.rollout.max_new_tokens
     vocabulary, width = policy.head.vocabulary, _widest(policy)
 
@@ -161,7 +162,7 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         moments=8 * parameters if training else 0,
         cache=0,
         sampling=0,
-        gradients=(4 + policy.model.dtype.itemsize * narrow) * parameters + largest if training else 0,
+        gradients=(4 + policy.model.dtype.itemsize * narrow) * parameters + apart if training else 0,
         token_bytes=0,
         vocabulary=vocabulary,
         cache_stays=device.type == "cuda",

@@ -42,7 +42,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.moments == 8 * count
     assert found.slots == 16
     assert found.cache == 16 * (10 + 6) * 2 * 2 * 2 * 8 * 4
-    assert found.gradients == 4 * count + 4 * 61 * 32
+    assert found.gradients == 4 * count
     assert found.peak == 1000 + found.heap + 16 * count + max(
         found.cache + found.sampling, found.gradients + found.activations + found.head
     )

@@ -19,6 +19,7 @@ from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
 from slimrl.model.linear import speed_up_linear
 from slimrl.model.logprobs import Head
 from slimrl.model.packing import Packed
+from slimrl.model.tables import use_summed_embeddings
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
@@ -124,6 +125,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
     # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
     model = model.eval()
     speed_up_linear(model)
+    use_summed_embeddings(model)
     text_config = model.config.get_text_config()
     head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
     policy = Policy(

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimrl.model.tables import running_gradient
+
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, twice that at the peak."""
 
@@ -65,7 +67,8 @@ class _TokenLogprobs(torch.autograd.Function):
     """Chunks of logits, made again in the backward pass and turned into their own gradient in place.
 
     With p = softmax(z), z = logits / temperature: d logprob[t] / d z = onehot(t) - p. So a chunk needs one buffer of
-    logits where autograd would hold four, and the weight's gradient is summed in one buffer over all chunks.
+    logits where autograd would hold four, and the weight's gradient is summed in one buffer over all chunks. Where one
+    chunk is all, what p is made of is kept, and nothing is made again.
     """
 
     @staticmethod
@@ -80,35 +83,50 @@ class _TokenLogprobs(torch.autograd.Function):
         size: int,
     ) -> tuple[Tensor, Tensor]:
         found = []
+        keep = len(hidden) <= size and not softcap
+        kept = None
         for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            scaled = _logits(h, weight, bias, softcap).div_(temperature)
+            scaled = _logits(h, weight, bias, softcap)
+            if temperature != 1:
+                scaled /= temperature
             top = scaled.amax(-1)
             scaled -= top[:, None]
             chosen = scaled.gather(-1, t[:, None]).squeeze(-1)
             weights = scaled.exp()
             total = weights.sum(-1)
-            entropy = total.log() - weights.mul_(scaled).sum(-1) / total
-            found.append((chosen - total.log(), entropy, top + total.log()))
+            entropy = total.log() - scaled.mul_(weights).sum(-1) / total
+            found.append((chosen - total.log(), entropy, total if keep else top + total.log()))
+            if keep:
+                kept = weights
         empty = hidden.new_zeros(0, dtype=torch.float32)
         logprobs, entropy, normalizer = (torch.cat([empty, *part]) for part in zip(*found, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizer)
-        ctx.temperature, ctx.softcap, ctx.size = temperature, softcap, size
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, kept)
+        ctx.weight, ctx.temperature, ctx.softcap, ctx.size = weight, temperature, softcap, size
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizer = ctx.saved_tensors
+        hidden, weight, bias, targets, normalizer, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        running = running_gradient(ctx.weight) if ctx.needs_input_grad[1] else None
+        of_weight = running
+        if running is None and ctx.needs_input_grad[1]:
+            of_weight = torch.zeros_like(weight, dtype=torch.float32)
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         chunks = (torch.split(tensor, ctx.size) for tensor in (hidden, targets, normalizer, gradient, of_hidden))
         for h, t, n, g, out in zip(*chunks, strict=True):
-            logits = _logits(h, weight, bias, ctx.softcap)
-            slope = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
-            d = logits.div_(ctx.temperature).sub_(n[:, None]).exp_().mul_(-g[:, None])
+            g = g / ctx.temperature
+            slope = None
+            if kept is None:
+                logits = _logits(h, weight, bias, ctx.softcap)
+                slope = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
+                if ctx.temperature != 1:
+                    logits /= ctx.temperature
+                d = logits.sub_(n[:, None]).exp_().mul_(-g[:, None])
+            else:
+                d = kept.mul_((-g / n)[:, None])
             d.scatter_add_(1, t[:, None], g[:, None])
-            d /= ctx.temperature
             if slope is not None:
                 d *= slope
             if of_bias is not None:
@@ -121,7 +139,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 of_weight += narrow.t() @ h
         return (
             of_hidden,
-            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_weight is None or running is not None else of_weight.to(weight.dtype),
             None if of_bias is None else of_bias.to(weight.dtype),
             *[None] * 4,
         )

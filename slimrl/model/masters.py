@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slimrl.config import OptimizerConfig
 from slimrl.errors import DivergedError
+from slimrl.model.tables import sum_in_place
 
 PROBE_ELEMENTS = 4096
 """Weights per tensor watched for `update/applied_fraction`: a sample, since watching all would cost a copy."""
@@ -63,6 +64,7 @@ class MasterAdamW:
         self.masters = [
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
         ]
+        sum_in_place(m for m, p in zip(self.masters, self.parameters, strict=True) if m is p)
         decay = [m for m in self.masters if m.ndim >= 2]
         plain = [m for m in self.masters if m.ndim < 2]
         self.optimizer = torch.optim.AdamW(
