@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+M_MMAP_THRESHOLD = -3
+"""As in malloc.h."""
 GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
 READ_BYTES = {"cpu": 2**27, "cuda": 2**30}
 CGROUPS = (
@@ -82,6 +87,22 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _field("/proc/self/status", "VmHWM") or 0
+
+
+def give_back_large_blocks() -> bool:
+    """Let the C library hand a freed block of a MiB or more back to the system at once; False where it cannot be told.
+
+    By default glibc puts blocks of up to 32 MiB side by side, and what is freed between those in use stays in the
+    process: 1.3 of 9.5 GiB in an update of 0.5 billion parameters, which is no slower without. Small models get their
+    memory back warm that way, and are slower without (10 % at 2.4 million). Who has set MALLOC_MMAP_THRESHOLD_ or
+    GLIBC_TUNABLES is left alone.
+    """
+    if (
+        any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
+        or platform.libc_ver()[0] != "glibc"
+    ):
+        return False
+    return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20))
 
 
 def _file_cache(path: Path) -> int:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine import give_back_large_blocks
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
 from slimrl.model.linear import speed_up_linear
 from slimrl.model.logprobs import Head
@@ -24,6 +25,8 @@ from slimrl.model.tables import use_summed_embeddings
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
 """Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
+LARGE = 2**28
+"""Bytes of weights from which on memory that is returned costs no time worth mentioning."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 """Largest difference that two ways of computing the same logits may show, as a share of the largest logit."""
 UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
@@ -114,6 +117,8 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         )
     if not tokenizer("1 a").input_ids:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
+    if device.type == "cpu" and model.num_parameters() * model.dtype.itemsize >= LARGE:
+        give_back_large_blocks()
     return replace(adopt(model.to(device), tokenizer, name=config.path), notes=tuple(notes))
 
 
