@@ -15,7 +15,7 @@ import torch
 from slimrl.algorithm.groups import has_signal
 from slimrl.config import TrainConfig
 from slimrl.model.loading import Policy
-from slimrl.model.native import lanes
+from slimrl.model.native import problem
 from slimrl.prepare import TrainSetup
 from slimrl.records import Group
 
@@ -164,11 +164,11 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
 
 
 def _slow(policy: Policy) -> list[str]:
-    if policy.device.type != "cpu" or policy.model.dtype != torch.float32 or lanes():
+    if policy.device.type != "cpu" or policy.model.dtype != torch.float32 or not problem():
         return []
     return [
-        "decode steps take torch's own operations, which are slower: what SlimRL brings for a CPU needs g++ (or a compiler "
-        "that CXX names) to be compiled, and AVX2; install g++"
+        f"decode steps take torch's own operations, which are slower: what SlimRL brings for this CPU is not compiled, since "
+        f"{problem()}; install g++, or name a compiler in CXX"
     ]
 
 

@@ -16,6 +16,8 @@ M_MMAP_THRESHOLD = -3
 """As in malloc.h."""
 GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
 READ_BYTES = {"cpu": 2**27, "cuda": 2**30}
+ALLOCATOR_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+_given_back = False
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -95,14 +97,18 @@ def give_back_large_blocks() -> bool:
     By default glibc puts blocks of up to 32 MiB side by side, and what is freed between those in use stays in the
     process: 1.3 of 9.5 GiB in an update of 0.5 billion parameters, which is no slower without. Small models get their
     memory back warm that way, and are slower without (10 % at 2.4 million). Who has set MALLOC_MMAP_THRESHOLD_ or
-    GLIBC_TUNABLES is left alone.
+    GLIBC_TUNABLES, or preloads a library (which may be another allocator), is left alone.
     """
-    if (
-        any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
-        or platform.libc_ver()[0] != "glibc"
-    ):
-        return False
-    return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20))
+    global _given_back
+    chosen = any(name in os.environ for name in ALLOCATOR_SETTINGS)
+    if not chosen and platform.libc_ver()[0] == "glibc":
+        _given_back = bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20))
+    return _given_back
+
+
+def large_blocks_given_back() -> bool:
+    """Whether `give_back_large_blocks` has taken effect in this process."""
+    return _given_back
 
 
 def _file_cache(path: Path) -> int:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from slimrl.config import RootConfig, TrainConfig
-from slimrl.machine import free_memory, used_memory
+from slimrl.machine import free_memory, large_blocks_given_back, used_memory
 from slimrl.model.checkpointing import can_checkpoint, checkpointed
 from slimrl.model.cost import cost_of
 from slimrl.model.loading import Policy
 from slimrl.model.logprobs import CHUNK_ELEMENTS
 from slimrl.model.packing import pack
+from slimrl.model.tables import SummedEmbedding
 from slimrl.rollout.engine import PREFILL_TOKENS
 
 MOST_TOKENS = 16384
@@ -66,6 +67,8 @@ class MemoryPlan:
     vocabulary: int
     cache_stays: bool
     """Recorded decode steps keep their cache during the update."""
+    blocks_given_back: bool
+    """The C library keeps no large block that was freed."""
     free: int
     """What this process may hold in all, by the memory free when the plan was made."""
     slots: int
@@ -92,7 +95,7 @@ class MemoryPlan:
     @property
     def heap(self) -> int:
         """What the C library keeps."""
-        freed = self.gradients + self.activations + self.head
+        freed = 0 if self.blocks_given_back else self.gradients + self.activations + self.head
         return 0 if self.cache_stays else int(HEAP + HEAP_SHARE * freed)
 
     @property
@@ -142,7 +145,8 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
-    apart = largest if narrow or device.type != "cpu" else 0
+    in_place = not narrow and isinstance(policy.model.get_input_embeddings(), SummedEmbedding)
+    apart = 0 if in_place else largest
     longest = longest_prompt + config.rollout.max_new_tokens
     vocabulary, width = policy.head.vocabulary, _widest(policy)
 
@@ -166,6 +170,7 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         token_bytes=0,
         vocabulary=vocabulary,
         cache_stays=device.type == "cuda",
+        blocks_given_back=large_blocks_given_back(),
         free=budget,
         slots=0,
         microbatch_tokens=0,

@@ -56,9 +56,9 @@ def test_seen_adds_up() -> None:
 
 def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
-    monkeypatch.setattr(doctor, "lanes", lambda: 16)
+    monkeypatch.setattr(doctor, "problem", lambda: "")
     assert doctor._slow(policy) == []
-    monkeypatch.setattr(doctor, "lanes", lambda: 0)
-    assert "install g++" in doctor._slow(policy)[0]
+    monkeypatch.setattr(doctor, "problem", lambda: "there is no g++")
+    assert "since there is no g++; install g++" in doctor._slow(policy)[0]
     policy.model.to(torch.bfloat16)
     assert doctor._slow(policy) == []

@@ -2,7 +2,8 @@
 // processor they run on, and says what the arguments are.
 
 #include <cstdint>
-#include <vector>
+#include <initializer_list>
+#include <memory>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, OUTPUTS = 8, MOST = 3;
@@ -211,14 +212,15 @@ void decode_attention(const float* query, const float* key, const float* value, 
   const int64_t now = time % columns, stride = prompt_width + columns + LANES;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> scores(8 * stride);
+    const std::unique_ptr<float[]> scores(new float[(group < 8 ? group : 8) * stride]);
 #pragma omp for schedule(dynamic, 8)
     for (int64_t item = 0; item < rows * key_heads; item++) {
-      const int64_t row = item / key_heads, head = item % key_heads;
-      float *own_keys = keys + item * columns * width, *own_values = values + item * columns * width;
+      // rows of one group follow each other, so that a head's keys of their prompt stay in the processor's cache
+      const int64_t row = item % rows, head = item / rows, place = row * key_heads + head;
+      float *own_keys = keys + place * columns * width, *own_values = values + place * columns * width;
       for (int64_t x = 0; x < width; x++) {
-        own_keys[now * width + x] = key[item * width + x];
-        own_values[now * width + x] = value[item * width + x];
+        own_keys[now * width + x] = key[place * width + x];
+        own_values[now * width + x] = value[place * width + x];
       }
       const int64_t position = lengths[row] + ages[row];
       const int64_t hidden = window && position >= window ? position - window + 1 : 0;
@@ -227,16 +229,16 @@ void decode_attention(const float* query, const float* key, const float* value, 
       const int64_t recent = own <= now + 1 ? own : now + 1, wrapped = own - recent;
       const int64_t given = (prompt[row] * key_heads + head) * prompt_width + first;
       const float *given_keys = prompt_keys + given * width, *given_values = prompt_values + given * width;
-      const int64_t tail = (columns - wrapped) * width, fresh = (now + 1 - recent) * width, next = columns * width;
+      const int64_t tail = (columns - wrapped) * width, fresh = (now + 1 - recent) * width, next = key_heads * columns * width;
       const Segment segments[3] = {
           {given_keys, given_values, lengths[row] - first, given_keys},
           {own_keys + tail, own_values + tail, wrapped, own_keys + tail + next},
           {own_keys + fresh, own_values + fresh, recent, own_keys + fresh + next},
       };
       for (int g = 0; g < group; g += 8) {
-        const int64_t place = (item * group + g) * width;
+        const int64_t at = (place * group + g) * width;
         const Attend some = attend_group[(group - g < 8 ? group - g : 8) - 1];
-        some(query + place, segments, out + place, scores.data(), stride, width, scaling);
+        some(query + at, segments, out + at, scores.get(), stride, width, scaling);
       }
     }
   }

@@ -27,7 +27,7 @@ class FewRowsLinear(nn.Linear):
         rows = input.numel() // self.in_features
         quick = FEWEST_ROWS <= rows <= self.most_rows
         turned = not self.most_rows and TURNED_ROWS.start <= rows < TURNED_ROWS.stop
-        if torch.is_grad_enabled() or not (quick or turned):
+        if torch.is_grad_enabled() or not (quick or turned) or not (_plain(input) and _plain(self.weight)):
             return super().forward(input)
         x = input.reshape(rows, self.in_features)
         if quick:
@@ -47,5 +47,5 @@ def speed_up_linear(model: nn.Module) -> None:
             module.most_rows = MOST_VECTORS * lanes()  # type: ignore[assignment]
 
 
-def _plain(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu"
+def _plain(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"

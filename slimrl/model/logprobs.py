@@ -68,7 +68,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     With p = softmax(z), z = logits / temperature: d logprob[t] / d z = onehot(t) - p. So a chunk needs one buffer of
     logits where autograd would hold four, and the weight's gradient is summed in one buffer over all chunks. Where one
-    chunk is all, what p is made of is kept, and nothing is made again.
+    chunk is all, what p is made of is kept, and nothing is made again (nor can it be differentiated twice).
     """
 
     @staticmethod

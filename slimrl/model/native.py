@@ -15,9 +15,11 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,24 +27,25 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("decode.cpp")
-OPTIONS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
 def lanes() -> int:
     """float32 numbers in one vector of the compiled code; 0 where there is none."""
     library = _library()
-    return ctypes.c_int.in_dll(library, "lanes").value if library else 0
+    return 0 if isinstance(library, str) else ctypes.c_int.in_dll(library, "lanes").value
 
 
 @torch.library.custom_op("slimrl::few_rows", mutates_args=())
 def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     """weight [outputs, inputs], x [rows, inputs], bias [outputs], all float32 on the CPU -> x W^T + b [rows, outputs]."""
     library = _library()
-    assert library is not None
+    assert not isinstance(library, str)
     weight, x = weight.contiguous(), x.contiguous()
+    bias = None if bias is None else bias.contiguous()
     (rows, inputs), outputs = x.shape, len(weight)
-    y = torch.empty(rows, outputs)
-    scratch = torch.empty(-(-rows // lanes()) * lanes() * inputs)
+    y = x.new_empty(rows, outputs)
+    scratch = x.new_empty(-(-rows // lanes()) * lanes() * inputs)
     library.few_rows(
         weight.data_ptr(), x.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(), scratch.data_ptr(),
         outputs, inputs, rows, torch.get_num_threads(),
@@ -80,12 +83,16 @@ def decode_attention(
     float32 on the CPU, and d is a multiple of `lanes()`.
     """
     library = _library()
-    assert library is not None
+    assert not isinstance(library, str)
     rows, heads, _, width = query.shape
     key_heads, columns = keys.shape[1:3]
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     prompt, lengths, ages = prompt.contiguous(), lengths.contiguous(), ages.contiguous()
-    out = torch.empty(rows, heads, 1, width)
+    assert keys.shape == values.shape == (len(keys), key_heads, columns, width)
+    assert key.shape == value.shape == (rows, key_heads, 1, width)
+    assert prompt_keys.shape == prompt_values.shape
+    assert all(store.is_contiguous() for store in (keys, values, prompt_keys, prompt_values))
+    out = query.new_empty(query.shape)
     tensors = (query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out)
     library.decode_attention(
         *(tensor.data_ptr() for tensor in tensors), rows, key_heads, columns, prompt_keys.shape[2], width, time, window,
@@ -99,25 +106,30 @@ def _(query: Tensor, *_: object) -> Tensor:
     return query.new_empty(query.shape)
 
 
+def problem() -> str:
+    """Why nothing is compiled where it could be, in a few words; empty elsewhere."""
+    library = _library()
+    return library if isinstance(library, str) and platform.machine() in ("x86_64", "AMD64") else ""
+
+
 @cache
-def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        return None
+def _library() -> ctypes.CDLL | str:
+    """The compiled code, or why there is none."""
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(command[0]) is None:
+        return f"there is no {command[0]}"
     key = hashlib.sha256(SOURCE.read_bytes())
-    for part in (compiler, *OPTIONS, platform.platform(), _processor()):
+    for part in (*command, *OPTIONS, platform.platform(), _processor()):
         key.update(part.encode())
     name = f"decode-{key.hexdigest()[:16]}.so"
     try:
+        library = _load(command, _own_folder() / name)
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no home, or nothing can be written or loaded there
         try:
-            library = _load(
-                compiler, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl" / name
-            )
-        except OSError:  # nothing can be written there
             with tempfile.TemporaryDirectory() as folder:
-                library = _load(compiler, Path(folder) / name)
-    except (OSError, RuntimeError, subprocess.SubprocessError):
-        return None
+                library = _load(command, Path(folder) / name)
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"{command[0]} does not compile it ({type(error).__name__})"
     pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.few_rows.argtypes = [*[pointer] * 5, *[number] * 2, *[small] * 2]
     library.decode_attention.argtypes = [*[pointer] * 11, *[number] * 7, small, ctypes.c_float, small]
@@ -125,12 +137,21 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _load(compiler: str, target: Path) -> ctypes.CDLL:
+def _own_folder() -> Path:
+    """Where compiled code is kept; raises PermissionError where others could have put some."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = folder.stat()
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise PermissionError(folder)
+    return folder
+
+
+def _load(command: Sequence[str], target: Path) -> ctypes.CDLL:
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as place:
             made = Path(place) / target.name
-            subprocess.run([compiler, *OPTIONS, "-o", made, SOURCE], check=True, capture_output=True, timeout=120)
+            subprocess.run([*command, *OPTIONS, "-o", made, SOURCE], check=True, capture_output=True, timeout=120)
             made.replace(target)  # at once, for whoever starts at the same time
     return ctypes.CDLL(str(target))
 

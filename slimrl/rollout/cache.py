@@ -27,7 +27,7 @@ class Cache:
         Steps that are `recorded` have their clock in a tensor, which the compiled attention does not read.
         """
 
-        self.native = not recorded and all(map(_native, example.keys.values()))
+        self.native = not recorded and all(_native(example.keys[i], example.values[i]) for i in example.keys)
         """Whether the compiled attention reads it: then nothing is read before it is written."""
         new = torch.empty if self.native else torch.zeros
 
@@ -75,14 +75,15 @@ class Cache:
                 tensor[target] = tensor[source]
 
 
-def _native(keys: Tensor) -> bool:
-    plain = keys.device.type == "cpu" and keys.dtype == torch.float32
-    return plain and lanes() > 0 and keys.shape[-1] % lanes() == 0
+def _native(keys: Tensor, values: Tensor) -> bool:
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (keys, values))
+    return plain and keys.shape == values.shape and lanes() > 0 and keys.shape[-1] % lanes() == 0
 
 
 @dataclass(frozen=True)
 class Seats:
-    """Which rows share which prompt, as a table of prompts by seats, so that a prompt's keys are read once a step.
+    """Which rows share which prompt, as a table of prompts by seats, so that a prompt's keys are read once a step: from
+    memory; the compiled attention, which goes by `prompt`, meets them in the processor's cache from the second row on.
 
     Entries count rows by key head, row * K + head: looked up so, queries come out as [prompts, K, seats, ...].
     """

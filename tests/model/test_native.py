@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,18 @@ import torch
 from torch import Tensor
 
 from slimrl.model import native
+from slimrl.model.attention import PackedRows, Prefill
 from slimrl.model.native import decode_attention, few_rows, lanes
+from slimrl.rollout.cache import Cache
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """What is compiled is looked for again, in the test and after it."""
+    native._library.cache_clear()
+    yield
+    native._library.cache_clear()
+
 
 compiled = pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2")
 
@@ -30,6 +44,16 @@ def expected(
     k, v = k.repeat_interleave(group, 0).double(), v.repeat_interleave(group, 0).double()
     weights = (query.double() @ k.transpose(1, 2) * scaling).softmax(-1)
     return (weights @ v).float()
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or " avx2 " not in native._processor() or "CXX" in os.environ,
+    reason="no g++, or no AVX2",
+)
+def test_where_it_can_be_compiled_it_is() -> None:
+    """Else everything else here is skipped, and nobody sees why."""
+    assert native.problem() == ""
+    assert lanes() in (8, 16)
 
 
 @compiled
@@ -126,9 +150,9 @@ def test_torch_compile_knows_both() -> None:
 
 
 @compiled
+@pytest.mark.usefixtures("anew")
 def test_one_compilation_serves_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._library.cache_clear()
     assert lanes()
     made = list((tmp_path / "slimrl").iterdir())
     assert [path.suffix for path in made] == [".so"]
@@ -136,26 +160,69 @@ def test_one_compilation_serves_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     native._library.cache_clear()
     assert lanes()
     assert made[0].stat().st_mtime_ns == written
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    native._library.cache_clear()
-    assert lanes() == 0
-    native._library.cache_clear()
 
 
 @compiled
-def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    native._library.cache_clear()
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("how", ["a file", "open to others", "no home"])
+def test_a_folder_that_cannot_be_used_does_not_matter(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "slimrl"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if how == "a file":
+        folder.write_text("")
+    elif how == "open to others":
+        folder.mkdir()
+        folder.chmod(0o777)
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert lanes()
-    native._library.cache_clear()
+    assert not folder.is_dir() or not list(folder.iterdir())
 
 
+@pytest.mark.usefixtures("anew")
 def test_a_compiler_that_fails_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    native._library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{broken} -O1")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert lanes() == 0
+    assert "does not compile it" in native.problem()
+    monkeypatch.setenv("CXX", "no-such-compiler")
     native._library.cache_clear()
+    assert native.problem() == "there is no no-such-compiler"
+    monkeypatch.setattr("platform.machine", lambda: "arm64")  # where no compiler would help
+    assert native.problem() == ""
+
+
+@compiled
+def test_other_defaults_of_torch_do_not_matter() -> None:
+    weight, x = torch.randn(12, 8), torch.randn(5, 8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = few_rows(weight, x, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, x @ weight.T)
+
+
+@compiled
+def test_only_a_cache_of_one_width_is_read_by_it() -> None:
+    def cache(key_width: int, value_width: int, *, dtype: torch.dtype = torch.float32, recorded: bool = False) -> Cache:
+        rows = Prefill(PackedRows([], torch.zeros(0, dtype=torch.long)))
+        rows.keys, rows.values = {0: torch.zeros(2, 3, key_width, dtype=dtype)}, {0: torch.zeros(2, 3, value_width)}
+        return Cache(rows, prompts=1, width=3, slots=2, columns=4, recorded=recorded)
+
+    width = lanes()
+    assert cache(width, width).native
+    assert not cache(2 * width, width).native
+    assert not cache(width + 1, width + 1).native
+    assert not cache(width, width, dtype=torch.bfloat16).native
+    recorded = cache(width, width, recorded=True)
+    assert not recorded.native
+    assert not recorded.keys[0].any()  # its masks multiply by 0, which must not meet what is no number
