@@ -22,7 +22,7 @@ ALLOWED = {
     "machine": set(),
     "stopwatch": {"machine"},
     "memory": {"config", "machine", "model", "rollout"},
-    "model": {"config", "errors", "records"},
+    "model": {"config", "errors", "machine", "records"},
     "algorithm": {"records"},
     "tasks": {"config", "errors", "records", "randomness"},
     "rewards": {"config", "errors", "records", "tasks"},
