@@ -17,7 +17,6 @@ M_MMAP_THRESHOLD = -3
 GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
 READ_BYTES = {"cpu": 2**27, "cuda": 2**30}
 ALLOCATOR_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-_given_back = False
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -89,6 +88,9 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _field("/proc/self/status", "VmHWM") or 0
+
+
+_given_back = False
 
 
 def give_back_large_blocks() -> bool:

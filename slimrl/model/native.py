@@ -109,12 +109,15 @@ def _(query: Tensor, *_: object) -> Tensor:
 def problem() -> str:
     """Why nothing is compiled where it could be, in a few words; empty elsewhere."""
     library = _library()
-    return library if isinstance(library, str) and platform.machine() in ("x86_64", "AMD64") else ""
+    possible = os.name == "posix" and platform.machine() == "x86_64"
+    return library if possible and isinstance(library, str) else ""
 
 
 @cache
 def _library() -> ctypes.CDLL | str:
     """The compiled code, or why there is none."""
+    if os.name != "posix":
+        return "it is made for Linux"
     command = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(command[0]) is None:
         return f"there is no {command[0]}"
