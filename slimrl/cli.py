@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from slimrl.config import RootConfig
     from slimrl.display import Display
     from slimrl.settings import Root
+    from slimrl.study.fleet import FleetDisplay
+    from slimrl.study.spec import Expanded
 
 SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -245,6 +247,114 @@ def export(run: str, folder: str) -> None:
     click.echo(str(target))
 
 
+STUDY = click.argument("files", nargs=-1, required=True, metavar="STUDY [FILES...] [section.key=value ...]")
+STUDY_NAME = click.option("--name", default="", help="Name of the study's folder; by default its files' names.")
+STUDY_SEEDS = click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's.")
+STUDY_OUTPUT = click.option("--output", default="runs", show_default=True, help="Folder in which its folder lies.")
+STUDY_SLOTS = click.option("--slots", type=click.IntRange(1), help="Runs at once; by default what the machine bears.")
+
+
+@cli.group()
+def study() -> None:
+    """Arms times training seeds: from a question about switches to an answer with an interval.
+
+    STUDY is a YAML file (studies/); further files are merged over it, section.key=value changes settings of all arms.
+    """
+
+
+@study.command(name="plan")
+@STUDY
+@STUDY_NAME
+@STUDY_SEEDS
+@STUDY_OUTPUT
+@STUDY_SLOTS
+@click.option("--effect", type=float, multiple=True, help="A difference in points: how many seeds find it? Repeatable.")
+@JSON
+def study_plan(
+    files: Sequence[str],
+    name: str,
+    seeds: int | None,
+    output: str,
+    slots: int | None,
+    effect: tuple[float, ...],
+    as_json: bool,
+) -> None:
+    """What a study takes here, and how small an effect it can see; names arms that cannot act."""
+    expanded, folder = _study(files, name, seeds, output)
+    from slimrl.study.plan import plan_study, sentences
+
+    plan = plan_study(expanded, folder, slots=slots or 0, effects=tuple(points / 100 for points in effect))
+    display = _display(quiet=False)
+    for sentence in sentences(plan):
+        display.say(sentence)
+    if as_json:
+        _print_json(plan)
+
+
+@study.command(name="run")
+@STUDY
+@STUDY_NAME
+@STUDY_SEEDS
+@STUDY_OUTPUT
+@STUDY_SLOTS
+@JSON
+@QUIET
+def study_run(
+    files: Sequence[str], name: str, seeds: int | None, output: str, slots: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Do what is left of a study, then report; the same command goes on after any interruption."""
+    expanded, folder = _study(files, name, seeds, output)
+    from slimrl.study.drive import run_study
+    from slimrl.study.fleet import FleetDisplay
+
+    display = FleetDisplay(expanded, folder, quiet=quiet)
+    failed = _closing_display(display, lambda: run_study(expanded, folder, slots=slots or 0, display=display))
+    _report(expanded, folder, as_json, quiet)
+    if failed:
+        names = ", ".join(run.name for run in failed)
+        raise DataError(f"{len(failed)} runs failed ({names}); mend the cause and run the same command again")
+
+
+@study.command(name="report")
+@STUDY
+@STUDY_NAME
+@STUDY_SEEDS
+@STUDY_OUTPUT
+@JSON
+@QUIET
+def study_report(files: Sequence[str], name: str, seeds: int | None, output: str, as_json: bool, quiet: bool) -> None:
+    """Write report.html, report.md, results.csv and results.json from the runs that are there."""
+    expanded, folder = _study(files, name, seeds, output)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
+    _report(expanded, folder, as_json, quiet)
+
+
+def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:
+    """The study, every arm checked, and its folder."""
+    from slimrl.study.spec import load_study
+
+    names = [f for f in files if "=" not in f or Path(f).is_file()]
+    if not names:
+        raise SettingsError("name a study file first; studies/ holds some")
+    expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
+    return expanded, Path(output) / expanded.name
+
+
+def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:
+    from slimrl.study.report import write_reports
+    from slimrl.study.results import collect, summary_line
+
+    results = collect(expanded, folder)
+    path = write_reports(results, folder)
+    display = _display(quiet)
+    for effect in results.effects:
+        display.say(summary_line(effect))
+    display.say(f"report: {path}, report.md, results.csv, results.json")
+    if as_json:
+        click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
+
+
 def _load(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None = None) -> Root:
     """Files and overrides, told apart by the equals sign."""
     from slimrl.settings import load_config
@@ -279,7 +389,7 @@ def _display(quiet: bool, samples_every: int = 0, samples: int = 0) -> Display:
     return Display(quiet=quiet, samples_every=samples_every, samples=samples)
 
 
-def _closing_display(display: Display, work: Any) -> Any:
+def _closing_display(display: Display | FleetDisplay, work: Any) -> Any:
     """Run `work`; the progress bar leaves the screen however it ends."""
     try:
         return work()

@@ -150,14 +150,18 @@ class RewardsConfig(Section):
     """Use the case study's four functions with their published defects (docs/techniques.md lists them)."""
     soft_overlong: NonNegative = 0.0
     """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13)."""
-    overlong_buffer: Count = 16
-    """Tokens before the budget at which the punishment begins (L_cache in DAPO)."""
+    overlong_buffer: Count | Literal["auto"] = "auto"
+    """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
     custom: dict[str, CustomReward] = {}
     """Your own functions by `file.py:function`."""
     workers: CountOrZero = 0
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same."""
     gold_check: Literal["refuse", "report"] = "refuse"
     """What happens when a gold answer cannot earn the maximum: refuse to start, or only report."""
+
+    def buffer(self, max_new_tokens: int) -> int:
+        """The overlong buffer in tokens."""
+        return max(1, max_new_tokens // 5) if self.overlong_buffer == "auto" else self.overlong_buffer
 
     @model_validator(mode="after")
     def _something_is_paid(self) -> Self:
@@ -257,6 +261,8 @@ class LogConfig(Section):
     """How many to show."""
     rollouts: bool = True
     """Store every completion with its scores under rollouts/."""
+    model: bool = True
+    """Store the trained model under final/."""
     profile: bool = False
     """Measure where each step's time goes, and which share of this machine's limits it reaches."""
 
@@ -281,6 +287,8 @@ class RootConfig(Section):
     """Decides problems and draws; nothing else is random."""
     steps: Count = 30
     """Rollout batches (train) or optimizer updates (sft)."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of the device's memory that `auto` settings may plan with; less than 1 where runs share a device."""
     model: ModelConfig = ModelConfig()
     """The policy."""
     task: TaskConfig = TaskConfig()
@@ -314,6 +322,8 @@ class RootConfig(Section):
 class TrainConfig(RootConfig):
     """`slimrl train`: reinforcement learning from verifiable rewards."""
 
+    max_tokens: CountOrZero = 0
+    """Sampled tokens after which no further step begins, for comparisons at equal cost; 0: `steps` alone decides."""
     rewards: RewardsConfig = RewardsConfig()
     """What is paid."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -334,7 +344,10 @@ class TrainConfig(RootConfig):
                 f"optimizer.minibatches={self.optimizer.minibatches} exceeds rollout.problems={self.rollout.problems}, "
                 "and groups are never split; lower it"
             )
-        if self.rewards.soft_overlong and self.rewards.overlong_buffer > self.rollout.max_new_tokens:
+        if (
+            self.rewards.soft_overlong
+            and self.rewards.buffer(self.rollout.max_new_tokens) > self.rollout.max_new_tokens
+        ):
             raise ValueError(
                 f"rewards.overlong_buffer={self.rewards.overlong_buffer} exceeds "
                 f"rollout.max_new_tokens={self.rollout.max_new_tokens}; lower it"
@@ -342,6 +355,11 @@ class TrainConfig(RootConfig):
         unset = RewardsConfig.model_fields["overlong_buffer"].default
         if not self.rewards.soft_overlong and self.rewards.overlong_buffer != unset:
             raise ValueError("rewards.overlong_buffer has no effect with rewards.soft_overlong=0; remove one")
+        if self.max_tokens and self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"max_tokens={self.max_tokens} ends the run at a step that is not known before, so "
+                f"optimizer.schedule={self.optimizer.schedule} would end anywhere; set optimizer.schedule=constant"
+            )
         if self.model.init == "random":
             raise ValueError(
                 "model.init=random starts from noise, where no completion earns a reward; use slimrl sft first"

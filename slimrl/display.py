@@ -177,7 +177,8 @@ class Display:
         )
         for sentence in summary.inert:
             self.say(f"inert in this run: {sentence}", "yellow")
-        self.say(f"everything lies in {path}: final/ (the model), metrics.jsonl, rollouts/, evals/, curves.png")
+        found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
+        self.say(f"everything lies in {path}: {found}, metrics.jsonl, curves.png")
 
     def stop(self) -> None:
         """Take the bar off the screen."""

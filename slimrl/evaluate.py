@@ -37,6 +37,7 @@ class Answered:
     well_formed: bool
     finish: str
     tokens: int
+    question: str
     answer: str
     extracted_strict: str
     extracted_lenient: str
@@ -155,6 +156,7 @@ def _judge(setup: Setup, problem: Problem, completion: Completion, mode: Mode, s
         well_formed=setup.task.style.well_formed(text),
         finish=completion.finish,
         tokens=len(completion.token_ids),
+        question=problem.question,
         answer=problem.answer,
         extracted_strict=grade.extracted_strict,
         extracted_lenient=grade.extracted_lenient,

@@ -76,6 +76,20 @@ def free_memory(device: torch.device) -> int:
     return max(0, min(known)) if known else 2**63
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has in all, the container's limit heeded."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    limits = [_field("/proc/meminfo", "MemTotal")]
+    limits += [
+        int(text)
+        for limit, _ in CGROUPS
+        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max"
+    ]
+    known = [value for value in limits if value is not None]
+    return min(known) if known else 2**63
+
+
 def used_memory(device: torch.device) -> int:
     """Bytes held now: of the GPU by torch, of a CPU by the whole process (0 where the system does not say)."""
     if device.type == "cuda":

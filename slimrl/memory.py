@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrl.config import RootConfig, TrainConfig
-from slimrl.machine import free_memory, large_blocks_given_back, used_memory
+from slimrl.machine import free_memory, large_blocks_given_back, total_memory, used_memory
 from slimrl.model.checkpointing import can_checkpoint, checkpointed
 from slimrl.model.cost import cost_of
 from slimrl.model.loading import Policy
@@ -144,6 +144,8 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     has_reference = isinstance(config, TrainConfig) and bool(config.algorithm.kl_coef)
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
+    if config.memory_share < 1:  # of all there is: what runs beside this one must not decide what it chooses
+        budget = min(budget, int(SHARE * config.memory_share * total_memory(device)))
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
     in_place = not narrow and isinstance(policy.model.get_input_embeddings(), SummedEmbedding)
     apart = 0 if in_place else largest

@@ -11,6 +11,7 @@ How this differs from the papers, by decision (docs/techniques.md has the formul
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import clipped_surrogate, token_weights
 from slimrl.config import TrainConfig
 from slimrl.display import Display
-from slimrl.doctor import Seen, combine, examine, inert_switches, look
+from slimrl.doctor import examine, look
 from slimrl.errors import DivergedError
 from slimrl.evaluate import Comparison, Evaluation, compare, evaluate
 from slimrl.machine import measure_limits, peak_memory
 from slimrl.memory import MOST_TOKENS, compare_memory
 from slimrl.model.checkpointing import checkpointed
 from slimrl.model.cost import cost_of
-from slimrl.model.loading import Policy, freeze
+from slimrl.model.loading import Policy, fingerprint, freeze
 from slimrl.model.logprobs import token_logprobs
 from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
 from slimrl.model.packing import pack
@@ -41,6 +42,7 @@ from slimrl.records import Batch, Group
 from slimrl.runs.directory import RunDirectory, new_run
 from slimrl.runs.metrics import Metrics, TokenMeans, describe
 from slimrl.stopwatch import OFF, Stopwatch, mean_profile
+from slimrl.switches import Seen, combine, inert_switches
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class TrainSummary:
     difference: Comparison
     harder: dict[str, dict[str, float]]
     steps: int
+    """Taken; fewer than asked for where max_tokens ended the run."""
+    weights: str
+    """SHA-256 of the trained weights: equal where two runs are equal to the last bit."""
     tokens_generated: int
     seconds: float
     """Training without set-up and evaluation."""
@@ -121,19 +126,31 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
         if limits is not None:
             metrics |= watch.lap(sampled, limits)
         run.log_step(step, metrics, collected if config.log.rollouts else None)
-        display.step(step, config.steps, metrics, collected, seconds, setup.task)
-        if config.evaluation.every and (step + 1) % config.evaluation.every == 0 and step + 1 < config.steps:
+        steps = expected_steps(config, step, tokens)
+        display.step(step, steps, metrics, collected, seconds, setup.task)
+        if step + 1 == steps:
+            break
+        if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
             between = evaluate(setup, step=step + 1)
             run.log_evaluation(between)
             display.evaluation(between)
 
-    after = evaluate(setup, step=config.steps)
+    after = evaluate(setup, step=len(run.history))
     run.log_evaluation(after)
-    run.save_final(policy)
+    if config.log.model:
+        run.save_final(policy)
     summary = summarize(setup, run, before, after, tokens, seconds, seen)
     run.finish(summary)
     display.closing(run.path, before, after, summary)
     return summary
+
+
+def expected_steps(config: TrainConfig, step: int, tokens: int) -> int:
+    """Steps of the whole run, reckoned after step `step` (from 0) with `tokens` sampled so far; exact once it is over."""
+    if not config.max_tokens or tokens == 0:
+        return config.steps
+    rest = max(0, config.max_tokens - tokens)
+    return min(config.steps, step + 1 + math.ceil(rest * (step + 1) / tokens))
 
 
 def update(
@@ -354,7 +371,8 @@ def summarize(
         after=last["test"],
         difference=compare(before, after),
         harder=harder,
-        steps=config.steps,
+        steps=len(run.history),
+        weights=fingerprint(setup.policy.model),
         tokens_generated=tokens,
         seconds=seconds,
         inert=inert_switches(config, seen),

@@ -9,7 +9,7 @@ import torch
 
 from slimrl import doctor
 from slimrl.config import TrainConfig
-from slimrl.doctor import Seen, combine, inert_switches
+from slimrl.switches import Seen, combine, inert_switches
 from slimrl.settings import build
 from tests.tiny import tiny_policy
 

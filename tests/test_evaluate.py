@@ -12,7 +12,7 @@ from slimrl.evaluate import Answered, SplitEvaluation, interval, paired_differen
 
 
 def answered(problem: str, strict: bool, mode: str = "sampled", sample: int = 0) -> Answered:
-    return Answered(problem, mode, sample, strict, strict, True, "stop", 5, "1", "1", "1", "#### 1")  # type: ignore[arg-type]
+    return Answered(problem, mode, sample, strict, strict, True, "stop", 5, "?", "1", "1", "1", "#### 1")  # type: ignore[arg-type]
 
 
 def test_wilson_by_hand() -> None:

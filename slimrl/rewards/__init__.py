@@ -78,7 +78,7 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
                 f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "
                 "set task.style=tags"
             )
-    functions["soft_overlong"] = partial(soft_overlong_reward, max_new_tokens, config.overlong_buffer)
+    functions["soft_overlong"] = partial(soft_overlong_reward, max_new_tokens, config.buffer(max_new_tokens))
     rewards = [
         Reward(name, function, getattr(config, name), *_BOUNDS[name])
         for name, function in functions.items()

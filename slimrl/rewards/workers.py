@@ -8,7 +8,6 @@ behind, and multiprocessing imports the main script again, with its torch, in ea
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import queue
 import signal
@@ -25,6 +24,7 @@ from typing import Literal, Self
 
 from slimrl.config import RewardsConfig
 from slimrl.errors import SettingsError, SlimError
+from slimrl.processes import die_with_the_parent
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import Reward, load_rewards, score
 from slimrl.tasks import Task
@@ -272,7 +272,7 @@ class _Process:
 def serve(descriptor: int) -> None:
     """The worker's own main: a recipe, then requests, come from the pipe until it closes."""
     _leave_stopping_to_the_parent()
-    _die_with_the_parent()
+    die_with_the_parent()
     sys.stdout = sys.stderr  # which is written line by line, so that nothing is lost with the process
     connection = Connection(descriptor)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -329,9 +329,3 @@ def _leave_stopping_to_the_parent() -> None:
     # a reward that forks may stop its children as ever
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-
-
-def _die_with_the_parent() -> None:
-    """On Linux the kernel sees to it, even where a reward holds the interpreter's lock and `listen` cannot run."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # 1: PR_SET_PDEATHSIG

@@ -23,7 +23,7 @@ import transformers
 from slimrl import __version__
 from slimrl.algorithm.groups import Collected
 from slimrl.config import RootConfig
-from slimrl.errors import SettingsError
+from slimrl.errors import DivergedError, SettingsError
 from slimrl.model.loading import Policy
 from slimrl.runs.curves import draw_curves
 from slimrl.runs.metrics import Metrics
@@ -31,6 +31,9 @@ from slimrl.settings import dump_yaml
 
 if TYPE_CHECKING:
     from slimrl.evaluate import Evaluation
+
+ENDINGS: dict[type[BaseException], str] = {KeyboardInterrupt: "interrupted", DivergedError: "diverged"}
+"""How a run.json calls an end that is not success; any other is `failed`."""
 
 
 class RunDirectory:
@@ -87,10 +90,11 @@ class RunDirectory:
 
     def finish(self, summary: Any) -> None:
         """Close the run: summary into run.json, curves as a picture."""
+        draw_curves(self.path / "curves.png", self.history, self.evaluations)
         state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         ended = datetime.now(UTC).isoformat(timespec="seconds")
+        # last of all: who finds a run finished finds all of it
         self._write_state({**state, "status": "finished", "ended": ended, "summary": dataclasses.asdict(summary)})
-        draw_curves(self.path / "curves.png", self.history, self.evaluations)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -99,7 +103,7 @@ class RunDirectory:
             yield
         except BaseException as error:
             state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            status = ENDINGS.get(type(error), "failed")
             self._write_state({**state, "status": status, "reason": str(error) or type(error).__name__})
             raise
 

@@ -1,0 +1,28 @@
+"""A run of a study: `slimrl train --quiet FILE`, in a process that ends with the driver that started it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from slimrl.processes import die_with_the_parent
+
+
+def main() -> None:
+    """The settings file is the only argument; standard input is a pipe that the driver holds open."""
+    die_with_the_parent()
+    threading.Thread(target=_watch, daemon=True).start()
+    from slimrl.cli import main as slimrl
+
+    sys.argv = ["slimrl", "train", "--quiet", *sys.argv[1:]]
+    slimrl()
+
+
+def _watch() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Runs as processes of this machine, in slots; the seam at which a cluster's launcher would take its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+GRACE_SECONDS = 10.0
+"""How long a run that is told to stop may take."""
+GPU_BYTES_PER_RUN = 20 * 2**30
+MOST_RUNS_PER_GPU = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what `slimrl train` is called with, and where what it prints goes."""
+
+    settings: Path
+    log: Path
+
+
+class Running(Protocol):
+    """A job that was started."""
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs; negative: the signal that ended it."""
+
+    def stop(self) -> None:
+        """End it and everything it started, and wait until that is done."""
+
+
+class Launcher(Protocol):
+    """Where runs happen."""
+
+    def start(self, job: Job, slot: int) -> Running:
+        """Begin a job in a slot, which is free."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many runs go on at once, and what each may take."""
+
+    count: int
+    threads: int
+    """CPU threads of a run."""
+    gpus: int = 0
+
+    @property
+    def memory_share(self) -> float:
+        """Of the device that a run is on."""
+        return 1 / max(1, -(-self.count // self.gpus) if self.gpus else self.count)
+
+
+def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
+    """`count` slots, or, for 0, as many as this machine serves well: one per core, or up to four per GPU.
+
+    `threads` keeps a study that was begun at what it had, since sums in another order differ in their last bits; 0 divides
+    the cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not count and gpus:
+        count = gpus * max(1, min(MOST_RUNS_PER_GPU, gpu_bytes // GPU_BYTES_PER_RUN))
+    elif not count:
+        count = max(1, cores // threads) if threads else cores
+    return Slots(count, threads or max(1, cores // count), gpus)
+
+
+class LocalLauncher:
+    """Child processes of this one. They share its lock, and none outlives it, however it ends.
+
+    Args:
+        slots: threads of a run, and GPUs to share out in turn.
+        lock: descriptor that children keep open, so that a study stays locked while one of them is alive.
+    """
+
+    def __init__(self, slots: Slots, lock: int) -> None:
+        self.slots, self._lock = slots, lock
+
+    def start(self, job: Job, slot: int) -> Running:
+        threads = str(self.slots.threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if self.slots.gpus:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            devices = visible.split(",") if visible else [str(i) for i in range(self.slots.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("wb") as log:
+            return _Process(
+                subprocess.Popen(
+                    [sys.executable, "-m", "slimrl.study.child", str(job.settings)],
+                    stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    pass_fds=[self._lock],
+                    process_group=0,  # Ctrl-C is for the driver, which decides
+                )
+            )
+
+
+class _Process:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)

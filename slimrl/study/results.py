@@ -1,0 +1,532 @@
+"""From run directories to what a study found: one frozen record that every report is written from.
+
+Nothing is kept but the runs' own directories, so this can be done at any time, also while runs are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from slimrl.evaluate import paired_difference
+from slimrl.study import statistics
+from slimrl.study.spec import Arm, Comparison, Expanded
+from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement, points
+from slimrl.study.switches import concerning, settings_of
+
+Status = Literal["finished", "diverged", "failed", "missing"]
+DIVERGED_VALUE = 0.0
+"""A run that diverged is worth nothing to who needs a model, so it counts as no answer right; it is never left out."""
+CURVES = {
+    "accuracy": "accuracy",
+    "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "entropy": "entropy",
+    "kl": "kl",
+    "reward": "reward",
+}
+"""Curves of a run by the key of metrics.jsonl."""
+SHOWN_PROBLEMS = 4
+LONGEST_NAME = 56
+CEILING = 0.97
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm, as far as it came."""
+
+    arm: str
+    index: int
+    seed: int
+    status: Status
+    reason: str
+    folder: str
+    steps: int
+    tokens: int
+    """Sampled in training."""
+    seconds: float
+    """Training without set-up and evaluation."""
+    weights: str
+    """SHA-256 of the trained weights."""
+    before: Mapping[str, float]
+    """Held-out measures of the untrained model: see `after`."""
+    after: Mapping[str, float]
+    """`test/sampled`, `test/greedy` and so on (strict accuracy), and of sampled test completions `lenient`, `format`,
+    `truncated` (shares), `mean_length` (tokens), `right`, `right_out_of_form`, `wrong_in_form`, `wrong_out_of_form`."""
+    items: Mapping[str, float]
+    """Share right of the primary measure, by problem."""
+    curves: Mapping[str, Sequence[float]]
+    """Per step: `step`, `tokens`, `seconds` so far, and CURVES; NaN where a step had none."""
+    held_out: Sequence[tuple[float, float, float]]
+    """Tokens and seconds so far, and the primary measure, at every evaluation."""
+    inert: Sequence[str]
+    """What the run itself found inert."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a result."""
+        return self.status in ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over its seeds."""
+
+    name: str
+    overrides: tuple[str, ...]
+    remarks: tuple[tuple[str, str], ...]
+    """Kind and text: what was known before the first run, and what every run found inert."""
+    planned: int
+    finished: int
+    diverged: int
+    failed: int
+    primary: Interval
+    measures: Mapping[str, float]
+    """Means over finished runs of what `Run.after` holds, with `tokens`, `seconds`, `steps`, and `no_signal`."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One comparison, over seeds and over problems."""
+
+    name: str
+    kind: str
+    weights: Mapping[str, float]
+    seeds: Sequence[int]
+    """Indices of the seeds for which every arm of it has a result."""
+    pairs: Sequence[float]
+    """The difference within each of these seeds."""
+    difference: Interval
+    adjusted_p: float
+    """Holm's over the study's switches; the plain p of comparisons outside of it."""
+    judgement: Judgement
+    probability_of_improvement: float
+    """NaN where a comparison has more than two arms."""
+    problems: Mapping[str, float]
+    """`change`, `low`, `high`, `n`: the same difference with its interval over held-out problems, seeds averaged."""
+    identical: int
+    """Seeds for which both runs ended with the same weights, to the last bit."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far two sets of runs with the same settings and other seeds lie apart."""
+
+    sd: float
+    """Over seeds, of the reference and the A/A arm together."""
+    floor: float
+    """Means of n runs each differ by less than this in 95 of 100 studies."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study found, complete for every form of the report."""
+
+    name: str
+    question: str
+    design: str
+    primary: str
+    margin: float
+    budget: str
+    reference: str
+    seeds: int
+    exploratory: bool
+    complete: bool
+    arms: tuple[ArmResult, ...]
+    effects: tuple[Effect, ...]
+    noise: Noise
+    detectable: float
+    """Smallest true difference found with 80 % power, by the spread that was seen."""
+    cannot_tell: tuple[str, ...]
+    samples: tuple[Mapping[str, Any], ...]
+    """Some problems with `question`, `answer`, `before` and `after` by arm: text and verdict of seed index 0."""
+    settings: Mapping[str, Any]
+    """The reference's, by dotted key."""
+    versions: Mapping[str, str]
+    runs: tuple[Run, ...]
+
+
+def run_folder(folder: Path, arm: str, index: int) -> Path:
+    """Where a run lies within its study's folder; a long name keeps its beginning and gets a hash."""
+    name = arm.replace("+", ".")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return folder / "runs" / f"{name}-{index}"
+
+
+def collect(expanded: Expanded, folder: Path) -> Results:
+    """Read every run of a study that is there, and compare."""
+    study = expanded.study
+    runs = [
+        read_run(run_folder(folder, arm.name, index), arm, index, study.primary)
+        for arm in expanded.arms
+        for index in range(study.seeds)
+    ]
+    by_arm = {arm.name: [run for run in runs if run.arm == arm.name] for arm in expanded.arms}
+    effects = compare(expanded, by_arm)
+    arms = tuple(_arm_result(arm, by_arm[arm.name], expanded) for arm in expanded.arms)
+    noise = _noise(by_arm[expanded.reference], by_arm[f"{expanded.reference}_again"], study.primary)
+    spreads = [e.difference.sd for e in effects if e.kind == "switch" and e.difference.n > 1 and e.difference.sd > 0]
+    spread = math.sqrt(fmean(s * s for s in spreads)) if spreads else study.spread
+    detectable = statistics.detectable_effect(study.seeds, spread, max(1, expanded.tested))
+    reference = expanded.arm(expanded.reference)
+    tokens = f" ({study.budget.tokens:,} sampled tokens a run)" if study.budget.tokens else ""
+    return Results(
+        name=expanded.name,
+        question=study.question,
+        design=study.design,
+        primary=study.primary,
+        margin=study.margin,
+        budget=f"equal {study.budget.equal}{tokens}",
+        reference=expanded.reference,
+        seeds=study.seeds,
+        exploratory=study.seeds < FEWEST_SEEDS,
+        complete=all(run.counts for run in runs),
+        arms=arms,
+        effects=effects,
+        noise=noise,
+        detectable=detectable,
+        cannot_tell=_cannot_tell(expanded, arms, effects, runs, detectable),
+        samples=_samples(expanded, folder),
+        settings=settings_of(reference.config),
+        versions=_versions(runs),
+        runs=tuple(runs),
+    )
+
+
+def read_run(folder: Path, arm: Arm, index: int, primary: str) -> Run:
+    """One run directory; one that is not there, or broke off, has no measures."""
+    state = _json(folder / "run.json") or {}
+    recorded = state.get("status", "missing")
+    status: Status = recorded if recorded in ("finished", "diverged", "failed") else "missing"
+    history = _json_lines(folder / "metrics.jsonl") if status in ("finished", "diverged") else []
+    summary = state.get("summary", {})
+    evaluations = sorted((folder / "evals").glob("step-*.json")) if status in ("finished", "diverged") else []
+    points_of_curve = {int(row["step"]): (row["num_tokens"], row["time/total"]) for row in history}
+    held_out = []
+    for path in evaluations:
+        measured = _measures(_json(path) or {})
+        tokens, seconds = points_of_curve.get(int(path.stem.partition("-")[2]), (0.0, 0.0))
+        held_out.append((float(tokens), float(seconds), measured.get(primary, math.nan)))
+    rows = _json_lines(evaluations[-1].with_suffix(".jsonl")) if status == "finished" else []
+    return Run(
+        arm=arm.name,
+        index=index,
+        seed=arm.seed(index),
+        status=status,
+        reason=str(state.get("reason", "")),
+        folder=str(folder),
+        steps=len(history),
+        tokens=int(history[-1]["num_tokens"]) if history else 0,
+        seconds=float(history[-1]["time/total"]) if history else 0.0,
+        weights=str(summary.get("weights", "")),
+        before=_measures(_json(evaluations[0]) or {}) if evaluations else {},
+        after=_measures(_json(evaluations[-1]) or {}) | _form(rows) if status == "finished" else {},
+        items=_items(rows, primary),
+        curves={
+            "step": [float(row["step"]) for row in history],
+            "tokens": [float(row["num_tokens"]) for row in history],
+            "seconds": [float(row["time/total"]) for row in history],
+            **{name: [_number(row.get(key)) for row in history] for name, key in CURVES.items()},
+            "no_signal": [_number(row.get("sampling/no_signal")) for row in history],
+        },
+        held_out=held_out,
+        inert=summary.get("inert", []),
+    )
+
+
+def _measures(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    found = {}
+    for split, summary in summaries.items():
+        found[f"{split}/sampled"] = summary["accuracy"]
+        if "greedy" in summary:
+            found[f"{split}/greedy"] = summary["greedy"]
+    for key in ("lenient", "format", "truncated", "mean_length"):
+        if "test" in summaries:
+            found[key] = summaries["test"][key]
+    return found
+
+
+def _form(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Sampled test completions by whether the answer is right (leniently read) and whether its form is."""
+    drawn = [row for row in rows if row["split"] == "test" and row["mode"] == "sampled"]
+    right = np.array([row["lenient"] or row["strict"] for row in drawn], dtype=bool)
+    form = np.array([row["well_formed"] for row in drawn], dtype=bool)
+    cells = {
+        "right": right & form,
+        "right_out_of_form": right & ~form,
+        "wrong_in_form": ~right & form,
+        "wrong_out_of_form": ~right & ~form,
+    }
+    return {name: float(cell.mean()) for name, cell in cells.items()}
+
+
+def _items(rows: Sequence[Mapping[str, Any]], primary: str) -> dict[str, float]:
+    split, mode = primary.split("/")
+    verdicts: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["split"], row["mode"]) == (split, mode):
+            verdicts.setdefault(row["id"], []).append(float(row["strict"]))
+    return {problem: fmean(values) for problem, values in verdicts.items()}
+
+
+def value(run: Run, primary: str) -> float:
+    """A run's primary measure."""
+    return DIVERGED_VALUE if run.status == "diverged" else run.after[primary]
+
+
+def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effect, ...]:
+    """Every comparison with its verdict; Holm's method over the switches that have a result."""
+    primary, margin = expanded.study.primary, expanded.study.margin
+    found = []
+    for comparison in expanded.comparisons:
+        seeds = [i for i in range(expanded.study.seeds) if all(runs[arm][i].counts for arm in comparison.weights)]
+        pairs = [math.fsum(w * value(runs[arm][i], primary) for arm, w in comparison.weights.items()) for i in seeds]
+        found.append((comparison, seeds, pairs, statistics.interval(pairs)))
+    tested = [difference.p for comparison, _, _, difference in found if comparison.kind in ("switch", "interaction")]
+    adjusted = iter(statistics.holm(tested))
+    effects = []
+    for comparison, seeds, pairs, difference in found:
+        held = comparison.kind in ("switch", "interaction")
+        p = next(adjusted) if held else difference.p
+        twins = _identical(comparison, runs, seeds)
+        effects.append(
+            Effect(
+                name=comparison.name,
+                kind=comparison.kind,
+                weights=comparison.weights,
+                seeds=seeds,
+                pairs=pairs,
+                difference=difference,
+                adjusted_p=p,
+                judgement=statistics.judge(
+                    difference, p, margin, len(tested) if held else 1, identical=0 < twins == len(seeds)
+                ),
+                probability_of_improvement=_improvement(comparison, runs, seeds, primary),
+                problems=_over_problems(comparison, runs, seeds),
+                identical=twins,
+            )
+        )
+    return tuple(effects)
+
+
+def _two(comparison: Comparison) -> tuple[str, str] | None:
+    """The arm and its reference, where there are only these."""
+    if sorted(comparison.weights.values()) != [-1.0, 1.0]:
+        return None
+    (arm,) = (name for name, weight in comparison.weights.items() if weight > 0)
+    (other,) = (name for name, weight in comparison.weights.items() if weight < 0)
+    return arm, other
+
+
+def _identical(comparison: Comparison, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]) -> int:
+    two = _two(comparison)
+    if two is None:
+        return 0
+    ours, theirs = (runs[name] for name in two)
+    return sum(bool(ours[i].weights) and ours[i].weights == theirs[i].weights for i in seeds)
+
+
+def _improvement(
+    comparison: Comparison, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int], primary: str
+) -> float:
+    two = _two(comparison)
+    if two is None:
+        return math.nan
+    ours, theirs = ([value(runs[name][i], primary) for i in seeds] for name in two)
+    return statistics.probability_of_improvement(ours, theirs)
+
+
+def _over_problems(
+    comparison: Comparison, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]
+) -> Mapping[str, float]:
+    """The difference by problem, averaged over the seeds whose runs all finished."""
+    finished = [i for i in seeds if all(runs[arm][i].status == "finished" for arm in comparison.weights)]
+    if not finished:
+        return {}
+    zero: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    for arm, weight in comparison.weights.items():
+        for i in finished:
+            for problem, share in runs[arm][i].items.items():
+                zero[problem] = 0.0
+                sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
+    two = _two(comparison)
+    if (
+        two is not None and len(finished) == 1
+    ):  # single answers are right or wrong, for which there is a better interval
+        ours, theirs = (runs[name][finished[0]].items for name in two)
+        return paired_difference(theirs, ours)
+    return paired_difference(zero, sums)
+
+
+def _arm_result(arm: Arm, runs: Sequence[Run], expanded: Expanded) -> ArmResult:
+    primary = expanded.study.primary
+    finished = [run for run in runs if run.status == "finished"]
+    counted = [run for run in runs if run.counts]
+    measures = {key: fmean(run.after[key] for run in finished) for key in (finished[0].after if finished else ())}
+    if counted:
+        measures |= {
+            "tokens": fmean(run.tokens for run in counted),
+            "seconds": fmean(run.seconds for run in counted),
+            "steps": fmean(run.steps for run in counted),
+        }
+        shares = [x for run in counted for x in run.curves["no_signal"] if math.isfinite(x)]
+        measures["no_signal"] = fmean(shares) if shares else math.nan
+    return ArmResult(
+        name=arm.name,
+        overrides=arm.overrides,
+        remarks=(*((remark.kind, remark.text) for remark in arm.remarks), *_idle(arm, finished, expanded)),
+        planned=len(runs),
+        finished=len(finished),
+        diverged=sum(run.status == "diverged" for run in runs),
+        failed=sum(run.status == "failed" for run in runs),
+        primary=statistics.interval([value(run, primary) for run in counted]),
+        measures=measures,
+    )
+
+
+def _idle(arm: Arm, finished: Sequence[Run], expanded: Expanded) -> list[tuple[str, str]]:
+    """What every run of an arm found inert of that which the arm changes, unless it was known before."""
+    if not finished or any(remark.kind == "inert" for remark in arm.remarks):
+        return []
+    heads = set.intersection(*({text.partition(":")[0] for text in run.inert} for run in finished))
+    common = [text for text in finished[0].inert if text.partition(":")[0] in heads]
+    return [("inert", f"in every run, {text}") for text in concerning(common, expanded.against(arm).config, arm.config)]
+
+
+def _noise(reference: Sequence[Run], again: Sequence[Run], primary: str) -> Noise:
+    """Pooled over both arms, whose runs differ in nothing but the seed."""
+    groups = [[value(run, primary) for run in runs if run.counts] for runs in (reference, again)]
+    groups = [g for g in groups if len(g) > 1]
+    if not groups:
+        return Noise(math.nan, math.nan)
+    freedom = sum(len(g) - 1 for g in groups)
+    sd = math.sqrt(sum((len(g) - 1) * float(np.var(g, ddof=1)) for g in groups) / freedom)
+    n = min(len(g) for g in groups)
+    return Noise(sd, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * sd * math.sqrt(2 / n))
+
+
+def _cannot_tell(
+    expanded: Expanded, arms: Sequence[ArmResult], effects: Sequence[Effect], runs: Sequence[Run], detectable: float
+) -> tuple[str, ...]:
+    """What a reader should not conclude, in sentences that hold for this study."""
+    study, config = expanded.study, expanded.arm(expanded.reference).config
+    found = []
+    missing = sum(not run.counts for run in runs)
+    if missing:
+        found.append(f"{missing} of {len(runs)} runs have no result yet, so every figure may still change.")
+    if study.seeds < FEWEST_SEEDS:
+        found.append(f"{study.seeds} seeds are fewer than {FEWEST_SEEDS}: take this as exploratory, not as evidence.")
+    found.append(
+        f"True differences below about {100 * detectable:.1f} points would mostly go unseen: that is what {study.seeds} seeds "
+        f"find with 80 % power, {max(1, expanded.tested)} comparisons held together."
+    )
+    again = next(effect for effect in effects if effect.kind == "noise")
+    if again.difference.n > 1 and again.difference.p < 1 - CONFIDENCE:
+        found.append(
+            "The A/A arm differs from its reference beyond what chance does in 95 of 100 studies; trust small differences "
+            "less than their intervals say."
+        )
+    found.append(
+        f"One model ({config.model.path}), one task ({config.task.name}), one learning rate ({config.optimizer.learning_rate:g}) "
+        "and one batch size: nothing follows for others, and an arm might do better with settings tuned for it."
+    )
+    found.append(
+        "Intervals over seeds say what another run on these held-out problems would give; intervals over problems say what "
+        "other problems would give these runs. Neither covers both."
+    )
+    high = [arm.name for arm in arms if arm.primary.n and arm.primary.mean > CEILING]
+    if high:
+        found.append(f"Near the ceiling of the measure nothing can differ much: {', '.join(high)} above {CEILING:.0%}.")
+    reference = next(arm for arm in arms if arm.name == expanded.reference)
+    own = reference.measures.get("tokens", 0.0)
+    dear = [a for a in arms if own and not 0.9 < a.measures.get("tokens", own) / own < 1.1]
+    if dear and study.budget.equal == "steps":
+        costs = ", ".join(f"{a.name} {a.measures['tokens'] / own:.2f} times" for a in dear)
+        found.append(f"Arms are compared at equal steps, not at equal cost: of the reference's tokens, {costs}.")
+    short = {run.arm for run in runs if study.budget.tokens and run.counts and run.tokens < study.budget.tokens}
+    if short:
+        found.append(f"Steps ended before the token budget did in {', '.join(sorted(short))}; raise steps.")
+    diverged = sum(run.status == "diverged" for run in runs)
+    if diverged:
+        found.append(f"{diverged} runs diverged and count as no answer right.")
+    return tuple(found)
+
+
+def _samples(expanded: Expanded, folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """The same problems across arms, before and after, of the first seed: those on which arms disagree come first."""
+    split, mode = expanded.study.primary.split("/")
+    after: dict[str, dict[str, Any]] = {}
+    before: dict[str, Any] = {}
+    for arm in expanded.arms:
+        files = sorted((run_folder(folder, arm.name, 0) / "evals").glob("step-*.jsonl"))
+        if arm.again or len(files) < 2:
+            continue
+        for rows, target in ((files[-1], after.setdefault(arm.name, {})), (files[0], before)):
+            for row in _json_lines(rows):
+                if (row["split"], row["mode"], row["sample"]) == (split, mode, 0):
+                    target[row["id"]] = row
+    if not after:
+        return ()
+
+    def disagreement(problem: str) -> float:
+        right = [rows[problem]["strict"] for rows in after.values() if problem in rows]
+        return abs(fmean(right) - 0.5)
+
+    chosen = sorted(before, key=lambda problem: (disagreement(problem), problem))[:SHOWN_PROBLEMS]
+
+    def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"text": row["text"], "right": row["strict"], "truncated": row["finish"] == "length"}
+
+    return tuple(
+        {
+            "id": problem,
+            "question": before[problem].get("question", ""),
+            "answer": before[problem]["answer"],
+            "before": shown(before[problem]),
+            "after": {arm: shown(rows[problem]) for arm, rows in after.items() if problem in rows},
+        }
+        for problem in chosen
+    )
+
+
+def _versions(runs: Sequence[Run]) -> dict[str, str]:
+    keys = ("slimrl", "torch", "transformers", "python", "device", "dtype", "threads", "parameters")
+    for run in runs:
+        if run.counts and (state := _json(Path(run.folder) / "run.json")):
+            return {key: str(state[key]) for key in keys if key in state}
+    return {}
+
+
+def summary_line(effect: Effect) -> str:
+    """A comparison in one line: name, difference with its interval, verdict."""
+    d = effect.difference
+    return f"{effect.name}: {points(d.mean)} [{points(d.low)}, {points(d.high)}], {effect.judgement.words}"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,286 @@
+"""A study is data: base, arms, seeds, measure. Reading it, expanding its design, refusing what cannot be compared.
+
+Every arm is built and checked here, before the first run starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ValidationError, model_validator
+
+from slimrl.config import Count, CountOrZero, Positive, Section, TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.settings import build, merge, nearest, parse_override, read_yaml
+from slimrl.study.switches import Remark, remarks
+
+BASE, AGAIN, ALL = "base", "base_again", "all"
+RESERVED = {BASE, AGAIN, ALL, "all_again"}
+AGAIN_SEED = 1_000_000
+"""The A/A arm's seeds start here, far from any that a study gives its arms."""
+MOST_FACTORS = 6
+ARM_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+FIXED = {
+    "seed": "the study gives every arm the same seeds",
+    "name": "the study names its runs",
+    "output": "the study has a folder of its own",
+    "log": "what is logged is the study's",
+    "evaluation": "every arm is measured alike; set it under settings",
+    "task": "arms with different tasks have no measure in common; set it under settings",
+    "max_tokens": "the budget is the study's; see budget",
+}
+"""Settings that an arm may not change, and why."""
+
+
+class Budget(Section):
+    equal: Literal["steps", "tokens"] = "steps"
+    """`steps`: every arm takes the base's steps. `tokens`: every arm samples as many tokens as `tokens` says, in as many
+    steps as that takes."""
+    tokens: CountOrZero = 0
+    """Sampled tokens of a run, evaluation not counted; only with equal: tokens."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.equal == "tokens") != bool(self.tokens):
+            raise ValueError("budget.tokens goes with budget.equal=tokens, and only with it; set both or neither")
+        return self
+
+
+class Study(Section):
+    """What a study file may say."""
+
+    question: str = ""
+    """What the reader wants to know, in a sentence."""
+    base: tuple[str, ...] = ()
+    """Settings files, relative to this one, merged in order."""
+    settings: Mapping[str, Any] = {}
+    """Settings over those files, for all arms."""
+    arms: dict[str, str | list[str]]
+    """One line each: a name, and what it changes, spelled section.key=value."""
+    design: Literal["one_at_a_time", "leave_one_out", "factorial"] = "one_at_a_time"
+    """Base plus each arm; all arms together less each; or every combination of arms."""
+    seeds: Count = 5
+    """Runs of every arm: seeds 0, 1, 2 and so on."""
+    primary: Literal["test/sampled", "test/greedy", "harder/sampled", "harder/greedy"] = "test/sampled"
+    """Held-out accuracy on which verdicts rest, declared before the first run."""
+    margin: Positive = 0.02
+    """Differences below this do not matter to the reader; 0.02 is two points of accuracy."""
+    spread: Positive = 0.02
+    """Expected standard deviation over seeds of a difference, for planning; measured ones replace it."""
+    budget: Budget = Budget()
+    """What every arm may spend."""
+    keep_models: bool = False
+    """Keep every run's trained weights."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a study, built."""
+
+    name: str
+    overrides: tuple[str, ...]
+    config: TrainConfig
+    """With seed 0; `seeded` gives those of a run."""
+    again: bool
+    """The A/A arm: the reference once more, with other seeds."""
+    remarks: tuple[Remark, ...]
+    """What to know before the first run: that it cannot act, that it changes more than it says."""
+
+    def seed(self, index: int) -> int:
+        return AGAIN_SEED + index if self.again else index
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A weighted sum of arms within a seed: an arm less its reference, or an effect of a factorial design."""
+
+    name: str
+    weights: Mapping[str, float]
+    """By arm; they sum to 0."""
+    kind: Literal["switch", "interaction", "together", "noise"]
+    """`noise` is the A/A comparison, which stands outside of Holm's method, as does `together`."""
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A study ready to run."""
+
+    name: str
+    file: str
+    study: Study
+    arms: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]
+    reference: str
+    """The arm that most others are compared with."""
+
+    @property
+    def tested(self) -> int:
+        """Comparisons that Holm's method holds together."""
+        return sum(comparison.kind in ("switch", "interaction") for comparison in self.comparisons)
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def against(self, arm: Arm) -> Arm:
+        """What an arm is compared with; the reference itself with itself."""
+        return self.arm(BASE if arm.name == ALL else self.reference)
+
+
+def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str = "", seeds: int = 0) -> Expanded:
+    """Read a study file, merge further ones over it, expand its design and check every arm.
+
+    Further files may hold anything a study file may; their `base` is added. `overrides` are settings of all arms.
+    Raises SettingsError, one sentence that names the file or the arm.
+    """
+    merged: dict[str, Any] = {}
+    base: list[str] = []
+    for file in files:
+        read = read_yaml(file)
+        if not {*read} <= {*Study.model_fields}:
+            unknown = min({*read} - {*Study.model_fields})
+            raise SettingsError(
+                f"{file}: {unknown} is not part of a study{nearest(unknown, Study.model_fields)}; settings of all arms go "
+                "under settings"
+            )
+        own = read.pop("base", [])
+        if not isinstance(own, list) or not all(isinstance(entry, str) for entry in own):
+            raise SettingsError(f"{file}: base is a list of settings files")
+        base += [str(Path(file).parent / entry) for entry in own]
+        merged = merge(merged, read)
+    if seeds:
+        merged["seeds"] = seeds
+    try:
+        study = Study.model_validate({**merged, "base": tuple(base)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(
+            f"{files[0]}: {where or 'the study'}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
+    settings: dict[str, Any] = {}
+    for entry in base:
+        settings = merge(settings, _without_sft(read_yaml(entry)))
+    settings = merge(settings, study.settings)
+    for override in overrides:
+        settings = merge(settings, parse_override(override))
+    name = name or "-".join(Path(file).stem for file in files).lower()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise SettingsError(
+            f"{name!r} cannot name a folder of a study: lower-case letters, digits, '.', '_', '-'; use --name"
+        )
+    arms, comparisons, reference = expand(study, settings)
+    return Expanded(name, files[0], study, arms, comparisons, reference)
+
+
+def _without_sft(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "sft"}
+
+
+def expand(study: Study, settings: Mapping[str, Any]) -> tuple[tuple[Arm, ...], tuple[Comparison, ...], str]:
+    """The arms of the design with their settings built, the comparisons, and the reference."""
+    lines = {name: tuple([line] if isinstance(line, str) else line) for name, line in study.arms.items()}
+    for name, overrides in lines.items():
+        _check_arm(name, overrides)
+    plans: dict[str, tuple[str, ...]] = {BASE: ()}
+    comparisons: list[Comparison] = []
+    reference = BASE
+    match study.design:
+        case "one_at_a_time":
+            plans |= lines
+            comparisons = [Comparison(name, {name: 1.0, BASE: -1.0}, "switch") for name in lines]
+        case "leave_one_out":
+            _check_combinable(lines)
+            reference = ALL
+            plans[ALL] = tuple(itertools.chain(*lines.values()))
+            comparisons = [Comparison(ALL, {ALL: 1.0, BASE: -1.0}, "together")]
+            for name in lines:
+                plans[f"without_{name}"] = tuple(itertools.chain(*(o for other, o in lines.items() if other != name)))
+                comparisons.append(Comparison(name, {ALL: 1.0, f"without_{name}": -1.0}, "switch"))
+        case "factorial":
+            _check_combinable(lines)
+            if len(lines) > MOST_FACTORS:
+                raise SettingsError(
+                    f"design=factorial with {len(lines)} arms is {2 ** len(lines)} combinations; name {MOST_FACTORS} at most"
+                )
+            names = list(lines)
+            cells = [c for size in range(len(names) + 1) for c in itertools.combinations(names, size)]
+            plans = {"+".join(cell) or BASE: tuple(itertools.chain(*(lines[n] for n in cell))) for cell in cells}
+            comparisons = _effects(names, cells)
+    again = f"{reference}_again"
+    plans[again] = plans[reference]
+    comparisons.append(Comparison(again, {again: 1.0, reference: -1.0}, "noise"))
+    built = {name: _build(name, overrides, settings, study) for name, overrides in plans.items()}
+    arms = []
+    for name, config in built.items():
+        other = BASE if name == ALL else reference
+        known = () if name in (other, again) else remarks(built[other], config, other)
+        arms.append(Arm(name, plans[name], config, name == again, known))
+    return tuple(arms), tuple(comparisons), reference
+
+
+def _check_arm(name: str, overrides: Sequence[str]) -> None:
+    if name in RESERVED or not ARM_NAME.fullmatch(name):
+        raise SettingsError(
+            f"arm {name!r}: a name takes up to 40 lower-case letters, digits, '-' and '_', and is none of "
+            f"{', '.join(sorted(RESERVED))}; rename it"
+        )
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        reason = next((why for fixed, why in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), "")
+        if reason:
+            raise SettingsError(f"arm {name}: {key} is not an arm's to change, since {reason}")
+
+
+def _check_combinable(lines: Mapping[str, Sequence[str]]) -> None:
+    """Arms that set the same thing cannot both be on."""
+    owner: dict[str, str] = {}
+    for name, overrides in lines.items():
+        for key in {override.partition("=")[0].strip() for override in overrides}:
+            if owner.setdefault(key, name) != name:
+                raise SettingsError(
+                    f"arms {owner[key]} and {name} both set {key}, so they cannot be combined; leave one out, or use "
+                    "design: one_at_a_time"
+                )
+
+
+def _effects(names: Sequence[str], cells: Sequence[tuple[str, ...]]) -> list[Comparison]:
+    """Main effects, averaged over the other factors, and how much two factors do to each other's effect."""
+
+    def weights(factors: tuple[str, ...]) -> dict[str, float]:
+        share = 2.0 ** (len(factors) - len(names))
+        return {
+            "+".join(cell) or BASE: share * (-1.0) ** sum(factor not in cell for factor in factors) for cell in cells
+        }
+
+    main = [Comparison(name, weights((name,)), "switch") for name in names]
+    pairs = [Comparison(f"{a} x {b}", weights((a, b)), "interaction") for a, b in itertools.combinations(names, 2)]
+    return main + pairs
+
+
+def _build(name: str, overrides: Sequence[str], settings: Mapping[str, Any], study: Study) -> TrainConfig:
+    """An arm's settings; its mistakes name it."""
+    merged: dict[str, Any] = dict(settings)
+    try:
+        for override in overrides:
+            merged = merge(merged, parse_override(override))
+        logged = {"model": study.keep_models, "samples_every": 0, "rollouts": False}
+        merged = merge(merged, {"seed": 0, "max_tokens": study.budget.tokens})
+        merged["log"] = {**logged, **merged.get("log", {})}
+        config = build(TrainConfig, merged)
+    except SettingsError as error:
+        raise SettingsError(f"arm {name}: {error}" if overrides else f"the study's settings: {error}") from None
+    split, mode = study.primary.split("/")
+    wanted = f"primary: {study.primary} is never measured with"
+    if mode == "greedy" and not config.evaluation.greedy:
+        raise SettingsError(f"{wanted} evaluation.greedy=false; set it true")
+    if split == "harder" and (config.task.name != "arithmetic" or not config.evaluation.harder_problems):
+        raise SettingsError(
+            f"{wanted} task {config.task.name} and evaluation.harder_problems="
+            f"{config.evaluation.harder_problems}; choose a split that is"
+        )
+    return config

@@ -1,0 +1,184 @@
+"""What a study may say: plain functions of numbers, one per training seed.
+
+Everything rests on differences within a seed (arms share problems, draws and held-out items), so a comparison is a
+one-sample problem: Student's t over the seeds' differences. Several comparisons are held together by Holm's method
+(Scandinavian Journal of Statistics 6, 1979). Values are shares between 0 and 1; a point is 0.01.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import nctdtr, stdtr, stdtrit
+
+CONFIDENCE = 0.95
+POWER = 0.8
+FEWEST_SEEDS = 5
+"""Below this a study is exploratory."""
+MOST_SEEDS = 10_000
+Verdict = Literal["better", "worse", "no difference", "undecided", "identical"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and Student's interval around it; `sd` is the spread of single values."""
+
+    n: int
+    mean: float
+    sd: float
+    """NaN for a single value, which says nothing of spread."""
+    low: float
+    high: float
+    p: float
+    """Two-sided, of a true mean of 0."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with the words for it."""
+
+    verdict: Verdict
+    words: str
+    bound: float
+    """No difference larger than this, at the study's confidence: the interval's end that is farther from 0."""
+    more_seeds: int
+    """About how many more would decide, should mean and spread stay; 0 where it is decided or nothing is known."""
+
+
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Student's t of the mean of `values`, one per seed; infinite where there are fewer than two.
+
+    Values without any spread say nothing of it either: p is 1 where all are 0, and the interval is a point.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n if n else math.nan
+    if n < 2:
+        return Interval(n, mean, math.nan, -math.inf, math.inf, 1.0)
+    sd = float(np.std(np.asarray(values, dtype=np.float64), ddof=1))
+    error = sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    if error == 0.0:
+        return Interval(n, mean, sd, mean, mean, 1.0 if mean == 0.0 else 0.0)
+    p = 2.0 * float(stdtr(n - 1, -abs(mean) / error))
+    return Interval(n, mean, sd, mean - half, mean + half, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: rejecting those below alpha keeps the family-wise error at most alpha, however they depend."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Chance that a run of the one beats a run of the other, ties counted half (Agarwal et al. 2021, arXiv:2108.13264)."""
+    if not ours or not theirs:
+        return math.nan
+    gaps = np.subtract.outer(np.asarray(ours), np.asarray(theirs))
+    return float(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
+
+
+def judge(
+    difference: Interval, adjusted_p: float, margin: float, comparisons: int, *, identical: bool = False
+) -> Judgement:
+    """The verdict on a difference: Holm's p decides that there is one, the interval that there is none to speak of.
+
+    `margin` is the smallest difference that matters to the reader, declared before the study; an interval within it
+    says "no difference larger than", which is the two one-sided tests procedure at half the usual error
+    (Schuirmann 1987). `identical` says that every run of the two was equal to the last bit.
+    """
+    low, high, mean = difference.low, difference.high, difference.mean
+    bound = max(abs(low), abs(high))
+    if identical:
+        return Judgement("identical", "identical: the runs are equal to the last bit", 0.0, 0)
+    if difference.n < 2:
+        return Judgement("undecided", "undecided: fewer than two seeds say nothing of spread", math.inf, 0)
+    if difference.sd == 0.0:
+        words = f"undecided: every seed differs by {points(mean)}, so there is no spread to judge by"
+        return Judgement("undecided", words, bound, 0)
+    if adjusted_p < 1 - CONFIDENCE:
+        verdict: Verdict = "better" if mean > 0 else "worse"
+        return Judgement(verdict, f"{verdict} by {_points(abs(mean))}", bound, 0)
+    if bound <= margin:
+        return Judgement("no difference", f"no difference larger than {_points(bound)}", bound, 0)
+    more = seeds_to_decide(difference, margin, comparisons) - difference.n
+    words = f"undecided, from {points(low)} to {points(high)}: needs about {more} more seed{'s' if more != 1 else ''}"
+    return Judgement("undecided", words, bound, more)
+
+
+def seeds_to_decide(difference: Interval, margin: float, comparisons: int) -> int:
+    """Seeds for which p would fall below the Bonferroni level or the interval into the margin, should mean and spread
+    stay as they are: never fewer than there are where Holm's method has not decided.
+    """
+    effect = abs(difference.mean)
+
+    def decided(n: int) -> bool:
+        error = difference.sd / math.sqrt(n)
+        found = -stdtrit(n - 1, (1 - CONFIDENCE) / 2 / comparisons) * error < effect
+        return bool(found or effect + stdtrit(n - 1, (1 + CONFIDENCE) / 2) * error <= margin)
+
+    return _smallest(decided)
+
+
+def detectable_effect(n: int, sd: float, comparisons: int, power: float = POWER) -> float:
+    """Smallest true difference that n seeds find with this power, the first step of Holm's method heeded.
+
+    `sd` is the spread over seeds of the difference. Power is that of the two-sided t test (noncentral t).
+    """
+    if n < 2:
+        return math.inf
+    low, high = 0.0, 1.0
+    while _power(high, n, comparisons) < power:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _power(middle, n, comparisons) < power else (low, middle)
+    return high * sd
+
+
+def seeds_needed(effect: float, sd: float, comparisons: int, power: float = POWER) -> int:
+    """Seeds that find a true difference of `effect` with this power; MOST_SEEDS where even that many would not."""
+    if effect <= 0 or sd < 0:
+        return MOST_SEEDS
+    if sd == 0:
+        return 2
+    return _smallest(lambda n: _power(effect / sd, n, comparisons) >= power)
+
+
+def _power(effect: float, n: int, comparisons: int) -> float:
+    """Of the two-sided one-sample t test at the Bonferroni level; `effect` in standard deviations."""
+    critical = -stdtrit(n - 1, (1 - CONFIDENCE) / 2 / comparisons)
+    shift = effect * math.sqrt(n)
+    # far out the noncentral t is not a number, and the power there is 1
+    below, beyond = nctdtr(n - 1, shift, critical), nctdtr(n - 1, shift, -critical)
+    return float(1 - np.nan_to_num(below, nan=0.0) + np.nan_to_num(beyond, nan=0.0))
+
+
+def _smallest(holds: Callable[[int], bool]) -> int:
+    """The smallest n from 2 on for which a condition holds that stays true once it is; MOST_SEEDS where none does."""
+    low, high = 1, 2
+    while not holds(high):
+        if high >= MOST_SEEDS:
+            return MOST_SEEDS
+        low, high = high, min(2 * high, MOST_SEEDS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def points(value: float) -> str:
+    """A difference of shares as signed points."""
+    return f"{100 * value:+.1f} points" if math.isfinite(value) else "unknown"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f} points" if math.isfinite(value) else "unknown"

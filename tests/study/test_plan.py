@@ -1,0 +1,118 @@
+"""What a study will take, and what it can see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slimrl.errors import DataError
+from slimrl.study import plan as planning
+from slimrl.study.drive import planned_runs
+from slimrl.study.local import Slots
+from slimrl.study.plan import Measured, plan_study, sentences
+from slimrl.study.spec import Expanded, load_study
+from slimrl.study.statistics import detectable_effect, seeds_needed
+from slimrl.switches import Seen
+from tests.study.folders import write_run
+
+STUDY = """
+seeds: 4
+spread: 0.03
+settings: {steps: 10}
+arms:
+  filter: algorithm.overlong_filtering=true
+  dynamic: algorithm.dynamic_sampling=refill
+  clip: algorithm.clip_high=0.3
+"""
+SEEN = Seen(completions=64, truncated=0, longest=20, shortest=3, groups=8, constant=4)
+
+
+@pytest.fixture
+def expanded(tmp_path: Path) -> Expanded:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return load_study([str(tmp_path / "study.yaml")])
+
+
+def probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Measured(runs=0, step_seconds=2.0, other_seconds=16.0, step_tokens=1000.0, seen=SEEN)
+    monkeypatch.setattr(planning, "_probe", lambda *_: measured)
+
+
+def test_cost_by_hand(expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed(monkeypatch)
+    plan = plan_study(expanded, tmp_path, slots=2, effects=())
+    cost = {arm.name: (arm.tokens, arm.seconds) for arm in plan.arms}
+    assert cost["base"] == (4 * 10_000, 4 * 36)
+    # half of the groups carry no signal, so twice as many are sampled
+    assert cost["dynamic"] == (4 * 20_000, 4 * 56)
+    assert plan.hours == pytest.approx((4 * 4 * 36 + 4 * 56) / 2 / 3600)
+    assert (plan.runs, plan.left, plan.slots) == (20, 20, 2)
+
+
+def test_finished_runs_replace_the_probe_and_are_not_counted_again(expanded: Expanded, tmp_path: Path) -> None:
+    for run in planned_runs(expanded, tmp_path)[:5]:
+        write_run(run, [1, 2], steps=10, tokens=500)
+    plan = plan_study(expanded, tmp_path, slots=1, effects=())
+    assert (plan.left, plan.measured_on) == (15, 1)
+    cost = {arm.name: (arm.tokens, arm.seconds) for arm in plan.arms}
+    # 10 steps of 500 tokens in 20 s; the whole run took 10 s by its own clock, so there is nothing beside the steps
+    assert cost["base"] == (4 * 5000, 4 * 20)
+
+
+def test_power_is_said_for_the_declared_spread_and_comparisons(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed(monkeypatch)
+    plan = plan_study(expanded, tmp_path, slots=1, effects=(0.01, 0.05))
+    assert plan.detectable == detectable_effect(4, 0.03, 3)
+    assert plan.needed == {"1": seeds_needed(0.01, 0.03, 3), "5": seeds_needed(0.05, 0.03, 3)}
+    text = " ".join(sentences(plan))
+    assert f"{100 * plan.detectable:.1f} points" in text
+    assert "as the study file expects" in text
+
+
+def test_a_measured_spread_replaces_the_expected_one(expanded: Expanded, tmp_path: Path) -> None:
+    for run in planned_runs(expanded, tmp_path):
+        right = range(1, 3 + (run.index % 2 if run.arm.name == "dynamic" else 0))
+        write_run(run, list(right), weights="" if run.arm.name == "dynamic" else f"{run.index}")
+    plan = plan_study(expanded, tmp_path, slots=1, effects=())
+    assert plan.spread == pytest.approx(0.1 / 3**0.5), "differences of 0, 0.1, 0, 0.1"
+    assert plan.spread_from == "measured on 1 arms"
+
+
+def test_what_the_probe_shows_to_be_idle_is_said(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed(monkeypatch)
+    remarks = {arm.name: dict(arm.remarks) for arm in plan_study(expanded, tmp_path, slots=1, effects=()).arms}
+    assert "none of 64 completions was truncated" in remarks["filter"]["probe"]
+    assert "inert" in remarks["clip"]
+    assert "probe" not in remarks["dynamic"]
+    assert remarks["base"] == {}
+
+
+def test_the_probe_runs_in_every_slot_and_leaves_nothing(tmp_path: Path, tiny_folder: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        f"seeds: 2\nsettings: {{model: {{path: {tiny_folder}}}, rollout: {{problems: 2, group_size: 2, max_new_tokens: 6}}, "
+        "evaluation: {problems: 2, harder_problems: 0}}\narms: {kl: algorithm.kl_coef=0}\n"
+    )
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    plan = plan_study(expanded, tmp_path / "out", slots=2, effects=())
+    assert plan.measured_on == 0
+    assert plan.tokens > 0
+    assert 0 < plan.hours < 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lock"]
+
+
+def test_a_probe_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("settings: {model: {path: ./nowhere}}\narms: {kl: algorithm.kl_coef=0}\n")
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    with pytest.raises(DataError, match=r"the probe of base failed: error: .*nowhere"):
+        plan_study(expanded, tmp_path / "out", slots=1, effects=())
+
+
+def test_threads_are_not_settled_by_a_plan(expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed(monkeypatch)
+    assert plan_study(expanded, tmp_path, slots=2, effects=()).threads == Slots(2, 1).threads
+    assert not (tmp_path / "threads").exists()
