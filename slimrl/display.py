@@ -60,7 +60,7 @@ class Display:
 
     def say(self, text: str, style: str = "") -> None:
         """A line of our own words; nothing in it is read as markup."""
-        self.console.print(Text(visible(text), style=style))
+        self.console.print(Text(visible(text), style=style), soft_wrap=not self.console.is_terminal)
 
     def opening(self, examination: Examination, notes: Sequence[str]) -> None:
         """The preflight: what the model sees, how it stops, what a probe of completions shows."""

@@ -53,6 +53,16 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without.reference == 0
 
 
+def test_a_share_is_one_of_all_the_memory_whatever_runs_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "total_memory", lambda _device: 4e9)
+    policy = tiny_policy()
+    for free in (1e9, 3e9):
+        found, _ = plan(policy, monkeypatch, free=free, memory_share=0.25)
+        assert found.free == int(memory.SHARE * 1e9)
+    scarce, _ = plan(policy, monkeypatch, free=1e8, memory_share=0.25)
+    assert scarce.free == int(1e8) + 1000 + 4 * parameters(policy), "what is not free cannot be shared"
+
+
 def test_a_narrow_module_pays_for_masters(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
     policy.model.to(torch.bfloat16)

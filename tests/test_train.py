@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slimrl.config import TrainConfig
+from slimrl.config import ModelConfig, TrainConfig
 from slimrl.display import Display
-from slimrl.settings import load_config
-from slimrl.train import TrainSummary, train
+from slimrl.errors import DivergedError
+from slimrl.model.loading import fingerprint, load_policy
+from slimrl.settings import build, load_config
+from slimrl.train import TrainSummary, expected_steps, train
 from tests.conftest import ROOT
 
 SMALL = (
@@ -78,6 +80,43 @@ def test_what_is_only_looked_at_changes_nothing(tmp_path: Path) -> None:
         for s in (narrow, wide)
     ]
     assert texts[0] == texts[1]
+
+
+def test_a_token_budget_ends_the_run_and_changes_nothing_before(tmp_path: Path) -> None:
+    whole = run(tmp_path, "a", *SMALL, "evaluation.every=1")
+    after_two = int(metrics(whole)[1]["num_tokens"])
+    for name, budget in (("b", after_two), ("c", after_two - 1), ("d", int(metrics(whole)[0]["num_tokens"]) + 1)):
+        short = run(tmp_path, name, *SMALL, f"max_tokens={budget}", "evaluation.every=1", "log.model=false")
+        assert (short.steps, short.tokens_generated) == (2, after_two)
+        assert not (Path(short.run) / "final").exists()
+        assert sorted(p.stem for p in (Path(short.run) / "evals").glob("*.json"))[-1] == "step-00000002"
+    assert [m["loss"] for m in metrics(short)] == [m["loss"] for m in metrics(whole)][:2]
+
+
+@pytest.mark.parametrize(
+    ("step", "tokens", "expected"), [(0, 0, 9), (0, 100, 5), (2, 300, 5), (4, 500, 5), (4, 480, 6), (0, 1, 9)]
+)
+def test_steps_are_reckoned_from_the_tokens_so_far(step: int, tokens: int, expected: int) -> None:
+    assert expected_steps(build(TrainConfig, {"steps": 9, "max_tokens": 500}), step, tokens) == expected
+    assert expected_steps(build(TrainConfig, {"steps": 9}), step, tokens) == 9
+
+
+def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
+    first = run(tmp_path, "a", *SMALL)
+    second = run(tmp_path, "b", *SMALL, "optimizer.learning_rate=2.00001e-4")
+    assert not same(first, second)
+    assert first.weights != second.weights
+    again = load_policy(ModelConfig(path=str(Path(first.run) / "final")), seed=0)
+    assert fingerprint(again.model) == first.weights
+
+
+def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimrl.train.clipped_surrogate", lambda *a, **_: a[0] * float("nan"))
+    with pytest.raises(DivergedError):
+        run(tmp_path, "a", *SMALL)
+    state = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert state["status"] == "diverged"
+    assert "the loss is nan" in state["reason"]
 
 
 def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class FleetDisplay:
         self._shown = time.monotonic()
 
     def say(self, text: str) -> None:
-        self._console.print(Text(visible(text)))
+        self._console.print(Text(visible(text)), soft_wrap=not self._console.is_terminal)
 
     def watch(self, fleet: Fleet) -> None:
         running = ", ".join(f"{name} (step {steps})" for name, steps in fleet.running.items())
