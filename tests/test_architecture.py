@@ -29,6 +29,7 @@ ALLOWED = {
     "tasks": {"config", "errors", "records", "randomness"},
     "rewards": {"config", "errors", "processes", "records", "tasks"},
     "rollout": {"errors", "model", "records", "randomness", "stopwatch"},
+    "study": {"cli", "config", "display", "errors", "evaluate", "processes", "settings", "switches"},
     "runs": {"algorithm", "config", "errors", "model", "records", "settings"},
 }
 

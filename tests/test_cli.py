@@ -13,7 +13,10 @@ import torch
 import yaml
 
 from slimrl import cli
+from slimrl.study.drive import planned_runs
+from slimrl.study.spec import load_study
 from tests.conftest import ROOT
+from tests.study.folders import write_run
 
 
 class Result:
@@ -358,6 +361,42 @@ def test_doctor_says_that_no_group_carries_a_signal(slimrl, tiny_folder: Path) -
     assert report["first_prompt"]
     assert any("clip" in sentence for sentence in report["inert"])
     assert "none of 16 groups carries a signal" in result.err
+
+
+def test_a_study_from_the_command_line(
+    slimrl, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mistakes and its report; tests/study has the driver."""
+    (tmp_path / "mine.yaml").write_text("seeds: 2\narms: {kl: algorithm.kl_coef=0}\n")
+    for arguments, code, words in (
+        (("study", "run"), 2, "Missing argument 'STUDY"),
+        (("study", "plan", "steps=3"), 2, "name a study file first"),
+        (("study", "run", "yours.yaml"), 2, "yours.yaml: no such settings file; did you mean mine.yaml?"),
+        (("study", "run", "mine.yaml", "stepz=3"), 2, "the study's settings: stepz is not a setting"),
+        (("study", "report", "mine.yaml"), 3, "runs/mine: no such study"),
+        (
+            ("study", "plan", "mine.yaml", "model.path=./nowhere", "--slots", "1"),
+            3,
+            "the probe of base failed: error: ",
+        ),
+        (("study", "run", "mine.yaml", "--name", "../x"), 2, "cannot name a folder"),
+    ):
+        result = slimrl(*arguments)
+        assert (result.code, result.out) == (code, ""), result.err
+        assert words in result.err
+        assert "Traceback" not in result.err
+    expanded = load_study([str(tmp_path / "mine.yaml")])
+    for planned in planned_runs(expanded, tmp_path / "runs" / "mine"):
+        write_run(planned, [1, 2 + planned.index])
+    result = slimrl("study", "report", "mine.yaml", "--json")
+    assert result.code == 0
+    assert json.loads(result.out) == json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
+    assert "kl: +0.0 points" in result.err
+    monkeypatch.setattr("slimrl.study.drive.run_study", lambda *_, **__: planned_runs(expanded, tmp_path)[:1])
+    failed = slimrl("study", "run", "mine.yaml", "--quiet")
+    assert (failed.code, failed.err) == (
+        3, "error: 1 runs failed (base-0); mend the cause and run the same command again\n"
+    )  # fmt: skip
 
 
 def test_interrupt_ends_with_130(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from slimrl.errors import SettingsError
 from slimrl.settings import read_yaml
-from slimrl.study.spec import AGAIN_SEED, Expanded, load_study
+from slimrl.study.spec import AGAIN_SEED, Expanded, Study, load_study
 from tests.conftest import ROOT
 
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -186,3 +186,10 @@ def test_the_published_study_names_clip_higher_as_inert_before_it_starts_and_the
     corrected = load_study([str(ROOT / "studies" / "case-study.yaml")])
     assert not any(remark.kind == "inert" for arm in corrected.arms for remark in arm.remarks)
     assert len(corrected.study.arms) == 9, "eight switches and the final recipe"
+
+
+def test_the_documentation_names_every_key_of_a_study() -> None:
+    table = (ROOT / "docs" / "studies.md").read_text().partition("| key |")[2].partition("\n\n")[0]
+    assert {line.split("`")[1] for line in table.splitlines()[2:]} == set(Study.model_fields)
+    for file in STUDIES:
+        assert f"`{file.name}`" in (ROOT / "docs" / "studies.md").read_text()
