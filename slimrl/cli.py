@@ -343,13 +343,16 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
 
 def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:
     from slimrl.study.report import write_reports
-    from slimrl.study.results import collect, summary_line
+    from slimrl.study.results import collect
+    from slimrl.study.statistics import points
+    from slimrl.study.tables import verdict_words
 
     results = collect(expanded, folder)
     path = write_reports(results, folder)
     display = _display(quiet)
     for effect in results.effects:
-        display.say(summary_line(effect))
+        low, high = points(effect.difference.low), points(effect.difference.high)
+        display.say(f"{effect.name}: {points(effect.difference.mean)} [{low}, {high}], {verdict_words(effect)}")
     display.say(f"report: {path}, report.md, results.csv, results.json")
     if as_json:
         click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)

@@ -20,7 +20,8 @@ def main() -> None:
 
 
 def _watch() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock a thread would still hold when the interpreter ends
+        pass
     os._exit(1)
 
 

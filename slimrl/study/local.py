@@ -110,7 +110,10 @@ class _Process:
         self._process = process
 
     def poll(self) -> int | None:
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return code
 
     def stop(self) -> None:
         self._signal(signal.SIGTERM)
@@ -119,6 +122,7 @@ class _Process:
             time.sleep(0.05)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self.poll()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -77,6 +77,8 @@ STYLE = {
 }
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 GRID_POINTS = 40
+FEWEST_FOR_BAND = 3
+"""The interval of two runs is 13 times as wide as they are apart, and would fill every panel."""
 MOST_PANELS = 20
 """Arms that have a panel of their own."""
 LONGEST_LABEL = 34
@@ -142,7 +144,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs of an arm over seeds on a common grid, each `[points]`; the band is NaN for a single run."""
+    """Runs of an arm over seeds on a common grid, each `[points]`; the band is NaN for fewer than FEWEST_FOR_BAND runs."""
 
     x: Array
     mean: Array
@@ -160,7 +162,7 @@ def mean_curve(runs: Sequence[Run], over: str, name: str) -> Curve | None:
     values = np.stack([np.interp(grid, x, y) for x, y in known])
     n = len(values)
     half = np.full(len(grid), math.nan)
-    if n > 1:
+    if n >= FEWEST_FOR_BAND:
         half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
     mean = values.mean(axis=0)
     return Curve(grid, mean, mean - half, mean + half)
@@ -230,7 +232,7 @@ def _draw_effect(axes: Any, y: float, effect: Effect, limits: tuple[float, float
     colour, marker = MARKS[verdict_of(effect)]
     d = effect.difference
     beside = axes.get_yaxis_transform()
-    label = {"y": y + 0.36, "transform": beside, "va": "center", "fontsize": 9}
+    label = {"y": y + 0.28, "transform": beside, "va": "baseline", "fontsize": 9}
     axes.text(0.0, s=_label(effect.name), ha="left", weight="bold", **label)
     axes.text(1.0, s=signed(d.mean) if d.n else "no result yet", ha="right", **label)
     if not d.n:

@@ -175,13 +175,13 @@ def _from_runs(expanded: Expanded, folder: Path) -> Measured | None:
     runs = [r for r in results.runs if r.status == "finished" and r.arm == expanded.reference and r.steps]
     if not runs:
         return None
-    walls = [_wall(Path(run.folder)) for run in runs]
+    walls = [_wall(folder / run.folder) for run in runs]
     return Measured(
         runs=len(runs),
         step_seconds=fmean(run.seconds / run.steps for run in runs),
         other_seconds=max(0.0, fmean(w - run.seconds for w, run in zip(walls, runs, strict=True))),
         step_tokens=fmean(run.tokens / run.steps for run in runs),
-        seen=_seen(expanded, [Path(run.folder) for run in runs]),
+        seen=_seen(expanded, [folder / run.folder for run in runs]),
     )
 
 

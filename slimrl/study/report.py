@@ -95,7 +95,8 @@ def _shortened(text: str) -> str:
 def as_markdown(results: Results) -> str:
     """The page without its pictures and completions."""
     parts = [f"# {prose(results.question or results.name)}", prose(words.lead(results))]
-    parts.append("\n".join(f"**{prose(sentence)}**  " for sentence in words.answer(results)).rstrip())
+    first, *others = map(prose, words.answer(results))
+    parts += [f"**{first}**", " ".join(others)]
     parts += [f"**{word}.** {prose(text)}" for word, text in words.notices(results)]
     parts.append(
         _bullets(f"**{title}: {prose(figure)}.** {prose(text)}" for title, figure, text in words.facts(results))
@@ -103,7 +104,10 @@ def as_markdown(results: Results) -> str:
     for table in tables.verdict_tables(results):
         parts += [f"## {table.caption}", _markdown_table(table)]
     if remarks := tables.remarks(results):
-        parts += ["### Remarks", _bullets(f"{code(arm)}, {kind}: {prose(text)}" for arm, kind, text in remarks)]
+        parts += [
+            "### Remarks",
+            _bullets(f"**{prose(words.listed(names))}**, {kind}: {prose(text)}" for names, kind, text in remarks),
+        ]
     parts += ["### Columns", _bullets(f"**{title}**: {prose(text)}" for title, text in words.legend(results))]
     for table in (tables.cost_table(results), tables.form_table(results), tables.troubled_runs(results)):
         if table.rows:
@@ -125,21 +129,32 @@ def _markdown_table(table: Table) -> str:
     titles = [first, *(["What it is"] if detailed else []), *others]
     lines = [" | ".join(map(prose, titles)), " | ".join(["---"] * len(titles))]
     for row in table.rows:
-        detail = [code(row.detail) if row.detail else ""] if detailed else []
+        detail = [prose(row.detail)] if detailed else []
         lines.append(" | ".join([code(row.name), *detail, *(prose(str(cell)) for cell in row.cells)]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
+MARKUP = re.compile(
+    r"[\\`*|~$#^]"
+    r"|<(?=\S)|&(?=[#A-Za-z])"  # a sign less-than before a gap, as in p < 0.001, is none of HTML's
+    r"|\[(?![-+\d., ]+\](?![(\[:]))"  # nor are the brackets of an interval a link's
+    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
+    r"|^>|^[-+](?=\s|$)|^-{2,}|^=+|(?:^\d{1,9})[.)](?=\s|$)"
+)
+ADDRESS = re.compile(r"@|:(?=/)|(?<=www)\.", re.IGNORECASE)
+
+
 def prose(text: str) -> str:
-    """Text as one line of Markdown that is no markup: what could be is written as an entity, which no sign before undoes."""
+    """Text as one line of Markdown that is no markup.
 
-    def entity(match: re.Match[str]) -> str:
-        return "".join(f"&#{ord(sign)};" for sign in match[0])
+    What could be is written as entities, which nothing that stands before can undo, as it can a backslash. Addresses are
+    broken by a gap of no width, since many programs make links of bare ones.
+    """
 
-    line = _line(text)
-    line = re.sub(r"[\\`*\[\]<>&|~$#^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[^\w\s–▲▼■○◆✚]|(?<=^\d)[.)]", entity, line)
-    # nor an address: a gap of no width keeps programs from making a link of one
-    return re.sub(r"@|:(?=/)|(?<=www)\.", lambda match: f"{entity(match)}&#8203;", line, flags=re.IGNORECASE)
+    def entities(match: re.Match[str]) -> str:
+        return "".join(sign if sign.isdigit() else f"&#{ord(sign)};" for sign in match[0])
+
+    return ADDRESS.sub(lambda match: f"{entities(match)}&#8203;", MARKUP.sub(entities, _line(text)))
 
 
 def code(text: str) -> str:

@@ -20,7 +20,7 @@ from scipy import stats
 from slimrl.evaluate import paired_difference
 from slimrl.study import statistics
 from slimrl.study.spec import Arm, Comparison, Expanded
-from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement, points
+from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
 from slimrl.study.switches import concerning, settings_of
 
 Status = Literal["finished", "diverged", "failed", "missing"]
@@ -50,6 +50,7 @@ class Run:
     status: Status
     reason: str
     folder: str
+    """Within the study's."""
     steps: int
     tokens: int
     """Sampled in training."""
@@ -145,7 +146,7 @@ class Results:
     effects: tuple[Effect, ...]
     noise: Noise
     detectable: float
-    """Smallest true difference found with 80 % power, by the spread that was seen."""
+    """Smallest true difference that all planned seeds find with 80 % power, by the spread seen so far."""
     cannot_tell: tuple[str, ...]
     samples: tuple[Mapping[str, Any], ...]
     """Some problems with `question`, `answer`, `before` and `after` by arm: text and verdict of seed index 0."""
@@ -198,7 +199,7 @@ def collect(expanded: Expanded, folder: Path) -> Results:
         cannot_tell=_cannot_tell(expanded, arms, effects, runs, detectable),
         samples=_samples(expanded, folder),
         settings=settings_of(reference.config),
-        versions=_versions(runs),
+        versions=_versions(runs, folder),
         runs=tuple(runs),
     )
 
@@ -224,7 +225,7 @@ def read_run(folder: Path, arm: Arm, index: int, primary: str) -> Run:
         seed=arm.seed(index),
         status=status,
         reason=str(state.get("reason", "")),
-        folder=str(folder),
+        folder=f"runs/{folder.name}",
         steps=len(history),
         tokens=int(history[-1]["num_tokens"]) if history else 0,
         seconds=float(history[-1]["time/total"]) if history else 0.0,
@@ -259,6 +260,8 @@ def _measures(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def _form(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Sampled test completions by whether the answer is right (leniently read) and whether its form is."""
     drawn = [row for row in rows if row["split"] == "test" and row["mode"] == "sampled"]
+    if not drawn:
+        return {}
     right = np.array([row["lenient"] or row["strict"] for row in drawn], dtype=bool)
     form = np.array([row["well_formed"] for row in drawn], dtype=bool)
     cells = {
@@ -285,7 +288,7 @@ def value(run: Run, primary: str) -> float:
 
 
 def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effect, ...]:
-    """Every comparison with its verdict; Holm's method over the switches that have a result."""
+    """Every comparison with its verdict; Holm's method over all switches, of which one without a result has p = 1."""
     primary, margin = expanded.study.primary, expanded.study.margin
     found = []
     for comparison in expanded.comparisons:
@@ -309,7 +312,12 @@ def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effe
                 difference=difference,
                 adjusted_p=p,
                 judgement=statistics.judge(
-                    difference, p, margin, len(tested) if held else 1, identical=0 < twins == len(seeds)
+                    difference,
+                    p,
+                    margin,
+                    len(tested) if held else 1,
+                    identical=0 < twins == len(seeds),
+                    diverged=sum(runs[arm][i].status == "diverged" for arm in comparison.weights for i in seeds),
                 ),
                 probability_of_improvement=_improvement(comparison, runs, seeds, primary),
                 problems=_over_problems(comparison, runs, seeds),
@@ -500,18 +508,12 @@ def _samples(expanded: Expanded, folder: Path) -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def _versions(runs: Sequence[Run]) -> dict[str, str]:
+def _versions(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     keys = ("slimrl", "torch", "transformers", "python", "device", "dtype", "threads", "parameters")
     for run in runs:
-        if run.counts and (state := _json(Path(run.folder) / "run.json")):
+        if run.counts and (state := _json(folder / run.folder / "run.json")):
             return {key: str(state[key]) for key in keys if key in state}
     return {}
-
-
-def summary_line(effect: Effect) -> str:
-    """A comparison in one line: name, difference with its interval, verdict."""
-    d = effect.difference
-    return f"{effect.name}: {points(d.mean)} [{points(d.low)}, {points(d.high)}], {effect.judgement.words}"
 
 
 def _number(value: object) -> float:

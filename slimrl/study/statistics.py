@@ -87,13 +87,20 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
 
 
 def judge(
-    difference: Interval, adjusted_p: float, margin: float, comparisons: int, *, identical: bool = False
+    difference: Interval,
+    adjusted_p: float,
+    margin: float,
+    comparisons: int,
+    *,
+    identical: bool = False,
+    diverged: int = 0,
 ) -> Judgement:
     """The verdict on a difference: Holm's p decides that there is one, the interval that there is none to speak of.
 
     `margin` is the smallest difference that matters to the reader, declared before the study; an interval within it
     says "no difference larger than", which is the two one-sided tests procedure at half the usual error
-    (Schuirmann 1987). `identical` says that every run of the two was equal to the last bit.
+    (Schuirmann 1987). `identical` says that every run of the two was equal to the last bit; `diverged` counts runs that are
+    in the difference as 0.
     """
     low, high, mean = difference.low, difference.high, difference.mean
     bound = max(abs(low), abs(high))
@@ -109,6 +116,9 @@ def judge(
         return Judgement(verdict, f"{verdict} by {_points(abs(mean))}", bound, 0)
     if bound <= margin:
         return Judgement("no difference", f"no difference larger than {_points(bound)}", bound, 0)
+    if diverged:  # a run that counts as 0 lies far from the others: more of them would not be alike
+        runs = f"{diverged} run{'s' if diverged > 1 else ''} diverged and count{'s' if diverged == 1 else ''} as 0"
+        return Judgement("undecided", f"undecided, from {points(low)} to {points(high)}: {runs}", bound, 0)
     more = seeds_to_decide(difference, margin, comparisons) - difference.n
     words = f"undecided, from {points(low)} to {points(high)}: needs about {more} more seed{'s' if more != 1 else ''}"
     return Judgement("undecided", words, bound, more)
@@ -177,7 +187,7 @@ def _smallest(holds: Callable[[int], bool]) -> int:
 
 def points(value: float) -> str:
     """A difference of shares as signed points."""
-    return f"{100 * value:+.1f} points" if math.isfinite(value) else "unknown"
+    return f"{round(100 * value, 1) + 0.0:+.1f} points" if math.isfinite(value) else "unknown"
 
 
 def _points(value: float) -> str:

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from slimrl.config import TrainConfig
+from slimrl.switches import paid_rewards
 
 ROUNDING_ONLY = (
     "rollout.slots", "rollout.compile", "rewards.workers", "optimizer.microbatch_tokens", "optimizer.activation_checkpointing",
     "memory_share", "model.device",
 )  # fmt: skip
 """Settings that change speed and memory, and numbers at most in their last bits."""
+ON_RATIOS = (
+    "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip", "algorithm.sapo_up", "algorithm.sapo_down",
+)  # fmt: skip
+"""Settings that do nothing where every importance ratio is 1."""
 MEASURED_WITH = ("rollout.max_new_tokens", "rollout.temperature")
 """Settings that evaluation uses too."""
 
@@ -72,8 +77,16 @@ def remarks(reference: TrainConfig, arm: TrainConfig, name: str) -> tuple[Remark
 def without_effect(key: str, reference: TrainConfig, arm: TrainConfig) -> str:
     """Why a changed setting can change no result, or nothing at all may be said."""
     both = (reference, arm)
-    if key in ("algorithm.clip_low", "algorithm.clip_high") and all(map(_ratio_is_one, both)):
+    if key in ON_RATIOS and all(map(_ratio_is_one, both)):
         return "acts on importance ratios, and with one update per rollout batch every one is exactly 1"
+    if (
+        key == "algorithm.surrogate"
+        and "gpg" not in {c.algorithm.surrogate for c in both}
+        and all(map(_ratio_is_one, both))
+    ):
+        return (
+            "makes no difference with one update per rollout batch, where every surrogate has the gradient of reinforce"
+        )
     if key == "algorithm.signal" and all(map(_reward_is_correctness, both)):
         return "makes no difference where the reward is correctness alone"
     if key in ROUNDING_ONLY and "microbatch_token_mean" not in {c.algorithm.aggregation for c in both}:
@@ -84,22 +97,17 @@ def without_effect(key: str, reference: TrainConfig, arm: TrainConfig) -> str:
 def _ratio_is_one(config: TrainConfig) -> bool:
     """One update per rollout batch, and no group that an earlier policy sampled."""
     single = config.optimizer.minibatches * config.optimizer.epochs == 1
-    return single and config.algorithm.dynamic_sampling == "off"
+    return single and config.algorithm.dynamic_sampling != "refill"
 
 
 def _reward_is_correctness(config: TrainConfig) -> bool:
-    rewards = config.rewards
-    others = (
-        rewards.format, rewards.match_format_exactly, rewards.match_format_approximately, rewards.check_answer,
-        rewards.check_numbers, rewards.soft_overlong, *(custom.weight for custom in rewards.custom.values()),
-    )  # fmt: skip
-    return bool(rewards.correct) and not any(others)
+    return paid_rewards(config) == ["correct"] and not config.rewards.zero_truncated
 
 
 def _confounds(reference: TrainConfig, arm: TrainConfig, changed: list[str]) -> list[str]:
     theirs, ours = reference.algorithm, arm.algorithm
     found = []
-    kl = bool(theirs.kl_coef and ours.kl_coef)
+    kl = bool(theirs.kl_coef and ours.kl_coef) and "loss" in (theirs.kl_place, ours.kl_place)
     if "algorithm.scale_rewards" in changed and kl:
         found.append(
             "advantages change their scale and algorithm.kl_coef does not, so the weight of the KL penalty against the "
@@ -128,7 +136,9 @@ def _confounds(reference: TrainConfig, arm: TrainConfig, changed: list[str]) -> 
         found.append(
             f"at equal steps {dearer} may sample up to {budget:g} times the tokens; budget.equal=tokens compares at equal cost"
         )
-    if "algorithm.kl_estimator" in changed and "k1" in (ours.kl_estimator, theirs.kl_estimator):
+    if "algorithm.kl_estimator" in changed and ("k1", "loss") in (
+        (ours.kl_estimator, ours.kl_place), (theirs.kl_estimator, theirs.kl_place)
+    ):  # fmt: skip
         found.append("the gradient of k1 in the loss is 0 on average, so with it the KL penalty pulls nowhere")
     return found
 

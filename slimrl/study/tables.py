@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ REMARKS = {
     "confounded": "changes more than one thing",
     "reward": "training reward not comparable",
 }
+SEEN = "found inert in the run"
 CELLS = {
     "right": "right, in form",
     "right_out_of_form": "right, out of form",
@@ -107,10 +108,11 @@ def ordered_arms(results: Results) -> list[ArmResult]:
     """The reference, its A/A arm, and the others as their verdicts stand, or by accuracy where an arm has none."""
     rank = {effect.name: place for place, effect in enumerate(ordered_effects(results))}
     again = {effect.name for effect in results.effects if effect.kind == NOISE}
+    by_verdict = one_to_one(results)
 
     def place(arm: ArmResult) -> tuple[int, float, str]:
         first = 0 if arm.name == results.reference else 1 if arm.name in again else 2
-        return first, rank[arm.name] if one_to_one(results) and first else _descending(arm.primary.mean), arm.name
+        return first, rank[arm.name] if by_verdict and first else _descending(arm.primary.mean), arm.name
 
     return sorted(results.arms, key=place)
 
@@ -135,7 +137,11 @@ def verdict_words(effect: Effect) -> str:
         return "noise check: needs two seeds"
     if d.p < 1 - CONFIDENCE:
         return f"noise check: differs by {signed(d.mean)} points though nothing was changed"
-    return "noise check: nothing was changed, and no difference is found"
+    if effect.judgement.verdict == "no difference":
+        return f"noise check: {effect.judgement.words}"
+    return (
+        f"noise check: nothing was changed, and no difference up to {percent(effect.judgement.bound)} points is found"
+    )
 
 
 def verdict_of(effect: Effect) -> str:
@@ -147,7 +153,7 @@ def verdict_tables(results: Results) -> tuple[Table, ...]:
     """One table where every effect is an arm's; otherwise the effects, then the arms."""
     effects = ordered_effects(results)
     arms = ordered_arms(results)
-    cost = (f"Tokens, × {results.reference}", f"Seconds, × {results.reference}", "Seeds finished")
+    cost = ("Tokens, relative", "Seconds, relative", "Seeds finished")
     judged = ("Verdict", "Difference, points", "p (Holm)", "Over problems, points", "Chance of improvement")
     if one_to_one(results):
         by = {effect.name: effect for effect in effects}
@@ -229,16 +235,17 @@ def _marks(arm: ArmResult) -> tuple[str, ...]:
     return tuple(text for kind, text in REMARKS.items() if kind in kinds)
 
 
-def remarks(results: Results) -> list[tuple[str, str, str]]:
-    """Arm, kind in words, text: what the settings say of an arm, and what its runs found inert beyond the reference's."""
+def remarks(results: Results) -> list[tuple[tuple[str, ...], str, str]]:
+    """Arms, kind in words, text: what the settings say of arms, and what runs found inert beyond the reference's."""
     everywhere = {text for run in results.runs if run.arm == results.reference for text in run.inert}
-    found = []
+    found: dict[tuple[str, str], list[str]] = {}
     for arm in ordered_arms(results):
-        found += [(arm.name, REMARKS[kind], text) for kind, text in arm.remarks]
-        seen = (text for run in results.runs if run.arm == arm.name for text in run.inert)
-        own = dict.fromkeys(text for text in seen if arm.name == results.reference or text not in everywhere)
-        found += [(arm.name, "found inert in the run", text) for text in own]
-    return found
+        told = [(REMARKS[kind], text) for kind, text in arm.remarks]
+        seen = dict.fromkeys(text for run in results.runs if run.arm == arm.name for text in run.inert)
+        told += [(SEEN, text) for text in seen if arm.name == results.reference or text not in everywhere]
+        for remark in told:
+            found.setdefault(remark, []).append(arm.name)
+    return [(tuple(names), kind, text) for (kind, text), names in found.items()]
 
 
 def cost_table(results: Results) -> Table:
@@ -282,12 +289,11 @@ def form_table(results: Results) -> Table:
 
 
 def troubled_runs(results: Results) -> Table:
-    """Runs that diverged, failed or are not there, with the reason."""
+    """Runs that diverged or failed, with the reason; those that are missing are but counted, with their arm."""
     order = {arm.name: place for place, arm in enumerate(ordered_arms(results))}
-    runs: Sequence[Any] = sorted(results.runs, key=lambda run: (order[run.arm], run.index))
     rows = tuple(
         Row(run.arm, "", (Cell(str(run.index)), Cell(run.status), Cell(run.reason or UNKNOWN), Cell(str(run.steps))))
-        for run in runs
-        if run.status != "finished"
+        for run in sorted(results.runs, key=lambda run: (order[run.arm], run.index))
+        if run.status in ("diverged", "failed")
     )
-    return Table("Runs that did not finish", ("Arm", "Seed", "Status", "Reason", "Steps taken"), rows)
+    return Table("Runs that diverged or failed", ("Arm", "Seed", "Status", "Reason", "Steps taken"), rows)

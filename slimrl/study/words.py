@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from slimrl.study.results import Effect, Results
 from slimrl.study.statistics import FEWEST_SEEDS
-from slimrl.study.tables import SYMBOLS, one_to_one, ordered_effects, percent
+from slimrl.study.tables import NOISE, SYMBOLS, one_to_one, ordered_effects, percent
 
 MOST_NAMES = 6
 """Of a list within a sentence."""
@@ -33,11 +33,6 @@ def answer(results: Results) -> tuple[str, ...]:
     if not any(effect.difference.n for effect in switches):
         return ("Nothing can be said yet: no switch has a finished run to compare with one of the reference.",)
     by = {verdict: [e for e in switches if e.judgement.verdict == verdict] for verdict in SYMBOLS}
-    decided = [
-        f"{_subject(len(by[verdict]), len(switches), verb)} held-out accuracy: {listed(_sized(e, results) for e in by[verdict])}"
-        for verdict, verb in (("better", "raise"), ("worse", "lower"))
-        if by[verdict]
-    ]
     rest = [
         f"{verdict}: {listed(effect.name for effect in by[key])}"
         for key, verdict in (
@@ -47,15 +42,25 @@ def answer(results: Results) -> tuple[str, ...]:
         )
         if by[key]
     ]
-    if decided:
-        first = "; ".join(decided)
+    changed = [*by["better"], *by["worse"]]
+    if changed:
+        first = _changes(by["better"], by["worse"], len(switches))
     elif len(by["undecided"]) == len(switches):
-        first = (
-            f"Nothing is decided: {_seeds(results.seeds)} neither show a change of held-out accuracy nor rule one out"
-        )
+        first = f"Nothing is decided: with {_seeds(results.seeds)} a change of held-out accuracy is neither shown nor ruled out"
     else:
         subject = "The switch is not" if len(switches) == 1 else f"None of {len(switches)} switches is"
         first = f"{subject} shown to change held-out accuracy"
+    small = [effect.name for effect in changed if abs(effect.difference.mean) < results.margin]
+    mixed = [arm.name for arm in results.arms if "confounded" in {kind for kind, _ in arm.remarks}]
+    doubtful = [effect.name for effect in changed if one_to_one(results) and effect.name in mixed]
+    doubts = [
+        f"{words}: {listed(names)}"
+        for words, names in (
+            (f"Of these, by less than the margin of {points(results.margin)}", small),
+            ("Of these, with more than one change (see the remarks)", doubtful),
+        )
+        if names
+    ]
     together = [f"All switches together: {e.judgement.words}" for e in effects if e.kind == "together"]
     interactions = [
         f"{e.name}: both together give {points(abs(e.difference.mean))} {'more' if e.difference.mean > 0 else 'less'} than the "
@@ -63,18 +68,19 @@ def answer(results: Results) -> tuple[str, ...]:
         for e in effects
         if e.kind == "interaction" and e.judgement.verdict in ("better", "worse")
     ]
-    return tuple(f"{sentence}." for sentence in (first, *rest, *together, *interactions))
+    return tuple(f"{sentence}." for sentence in (first, *doubts, *rest, *together, *interactions))
 
 
-def _subject(number: int, total: int, verb: str) -> str:
-    subject = "The switch" if total == 1 else f"{number} of {total} switches"
-    return f"{subject} {verb}{'s' if number == 1 else ''}"
-
-
-def _sized(effect: Effect, results: Results) -> str:
-    kinds = {kind for arm in results.arms if arm.name == effect.name for kind, _ in arm.remarks}
-    doubt = " (but see its remarks)" if one_to_one(results) and "confounded" in kinds else ""
-    return f"{effect.name} by {points(abs(effect.difference.mean))}{doubt}"
+def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int) -> str:
+    """The first sentence, where there is something to tell."""
+    parts: list[str] = []
+    for effects, verb in ((better, "raise"), (worse, "lower")):
+        if effects:
+            subject = "The switch" if total == 1 else f"{len(effects)} of {total}{'' if parts else ' switches'}"
+            sizes = listed(f"{effect.name} by {points(abs(effect.difference.mean))}" for effect in effects)
+            what = "it" if parts else "held-out accuracy"
+            parts.append(f"{subject} {verb}{'s' if len(effects) == 1 else ''} {what}: {sizes}")
+    return "; ".join(parts)
 
 
 def notices(results: Results) -> tuple[tuple[str, str], ...]:
@@ -100,7 +106,7 @@ def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
         (
             "Noise floor",
             floor(results),
-            f"Two sets of {results.seeds} runs with the same settings differ by less in 95 of 100 studies.",
+            f"Two sets of {_repeats(results)} runs with the same settings differ by less in 95 of 100 studies.",
         ),
         (
             "Can be found",
@@ -118,7 +124,6 @@ def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
 
 def legend(results: Results) -> tuple[tuple[str, str], ...]:
     """Each column of the verdict table, once."""
-    split = f"{results.seeds} training seeds"
     return (
         ("Arm", "One set of settings, trained once for each seed; below its name stands what it changes."),
         (
@@ -129,12 +134,12 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         (
             "Difference",
             "Mean over seeds of the difference within each seed, in points (hundredths of accuracy). Arms share problems and "
-            f"draws within a seed, so the unit is the seed, not the problem. In brackets Student's 95 % interval over {split}.",
+            "draws within a seed, so the unit is the seed, not the problem. In brackets Student's 95 % interval over seeds.",
         ),
         (
             "Verdict",
-            "Better or worse: p below 0.05. No difference: the whole interval lies within the margin of "
-            f"{percent(results.margin)} points. Undecided: neither. Never drawn from the training reward.",
+            "Better or worse: p below 0.05, by however little. No difference: the whole interval lies within the margin of "
+            f"{points(results.margin)}. Undecided: neither. Never drawn from the training reward.",
         ),
         (
             "p (Holm)",
@@ -166,6 +171,13 @@ def measure(primary: str) -> str:
     """The primary measure in words."""
     split, mode = primary.split("/")
     return f"{SPLITS[split]}, {MODES[mode]}"
+
+
+def _repeats(results: Results) -> int:
+    """Runs that the noise floor is a statement on: those of the reference or of its A/A arm, where these are fewer."""
+    twins = {results.reference, *(effect.name for effect in results.effects if effect.kind == NOISE)}
+    counted = [arm.finished + arm.diverged for arm in results.arms if arm.name in twins]
+    return min((n for n in counted if n > 1), default=results.seeds)
 
 
 def floor(results: Results) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from slimrl.settings import dump_yaml
 from slimrl.study.drive import Planned

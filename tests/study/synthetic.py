@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from slimrl.study import statistics
 from slimrl.study.results import CURVES, ArmResult, Noise, Results, Run, Status, compare, value
@@ -186,8 +187,10 @@ def _over_seeds(arm: Arm, runs: Sequence[Run]) -> ArmResult:
 
 def _noise(runs: Sequence[Run], seeds: int) -> Noise:
     values = [value(run, PRIMARY) for run in runs if run.counts]
-    sd = float(np.std(values, ddof=1)) if len(values) > 2 else math.nan
-    return Noise(sd, 2.3 * sd * math.sqrt(2 / seeds))
+    if len(values) < 3:
+        return Noise(math.nan, math.nan)
+    sd = float(np.std(values, ddof=1))
+    return Noise(sd, float(stats.t.ppf(0.975, len(values) - 1)) * sd * math.sqrt(2 / seeds))
 
 
 def _samples(arms: Sequence[Arm]) -> tuple[Mapping[str, Any], ...]:

@@ -50,7 +50,7 @@ class Scripted:
         self.runs = {run.name: run for run in runs}
         self.outcome, self.started, self.stopped = outcome, [], []
 
-    def start(self, job: Job, slot: int) -> _Pretended:
+    def start(self, job: Job, _slot: int) -> _Pretended:
         name = job.settings.stem
         self.started.append(name)
         job.log.parent.mkdir(exist_ok=True)
@@ -172,7 +172,7 @@ def test_what_still_runs_is_stopped_when_the_driver_is(
     monkeypatch.setattr(drive, "LocalLauncher", lambda *_: launcher)
 
     class Impatient(Quiet):
-        def watch(self, fleet: Fleet) -> None:
+        def watch(self, _fleet: Fleet) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

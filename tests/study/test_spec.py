@@ -170,6 +170,8 @@ def test_every_shipped_study_is_valid_also_on_every_shipped_model(file: Path) ->
     alone = load_study([str(file)])
     assert alone.study.question.endswith("?")
     for model in MODELS:
+        if "as-published" in model.stem and model.stem != f"qwen2.5-0.5b-gsm8k-{file.stem.removeprefix('case-study-')}":
+            continue
         equal = "budget" in read_yaml(str(model))
         if equal and alone.arm("base").config.optimizer.schedule != "constant":
             continue
