@@ -119,10 +119,9 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
     """How far the sampler's log-probabilities are from the trainer's, in nats, as a run of `slimrl train` logs it."""
     from slimrl.algorithm.groups import Collected
     from slimrl.config import TrainConfig
-    from slimrl.model.masters import make_optimizer
     from slimrl.records import Group, Problem, Rollout
     from slimrl.settings import load_config
-    from slimrl.train import update
+    from slimrl.update import make_learner, update
 
     settings = ["algorithm.kl_coef=0", "optimizer.learning_rate=1e-12"]
     config = load_config(TrainConfig, [], [*settings, f"rollout.max_new_tokens={job['max_new_tokens']}"])
@@ -132,7 +131,7 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
         for group in completions
     )
     collected = Collected(groups, (), groups, len(groups))
-    metrics = update(policy, None, make_optimizer(policy.model, config.optimizer), collected, config, 0)
+    metrics = update(make_learner(policy, config), collected, config, 0, reward_weights={})
     return {name: metrics[f"sampling/sampling_logp_difference/{name}"] for name in ("mean", "max")}
 
 

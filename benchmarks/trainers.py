@@ -68,11 +68,9 @@ def memory(job: Message) -> Message:
 
 def ours(job: Message, channel: Channel) -> None:
     """SlimRL, through the functions that `slimrl train` calls."""
-    import slimrl.train as training
     from slimrl.config import TrainConfig
-    from slimrl.model.loading import freeze
-    from slimrl.model.masters import make_optimizer
     from slimrl.settings import load_config
+    from slimrl.update import make_learner, update
 
     imported = memory(job)
     settings = [
@@ -89,8 +87,7 @@ def ours(job: Message, channel: Channel) -> None:
     collect, policy = {"natural": natural_groups, "fixed": fixed_groups, "update": given_groups}[job["workload"]](
         job, config
     )
-    reference = freeze(policy) if config.algorithm.kl_coef else None
-    optimizer = make_optimizer(policy.model, config.optimizer)
+    learner = make_learner(policy, config)
     ready = memory(job)
 
     def run(message: Message) -> Message:
@@ -98,7 +95,7 @@ def ours(job: Message, channel: Channel) -> None:
         started = time.perf_counter()
         collected = collect(step)
         rolled = time.perf_counter()
-        training.update(policy, reference, optimizer, collected, config, step)
+        update(learner, collected, config, step, reward_weights={})
         synchronize(job)
         done = time.perf_counter()
         rollouts = [rollout for group in collected.groups for rollout in group.rollouts]

@@ -150,6 +150,8 @@ class RewardsConfig(Section):
     """Use the case study's four functions with their published defects (docs/techniques.md lists them)."""
     soft_overlong: NonNegative = 0.0
     """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13)."""
+    zero_truncated: bool = False
+    """A truncated completion is paid 0, whatever it would have earned."""
     overlong_buffer: Count | Literal["auto"] = "auto"
     """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
     custom: dict[str, CustomReward] = {}
@@ -177,40 +179,138 @@ class RewardsConfig(Section):
         return self
 
 
+class GklConfig(Section):
+    """The parts of the generalized KL divergence (arXiv:2503.08038), for algorithm.kl_estimator=gkl."""
+
+    mse: NonNegative = 1.0
+    """Factor of half the weighted variance of the log-ratio."""
+    cross_entropy: NonNegative = 1.0
+    """Factor of the cross-entropy with the reference as soft labels."""
+    weights: Literal["policy", "reference", "global"] = "policy"
+    """Of the variance: the policy's probabilities, the reference's, or the reference's mean over the step's tokens."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Exponent of reference and global weights; below 1 they are smoother."""
+
+    @model_validator(mode="after")
+    def _no_dead_switch(self) -> Self:
+        if not self.mse and not self.cross_entropy:
+            raise ValueError("algorithm.gkl.mse=0 and cross_entropy=0 leave nothing; set one of them")
+        if self.gamma != 1 and (self.weights == "policy" or not self.mse):
+            raise ValueError("algorithm.gkl.gamma acts on reference and global weights of the variance; remove it")
+        if self.weights != "policy" and not self.mse:
+            raise ValueError("algorithm.gkl.weights has no effect with algorithm.gkl.mse=0; remove it")
+        return self
+
+
 class AlgorithmConfig(Section):
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the group's or the batch's standard deviation (+1e-4), or not at all (Dr. GRPO)."""
-    clip_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    baseline: Literal["group_mean", "leave_one_out", "none", "critic"] = "group_mean"
+    """What a reward is compared with: the group's mean, the mean of its others (RLOO), nothing, or a critic (PPO)."""
+    scale_rewards: Literal["group", "batch", "none", "mean"] = "group"
+    """Advantages are divided by the group's or the batch's standard deviation (+1e-4), by nothing (Dr. GRPO), or by the
+    group's mean reward (MaxRL)."""
+    normalize_components: bool = False
+    """Each reward is normalised within its group before they are summed, then the sum over the batch (GDPO)."""
+    surrogate: Literal["clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo"] = "clip"
+    """What is differentiated; docs/techniques.md has the equations."""
+    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
     """The importance ratio is clipped at 1 - clip_low."""
     clip_high: NonNegative = 0.2
     """The importance ratio is clipped at 1 + clip_high; DAPO's clip-higher is 0.28."""
+    dual_clip: NonNegative = 0.0
+    """What a token with a negative advantage costs is at most this many times the advantage (3 is usual); 0: no bound."""
+    sapo_up: Positive = 1.0
+    """Temperature of SAPO's gate where the advantage is positive."""
+    sapo_down: Positive = 1.05
+    """Temperature of SAPO's gate elsewhere."""
     aggregation: Literal[
         "sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"
     ] = "sequence_mean"
     """GRPO, DAPO over the batch, DAPO's equation to the letter, Dr. GRPO; the last one only replicates TRL's bnpo."""
     kl_coef: NonNegative = 0.04
     """Weight of the KL penalty to the initial model; 0 loads no reference at all."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator (Schulman 2020); docs/techniques.md says which divergence its gradient descends."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3_k2", "reverse", "forward", "gkl"] = "k3"
+    """Of the sampled token (Schulman 2020), or exact over the whole vocabulary: KL either way, or the generalized KL."""
+    kl_place: Literal["loss", "reward"] = "loss"
+    """A term of the loss, or subtracted from the reward (k1 of the sampled tokens)."""
+    gkl: GklConfig = GklConfig()
+    """Parts of the generalized KL."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy, which is raised."""
+    entropy_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only this share of the tokens, those of highest entropy, carries the policy gradient (arXiv:2506.01939)."""
+    importance: Literal["off", "truncate", "mask"] = "off"
+    """Correction for a sampler whose log-probabilities differ from the trainer's: weights up to importance_cap, or none
+    outside of it."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """Whether a weight is a token's or a whole completion's."""
+    importance_cap: Annotated[float, Field(gt=1)] = 2.0
+    """Largest weight; `mask` also drops those below its inverse."""
     overlong_filtering: bool = False
     """Truncated completions carry no loss; they still count in their group's baseline and in denominators."""
-    dynamic_sampling: Literal["off", "refill"] = "off"
-    """`refill` replaces groups without a signal by groups of further problems (DAPO)."""
+    dynamic_sampling: Literal["off", "filter", "refill", "replace"] = "off"
+    """Groups without a signal: kept, dropped, replaced by groups of further problems (DAPO), or by copies of groups that
+    have one (POLARIS)."""
     signal: Literal["correct", "reward"] = "correct"
     """What must differ in a group: correctness (DAPO's own) or reward (by more than 1e-6)."""
     refill_budget: Annotated[float, Field(ge=1)] = 3.0
     """Completions sampled for one step at most, in multiples of problems x group_size; then it trains on what it has."""
+    refill_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Refill until this share of the groups carries a signal and keep the rest as they are (GPG's threshold)."""
 
     @model_validator(mode="after")
     def _no_dead_switch(self) -> Self:
-        defaults = type(self).model_fields
-        if self.dynamic_sampling == "off":
-            for key in ("signal", "refill_budget"):
-                if getattr(self, key) != defaults[key].default:
-                    raise ValueError(f"algorithm.{key} has no effect with algorithm.dynamic_sampling=off; remove one")
-        if self.kl_coef == 0 and self.kl_estimator != "k3":
-            raise ValueError("algorithm.kl_estimator has no effect with algorithm.kl_coef=0; remove one")
+        for key, needed, acts in (
+            ("signal", "dynamic_sampling=filter, refill or replace", self.dynamic_sampling != "off"),
+            ("refill_budget", "dynamic_sampling=refill", self.dynamic_sampling == "refill"),
+            ("refill_share", "dynamic_sampling=refill", self.dynamic_sampling == "refill"),
+            ("kl_estimator", "kl_coef above 0", self.kl_coef > 0),
+            ("kl_place", "kl_coef above 0", self.kl_coef > 0),
+            ("gkl", "kl_estimator=gkl", self.kl_estimator == "gkl"),
+            ("dual_clip", "surrogate=clip", self.surrogate == "clip"),
+            ("sapo_up", "surrogate=sapo", self.surrogate == "sapo"),
+            ("sapo_down", "surrogate=sapo", self.surrogate == "sapo"),
+            ("clip_low", "a surrogate with a clip", self.surrogate in ("clip", "cispo", "gspo", "gspo_token")),
+            ("clip_high", "a surrogate with a clip", self.surrogate in ("clip", "cispo", "gspo", "gspo_token")),
+            ("importance_level", "importance=truncate or mask", self.importance != "off"),
+            ("importance_cap", "importance=truncate or mask", self.importance != "off"),
+        ):
+            if not acts and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"algorithm.{key} has no effect without algorithm.{needed}; remove one")
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError(
+                f"algorithm.dual_clip={self.dual_clip} would cut what is not clipped; set more than 1, or 0"
+            )
+        if self.kl_place == "reward" and self.kl_estimator != "k1":
+            raise ValueError("algorithm.kl_place=reward subtracts k1; set algorithm.kl_estimator=k1")
+        if self.normalize_components and (
+            self.scale_rewards != "group" or self.baseline not in ("group_mean", "leave_one_out")
+        ):
+            raise ValueError(
+                "algorithm.normalize_components divides each reward by its group's spread; leave scale_rewards=group and "
+                "baseline=group_mean or leave_one_out"
+            )
+        if self.normalize_components and self.kl_coef and self.kl_place == "reward":
+            raise ValueError(
+                "algorithm.normalize_components takes rewards apart, and kl_place=reward adds to their sum; set one"
+            )
+        if self.baseline == "critic" and self.scale_rewards != "group" and self.scale_rewards != "none":
+            raise ValueError("algorithm.baseline=critic knows no groups; set algorithm.scale_rewards=none")
         return self
+
+
+class CriticConfig(Section):
+    """PPO's value function, for algorithm.baseline=critic."""
+
+    learning_rate: Positive = 1e-3
+    """Rate of the critic's own AdamW."""
+    discount: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of later rewards (gamma)."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Weight of longer returns in the advantage; 1 is the return less the value."""
+    value_clip: Positive = 0.2
+    """A value may leave that of the rollout by no more than this without paying for it."""
+    whiten: bool = True
+    """Advantages are centred and scaled over the tokens of a step."""
 
 
 class OptimizerConfig(Section):
@@ -252,6 +352,23 @@ class EvaluationConfig(Section):
     """Problems of the harder split, where the task has one, evaluated before and after; 0 is off."""
     every: CountOrZero = 0
     """Evaluate after every this many steps as well; 0: only before and after."""
+
+
+class CurriculumConfig(Section):
+    order: Literal["shuffled", "easy_first", "learnability"] = "shuffled"
+    """Every problem alike; by known difficulty or number of steps, easiest first; or by how much there is to learn, p(1-p)
+    with p the success rate so far. Evaluation is never weighted."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Weight of every problem beside p(1-p), so that none is forgotten."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """What earlier successes and failures of a problem still count when it is seen again."""
+
+    @model_validator(mode="after")
+    def _no_dead_switch(self) -> Self:
+        for key in ("floor", "decay"):
+            if self.order != "learnability" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"curriculum.{key} has no effect without curriculum.order=learnability; remove one")
+        return self
 
 
 class LogConfig(Section):
@@ -328,6 +445,10 @@ class TrainConfig(RootConfig):
     """What is paid."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """The policy gradient; a method is a set of these."""
+    critic: CriticConfig = CriticConfig()
+    """PPO's value function."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """Which problems come when."""
     log: LogConfig = LogConfig()
     """What is shown and stored on the way."""
 

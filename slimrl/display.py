@@ -80,6 +80,8 @@ class Display:
             self.say(f"warning: {warning}", "yellow")
         for sentence in e.inert:
             self.say(f"inert: {sentence}", "yellow")
+        for sentence in e.confounded:
+            self.say(f"mixed up: {sentence}", "yellow")
 
     def probes(self, examination: Examination) -> None:
         """The sampled completions of an examination."""
@@ -177,6 +179,8 @@ class Display:
         )
         for sentence in summary.inert:
             self.say(f"inert in this run: {sentence}", "yellow")
+        for sentence in summary.confounded:
+            self.say(f"mixed up in this run: {sentence}", "yellow")
         found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
         self.say(f"everything lies in {path}: {found}, metrics.jsonl, curves.png")
 

@@ -15,7 +15,7 @@ from slimrl.model.loading import Policy
 from slimrl.model.native import problem
 from slimrl.prepare import TrainSetup
 from slimrl.records import Group
-from slimrl.switches import Seen, inert_switches
+from slimrl.switches import Seen, confounded_switches, inert_switches
 
 PROBE_PROBLEMS = 16
 
@@ -41,6 +41,7 @@ class Examination:
     gold_failed: int
     reward_maximum: float
     inert: list[str]
+    confounded: list[str]
     warnings: list[str]
     samples: list[dict[str, str | float]]
 
@@ -69,6 +70,7 @@ def examine(setup: TrainSetup) -> Examination:
         gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
         inert=inert_switches(setup.config, look(groups, setup.config)),
+        confounded=confounded_switches(setup.config, look(groups, setup.config)),
         warnings=[
             *_slow(setup.policy),
             *_unscorable(groups),

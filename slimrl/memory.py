@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from slimrl.algorithm.kl import SAMPLED
 from slimrl.config import RootConfig, TrainConfig
 from slimrl.machine import free_memory, large_blocks_given_back, total_memory, used_memory
 from slimrl.model.checkpointing import can_checkpoint, checkpointed
@@ -30,8 +31,8 @@ FEWEST_TOKENS = 2048
 MOST_SLOTS, FEWEST_SLOTS = 4096, 8
 SHARE = 0.9
 """Of the free memory that a plan may take."""
-HEAD_COPIES = 2
-"""Logits of a chunk, and one temporary."""
+HEAD_COPIES, STATISTICS_COPIES = 2, 6
+"""Logits of a chunk and one temporary; those of a chunk with the reference's, its divergence and its entropy."""
 HEAP, HEAP_SHARE = 2**30 * 9 // 100, 0.15
 """What a CPU process holds beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
@@ -39,7 +40,8 @@ DECODE_COPIES = 3
 """Logits, probabilities, and one temporary."""
 GIB = 2**30
 PARTS = (
-    "process", "weights", "reference", "masters", "moments", "cache", "sampling", "gradients", "activations", "head", "heap"
+    "process", "weights", "reference", "critic", "masters", "moments", "cache", "sampling", "gradients", "activations",
+    "head", "heap",
 )  # fmt: skip
 
 
@@ -65,6 +67,10 @@ class MemoryPlan:
     token_bytes: int
     """Activations that one token of a micro-batch leaves to the backward pass."""
     vocabulary: int
+    head_copies: int
+    """Buffers of a chunk of logits that a backward pass holds."""
+    critic: int
+    """PPO's value function: weights, masters, moments and gradients."""
     cache_stays: bool
     """Recorded decode steps keep their cache during the update."""
     blocks_given_back: bool
@@ -83,11 +89,11 @@ class MemoryPlan:
     @property
     def head(self) -> int:
         """Chunks of logits in a backward pass."""
-        return HEAD_COPIES * 4 * min(CHUNK_ELEMENTS, self.microbatch_tokens * self.vocabulary)
+        return self.head_copies * 4 * min(CHUNK_ELEMENTS, self.microbatch_tokens * self.vocabulary)
 
     @property
     def peak(self) -> int:
-        fixed = self.process + self.weights + self.reference + self.masters + self.moments
+        fixed = self.process + self.weights + self.reference + self.critic + self.masters + self.moments
         rollout = self.cache + self.sampling
         update = self.gradients + self.activations + self.head + (self.cache if self.cache_stays else 0)
         return fixed + self.heap + max(rollout, update)
@@ -171,6 +177,10 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         gradients=(4 + policy.model.dtype.itemsize * narrow) * parameters + apart if training else 0,
         token_bytes=0,
         vocabulary=vocabulary,
+        head_copies=STATISTICS_COPIES if _whole_vocabulary(config) else HEAD_COPIES,
+        critic=_critic_bytes(policy)
+        if isinstance(config, TrainConfig) and config.algorithm.baseline == "critic"
+        else 0,
         cache_stays=device.type == "cuda",
         blocks_given_back=large_blocks_given_back(),
         free=budget,
@@ -206,6 +216,21 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         if plan.fits:
             break
     return plan
+
+
+def _whole_vocabulary(config: RootConfig) -> bool:
+    """Whether a loss needs more of the logits than the sampled token's log-probability."""
+    if not isinstance(config, TrainConfig):
+        return False
+    algorithm = config.algorithm
+    return algorithm.entropy_coef > 0 or (algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED)
+
+
+def _critic_bytes(policy: Policy) -> int:
+    trunk = list(policy.model.base_model.parameters())
+    count, held = sum(p.numel() for p in trunk), sum(p.numel() * p.element_size() for p in trunk)
+    narrow = policy.model.dtype != torch.float32
+    return int(held + (4 * narrow + 8 + 4) * count)
 
 
 def apply_plan(config: RootConfig, plan: MemoryPlan) -> RootConfig:

@@ -14,10 +14,11 @@ from slimrl.model.loading import Policy, load_policy, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Problem
-from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards
+from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, load_task
+from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.styles import STYLES
@@ -86,6 +87,13 @@ class TrainSetup(Setup):
     gold: GoldReport
     scorer: Scorer
     """To be closed when the run is over."""
+    curriculum: Curriculum
+    """The order of the problems, and what it has learned of them."""
+
+    def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
+        """This step's problems whose prompts fit, then spares."""
+        problems = self.curriculum.problems_for_step(step=step, count=count)
+        return (problem for problem in problems if len(self.prompt_ids(problem)) <= self.room)
 
     def roll_out(self, problems: Sequence[Problem], *, stream: Stream, step: int, strict: bool = False) -> list[Group]:
         """Sample and score one group per problem; `strict` makes a failing reward an error instead of unscorable."""
@@ -101,7 +109,8 @@ class TrainSetup(Setup):
             requests, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, on_group=score
         )
         with self.engine.watch.part("rewards"):
-            return [groups[index].result() for index in range(len(problems))]
+            scored = [groups[index].result() for index in range(len(problems))]
+        return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
 
 
 def prepare(config: RootConfig, *, training: bool = False) -> Setup:
@@ -182,6 +191,7 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
             way_out = "set task.checker=symbolic for LaTeX answers, mend the data" if symbolic else "mend the data"
             raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
         notes.append(sentence)
+    curriculum = Curriculum(setup.task.train, config.curriculum, seed=config.seed, steps=config.steps)
     scorer = Scorer(
         setup.task,
         rewards,
@@ -190,7 +200,13 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
         workers=config.rewards.workers,
     )
     parts = {field.name: getattr(setup, field.name) for field in fields(setup)}
-    return TrainSetup(**{**parts, "config": config, "notes": tuple(notes)}, rewards=rewards, gold=gold, scorer=scorer)
+    return TrainSetup(
+        **{**parts, "config": config, "notes": tuple(notes)},
+        rewards=rewards,
+        gold=gold,
+        scorer=scorer,
+        curriculum=curriculum,
+    )
 
 
 def gold_sentence(gold: GoldReport) -> str:

@@ -102,7 +102,7 @@ class Batch:
     loss_mask: Tensor
     """[B, L] bool: this target carries loss (sampled, scorable, not filtered as overlong)."""
     advantages: Tensor
-    """[B] float32: reward units, or standard deviations when rewards are scaled."""
+    """[B, L] float32: reward units, or standard deviations when rewards are scaled; one number a row but for a critic's."""
     sampler_logprobs: Tensor
     """[B, L] float32 nats as the engine returned them, 0 off the completion."""
     on_policy: Tensor

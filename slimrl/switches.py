@@ -1,15 +1,19 @@
-"""Which switches cannot act under some settings, given what was sampled."""
+"""Which switches cannot act under some settings, and which act as something else, given what was sampled."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from slimrl.config import TrainConfig
+from slimrl.config import AlgorithmConfig, TrainConfig
+
+EARLIEST = 3
+"""Steps after which something that held in all of them is worth saying."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What has been sampled so far, as far as switches depend on it."""
+    """What has been sampled and done so far, as far as switches depend on it."""
 
     completions: int
     truncated: int
@@ -21,6 +25,14 @@ class Seen:
     """Groups without a signal in the sense of algorithm.signal."""
     carried: int = 0
     """Groups trained on that an earlier policy sampled."""
+    steps: int = 0
+    """Those with an update."""
+    clipped: int = 0
+    """Of these, steps in which every update's gradient was scaled down."""
+    corrected: int = 0
+    """Of these, steps in which an importance correction was not exactly 1."""
+    alphas: frozenset[float] = frozenset()
+    """Values of GPG's alpha."""
 
 
 def combine(first: Seen, second: Seen) -> Seen:
@@ -34,6 +46,25 @@ def combine(first: Seen, second: Seen) -> Seen:
         groups=first.groups + second.groups,
         constant=first.constant + second.constant,
         carried=first.carried + second.carried,
+        steps=first.steps + second.steps,
+        clipped=first.clipped + second.clipped,
+        corrected=first.corrected + second.corrected,
+        alphas=first.alphas | second.alphas,
+    )
+
+
+def note_update(seen: Seen, metrics: Mapping[str, float]) -> Seen:
+    """What a step's update adds."""
+    if "update/clipped" not in metrics:
+        return seen
+    exact = metrics.get("importance/max", 1.0) == 1.0 == metrics.get("importance/mean", 1.0)
+    alpha = {metrics["gpg_alpha"]} if "gpg_alpha" in metrics else set()
+    return replace(
+        seen,
+        steps=seen.steps + 1,
+        clipped=seen.clipped + (metrics["update/clipped"] == 1.0),
+        corrected=seen.corrected + (not exact),
+        alphas=seen.alphas | alpha,
     )
 
 
@@ -43,14 +74,17 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
     found = []
     if config.optimizer.minibatches * config.optimizer.epochs == 1 and not seen.carried:
         carried = (
-            " (but for groups that dynamic sampling may carry over)" if algorithm.dynamic_sampling != "off" else ""
+            " (but for groups that dynamic sampling may carry over)" if algorithm.dynamic_sampling == "refill" else ""
         )
-        found.append(
-            "algorithm.clip_low and clip_high: with one optimizer update per rollout batch every importance ratio is "
-            f"exactly 1, so nothing is clipped{carried}; optimizer.minibatches=2 lets them act"
-        )
+        found += [
+            f"{names}: with one optimizer update per rollout batch every importance ratio is exactly 1, so {so}{carried}; "
+            "optimizer.minibatches=2 lets them act"
+            for names, so in ratio_switches(algorithm)
+        ]
     if algorithm.overlong_filtering and not seen.truncated:
         found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
+    if rewards.zero_truncated and not seen.truncated:
+        found.append(f"rewards.zero_truncated: none of {seen.completions} completions was truncated")
     threshold = config.rollout.max_new_tokens - rewards.buffer(config.rollout.max_new_tokens)
     if rewards.soft_overlong and seen.longest <= threshold:
         found.append(
@@ -63,4 +97,68 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
         found.append(
             f"algorithm.aggregation: all completions have {seen.longest} tokens, so every choice is the same up to scale"
         )
+    if algorithm.importance != "off" and seen.steps and not seen.corrected:
+        found.append(
+            f"algorithm.importance: sampler and trainer gave the same log-probabilities in all of {seen.steps} steps"
+        )
+    if algorithm.surrogate == "gpg" and seen.steps >= EARLIEST and len(seen.alphas) == 1:
+        found.append(
+            f"algorithm.surrogate: GPG's alpha was {next(iter(seen.alphas)):g} in all of {seen.steps} steps, and AdamW divides a "
+            "constant factor out"
+        )
+    if algorithm.normalize_components and len(paid_rewards(config)) == 1:
+        found.append(
+            f"algorithm.normalize_components: only {paid_rewards(config)[0]} is paid, so there is nothing to weigh"
+        )
     return found
+
+
+def confounded_switches(config: TrainConfig, seen: Seen) -> list[str]:
+    """Switches that act, but also in another way than they say, in plain words."""
+    algorithm = config.algorithm
+    found = []
+    if algorithm.scale_rewards != "group" and algorithm.kl_coef and algorithm.kl_place == "loss":
+        found.append(
+            f"algorithm.scale_rewards: with {algorithm.scale_rewards} advantages have another size than with group, and "
+            f"algorithm.kl_coef={algorithm.kl_coef:g} weighs the more or the less against them"
+        )
+    if seen.steps >= EARLIEST and seen.clipped == seen.steps:
+        found.append(
+            f"optimizer.max_grad_norm: every update of all {seen.steps} steps was scaled down to "
+            f"{config.optimizer.max_grad_norm:g}, so what changes the gradient's size (aggregation, scale_rewards, GPG's alpha) "
+            "changes nothing"
+        )
+    if algorithm.surrogate in ("reinforce", "gpg") and config.optimizer.minibatches * config.optimizer.epochs > 1:
+        found.append(
+            f"algorithm.surrogate: {algorithm.surrogate} takes no importance ratio, so all but the first of a batch's updates "
+            "learn from what another policy sampled"
+        )
+    if algorithm.baseline == "leave_one_out" and algorithm.kl_coef and algorithm.kl_place == "loss":
+        size = config.rollout.group_size
+        found.append(
+            f"algorithm.baseline: leave_one_out is group_mean times {size}/{size - 1}, so beside the penalty it only weighs "
+            "rewards more"
+        )
+    return found
+
+
+def ratio_switches(algorithm: AlgorithmConfig) -> list[tuple[str, str]]:
+    """Settings that act on importance ratios, and what becomes of them where every ratio is 1."""
+    match algorithm.surrogate:
+        case "clip":
+            dual = [("algorithm.dual_clip", "nothing is bounded")] if algorithm.dual_clip else []
+            return [("algorithm.clip_low and clip_high", "nothing is clipped"), *dual]
+        case "reinforce" | "gpg":
+            return []
+        case name:
+            return [(f"algorithm.surrogate, clip and gate of {name}", "its gradient is that of reinforce")]
+
+
+def paid_rewards(config: TrainConfig) -> list[str]:
+    """Names of the rewards whose weight is not 0."""
+    rewards = config.rewards
+    names = (
+        "correct", "format", "match_format_exactly", "match_format_approximately", "check_answer", "check_numbers",
+        "soft_overlong",
+    )  # fmt: skip
+    return [name for name in names if getattr(rewards, name)] + [n for n, c in rewards.custom.items() if c.weight]

@@ -23,7 +23,7 @@ ALLOWED = {
     "processes": set(),
     "machine": set(),
     "stopwatch": {"machine"},
-    "memory": {"config", "machine", "model", "rollout"},
+    "memory": {"algorithm", "config", "machine", "model", "rollout"},
     "model": {"config", "errors", "machine", "records"},
     "algorithm": {"records"},
     "tasks": {"config", "errors", "records", "randomness"},

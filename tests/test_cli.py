@@ -363,9 +363,7 @@ def test_doctor_says_that_no_group_carries_a_signal(slimrl, tiny_folder: Path) -
     assert "none of 16 groups carries a signal" in result.err
 
 
-def test_a_study_from_the_command_line(
-    slimrl, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mistakes and its report; tests/study has the driver."""
     (tmp_path / "mine.yaml").write_text("seeds: 2\narms: {kl: algorithm.kl_coef=0}\n")
     for arguments, code, words in (

@@ -9,8 +9,8 @@ import torch
 
 from slimrl import doctor
 from slimrl.config import TrainConfig
-from slimrl.switches import Seen, combine, inert_switches
 from slimrl.settings import build
+from slimrl.switches import Seen, combine, inert_switches
 from tests.tiny import tiny_policy
 
 BUSY = Seen(completions=64, truncated=5, longest=64, shortest=8, groups=8, constant=3)

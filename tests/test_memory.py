@@ -134,15 +134,14 @@ MEASURED = """
 import dataclasses, sys, torch
 torch.set_num_threads(1)
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from slimrl.algorithm.batch import make_batch
+from slimrl.algorithm.groups import Collected
 from slimrl.config import TrainConfig
 from slimrl.machine import give_back_large_blocks, peak_memory
 from slimrl.memory import plan_memory
-from slimrl.model.loading import adopt, freeze
-from slimrl.model.masters import make_optimizer
+from slimrl.model.loading import adopt
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.settings import build
-from slimrl.train import update_policy
+from slimrl.update import make_learner, update
 from tests.tiny import NoTokenizer
 
 again = sys.argv[1]
@@ -154,13 +153,12 @@ policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
                              "optimizer": {"microbatch_tokens": 2048, "activation_checkpointing": again}})
 plan = plan_memory(policy, config, longest_prompt=64, rows=32, training=True)
-reference, optimizer = freeze(policy), make_optimizer(policy.model, config.optimizer)
+learner = make_learner(policy, config)
 problem = Problem("p", "?", "1")
 groups = [Group(tuple(Rollout(problem, Completion(tuple(range(3, 67)), tuple(range(70, 198)), (-9.0,) * 128, "length"),
                               "", False, {}, float(i)) for i in range(4)), 0) for _ in range(8)]
-batch = make_batch(groups, scale_rewards="group", overlong_filtering=False, step=0, pad_id=0)
 for step in range(2):
-    update_policy(policy, reference, optimizer, batch, config, step)
+    update(learner, Collected(tuple(groups), (), (), 8), config, step, reward_weights={})
 print(plan.peak / peak_memory(policy.device) - 1)
 """
 

@@ -111,7 +111,7 @@ def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimrl.train.clipped_surrogate", lambda *a, **_: a[0] * float("nan"))
+    monkeypatch.setattr("slimrl.update.surrogate", lambda *a, **_: a[1] * float("nan"))
     with pytest.raises(DivergedError):
         run(tmp_path, "a", *SMALL)
     state = json.loads((tmp_path / "a" / "run.json").read_text())

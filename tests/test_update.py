@@ -9,16 +9,33 @@ import numpy as np
 import pytest
 import torch
 
-from slimrl.algorithm.batch import make_batch
+from slimrl.algorithm.advantages import group_advantages
+from slimrl.algorithm.batch import make_batch, rewards_of
+from slimrl.algorithm.groups import Collected
 from slimrl.config import TrainConfig
 from slimrl.errors import DivergedError
+from slimrl.model.critic import make_critic
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.masters import MasterAdamW, make_optimizer
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.settings import build
-from slimrl.train import accumulate_gradient, batch_logprobs, trained_rows, update_policy
+from slimrl.update import (
+    Known,
+    Learner,
+    accumulate_gradient,
+    accumulate_value_gradient,
+    advantages_of,
+    batch_logprobs,
+    critic_advantages,
+    look_ahead,
+    make_learner,
+    steered_tokens,
+    trained_rows,
+    update,
+    update_policy,
+)
 from tests.tiny import FAMILIES, tiny_policy
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
@@ -31,7 +48,7 @@ def settings(**sections: dict[str, object]) -> TrainConfig:
     return build(TrainConfig, base)
 
 
-def batch_of(policy: Policy, config: TrainConfig, *, step: int = 0, sampled_at: int = 0) -> Batch:
+def groups_of(policy: Policy, config: TrainConfig, *, sampled_at: int = 0) -> tuple[Group, ...]:
     """Real rollouts of the tiny policy with made-up rewards."""
     rng = np.random.default_rng(1)
     problems = [Problem(f"p{i}", "?", "1") for i in range(config.rollout.problems)]
@@ -43,13 +60,18 @@ def batch_of(policy: Policy, config: TrainConfig, *, step: int = 0, sampled_at: 
         for i, p in enumerate(problems)
     ]
     sampled = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=config.rollout.max_new_tokens)
-    groups = [
+    return tuple(
         Group(tuple(Rollout(p, c, "", False, {}, float(rng.integers(3))) for c in completions), sampled_at)
         for p, completions in zip(problems, sampled, strict=True)
-    ]
+    )
+
+
+def batch_of(policy: Policy, config: TrainConfig, *, step: int = 0, sampled_at: int = 0) -> Batch:
+    """Their rows, with advantages within groups."""
+    groups = groups_of(policy, config, sampled_at=sampled_at)
     return make_batch(
         groups,
-        scale_rewards=config.algorithm.scale_rewards,
+        advantages=group_advantages(*rewards_of(groups), config.algorithm.scale_rewards),
         overlong_filtering=config.algorithm.overlong_filtering,
         step=step,
         pad_id=0,
@@ -60,7 +82,8 @@ def gradient(policy: Policy, batch: Batch, reference: torch.Tensor | None, confi
     """The flat gradient of one optimizer update."""
     for parameter in policy.model.parameters():
         parameter.grad = None
-    accumulate_gradient(policy, batch, reference, lambda loss: loss.backward(), config, first_update=True)
+    known = Known(reference=reference)
+    accumulate_gradient(policy, batch, known, lambda loss: loss.backward(), config, first_update=True)
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
 
 
@@ -87,6 +110,209 @@ def test_gradient_does_not_depend_on_microbatches_or_row_order(aggregation: str,
     torch.testing.assert_close(mixed, whole, atol=1e-6, rtol=0)
 
 
+SURROGATES = ("clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo")
+PENALTIES: dict[str, dict[str, object]] = {
+    **{kind: {"kl_estimator": kind} for kind in ("k1", "k2", "k3", "k3_k2", "reverse", "forward")},
+    "gkl": {"kl_estimator": "gkl", "gkl": {"weights": "global", "gamma": 0.7}},
+    "none": {"kl_coef": 0.0},
+    "reward": {"kl_estimator": "k1", "kl_place": "reward"},
+}
+
+
+def learned(
+    config: TrainConfig, *, shuffle: bool = False, spoil: Callable[[Group], Group] | None = None
+) -> torch.Tensor:
+    """The gradient of the first update on stale rollouts (every ratio differs from 1), through all of `update`."""
+    policy, seen = tiny_policy(), {}
+    learner = make_learner(policy, config)
+    if learner.reference is not None:
+        learner = dataclasses.replace(learner, reference=freeze(tiny_policy(seed=1)))
+    groups = groups_of(tiny_policy(seed=2), config, sampled_at=-1)
+    if spoil is not None:
+        groups = (spoil(groups[0]), *groups[1:])
+    if shuffle:
+        groups = tuple(dataclasses.replace(g, rollouts=g.rollouts[::-1]) for g in groups[::-1])
+    step = learner.optimizer.step
+
+    def stepped(rate: float) -> dict[str, float]:
+        seen["gradient"] = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+        return step(rate)
+
+    learner.optimizer.step = stepped  # type: ignore[method-assign]
+    update(learner, Collected(groups, (), groups, len(groups)), config, 0, reward_weights={"a": 1.0})
+    return seen["gradient"]
+
+
+@pytest.mark.parametrize("kl", PENALTIES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("name", SURROGATES)
+def test_the_invariance_contract(name: str, aggregation: str, kl: str) -> None:
+    """No split into micro-batches, no order of rows or groups and no row without loss changes a gradient."""
+    algorithm = {
+        "surrogate": name, "aggregation": aggregation, "kl_coef": 0.1, "entropy_coef": 0.01, "entropy_share": 0.6,
+        "importance": "truncate", **PENALTIES[kl],
+    }  # fmt: skip
+    small = {"problems": 3, "group_size": 3, "max_new_tokens": 7}
+    whole = learned(settings(rollout=small, algorithm=algorithm))
+    assert whole.norm() > 1e-4
+    split = settings(rollout=small, algorithm=algorithm, optimizer={"microbatch_tokens": 23})
+    torch.testing.assert_close(learned(split, shuffle=True), whole, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_without_loss_change_nothing_but_the_denominators(name: str, aggregation: str) -> None:
+    """A group that could not be scored is as good as one whose rewards are equal: no token of it pulls."""
+    algorithm = {"surrogate": name, "aggregation": aggregation, "kl_coef": 0.0}
+    small = settings(rollout={"problems": 3, "group_size": 3, "max_new_tokens": 7}, algorithm=algorithm)
+
+    def unscorable(group: Group) -> Group:
+        return dataclasses.replace(
+            group, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in group.rollouts)
+        )
+
+    def equal(group: Group) -> Group:
+        return dataclasses.replace(group, rollouts=tuple(dataclasses.replace(r, reward=1.0) for r in group.rollouts))
+
+    torch.testing.assert_close(learned(small, spoil=unscorable), learned(small, spoil=equal), atol=1e-6, rtol=0)
+
+
+def test_nothing_that_carries_loss_is_no_update() -> None:
+    config, policy = settings(), tiny_policy()
+    groups = tuple(
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in g.rollouts))
+        for g in groups_of(policy, config)
+    )
+    learner = make_learner(policy, config)
+    for given in (groups, ()):
+        assert update(learner, Collected(given, (), given, 4), config, 0, reward_weights={}) == {"update/skipped": 1.0}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_on_policy_every_surrogate_has_one_gradient(name: str) -> None:
+    """With one update per batch the choice is inert, but for GPG's alpha."""
+    base = gradient_of_first(settings(algorithm={"kl_coef": 0.0}))
+    other = gradient_of_first(settings(algorithm={"kl_coef": 0.0, "surrogate": name}))
+    factor = 1.0
+    if name == "gpg":
+        rewards, _ = rewards_of(groups_of(tiny_policy(), settings()))
+        factor = 4 / int((rewards.amax(1) > rewards.amin(1)).sum())
+    torch.testing.assert_close(other, factor * base, atol=1e-6, rtol=1e-4)
+
+
+def gradient_of_first(config: TrainConfig) -> torch.Tensor:
+    policy = tiny_policy()
+    learner = make_learner(policy, config)
+    groups = groups_of(policy, config)
+    found = {}
+    step = learner.optimizer.step
+    learner.optimizer.step = lambda rate: (  # type: ignore[method-assign]
+        found.update(g=torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])),
+        step(rate),
+    )[1]
+    update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
+    return found["g"]
+
+
+def test_importance_correction_is_exactly_inert_where_sampler_and_trainer_agree() -> None:
+    """In float32 on a CPU they do, to 1e-4 nats: runs with and without are equal to the last bit."""
+    several = {"learning_rate": 1e-2, "minibatches": 2}
+    for kind in ("truncate", "mask"):
+        for level in ("token", "sequence"):
+            algorithm = {"importance": kind, "importance_level": level}
+            base, _ = weights_after(settings(optimizer={"learning_rate": 1e-2}))
+            other, metrics = weights_after(settings(optimizer={"learning_rate": 1e-2}, algorithm=algorithm))
+            assert torch.equal(base, other)
+            assert all(m["importance/mean"] == m["importance/max"] == 1.0 for m in metrics)
+    plain, _ = weights_after(settings(optimizer=several))
+    corrected, _ = weights_after(settings(optimizer=several, algorithm={"importance": "mask"}))
+    torch.testing.assert_close(corrected, plain, atol=1e-4, rtol=0)
+
+
+def test_a_penalty_in_the_reward_moves_advantages_and_no_token_by_itself() -> None:
+    config = settings(algorithm={"kl_estimator": "k1", "kl_place": "reward", "kl_coef": 0.5, "scale_rewards": "none"})
+    policy, reference = tiny_policy(), freeze(tiny_policy(seed=1))
+    groups = groups_of(policy, config)
+    learner = dataclasses.replace(make_learner(policy, config), reference=reference)
+    batch = batch_of(policy, config)
+    known = look_ahead(learner, batch, config)
+    advantages, means = advantages_of(groups, batch, known, config, {})
+    assert known.reference is not None
+    apart = ((batch.sampler_logprobs - known.reference) * batch.completion_mask).sum(1).view(4, 4).double()
+    wanted = group_advantages(rewards_of(groups)[0] - 0.5 * apart, torch.ones(4, 4, dtype=torch.bool), "none")
+    torch.testing.assert_close(advantages, wanted)
+    assert means["kl"] == pytest.approx(float(apart.sum() / batch.completion_mask.sum()))
+    assert not {"kl"} & set(
+        accumulate_gradient(policy, batch, known, lambda loss: loss.backward(), config, first_update=True)
+    )
+
+
+def test_the_entropy_bonus_raises_entropy_and_the_top_share_leaves_the_rest_alone() -> None:
+    def entropy_after(**algorithm: object) -> float:
+        config = settings(
+            optimizer={"learning_rate": 3e-3}, algorithm={"kl_coef": 0.0, "surrogate": "reinforce", **algorithm}
+        )
+        _, metrics = weights_after(config, steps=6)
+        return metrics[-1]["entropy"]
+
+    assert entropy_after(entropy_coef=0.3) > entropy_after() + 0.01
+    policy = tiny_policy()
+    config = settings(algorithm={"kl_coef": 0.0, "entropy_share": 0.3})
+    batch = batch_of(policy, config)
+    steered = steered_tokens(policy, batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config)
+    assert steered is not None
+    assert steered.sum() == pytest.approx(0.3 * batch.loss_mask.sum(), abs=1)
+    assert not (steered & ~batch.loss_mask).any()
+
+
+def test_a_critic_learns_the_values_and_its_advantages_reach_every_token() -> None:
+    config = settings(
+        rollout={"group_size": 4},
+        algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0},
+        critic={"learning_rate": 1e-2, "whiten": False, "gae_lambda": 1.0},
+        optimizer={"learning_rate": 1e-12},
+    )
+    policy = tiny_policy()
+    learner = make_learner(policy, config)
+    assert learner.critic is not None
+    groups = groups_of(policy, config)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    runs = [update(learner, Collected(groups, (), groups, 4), config, s, reward_weights={}) for s in range(40)]
+    assert runs[-1]["critic/loss"] < 0.3 * runs[0]["critic/loss"]
+    assert runs[-1]["critic/explained_variance"] > 0.5 > runs[0]["critic/explained_variance"]
+    assert all(torch.allclose(p, b, atol=1e-6) for p, b in zip(policy.model.parameters(), before, strict=True))
+    batch = batch_of(policy, config)
+    zeroed = make_learner(policy, config).critic
+    assert zeroed is not None
+    first, known, _ = critic_advantages(zeroed[0], groups, batch, Known(), config)
+    rewards = rewards_of(groups)[0].flatten().float()
+    torch.testing.assert_close(
+        first.advantages, rewards[:, None] * batch.completion_mask
+    )  # of no value, returns are all
+    assert known.returns is not None
+    torch.testing.assert_close(known.returns, first.advantages)
+
+
+def test_critic_gradients_do_not_depend_on_microbatches() -> None:
+    def critic_gradient(tokens: int) -> torch.Tensor:
+        config = settings(
+            algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0},
+            optimizer={"microbatch_tokens": tokens},
+        )
+        policy = tiny_policy()
+        critic, optimizer = make_critic(policy, config.optimizer)
+        torch.nn.init.constant_(critic.head.weight, 0.1)
+        batch, known, _ = critic_advantages(
+            critic, groups_of(policy, config), batch_of(policy, config), Known(), config
+        )
+        accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
+        return torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None])
+
+    whole = critic_gradient(16384)
+    assert whole.norm() > 1e-3
+    torch.testing.assert_close(critic_gradient(25), whole, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_rows_that_cannot_move_anything_are_not_computed(aggregation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without KL a group of equal rewards has no gradient; with KL every row has one."""
@@ -96,15 +322,15 @@ def test_rows_that_cannot_move_anything_are_not_computed(aggregation: str, monke
     advantages = batch.advantages.clone()
     advantages[4:12] = 0
     batch = dataclasses.replace(batch, advantages=advantages)
-    assert trained_rows(batch, config).tolist() == [i for i in range(16) if advantages[i] != 0]
+    assert trained_rows(batch, config).tolist() == [i for i in range(16) if advantages[i].any()]
     skipped = gradient(policy, batch, None, config)
     everything = batch.loss_mask.any(1).nonzero().squeeze(-1)
-    monkeypatch.setattr("slimrl.train.trained_rows", lambda _batch, _config: everything)
+    monkeypatch.setattr("slimrl.update.trained_rows", lambda _batch, _config: everything)
     torch.testing.assert_close(skipped, gradient(policy, batch, None, config), atol=1e-7, rtol=0)
     monkeypatch.undo()
     pulled = settings(algorithm={"aggregation": aggregation, "kl_coef": 0.1})
     assert trained_rows(batch, pulled).tolist() == everything.tolist()
-    still = dataclasses.replace(batch, advantages=torch.zeros(16))
+    still = dataclasses.replace(batch, advantages=torch.zeros_like(batch.advantages))
     assert len(trained_rows(still, config)) == 1
     assert gradient(policy, still, None, config).abs().max() == 0
 
@@ -159,7 +385,7 @@ def test_gradient_equals_autograd_through_the_plain_model(family: str) -> None:
         mask = batch.completion_mask[row, : batch.lengths[row]]
         targets = batch.targets[row, : batch.lengths[row]][mask]
         logprobs = torch.log_softmax(logits[mask], -1).gather(1, targets[:, None]).squeeze(1)
-        loss = loss - (batch.advantages[row] * logprobs).mean() / 16
+        loss = loss - (batch.advantages[row, : batch.lengths[row]][mask] * logprobs).mean() / 16
     loss.backward()
     theirs = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
@@ -167,12 +393,12 @@ def test_gradient_equals_autograd_through_the_plain_model(family: str) -> None:
 
 def weights_after(config: TrainConfig, *, steps: int = 2) -> tuple[torch.Tensor, list[dict[str, float]]]:
     policy = tiny_policy()
-    reference = freeze(policy) if config.algorithm.kl_coef else None
-    optimizer = make_optimizer(policy.model, config.optimizer)
-    metrics = [
-        update_policy(policy, reference, optimizer, batch_of(policy, config, step=s, sampled_at=s), config, s)
-        for s in range(steps)
-    ]
+    learner = make_learner(policy, config)
+    metrics = []
+    for step in range(steps):
+        groups = groups_of(policy, config, sampled_at=step)
+        collected = Collected(groups, (), groups, len(groups))
+        metrics.append(update(learner, collected, config, step, reward_weights={}))
     return torch.cat([p.detach().flatten() for p in policy.model.parameters()]), metrics
 
 
@@ -204,7 +430,7 @@ def test_carried_groups_use_the_sampler_as_old_policy() -> None:
     stale = dataclasses.replace(
         batch, sampler_logprobs=torch.where(batch.completion_mask, batch.sampler_logprobs - 1, 0)
     )
-    means = accumulate_gradient(policy, stale, None, lambda loss: loss.backward(), config, first_update=True)
+    means = accumulate_gradient(policy, stale, Known(), lambda loss: loss.backward(), config, first_update=True)
     assert means["clip_ratio/high_mean"] > 0
     assert "sampling/sampling_logp_difference/mean" not in means
 
@@ -233,7 +459,7 @@ def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> Non
         handle = policy.model.base_model.norm.weight.register_hook(lambda g: g * float("inf"))
         hook = handle.remove
     with pytest.raises(DivergedError):
-        update_policy(policy, None, optimizer, batch, config, 0)
+        update_policy(Learner(policy, optimizer, None, None), batch, Known(), config, 0)
     hook()
     assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
 

@@ -7,21 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slimrl.algorithm.advantages import Scale, group_advantages
 from slimrl.records import Batch, Group
 
 
+def rewards_of(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Rewards [P, G] float64, and which of them could be scored [P, G] bool."""
+    rewards = torch.tensor([[r.reward for r in g.rollouts] for g in groups], dtype=torch.float64)
+    return rewards, torch.tensor([[not r.unscorable for r in g.rollouts] for g in groups])
+
+
+def components_of(groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Each reward's scores [P, G] float64 before weights, NaN where it does not apply."""
+    names = dict.fromkeys(name for g in groups for r in g.rollouts for name in r.scores)
+    return {
+        name: torch.tensor([[r.scores.get(name, torch.nan) for r in g.rollouts] for g in groups], dtype=torch.float64)
+        for name in names
+    }
+
+
 def make_batch(
-    groups: Sequence[Group], *, scale_rewards: Scale, overlong_filtering: bool, step: int, pad_id: int
+    groups: Sequence[Group], *, advantages: Tensor, overlong_filtering: bool, step: int, pad_id: int
 ) -> Batch:
-    """All rows of a step. Truncated rows under `overlong_filtering` keep their place in baseline and denominators
-    (DAPO, arXiv:2503.14476, section 3.4; TRL counts alike); unscorable rows carry neither loss nor baseline.
+    """All rows of a step, with the advantages [P, G] of their completions at each of their tokens. Truncated rows under
+    `overlong_filtering` keep their place in baseline and denominators (DAPO, arXiv:2503.14476, section 3.4; TRL counts
+    alike); unscorable rows carry neither loss nor baseline.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    rewards = torch.tensor([[r.reward for r in g.rollouts] for g in groups], dtype=torch.float64)
-    scorable = torch.tensor([[not r.unscorable for r in g.rollouts] for g in groups])
-    advantages = group_advantages(rewards, scorable, scale_rewards).float().flatten()
-
+    scorable = torch.tensor([not rollout.unscorable for rollout in rollouts])
     completions = [rollout.completion for rollout in rollouts]
     lengths = torch.tensor([len(c.prompt_ids) + len(c.token_ids) - 1 for c in completions])
     width = int(lengths.max())
@@ -33,7 +45,7 @@ def make_batch(
         sampler[row, first[row] : lengths[row]] = torch.tensor(c.logprobs)
     position = torch.arange(width)[None]
     completion_mask = (position >= first[:, None]) & (position < lengths[:, None])
-    trained = scorable.flatten()
+    trained = scorable
     if overlong_filtering:
         trained = trained & torch.tensor([c.finish == "stop" for c in completions])
     return Batch(
@@ -43,11 +55,16 @@ def make_batch(
         prompt_lengths=first + 1,
         completion_mask=completion_mask,
         loss_mask=completion_mask & trained[:, None],
-        advantages=advantages,
+        advantages=at_tokens(advantages, completion_mask),
         sampler_logprobs=sampler,
         on_policy=torch.tensor([g.step == step for g in groups for _ in g.rollouts]),
         groups=torch.tensor([index for index, g in enumerate(groups) for _ in g.rollouts]),
     )
+
+
+def at_tokens(advantages: Tensor, completion_mask: Tensor) -> Tensor:
+    """[P, G] numbers of completions -> [B, L] float32 at each of their tokens, 0 elsewhere."""
+    return advantages.float().reshape(-1, 1) * completion_mask
 
 
 def take(batch: Batch, rows: Tensor) -> Batch:
@@ -60,7 +77,7 @@ def take(batch: Batch, rows: Tensor) -> Batch:
         prompt_lengths=batch.prompt_lengths[rows],
         completion_mask=batch.completion_mask[rows, :width],
         loss_mask=batch.loss_mask[rows, :width],
-        advantages=batch.advantages[rows],
+        advantages=batch.advantages[rows, :width],
         sampler_logprobs=batch.sampler_logprobs[rows, :width],
         on_policy=batch.on_policy[rows],
         groups=batch.groups[rows],

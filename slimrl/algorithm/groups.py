@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from typing import Literal
 
 from slimrl.records import Group, Problem
 
+Selection = Literal["off", "filter", "refill", "replace"]
 SIGNAL_TOLERANCE = 1e-6
 """Rewards closer than this are equal: float noise must not let a constant group through."""
 
@@ -49,28 +50,42 @@ def collect_groups(
     roll_out: Callable[[Sequence[Problem]], Sequence[Group]],
     *,
     count: int,
-    dynamic_sampling: Literal["off", "refill"],
+    dynamic_sampling: Selection,
     signal: Literal["correct", "reward"] = "correct",
     refill_budget: float = 3.0,
+    refill_share: float = 1.0,
     carried: Sequence[Group] = (),
 ) -> Collected:
-    """Groups for one step (DAPO, arXiv:2503.14476, eq. 11; here with a budget, whole groups, and surplus kept).
+    """Groups for one step, whole ones only, in the order of their problems and never of completion.
 
-    A refill round asks for as many further problems as the share of kept groups so far makes likely to be enough, and
-    never for more than `refill_budget` * count groups in all. Order is that of the problems, never of completion.
+    `filter` drops groups without a signal; `replace` puts copies of the others in their places (POLARIS); `refill` (DAPO,
+    arXiv:2503.14476, eq. 11) asks for as many further problems as the share of kept groups so far makes likely to be
+    enough, never for more than `refill_budget` * count groups in all, and carries what is left over into the next step.
+    With `refill_share` below 1 it stops at that share of groups with a signal and keeps others for the rest (GPG's
+    threshold, arXiv:2504.02546). Where nothing carries a signal there is nothing to train on, whatever the kind.
     """
-    if dynamic_sampling == "off":
+    if dynamic_sampling != "refill":
         fresh = tuple(roll_out(list(islice(problems, count))))
-        return Collected(fresh, (), fresh, count)
-    kept: list[Group] = list(carried)
+        kept = fresh if dynamic_sampling == "off" else tuple(group for group in fresh if has_signal(group, signal))
+        if dynamic_sampling == "replace" and kept:
+            kept = tuple(islice(cycle(kept), len(fresh)))
+        return Collected(kept, (), fresh, len(kept) if dynamic_sampling == "filter" else count)
+    kept_so_far: list[Group] = list(carried)
     sampled: list[Group] = []
+    enough = math.ceil(refill_share * count)
     limit = max(count, math.floor(refill_budget * count))
-    while len(kept) < count and len(sampled) < limit:
-        yielded = max(1, len(kept) - len(carried)) / max(1, len(sampled)) if sampled else 1.0
-        wanted = min(math.ceil((count - len(kept)) / yielded), limit - len(sampled))
-        more = roll_out(list(islice(problems, wanted)))
+    while len(kept_so_far) < enough and len(sampled) < limit:
+        yielded = max(1, len(kept_so_far) - len(carried)) / max(1, len(sampled)) if sampled else 1.0
+        missing = count - len(kept_so_far) if not sampled else enough - len(kept_so_far)
+        more = roll_out(list(islice(problems, min(math.ceil(missing / yielded), limit - len(sampled)))))
         if not more:
             break
         sampled += more
-        kept += [group for group in more if has_signal(group, signal)]
-    return Collected(tuple(kept[:count]), tuple(kept[count:]), tuple(sampled), count)
+        kept_so_far += [group for group in more if has_signal(group, signal)]
+    chosen = kept_so_far[:count]
+    if refill_share < 1 and chosen:
+        ids = {id(group) for group in chosen}
+        chosen += [group for group in sampled if id(group) not in ids and not has_signal(group, signal)][
+            : count - len(chosen)
+        ]
+    return Collected(tuple(chosen), tuple(kept_so_far[count:]), tuple(sampled), count)

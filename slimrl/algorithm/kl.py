@@ -1,15 +1,19 @@
 """Per-token estimators of KL(policy || reference) from log-probabilities of sampled tokens (Schulman 2020).
 
-As a loss term what counts is the gradient, and it is not that of the value: see docs/techniques.md.
+As a loss term what counts is the gradient, and it is not that of the value: see docs/techniques.md. Divergences over
+the whole vocabulary are made with the logits, in slimrl/model/divergences.py.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Estimator = Literal["k1", "k2", "k3"]
+Estimator = Literal["k1", "k2", "k3", "k3_k2"]
+SAMPLED: tuple[Estimator, ...] = ("k1", "k2", "k3", "k3_k2")
+"""Kinds that need no more than the sampled token."""
 
 
 def kl_penalty(estimator: Estimator, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -17,6 +21,7 @@ def kl_penalty(estimator: Estimator, logprobs: Tensor, reference_logprobs: Tenso
 
     k1 = x: unbiased value, expected gradient 0. k2 = x^2 / 2: biased value, gradient of KL(policy || reference).
     k3 = exp(-x) - 1 + x: unbiased, never negative, gradient of KL(reference || policy) (GRPO's choice).
+    k3_k2: the value of k3 with the gradient of k2.
     """
     x = logprobs - reference_logprobs
     match estimator:
@@ -26,3 +31,8 @@ def kl_penalty(estimator: Estimator, logprobs: Tensor, reference_logprobs: Tenso
             return x.square() / 2
         case "k3":
             return (-x).exp() - 1 + x
+        case "k3_k2":
+            square = x.square() / 2
+            with torch.no_grad():
+                value = (-x).exp() - 1 + x
+            return value + square - square.detach()

@@ -1,9 +1,10 @@
 """The policy loss: one value per token, one weight per token.
 
-    loss = sum(weights * (surrogate + kl_coef * kl))
+    loss = sum(weights * (surrogate + kl_coef * kl - entropy_coef * entropy))
 
 The weights are computed once per optimizer step over all its rows, before these are split into micro-batches, so no
-split, row order or number of ranks can change the gradient.
+split, row order or number of ranks can change the gradient. A surrogate is a function of log-probabilities and
+advantages, [B, L] each, to values [B, L]; a new one is a function and a case in `surrogate`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,149 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]
+Surrogate = Literal["clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo"]
+
+
+def surrogate(
+    name: Surrogate,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
+    sapo_up: float = 1.0,
+    sapo_down: float = 1.05,
+) -> Tensor:
+    """The surrogate of that name; mask [B, L] bool says which tokens a sequence's own ratio is made of."""
+    match name:
+        case "clip":
+            return clipped_surrogate(
+                logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+            )
+        case "reinforce" | "gpg":
+            return reinforce(logprobs, advantages)
+        case "cispo":
+            return cispo(logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high)
+        case "gspo" | "gspo_token":
+            ratio = sequence_ratio(logprobs, old_logprobs, mask, per_token=name == "gspo_token")
+            return clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+        case "sapo":
+            return sapo(logprobs, old_logprobs, advantages, up=sapo_up, down=sapo_down)
+
+
+def clipped_ratio(name: Surrogate, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
+    """[B, L] the ratio that a surrogate clips; None for one that has no clip."""
+    if name in ("reinforce", "gpg", "sapo"):
+        return None
+    if name in ("gspo", "gspo_token"):
+        return sequence_ratio(logprobs, old_logprobs, mask, per_token=False)
+    return (logprobs - old_logprobs).exp()
 
 
 def clipped_surrogate(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
 ) -> Tensor:
-    """[B, L], [B, L], [B, 1] -> [B, L]: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r the importance ratio.
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r the importance ratio of a token.
 
-    PPO (arXiv:1707.06347, eq. 7); clip_high > clip_low is DAPO's clip-higher (arXiv:2503.14476, eq. 10).
+    PPO (arXiv:1707.06347, eq. 7); clip_high > clip_low is DAPO's clip-higher (arXiv:2503.14476, eq. 10). A dual clip
+    c > 1 bounds what a token with A < 0 can cost: max(min(...), c A) there (arXiv:1912.09729).
     """
     ratio = (logprobs - old_logprobs).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    value = clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+    if dual_clip:
+        value = torch.where(advantages < 0, torch.minimum(value, -dual_clip * advantages), value)
+    return value
+
+
+def clipped(ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """-min(ratio A, clip(ratio) A), whatever the ratio is one of."""
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+
+
+def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-A log p (Williams 1992): no ratio, so right only for what the present policy sampled.
+
+    GPG (arXiv:2504.02546) is this with advantages that `group_advantages` leaves undivided and `gpg_alpha` scales.
+    """
+    return -advantages * logprobs
+
+
+def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """-sg[clip(r)] A log p (MiniMax-M1, arXiv:2506.13585): the ratio is clipped as a weight, so no token falls silent.
+
+    The paper leaves the lower bound open, which is clip_low = 1.
+    """
+    ratio = (logprobs.detach() - old_logprobs).exp()
+    return -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages * logprobs
+
+
+def sequence_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, per_token: bool) -> Tensor:
+    """[B, L]: the geometric mean of a row's ratios at each of its tokens (GSPO, arXiv:2507.18071).
+
+    `per_token` lets each token carry the gradient of its own log-probability alone (GSPO-token): the same value,
+    and the same gradient where a row's advantage is one number.
+    """
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+    mean = ((logprobs - old_logprobs) * mask).sum(1, keepdim=True) / count
+    if per_token:
+        return (mean.detach() + logprobs - logprobs.detach()).exp()
+    return mean.exp().expand_as(logprobs)
+
+
+def sapo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, up: float, down: float) -> Tensor:
+    """-(4 / tau) sigmoid(tau (r - 1)) A, tau = `up` where A > 0 and `down` elsewhere (SAPO, arXiv:2511.20347).
+
+    A smooth gate in place of the clip: slope A at r = 1, less the farther r is from it.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    tau = torch.where(advantages > 0, up, down).to(logprobs.dtype)
+    return -4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
+
+
+def importance_weights(
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    level: Literal["token", "sequence"],
+    correction: Literal["truncate", "mask"],
+    cap: float,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """[B, L] factors for a sampler whose log-probabilities differ from the trainer's; no gradient.
+
+    rho = exp(trainer - sampler) of a token, or the product over a row's tokens; `truncate` takes min(rho, cap)
+    (TIS), `mask` takes rho and leaves out what is not within [1 / cap, cap] (MIS, IcePop). Differences below `tolerance`
+    nats, the float noise of one policy computed twice, count as none, so the factor is exactly 1 where the samplers agree.
+    """
+    gap = ((old_logprobs - sampler_logprobs) * mask).detach()
+    gap = gap.where(gap.abs() > tolerance, torch.zeros_like(gap))
+    if level == "sequence":
+        gap = gap.sum(1, keepdim=True).expand_as(gap)
+    rho = gap.exp()
+    if correction == "truncate":
+        return rho.clamp(max=cap)
+    return rho.where((rho <= cap) & (rho >= 1 / cap), torch.zeros_like(rho))
+
+
+def top_entropy_mask(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
+    """[B, L] bool: the tokens of `mask` whose entropy is among the highest `share` of all of them (arXiv:2506.01939).
+
+    Ties at the threshold are all in. The whole optimizer step is meant, not a micro-batch.
+    """
+    if share >= 1 or not mask.any():
+        return mask
+    threshold = torch.quantile(entropy[mask].double(), 1 - share)
+    return mask & (entropy >= threshold)
 
 
 def token_weights(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimrl.model.divergences import Divergence
 from slimrl.model.tables import running_gradient
 
 CHUNK_ELEMENTS = 2**24
@@ -50,6 +51,16 @@ class Head:
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The frozen policy at the same positions, for divergences over the whole vocabulary."""
+
+    head: Head
+    hidden: Tensor
+    """[N, D'] hidden states after its final norm."""
+    divergence: Divergence
+
+
 def token_logprobs(
     head: Head, hidden: Tensor, targets: Tensor, *, temperature: float, chunk_elements: int = CHUNK_ELEMENTS
 ) -> tuple[Tensor, Tensor]:
@@ -61,6 +72,37 @@ def token_logprobs(
     weights = (head.weight, head.bias)
     logprobs, entropy = _TokenLogprobs.apply(hidden, *weights, targets, temperature, head.softcap, size)  # type: ignore[no-untyped-call]
     return logprobs, entropy
+
+
+def token_statistics(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    reference: Reference | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `token_logprobs`, and the divergence [N] from a reference (0 without one); all three carry gradient.
+
+    One pass over the chunks makes all of them, in forward and in backward; no gradient reaches the reference.
+    """
+    size = max(1, chunk_elements // head.vocabulary)
+    found: tuple[Tensor, Tensor, Tensor] = _TokenStatistics.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, temperature, head.softcap, size, reference
+    )
+    return found
+
+
+@torch.no_grad()
+def mean_probabilities(
+    head: Head, hidden: Tensor, *, temperature: float, chunk_elements: int = CHUNK_ELEMENTS
+) -> Tensor:
+    """hidden [N, D] -> [V] float64 sum over the N positions of softmax(logits / temperature), in chunks."""
+    total = torch.zeros(head.vocabulary, dtype=torch.float64, device=hidden.device)
+    for part in torch.split(hidden, max(1, chunk_elements // head.vocabulary)):
+        total += torch.softmax(head(part) / temperature, -1).sum(0, dtype=torch.float64)
+    return total
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -109,11 +151,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalizer, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden)
-        running = running_gradient(ctx.weight) if ctx.needs_input_grad[1] else None
-        of_weight = running
-        if running is None and ctx.needs_input_grad[1]:
-            of_weight = torch.zeros_like(weight, dtype=torch.float32)
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        head = _HeadGradient(ctx.weight, weight, bias, wanted=ctx.needs_input_grad[1])
         chunks = (torch.split(tensor, ctx.size) for tensor in (hidden, targets, normalizer, gradient, of_hidden))
         for h, t, n, g, out in zip(*chunks, strict=True):
             g = g / ctx.temperature
@@ -129,20 +167,119 @@ class _TokenLogprobs(torch.autograd.Function):
             d.scatter_add_(1, t[:, None], g[:, None])
             if slope is not None:
                 d *= slope
-            if of_bias is not None:
-                of_bias += d.sum(0)
-            narrow = d.to(weight.dtype)
-            torch.mm(narrow, weight, out=out)
-            if of_weight is not None and of_weight.dtype == narrow.dtype:
-                of_weight.addmm_(narrow.t(), h)
-            elif of_weight is not None:
-                of_weight += narrow.t() @ h
-        return (
-            of_hidden,
-            None if of_weight is None or running is not None else of_weight.to(weight.dtype),
-            None if of_bias is None else of_bias.to(weight.dtype),
-            *[None] * 4,
+            head.add(d, h, out)
+        return (of_hidden, *head.result(), *[None] * 4)
+
+
+class _TokenStatistics(torch.autograd.Function):
+    """As `_TokenLogprobs`, with gradients of the entropy and of a divergence as well.
+
+    With H the entropy: dH / dz = -p (log p + H). A divergence knows its own slope. A chunk holds up to six buffers of
+    logits: its own, the reference's, the sum of slopes, and what a divergence is made of.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        softcap: float,
+        size: int,
+        reference: Reference | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = []
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            logp = _log_softmax(_logits(hidden[rows], weight, bias, softcap), temperature)
+            chosen = logp.gather(-1, targets[rows][:, None]).squeeze(-1)
+            entropy = -(logp.exp() * logp).sum(-1)
+            apart = torch.zeros_like(chosen)
+            if reference is not None:
+                apart, _ = reference.divergence(logp, _reference_chunk(reference, rows, temperature))
+            found.append((chosen, entropy, apart))
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        logprobs, entropies, divergences = (
+            (torch.cat([empty, *part]) for part in zip(*found, strict=True)) if found else (empty,) * 3
         )
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies)
+        ctx.weight, ctx.temperature, ctx.softcap, ctx.size, ctx.reference = (
+            weight,
+            temperature,
+            softcap,
+            size,
+            reference,
+        )
+        return logprobs, entropies, divergences
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, of_entropy: Tensor, of_divergence: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, entropies = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden)
+        head = _HeadGradient(ctx.weight, weight, bias, wanted=ctx.needs_input_grad[1])
+        for start in range(0, len(hidden), ctx.size):
+            rows = slice(start, start + ctx.size)
+            logits = _logits(hidden[rows], weight, bias, ctx.softcap)
+            bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
+            logp = _log_softmax(logits, ctx.temperature)
+            d = torch.zeros_like(logp)
+            if ctx.reference is not None:
+                _, slope = ctx.reference.divergence(logp, _reference_chunk(ctx.reference, rows, ctx.temperature))
+                d = slope.mul_(of_divergence[rows][:, None])
+            p = logp.exp()
+            logp += entropies[rows][:, None]
+            d.addcmul_(p, logp.mul_(of_entropy[rows][:, None]), value=-1)
+            d.addcmul_(p, gradient[rows][:, None], value=-1)
+            d.scatter_add_(1, targets[rows][:, None], gradient[rows][:, None])
+            d /= ctx.temperature
+            if bend is not None:
+                d *= bend
+            head.add(d, hidden[rows], of_hidden[rows])
+        return (of_hidden, *head.result(), *[None] * 5)
+
+
+class _HeadGradient:
+    """The head's gradient over chunks: one float32 buffer, or the weight's own running one."""
+
+    def __init__(self, parameter: Tensor, weight: Tensor, bias: Tensor | None, *, wanted: bool) -> None:
+        self._weight = weight
+        self._running = running_gradient(parameter) if wanted else None
+        self._sum = self._running
+        if self._running is None and wanted:
+            self._sum = torch.zeros_like(weight, dtype=torch.float32)
+        self._bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+
+    def add(self, d: Tensor, hidden: Tensor, of_hidden: Tensor) -> None:
+        """A chunk's slopes [n, V] and hidden states [n, D]; writes the hidden states' gradient to `of_hidden`."""
+        if self._bias is not None:
+            self._bias += d.sum(0)
+        narrow = d.to(self._weight.dtype)
+        torch.mm(narrow, self._weight, out=of_hidden)
+        if self._sum is not None and self._sum.dtype == narrow.dtype:
+            self._sum.addmm_(narrow.t(), hidden)
+        elif self._sum is not None:
+            self._sum += narrow.t() @ hidden
+
+    def result(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of weight and bias for autograd; None for a weight whose running gradient has it already."""
+        apart = self._sum is not None and self._running is None
+        of_weight = self._sum.to(self._weight.dtype) if apart and self._sum is not None else None
+        return of_weight, None if self._bias is None else self._bias.to(self._weight.dtype)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """In place: [n, V] log-probabilities at this temperature."""
+    if temperature != 1:
+        logits /= temperature
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def _reference_chunk(reference: Reference, rows: slice, temperature: float) -> Tensor:
+    with torch.no_grad():
+        head = reference.head
+        return _log_softmax(_logits(reference.hidden[rows], head.weight, head.bias, head.softcap), temperature)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,6 +93,13 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
         function = load_function(spec)
         rewards.append(Reward(name, function, custom.weight, custom.low, custom.high, custom.completions))
     return tuple(rewards)
+
+
+def unpaid_when_truncated(group: Group) -> Group:
+    """The group with a reward of 0 for every truncated completion, whatever it would have earned (Dr. GRPO's code)."""
+    return replace(
+        group, rollouts=tuple(replace(r, reward=0.0) if r.completion.finish == "length" else r for r in group.rollouts)
+    )
 
 
 class _RewardError(Exception):

@@ -83,6 +83,11 @@ class RunDirectory:
         write_jsonl(self.path / "evals" / f"step-{evaluation.step:08d}.jsonl", evaluation.table())
         self._write_json(self.path / "evals" / f"step-{evaluation.step:08d}.json", evaluation.summaries())
 
+    def save_curriculum(self, state: Mapping[str, Any]) -> None:
+        """curriculum.json: what a curriculum with a state knows of its problems."""
+        if state:
+            self._write_json(self.path / "curriculum.json", state)
+
     def save_final(self, policy: Policy) -> None:
         """final/: loads with AutoModelForCausalLM.from_pretrained."""
         policy.model.save_pretrained(self.path / "final")

@@ -63,7 +63,7 @@ def describe(collected: Collected, signal: Literal["correct", "reward"]) -> Metr
         "sampling/fell_back": float(collected.fell_back),
     }
     if groups:
-        metrics |= _rewards(groups) | _lengths(groups) | _signals(groups, signal)
+        metrics |= _rewards(groups) | _lengths(groups) | _signals(groups, signal) | _difficulty(groups)
     if collected.groups:
         rewards = [r.reward for g in collected.groups for r in g.rollouts if not r.unscorable]
         metrics["train/reward"] = float(np.mean(rewards)) if rewards else float("nan")
@@ -102,6 +102,16 @@ def _lengths(groups: Sequence[Group]) -> Metrics:
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": float(np.mean([completion.finish == "length" for completion in completions])),
     }
+
+
+def _difficulty(groups: Sequence[Group]) -> Metrics:
+    """Mean, and the share of groups at each whole level, where problems have a difficulty."""
+    levels = [group.problem.difficulty for group in groups]
+    if not any(levels):
+        return {}
+    counted = Counter(round(level) for level in levels)
+    shares = {f"difficulty/{level}": counted[level] / len(levels) for level in sorted(counted)}
+    return {"difficulty/mean": float(np.mean(levels)), **shares}
 
 
 def _signals(groups: Sequence[Group], signal: Literal["correct", "reward"]) -> Metrics:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrl.algorithm.batch import make_batch, microbatches, minibatches, take
+from slimrl.algorithm.advantages import group_advantages
+from slimrl.algorithm.batch import make_batch, microbatches, minibatches, rewards_of, take
 from slimrl.records import Completion, Group, Problem, Rollout
 
 PROBLEM = Problem("p", "?", "1")
@@ -28,7 +29,8 @@ GROUPS = [
 
 
 def make(overlong: bool):
-    return make_batch(GROUPS, scale_rewards="none", overlong_filtering=overlong, step=3, pad_id=0)
+    advantages = group_advantages(*rewards_of(GROUPS), "none")
+    return make_batch(GROUPS, advantages=advantages, overlong_filtering=overlong, step=3, pad_id=0)
 
 
 def test_by_hand() -> None:
@@ -41,7 +43,7 @@ def test_by_hand() -> None:
     ]  # fmt: skip
     # The truncated row and the unscorable one carry no loss; a token equal to the padding id does.
     assert batch.loss_mask.int().tolist() == [[0, 1, 1, 0, 0], [0] * 5, [1, 0, 0, 0, 0], [0] * 5]
-    assert batch.advantages.tolist() == [0.5, -0.5, 0.0, 0.0]
+    assert batch.advantages.tolist() == [[0, 0.5, 0.5, 0, 0], [0, -0.5, -0.5, -0.5, -0.5], [0] * 5, [0] * 5]
     torch.testing.assert_close(batch.sampler_logprobs[0], torch.tensor([0, -0.1, -0.2, 0, 0]))
     assert batch.on_policy.tolist() == [True, True, False, False]
     assert batch.groups.tolist() == [0, 0, 1, 1]

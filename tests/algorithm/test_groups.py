@@ -129,3 +129,70 @@ def test_metrics_before_selection_are_over_everything_sampled() -> None:
     assert metrics["train/reward"] == pytest.approx(0.5)
     assert metrics["sampling/groups"] == len(got.sampled)
     assert 0 < metrics["sampling/no_signal"] < 1
+
+
+def select(kind: str, signals: Sequence[bool], wanted: int, share: float = 1.0) -> Collected:
+    return collect_groups(
+        (problem(i) for i in count()),
+        Scripted(signals),
+        count=wanted,
+        dynamic_sampling=kind,  # type: ignore[arg-type]
+        refill_share=share,
+    )
+
+
+def ids(groups: Sequence[Group]) -> list[str]:
+    return [g.problem.id for g in groups]
+
+
+def test_filter_drops_and_samples_no_more() -> None:
+    got = select("filter", [True, False, True, False], 4)
+    assert ids(got.groups) == ["p0", "p2"]
+    assert len(got.sampled) == 4
+    assert not got.fell_back, "nothing else was wanted"
+    assert got.surplus == ()
+
+
+def test_replace_puts_copies_where_groups_carry_nothing() -> None:
+    got = select("replace", [True, False, True, False, True], 5)
+    assert ids(got.groups) == ["p0", "p2", "p4", "p0", "p2"]
+    assert len(got.sampled) == 5
+
+
+def test_a_share_below_one_stops_early_and_keeps_others_for_the_rest() -> None:
+    got = select("refill", [True, False, False, False, True, False, False, True] + [True] * 20, 4, share=0.5)
+    assert ids(got.groups)[:2] == ["p0", "p4"]
+    assert len(got.groups) == 4
+    assert sum(has_signal(g, "correct") for g in got.groups) >= 2
+    assert set(ids(got.groups)) <= set(ids(got.sampled))
+    plenty = select("refill", [True, True, True, False] * 9, 4, share=0.5)
+    assert ids(plenty.groups) == ["p0", "p1", "p2", "p3"], "one round was enough, and nothing is thrown away"
+
+
+@given(
+    st.sampled_from(["off", "filter", "refill", "replace"]),
+    st.lists(st.booleans(), min_size=60, max_size=60),
+    st.integers(1, 8),
+    st.floats(0.1, 1),
+)
+def test_laws_of_every_kind(kind: str, signals: list[bool], wanted: int, share: float) -> None:
+    got = select(kind, signals, wanted, share if kind == "refill" else 1.0)
+    assert len(got.groups) <= wanted
+    assert all(len(g.rollouts) == 2 for g in got.groups), "groups are never split"
+    sampled = [int(i[1:]) for i in ids(got.sampled)]
+    assert sampled == list(range(len(sampled))), "the problems' own order, none twice, none skipped"
+    assert len(sampled) <= 3 * wanted, "the budget"
+    assert set(map(id, (*got.groups, *got.surplus))) <= set(map(id, got.sampled)), "nothing is made up"
+    with_signal = [g for g in got.sampled if has_signal(g, "correct")]
+    if kind == "off":
+        assert got.groups == got.sampled
+    elif kind == "filter":
+        assert list(got.groups) == with_signal
+    elif kind == "replace":
+        assert all(has_signal(g, "correct") for g in got.groups)
+        assert len(got.groups) == (wanted if with_signal else 0)
+    if not with_signal and kind != "off":
+        assert got.groups == ()
+    metrics = describe(got, "correct")
+    assert metrics["sampling/no_signal"] == pytest.approx(1 - len(with_signal) / len(got.sampled))
+    assert metrics["reward"] == pytest.approx(np.mean([r.reward for g in got.sampled for r in g.rollouts]))

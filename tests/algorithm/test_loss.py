@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from slimrl.algorithm.advantages import group_advantages
+from slimrl.algorithm.batch import at_tokens
 from slimrl.algorithm.kl import kl_penalty
-from slimrl.algorithm.loss import clipped_surrogate, token_weights
+from slimrl.algorithm.loss import (
+    clipped_ratio,
+    clipped_surrogate,
+    importance_weights,
+    surrogate,
+    token_weights,
+    top_entropy_mask,
+)
 from tests.algorithm import oracle
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
@@ -53,67 +61,174 @@ def test_kl_estimators_by_hand() -> None:
     assert kl_penalty("k3", x, zero).item() == pytest.approx(0.5 - 1 + math.log(2))
 
 
-@pytest.mark.parametrize(("estimator", "forward"), [("k1", None), ("k2", False), ("k3", True)])
-def test_expected_gradient_of_kl_in_the_loss(estimator: str, forward: bool | None) -> None:
-    """Every token of a small vocabulary enumerated: k1 pushes nowhere, k2 descends the reverse, k3 the forward KL."""
-    torch.manual_seed(0)
-    logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    reference = torch.log_softmax(torch.randn(5, dtype=torch.float64), 0)
-    logprobs = torch.log_softmax(logits, 0)
-    expected = (logprobs.exp().detach() * kl_penalty(estimator, logprobs, reference)).sum()  # type: ignore[arg-type]
-    (gradient,) = torch.autograd.grad(expected, logits, retain_graph=True)
-    if forward is None:
-        wanted = torch.zeros(5, dtype=torch.float64)
-    elif forward:
-        (wanted,) = torch.autograd.grad((reference.exp() * (reference - logprobs)).sum(), logits)
-    else:
-        (wanted,) = torch.autograd.grad((logprobs.exp() * (logprobs - reference)).sum(), logits)
-    torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=0)
+SURROGATES = ("clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo")
+
+
+def random_case(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Rows of some groups: lengths, log-probabilities, rewards with NaN for what could not be scored."""
+    groups_count, size = int(rng.integers(1, 4)), int(rng.integers(2, 5))
+    n = groups_count * size
+    lengths = rng.integers(1, 7, size=n)
+    rewards = rng.choice([0.0, 1.0, 0.5], size=(groups_count, size))
+    rewards[rng.random(rewards.shape) < 0.1] = np.nan
+    new, old, ref = (-rng.exponential(1.0, size=(n, int(lengths.max()))) for _ in range(3))
+    trained = (rng.random(n) < 0.8) & ~np.isnan(rewards).flatten()
+    groups = np.repeat(np.arange(groups_count), size)
+    return {
+        "lengths": lengths,
+        "rewards": rewards,
+        "new": new,
+        "old": old,
+        "ref": ref,
+        "trained": trained,
+        "groups": groups,
+    }
+
+
+def rows(values: np.ndarray, lengths: np.ndarray) -> list[list[float]]:
+    return [list(row[:t]) for row, t in zip(values, lengths, strict=True)]
 
 
 def test_loss_equals_the_oracle_on_1000_random_cases() -> None:
     rng = np.random.default_rng(0)
     for case in range(1000):
-        groups_count, size = int(rng.integers(1, 4)), int(rng.integers(2, 5))
-        n = groups_count * size
-        lengths = rng.integers(1, 7, size=n)
-        width, budget = int(lengths.max()), 8
-        rewards = rng.choice([0.0, 1.0, 0.5], size=(groups_count, size))
-        rewards[rng.random(rewards.shape) < 0.1] = np.nan
-        scale = ("group", "batch", "none")[case % 3]
-        aggregation = AGGREGATIONS[case % 4]
-        estimator = ("k1", "k2", "k3")[case % 3]
-        clip_low, clip_high = rng.uniform(0, 0.5), rng.uniform(0, 0.9)
+        c = random_case(rng)
+        width, budget = c["new"].shape[1], 8
+        scale = ("group", "batch", "none", "mean")[case % 4]
+        baseline = ("group_mean", "leave_one_out", "none")[case % 3]
+        aggregation = AGGREGATIONS[(case // 7) % 4]
+        name = SURROGATES[case % 7]
+        estimator = ("k1", "k2", "k3", "k3_k2")[(case // 3) % 4]
+        bounds = {
+            "clip_low": rng.uniform(0, 0.5), "clip_high": rng.uniform(0, 0.9), "dual_clip": float(rng.choice([0.0, 1.5])),
+        }  # fmt: skip
         kl_coef = float(rng.choice([0.0, 0.04, 1.0]))
-        new, old, ref = (-rng.exponential(1.0, size=(n, width)) for _ in range(3))
-        trained = (rng.random(n) < 0.8) & ~np.isnan(rewards).flatten()
-        group = np.repeat(np.arange(groups_count), size)
 
-        scorable = torch.tensor(~np.isnan(rewards))
-        advantages = group_advantages(torch.tensor(np.nan_to_num(rewards)), scorable, scale)  # type: ignore[arg-type]
-        expected_advantages = oracle.advantages(rewards, scale)
+        scorable = torch.tensor(~np.isnan(c["rewards"]))
+        rewards = torch.tensor(np.nan_to_num(c["rewards"]))
+        advantages = group_advantages(rewards, scorable, scale, baseline)  # type: ignore[arg-type]
+        expected_advantages = oracle.advantages(c["rewards"], scale, baseline)
         np.testing.assert_allclose(advantages.numpy(), expected_advantages, atol=1e-9)
 
-        completion = torch.tensor(np.arange(width)[None] < lengths[:, None])
-        mask = completion & torch.tensor(trained)[:, None]
-        weights = token_weights(mask, completion, torch.tensor(group), aggregation, max_new_tokens=budget)  # type: ignore[arg-type]
-        value = clipped_surrogate(
-            torch.tensor(new), torch.tensor(old), advantages.flatten()[:, None], clip_low=clip_low, clip_high=clip_high
-        ) + kl_coef * kl_penalty(estimator, torch.tensor(new), torch.tensor(ref))  # type: ignore[arg-type]
+        completion = torch.tensor(np.arange(width)[None] < c["lengths"][:, None])
+        mask = completion & torch.tensor(c["trained"])[:, None]
+        weights = token_weights(mask, completion, torch.tensor(c["groups"]), aggregation, max_new_tokens=budget)  # type: ignore[arg-type]
+        value = surrogate(
+            name,
+            torch.tensor(c["new"]),
+            torch.tensor(c["old"]),
+            at_tokens(advantages, completion).double(),
+            mask,
+            **bounds,  # type: ignore[arg-type]
+        ) + kl_coef * kl_penalty(estimator, torch.tensor(c["new"]), torch.tensor(c["ref"]))  # type: ignore[arg-type]
         ours = (weights.double() * value).sum().item()
         theirs = oracle.loss(
-            *([list(row[:t]) for row, t in zip(a, lengths, strict=True)] for a in (new, old, ref)),
-            advantage=expected_advantages.flatten().tolist(),
-            trained=trained.tolist(),
-            groups=group.tolist(),
+            *(rows(c[key], c["lengths"]) for key in ("new", "old", "ref")),
+            advantage=expected_advantages.astype(np.float32).astype(float).flatten().tolist(),
+            trained=c["trained"].tolist(),
+            groups=c["groups"].tolist(),
+            name=name,
             aggregation=aggregation,
-            clip_low=clip_low,
-            clip_high=clip_high,
             kl_coef=kl_coef,
             estimator=estimator,
             max_new_tokens=budget,
+            **bounds,
         )
-        assert ours == pytest.approx(theirs, abs=1e-6, rel=1e-6), f"case {case}"
+        assert ours == pytest.approx(theirs, abs=1e-6, rel=1e-6), f"case {case}: {name}"
+
+
+def differentiable(
+    name: str,
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    ratio: torch.Tensor | None,
+    bounds: dict[str, float],
+) -> torch.Tensor:
+    """The function whose derivative a surrogate's gradient is: with `ratio` where CISPO holds one fixed."""
+    if name == "cispo":
+        assert ratio is not None
+        return (-ratio.clamp(0.8, 1.25) * advantages * logprobs * mask).sum()
+    kind = "gspo" if name == "gspo_token" else name
+    return (surrogate(kind, logprobs, old, advantages, mask, **bounds) * mask).sum()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_gradients_are_finite_differences_away_from_the_kinks(name: str) -> None:
+    """In float64. What a surrogate holds fixed (CISPO's weight, GSPO-token's ratio) is held fixed here too."""
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        old = torch.tensor(-rng.exponential(1.0, size=(2, 4)))
+        start = (old + torch.tensor(rng.normal(0, 0.3, size=(2, 4)))).requires_grad_()
+        advantages = torch.tensor(rng.normal(size=(2, 1))).expand(2, 4)
+        mask = torch.tensor([[True] * 4, [True, True, False, False]])
+        bounds = {"clip_low": 0.2, "clip_high": 0.25, "dual_clip": 1.5 if name == "clip" else 0.0}
+        ratio = clipped_ratio(name, start.detach(), old, mask)  # type: ignore[arg-type]
+        if ratio is not None and min((ratio - edge).abs().min() for edge in (0.8, 1.25, 1.5)) < 1e-3:
+            continue
+
+        ours = surrogate(name, start, old, advantages, mask, **bounds)  # type: ignore[arg-type]
+        (found,) = torch.autograd.grad((ours * mask).sum(), start)
+        for row in range(2):
+            for t in range(4):
+                nudge = torch.zeros(2, 4, dtype=torch.float64)
+                nudge[row, t] = 1e-6
+                up, down = (
+                    differentiable(name, start.detach() + sign * nudge, old, advantages, mask, ratio, bounds)
+                    for sign in (1, -1)
+                )
+                slope = (up - down) / 2e-6
+                assert found[row, t].item() == pytest.approx(slope.item(), abs=1e-7)
+
+
+def test_a_dual_clip_bounds_what_a_bad_token_costs_and_touches_no_other() -> None:
+    logprobs, old = torch.tensor([[1.6, 0.1, 1.6]]).log(), torch.ones(1, 3).log()
+    big = torch.tensor([[8.0, 0.1, 8.0]]).log()
+    advantages = torch.tensor([[-1.0, -1.0, 1.0]])
+    plain = clipped_surrogate(big, old, advantages, clip_low=0.2, clip_high=0.2)
+    bounded = clipped_surrogate(big, old, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+    torch.testing.assert_close(plain, torch.tensor([[8.0, 0.8, -1.2]]))
+    torch.testing.assert_close(bounded, torch.tensor([[3.0, 0.8, -1.2]]))
+    assert torch.equal(
+        clipped_surrogate(logprobs, old, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0),
+        clipped_surrogate(logprobs, old, advantages, clip_low=0.2, clip_high=0.2),
+    )
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("correction", ["truncate", "mask"])
+def test_importance_weights_equal_the_oracle_and_are_exactly_one_where_samplers_agree(
+    level: str, correction: str
+) -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        c = random_case(rng)
+        sampler = c["old"] + rng.choice([0.0, 5e-5, 0.4, -0.9], size=c["old"].shape)
+        mask = torch.tensor(np.arange(c["old"].shape[1])[None] < c["lengths"][:, None])
+        found = importance_weights(
+            torch.tensor(c["old"]),
+            torch.tensor(sampler),
+            mask,
+            level=level,
+            correction=correction,
+            cap=2.0,  # type: ignore[arg-type]
+        )
+        for row, old, other in zip(found, rows(c["old"], c["lengths"]), rows(sampler, c["lengths"]), strict=True):
+            assert row[: len(old)].tolist() == pytest.approx(oracle.importance(old, other, level, correction, 2.0))
+        noise = torch.tensor(c["old"]) + torch.tensor(rng.uniform(-9e-5, 9e-5, size=c["old"].shape))
+        exact = importance_weights(torch.tensor(c["old"]), noise, mask, level=level, correction=correction, cap=2.0)  # type: ignore[arg-type]
+        assert (exact == 1).all()
+
+
+def test_the_top_entropy_tokens_are_a_share_of_all_that_carry_loss() -> None:
+    entropy = torch.tensor([[0.1, 0.9, 0.5, 7.0], [0.3, 0.2, 0.8, 0.4]])
+    mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    assert top_entropy_mask(entropy, mask, 2 / 7).nonzero().tolist() == [[0, 1], [1, 2]]
+    assert torch.equal(top_entropy_mask(entropy, mask, 1.0), mask)
+    nothing = torch.zeros_like(mask)
+    assert torch.equal(top_entropy_mask(entropy, nothing, 0.2), nothing)
+    assert top_entropy_mask(torch.zeros(2, 4), mask, 0.2).sum() == 7, "ties are all in"
 
 
 def test_surrogate_gradient_at_ratio_one_is_the_policy_gradient() -> None:

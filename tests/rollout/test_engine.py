@@ -17,7 +17,7 @@ from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.rollout.graphs import CudaGraphs
-from slimrl.train import masked_logprobs
+from slimrl.update import masked_statistics
 from tests.tiny import FAMILIES, tiny_policy
 
 VOCABULARY = 61
@@ -41,9 +41,11 @@ def trainer_gaps(policy: Policy, groups: list, temperature: float) -> torch.Tens
         Group(tuple(Rollout(problem, c, "", True, {}, float(i % 2)) for i, c in enumerate(group)), 0)
         for group in groups
     ]
-    batch = make_batch(made, scale_rewards="group", overlong_filtering=False, step=0, pad_id=0)
+    batch = make_batch(
+        made, advantages=torch.zeros(len(made), len(made[0].rollouts)), overlong_filtering=False, step=0, pad_id=0
+    )
     with torch.no_grad():
-        logprobs, _ = masked_logprobs(policy, batch, temperature=temperature)
+        logprobs, _, _ = masked_statistics(policy, batch, temperature=temperature)
     return (logprobs - batch.sampler_logprobs).abs()[batch.loss_mask]
 
 

@@ -1,0 +1,104 @@
+"""Which problems come when, where they do not come alike: easiest first, or those with most to learn.
+
+Both read a pool: a finite set whole, of an endless one the next few times as many as a step needs. A step's problems are a
+function of (seed, step, state), and only `learnability` has a state: what was right so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from slimrl.config import CurriculumConfig
+from slimrl.errors import SettingsError
+from slimrl.randomness import generator
+from slimrl.records import Group, Problem
+from slimrl.tasks.order import ENDLESS, permutation, problems_for_step
+
+POOL = 4
+"""Problems of an endless supply that are looked at for each that a step needs."""
+
+
+class Curriculum:
+    """The order of a run's problems.
+
+    Args:
+        problems: the training problems, finite or endless.
+        steps: of the run, over which `easy_first` moves from the easiest to the hardest.
+
+    Raises SettingsError for `easy_first` where no difficulty is known.
+    """
+
+    def __init__(self, problems: Sequence[Problem], config: CurriculumConfig, *, seed: int, steps: int) -> None:
+        self._problems, self._config, self._seed, self._steps = problems, config, seed, steps
+        self._endless = len(problems) >= ENDLESS
+        self._right: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
+        looked_at = self._pool(0, 16)
+        if config.order == "easy_first" and len({problem.difficulty for problem in looked_at}) < 2:
+            raise SettingsError(
+                "curriculum.order=easy_first needs problems of known and different difficulty, and these have none; add a "
+                "difficulty to the data, or set curriculum.order=shuffled"
+            )
+
+    def problems_for_step(self, *, step: int, count: int) -> Iterator[Problem]:
+        """The `count` problems of this step, then spares (for dynamic sampling), none twice."""
+        match self._config.order:
+            case "shuffled":
+                yield from problems_for_step(self._problems, seed=self._seed, step=step, count=count)
+            case "easy_first":
+                pool = sorted(self._pool(step, count), key=lambda problem: problem.difficulty)
+                progress = step / max(1, self._steps - 1)
+                start = round(progress * max(0, len(pool) - count))
+                # what is nearest in difficulty comes next: upwards, then downwards
+                yield from pool[start:]
+                yield from reversed(pool[:start])
+            case "learnability":
+                pool = self._pool(step, count)
+                weights = np.array([self.weight(problem) for problem in pool])
+                draws = generator(self._seed, "curriculum", step).random(len(pool))
+                # without replacement, in proportion to the weights (Efraimidis and Spirakis 2006)
+                yield from (pool[i] for i in np.argsort(np.log(draws) / np.maximum(weights, 1e-12))[::-1])
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Learn from what a step sampled, before any selection."""
+        if self._config.order != "learnability":
+            return
+        for group in groups:
+            key = self._key(group.problem)
+            decay = self._config.decay
+            self._right[key] = decay * self._right.get(key, 0.0) + sum(r.correct for r in group.rollouts)
+            self._asked[key] = decay * self._asked.get(key, 0.0) + len(group.rollouts)
+
+    def success_rate(self, problem: Problem) -> float:
+        """The posterior mean of a Beta(1, 1) prior: one half for what was never asked."""
+        key = self._key(problem)
+        return (1 + self._right.get(key, 0.0)) / (2 + self._asked.get(key, 0.0))
+
+    def weight(self, problem: Problem) -> float:
+        """p (1 - p) plus the floor (learnability; arXiv:2502.12272)."""
+        p = self.success_rate(problem)
+        return p * (1 - p) + self._config.floor
+
+    @property
+    def state(self) -> dict[str, list[float]]:
+        """Right and asked by problem (of an endless supply by difficulty), for `restore`."""
+        return {key: [self._right[key], self._asked[key]] for key in self._asked}
+
+    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Take up a state where a run left it."""
+        self._right = {key: float(right) for key, (right, _) in state.items()}
+        self._asked = {key: float(asked) for key, (_, asked) in state.items()}
+
+    def _pool(self, step: int, count: int) -> list[Problem]:
+        """In an order that has nothing to do with difficulty; never fewer than there are."""
+        if not self._endless:
+            order = permutation(len(self._problems), self._seed, step if self._config.order == "easy_first" else 0)
+            return [self._problems[int(i)] for i in order]
+        start = step * count * POOL
+        return [self._problems[(start + i) % len(self._problems)] for i in range(count * POOL)]
+
+    def _key(self, problem: Problem) -> str:
+        """A problem of an endless supply is never met again, so there its kind is what is known."""
+        return f"difficulty {problem.difficulty:g}" if self._endless else problem.id

@@ -1,0 +1,536 @@
+"""From the groups of a step to new weights: advantages, then minibatches, then micro-batches of one gradient each.
+
+    groups -> batch -> what is known before the first update -> loss -> step
+
+What an update compares the policy with (the reference, the policy that sampled, the critic's values) is computed once per
+rollout batch, before any weight moves. Everything that a token's loss needs is [B, L] and sliced with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from slimrl.algorithm.advantages import (
+    component_advantages,
+    generalized_advantages,
+    gpg_alpha,
+    group_advantages,
+    value_loss,
+)
+from slimrl.algorithm.batch import (
+    at_tokens,
+    components_of,
+    make_batch,
+    microbatches,
+    minibatches,
+    packed_tokens,
+    rewards_of,
+    take,
+)
+from slimrl.algorithm.groups import SIGNAL_TOLERANCE, Collected
+from slimrl.algorithm.kl import SAMPLED, kl_penalty
+from slimrl.algorithm.loss import clipped_ratio, importance_weights, surrogate, token_weights, top_entropy_mask
+from slimrl.config import TrainConfig
+from slimrl.errors import DivergedError
+from slimrl.memory import MOST_TOKENS
+from slimrl.model.checkpointing import checkpointed
+from slimrl.model.cost import cost_of
+from slimrl.model.critic import Critic, make_critic
+from slimrl.model.divergences import Divergence, global_weights
+from slimrl.model.loading import Policy, freeze
+from slimrl.model.logprobs import Reference, mean_probabilities, token_logprobs, token_statistics
+from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
+from slimrl.model.packing import Packed, pack
+from slimrl.records import Batch, Group
+from slimrl.runs.metrics import Metrics, TokenMeans
+from slimrl.stopwatch import OFF, Stopwatch
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and what it is compared with."""
+
+    policy: Policy
+    optimizer: MasterAdamW
+    reference: Policy | None
+    """The initial policy, where a KL penalty needs it."""
+    critic: tuple[Critic, MasterAdamW] | None
+    """PPO's value function and its optimizer, where the baseline is one."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is settled before the first update on a rollout batch, [B, L] each on the policy's device."""
+
+    reference: Tensor | None = None
+    """Log-probabilities of the sampled tokens under the reference."""
+    old: Tensor | None = None
+    """Those of the policy as it sampled, recomputed by the trainer; None: the sampler's own are taken."""
+    factors: Tensor | None = None
+    """Importance correction."""
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    divergence: Divergence | None = None
+    """The full-vocabulary divergence of the loss; not a tensor, and not sliced."""
+
+    def take(self, rows: Tensor, width: int | None = None) -> Known:
+        """The given rows, as wide as a batch of them."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows][:, :width]
+
+        return Known(
+            cut(self.reference), cut(self.old), cut(self.factors), cut(self.values), cut(self.returns), self.divergence
+        )
+
+
+def make_learner(policy: Policy, config: TrainConfig) -> Learner:
+    """Everything an update needs; a reference or a critic only where the settings do."""
+    return Learner(
+        policy,
+        make_optimizer(policy.model, config.optimizer),
+        freeze(policy) if config.algorithm.kl_coef else None,
+        make_critic(policy, config.optimizer) if config.algorithm.baseline == "critic" else None,
+    )
+
+
+def update(
+    learner: Learner,
+    collected: Collected,
+    config: TrainConfig,
+    step: int,
+    *,
+    reward_weights: Mapping[str, float],
+    watch: Stopwatch = OFF,
+) -> Metrics:
+    """The optimizer updates of one step, or none where nothing carries loss."""
+    if not collected.groups:
+        return {"update/skipped": 1.0}
+    groups = collected.groups
+    batch = make_batch(
+        groups,
+        advantages=torch.zeros(len(groups), len(groups[0].rollouts)),
+        overlong_filtering=config.algorithm.overlong_filtering,
+        step=step,
+        pad_id=learner.policy.pad_id,
+    )
+    if not batch.loss_mask.any():
+        return {"update/skipped": 1.0}
+    with watch.part("reference"):
+        known = look_ahead(learner, batch, config, watch)
+    if learner.critic is not None:
+        batch, known, means = critic_advantages(learner.critic[0], groups, batch, known, config)
+    else:
+        advantages, means = advantages_of(groups, batch, known, config, reward_weights)
+        batch = replace(batch, advantages=at_tokens(advantages, batch.completion_mask))
+    return means | update_policy(learner, batch, known, config, step, watch)
+
+
+def look_ahead(learner: Learner, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF) -> Known:
+    """What the reference, and the policy itself, say of a batch before it is learned from."""
+    algorithm, policy = config.algorithm, learner.policy
+    known = Known()
+    if learner.reference is not None and algorithm.kl_estimator in SAMPLED:
+        # a penalty in the reward is one on every completion, also on those that carry no loss
+        asked = replace(batch, loss_mask=batch.completion_mask) if algorithm.kl_place == "reward" else batch
+        known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch))
+    if learner.reference is not None and algorithm.kl_estimator not in SAMPLED:
+        known = replace(known, divergence=divergence_of(learner.reference, batch, config))
+    if algorithm.importance != "off":
+        recomputed = batch_logprobs(policy, batch, config, watch)
+        # groups carried over were sampled by an earlier policy, whose log-probabilities are the sampler's
+        sampler, fresh = batch.sampler_logprobs.to(policy.device), batch.on_policy[:, None].to(policy.device)
+        old = torch.where(fresh, recomputed, sampler)
+        factors = importance_weights(
+            old,
+            sampler,
+            batch.loss_mask.to(policy.device),
+            level=algorithm.importance_level,
+            correction=algorithm.importance,
+            cap=algorithm.importance_cap,
+        )
+        known = replace(known, old=old, factors=factors)
+    return known
+
+
+def divergence_of(reference: Policy, batch: Batch, config: TrainConfig) -> Divergence:
+    """The full-vocabulary divergence that the settings ask for; global weights are a mean over this batch's tokens."""
+    gkl, kind = config.algorithm.gkl, config.algorithm.kl_estimator
+    assert kind == "reverse" or kind == "forward" or kind == "gkl"
+    found = Divergence(kind, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma)
+    if kind != "gkl" or gkl.weights != "global":
+        return found
+    total = torch.zeros(reference.head.vocabulary, dtype=torch.float64, device=reference.device)
+    count = 0
+    with torch.no_grad():
+        for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
+            part = take(batch, rows)
+            hidden = packed_states(reference, part)
+            total += mean_probabilities(reference.head, hidden, temperature=config.rollout.temperature)
+            count += len(hidden)
+    return replace(found, prior=global_weights((total / max(1, count)).float(), gkl.gamma))
+
+
+def advantages_of(
+    groups: tuple[Group, ...],
+    batch: Batch,
+    known: Known,
+    config: TrainConfig,
+    reward_weights: Mapping[str, float],
+) -> tuple[Tensor, Metrics]:
+    """Advantages [P, G] of completions, by the baseline and the scale that the settings name."""
+    algorithm = config.algorithm
+    rewards, scorable = rewards_of(groups)
+    means: Metrics = {}
+    if known.reference is not None and algorithm.kl_place == "reward":
+        penalty = ((batch.sampler_logprobs - known.reference.cpu()) * batch.completion_mask).sum(1)
+        means["kl"] = float(penalty.sum() / batch.completion_mask.sum())
+        rewards = rewards - algorithm.kl_coef * penalty.view_as(rewards).double()
+    assert algorithm.baseline != "critic"
+    if algorithm.normalize_components:
+        found = component_advantages(components_of(groups), reward_weights, scorable, algorithm.baseline)
+    else:
+        found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
+    if algorithm.surrogate == "gpg":
+        alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)
+        found, means["gpg_alpha"] = alpha * found, alpha
+    return found, means
+
+
+def critic_advantages(
+    critic: Critic, groups: tuple[Group, ...], batch: Batch, known: Known, config: TrainConfig
+) -> tuple[Batch, Known, Metrics]:
+    """The batch with a critic's advantages at each token, and values and returns for its own update.
+
+    A completion's reward comes with its last token; a KL penalty in the reward with each token.
+    """
+    settings, algorithm = config.critic, config.algorithm
+    rewards, _ = rewards_of(groups)
+    mask = batch.completion_mask
+    last = torch.arange(mask.shape[1])[None] == batch.lengths[:, None] - 1
+    paid = rewards.reshape(-1, 1).float() * last
+    means: Metrics = {}
+    if known.reference is not None and algorithm.kl_place == "reward":
+        penalty = (batch.sampler_logprobs - known.reference.cpu()) * mask
+        means["kl"] = float(penalty.sum() / mask.sum())
+        paid = paid - algorithm.kl_coef * penalty
+    values = batch_values(critic, batch, config)
+    advantages, returns = generalized_advantages(
+        paid, values.cpu(), mask, discount=settings.discount, gae_lambda=settings.gae_lambda
+    )
+    carried = batch.loss_mask
+    errors = (returns - values.cpu())[carried]
+    spread = returns[carried].var(correction=0)
+    means |= {
+        "critic/value_mean": float(values.cpu()[carried].mean()),
+        "critic/explained_variance": float(1 - errors.var(correction=0) / spread) if spread > 0 else 0.0,
+    }
+    if settings.whiten and carried.sum() > 1:
+        centred = advantages - advantages[carried].mean()
+        advantages = torch.where(mask, centred / (advantages[carried].std() + 1e-8), 0.0)
+    known = replace(known, values=values, returns=returns.to(values.device))
+    return replace(batch, advantages=advantages), known, means
+
+
+def update_policy(
+    learner: Learner, batch: Batch, known: Known, config: TrainConfig, step: int, watch: Stopwatch = OFF
+) -> Metrics:
+    """Epochs x minibatches of one rollout batch; each minibatch is one optimizer update (and one of the critic's)."""
+    settings = config.optimizer
+    updates_per_step = settings.minibatches * settings.epochs
+    parts = minibatches(batch.groups, count=settings.minibatches)
+    collected: list[Metrics] = []
+    for number in range(len(parts) * settings.epochs):
+        rows = parts[number % len(parts)]
+        means = accumulate_gradient(
+            learner.policy,
+            take(batch, rows),
+            known.take(rows),
+            learner.optimizer.backward,
+            config,
+            reference=learner.reference,
+            first_update=number == 0,
+            watch=watch,
+        )
+
+        def rate(peak: float, number: int = number) -> float:
+            return learning_rate(
+                step * updates_per_step + number,
+                peak=peak,
+                schedule=settings.schedule,
+                warmup=settings.warmup_steps,
+                total=config.steps * updates_per_step,
+            )
+
+        with watch.part("optimizer"):
+            means |= learner.optimizer.step(rate(settings.learning_rate))
+        if learner.critic is not None:
+            critic, optimizer = learner.critic
+            means |= accumulate_value_gradient(critic, take(batch, rows), known.take(rows), optimizer.backward, config)
+            means["critic/grad_norm"] = optimizer.step(rate(config.critic.learning_rate)).get("grad_norm", float("nan"))
+        collected.append(means)
+    means = {
+        key: sum(m[key] for m in collected if key in m) / sum(key in m for m in collected)
+        for key in dict.fromkeys(key for m in collected for key in m)
+    }
+    largest = "update/microbatch_tokens"
+    return means | {largest: max(m.get(largest, 0.0) for m in collected)}
+
+
+def accumulate_gradient(
+    policy: Policy,
+    batch: Batch,
+    known: Known,
+    backward: Callable[[Tensor], None],
+    config: TrainConfig,
+    *,
+    first_update: bool,
+    reference: Policy | None = None,
+    watch: Stopwatch = OFF,
+) -> Metrics:
+    """Forward and backward over the micro-batches of one optimizer update; the split cannot change the gradient.
+
+    `backward` is called once per micro-batch with its share of the loss. Raises DivergedError for a loss that is not
+    finite, before it can reach the weights.
+    """
+    algorithm, temperature = config.algorithm, config.rollout.temperature
+    single = config.optimizer.minibatches * config.optimizer.epochs == 1
+    weights = token_weights(
+        batch.loss_mask,
+        batch.completion_mask,
+        batch.groups,
+        algorithm.aggregation,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    chosen = trained_rows(batch, config)
+    parts = split(batch, chosen, config)
+    steered = steered_tokens(policy, batch, chosen, config)
+    penalty = algorithm.kl_place == "loss" and algorithm.kl_coef > 0
+    means = TokenMeans()
+    again = config.optimizer.activation_checkpointing == "on"
+    for rows in parts:
+        part = take(batch, rows)
+        width = part.inputs.shape[1]
+        own = known.take(rows, width)
+        with watch.part("forward"), checkpointed(policy.model, again):
+            logprobs, entropy, divergence = masked_statistics(
+                policy,
+                part,
+                temperature=temperature,
+                watch=watch,
+                passes=3,
+                reference=reference if known.divergence is not None else None,
+                divergence=known.divergence,
+                with_entropy=algorithm.entropy_coef > 0,
+            )
+        micro = to_device(part, policy.device)
+        weight = weights[rows, :width].to(policy.device)
+        if algorithm.aggregation == "microbatch_token_mean":
+            weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
+        fresh = logprobs.detach()
+        before = micro.sampler_logprobs if own.old is None else own.old
+        old = torch.where(micro.on_policy[:, None], fresh, before) if single else before
+        value = surrogate(
+            algorithm.surrogate,
+            logprobs,
+            old,
+            micro.advantages,
+            micro.loss_mask,
+            clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high,
+            dual_clip=algorithm.dual_clip,
+            sapo_up=algorithm.sapo_up,
+            sapo_down=algorithm.sapo_down,
+        )
+        if own.factors is not None:
+            value = value * own.factors
+            means.add("importance/mean", own.factors, micro.loss_mask)
+            means.maximum("importance/max", own.factors, micro.loss_mask)
+        if steered is not None:
+            value = value * steered[rows, :width].to(policy.device)
+        if penalty:
+            kl = divergence
+            if own.reference is not None:
+                assert algorithm.kl_estimator in SAMPLED
+                kl = kl_penalty(algorithm.kl_estimator, logprobs, own.reference)
+            value = value + algorithm.kl_coef * kl
+            means.add("kl", kl.detach(), micro.loss_mask)
+        if algorithm.entropy_coef:
+            value = value - algorithm.entropy_coef * entropy
+        loss = (weight * value).sum()
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate, or look at the last "
+                "rollouts for what went wrong"
+            )
+        with watch.part("backward"):
+            backward(loss)
+        means.total("loss", loss.detach())
+        means.most("update/microbatch_tokens", packed_tokens(part))
+        means.add("entropy", entropy.detach(), micro.loss_mask)
+        ratio = clipped_ratio(algorithm.surrogate, fresh, old, micro.loss_mask)
+        if ratio is not None:
+            low = (ratio < 1 - algorithm.clip_low) & (micro.advantages < 0)
+            high = (ratio > 1 + algorithm.clip_high) & (micro.advantages > 0)
+            means.add("clip_ratio/low_mean", low, micro.loss_mask)
+            means.add("clip_ratio/high_mean", high, micro.loss_mask)
+            means.add("clip_ratio/region_mean", low | high, micro.loss_mask)
+        if first_update:
+            gap = (fresh - micro.sampler_logprobs).abs()
+            means.add("sampling/sampling_logp_difference/mean", gap, micro.loss_mask & micro.on_policy[:, None])
+            means.maximum("sampling/sampling_logp_difference/max", gap, micro.loss_mask & micro.on_policy[:, None])
+    return means.result()
+
+
+def accumulate_value_gradient(
+    critic: Critic, batch: Batch, known: Known, backward: Callable[[Tensor], None], config: TrainConfig
+) -> Metrics:
+    """The critic's squared error over the micro-batches of one optimizer update; tokens count alike."""
+    assert known.values is not None
+    assert known.returns is not None
+    total = batch.loss_mask.sum().clamp(min=1)
+    means = TokenMeans()
+    for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
+        part = take(batch, rows)
+        own = known.take(rows, part.inputs.shape[1])
+        assert own.values is not None
+        assert own.returns is not None
+        values = values_at(critic, part)
+        mask = part.loss_mask.to(values.device)
+        error = value_loss(values, own.values, own.returns, clip=config.critic.value_clip)
+        loss = (error * mask).sum() / total.to(values.device)
+        if not torch.isfinite(loss):
+            raise DivergedError(f"the critic's loss is {loss.item()}; lower critic.learning_rate")
+        backward(loss)
+        means.total("critic/loss", loss.detach())
+    return means.result()
+
+
+def steered_tokens(policy: Policy, batch: Batch, rows: Tensor, config: TrainConfig) -> Tensor | None:
+    """[B, L] bool: tokens that carry the policy gradient under entropy_share, over the whole update; None: all of them."""
+    if config.algorithm.entropy_share == 1:
+        return None
+    entropies = torch.zeros(batch.inputs.shape)
+    mask = torch.zeros_like(batch.loss_mask)
+    with torch.no_grad():
+        for part_rows in split(batch, rows, config):
+            part = take(batch, part_rows)
+            _, entropy, _ = masked_statistics(policy, part, temperature=config.rollout.temperature)
+            entropies[part_rows, : part.inputs.shape[1]] = entropy.cpu()
+            mask[part_rows] = batch.loss_mask[part_rows]
+    return top_entropy_mask(entropies, mask, config.algorithm.entropy_share)
+
+
+def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
+    """[n] rows that can have a gradient: those with loss and, where nothing else pulls at them, with an advantage.
+
+    Weights count every row whether it is computed or not, so leaving out what is 0 changes nothing. One row stays, for
+    an optimizer that sees a gradient of 0 goes on by its momentum, and one that sees none does not.
+    """
+    algorithm = config.algorithm
+    wanted = batch.loss_mask.any(1)
+    pulled = (algorithm.kl_coef and algorithm.kl_place == "loss") or algorithm.entropy_coef
+    if not pulled and algorithm.aggregation != "microbatch_token_mean":
+        moving = wanted & (batch.advantages != 0).any(1)
+        wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
+    return wanted.nonzero().squeeze(-1)
+
+
+def split(batch: Batch, rows: Tensor, config: TrainConfig) -> list[Tensor]:
+    """The given rows in micro-batches that fit `optimizer.microbatch_tokens`; without a plan, `auto` is its upper end."""
+    parts = microbatches(
+        batch.lengths[rows],
+        batch.prompt_lengths[rows],
+        batch.groups[rows],
+        max_tokens=MOST_TOKENS if config.optimizer.microbatch_tokens == "auto" else config.optimizer.microbatch_tokens,
+    )
+    return [rows[part] for part in parts]
+
+
+def masked_statistics(
+    policy: Policy,
+    batch: Batch,
+    *,
+    temperature: float,
+    watch: Stopwatch = OFF,
+    passes: int = 1,
+    reference: Policy | None = None,
+    divergence: Divergence | None = None,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, entropy and divergence from a reference of the tokens that carry loss: [B, L] nats, 0 elsewhere.
+
+    The entropy carries gradient only `with_entropy`, the divergence is 0 without a reference. The batch lies on the CPU,
+    where its layout is made; the result on the policy's device. `passes` is the work in forward passes that `watch` is
+    told of: 3 where a backward pass follows.
+    """
+    packed = packed_rows(policy, batch)
+    if watch.on:
+        own = batch.lengths - batch.prompt_lengths
+        pairs = float((own * (batch.prompt_lengths + own / 2)).sum())
+        watch.count(flops=passes * cost_of(policy).forward(len(packed.ids), float(batch.loss_mask.sum()), pairs))
+    mask = batch.loss_mask.to(policy.device)
+    places = packed.places[mask]
+    hidden = policy.packed_hidden(packed).index_select(0, places)
+    targets = batch.targets.to(policy.device)[mask]
+    blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    if divergence is None and not with_entropy:
+        logprobs, entropy = token_logprobs(policy.head, hidden, targets, temperature=temperature)
+        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy), blank
+    other = None
+    if divergence is not None:
+        assert reference is not None
+        with torch.no_grad():
+            other = Reference(reference.head, reference.packed_hidden(packed).index_select(0, places), divergence)
+    found = token_statistics(policy.head, hidden, targets, temperature=temperature, reference=other)
+    logprobs, entropy, apart = (blank.masked_scatter(mask, part) for part in found)
+    return logprobs, entropy if with_entropy else entropy.detach(), apart
+
+
+def packed_rows(policy: Policy, batch: Batch) -> Packed:
+    return pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=policy.device)
+
+
+def packed_states(policy: Policy, batch: Batch) -> Tensor:
+    """[N, D] hidden states from which the tokens that carry loss are drawn."""
+    packed = packed_rows(policy, batch)
+    return policy.packed_hidden(packed).index_select(0, packed.places[batch.loss_mask.to(policy.device)])
+
+
+@torch.no_grad()
+def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF) -> Tensor:
+    """[B, L] nats under a policy that does not learn from it, in micro-batches."""
+    result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)
+    for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
+        temperature = config.rollout.temperature
+        logprobs, _, _ = masked_statistics(policy, take(batch, rows), temperature=temperature, watch=watch)
+        result[rows, : logprobs.shape[1]] = logprobs
+    return result
+
+
+def values_at(critic: Critic, batch: Batch) -> Tensor:
+    """[B, L] values of the states from which the completions' tokens were drawn, 0 elsewhere."""
+    device = critic.head.weight.device
+    packed = pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=device)
+    mask = batch.completion_mask.to(device)
+    blank = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+    return blank.masked_scatter(mask, critic(packed).index_select(0, packed.places[mask]))
+
+
+@torch.no_grad()
+def batch_values(critic: Critic, batch: Batch, config: TrainConfig) -> Tensor:
+    """[B, L] values, in micro-batches."""
+    result = torch.zeros(batch.inputs.shape, device=critic.head.weight.device)
+    for rows in split(batch, torch.arange(len(batch.inputs)), config):
+        values = values_at(critic, take(batch, rows))
+        result[rows, : values.shape[1]] = values
+    return result
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on another device."""
+    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})
