@@ -20,7 +20,7 @@ from pathlib import Path
 
 STUDY = """
 question: Does a study survive?
-seeds: 3
+seeds: 5
 settings:
   steps: 6
   optimizer: {minibatches: 2}
@@ -34,6 +34,7 @@ arms:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seconds", type=float, nargs=2, default=(3.0, 14.0), help="between which a kill comes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
@@ -42,15 +43,13 @@ def main() -> None:
         folder = Path(name)
         file = folder / "study.yaml"
         file.write_text(STUDY)
-        started = time.monotonic()
         finish(file, folder / "undisturbed")
-        whole = time.monotonic() - started
         killed = {"driver": 0, "run": 0}
         ended: dict[str, int] = {}
         orphans = 0
         while sum(killed.values()) < args.kills:
-            who = moments.choice(("driver", "run"))
-            hit, alive = disturb(file, folder / "killed", who, moments.uniform(0.05, 0.5) * whole, ended)
+            who = "driver" if killed["driver"] <= killed["run"] else "run"
+            hit, alive = disturb(file, folder / "killed", who, moments.uniform(*args.seconds), ended)
             killed[who] += hit
             orphans += alive
             if not hit and not unfinished(folder / "killed"):

@@ -293,7 +293,7 @@ class AlgorithmConfig(Section):
             raise ValueError(
                 "algorithm.normalize_components takes rewards apart, and kl_place=reward adds to their sum; set one"
             )
-        if self.baseline == "critic" and self.scale_rewards != "group" and self.scale_rewards != "none":
+        if self.baseline == "critic" and self.scale_rewards != "none":
             raise ValueError("algorithm.baseline=critic knows no groups; set algorithm.scale_rewards=none")
         return self
 

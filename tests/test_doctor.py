@@ -10,15 +10,23 @@ import torch
 from slimrl import doctor
 from slimrl.config import TrainConfig
 from slimrl.settings import build
-from slimrl.switches import Seen, combine, inert_switches
+from slimrl.switches import Seen, combine, confounded_switches, inert_switches, note_update
 from tests.tiny import tiny_policy
 
-BUSY = Seen(completions=64, truncated=5, longest=64, shortest=8, groups=8, constant=3)
+BUSY = Seen(
+    completions=64, truncated=5, longest=64, shortest=8, groups=8, constant=3, steps=4, corrected=1, alphas=frozenset([1.2, 1.5])
+)  # fmt: skip
 SWITCHES = {
     "algorithm.overlong_filtering": ({"algorithm": {"overlong_filtering": True}}, {"truncated": 0}),
     "rewards.soft_overlong": ({"rewards": {"soft_overlong": 1.0}}, {"longest": 48}),
     "algorithm.dynamic_sampling": ({"algorithm": {"dynamic_sampling": "refill"}}, {"constant": 0}),
     "algorithm.aggregation": ({"algorithm": {"aggregation": "token_mean"}}, {"shortest": 64}),
+    "rewards.zero_truncated": ({"rewards": {"zero_truncated": True}}, {"truncated": 0}),
+    "algorithm.importance": ({"algorithm": {"importance": "mask"}}, {"corrected": 0}),
+    "algorithm.surrogate": (
+        {"algorithm": {"surrogate": "gpg", "clip_low": 0.2, "kl_coef": 0.0}},
+        {"alphas": frozenset([1.5])},
+    ),
 }
 
 
@@ -51,7 +59,7 @@ def test_seen_adds_up() -> None:
     nothing = Seen(0, 0, 0, 0, 0, 0)
     other = Seen(completions=1, truncated=0, longest=90, shortest=3, groups=1, constant=1)
     assert combine(nothing, BUSY) == combine(BUSY, nothing) == BUSY
-    assert combine(BUSY, other) == Seen(completions=65, truncated=5, longest=90, shortest=3, groups=9, constant=4)
+    assert combine(BUSY, other) == replace(BUSY, completions=65, longest=90, shortest=3, groups=9, constant=4)
 
 
 def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +70,56 @@ def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert "since there is no g++; install g++" in doctor._slow(policy)[0]
     policy.model.to(torch.bfloat16)
     assert doctor._slow(policy) == []
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "says"),
+    [("cispo", "reinforce"), ("gspo", "reinforce"), ("sapo", "reinforce"), ("reinforce", ""), ("gpg", "")],
+)
+def test_every_surrogate_with_a_ratio_is_reinforce_with_one_update(surrogate: str, says: str) -> None:
+    found = inert_switches(build(TrainConfig, {"algorithm": {"surrogate": surrogate}}), BUSY)
+    assert [says in sentence for sentence in found] == ([True] if says else [])
+
+
+def test_a_dual_clip_is_named_too() -> None:
+    found = inert_switches(build(TrainConfig, {"algorithm": {"dual_clip": 3.0}}), BUSY)
+    assert [s.partition(":")[0] for s in found] == ["algorithm.clip_low and clip_high", "algorithm.dual_clip"]
+
+
+def test_components_need_company() -> None:
+    alone = {"algorithm": {"normalize_components": True}}
+    assert any("only correct is paid" in s for s in inert_switches(build(TrainConfig, alone), BUSY))
+    both = build(TrainConfig, {**alone, "rewards": {"format": 0.5}})
+    assert not any("is paid" in s for s in inert_switches(both, BUSY))
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen", "word"),
+    [
+        ({"algorithm": {"scale_rewards": "none"}}, {}, "algorithm.scale_rewards"),
+        ({"algorithm": {"baseline": "leave_one_out"}}, {}, "algorithm.baseline"),
+        ({}, {"clipped": 4}, "optimizer.max_grad_norm"),
+        ({"algorithm": {"surrogate": "gpg"}, "optimizer": {"epochs": 2}}, {}, "algorithm.surrogate"),
+    ],
+)
+def test_what_acts_as_something_else_is_said(settings: dict[str, object], seen: dict[str, object], word: str) -> None:
+    found = confounded_switches(build(TrainConfig, settings), replace(BUSY, **seen))
+    assert [sentence.partition(":")[0] for sentence in found] == [word]
+
+
+def test_nothing_is_mixed_up_in_a_plain_run() -> None:
+    assert confounded_switches(TrainConfig(), BUSY) == []
+    without = build(TrainConfig, {"algorithm": {"scale_rewards": "none", "baseline": "leave_one_out", "kl_coef": 0.0}})
+    assert confounded_switches(without, BUSY) == []
+    assert confounded_switches(TrainConfig(), replace(BUSY, steps=2, clipped=2)) == [], "two steps say little"
+
+
+def test_updates_are_noted() -> None:
+    seen = note_update(BUSY, {"update/skipped": 1.0})
+    assert seen == BUSY
+    seen = note_update(seen, {"update/clipped": 1.0, "gpg_alpha": 2.0})
+    seen = note_update(seen, {"update/clipped": 0.5, "importance/max": 1.4, "importance/mean": 1.0})
+    assert (seen.steps, seen.clipped, seen.corrected) == (6, 1, 2)
+    assert 2.0 in seen.alphas
+    both = combine(seen, seen)
+    assert (both.steps, both.clipped, both.corrected, both.alphas) == (12, 2, 4, seen.alphas)
