@@ -1,4 +1,4 @@
-"""Reinforcement learning from verifiable rewards: the loop, and the update.
+"""Reinforcement learning from verifiable rewards: the loop; slimrl/update.py has what follows a step's rollouts.
 
     problems -> completions -> rollouts -> groups -> batch -> loss -> step -> log
 
