@@ -144,7 +144,7 @@ MISTAKES = {
     "reward that is not there": (2, "brevity", "train", "model.path={tiny}", *TASK, CUSTOM % "brevity"),
     "no reward at all": (2, "every reward has weight 0", "train", "rewards.correct=0"),
     "case-study rewards without tags": (2, "tags", "train", "model.path={tiny}", "rewards.check_answer=1"),
-    "switch without effect": (2, "has no effect with algorithm.dynamic_sampling=off", "train", "algorithm.refill_budget=2.0"),
+    "switch without effect": (2, "has no effect without algorithm.dynamic_sampling=refill", "train", "algorithm.refill_budget=2.0"),
     "more minibatches than problems": (2, "groups are never split", "train", "optimizer.minibatches=64"),
     "budget beyond the context": (2, "fills the model's context", "train", "model.path={tiny}", "rollout.max_new_tokens=5000"),
     "more problems than there are": (2, "rollout.problems=64 exceeds the", "train", "model.path={tiny}", *TASK, "rollout.problems=64"),
