@@ -268,7 +268,12 @@ def study() -> None:
 @STUDY_SEEDS
 @STUDY_OUTPUT
 @STUDY_SLOTS
-@click.option("--effect", type=float, multiple=True, help="A difference in points: how many seeds find it? Repeatable.")
+@click.option(
+    "--effect",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    help="A difference in points: how many seeds find it? Repeatable.",
+)
 @JSON
 def study_plan(
     files: Sequence[str],
@@ -337,8 +342,12 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
         raise SettingsError("name a study file first; studies/ holds some")
+    from slimrl.study.drive import check_study
+
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
-    return expanded, Path(output) / expanded.name
+    folder = Path(output) / expanded.name
+    check_study(expanded, folder)
+    return expanded, folder
 
 
 def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:

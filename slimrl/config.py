@@ -440,7 +440,7 @@ class TrainConfig(RootConfig):
     """`slimrl train`: reinforcement learning from verifiable rewards."""
 
     max_tokens: CountOrZero = 0
-    """Sampled tokens after which no further step begins, for comparisons at equal cost; 0: `steps` alone decides."""
+    """Sampled tokens, for comparisons at equal cost: the run ends with the step that comes nearest; 0: `steps` decides."""
     rewards: RewardsConfig = RewardsConfig()
     """What is paid."""
     algorithm: AlgorithmConfig = AlgorithmConfig()

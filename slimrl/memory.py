@@ -150,8 +150,8 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     has_reference = isinstance(config, TrainConfig) and bool(config.algorithm.kl_coef)
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
-    if config.memory_share < 1:  # of all there is: what runs beside this one must not decide what it chooses
-        budget = min(budget, int(SHARE * config.memory_share * total_memory(device)))
+    if config.memory_share < 1:  # of all there is: what else holds memory just now must not decide what is chosen
+        budget = int(SHARE * config.memory_share * total_memory(device))
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
     in_place = not narrow and isinstance(policy.model.get_input_embeddings(), SummedEmbedding)
     apart = 0 if in_place else largest

@@ -141,11 +141,14 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
 
 
 def expected_steps(config: TrainConfig, step: int, tokens: int) -> int:
-    """Steps of the whole run, reckoned after step `step` (from 0) with `tokens` sampled so far; exact once it is over."""
+    """Steps of the whole run, reckoned after step `step` (from 0) with `tokens` sampled so far; exact once it is over.
+
+    A token budget ends a run at the step whose end is nearest to it, for runs that all overshoot do so by chance.
+    """
     if not config.max_tokens or tokens == 0:
         return config.steps
     rest = max(0, config.max_tokens - tokens)
-    return min(config.steps, step + 1 + math.ceil(rest * (step + 1) / tokens))
+    return min(config.steps, step + 1 + math.floor(rest * (step + 1) / tokens + 0.5))
 
 
 def summarize(

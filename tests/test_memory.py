@@ -60,7 +60,7 @@ def test_a_share_is_one_of_all_the_memory_whatever_runs_beside(monkeypatch: pyte
         found, _ = plan(policy, monkeypatch, free=free, memory_share=0.25)
         assert found.free == int(memory.SHARE * 1e9)
     scarce, _ = plan(policy, monkeypatch, free=1e8, memory_share=0.25)
-    assert scarce.free == int(1e8) + 1000 + 4 * parameters(policy), "what is not free cannot be shared"
+    assert scarce.free == int(memory.SHARE * 1e9), "what another holds just now decides nothing"
 
 
 def test_a_narrow_module_pays_for_masters(monkeypatch: pytest.MonkeyPatch) -> None:

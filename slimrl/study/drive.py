@@ -13,17 +13,17 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from slimrl.config import TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.settings import build, dump_yaml, read_yaml
 from slimrl.study.local import Job, Launcher, LocalLauncher, Running, Slots, divide
-from slimrl.study.results import run_folder
+from slimrl.study.results import DECLARED, read_declaration, read_json, run_folder
 from slimrl.study.spec import Arm, Expanded
-from slimrl.study.switches import ROUNDING_ONLY, settings_of
+from slimrl.study.switches import rounding_only, settings_of
 
 ATTEMPTS = 2
 DONE = ("finished", "diverged")
@@ -106,9 +106,10 @@ def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as lock:
+        check_study(expanded, folder)
+        if not read_declaration(folder):
+            write_json(folder / DECLARED, declaration(expanded))
         runs = planned_runs(expanded, folder)
-        for run in runs:
-            check_unchanged(run)
         chosen = choose_slots(folder, expanded, slots)
         todo = [run for run in runs if run.status not in DONE]
         for run in todo:
@@ -248,6 +249,36 @@ def _alive(process: str) -> bool:
     return True
 
 
+def check_study(expanded: Expanded, folder: Path) -> None:
+    """Raises SettingsError where a study is not what it was when its first run began, or results have other settings.
+
+    What a study declares beforehand stands in declared.json from its first run on; only seeds may be added.
+    """
+    now = declaration(expanded)
+    began = read_declaration(folder)
+    for key in began:
+        if key != "seeds" and began[key] != now[key]:
+            raise SettingsError(
+                f"{folder} was begun with {key}={began[key]!r}, and the study now says {now[key]!r}; what is declared before "
+                "the first run stays, so give the changed study another --name"
+            )
+    for run in planned_runs(expanded, folder):
+        check_unchanged(run)
+
+
+def declaration(expanded: Expanded) -> dict[str, Any]:
+    """What a study says before its first run, as JSON."""
+    study = expanded.study
+    return {
+        "primary": study.primary,
+        "margin": study.margin,
+        "design": study.design,
+        "arms": {arm.name: list(arm.overrides) for arm in expanded.arms},
+        "budget": study.budget.model_dump(),
+        "seeds": study.seeds,
+    }
+
+
 def check_unchanged(run: Planned) -> None:
     """Raises SettingsError where a result was made with other settings than the study has now."""
     if run.status not in DONE:
@@ -255,7 +286,7 @@ def check_unchanged(run: Planned) -> None:
     recorded = build(TrainConfig, read_yaml(str(run.folder / "config.yaml")), str(run.folder))
     theirs, ours = settings_of(recorded), settings_of(run.arm.config)
     ours["seed"] = run.arm.seed(run.index)
-    free = {"name", "output", *ROUNDING_ONLY, *(key for key in ours if key.startswith("log."))}
+    free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
     changed = [key for key in ours if key not in free and ours[key] != theirs[key]]
     if changed:
         key = changed[0]
@@ -266,14 +297,24 @@ def check_unchanged(run: Planned) -> None:
 
 
 def choose_slots(folder: Path, expanded: Expanded, wanted: int, *, keep: bool = True) -> Slots:
-    """Threads are settled when a study begins (`keep`) and stay: sums in another order differ in their last bits."""
-    path = folder / "threads"
-    threads = int(path.read_text()) if path.is_file() else 0
+    """Threads and memory of a run are settled when a study begins (`keep`) and stay: sums in another order, or in other
+    micro-batches, differ in their last bits.
+    """
+    path = folder / "slots.json"
+    began = read_json(path)
     gpus, gpu_bytes = _gpus(expanded)
-    slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes)
-    if keep:
-        path.write_text(str(slots.threads))
+    slots = divide(wanted, threads=int(began.get("threads", 0)), gpus=gpus, gpu_bytes=gpu_bytes)
+    slots = replace(slots, memory_share=float(began.get("memory_share", slots.memory_share)))
+    if keep and not began:
+        write_json(path, {"threads": slots.threads, "memory_share": slots.memory_share})
     return slots
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _gpus(expanded: Expanded) -> tuple[int, int]:

@@ -50,12 +50,9 @@ class Slots:
     count: int
     threads: int
     """CPU threads of a run."""
+    memory_share: float
+    """Of the device that a run is on."""
     gpus: int = 0
-
-    @property
-    def memory_share(self) -> float:
-        """Of the device that a run is on."""
-        return 1 / max(1, -(-self.count // self.gpus) if self.gpus else self.count)
 
 
 def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
@@ -69,7 +66,8 @@ def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
         count = gpus * max(1, min(MOST_RUNS_PER_GPU, gpu_bytes // GPU_BYTES_PER_RUN))
     elif not count:
         count = max(1, cores // threads) if threads else cores
-    return Slots(count, threads or max(1, cores // count), gpus)
+    on_a_device = -(-count // gpus) if gpus else count
+    return Slots(count, threads or max(1, cores // count), 1 / on_a_device, gpus)
 
 
 class LocalLauncher:
@@ -91,7 +89,7 @@ class LocalLauncher:
             devices = visible.split(",") if visible else [str(i) for i in range(self.slots.gpus)]
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("wb") as log:
+        with job.log.open("ab") as log:
             return _Process(
                 subprocess.Popen(
                     [sys.executable, "-m", "slimrl.study.child", str(job.settings)],

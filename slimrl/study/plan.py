@@ -120,20 +120,27 @@ def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[f
 
 def sentences(plan: Plan) -> list[str]:
     """The plan for a person."""
-    seeds = "more than 10,000" if plan.seeds_for_margin >= MOST_SEEDS else str(plan.seeds_for_margin)
+    find = (
+        f"80 of 100 such studies would find a true difference of {100 * plan.detectable:.1f} points"
+        if math.isfinite(plan.detectable)
+        else "one seed finds nothing"
+    )
     found = [
         f"{plan.runs} runs ({len(plan.arms)} arms x {plan.seeds} seeds), {plan.left} left: about {_hours(plan.hours)} here, "
         f"{plan.slots} at once with {plan.threads} thread{'s' if plan.threads > 1 else ''} each, and "
         f"{plan.tokens / 1e6:.1f} million sampled tokens in all "
         f"({f'by {plan.measured_on} finished runs' if plan.measured_on else 'by a probe of a few steps'})",
-        f"80 of 100 such studies would find a true difference of {100 * plan.detectable:.1f} points (spread of a difference "
-        f"over seeds: {100 * plan.spread:.1f} points, {plan.spread_from}); for one of {100 * plan.margin:g} points, the "
-        f"margin, it takes {seeds} seeds",
+        f"{find} (spread of a difference over seeds: {100 * plan.spread:.1f} points, {plan.spread_from}); one of "
+        f"{100 * plan.margin:g} points, the margin, takes {_seeds(plan.seeds_for_margin)} seeds",
     ]
-    found += [f"a difference of {effect} points takes {n:,} seeds" for effect, n in plan.needed.items()]
+    found += [f"a difference of {effect} points takes {_seeds(n)} seeds" for effect, n in plan.needed.items()]
     for arm in plan.arms:
         found += [f"{arm.name}: {kind}: {text}" for kind, text in arm.remarks]
     return found
+
+
+def _seeds(n: int) -> str:
+    return f"more than {MOST_SEEDS:,}" if n >= MOST_SEEDS else f"{n:,}"
 
 
 def _hours(hours: float) -> str:
@@ -155,9 +162,7 @@ def _arm_plan(arm: Arm, expanded: Expanded, measured: Measured) -> ArmPlan:
     batch = (arm.config.rollout.problems * arm.config.rollout.group_size) / (
         reference.rollout.problems * reference.rollout.group_size
     )
-    if arm.config.algorithm.dynamic_sampling != "off":
-        constant = measured.seen.constant / max(1, measured.seen.groups)
-        batch *= min(arm.config.algorithm.refill_budget, 1 / max(1e-9, 1 - constant))
+    batch *= _refill(arm, measured) / _refill(expanded.arm(expanded.reference), measured)
     tokens = arm.config.steps * measured.step_tokens * batch
     if arm.config.max_tokens:
         tokens = min(tokens, float(arm.config.max_tokens))
@@ -167,6 +172,15 @@ def _arm_plan(arm: Arm, expanded: Expanded, measured: Measured) -> ArmPlan:
         idle = concerning(inert_switches(arm.config, measured.seen), expanded.against(arm).config, arm.config)
         known += [("probe", sentence) for sentence in idle]
     return ArmPlan(arm.name, arm.overrides, tokens * expanded.study.seeds, seconds * expanded.study.seeds, tuple(known))
+
+
+def _refill(arm: Arm, measured: Measured) -> float:
+    """How many times the groups of a step dynamic sampling is likely to sample."""
+    algorithm = arm.config.algorithm
+    if algorithm.dynamic_sampling != "refill":
+        return 1.0
+    useful = 1 - measured.seen.constant / max(1, measured.seen.groups)
+    return min(algorithm.refill_budget, max(1.0, algorithm.refill_share / max(1e-9, useful)))
 
 
 def _from_runs(expanded: Expanded, folder: Path) -> Measured | None:

@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from slimrl.errors import DataError
 from slimrl.evaluate import paired_difference
 from slimrl.study import statistics
 from slimrl.study.spec import Arm, Comparison, Expanded
 from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
-from slimrl.study.switches import concerning, settings_of
+from slimrl.study.switches import changed_settings, concerning, settings_of
 
 Status = Literal["finished", "diverged", "failed", "missing"]
 DIVERGED_VALUE = 0.0
@@ -36,6 +37,7 @@ CURVES = {
 }
 """Curves of a run by the key of metrics.jsonl."""
 SHOWN_PROBLEMS = 4
+DECLARED = "declared.json"
 LONGEST_NAME = 56
 CEILING = 0.97
 
@@ -71,6 +73,8 @@ class Run:
     """Tokens and seconds so far, and the primary measure, at every evaluation."""
     inert: Sequence[str]
     """What the run itself found inert."""
+    confounded: Sequence[str]
+    """What it found to act as something else too."""
 
     @property
     def counts(self) -> bool:
@@ -174,12 +178,13 @@ def collect(expanded: Expanded, folder: Path) -> Results:
     ]
     by_arm = {arm.name: [run for run in runs if run.arm == arm.name] for arm in expanded.arms}
     effects = compare(expanded, by_arm)
-    arms = tuple(_arm_result(arm, by_arm[arm.name], expanded) for arm in expanded.arms)
+    arms = tuple(_arm_result(arm, by_arm, expanded) for arm in expanded.arms)
     noise = _noise(by_arm[expanded.reference], by_arm[f"{expanded.reference}_again"], study.primary)
     spreads = [e.difference.sd for e in effects if e.kind == "switch" and e.difference.n > 1 and e.difference.sd > 0]
     spread = math.sqrt(fmean(s * s for s in spreads)) if spreads else study.spread
     detectable = statistics.detectable_effect(study.seeds, spread, max(1, expanded.tested))
     reference = expanded.arm(expanded.reference)
+    versions = _versions(runs, folder)
     tokens = f" ({study.budget.tokens:,} sampled tokens a run)" if study.budget.tokens else ""
     return Results(
         name=expanded.name,
@@ -190,16 +195,16 @@ def collect(expanded: Expanded, folder: Path) -> Results:
         budget=f"equal {study.budget.equal}{tokens}",
         reference=expanded.reference,
         seeds=study.seeds,
-        exploratory=study.seeds < FEWEST_SEEDS,
+        exploratory=min((e.difference.n for e in effects if e.difference.n), default=study.seeds) < FEWEST_SEEDS,
         complete=all(run.counts for run in runs),
         arms=arms,
         effects=effects,
         noise=noise,
         detectable=detectable,
-        cannot_tell=_cannot_tell(expanded, arms, effects, runs, detectable),
+        cannot_tell=_cannot_tell(expanded, arms, effects, runs, detectable, read_declaration(folder), versions),
         samples=_samples(expanded, folder),
         settings=settings_of(reference.config),
-        versions=_versions(runs, folder),
+        versions={key: " or ".join(values) for key, values in versions.items()},
         runs=tuple(runs),
     )
 
@@ -242,6 +247,7 @@ def read_run(folder: Path, arm: Arm, index: int, primary: str) -> Run:
         },
         held_out=held_out,
         inert=summary.get("inert", []),
+        confounded=summary.get("confounded", []),
     )
 
 
@@ -284,7 +290,13 @@ def _items(rows: Sequence[Mapping[str, Any]], primary: str) -> dict[str, float]:
 
 def value(run: Run, primary: str) -> float:
     """A run's primary measure."""
-    return DIVERGED_VALUE if run.status == "diverged" else run.after[primary]
+    if run.status == "diverged":
+        return DIVERGED_VALUE
+    if primary not in run.after:
+        raise DataError(
+            f"{run.folder} is finished and has no measure {primary}; remove that folder and run the study again"
+        )
+    return run.after[primary]
 
 
 def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effect, ...]:
@@ -377,8 +389,8 @@ def _over_problems(
     return paired_difference(zero, sums)
 
 
-def _arm_result(arm: Arm, runs: Sequence[Run], expanded: Expanded) -> ArmResult:
-    primary = expanded.study.primary
+def _arm_result(arm: Arm, by_arm: Mapping[str, Sequence[Run]], expanded: Expanded) -> ArmResult:
+    primary, runs = expanded.study.primary, by_arm[arm.name]
     finished = [run for run in runs if run.status == "finished"]
     counted = [run for run in runs if run.counts]
     measures = {key: fmean(run.after[key] for run in finished) for key in (finished[0].after if finished else ())}
@@ -393,7 +405,7 @@ def _arm_result(arm: Arm, runs: Sequence[Run], expanded: Expanded) -> ArmResult:
     return ArmResult(
         name=arm.name,
         overrides=arm.overrides,
-        remarks=(*((remark.kind, remark.text) for remark in arm.remarks), *_idle(arm, finished, expanded)),
+        remarks=(*((remark.kind, remark.text) for remark in arm.remarks), *_found(arm, by_arm, expanded)),
         planned=len(runs),
         finished=len(finished),
         diverged=sum(run.status == "diverged" for run in runs),
@@ -403,13 +415,32 @@ def _arm_result(arm: Arm, runs: Sequence[Run], expanded: Expanded) -> ArmResult:
     )
 
 
-def _idle(arm: Arm, finished: Sequence[Run], expanded: Expanded) -> list[tuple[str, str]]:
-    """What every run of an arm found inert of that which the arm changes, unless it was known before."""
-    if not finished or any(remark.kind == "inert" for remark in arm.remarks):
+def _found(arm: Arm, by_arm: Mapping[str, Sequence[Run]], expanded: Expanded) -> list[tuple[str, str]]:
+    """What every finished run says of the settings that the arm changes, unless it was known before.
+
+    Inert is an arm all of whose changed settings are; a part that is adds nothing. A setting that an arm switches off is
+    inert where it was in the reference's runs.
+    """
+    other = expanded.against(arm)
+    if arm.again or arm.name == other.name or any(remark.kind == "inert" for remark in arm.remarks):
         return []
-    heads = set.intersection(*({text.partition(":")[0] for text in run.inert} for run in finished))
-    common = [text for text in finished[0].inert if text.partition(":")[0] in heads]
-    return [("inert", f"in every run, {text}") for text in concerning(common, expanded.against(arm).config, arm.config)]
+    said: dict[str, list[str]] = {}
+    for name, attribute in ((arm.name, "inert"), (other.name, "inert"), (arm.name, "confounded")):
+        finished = [run for run in by_arm[name] if run.status == "finished"]
+        told = [{text.partition(":")[0]: text for text in getattr(run, attribute)} for run in finished]
+        always = [text for head, text in told[0].items() if all(head in run for run in told)] if told else []
+        said.setdefault(attribute, []).extend(concerning(always, other.config, arm.config))
+    idle = list({text.partition(":")[0]: text for text in said["inert"]}.values())
+    changed = changed_settings(other.config, arm.config)
+    whole = bool(idle) and all(
+        any(key.rpartition(".")[2] in text.partition(":")[0] for text in idle) for key in changed
+    )
+    count = f"in each of its {sum(run.status == 'finished' for run in by_arm[arm.name])} runs, as in the first"
+    found = [
+        ("inert" if whole else "confounded", f"{count}, {text}" if whole else f"adds nothing here: {text}")
+        for text in idle
+    ]
+    return found + [("confounded", f"{count}, {text}") for text in said["confounded"]]
 
 
 def _noise(reference: Sequence[Run], again: Sequence[Run], primary: str) -> Noise:
@@ -425,7 +456,13 @@ def _noise(reference: Sequence[Run], again: Sequence[Run], primary: str) -> Nois
 
 
 def _cannot_tell(
-    expanded: Expanded, arms: Sequence[ArmResult], effects: Sequence[Effect], runs: Sequence[Run], detectable: float
+    expanded: Expanded,
+    arms: Sequence[ArmResult],
+    effects: Sequence[Effect],
+    runs: Sequence[Run],
+    detectable: float,
+    began: Mapping[str, Any],
+    versions: Mapping[str, Sequence[str]],
 ) -> tuple[str, ...]:
     """What a reader should not conclude, in sentences that hold for this study."""
     study, config = expanded.study, expanded.arm(expanded.reference).config
@@ -434,11 +471,20 @@ def _cannot_tell(
     if missing:
         found.append(f"{missing} of {len(runs)} runs have no result yet, so every figure may still change.")
     if study.seeds < FEWEST_SEEDS:
-        found.append(f"{study.seeds} seeds are fewer than {FEWEST_SEEDS}: take this as exploratory, not as evidence.")
-    found.append(
-        f"True differences below about {100 * detectable:.1f} points would mostly go unseen: that is what {study.seeds} seeds "
-        f"find with 80 % power, {max(1, expanded.tested)} comparisons held together."
-    )
+        found.append(f"With fewer than {FEWEST_SEEDS} seeds ({study.seeds}) this is exploratory, not evidence.")
+    if began and study.seeds > began["seeds"]:
+        found.append(
+            f"The study began with {began['seeds']} seeds and was given more: where that was decided after looking, "
+            "differences are called better or worse more often than in 5 of 100 null studies."
+        )
+    if math.isfinite(detectable):
+        found.append(
+            f"A true difference of {100 * detectable:.1f} points is found by 80 of 100 such studies ({study.seeds} seeds, "
+            f"{max(1, expanded.tested)} compared, the mean spread of all arms); smaller ones may be missed, half of it mostly is."
+        )
+    differing = [key for key, values in versions.items() if len(values) > 1]
+    if differing:
+        found.append(f"Runs were not all made alike: {', '.join(differing)} differ, see the versions.")
     again = next(effect for effect in effects if effect.kind == "noise")
     if again.difference.n > 1 and again.difference.p < 1 - CONFIDENCE:
         found.append(
@@ -462,9 +508,16 @@ def _cannot_tell(
     if dear and study.budget.equal == "steps":
         costs = ", ".join(f"{a.name} {a.measures['tokens'] / own:.2f} times" for a in dear)
         found.append(f"Arms are compared at equal steps, not at equal cost: of the reference's tokens, {costs}.")
-    short = {run.arm for run in runs if study.budget.tokens and run.counts and run.tokens < study.budget.tokens}
+    spent = [run for run in runs if study.budget.tokens and run.counts]
+    short = {run.arm for run in spent if run.steps == config.steps and run.tokens < 0.9 * study.budget.tokens}
     if short:
         found.append(f"Steps ended before the token budget did in {', '.join(sorted(short))}; raise steps.")
+    elif spent:
+        shares, steps = [run.tokens / study.budget.tokens for run in spent], [run.steps for run in spent]
+        found.append(
+            f"Runs end with the step nearest to the token budget: at {100 * min(shares):.0f} to {100 * max(shares):.0f} % of it, "
+            f"after {min(steps)} to {max(steps)} steps."
+        )
     diverged = sum(run.status == "diverged" for run in runs)
     if diverged:
         found.append(f"{diverged} runs diverged and count as no answer right.")
@@ -478,7 +531,8 @@ def _samples(expanded: Expanded, folder: Path) -> tuple[Mapping[str, Any], ...]:
     before: dict[str, Any] = {}
     for arm in expanded.arms:
         files = sorted((run_folder(folder, arm.name, 0) / "evals").glob("step-*.jsonl"))
-        if arm.again or len(files) < 2:
+        state = read_json(run_folder(folder, arm.name, 0) / "run.json")
+        if arm.again or len(files) < 2 or state.get("status") != "finished":
             continue
         for rows, target in ((files[-1], after.setdefault(arm.name, {})), (files[0], before)):
             for row in _json_lines(rows):
@@ -508,12 +562,26 @@ def _samples(expanded: Expanded, folder: Path) -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def _versions(runs: Sequence[Run], folder: Path) -> dict[str, str]:
+def _versions(runs: Sequence[Run], folder: Path) -> dict[str, list[str]]:
+    """Every value that a run recorded, by what it is of."""
     keys = ("slimrl", "torch", "transformers", "python", "device", "dtype", "threads", "parameters")
-    for run in runs:
-        if run.counts and (state := _json(folder / run.folder / "run.json")):
-            return {key: str(state[key]) for key in keys if key in state}
-    return {}
+    states = [read_json(folder / run.folder / "run.json") for run in runs if run.counts]
+    return {
+        key: sorted({str(state[key]) for state in states if key in state})
+        for key in keys
+        if any(key in s for s in states)
+    }
+
+
+def read_declaration(folder: Path) -> dict[str, Any]:
+    """What a study declared before its first run; empty where none has begun."""
+    return read_json(folder / DECLARED)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none, or nothing that can be read."""
+    found = _json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def _number(value: object) -> float:

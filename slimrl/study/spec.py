@@ -33,8 +33,11 @@ FIXED = {
     "evaluation": "every arm is measured alike; set it under settings",
     "task": "arms with different tasks have no measure in common; set it under settings",
     "max_tokens": "the budget is the study's; see budget",
+    "memory_share": "the study shares out the device",
 }
 """Settings that an arm may not change, and why."""
+SET_BY_THE_STUDY = {"seed", "name", "output", "max_tokens", "memory_share"}
+"""Of these, what not even the settings of all arms may say."""
 
 
 class Budget(Section):
@@ -168,6 +171,8 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
     settings = merge(settings, study.settings)
     for override in overrides:
         settings = merge(settings, parse_override(override))
+    for key in SET_BY_THE_STUDY & settings.keys():
+        raise SettingsError(f"{key} is not a setting of a study, since {FIXED[key]}; remove it")
     name = name or "-".join(Path(file).stem for file in files).lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
         raise SettingsError(
@@ -270,7 +275,8 @@ def _build(name: str, overrides: Sequence[str], settings: Mapping[str, Any], stu
             merged = merge(merged, parse_override(override))
         logged = {"model": study.keep_models, "samples_every": 0, "rollouts": False}
         merged = merge(merged, {"seed": 0, "max_tokens": study.budget.tokens})
-        merged["log"] = {**logged, **merged.get("log", {})}
+        own = merged.get("log", {})
+        merged["log"] = {**logged, **own} if isinstance(own, dict) else own
         config = build(TrainConfig, merged)
     except SettingsError as error:
         raise SettingsError(f"arm {name}: {error}" if overrides else f"the study's settings: {error}") from None

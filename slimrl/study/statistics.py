@@ -20,6 +20,8 @@ POWER = 0.8
 FEWEST_SEEDS = 5
 """Below this a study is exploratory."""
 MOST_SEEDS = 10_000
+NO_SPREAD = 1e-9
+"""Standard deviations below this are rounding: accuracies are counts of problems, so real ones are far above."""
 Verdict = Literal["better", "worse", "no difference", "undecided", "identical"]
 
 
@@ -52,17 +54,17 @@ class Judgement:
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Student's t of the mean of `values`, one per seed; infinite where there are fewer than two.
 
-    Values without any spread say nothing of it either: p is 1 where all are 0, and the interval is a point.
+    Values without any spread (but for rounding) say nothing of it either: the interval is a point, and p is 1.
     """
     n = len(values)
     mean = math.fsum(values) / n if n else math.nan
     if n < 2:
         return Interval(n, mean, math.nan, -math.inf, math.inf, 1.0)
     sd = float(np.std(np.asarray(values, dtype=np.float64), ddof=1))
+    if sd < NO_SPREAD:
+        return Interval(n, mean, 0.0, mean, mean, 1.0)
     error = sd / math.sqrt(n)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
-    if error == 0.0:
-        return Interval(n, mean, sd, mean, mean, 1.0 if mean == 0.0 else 0.0)
     p = 2.0 * float(stdtr(n - 1, -abs(mean) / error))
     return Interval(n, mean, sd, mean - half, mean + half, p)
 

@@ -14,7 +14,7 @@ from slimrl.switches import paid_rewards
 
 ROUNDING_ONLY = (
     "rollout.slots", "rollout.compile", "rewards.workers", "optimizer.microbatch_tokens", "optimizer.activation_checkpointing",
-    "memory_share", "model.device",
+    "memory_share",
 )  # fmt: skip
 """Settings that change speed and memory, and numbers at most in their last bits."""
 ON_RATIOS = (
@@ -89,9 +89,16 @@ def without_effect(key: str, reference: TrainConfig, arm: TrainConfig) -> str:
         )
     if key == "algorithm.signal" and all(map(_reward_is_correctness, both)):
         return "makes no difference where the reward is correctness alone"
-    if key in ROUNDING_ONLY and "microbatch_token_mean" not in {c.algorithm.aggregation for c in both}:
+    if key in rounding_only(reference) & rounding_only(arm):
         return "changes speed and memory, and numbers in their last bits only"
     return ""
+
+
+def rounding_only(config: TrainConfig) -> set[str]:
+    """ROUNDING_ONLY, less what the one aggregation that depends on the split makes of it."""
+    if config.algorithm.aggregation == "microbatch_token_mean":
+        return {*ROUNDING_ONLY} - {"optimizer.microbatch_tokens", "memory_share"}
+    return {*ROUNDING_ONLY}
 
 
 def _ratio_is_one(config: TrainConfig) -> bool:
@@ -155,6 +162,8 @@ def _reward_changes(changed: list[str]) -> list[str]:
     found = []
     if any(key.startswith("rewards.") and key != "rewards.workers" for key in changed):
         found.append("what is paid changes, so training rewards are not comparable")
+    if any(key.startswith("curriculum.") for key in changed):
+        found.append("what it is asked is chosen by difficulty or success, so training rewards are not comparable")
     if "algorithm.dynamic_sampling" in changed or "algorithm.signal" in changed:
         found.append("what it trains on is selected by reward, so train/reward is not comparable")
     return found

@@ -30,6 +30,8 @@ def answer(results: Results) -> tuple[str, ...]:
     """What was found, from the verdicts on the switches alone; the first sentence says most of it."""
     effects = ordered_effects(results)
     switches = [effect for effect in effects if effect.kind == "switch"]
+    if not switches:
+        return ("No switch was tried: the runs of the same settings show the noise.",)
     if not any(effect.difference.n for effect in switches):
         return ("Nothing can be said yet: no switch has a finished run to compare with one of the reference.",)
     by = {verdict: [e for e in switches if e.judgement.verdict == verdict] for verdict in SYMBOLS}
@@ -111,7 +113,7 @@ def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
         (
             "Can be found",
             points(results.detectable),
-            "A true difference of this size shows in 4 of 5 such studies; smaller ones mostly go unseen.",
+            "A true difference of this size shows in 4 of 5 such studies; smaller ones may be missed, half of it mostly is.",
         ),
         ("Margin", points(results.margin), "Smaller differences do not matter; declared before the first run."),
         (
@@ -134,7 +136,8 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         (
             "Difference",
             "Mean over seeds of the difference within each seed, in points (hundredths of accuracy). Arms share problems and "
-            "draws within a seed, so the unit is the seed, not the problem. In brackets Student's 95 % interval over seeds.",
+            "draws within a seed, so the unit is the seed, not the problem; the A/A arm shares none, and its runs are paired in "
+            "their order. In brackets Student's 95 % interval over seeds.",
         ),
         (
             "Verdict",
@@ -148,7 +151,8 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Over problems",
-            "95 % interval of the same difference if other problems had been drawn for these same runs.",
+            "95 % interval of the same difference if other problems had been drawn for these same runs; of the seeds whose runs "
+            "all finished, so without any that diverged.",
         ),
         (
             "Chance of improvement",
@@ -161,7 +165,8 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Tokens, seconds",
-            "Sampled in training, and spent in training without set-up and evaluation, as a multiple of the reference's.",
+            "Sampled in training, and spent in training without set-up and evaluation, as a multiple of the reference's; seconds "
+            "depend on what else the machine did, as the A/A arm shows.",
         ),
         ("Seeds", "Runs finished of runs planned. One that diverged counts as no answer right; it is never left out."),
     )

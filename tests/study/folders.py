@@ -48,7 +48,7 @@ def write_run(
 ) -> None:
     """A run after which the problems with these numbers are right."""
     (run.folder / "evals").mkdir(parents=True)
-    (run.folder / "config.yaml").write_text(dump_yaml(run.config(Slots(1, 1))))
+    (run.folder / "config.yaml").write_text(dump_yaml(run.config(Slots(1, 1, 1.0))))
     rows = [
         {
             "step": step + 1, "num_tokens": tokens * (step + 1), "time/total": 2.0 * (step + 1), "time/rollout": 1.0,

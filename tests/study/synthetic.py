@@ -152,6 +152,7 @@ def make_run(
         items={f"p{i}": float(draw < end) for i, draw in enumerate(draws)} if done else {},
         curves=curves,
         held_out=held_out if done else held_out[:1] if ran else [],
+        confounded=(),
         inert=["rewards.format is paid in full by every completion"] if "format" in _parts(arm.name) and done else [],
     )
 

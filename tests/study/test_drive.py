@@ -15,7 +15,16 @@ import pytest
 
 from slimrl.errors import DataError, SettingsError
 from slimrl.study import drive
-from slimrl.study.drive import Fleet, Planned, check_unchanged, locked, planned_runs, run_study
+from slimrl.study.drive import (
+    Fleet,
+    Planned,
+    check_study,
+    check_unchanged,
+    choose_slots,
+    locked,
+    planned_runs,
+    run_study,
+)
 from slimrl.study.local import Job, LocalLauncher, Slots, divide
 from slimrl.study.results import collect
 from slimrl.study.spec import Expanded, load_study
@@ -217,16 +226,70 @@ def test_results_of_other_settings_are_not_mixed_in(expanded: Expanded, tmp_path
     check_unchanged(planned_runs(load_study([str(tmp_path / "study.yaml")]), tmp_path)[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("margin: 0.5\n", "margin"),
+        ("primary: test/greedy\n", "primary"),
+        ("budget: {equal: tokens, tokens: 100}\n", "budget"),
+        ("arms: {other: algorithm.kl_coef=0}\n", "arms"),
+    ],
+)
+def test_what_was_declared_before_the_first_run_stays(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, key: str
+) -> None:
+    go(expanded, tmp_path, monkeypatch)
+    text = "seeds: 2\n" + change if key == "arms" else STUDY + change
+    (tmp_path / "study.yaml").write_text(text)
+    changed = load_study([str(tmp_path / "study.yaml")])
+    with pytest.raises(SettingsError, match=f"was begun with {key}="):
+        check_study(changed, tmp_path)
+    with pytest.raises(SettingsError, match="another --name"):
+        go(changed, tmp_path, monkeypatch)
+
+
+def test_seeds_may_be_added_and_the_report_says_that_they_were(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(expanded, tmp_path, monkeypatch)
+    assert not any("was given more" in sentence for sentence in collect(expanded, tmp_path).cannot_tell)
+    more = load_study([str(tmp_path / "study.yaml")], seeds=3)
+    launcher, _, _ = go(more, tmp_path, monkeypatch)
+    assert launcher.started == ["base-2", "kl-2", "base_again-2"]
+    assert any("began with 2 seeds and was given more" in sentence for sentence in collect(more, tmp_path).cannot_tell)
+
+
+@pytest.mark.parametrize("left", ["", "{", "7"])
+def test_a_damaged_note_on_slots_is_written_anew(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    (tmp_path / "slots.json").write_text(left)
+    go(expanded, tmp_path, monkeypatch, slots=2)
+    assert json.loads((tmp_path / "slots.json").read_text())["memory_share"] == 0.5
+    assert choose_slots(tmp_path, expanded, 1).memory_share == 0.5, "what a run may take stays, whatever --slots says"
+
+
+def test_where_the_split_matters_its_size_is_a_setting_like_any_other(tmp_path: Path) -> None:
+    split = "seeds: 1\nsettings: {{algorithm: {{aggregation: microbatch_token_mean}}, optimizer: {{microbatch_tokens: {}}}}}\narms: {{}}\n"
+    for tokens in (256, 999):
+        (tmp_path / "study.yaml").write_text(split.format(tokens))
+        run = planned_runs(load_study([str(tmp_path / "study.yaml")]), tmp_path)[0]
+        if tokens == 256:
+            write_run(run, [1])
+            check_unchanged(run)
+    with pytest.raises(SettingsError, match="microbatch_tokens=256"):
+        check_unchanged(run)
+
+
 def test_slots_divide_threads_and_keep_what_a_study_began_with() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert divide(0, threads=0, gpus=0, gpu_bytes=0) == Slots(cores, 1)
-    assert divide(1, threads=0, gpus=0, gpu_bytes=0) == Slots(1, cores)
-    assert divide(1, threads=1, gpus=0, gpu_bytes=0) == Slots(1, 1)
-    assert divide(0, threads=cores, gpus=0, gpu_bytes=0) == Slots(1, cores)
+    assert divide(0, threads=0, gpus=0, gpu_bytes=0) == Slots(cores, 1, 1 / cores)
+    assert divide(1, threads=0, gpus=0, gpu_bytes=0) == Slots(1, cores, 1.0)
+    assert divide(1, threads=1, gpus=0, gpu_bytes=0) == Slots(1, 1, 1.0)
+    assert divide(0, threads=cores, gpus=0, gpu_bytes=0) == Slots(1, cores, 1.0)
     gpus = divide(0, threads=0, gpus=2, gpu_bytes=80 * 2**30)
     assert (gpus.count, gpus.memory_share) == (8, 0.25)
     assert divide(0, threads=0, gpus=1, gpu_bytes=2**34).count == 1
-    assert Slots(4, 1).memory_share == 0.25
 
 
 def test_a_run_gets_its_slots_gpu_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +301,7 @@ def test_a_run_gets_its_slots_gpu_and_threads(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(subprocess, "Popen", Recorded)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    launcher = LocalLauncher(Slots(4, 3, gpus=2), lock=0)
+    launcher = LocalLauncher(Slots(4, 3, 0.5, gpus=2), lock=0)
     for slot in range(3):
         launcher.start(Job(tmp_path / "s.yaml", tmp_path / "logs" / "s.txt"), slot)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["0", "1", "0"]

@@ -9,7 +9,6 @@ import pytest
 from slimrl.errors import DataError
 from slimrl.study import plan as planning
 from slimrl.study.drive import planned_runs
-from slimrl.study.local import Slots
 from slimrl.study.plan import Measured, plan_study, sentences
 from slimrl.study.spec import Expanded, load_study
 from slimrl.study.statistics import detectable_effect, seeds_needed
@@ -114,5 +113,5 @@ def test_a_probe_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_threads_are_not_settled_by_a_plan(expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed(monkeypatch)
-    assert plan_study(expanded, tmp_path, slots=2, effects=()).threads == Slots(2, 1).threads
-    assert not (tmp_path / "threads").exists()
+    assert plan_study(expanded, tmp_path, slots=2, effects=()).threads == 1
+    assert not (tmp_path / "slots.json").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slimrl.errors import DataError
 from slimrl.evaluate import paired_difference
 from slimrl.study.drive import planned_runs
 from slimrl.study.results import LONGEST_NAME, Effect, Results, collect, run_folder
@@ -107,7 +108,7 @@ def test_a_run_that_broke_off_is_no_result(expanded: Expanded, tmp_path: Path) -
     results = collect(expanded, tmp_path)
     assert {run.status for run in results.runs} == {"missing"}
     assert all(math.isnan(e.difference.mean) for e in results.effects)
-    assert results.samples == () or not results.complete
+    assert results.samples == (), "a text from the middle of a run is not one from after it"
 
 
 def test_an_empty_folder_is_reported_without_a_number(expanded: Expanded, tmp_path: Path) -> None:
@@ -150,6 +151,68 @@ def test_what_every_run_found_inert_is_said_of_the_arm_that_switches_it(tmp_path
     fill(expanded, tmp_path, inert=["algorithm.overlong_filtering: none of 8 completions was truncated"])
     remarks = {arm.name: [kind for kind, _ in arm.remarks] for arm in collect(expanded, tmp_path).arms}
     assert remarks == {"base": [], "filter": ["inert"], "kl": [], "base_again": []}
+
+
+def test_an_arm_one_part_of_which_is_idle_is_not_called_inert(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        "seeds: 2\narms: {both: [algorithm.overlong_filtering=true, algorithm.kl_coef=0]}\n"
+    )
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    fill(expanded, tmp_path, inert=["algorithm.overlong_filtering: none of 8 completions was truncated"])
+    (both,) = (arm for arm in collect(expanded, tmp_path).arms if arm.name == "both")
+    assert [kind for kind, _ in both.remarks] == ["confounded"]
+    assert both.remarks[0][1].startswith("adds nothing here: algorithm.overlong_filtering")
+
+
+def test_a_switch_that_was_idle_in_the_reference_is_idle_when_it_is_off(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        "seeds: 2\nsettings: {algorithm: {overlong_filtering: true}}\narms: {keep: algorithm.overlong_filtering=false}\n"
+    )
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    for run in planned_runs(expanded, tmp_path):
+        said = [] if run.arm.name == "keep" else ["algorithm.overlong_filtering: none of 8 completions was truncated"]
+        write_run(run, [1, 2], inert=said)
+    (keep,) = (arm for arm in collect(expanded, tmp_path).arms if arm.name == "keep")
+    assert [kind for kind, _ in keep.remarks] == ["inert"]
+
+
+def test_what_every_run_found_mixed_up_is_said_of_its_arm(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("seeds: 2\narms: {plain: algorithm.scale_rewards=none}\n")
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    fill(expanded, tmp_path)
+    for run in planned_runs(expanded, tmp_path):
+        path = run.folder / "run.json"
+        state = json.loads(path.read_text())
+        state["summary"]["confounded"] = ["algorithm.scale_rewards: advantages have another size"]
+        path.write_text(json.dumps(state))
+    (plain,) = (arm for arm in collect(expanded, tmp_path).arms if arm.name == "plain")
+    assert any("advantages have another size" in text for kind, text in plain.remarks if kind == "confounded")
+
+
+def test_too_few_results_are_exploratory_whatever_was_planned(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY.replace("seeds: 3", "seeds: 5"))
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    for run in planned_runs(expanded, tmp_path):
+        if run.arm.name == "base" or run.index < 4:
+            write_run(run, [1, 2 + run.index % 3])
+    assert collect(expanded, tmp_path).exploratory
+
+
+def test_a_finished_run_without_the_measure_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY + "primary: harder/sampled\n")
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    fill(expanded, tmp_path)
+    with pytest.raises(DataError, match="has no measure harder/sampled"):
+        collect(expanded, tmp_path)
+
+
+def test_runs_that_were_not_made_alike_are_named(expanded: Expanded, tmp_path: Path) -> None:
+    fill(expanded, tmp_path)
+    path = run_folder(tmp_path, "good", 1) / "run.json"
+    path.write_text(path.read_text().replace("2.13.0", "2.99.0"))
+    results = collect(expanded, tmp_path)
+    assert results.versions["torch"] == "2.13.0 or 2.99.0"
+    assert any("not all made alike: torch" in sentence for sentence in results.cannot_tell)
 
 
 def test_samples_show_the_same_problems_and_where_arms_disagree_first(expanded: Expanded, tmp_path: Path) -> None:

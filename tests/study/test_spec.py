@@ -131,6 +131,13 @@ def test_an_equal_token_budget_reaches_every_arm(tmp_path: Path) -> None:
         ("arms: {a: steps=3}\n", ("evaluation.greedy=nope",), "evaluation.greedy"),
         ("arms: {a: steps=3}\nprimary: test/greedy\n", ("evaluation.greedy=false",), "never measured"),
         ("arms: {a: steps=3}\nprimary: harder/sampled\n", ("evaluation.harder_problems=0",), "never measured"),
+        ("arms: {a: steps=3}\n", ("seed=7",), "seed is not a setting of a study, since the study gives"),
+        (
+            "arms: {a: steps=3}\nsettings: {max_tokens: 5}\n",
+            (),
+            "max_tokens is not a setting of a study, since the budget",
+        ),
+        ("arms: {a: steps=3}\n", ("log=3",), "log is a section"),
         ("arms: {a: steps=3}\nbudget: {equal: tokens}\n", (), "budget.tokens goes with"),
         ("arms: {a: steps=3}\nbudget: {tokens: 5}\n", (), "budget.tokens goes with"),
         (

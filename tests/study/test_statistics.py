@@ -129,6 +129,21 @@ def test_2000_null_studies_of_8_arms_err_as_a_family_in_at_most_5_of_100() -> No
     assert wrong > 0, "a test that never errs has no power either"
 
 
+@pytest.mark.parametrize(("seeds", "spread"), [(2, 2), (3, 1), (5, 1), (5, 3)])
+def test_null_studies_on_the_grid_of_400_problems_err_no_more(seeds: int, spread: int) -> None:
+    """Accuracies are counts: differences are few whole steps, and are often equal within a study."""
+    draws = np.random.default_rng(10 * seeds + spread)
+    wrong = 0
+    for _ in range(1000):
+        counts = 320 + draws.integers(-spread, spread + 1, size=(4, seeds))
+        differences = [interval(list((arm / 400 - counts[0] / 400).tolist())) for arm in counts[1:]]
+        adjusted = holm([d.p for d in differences])
+        wrong += any(
+            judge(d, p, 1e-4, 3).verdict in ("better", "worse") for d, p in zip(differences, adjusted, strict=True)
+        )
+    assert wrong / 1000 <= 0.06
+
+
 def test_equivalence_is_claimed_wrongly_in_at_most_5_of_100() -> None:
     """The true difference lies just outside of the margin."""
     draws = np.random.default_rng(4)
@@ -170,6 +185,7 @@ def test_seeds_needed_and_detectable_effect_are_two_sides_of_one() -> None:
         ([0.03, -0.02, 0.04, 0.0], 0.4, "undecided", "undecided, from -3.1 points to +5.6 points: needs about"),
         ([0.02], 1.0, "undecided", "undecided: fewer than two seeds"),
         ([0.02, 0.02], 0.0, "undecided", "undecided: every seed differs by +2.0 points"),
+        ([0.8025 - 0.8, 0.9025 - 0.9, 0.7025 - 0.7], 0.0, "undecided", "undecided: every seed differs by +0.2 points"),
     ],
 )
 def test_verdicts_and_their_words(values: list[float], p: float, verdict: str, words: str) -> None:

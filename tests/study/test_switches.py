@@ -51,6 +51,7 @@ def test_an_arm_that_cannot_differ_is_inert(base: list[str], arm: list[str]) -> 
         ),
         ([], ["algorithm.overlong_filtering=true"]),
         ([], ["algorithm.kl_coef=0"]),
+        ([], ["model.device=cpu"]),
     ],
 )
 def test_an_arm_that_may_differ_is_not_inert(base: list[str], arm: list[str]) -> None:
