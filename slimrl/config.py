@@ -109,8 +109,6 @@ class RolloutConfig(Section):
             raise ValueError(f"rollout.top_p={self.top_p} would train on another distribution than it samples; set 1.0")
         if self.top_k != 0:
             raise ValueError(f"rollout.top_k={self.top_k} would train on another distribution than it samples; set 0")
-        if self.group_size < 2:
-            raise ValueError("rollout.group_size=1 has no group baseline, every advantage is 0; set 2 or more")
         return self
 
 
@@ -151,7 +149,7 @@ class RewardsConfig(Section):
     soft_overlong: NonNegative = 0.0
     """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13)."""
     zero_truncated: bool = False
-    """A truncated completion is paid 0, whatever it would have earned."""
+    """A truncated completion is paid 0, whatever it would have earned; rewards that can fall below 0 then favour it."""
     overlong_buffer: Count | Literal["auto"] = "auto"
     """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
     custom: dict[str, CustomReward] = {}
@@ -172,6 +170,11 @@ class RewardsConfig(Section):
         )  # fmt: skip
         if not any((self.correct, self.format, *case_study, *(c.weight for c in self.custom.values()))):
             raise ValueError("every reward has weight 0; set rewards.correct=1 or another one")
+        if self.zero_truncated and self.soft_overlong:
+            raise ValueError(
+                "rewards.zero_truncated pays a completion that is cut off more than rewards.soft_overlong pays one that "
+                "nearly is; set one"
+            )
         if self.as_published and not any(case_study):
             raise ValueError(
                 "rewards.as_published has no effect without one of the case study's four rewards; remove it"
@@ -276,9 +279,25 @@ class AlgorithmConfig(Section):
         ):
             if not acts and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"algorithm.{key} has no effect without algorithm.{needed}; remove one")
+        token_weighed = self.importance != "off" and self.importance_level == "token"
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(
                 f"algorithm.dual_clip={self.dual_clip} would cut what is not clipped; set more than 1, or 0"
+            )
+        if self.kl_place == "reward" and self.scale_rewards not in ("none", "batch"):
+            raise ValueError(
+                f"algorithm.kl_place=reward with scale_rewards={self.scale_rewards} would blow up the penalty where all rewards "
+                "of a group are equal; set algorithm.scale_rewards=none or batch"
+            )
+        if self.surrogate == "gpg" and self.baseline not in ("group_mean", "leave_one_out"):
+            raise ValueError(
+                "algorithm.surrogate=gpg scales by the groups whose advantages are all 0, which needs "
+                "algorithm.baseline=group_mean or leave_one_out"
+            )
+        if self.surrogate == "gspo" and (self.entropy_share < 1 or self.baseline == "critic" or token_weighed):
+            raise ValueError(
+                "algorithm.surrogate=gspo gives every token of a completion one gradient, so nothing can weigh single tokens "
+                "(entropy_share, a critic, importance_level=token); set algorithm.surrogate=gspo_token"
             )
         if self.kl_place == "reward" and self.kl_estimator != "k1":
             raise ValueError("algorithm.kl_place=reward subtracts k1; set algorithm.kl_estimator=k1")
@@ -301,8 +320,8 @@ class AlgorithmConfig(Section):
 class CriticConfig(Section):
     """PPO's value function, for algorithm.baseline=critic."""
 
-    learning_rate: Positive = 1e-3
-    """Rate of the critic's own AdamW."""
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """Peak rate of the critic's own AdamW; `auto`: five times the policy's."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of later rewards (gamma)."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -476,6 +495,18 @@ class TrainConfig(RootConfig):
         unset = RewardsConfig.model_fields["overlong_buffer"].default
         if not self.rewards.soft_overlong and self.rewards.overlong_buffer != unset:
             raise ValueError("rewards.overlong_buffer has no effect with rewards.soft_overlong=0; remove one")
+        if self.algorithm.baseline != "critic" and self.critic != CriticConfig():
+            raise ValueError("the section critic has no effect without algorithm.baseline=critic; remove it")
+        if self.rollout.group_size < 2 and self.algorithm.baseline in ("group_mean", "leave_one_out"):
+            raise ValueError(
+                f"rollout.group_size=1 has no group baseline, every advantage is 0; set 2 or more, or another "
+                f"algorithm.baseline than {self.algorithm.baseline}"
+            )
+        if self.max_tokens and self.curriculum.order == "easy_first":
+            raise ValueError(
+                f"max_tokens={self.max_tokens} ends the run at a step that is not known before, and curriculum.order=easy_first "
+                "moves over steps; set one"
+            )
         if self.max_tokens and self.optimizer.schedule != "constant":
             raise ValueError(
                 f"max_tokens={self.max_tokens} ends the run at a step that is not known before, so "

@@ -31,8 +31,8 @@ FEWEST_TOKENS = 2048
 MOST_SLOTS, FEWEST_SLOTS = 4096, 8
 SHARE = 0.9
 """Of the free memory that a plan may take."""
-HEAD_COPIES, STATISTICS_COPIES = 2, 6
-"""Logits of a chunk and one temporary; those of a chunk with the reference's, its divergence and its entropy."""
+HEAD_COPIES, ENTROPY_COPIES, KL_COPIES, GKL_COPIES = 2, 6, 9, 12
+"""Logits of a chunk and one temporary; more where entropy or a divergence over the vocabulary is differentiated (measured)."""
 HEAP, HEAP_SHARE = 2**30 * 9 // 100, 0.15
 """What a CPU process holds beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
@@ -177,7 +177,7 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
         gradients=(4 + policy.model.dtype.itemsize * narrow) * parameters + apart if training else 0,
         token_bytes=0,
         vocabulary=vocabulary,
-        head_copies=STATISTICS_COPIES if _whole_vocabulary(config) else HEAD_COPIES,
+        head_copies=_head_copies(config),
         critic=_critic_bytes(policy)
         if isinstance(config, TrainConfig) and config.algorithm.baseline == "critic"
         else 0,
@@ -218,12 +218,14 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     return plan
 
 
-def _whole_vocabulary(config: RootConfig) -> bool:
-    """Whether a loss needs more of the logits than the sampled token's log-probability."""
+def _head_copies(config: RootConfig) -> int:
+    """By what a loss needs of the logits beyond the sampled token's log-probability."""
     if not isinstance(config, TrainConfig):
-        return False
+        return HEAD_COPIES
     algorithm = config.algorithm
-    return algorithm.entropy_coef > 0 or (algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED)
+    if algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED:
+        return GKL_COPIES if algorithm.kl_estimator == "gkl" else KL_COPIES
+    return ENTROPY_COPIES if algorithm.entropy_coef else HEAD_COPIES
 
 
 def _critic_bytes(policy: Policy) -> int:

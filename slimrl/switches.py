@@ -31,6 +31,8 @@ class Seen:
     """Of these, steps in which every update's gradient was scaled down."""
     corrected: int = 0
     """Of these, steps in which an importance correction was not exactly 1."""
+    bounded: int = 0
+    """Of these, steps in which some importance ratio lay beyond a bound."""
     alphas: frozenset[float] = frozenset()
     """Values of GPG's alpha."""
 
@@ -49,6 +51,7 @@ def combine(first: Seen, second: Seen) -> Seen:
         steps=first.steps + second.steps,
         clipped=first.clipped + second.clipped,
         corrected=first.corrected + second.corrected,
+        bounded=first.bounded + second.bounded,
         alphas=first.alphas | second.alphas,
     )
 
@@ -64,6 +67,7 @@ def note_update(seen: Seen, metrics: Mapping[str, float]) -> Seen:
         steps=seen.steps + 1,
         clipped=seen.clipped + (metrics["update/clipped"] == 1.0),
         corrected=seen.corrected + (not exact),
+        bounded=seen.bounded + (metrics.get("clip_ratio/region_mean", 0.0) > 0),
         alphas=seen.alphas | alpha,
     )
 
@@ -81,6 +85,13 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
             "optimizer.minibatches=2 lets them act"
             for names, so in ratio_switches(algorithm)
         ]
+    elif algorithm.surrogate in ("clip", "gspo", "gspo_token") and seen.steps >= EARLIEST and not seen.bounded:
+        found.append(f"algorithm.clip_low and clip_high: no importance ratio lay beyond them in {seen.steps} steps")
+    if algorithm.baseline == "leave_one_out" and (not _kl_in_loss(algorithm) or algorithm.normalize_components):
+        size = config.rollout.group_size
+        found.append(
+            f"algorithm.baseline: leave_one_out is group_mean times {size}/{size - 1}, a constant factor, which AdamW divides out"
+        )
     if algorithm.overlong_filtering and not seen.truncated:
         found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
     if rewards.zero_truncated and not seen.truncated:
@@ -117,7 +128,16 @@ def confounded_switches(config: TrainConfig, seen: Seen) -> list[str]:
     """Switches that act, but also in another way than they say, in plain words."""
     algorithm = config.algorithm
     found = []
-    if algorithm.scale_rewards != "group" and algorithm.kl_coef and algorithm.kl_place == "loss":
+    if _kl_in_loss(algorithm) and algorithm.kl_estimator == "k1":
+        found.append(
+            "algorithm.kl_estimator: the gradient of k1 in the loss is 0 on average, so the penalty pulls nowhere"
+        )
+    if algorithm.normalize_components and _kl_in_loss(algorithm):
+        found.append(
+            f"algorithm.normalize_components: advantages have another size, and algorithm.kl_coef={algorithm.kl_coef:g} weighs "
+            "the more or the less against them"
+        )
+    if algorithm.scale_rewards != "group" and _kl_in_loss(algorithm):
         found.append(
             f"algorithm.scale_rewards: with {algorithm.scale_rewards} advantages have another size than with group, and "
             f"algorithm.kl_coef={algorithm.kl_coef:g} weighs the more or the less against them"
@@ -128,18 +148,25 @@ def confounded_switches(config: TrainConfig, seen: Seen) -> list[str]:
             f"{config.optimizer.max_grad_norm:g}, so what changes the gradient's size (aggregation, scale_rewards, GPG's alpha) "
             "changes nothing"
         )
-    if algorithm.surrogate in ("reinforce", "gpg") and config.optimizer.minibatches * config.optimizer.epochs > 1:
-        found.append(
-            f"algorithm.surrogate: {algorithm.surrogate} takes no importance ratio, so all but the first of a batch's updates "
-            "learn from what another policy sampled"
+    several = config.optimizer.minibatches * config.optimizer.epochs > 1
+    if algorithm.surrogate in ("reinforce", "gpg") and (several or seen.carried):
+        what = (
+            "all but the first of a batch's updates learn" if several else f"{seen.carried} carried groups were learned"
         )
-    if algorithm.baseline == "leave_one_out" and algorithm.kl_coef and algorithm.kl_place == "loss":
+        found.append(
+            f"algorithm.surrogate: {algorithm.surrogate} takes no importance ratio, and {what} from what another policy sampled"
+        )
+    if algorithm.baseline == "leave_one_out" and _kl_in_loss(algorithm) and not algorithm.normalize_components:
         size = config.rollout.group_size
         found.append(
             f"algorithm.baseline: leave_one_out is group_mean times {size}/{size - 1}, so beside the penalty it only weighs "
             "rewards more"
         )
     return found
+
+
+def _kl_in_loss(algorithm: AlgorithmConfig) -> bool:
+    return algorithm.kl_coef > 0 and algorithm.kl_place == "loss"
 
 
 def ratio_switches(algorithm: AlgorithmConfig) -> list[tuple[str, str]]:

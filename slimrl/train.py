@@ -120,6 +120,7 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
         if limits is not None:
             metrics |= watch.lap(sampled, limits)
         run.log_step(step, metrics, collected if config.log.rollouts else None)
+        run.save_curriculum(setup.curriculum.state)
         steps = expected_steps(config, step, tokens)
         display.step(step, steps, metrics, collected, seconds, setup.task)
         if step + 1 == steps:
@@ -129,7 +130,6 @@ def train_and_measure(setup: TrainSetup, run: RunDirectory, display: Display) ->
             run.log_evaluation(between)
             display.evaluation(between)
 
-    run.save_curriculum(setup.curriculum.state)
     after = evaluate(setup, step=len(run.history))
     run.log_evaluation(after)
     if config.log.model:

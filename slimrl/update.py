@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.advantages import (
+    SCALE_EPSILON,
     component_advantages,
     generalized_advantages,
     gpg_alpha,
@@ -48,6 +49,9 @@ from slimrl.model.packing import Packed, pack
 from slimrl.records import Batch, Group
 from slimrl.runs.metrics import Metrics, TokenMeans
 from slimrl.stopwatch import OFF, Stopwatch
+
+CRITIC_RATE = 5
+"""Times the policy's learning rate, where the critic's is `auto`: its head starts from nothing."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def advantages_of(
     """Advantages [P, G] of completions, by the baseline and the scale that the settings name."""
     algorithm = config.algorithm
     rewards, scorable = rewards_of(groups)
+    alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # of what was paid, before any penalty
     means: Metrics = {}
     if known.reference is not None and algorithm.kl_place == "reward":
         penalty = ((batch.sampler_logprobs - known.reference.cpu()) * batch.completion_mask).sum(1)
@@ -196,7 +201,6 @@ def advantages_of(
     else:
         found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
     if algorithm.surrogate == "gpg":
-        alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)
         found, means["gpg_alpha"] = alpha * found, alpha
     return found, means
 
@@ -231,7 +235,7 @@ def critic_advantages(
     }
     if settings.whiten and carried.sum() > 1:
         centred = advantages - advantages[carried].mean()
-        advantages = torch.where(mask, centred / (advantages[carried].std() + 1e-8), 0.0)
+        advantages = torch.where(mask, centred / (advantages[carried].std() + SCALE_EPSILON), 0.0)
     known = replace(known, values=values, returns=returns.to(values.device))
     return replace(batch, advantages=advantages), known, means
 
@@ -242,10 +246,15 @@ def update_policy(
     """Epochs x minibatches of one rollout batch; each minibatch is one optimizer update (and one of the critic's)."""
     settings = config.optimizer
     updates_per_step = settings.minibatches * settings.epochs
+    chosen = config.critic.learning_rate
+    critic_rate = CRITIC_RATE * settings.learning_rate if chosen == "auto" else chosen
     parts = minibatches(batch.groups, count=settings.minibatches)
     collected: list[Metrics] = []
     for number in range(len(parts) * settings.epochs):
         rows = parts[number % len(parts)]
+        if not batch.loss_mask[rows].any():
+            collected.append({"update/skipped": 1.0})
+            continue
         means = accumulate_gradient(
             learner.policy,
             take(batch, rows),
@@ -271,7 +280,7 @@ def update_policy(
         if learner.critic is not None:
             critic, optimizer = learner.critic
             means |= accumulate_value_gradient(critic, take(batch, rows), known.take(rows), optimizer.backward, config)
-            means["critic/grad_norm"] = optimizer.step(rate(config.critic.learning_rate)).get("grad_norm", float("nan"))
+            means["critic/grad_norm"] = optimizer.step(rate(critic_rate)).get("grad_norm", float("nan"))
         collected.append(means)
     means = {
         key: sum(m[key] for m in collected if key in m) / sum(key in m for m in collected)
@@ -308,7 +317,7 @@ def accumulate_gradient(
     )
     chosen = trained_rows(batch, config)
     parts = split(batch, chosen, config)
-    steered = steered_tokens(policy, batch, chosen, config)
+    steered = steered_tokens(policy, batch, config)
     penalty = algorithm.kl_place == "loss" and algorithm.kl_coef > 0
     means = TokenMeans()
     again = config.optimizer.activation_checkpointing == "on"
@@ -389,7 +398,7 @@ def accumulate_gradient(
 def accumulate_value_gradient(
     critic: Critic, batch: Batch, known: Known, backward: Callable[[Tensor], None], config: TrainConfig
 ) -> Metrics:
-    """The critic's squared error over the micro-batches of one optimizer update; tokens count alike."""
+    """The critic's squared error over the micro-batches of one optimizer update: the mean over tokens that carry loss."""
     assert known.values is not None
     assert known.returns is not None
     total = batch.loss_mask.sum().clamp(min=1)
@@ -399,7 +408,8 @@ def accumulate_value_gradient(
         own = known.take(rows, part.inputs.shape[1])
         assert own.values is not None
         assert own.returns is not None
-        values = values_at(critic, part)
+        with checkpointed(critic.trunk, config.optimizer.activation_checkpointing == "on"):
+            values = values_at(critic, part)
         mask = part.loss_mask.to(values.device)
         error = value_loss(values, own.values, own.returns, clip=config.critic.value_clip)
         loss = (error * mask).sum() / total.to(values.device)
@@ -410,19 +420,17 @@ def accumulate_value_gradient(
     return means.result()
 
 
-def steered_tokens(policy: Policy, batch: Batch, rows: Tensor, config: TrainConfig) -> Tensor | None:
+def steered_tokens(policy: Policy, batch: Batch, config: TrainConfig) -> Tensor | None:
     """[B, L] bool: tokens that carry the policy gradient under entropy_share, over the whole update; None: all of them."""
     if config.algorithm.entropy_share == 1:
         return None
     entropies = torch.zeros(batch.inputs.shape)
-    mask = torch.zeros_like(batch.loss_mask)
     with torch.no_grad():
-        for part_rows in split(batch, rows, config):
-            part = take(batch, part_rows)
+        for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
+            part = take(batch, rows)
             _, entropy, _ = masked_statistics(policy, part, temperature=config.rollout.temperature)
-            entropies[part_rows, : part.inputs.shape[1]] = entropy.cpu()
-            mask[part_rows] = batch.loss_mask[part_rows]
-    return top_entropy_mask(entropies, mask, config.algorithm.entropy_share)
+            entropies[rows, : part.inputs.shape[1]] = entropy.cpu()
+    return top_entropy_mask(entropies, batch.loss_mask, config.algorithm.entropy_share)
 
 
 def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:

@@ -127,6 +127,21 @@ MISTAKES = {
     "a key set twice": (2, "twice.yaml:2: not valid YAML (steps is set twice)", "train", "{twice.yaml}"),
     "YAML that is no mapping": (2, "a settings file is a mapping", "train", "{list.yaml}"),
     "group of one": (2, "rollout.group_size=1 has no group baseline", "train", "rollout.group_size=1"),
+    "critic without a critic": (2, "critic has no effect without algorithm.baseline=critic", "train", "critic.whiten=false"),
+    "penalty blown up": (
+        2, "set algorithm.scale_rewards=none or batch", "train", "algorithm.kl_place=reward", "algorithm.kl_estimator=k1",
+    ),
+    "gspo by the token": (2, "set algorithm.surrogate=gspo_token", "train", "algorithm.surrogate=gspo", "algorithm.entropy_share=0.2"),
+    "gpg without a baseline": (2, "which needs algorithm.baseline=", "train", "algorithm.surrogate=gpg", "algorithm.baseline=none"),
+    "critic and groups": (2, "critic knows no groups", "train", "algorithm.baseline=critic"),
+    "two punishments": (
+        2, "rewards.zero_truncated pays", "train", "rewards.zero_truncated=true", "rewards.soft_overlong=1",
+    ),
+    "easy first by tokens": (
+        2, "easy_first moves over steps", "train", "curriculum.order=easy_first", "max_tokens=5000",
+    ),
+    "dual clip below one": (2, "algorithm.dual_clip=0.5 would cut", "train", "algorithm.dual_clip=0.5"),
+    "empty gkl": (2, "leave nothing; set one", "train", "algorithm.gkl.mse=0", "algorithm.gkl.cross_entropy=0"),
     "top-p below one": (2, "rollout.top_p=0.9 would train on another distribution", "train", "rollout.top_p=0.9"),
     "unknown task": (2, "did you mean gsm8k?", "train", "task.name=gsm9k"),
     "jsonl without a path": (2, "needs task.path=", "train", "task.name=jsonl"),

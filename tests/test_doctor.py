@@ -14,7 +14,7 @@ from slimrl.switches import Seen, combine, confounded_switches, inert_switches, 
 from tests.tiny import tiny_policy
 
 BUSY = Seen(
-    completions=64, truncated=5, longest=64, shortest=8, groups=8, constant=3, steps=4, corrected=1, alphas=frozenset([1.2, 1.5])
+    completions=64, truncated=5, longest=64, shortest=8, groups=8, constant=3, steps=4, corrected=1, bounded=2, alphas=frozenset([1.2, 1.5])
 )  # fmt: skip
 SWITCHES = {
     "algorithm.overlong_filtering": ({"algorithm": {"overlong_filtering": True}}, {"truncated": 0}),
@@ -100,6 +100,9 @@ def test_components_need_company() -> None:
         ({"algorithm": {"baseline": "leave_one_out"}}, {}, "algorithm.baseline"),
         ({}, {"clipped": 4}, "optimizer.max_grad_norm"),
         ({"algorithm": {"surrogate": "gpg"}, "optimizer": {"epochs": 2}}, {}, "algorithm.surrogate"),
+        ({"algorithm": {"surrogate": "reinforce"}}, {"carried": 3}, "algorithm.surrogate"),
+        ({"algorithm": {"kl_estimator": "k1"}}, {}, "algorithm.kl_estimator"),
+        ({"algorithm": {"normalize_components": True}}, {}, "algorithm.normalize_components"),
     ],
 )
 def test_what_acts_as_something_else_is_said(settings: dict[str, object], seen: dict[str, object], word: str) -> None:
@@ -110,6 +113,7 @@ def test_what_acts_as_something_else_is_said(settings: dict[str, object], seen: 
 def test_nothing_is_mixed_up_in_a_plain_run() -> None:
     assert confounded_switches(TrainConfig(), BUSY) == []
     without = build(TrainConfig, {"algorithm": {"scale_rewards": "none", "baseline": "leave_one_out", "kl_coef": 0.0}})
+    assert any("constant factor" in sentence for sentence in inert_switches(without, BUSY))
     assert confounded_switches(without, BUSY) == []
     assert confounded_switches(TrainConfig(), replace(BUSY, steps=2, clipped=2)) == [], "two steps say little"
 
@@ -123,3 +127,13 @@ def test_updates_are_noted() -> None:
     assert 2.0 in seen.alphas
     both = combine(seen, seen)
     assert (both.steps, both.clipped, both.corrected, both.alphas) == (12, 2, 4, seen.alphas)
+
+
+def test_bounds_that_no_ratio_reached_are_named_after_some_steps() -> None:
+    several = build(TrainConfig, {"optimizer": {"minibatches": 2}})
+    assert inert_switches(several, BUSY) == []
+    (sentence,) = inert_switches(several, replace(BUSY, bounded=0))
+    assert sentence == "algorithm.clip_low and clip_high: no importance ratio lay beyond them in 4 steps"
+    assert inert_switches(several, replace(BUSY, bounded=0, steps=2)) == []
+    without = build(TrainConfig, {"optimizer": {"minibatches": 2}, "algorithm": {"surrogate": "sapo"}})
+    assert inert_switches(without, replace(BUSY, bounded=0)) == []

@@ -115,19 +115,28 @@ PENALTIES: dict[str, dict[str, object]] = {
     **{kind: {"kl_estimator": kind} for kind in ("k1", "k2", "k3", "k3_k2", "reverse", "forward")},
     "gkl": {"kl_estimator": "gkl", "gkl": {"weights": "global", "gamma": 0.7}},
     "none": {"kl_coef": 0.0},
-    "reward": {"kl_estimator": "k1", "kl_place": "reward"},
+    "reward": {"kl_estimator": "k1", "kl_place": "reward", "scale_rewards": "none"},
 }
 
 
 def learned(
     config: TrainConfig, *, shuffle: bool = False, spoil: Callable[[Group], Group] | None = None
 ) -> torch.Tensor:
-    """The gradient of the first update on stale rollouts (every ratio differs from 1), through all of `update`."""
+    """The gradient of the first update through all of `update`, on rollouts of another policy: two groups are said to be stale,
+    so their ratios differ from 1, one to be fresh, so its importance weights do; two rows carry no loss.
+    """
     policy, seen = tiny_policy(), {}
     learner = make_learner(policy, config)
     if learner.reference is not None:
         learner = dataclasses.replace(learner, reference=freeze(tiny_policy(seed=1)))
     groups = groups_of(tiny_policy(seed=2), config, sampled_at=-1)
+    broken = (dataclasses.replace(groups[1].rollouts[0], unscorable="why"), *groups[1].rollouts[1:])
+    groups = (
+        groups[0],
+        dataclasses.replace(groups[1], rollouts=broken),
+        dataclasses.replace(groups[2], step=0),
+        *groups[3:],
+    )
     if spoil is not None:
         groups = (spoil(groups[0]), *groups[1:])
     if shuffle:
@@ -148,9 +157,10 @@ def learned(
 @pytest.mark.parametrize("name", SURROGATES)
 def test_the_invariance_contract(name: str, aggregation: str, kl: str) -> None:
     """No split into micro-batches, no order of rows or groups and no row without loss changes a gradient."""
+    by_token = {} if name == "gspo" else {"entropy_share": 0.6}
     algorithm = {
-        "surrogate": name, "aggregation": aggregation, "kl_coef": 0.1, "entropy_coef": 0.01, "entropy_share": 0.6,
-        "importance": "truncate", **PENALTIES[kl],
+        "surrogate": name, "aggregation": aggregation, "kl_coef": 0.1, "entropy_coef": 0.01,
+        "importance": "truncate", "importance_level": "sequence" if name == "gspo" else "token", **by_token, **PENALTIES[kl],
     }  # fmt: skip
     small = {"problems": 3, "group_size": 3, "max_new_tokens": 7}
     whole = learned(settings(rollout=small, algorithm=algorithm))
@@ -175,6 +185,67 @@ def test_rows_without_loss_change_nothing_but_the_denominators(name: str, aggreg
         return dataclasses.replace(group, rollouts=tuple(dataclasses.replace(r, reward=1.0) for r in group.rollouts))
 
     torch.testing.assert_close(learned(small, spoil=unscorable), learned(small, spoil=equal), atol=1e-6, rtol=0)
+
+
+def test_the_contract_meets_ratios_and_importance_weights_that_are_not_one() -> None:
+    config = settings(
+        rollout={"problems": 3, "group_size": 3, "max_new_tokens": 7},
+        algorithm={"importance": "truncate", "kl_coef": 0.0},
+    )
+    learner = make_learner(tiny_policy(), config)
+    groups = groups_of(tiny_policy(seed=2), config, sampled_at=0)
+    batch = make_batch(groups, advantages=torch.ones(3, 3), overlong_filtering=False, step=0, pad_id=0)
+    known = look_ahead(learner, batch, config)
+    assert known.factors is not None
+    assert (known.factors != 1)[batch.loss_mask].float().mean() > 0.5
+
+
+def test_a_minibatch_without_loss_is_a_skipped_update() -> None:
+    config = settings(optimizer={"minibatches": 2})
+    policy = tiny_policy()
+    whole = groups_of(policy, config)
+    spoiled = tuple(
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in g.rollouts))
+        for g in whole[:2]
+    )
+    found = update(
+        make_learner(policy, config), Collected((*spoiled, *whole[2:]), (), whole, 4), config, 0, reward_weights={}
+    )
+    assert found["update/skipped"] == 0.5
+    assert found["update/applied_fraction"] > 0.8, "over the updates that were made"
+
+
+def test_equal_rewards_and_a_critic_that_knows_nothing_leave_nothing_to_whiten() -> None:
+    config = settings(
+        algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0}, critic={"gae_lambda": 1.0}
+    )
+    policy = tiny_policy()
+    critic, _ = make_critic(policy, config.optimizer)
+    groups = tuple(
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, reward=0.7) for r in g.rollouts))
+        for g in groups_of(policy, config)
+    )
+    batch, _, _ = critic_advantages(critic, groups, batch_of(policy, config), Known(), config)
+    assert batch.advantages.abs().max() < 0.01, "rounding is no advantage"
+
+
+def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:
+    entered = {}
+    for again in ("off", "on"):
+        config = settings(
+            algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0},
+            optimizer={"activation_checkpointing": again},
+        )
+        policy = tiny_policy()
+        critic, optimizer = make_critic(policy, config.optimizer)
+        batch, known, _ = critic_advantages(
+            critic, groups_of(policy, config), batch_of(policy, config), Known(), config
+        )
+        count: list[int] = []
+        critic.trunk.layers[0].self_attn.register_forward_hook(lambda *_, count=count: count.append(1))
+        accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
+        entered[again] = len(count)
+    assert entered["on"] == 2 * entered["off"]
 
 
 def test_nothing_that_carries_loss_is_no_update() -> None:
@@ -259,7 +330,7 @@ def test_the_entropy_bonus_raises_entropy_and_the_top_share_leaves_the_rest_alon
     policy = tiny_policy()
     config = settings(algorithm={"kl_coef": 0.0, "entropy_share": 0.3})
     batch = batch_of(policy, config)
-    steered = steered_tokens(policy, batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config)
+    steered = steered_tokens(policy, batch, config)
     assert steered is not None
     assert steered.sum() == pytest.approx(0.3 * batch.loss_mask.sum(), abs=1)
     assert not (steered & ~batch.loss_mask).any()

@@ -27,11 +27,13 @@ class Collected:
     """Everything sampled for this step: metrics over these are unbiased by selection."""
     wanted: int
     """P."""
+    lacking: int = 0
+    """Groups with a signal that were wanted and not found before the budget, or the problems, ran out."""
 
     @property
     def fell_back(self) -> bool:
-        """The budget, or the problems, ran out before P groups with a signal were found."""
-        return len(self.groups) < self.wanted
+        """Whether it trains on less than was asked for."""
+        return self.lacking > 0
 
 
 def has_signal(group: Group, signal: Literal["correct", "reward"]) -> bool:
@@ -69,12 +71,13 @@ def collect_groups(
         kept = fresh if dynamic_sampling == "off" else tuple(group for group in fresh if has_signal(group, signal))
         if dynamic_sampling == "replace" and kept:
             kept = tuple(islice(cycle(kept), len(fresh)))
-        return Collected(kept, (), fresh, len(kept) if dynamic_sampling == "filter" else count)
+        lacking = 0 if dynamic_sampling == "filter" else count - len(kept)
+        return Collected(kept, (), fresh, count, lacking)
     kept_so_far: list[Group] = list(carried)
     sampled: list[Group] = []
     enough = math.ceil(refill_share * count)
     limit = max(count, math.floor(refill_budget * count))
-    while len(kept_so_far) < enough and len(sampled) < limit:
+    while len(kept_so_far) < (enough if sampled else count) and len(sampled) < limit:
         yielded = max(1, len(kept_so_far) - len(carried)) / max(1, len(sampled)) if sampled else 1.0
         missing = count - len(kept_so_far) if not sampled else enough - len(kept_so_far)
         more = roll_out(list(islice(problems, min(math.ceil(missing / yielded), limit - len(sampled)))))
@@ -83,9 +86,10 @@ def collect_groups(
         sampled += more
         kept_so_far += [group for group in more if has_signal(group, signal)]
     chosen = kept_so_far[:count]
+    lacking = max(0, enough - len(chosen))
     if refill_share < 1 and chosen:
-        ids = {id(group) for group in chosen}
-        chosen += [group for group in sampled if id(group) not in ids and not has_signal(group, signal)][
-            : count - len(chosen)
-        ]
-    return Collected(tuple(chosen), tuple(kept_so_far[count:]), tuple(sampled), count)
+        taken = {id(group) for group in chosen}
+        rest = [group for group in sampled if not has_signal(group, signal)][: count - len(chosen)]
+        taken |= {id(group) for group in rest}
+        chosen = [group for group in (*carried, *sampled) if id(group) in taken]
+    return Collected(tuple(chosen), tuple(kept_so_far[count:]), tuple(sampled), count, lacking)

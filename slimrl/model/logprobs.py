@@ -174,8 +174,7 @@ class _TokenLogprobs(torch.autograd.Function):
 class _TokenStatistics(torch.autograd.Function):
     """As `_TokenLogprobs`, with gradients of the entropy and of a divergence as well.
 
-    With H the entropy: dH / dz = -p (log p + H). A divergence knows its own slope. A chunk holds up to six buffers of
-    logits: its own, the reference's, the sum of slopes, and what a divergence is made of.
+    With H the entropy: dH / dz = -p (log p + H). A divergence knows its own slope.
     """
 
     @staticmethod
@@ -221,23 +220,38 @@ class _TokenStatistics(torch.autograd.Function):
         head = _HeadGradient(ctx.weight, weight, bias, wanted=ctx.needs_input_grad[1])
         for start in range(0, len(hidden), ctx.size):
             rows = slice(start, start + ctx.size)
-            logits = _logits(hidden[rows], weight, bias, ctx.softcap)
-            bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
-            logp = _log_softmax(logits, ctx.temperature)
-            d = torch.zeros_like(logp)
-            if ctx.reference is not None:
-                _, slope = ctx.reference.divergence(logp, _reference_chunk(ctx.reference, rows, ctx.temperature))
-                d = slope.mul_(of_divergence[rows][:, None])
-            p = logp.exp()
-            logp += entropies[rows][:, None]
-            d.addcmul_(p, logp.mul_(of_entropy[rows][:, None]), value=-1)
-            d.addcmul_(p, gradient[rows][:, None], value=-1)
-            d.scatter_add_(1, targets[rows][:, None], gradient[rows][:, None])
-            d /= ctx.temperature
-            if bend is not None:
-                d *= bend
-            head.add(d, hidden[rows], of_hidden[rows])
+            slopes = _slopes(
+                _logits(hidden[rows], weight, bias, ctx.softcap), targets[rows], entropies[rows], gradient[rows],
+                of_entropy[rows], of_divergence[rows], ctx, rows,
+            )  # fmt: skip
+            head.add(slopes, hidden[rows], of_hidden[rows])
         return (of_hidden, *head.result(), *[None] * 5)
+
+
+def _slopes(
+    logits: Tensor,
+    targets: Tensor,
+    entropies: Tensor,
+    of_logprobs: Tensor,
+    of_entropy: Tensor,
+    of_divergence: Tensor,
+    ctx: Any,
+    rows: slice,
+) -> Tensor:
+    """[n, V] gradient of a chunk's logits; a function of its own, so that its buffers are gone before the next chunk."""
+    bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
+    logp = _log_softmax(logits, ctx.temperature)
+    d: Tensor | None = None
+    if ctx.reference is not None:
+        _, d = ctx.reference.divergence(logp, _reference_chunk(ctx.reference, rows, ctx.temperature))
+        d *= of_divergence[:, None]
+    p = logp.exp()
+    logp += entropies[:, None]
+    slope: Tensor = logp.mul_(of_entropy[:, None]).add_(of_logprobs[:, None]).mul_(p).neg_()
+    slope = slope if d is None else d.add_(slope)
+    slope.scatter_add_(1, targets[:, None], of_logprobs[:, None])
+    slope /= ctx.temperature
+    return slope if bend is None else slope.mul_(bend)
 
 
 class _HeadGradient:

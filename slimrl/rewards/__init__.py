@@ -96,10 +96,12 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
 
 
 def unpaid_when_truncated(group: Group) -> Group:
-    """The group with a reward of 0 for every truncated completion, whatever it would have earned (Dr. GRPO's code)."""
-    return replace(
-        group, rollouts=tuple(replace(r, reward=0.0) if r.completion.finish == "length" else r for r in group.rollouts)
-    )
+    """The group with 0 for every truncated completion, whatever it would have earned, in every reward (Dr. GRPO's code)."""
+    rollouts = [
+        replace(r, reward=0.0, scores=dict.fromkeys(r.scores, 0.0)) if r.completion.finish == "length" else r
+        for r in group.rollouts
+    ]
+    return replace(group, rollouts=tuple(rollouts))
 
 
 class _RewardError(Exception):

@@ -115,11 +115,14 @@ def _difficulty(groups: Sequence[Group]) -> Metrics:
 
 
 def _signals(groups: Sequence[Group], signal: Literal["correct", "reward"]) -> Metrics:
+    tokens = [sum(len(r.completion.token_ids) for r in g.rollouts) for g in groups]
+    useful = sum(n for n, g in zip(tokens, groups, strict=True) if has_signal(g, signal))
     all_right = [all(r.correct for r in g.rollouts) for g in groups]
     all_wrong = [not any(r.correct for r in g.rollouts) for g in groups]
     return {
         "frac_reward_zero_std": float(np.mean([not has_signal(g, "reward") for g in groups])),
         "sampling/no_signal": float(np.mean([not has_signal(g, signal) for g in groups])),
+        **({"sampling/tokens_per_useful_token": sum(tokens) / useful} if useful else {}),
         "sampling/all_right": float(np.mean(all_right)),
         "sampling/all_wrong": float(np.mean(all_wrong)),
     }

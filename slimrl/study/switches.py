@@ -115,7 +115,7 @@ def _confounds(reference: TrainConfig, arm: TrainConfig, changed: list[str]) -> 
     theirs, ours = reference.algorithm, arm.algorithm
     found = []
     kl = bool(theirs.kl_coef and ours.kl_coef) and "loss" in (theirs.kl_place, ours.kl_place)
-    if "algorithm.scale_rewards" in changed and kl:
+    if {"algorithm.scale_rewards", "algorithm.normalize_components"} & {*changed} and kl:
         found.append(
             "advantages change their scale and algorithm.kl_coef does not, so the weight of the KL penalty against the "
             "reward changes too; compare without KL, or scale kl_coef along"
@@ -137,8 +137,9 @@ def _confounds(reference: TrainConfig, arm: TrainConfig, changed: list[str]) -> 
         found.append("it samples another number of completions a step; see budget.equal=tokens")
     if "steps" in changed:
         found.append("it takes another number of steps than its reference")
-    if "algorithm.dynamic_sampling" in changed and not arm.max_tokens:
-        dearer = "it" if theirs.dynamic_sampling == "off" else "its reference"
+    refills = "refill" in (theirs.dynamic_sampling, ours.dynamic_sampling)
+    if "algorithm.dynamic_sampling" in changed and refills and not arm.max_tokens:
+        dearer = "it" if ours.dynamic_sampling == "refill" else "its reference"
         budget = max(ours.refill_budget, theirs.refill_budget)
         found.append(
             f"at equal steps {dearer} may sample up to {budget:g} times the tokens; budget.equal=tokens compares at equal cost"

@@ -161,10 +161,15 @@ def test_replace_puts_copies_where_groups_carry_nothing() -> None:
 
 def test_a_share_below_one_stops_early_and_keeps_others_for_the_rest() -> None:
     got = select("refill", [True, False, False, False, True, False, False, True] + [True] * 20, 4, share=0.5)
-    assert ids(got.groups)[:2] == ["p0", "p4"]
+    assert {"p0", "p4"} <= set(ids(got.groups))
     assert len(got.groups) == 4
     assert sum(has_signal(g, "correct") for g in got.groups) >= 2
     assert set(ids(got.groups)) <= set(ids(got.sampled))
+    assert ids(got.groups) == sorted(ids(got.groups), key=lambda i: int(i[1:])), "the order asked for"
+    assert not got.fell_back
+    scarce = select("refill", [True] + [False] * 40, 4, share=0.5)
+    assert len(scarce.groups) == 4
+    assert scarce.fell_back, "others fill the step, and that it lacks a signal is said"
     plenty = select("refill", [True, True, True, False] * 9, 4, share=0.5)
     assert ids(plenty.groups) == ["p0", "p1", "p2", "p3"], "one round was enough, and nothing is thrown away"
 
@@ -191,8 +196,38 @@ def test_laws_of_every_kind(kind: str, signals: list[bool], wanted: int, share: 
     elif kind == "replace":
         assert all(has_signal(g, "correct") for g in got.groups)
         assert len(got.groups) == (wanted if with_signal else 0)
+    if kind == "refill":
+        enough = int(np.ceil(share * wanted))
+        assert len([g for g in got.groups if has_signal(g, "correct")]) >= min(enough, len(with_signal))
+        assert got.fell_back == (len(with_signal) < enough)
+        assert len(got.groups) == (wanted if with_signal and share < 1 else min(wanted, len(with_signal)))
     if not with_signal and kind != "off":
         assert got.groups == ()
     metrics = describe(got, "correct")
     assert metrics["sampling/no_signal"] == pytest.approx(1 - len(with_signal) / len(got.sampled))
     assert metrics["reward"] == pytest.approx(np.mean([r.reward for g in got.sampled for r in g.rollouts]))
+
+
+@given(st.integers(0, 6), st.floats(0.1, 1), st.lists(st.booleans(), min_size=40, max_size=40))
+def test_carried_groups_never_leave_a_step_short(count_carried: int, share: float, signals: list[bool]) -> None:
+    carried = [group(problem(90 + i), [0.0, 1.0], step=-1) for i in range(count_carried)]
+    got = collect_groups(
+        (problem(i) for i in count()),
+        Scripted(signals),
+        count=4,
+        dynamic_sampling="refill",
+        refill_share=share,
+        carried=carried,
+    )
+    found = count_carried + sum(has_signal(g, "correct") for g in got.sampled)
+    assert ids(got.groups)[: min(4, count_carried)] == ids(carried)[:4]
+    assert len(got.groups) + len(got.surplus) >= found
+    if share < 1 and found:
+        assert len(got.groups) == 4
+    assert got.fell_back == (found < int(np.ceil(share * 4)))
+
+
+def test_what_a_useful_token_costs() -> None:
+    got = select("off", [True, False, False, False], 4)
+    assert describe(got, "correct")["sampling/tokens_per_useful_token"] == 4.0
+    assert "sampling/tokens_per_useful_token" not in describe(select("off", [False] * 4, 4), "correct")
