@@ -47,13 +47,26 @@ def main() -> None:
         killed = {"driver": 0, "run": 0}
         ended: dict[str, int] = {}
         orphans = 0
-        while sum(killed.values()) < args.kills:
-            who = "driver" if killed["driver"] <= killed["run"] else "run"
-            hit, alive = disturb(file, folder / "killed", who, moments.uniform(*args.seconds), ended)
-            killed[who] += hit
-            orphans += alive
-            if not hit and not unfinished(folder / "killed"):
-                break
+        driver: subprocess.Popen[bytes] | None = None
+        while sum(killed.values()) < args.kills and finished(folder / "killed") < finished(folder / "undisturbed"):
+            if driver is None or driver.poll() is not None:
+                driver = subprocess.Popen(command(file, folder / "killed"))
+            time.sleep(moments.uniform(*args.seconds))
+            note_ended(folder / "killed", ended)
+            runs = children(driver.pid)
+            if driver.poll() is not None or not runs:
+                continue
+            if killed["driver"] <= killed["run"]:
+                os.kill(driver.pid, signal.SIGKILL)
+                driver.wait()
+                time.sleep(2)
+                killed["driver"] += 1
+                orphans += sum(alive(pid) for pid in runs)
+            else:  # the driver goes on, and does that run again
+                os.kill(moments.choice(runs), signal.SIGKILL)
+                killed["run"] += 1
+        if driver is not None:
+            driver.wait()
         finish(file, folder / "killed")
         same, total = compare(folder / "undisturbed", folder / "killed")
         repeated = sum(stamp(folder / "killed" / "study" / "runs" / run) != at for run, at in ended.items())
@@ -70,7 +83,8 @@ def main() -> None:
         print(f"| {what} | {count} |")
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
-    sys.exit(0 if same == total and not repeated and not orphans else 1)
+    enough = sum(killed.values()) == args.kills
+    sys.exit(0 if enough and same == total and not repeated and not orphans else 1)
 
 
 def command(file: Path, output: Path) -> list[str]:
@@ -93,24 +107,18 @@ def finish(file: Path, output: Path) -> None:
     subprocess.run(command(file, output), check=True)
 
 
-def disturb(file: Path, output: Path, who: str, seconds: float, ended: dict[str, int]) -> tuple[bool, int]:
-    """Start the study, kill somebody after a while; whether it hit, and how many processes it left behind."""
-    driver = subprocess.Popen(command(file, output))
-    time.sleep(seconds)
-    runs = children(driver.pid)
-    target = driver.pid if who == "driver" else random.Random(seconds).choice(runs) if runs else 0
-    hit = bool(target) and driver.poll() is None
-    if hit:
-        os.kill(target, signal.SIGKILL)
-        if who == "run":
-            time.sleep(1)
-            driver.terminate()
-    driver.wait()
-    time.sleep(2)
+def note_ended(output: Path, ended: dict[str, int]) -> None:
+    """Remember when each run that is finished was."""
     for run in (output / "study" / "runs").glob("*"):
         if status(run) in ("finished", "diverged"):
             ended.setdefault(run.name, stamp(run))
-    return hit, sum(Path(f"/proc/{pid}").exists() for pid in runs)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def children(pid: int) -> list[int]:
@@ -127,9 +135,9 @@ def status(run: Path) -> str:
         return ""
 
 
-def unfinished(output: Path) -> bool:
-    runs = list((output / "study" / "runs").glob("*"))
-    return not runs or any(status(run) != "finished" for run in runs)
+def finished(output: Path) -> int:
+    """Runs that are results."""
+    return sum(status(run) == "finished" for run in (output / "study" / "runs").glob("*"))
 
 
 def stamp(run: Path) -> int:
