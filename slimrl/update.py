@@ -9,7 +9,7 @@ rollout batch, before any weight moves. Everything that a token's loss needs is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from slimrl.algorithm.batch import (
     at_tokens,
     components_of,
     make_batch,
-    microbatches,
     minibatches,
     packed_tokens,
     rewards_of,
@@ -37,15 +36,21 @@ from slimrl.algorithm.kl import SAMPLED, kl_penalty
 from slimrl.algorithm.loss import clipped_ratio, importance_weights, surrogate, token_weights, top_entropy_mask
 from slimrl.config import TrainConfig
 from slimrl.errors import DivergedError
-from slimrl.memory import MOST_TOKENS
+from slimrl.forward import (
+    batch_logprobs,
+    batch_values,
+    masked_statistics,
+    packed_states,
+    split,
+    to_device,
+    values_at,
+)
 from slimrl.model.checkpointing import checkpointed
-from slimrl.model.cost import cost_of
 from slimrl.model.critic import Critic, make_critic
 from slimrl.model.divergences import Divergence, global_weights
 from slimrl.model.loading import Policy, freeze
-from slimrl.model.logprobs import Reference, mean_probabilities, token_logprobs, token_statistics
+from slimrl.model.logprobs import mean_probabilities
 from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
-from slimrl.model.packing import Packed, pack
 from slimrl.records import Batch, Group
 from slimrl.runs.metrics import Metrics, TokenMeans
 from slimrl.stopwatch import OFF, Stopwatch
@@ -446,99 +451,3 @@ def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
         moving = wanted & (batch.advantages != 0).any(1)
         wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
     return wanted.nonzero().squeeze(-1)
-
-
-def split(batch: Batch, rows: Tensor, config: TrainConfig) -> list[Tensor]:
-    """The given rows in micro-batches that fit `optimizer.microbatch_tokens`; without a plan, `auto` is its upper end."""
-    parts = microbatches(
-        batch.lengths[rows],
-        batch.prompt_lengths[rows],
-        batch.groups[rows],
-        max_tokens=MOST_TOKENS if config.optimizer.microbatch_tokens == "auto" else config.optimizer.microbatch_tokens,
-    )
-    return [rows[part] for part in parts]
-
-
-def masked_statistics(
-    policy: Policy,
-    batch: Batch,
-    *,
-    temperature: float,
-    watch: Stopwatch = OFF,
-    passes: int = 1,
-    reference: Policy | None = None,
-    divergence: Divergence | None = None,
-    with_entropy: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability, entropy and divergence from a reference of the tokens that carry loss: [B, L] nats, 0 elsewhere.
-
-    The entropy carries gradient only `with_entropy`, the divergence is 0 without a reference. The batch lies on the CPU,
-    where its layout is made; the result on the policy's device. `passes` is the work in forward passes that `watch` is
-    told of: 3 where a backward pass follows.
-    """
-    packed = packed_rows(policy, batch)
-    if watch.on:
-        own = batch.lengths - batch.prompt_lengths
-        pairs = float((own * (batch.prompt_lengths + own / 2)).sum())
-        watch.count(flops=passes * cost_of(policy).forward(len(packed.ids), float(batch.loss_mask.sum()), pairs))
-    mask = batch.loss_mask.to(policy.device)
-    places = packed.places[mask]
-    hidden = policy.packed_hidden(packed).index_select(0, places)
-    targets = batch.targets.to(policy.device)[mask]
-    blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    if divergence is None and not with_entropy:
-        logprobs, entropy = token_logprobs(policy.head, hidden, targets, temperature=temperature)
-        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy), blank
-    other = None
-    if divergence is not None:
-        assert reference is not None
-        with torch.no_grad():
-            other = Reference(reference.head, reference.packed_hidden(packed).index_select(0, places), divergence)
-    found = token_statistics(policy.head, hidden, targets, temperature=temperature, reference=other)
-    logprobs, entropy, apart = (blank.masked_scatter(mask, part) for part in found)
-    return logprobs, entropy if with_entropy else entropy.detach(), apart
-
-
-def packed_rows(policy: Policy, batch: Batch) -> Packed:
-    return pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=policy.device)
-
-
-def packed_states(policy: Policy, batch: Batch) -> Tensor:
-    """[N, D] hidden states from which the tokens that carry loss are drawn."""
-    packed = packed_rows(policy, batch)
-    return policy.packed_hidden(packed).index_select(0, packed.places[batch.loss_mask.to(policy.device)])
-
-
-@torch.no_grad()
-def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF) -> Tensor:
-    """[B, L] nats under a policy that does not learn from it, in micro-batches."""
-    result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)
-    for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
-        temperature = config.rollout.temperature
-        logprobs, _, _ = masked_statistics(policy, take(batch, rows), temperature=temperature, watch=watch)
-        result[rows, : logprobs.shape[1]] = logprobs
-    return result
-
-
-def values_at(critic: Critic, batch: Batch) -> Tensor:
-    """[B, L] values of the states from which the completions' tokens were drawn, 0 elsewhere."""
-    device = critic.head.weight.device
-    packed = pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=device)
-    mask = batch.completion_mask.to(device)
-    blank = torch.zeros(mask.shape, dtype=torch.float32, device=device)
-    return blank.masked_scatter(mask, critic(packed).index_select(0, packed.places[mask]))
-
-
-@torch.no_grad()
-def batch_values(critic: Critic, batch: Batch, config: TrainConfig) -> Tensor:
-    """[B, L] values, in micro-batches."""
-    result = torch.zeros(batch.inputs.shape, device=critic.head.weight.device)
-    for rows in split(batch, torch.arange(len(batch.inputs)), config):
-        values = values_at(critic, take(batch, rows))
-        result[rows, : values.shape[1]] = values
-    return result
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on another device."""
-    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})

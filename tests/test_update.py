@@ -14,6 +14,7 @@ from slimrl.algorithm.batch import make_batch, rewards_of
 from slimrl.algorithm.groups import Collected
 from slimrl.config import TrainConfig
 from slimrl.errors import DivergedError
+from slimrl.forward import batch_logprobs
 from slimrl.model.critic import make_critic
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.masters import MasterAdamW, make_optimizer
@@ -27,7 +28,6 @@ from slimrl.update import (
     accumulate_gradient,
     accumulate_value_gradient,
     advantages_of,
-    batch_logprobs,
     critic_advantages,
     look_ahead,
     make_learner,

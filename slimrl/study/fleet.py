@@ -13,7 +13,7 @@ from rich.text import Text
 
 from slimrl.display import visible
 from slimrl.study.drive import DONE, Fleet, Planned, planned_runs
-from slimrl.study.results import read_run, value
+from slimrl.study.reading import read_run, value
 from slimrl.study.spec import Expanded
 from slimrl.study.statistics import points
 

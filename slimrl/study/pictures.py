@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from slimrl.display import visible
-from slimrl.study.results import Effect, Run
+from slimrl.study.reading import Run
+from slimrl.study.results import Effect
 from slimrl.study.statistics import CONFIDENCE
 from slimrl.study.tables import signed, verdict_of
 

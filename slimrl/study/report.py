@@ -21,7 +21,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from slimrl.display import visible
 from slimrl.study import pictures, tables, words
-from slimrl.study.results import Results, Run
+from slimrl.study.reading import Run
+from slimrl.study.results import Results
 from slimrl.study.tables import Table
 
 CURVE_POINTS = 60

@@ -11,13 +11,13 @@ import torch
 
 from slimrl.algorithm.batch import make_batch
 from slimrl.errors import SettingsError
+from slimrl.forward import masked_statistics
 from slimrl.model import linear
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.rollout.graphs import CudaGraphs
-from slimrl.update import masked_statistics
 from tests.tiny import FAMILIES, tiny_policy
 
 VOCABULARY = 61

@@ -13,7 +13,8 @@ import numpy as np
 from scipy import stats
 
 from slimrl.study import statistics
-from slimrl.study.results import CURVES, ArmResult, Noise, Results, Run, Status, compare, value
+from slimrl.study.reading import CURVES, Run, Status, value
+from slimrl.study.results import ArmResult, Noise, Results, compare
 from slimrl.study.spec import Arm, Expanded, Study, expand
 from slimrl.study.switches import settings_of
 

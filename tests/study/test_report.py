@@ -25,8 +25,9 @@ from scipy import stats
 from slimrl.display import visible
 from slimrl.study import pictures, tables, words
 from slimrl.study.pictures import curve_groups, effect_plot, held_out_points, mean_curve
+from slimrl.study.reading import Run
 from slimrl.study.report import as_csv, as_html, as_json, as_markdown, code, prose, write_reports
-from slimrl.study.results import Effect, Results, Run
+from slimrl.study.results import Effect, Results
 from slimrl.study.statistics import Judgement, interval, judge
 from tests.study.synthetic import LINES, PRIMARY, make_results, renamed
 

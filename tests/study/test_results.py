@@ -11,7 +11,8 @@ import pytest
 from slimrl.errors import DataError
 from slimrl.evaluate import paired_difference
 from slimrl.study.drive import planned_runs
-from slimrl.study.results import LONGEST_NAME, Effect, Results, collect, run_folder
+from slimrl.study.reading import LONGEST_NAME, run_folder
+from slimrl.study.results import Effect, Results, collect
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import PROBLEMS, write_run
 
