@@ -33,7 +33,7 @@ SHARE = 0.9
 """Of the free memory that a plan may take."""
 HEAD_COPIES, ENTROPY_COPIES, KL_COPIES, GKL_COPIES = 2, 6, 9, 12
 """Logits of a chunk and one temporary; more where entropy or a divergence over the vocabulary is differentiated (measured)."""
-HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.23
+HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
 """What a CPU process holds beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
 DECODE_COPIES = 3
