@@ -323,7 +323,6 @@ def accumulate_gradient(
     chosen = trained_rows(batch, config)
     parts = split(batch, chosen, config)
     steered = steered_tokens(policy, batch, config)
-    penalty = algorithm.kl_place == "loss" and algorithm.kl_coef > 0
     means = TokenMeans()
     again = config.optimizer.activation_checkpointing == "on"
     for rows in parts:
@@ -348,33 +347,8 @@ def accumulate_gradient(
         fresh = logprobs.detach()
         before = micro.sampler_logprobs if own.old is None else own.old
         old = torch.where(micro.on_policy[:, None], fresh, before) if single else before
-        value = surrogate(
-            algorithm.surrogate,
-            logprobs,
-            old,
-            micro.advantages,
-            micro.loss_mask,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            dual_clip=algorithm.dual_clip,
-            sapo_up=algorithm.sapo_up,
-            sapo_down=algorithm.sapo_down,
-        )
-        if own.factors is not None:
-            value = value * own.factors
-            means.add("importance/mean", own.factors, micro.loss_mask)
-            means.maximum("importance/max", own.factors, micro.loss_mask)
-        if steered is not None:
-            value = value * steered[rows, :width].to(policy.device)
-        if penalty:
-            kl = divergence
-            if own.reference is not None:
-                assert algorithm.kl_estimator in SAMPLED
-                kl = kl_penalty(algorithm.kl_estimator, logprobs, own.reference)
-            value = value + algorithm.kl_coef * kl
-            means.add("kl", kl.detach(), micro.loss_mask)
-        if algorithm.entropy_coef:
-            value = value - algorithm.entropy_coef * entropy
+        pulled = micro.loss_mask if steered is None else steered[rows, :width].to(policy.device)
+        value = token_values(logprobs, entropy, divergence, old, pulled, micro, own, config, means)
         loss = (weight * value).sum()
         if not torch.isfinite(loss):
             raise DivergedError(
@@ -386,18 +360,64 @@ def accumulate_gradient(
         means.total("loss", loss.detach())
         means.most("update/microbatch_tokens", packed_tokens(part))
         means.add("entropy", entropy.detach(), micro.loss_mask)
-        ratio = clipped_ratio(algorithm.surrogate, fresh, old, micro.loss_mask)
-        if ratio is not None:
-            low = (ratio < 1 - algorithm.clip_low) & (micro.advantages < 0)
-            high = (ratio > 1 + algorithm.clip_high) & (micro.advantages > 0)
-            means.add("clip_ratio/low_mean", low, micro.loss_mask)
-            means.add("clip_ratio/high_mean", high, micro.loss_mask)
-            means.add("clip_ratio/region_mean", low | high, micro.loss_mask)
+        note_clipping(means, fresh, old, micro, config)
         if first_update:
             gap = (fresh - micro.sampler_logprobs).abs()
             means.add("sampling/sampling_logp_difference/mean", gap, micro.loss_mask & micro.on_policy[:, None])
             means.maximum("sampling/sampling_logp_difference/max", gap, micro.loss_mask & micro.on_policy[:, None])
     return means.result()
+
+
+def token_values(
+    logprobs: Tensor,
+    entropy: Tensor,
+    divergence: Tensor,
+    old: Tensor,
+    pulled: Tensor,
+    batch: Batch,
+    known: Known,
+    config: TrainConfig,
+    means: TokenMeans,
+) -> Tensor:
+    """[B, L] surrogate + kl_coef KL - entropy_coef H of a micro-batch; `pulled` marks the tokens that have a surrogate."""
+    algorithm = config.algorithm
+    value = pulled * surrogate(
+        algorithm.surrogate,
+        logprobs,
+        old,
+        batch.advantages,
+        batch.loss_mask,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip,
+        sapo_up=algorithm.sapo_up,
+        sapo_down=algorithm.sapo_down,
+    )
+    if known.factors is not None:
+        value = value * known.factors
+        means.add("importance/mean", known.factors, batch.loss_mask)
+        means.maximum("importance/max", known.factors, batch.loss_mask)
+    if algorithm.kl_place == "loss" and algorithm.kl_coef > 0:
+        kl = divergence
+        if known.reference is not None:
+            assert algorithm.kl_estimator in SAMPLED
+            kl = kl_penalty(algorithm.kl_estimator, logprobs, known.reference)
+        value = value + algorithm.kl_coef * kl
+        means.add("kl", kl.detach(), batch.loss_mask)
+    return value - algorithm.entropy_coef * entropy if algorithm.entropy_coef else value
+
+
+def note_clipping(means: TokenMeans, fresh: Tensor, old: Tensor, batch: Batch, config: TrainConfig) -> None:
+    """Shares of tokens whose ratio lies beyond a bound in the direction that their advantage pushes."""
+    algorithm = config.algorithm
+    ratio = clipped_ratio(algorithm.surrogate, fresh, old, batch.loss_mask)
+    if ratio is None:
+        return
+    low = (ratio < 1 - algorithm.clip_low) & (batch.advantages < 0)
+    high = (ratio > 1 + algorithm.clip_high) & (batch.advantages > 0)
+    means.add("clip_ratio/low_mean", low, batch.loss_mask)
+    means.add("clip_ratio/high_mean", high, batch.loss_mask)
+    means.add("clip_ratio/region_mean", low | high, batch.loss_mask)
 
 
 def accumulate_value_gradient(
