@@ -10,7 +10,9 @@ tasks has a reward for each); a completion to which no reward applies is unscora
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -27,7 +29,10 @@ from slimrl.rewards.length import soft_overlong, soft_overlong_reward
 if TYPE_CHECKING:
     from slimrl.tasks import Task
 
-__all__ = ["GoldFailure", "GoldReport", "Reward", "check_gold", "load_rewards", "score", "soft_overlong"]
+__all__ = [
+    "GoldFailure", "GoldReport", "Outcome", "Reward", "Unscored", "assemble", "check_gold", "load_rewards", "outcomes_of",
+    "score", "soft_overlong", "unpaid_when_truncated",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,10 @@ _BOUNDS = {
 _CASE_STUDY = ("match_format_exactly", "match_format_approximately", "check_answer", "check_numbers")
 
 
-def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> tuple[Reward, ...]:
-    """The rewards whose weight is not 0.
+def load_rewards(
+    config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False
+) -> tuple[Reward, ...]:
+    """The rewards whose weight is not 0; with `elsewhere` the user's code is not run here, since workers call it.
 
     Raises SettingsError where the case study's rewards meet another style than its tags, a custom function cannot be
     loaded, or two rewards have the same name.
@@ -90,9 +97,13 @@ def load_rewards(config: RewardsConfig, task: Task, *, max_new_tokens: int) -> t
         name = spec.rpartition(":")[2]
         if any(name == reward.name for reward in rewards):
             raise SettingsError(f"rewards.custom: {spec!r} has the name of another reward, {name}; rename the function")
-        function = load_function(spec)
+        function = _called_elsewhere if elsewhere else load_function(spec)
         rewards.append(Reward(name, function, custom.weight, custom.low, custom.high, custom.completions))
     return tuple(rewards)
+
+
+def _called_elsewhere(**_: Any) -> list[float]:
+    raise AssertionError("this process loads no reward functions of the user's")
 
 
 def unpaid_when_truncated(group: Group) -> Group:
@@ -104,8 +115,20 @@ def unpaid_when_truncated(group: Group) -> Group:
     return replace(group, rollouts=tuple(rollouts))
 
 
-class _RewardError(Exception):
-    """A reward function did what it may not; the text goes on from its name."""
+@dataclass(frozen=True)
+class Unscored:
+    """Why a reward has no score for a completion."""
+
+    reason: str
+    """Goes on from the reward's name."""
+    where: str = ""
+    """Innermost lines of the function that failed."""
+    excused: bool = False
+    """No fault of the function: a checker found no verdict in time."""
+
+
+Outcome = float | Unscored | None
+"""Of one reward for one completion; None: it does not apply."""
 
 
 def score(
@@ -122,47 +145,81 @@ def score(
 
     A completion that a reward fails on (a value that is no number, not finite or outside of its bounds; an exception; a
     checker's missed deadline), or to which no reward applies, is `unscorable`, never 0. With `strict`, as in the gold
-    check and in a run's first step, failures of the function raise SettingsError instead, naming the reward, the problem
-    and what happened.
+    check and in a run's first step, failures of the function raise SettingsError instead, naming the reward, the problem,
+    the completion and where it happened.
     """
-    scores: list[dict[str, float]] = [{} for _ in texts]
-    reasons = [""] * len(texts)
-    for reward in rewards:
-        try:
-            values = _call(reward, problem, completions, texts, task)
-        except _RewardError as fault:
-            _refuse_if(strict, reward, problem, str(fault))
-            values = [fault] * len(texts)
-        for row, value in enumerate(values):
-            if value is None:
-                continue
-            outcome = str(value) if isinstance(value, _RewardError) else _checked(reward, value)
-            if isinstance(outcome, float):
-                scores[row][reward.name] = outcome
-                continue
-            _refuse_if(strict and value is not UNDECIDED, reward, problem, outcome)
-            reasons[row] = reasons[row] or f"reward {reward.name} {outcome}"
+    outcomes = {reward.name: outcomes_of(reward, problem, completions, texts, task) for reward in rewards}
+    correct = [task.grade(text, problem.answer).strict for text in texts]
+    return assemble(problem, completions, texts, rewards, correct, outcomes, step=step, strict=strict)
+
+
+def assemble(
+    problem: Problem,
+    completions: Sequence[Completion],
+    texts: Sequence[str],
+    rewards: Sequence[Reward],
+    correct: Sequence[bool],
+    outcomes: Mapping[str, Sequence[Outcome]],
+    *,
+    step: int,
+    strict: bool = False,
+) -> Group:
+    """The group of what every reward says of every completion, as `score` has it."""
     weights = {reward.name: reward.weight for reward in rewards}
     rollouts = []
-    for completion, text, scored, failure in zip(completions, texts, scores, reasons, strict=True):
-        reason = failure or ("" if scored else "no reward applies")
-        total = 0.0 if reason else math.fsum(weights[name] * value for name, value in scored.items())
-        right = task.grade(text, problem.answer).strict
-        rollouts.append(Rollout(problem, completion, text, right, scored, total, reason))
+    for row, (completion, text, right) in enumerate(zip(completions, texts, correct, strict=True)):
+        scores: dict[str, float] = {}
+        reason = ""
+        for reward in rewards:
+            outcome = outcomes[reward.name][row]
+            if isinstance(outcome, Unscored):
+                if strict and not outcome.excused:
+                    raise SettingsError(_refusal(reward.name, outcome, problem, text))
+                reason = reason or f"reward {reward.name} {outcome.reason}"
+            elif outcome is not None:
+                scores[reward.name] = outcome
+        reason = reason or ("" if scores else "no reward applies")
+        total = 0.0 if reason else math.fsum(weights[name] * value for name, value in scores.items())
+        rollouts.append(Rollout(problem, completion, text, right, scores, total, reason))
     return Group(tuple(rollouts), step)
 
 
-def _refuse_if(condition: bool, reward: Reward, problem: Problem, what: str) -> None:
-    if condition:
-        raise SettingsError(
-            f"reward {reward.name} {what} on problem {problem.id}; mend the function or remove it from rewards"
-        )
+def _refusal(name: str, outcome: Unscored, problem: Problem, text: str) -> str:
+    at = f" ({outcome.where})" if outcome.where else ""
+    return (
+        f"reward {name} {outcome.reason}{at} on problem {problem.id}, completion {text[:80]!r}; mend the function or "
+        "remove it from rewards"
+    )
 
 
-def _call(
+def outcomes_of(
     reward: Reward, problem: Problem, completions: Sequence[Completion], texts: Sequence[str], task: Task
-) -> list[Any]:
-    """One value for each completion, unchecked; raises _RewardError."""
+) -> list[Outcome]:
+    """What one reward says of the completions; whatever it does wrong is said of them, never raised."""
+    try:
+        values = _call(reward, problem, completions, texts, task)
+        if hasattr(values, "tolist"):  # an array or a tensor
+            values = values.tolist()
+        if not isinstance(values, list | tuple):
+            return [Unscored(f"returned {type(values).__name__} instead of a list")] * len(texts)
+        if len(values) != len(texts):
+            return [Unscored(f"returned {len(values)} values for {len(texts)} completions")] * len(texts)
+        return [None if value is None else _checked(reward, value) for value in values]
+    except (Exception, SystemExit) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        return [Unscored(f"raised {type(error).__name__}: {reason}", _innermost(error))] * len(texts)
+
+
+def _innermost(error: BaseException) -> str:
+    """The last two places of a traceback that are not ours, as `file.py:12 in function`."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    return ", ".join(
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} in {frame.name}" for frame in reversed(frames[-2:])
+    )
+
+
+def _call(reward: Reward, problem: Problem, completions: Sequence[Completion], texts: Sequence[str], task: Task) -> Any:
+    """Whatever the function returns; raises whatever it raises."""
     n = len(texts)
     messages = task.messages(problem)
     as_messages = reward.completions == "messages"
@@ -174,38 +231,27 @@ def _call(
         "difficulty": problem.difficulty,
     }
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
-    try:
-        values = reward.function(
-            prompts=[messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
-            completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
-            completion_ids=[list(completion.token_ids) for completion in completions],
-            **columns,
-        )
-    except (Exception, SystemExit) as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
-        raise _RewardError(f"raised {type(error).__name__}: {reason}") from error
-    if hasattr(values, "tolist"):  # an array or a tensor
-        values = values.tolist()
-    if not isinstance(values, list | tuple):
-        raise _RewardError(f"returned {type(values).__name__} instead of a list")
-    if len(values) != n:
-        raise _RewardError(f"returned {len(values)} values for {n} completions")
-    return list(values)
+    return reward.function(
+        prompts=[messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
+        completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
+        completion_ids=[list(completion.token_ids) for completion in completions],
+        **columns,
+    )
 
 
-def _checked(reward: Reward, value: object) -> float | str:
+def _checked(reward: Reward, value: object) -> float | Unscored:
     """The value as a float, or what is wrong with it."""
     if value is UNDECIDED:
-        return UNDECIDED.value
+        return Unscored(UNDECIDED.value, excused=True)
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
         value = value.item()
     if not isinstance(value, Real):
-        return f"returned {type(value).__name__} instead of a number"
+        return Unscored(f"returned {type(value).__name__} instead of a number")
     number = float(value)
     if not math.isfinite(number):
-        return f"returned {number}"
+        return Unscored(f"returned {number}")
     if not reward.low - 1e-6 <= number <= reward.high + 1e-6:
-        return f"returned {number:g}, outside of its bounds {reward.low:g} to {reward.high:g}"
+        return Unscored(f"returned {number:g}, outside of its bounds {reward.low:g} to {reward.high:g}")
     return number
 
 
@@ -232,19 +278,28 @@ class GoldReport:
     """Weighted sum that a perfect completion earns."""
 
 
-def check_gold(task: Task, problems: Sequence[Problem], rewards: Sequence[Reward]) -> GoldReport:
+Submit = Callable[[Problem, Sequence[Completion], Sequence[str]], Future[Group]]
+"""Asks for what completions of a problem earn, strictly."""
+
+
+def check_gold(
+    task: Task, problems: Sequence[Problem], rewards: Sequence[Reward], submit: Submit | None = None
+) -> GoldReport:
     """Whether each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
 
-    Soft overlong punishment is left out: it is about length, and its maximum is 0. For an endless training set pass a
-    sample. Raises SettingsError where a reward function misbehaves.
+    An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0. For an endless training set
+    pass a sample. With `submit` rewards are asked through it. Raises SettingsError where a reward function misbehaves.
     """
-    paid = [reward for reward in rewards if reward.name != "soft_overlong"]
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
+    asked = [] if submit is None else [submit(problem, [empty], [task.gold_text(problem)]) for problem in problems]
     failures = []
-    for problem in problems:
-        group = score(problem, [empty], [task.gold_text(problem)], paid, task, step=0, strict=True)
+    for index, problem in enumerate(problems):
+        if submit is None:
+            group = score(problem, [empty], [task.gold_text(problem)], rewards, task, step=0, strict=True)
+        else:
+            group = asked[index].result()
         rollout = group.rollouts[0]
-        wanted = {reward.name: reward.best for reward in paid}
+        wanted = {reward.name: reward.best for reward in rewards}
         got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
         if "correct" not in wanted:
             wanted["correct"], got["correct"] = 1.0, float(rollout.correct)
@@ -254,4 +309,4 @@ def check_gold(task: Task, problems: Sequence[Problem], rewards: Sequence[Reward
                 continue  # a reward that does not apply to this row
             if value is None or abs(value - best) > 1e-6:
                 failures.append(GoldFailure(problem.id, problem.answer, name, value, best))
-    return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in paid))
+    return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in rewards))

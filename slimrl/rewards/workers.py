@@ -14,28 +14,34 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
-from typing import Literal, Self
+from typing import IO, Any, Literal, Self, cast
 
 from slimrl.config import RewardsConfig
 from slimrl.errors import SettingsError, SlimError
-from slimrl.processes import die_with_the_parent
-from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.rewards import Reward, load_rewards, score
+from slimrl.processes import Guard, die_with_the_parent
+from slimrl.records import Completion, Group, Problem
+from slimrl.rewards import Reward, Unscored, assemble, load_rewards, outcomes_of, score
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
 
-Row = tuple[bool, Mapping[str, float], float, str]
-"""What a worker answers for one completion: a rollout's correct, scores, reward and unscorable."""
-
+GRADES = ""
+"""Stands for the task's own verdicts where a reward's name is expected."""
+READY = "ready"
 POLL_SECONDS = 0.1
 """How often a worker that is silent is looked at; one that ends is mostly seen at once, by its pipe."""
+START_SECONDS = 120.0
+"""For Python, and whatever the files of the user's rewards load."""
+OUTPUT_BYTES = 1 << 16
+"""Of what rewards print, shown in all."""
+GIB = 2**30
 
 
 class Scorer:
@@ -43,26 +49,41 @@ class Scorer:
 
     Args:
         task: its problems are not handed to workers, which need no more than form, checker and instruction.
-        rewards: what is paid, as loaded from `config`; used in this process.
+        rewards: what is paid, as loaded from `config`; called in this process where there are no workers.
         config: from which each worker loads the same rewards, custom functions from their files.
         max_new_tokens: token budget of a completion.
         workers: processes; 0 scores in this one, inside of `submit`.
+        show: gets what rewards print, a little of it.
 
-    Workers start at once and load beside what the caller does next. One that ends (a reward called os._exit, memory ran
-    out) is replaced, and its group is unscorable, or an error where strict. None outlives this process.
+    Workers start at once and load beside what the caller does next. A function of the user's that takes longer than
+    `config.deadline` for a group, or ends its process, is killed with all it started and replaced: the group is unscorable,
+    or an error where strict. None outlives this process, however it ends.
     Raises SettingsError where workers cannot rebuild the task.
     """
 
     def __init__(
-        self, task: Task, rewards: Sequence[Reward], config: RewardsConfig, *, max_new_tokens: int, workers: int = 0
+        self,
+        task: Task,
+        rewards: Sequence[Reward],
+        config: RewardsConfig,
+        *,
+        max_new_tokens: int,
+        workers: int = 0,
+        show: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._task, self._rewards = task, rewards
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._workers: list[_Worker] = []
+        self._guard: Guard | None = None
         if workers:
             recipe = _recipe(task, config, max_new_tokens)
-            self._workers = [_Worker(recipe, task, self._jobs) for _ in range(workers)]
+            try:
+                self._guard = Guard()
+            except OSError as error:
+                raise SettingsError(_no_start(error)) from None
+            output = _Output(show)
+            self._workers = [_Worker(recipe, task, rewards, self._jobs, self._guard, output) for _ in range(workers)]
 
     @property
     def restarts(self) -> int:
@@ -107,6 +128,8 @@ class Scorer:
         for worker in self._workers:
             worker.thread.join()
         self._workers = []
+        if self._guard is not None:
+            self._guard.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +158,11 @@ class _Recipe:
     rewards: RewardsConfig
     max_new_tokens: int
 
+    @property
+    def theirs(self) -> frozenset[str]:
+        """Names of the user's own functions."""
+        return frozenset(spec.rpartition(":")[2] for spec in self.rewards.custom)
+
 
 def _recipe(task: Task, config: RewardsConfig, max_new_tokens: int) -> _Recipe:
     if STYLES.get(task.style.name) is not task.style or type(task.grader) is not Grader:
@@ -145,9 +173,18 @@ def _recipe(task: Task, config: RewardsConfig, max_new_tokens: int) -> _Recipe:
 class _Worker:
     """A thread that hands jobs to a process of its own, and starts it again when it has ended."""
 
-    def __init__(self, recipe: _Recipe, task: Task, jobs: queue.SimpleQueue[_Job | None]) -> None:
+    def __init__(
+        self,
+        recipe: _Recipe,
+        task: Task,
+        rewards: Sequence[Reward],
+        jobs: queue.SimpleQueue[_Job | None],
+        guard: Guard,
+        output: _Output,
+    ) -> None:
         self.restarts = 0
-        self._recipe, self._task, self._jobs = recipe, task, jobs
+        self._recipe, self._task, self._rewards, self._jobs = recipe, task, rewards, jobs
+        self._guard, self._output = guard, output
         # a custom function finds in a worker what it finds here, also in one that is started later
         self._folder, self._path = os.getcwd(), [str(entry) for entry in sys.path]
         self._process: _Process | None = None
@@ -175,15 +212,15 @@ class _Worker:
             self._process.end()
 
     def _running(self) -> _Process:
+        """The process, ready for a request; one that ended is replaced."""
         if self._process is not None and self._process.ended:
             self._drop(self._process)
         if self._process is None:
             try:
-                # by this thread, with which the kernel lets it die, see _die_with_the_parent
-                self._process = _Process(self._recipe, self._folder, self._path)
+                # by this thread, with which the kernel lets it die, see die_with_the_parent
+                self._process = _Process(self._recipe, self._folder, self._path, self._guard, self._output)
             except OSError as error:
-                reason = error.strerror or error
-                raise SettingsError(f"a reward worker cannot be started ({reason}); lower rewards.workers") from None
+                raise SettingsError(_no_start(error)) from None
         return self._process
 
     def _drop(self, process: _Process) -> str:
@@ -192,38 +229,69 @@ class _Worker:
         return process.end()
 
     def _group(self, job: _Job) -> Group:
-        process = self._running()
-        if self._stopped:  # looked at after the process is in its place, so `stop` cannot miss it
-            raise CancelledError
-        tokens = [completion.token_ids for completion in job.completions]
-        try:
-            rows = process.ask((job.problem, tokens, job.texts, job.strict))
-        except (EOFError, OSError):
-            return self._lost(job, self._drop(process))
+        """Ask for the verdicts and each reward in turn; what ends the process costs that reward's outcome and no other."""
+        names = [GRADES, *(reward.name for reward in self._rewards)]
+        found: dict[str, list[Any]] = {}
+        while missing := [name for name in names if name not in found]:
+            process = self._running()
+            if self._stopped:  # looked at after the process is in its place, so `stop` cannot miss it
+                raise CancelledError
+            try:
+                process.begin(job, missing)
+                for name in missing:
+                    found[name] = process.outcomes(self._deadline(name))
+            except (EOFError, OSError, TimeoutError) as error:
+                culprit = next((name for name in missing if name not in found), GRADES)
+                how = self._drop(process)
+                said = str(error) if isinstance(error, _LateError) else f"ended its worker by {how}"
+                found[culprit] = self._lost(job, culprit, said)
+        correct = found.pop(GRADES)
         # the caller's own records, of which the worker saw what rewards see
-        rollouts = (
-            Rollout(job.problem, completion, text, *row)
-            for completion, text, row in zip(job.completions, job.texts, rows, strict=True)
+        return assemble(
+            job.problem, job.completions, job.texts, self._rewards, correct, found, step=job.step, strict=job.strict
         )
-        return Group(tuple(rollouts), job.step)
 
-    def _lost(self, job: _Job, how: str) -> Group:
-        """The group of a process that ended: unscorable, but graded."""
+    def _deadline(self, name: str) -> float:
+        """What is built in bounds its own work."""
+        return self._recipe.rewards.deadline if name in self._recipe.theirs else float("inf")
+
+    def _lost(self, job: _Job, name: str, reason: str) -> list[Any]:
+        """The outcomes of what ended its process, or was ended with it."""
         if self._stopped:
             raise CancelledError
-        if job.strict:
-            raise SettingsError(
-                f"a reward worker ended by {how} on problem {job.problem.id}; mend the function or remove it from rewards"
-            )
-        group = score(job.problem, job.completions, job.texts, (), self._task, step=job.step)
-        reason = f"reward worker ended by {how}"
-        return replace(group, rollouts=tuple(replace(rollout, unscorable=reason) for rollout in group.rollouts))
+        if name == GRADES:  # no reward was at work, so whoever killed the worker meant nothing by it
+            return [self._task.grade(text, job.problem.answer).strict for text in job.texts]
+        return [Unscored(reason)] * len(job.texts)
+
+
+class _LateError(TimeoutError):
+    """A reward missed its deadline."""
+
+
+class _Output:
+    """Passes on what rewards print: visible, and not much of it."""
+
+    def __init__(self, show: Callable[[str], object]) -> None:
+        self._show, self._left, self._lock = show, OUTPUT_BYTES, threading.Lock()
+
+    def drain(self, pipe: IO[bytes]) -> None:
+        """Read until nobody writes any more."""
+        with pipe:
+            while data := os.read(pipe.fileno(), 1 << 16):
+                with self._lock:
+                    if not self._left:
+                        continue
+                    kept, self._left = data[: self._left], max(0, self._left - len(data))
+                    self._show(kept.decode("utf-8", "replace"))
+                    if not self._left:
+                        self._show("\n(what reward functions print from here on is not shown)\n")
 
 
 class _Process:
     """A worker's process and the pipe to it. Raises OSError where it cannot be started."""
 
-    def __init__(self, recipe: _Recipe, folder: str, path: list[str]) -> None:
+    def __init__(self, recipe: _Recipe, folder: str, path: list[str], guard: Guard, output: _Output) -> None:
+        self._guard, self._greeting = guard, cast(object, None)
         self._connection, theirs = Pipe()
         with theirs:
             descriptor = theirs.fileno()
@@ -231,29 +299,54 @@ class _Process:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a reward prints is no data
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 pass_fds=[descriptor],
                 process_group=0,  # out of reach of Ctrl-C, and ended together with all it starts
                 cwd=folder,
             )
-        with contextlib.suppress(OSError):  # one that ended already is found by `ask`
+        guard.watch(self._process.pid)
+        threading.Thread(target=output.drain, args=[self._process.stdout], daemon=True).start()
+        with contextlib.suppress(OSError):  # one that ended already is found by `begin`
             self._connection.send(recipe)
 
     @property
     def ended(self) -> bool:
         return self._process.poll() is not None
 
-    def ask(self, request: object) -> list[Row]:
-        """The reply. Raises the error that the worker replied, and EOFError or OSError where the worker ended."""
-        self._connection.send(request)
-        while not self._connection.poll(POLL_SECONDS):
+    def begin(self, job: _Job, names: Sequence[str]) -> None:
+        """Ask for the outcomes of these, in turn; raises what kept the worker from loading, or EOFError or OSError."""
+        if self._greeting is None:
+            try:
+                self._greeting = self._receive(START_SECONDS)
+            except TimeoutError:
+                self._greeting = SettingsError(
+                    f"the files of rewards.custom take longer than {START_SECONDS:g} s to load; mend what they do on the way"
+                )
+        if isinstance(self._greeting, Exception):
+            raise self._greeting
+        tokens = [completion.token_ids for completion in job.completions]
+        self._connection.send((job.problem, tokens, job.texts, names))
+
+    def outcomes(self, deadline: float) -> list[Any]:
+        """The next reply. Raises _LateError, EOFError or OSError where the worker is too slow or ended."""
+        try:
+            reply = self._receive(deadline)
+        except TimeoutError:
+            raise _LateError(f"took longer than rewards.deadline={deadline:g} s") from None
+        if isinstance(reply, Exception):
+            raise reply
+        return cast(list[Any], reply)
+
+    def _receive(self, deadline: float) -> Any:
+        end = time.monotonic() + deadline
+        while not self._connection.poll(max(0.0, min(POLL_SECONDS, end - time.monotonic()))):
             # a child that a reward left behind may keep the pipe open
             if self.ended and not self._connection.poll():
                 raise EOFError
-        reply: list[Row] | Exception = self._connection.recv()
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+            if time.monotonic() >= end:
+                raise TimeoutError
+        return self._connection.recv()
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -263,10 +356,19 @@ class _Process:
         """Kill it and what it started; how it ended, in words."""
         self.kill()
         code = self._process.wait()
+        self._guard.forget(self._process.pid)
         self._connection.close()
         if code == -signal.SIGKILL:
             return "signal 9 (as when memory runs out)"
         return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def worker_count(config: RewardsConfig) -> int:
+    """As the settings say; `auto` is half of the cores, at most 4, where code of the user's is paid."""
+    if config.workers != "auto":
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores // 2)) if config.custom_paid else 0
 
 
 def serve(descriptor: int) -> None:
@@ -288,31 +390,40 @@ def serve(descriptor: int) -> None:
     try:
         task, rewards = _load(ForkingPickler.loads(requests.get()))
     except Exception as error:
-        failure = _portable(error)
-        while requests.get():
-            connection.send(failure)
+        connection.send(_portable(error))
+        threading.Event().wait()
+    connection.send(READY)
     while True:
-        try:
-            reply: list[Row] | Exception = _rows(ForkingPickler.loads(requests.get()), task, rewards)
-        except Exception as error:
-            reply = _portable(error)
-        connection.send(reply)
+        problem, tokens, texts, names = ForkingPickler.loads(requests.get())
+        completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
+        for name in names:
+            reply: object
+            try:
+                if name == GRADES:
+                    reply = [task.grade(text, problem.answer).strict for text in texts]
+                else:
+                    reply = outcomes_of(rewards[name], problem, completions, texts, task)
+            except Exception as error:
+                reply = _portable(error)
+            connection.send(reply)
 
 
-def _load(recipe: _Recipe) -> tuple[Task, tuple[Reward, ...]]:
-    """The task without its problems, which come one by one, and its rewards."""
+def _load(recipe: _Recipe) -> tuple[Task, dict[str, Reward]]:
+    """The task without its problems, which come one by one, and its rewards by name."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        # of data, not of addresses: libraries for GPUs reserve far more of those than they fill
+        limit = int(recipe.rewards.memory * GIB)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     grader = Grader(recipe.checker)
     task = Task("worker", (), (), (), STYLES[recipe.style], grader, recipe.instruction, {})
-    return task, load_rewards(recipe.rewards, task, max_new_tokens=recipe.max_new_tokens)
+    rewards = load_rewards(recipe.rewards, task, max_new_tokens=recipe.max_new_tokens)
+    return task, {reward.name: reward for reward in rewards}
 
 
-def _rows(
-    request: tuple[Problem, list[tuple[int, ...]], tuple[str, ...], bool], task: Task, rewards: Sequence[Reward]
-) -> list[Row]:
-    problem, tokens, texts, strict = request
-    completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
-    group = score(problem, completions, texts, rewards, task, step=0, strict=strict)
-    return [(r.correct, r.scores, r.reward, r.unscorable) for r in group.rollouts]
+def _no_start(error: OSError) -> str:
+    return f"a reward worker cannot be started ({error.strerror or error}); lower rewards.workers"
 
 
 def _portable(error: Exception) -> Exception:

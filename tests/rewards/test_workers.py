@@ -20,7 +20,7 @@ from slimrl.config import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import load_rewards, score
-from slimrl.rewards.workers import Scorer
+from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES, TAGS
@@ -79,6 +79,10 @@ def ends(completions, **_):
         os.kill(os.getpid(), signal.SIGKILL)
     return [1.0] * len(completions)
 
+def leaves(completions, **_):
+    print("left", subprocess.Popen(["sleep", "600"]).pid)
+    return [1.0] * len(completions)
+
 def stuck(completions, **_):
     print("stuck", os.getpid())
     re.match("(a+)+$", "a" * 60 + "b")  # for years, without letting another thread run
@@ -114,7 +118,8 @@ def _task(style: str = "hashes", checker: Any = "numeric", instruction: str = "B
 
 def _scorer(config: RewardsConfig, workers: int = 1, task: Task | None = None) -> Scorer:
     task = task or _task()
-    return Scorer(task, load_rewards(config, task, max_new_tokens=8), config, max_new_tokens=8, workers=workers)
+    rewards = load_rewards(config, task, max_new_tokens=8)
+    return Scorer(task, rewards, config, max_new_tokens=8, workers=workers, show=sys.stderr.write)
 
 
 def _completions(texts: list[str]) -> list[Completion]:
@@ -177,7 +182,8 @@ def test_with_strict_a_failing_reward_is_the_same_error(workers: int, mine: Path
             with pytest.raises(SettingsError) as caught:
                 _submit(scorer, ["a"], problem=PROBLEMS[1], strict=True).result(SECONDS)
         assert str(caught.value) == (
-            "reward fails raised KeyError: 'colour' on problem p/2; mend the function or remove it from rewards"
+            "reward fails raised KeyError: 'colour' (mine.py:16 in fails) on problem p/2, completion 'a'; mend the function "
+            "or remove it from rewards"
         )
         assert _submit(scorer, ["a"], strict=True).result(SECONDS).rollouts[0].reward == 0.5
 
@@ -202,13 +208,14 @@ def test_a_worker_that_ends_costs_one_group(text: str, how: str, mine: Path, cap
         futures = [_submit(scorer, texts) for texts in (["a"], [text, "#### 18"], ["b"], ["c"])]
         first, lost, *others = (future.result(SECONDS) for future in futures)
         assert [group.rollouts[0].reward for group in (first, *others)] == [1.0, 1.0, 1.0]
-        assert [r.unscorable for r in lost.rollouts] == [f"reward worker ended by {how}"] * 2
+        assert [r.unscorable for r in lost.rollouts] == [f"reward ends ended its worker by {how}"] * 2
         assert [(r.reward, r.scores, r.correct) for r in lost.rollouts] == [(0.0, {}, False), (0.0, {}, True)]
         assert (lost.step, scorer.restarts) == (4, 1)
         with pytest.raises(SettingsError) as caught:
             _submit(scorer, [text], strict=True).result(SECONDS)
     assert str(caught.value) == (
-        f"a reward worker ended by {how} on problem p/1; mend the function or remove it from rewards"
+        f"reward ends ended its worker by {how} on problem p/1, completion {text!r}; mend the function or remove it from "
+        "rewards"
     )
     children = [int(line.split()[1]) for line in capfd.readouterr().err.splitlines()]
     assert len(children) == 2 * (text == "leave a child")
@@ -260,11 +267,8 @@ def test_a_task_that_workers_cannot_rebuild_is_refused() -> None:
 
 def test_a_worker_that_cannot_be_started_is_said(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(mine.parent / "no_python"))
-    with (
-        _scorer(_custom(mine, "pid")) as scorer,
-        pytest.raises(SettingsError, match=r"^a reward worker cannot be started .*; lower rewards\.workers$"),
-    ):
-        _submit(scorer, ["a"]).result(SECONDS)
+    with pytest.raises(SettingsError, match=r"^a reward worker cannot be started .*; lower rewards\.workers$"):
+        _scorer(_custom(mine, "pid"))
 
 
 def test_workers_hold_no_torch(mine: Path) -> None:
@@ -317,12 +321,13 @@ import json, sys, time
 from slimrl.config import CustomReward, RewardsConfig
 from slimrl.records import Completion, Problem
 from slimrl.rewards import load_rewards
-from slimrl.rewards.workers import Scorer
+from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import TaskConfig, load_task
 
 config = RewardsConfig(correct=0.0, custom={sys.argv[1]: CustomReward(low=0.0, high=1.0)})
 task = load_task(TaskConfig(), instruction="", seed=0)
-scorer = Scorer(task, load_rewards(config, task, max_new_tokens=8), config, max_new_tokens=8, workers=2)
+rewards = load_rewards(config, task, max_new_tokens=8)
+scorer = Scorer(task, rewards, config, max_new_tokens=8, workers=2, show=lambda text: print(text, end="", file=sys.stderr))
 one = Completion((1,), (2,), (0.0,), "stop")
 future = scorer.submit(task.train[0], [one], ["a"], step=0)
 print(json.dumps(future.result().rollouts[0].reward))
@@ -349,9 +354,105 @@ def test_no_orphan_when_the_parent_is_killed(mine: Path) -> None:
         assert parent.stderr is not None
         stuck = int(parent.stderr.readline().split()[1])
         workers = _children(parent.pid)
-        while len(workers) < 2 and parent.poll() is None:  # the other one is just being started
+        while (
+            len(workers) < 3 and parent.poll() is None
+        ):  # the other one is just being started; the third is their guard
             workers = _children(parent.pid)
         assert stuck in workers
         assert all(map(_runs, workers))
         parent.kill()
     assert all(map(_is_gone, workers))
+
+
+def test_what_a_reward_started_goes_too_when_the_parent_is_killed(mine: Path) -> None:
+    with _parent(f"{mine}:leaves") as parent:
+        assert parent.stderr is not None
+        left = int(parent.stderr.readline().split()[1])
+        assert _runs(left)
+        parent.kill()
+    assert _is_gone(left)
+
+
+HOSTILE = """
+import os, re, time, random, subprocess, sys
+
+def bad(kind):
+    def function(completions, **_):
+        if completions[0] == "good":
+            return [1.0] * len(completions)
+        return kind(completions)
+    return function
+
+def _print(completions):
+    for _ in range(1 << 7):
+        os.write(1, b"x" * (1 << 20))
+    return [1.0] * len(completions)
+
+def _raise(completions):
+    raise ValueError("no")
+
+sleeps = bad(lambda c: time.sleep(3600))
+computes = bad(lambda c: [10 ** 10 ** 8] * len(c))
+matches = bad(lambda c: re.match("(a+)+$", "a" * 60 + "b"))
+raises = bad(_raise)
+nothing = bad(lambda c: None)
+nan = bad(lambda c: [float("nan")] * len(c))
+text = bad(lambda c: ["1"] * len(c))
+short = bad(lambda c: [1.0] * (len(c) - 1))
+memory = bad(lambda c: [len(bytearray(10 << 30))] * len(c))
+leaves = bad(lambda c: os._exit(3))
+prints = bad(_print)
+generator = bad(lambda c: (1.0 for _ in c))
+"""
+REASONS = {
+    "sleeps": "took longer than rewards.deadline=1 s",
+    "computes": "took longer than rewards.deadline=1 s",
+    "matches": "took longer than rewards.deadline=1 s",
+    "raises": "raised ValueError: no",
+    "nothing": "returned NoneType instead of a list",
+    "nan": "returned nan",
+    "text": "returned str instead of a number",
+    "short": "returned 1 values for 2 completions",
+    "memory": "raised MemoryError: ",
+    "leaves": "ended its worker by exit code 3",
+    "prints": "",
+    "generator": "returned generator instead of a list",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_hostile_reward_costs_its_group_and_no_other_score(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "hostile.py"
+    path.write_text(HOSTILE)
+    config = _custom(path, name, correct=1.0, format=1.0, deadline=1.0)
+    with _scorer(config) as scorer:
+        groups = [_submit(scorer, texts) for texts in (["good", "b"], ["#### 18", "17"], ["good", "d"])]
+        before, hostile, after = (group.result(SECONDS) for group in groups)
+    assert [r.unscorable for group in (before, after) for r in group.rollouts] == [""] * 4
+    reason = REASONS[name]
+    assert [r.unscorable for r in hostile.rollouts] == [f"reward {name} {reason}" if reason else ""] * 2
+    assert [(r.scores["correct"], r.scores["format"], r.correct) for r in hostile.rollouts] == [
+        (1, 1, True),
+        (0, 0, False),
+    ]
+
+
+def test_a_flood_of_output_is_cut_and_escaped_by_who_shows_it(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.py"
+    path.write_text(HOSTILE)
+    shown: list[str] = []
+    config = _custom(path, "prints", deadline=60.0)
+    task = _task()
+    rewards = load_rewards(config, task, max_new_tokens=8)
+    with Scorer(task, rewards, config, max_new_tokens=8, workers=1, show=shown.append) as scorer:
+        assert _submit(scorer, ["a"]).result(SECONDS).rollouts[0].reward == 1.0
+    assert len("".join(shown)) < 1 << 17
+    assert "is not shown" in shown[-1]
+
+
+def test_rewards_are_in_workers_where_code_of_the_users_is_paid(mine: Path) -> None:
+    assert worker_count(RewardsConfig()) == 0
+    assert worker_count(_custom(mine, "pid")) >= 1
+    assert worker_count(_custom(mine, "pid", workers=0)) == 0
+    with pytest.raises(ValueError, match=r"rewards\.deadline acts on rewards\.custom in workers"):
+        _custom(mine, "pid", workers=0, deadline=3.0)
