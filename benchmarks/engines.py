@@ -131,7 +131,7 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
         for group in completions
     )
     collected = Collected(groups, (), groups, len(groups))
-    metrics = update(make_learner(policy, config), collected, config, 0, reward_weights={})
+    metrics = update(make_learner(policy, config), collected, config, 0, reward_weights={}).metrics
     return {name: metrics[f"sampling/sampling_logp_difference/{name}"] for name in ("mean", "max")}
 
 

@@ -1,6 +1,7 @@
 """The command line. Human text goes to stderr, data to stdout; torch is imported only inside a verb.
 
-Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 130 interrupted.
+Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 75 told to stop (run again with --resume),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimrl.errors import DataError, SettingsError, SlimError
+from slimrl.stopping import Stop, Stopped
 
 if TYPE_CHECKING:
-    from slimrl.config import RootConfig
+    from slimrl.config import RootConfig, TrainConfig
     from slimrl.display import Display
     from slimrl.settings import Root
     from slimrl.study.fleet import FleetDisplay
@@ -42,6 +44,9 @@ def main() -> None:
         _end(str(error), error.exit_code)
     except OSError as error:
         _end(f"{error.filename or 'the system'}: {error.strerror or error}", DataError.exit_code)
+    except Stopped as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(stopped.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _end("interrupted", 130)
 
@@ -65,18 +70,24 @@ def cli() -> None:
 
 @cli.command()
 @SETTINGS
+@click.option("--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with.")
+@click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
 @JSON
 @QUIET
-def train(settings: Sequence[str], as_json: bool, quiet: bool) -> None:
+def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
     """Train a model; without arguments the built-in one."""
-    from slimrl.config import TrainConfig
+    stop = Stop()
+    with stop.on_signals():
+        from slimrl.config import TrainConfig
 
-    config = _load(TrainConfig, settings)
-    _quieten_libraries()
-    from slimrl.train import train as run
+        if force and not resume:
+            raise SettingsError("--force has no effect without --resume; remove it")
+        config = _resumed(settings) if resume else _load(TrainConfig, settings)
+        _quieten_libraries()
+        from slimrl.train import train as run
 
-    display = _display(quiet, config.log.samples_every, config.log.samples)
-    summary = _closing_display(display, lambda: run(config, display))
+        display = _display(quiet, config.log.samples_every, config.log.samples)
+        summary = _closing_display(display, lambda: run(config, display, stop=stop, resume=resume, force=force))
     if as_json:
         _print_json(summary)
 
@@ -373,6 +384,24 @@ def _load(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None
 
     files = [s for s in settings if "=" not in s or Path(s).is_file()]
     return load_config(kind, files, [s for s in settings if s not in files], base=base)
+
+
+def _resumed(settings: Sequence[str]) -> TrainConfig:
+    """Settings to go on with: a run folder's own, wherever it lies now, or those given; then overrides."""
+    from slimrl.config import TrainConfig
+    from slimrl.settings import read_yaml
+
+    folders = [setting for setting in settings if Path(setting).is_dir()]
+    if not folders:
+        return _load(TrainConfig, settings)
+    if len(folders) > 1:
+        raise SettingsError("--resume takes one run folder")
+    folder = Path(folders[0])
+    if not (folder / "config.yaml").is_file():
+        raise SettingsError(f"{folder} is no run folder, it has no config.yaml; give runs/NAME")
+    place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
+    base = read_yaml(str(folder / "config.yaml")) | place
+    return _load(TrainConfig, [setting for setting in settings if setting not in folders], base)
 
 
 def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:

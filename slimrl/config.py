@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from slimrl.stopping import seconds_of
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -154,14 +156,34 @@ class RewardsConfig(Section):
     """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
     custom: dict[str, CustomReward] = {}
     """Your own functions by `file.py:function`."""
-    workers: CountOrZero = 0
-    """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same."""
+    workers: CountOrZero | Literal["auto"] = "auto"
+    """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
+    few where there are functions of your own, none where all is built in."""
+    deadline: Positive = 10.0
+    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable."""
+    memory: Positive = 4.0
+    """GiB that a worker may take."""
+    unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The run stops where a larger share of the completions of 20 steps was unscorable; 1: never."""
     gold_check: Literal["refuse", "report"] = "refuse"
     """What happens when a gold answer cannot earn the maximum: refuse to start, or only report."""
 
     def buffer(self, max_new_tokens: int) -> int:
         """The overlong buffer in tokens."""
         return max(1, max_new_tokens // 5) if self.overlong_buffer == "auto" else self.overlong_buffer
+
+    @property
+    def custom_paid(self) -> bool:
+        """Whether a function of the user's own is paid."""
+        return any(custom.weight for custom in self.custom.values())
+
+    @model_validator(mode="after")
+    def _no_dead_switch(self) -> Self:
+        for key in ("deadline", "memory"):
+            here = self.workers == 0 or not self.custom_paid
+            if here and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")
+        return self
 
     @model_validator(mode="after")
     def _something_is_paid(self) -> Self:
@@ -390,6 +412,15 @@ class CurriculumConfig(Section):
         return self
 
 
+class CheckpointConfig(Section):
+    every: CountOrZero = 10
+    """Steps from one checkpoint to the next; 0: only when the run is told to stop."""
+    keep: Count = 2
+    """Newest checkpoints that stay while the run goes on; one is written before another is removed."""
+    keep_best: bool = True
+    """The checkpoint with the best held-out accuracy stays as well, and outlives the run; needs evaluation.every."""
+
+
 class LogConfig(Section):
     samples_every: CountOrZero = 10
     """Show a few completions after every this many steps; 0 is off."""
@@ -470,6 +501,18 @@ class TrainConfig(RootConfig):
     """Which problems come when."""
     log: LogConfig = LogConfig()
     """What is shown and stored on the way."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What a run that was interrupted goes on from."""
+    max_time: str = ""
+    """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
+
+    @model_validator(mode="after")
+    def _time_is_one(self) -> Self:
+        try:
+            seconds_of(self.max_time)
+        except ValueError as error:
+            raise ValueError(f"max_time: {error}; write it so, or leave it empty") from None
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -53,6 +53,7 @@ class Display:
         # A terminal wraps between words; a log file keeps whole lines.
         self.console.soft_wrap = not self.console.is_terminal
         self.samples_every, self.samples = samples_every, samples
+        self.titled = False
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
         )
@@ -113,7 +114,8 @@ class Display:
         """A row of the table, the bar, and now and then some completions."""
         if not self.progress.live.is_started and self.console.is_terminal:
             self.progress.start()
-        if step == 0:
+        if not self.titled:
+            self.titled = True
             self.say(f"{'step':>9} " + " ".join(f"{title:>8}" for title, _, _ in COLUMNS) + "  tokens/s   left", "bold")
         cells = [form.format(metrics[key]) if key in metrics else "-" for _, key, form in COLUMNS]
         speed = metrics["num_tokens"] / seconds

@@ -1,6 +1,7 @@
 """Errors that a user can act on: one sentence each, shown without a traceback.
 
-The exit codes are those of the command line: 2 usage or settings, 3 data or checkpoint invalid, 4 diverged.
+The exit codes are those of the command line: 2 usage or settings, 3 data or checkpoint invalid, 4 diverged (75 and 130,
+for a run that was told to stop, are in stopping.py).
 """
 
 
@@ -26,3 +27,7 @@ class DivergedError(SlimError):
     """Training produced a number that is not finite; the weights were not touched by it."""
 
     exit_code = 4
+
+
+class NonFiniteError(DivergedError):
+    """One update produced a number that is not finite: it is dropped, and training may go on."""

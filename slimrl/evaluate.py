@@ -6,8 +6,11 @@ beside it. The training reward is never the headline: several switches change wh
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -105,6 +108,20 @@ class Evaluation:
     def summaries(self) -> dict[str, dict[str, float]]:
         """The summary of each split."""
         return {name: split.summary() for name, split in self.splits.items()}
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """What `Evaluation.table` was written to, step-N.jsonl each, by step; what cannot be read is left out."""
+    found = []
+    for path in sorted(folder.glob("step-*.jsonl")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            splits: dict[str, list[Answered]] = {"test": [], "harder": []}
+            for row in rows:
+                splits[row.pop("split")].append(Answered(**row))
+            parts = {name: SplitEvaluation(tuple(answered)) for name, answered in splits.items()}
+            found.append(Evaluation(int(path.stem.removeprefix("step-")), parts["test"], parts["harder"]))
+    return found
 
 
 def evaluate(setup: Setup, *, step: int) -> Evaluation:

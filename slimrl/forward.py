@@ -20,6 +20,7 @@ from slimrl.model.loading import Policy
 from slimrl.model.logprobs import Reference, token_logprobs, token_statistics
 from slimrl.model.packing import Packed, pack
 from slimrl.records import Batch
+from slimrl.stopping import NEVER, Stop
 from slimrl.stopwatch import OFF, Stopwatch
 
 
@@ -85,10 +86,13 @@ def packed_states(policy: Policy, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def batch_logprobs(policy: Policy, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF) -> Tensor:
-    """[B, L] nats under a policy that does not learn from it, in micro-batches."""
+def batch_logprobs(
+    policy: Policy, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+) -> Tensor:
+    """[B, L] nats under a policy that does not learn from it, in micro-batches. Raises Stopped between them."""
     result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)
     for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
+        stop.check()
         temperature = config.rollout.temperature
         logprobs, _, _ = masked_statistics(policy, take(batch, rows), temperature=temperature, watch=watch)
         result[rows, : logprobs.shape[1]] = logprobs

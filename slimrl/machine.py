@@ -104,6 +104,12 @@ def peak_memory(device: torch.device) -> int:
     return _field("/proc/self/status", "VmHWM") or 0
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or this process, had no memory left for what was asked."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # what torch says of a CPU's
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
+
+
 _given_back = False
 
 

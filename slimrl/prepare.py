@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import islice
 
 from slimrl.config import RootConfig, TrainConfig
+from slimrl.display import visible
 from slimrl.errors import SettingsError
 from slimrl.memory import MemoryPlan, apply_plan, plan_memory
 from slimrl.model.loading import Policy, load_policy, taught_instruction
@@ -15,7 +18,7 @@ from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, unpaid_when_truncated
-from slimrl.rewards.workers import Scorer
+from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, load_task
 from slimrl.tasks.curriculum import Curriculum
@@ -27,6 +30,9 @@ LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with."""
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
+
+WAIT_SECONDS = 0.2
+"""Between looks whether to stop, while rewards are waited for."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,15 @@ class TrainSetup(Setup):
             requests, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, on_group=score
         )
         with self.engine.watch.part("rewards"):
-            scored = [groups[index].result() for index in range(len(problems))]
+            scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
+
+    def _awaited(self, group: Future[Group]) -> Group:
+        """Its result; raises Stopped where that is asked meanwhile."""
+        while not group.done():
+            wait([group], timeout=WAIT_SECONDS)
+            self.engine.stop.check()
+        return group.result()
 
 
 def prepare(config: RootConfig, *, training: bool = False) -> Setup:
@@ -174,9 +187,23 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
         raise SettingsError(
             f"rollout.problems={config.rollout.problems} exceeds the {len(setup.task.train)} training problems; lower it"
         )
-    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=config.rollout.max_new_tokens)
+    workers = worker_count(config.rewards)
+    budget = config.rollout.max_new_tokens
+    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
+    scorer = Scorer(setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers, show=_show)
+    try:
+        return _examined(setup, config, rewards, scorer)
+    except BaseException:
+        scorer.close()
+        raise
+
+
+def _examined(setup: Setup, config: TrainConfig, rewards: tuple[Reward, ...], scorer: Scorer) -> TrainSetup:
+    """What `prepare_training` finds out before the first step."""
     every = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, GOLD_SAMPLE)
-    gold = check_gold(setup.task, [*every, *setup.held_out, *setup.harder], rewards)
+    gold = check_gold(
+        setup.task, [*every, *setup.held_out, *setup.harder], rewards, partial(scorer.submit, step=0, strict=True)
+    )
     notes = list(setup.notes)
     updates = config.steps * config.optimizer.minibatches * config.optimizer.epochs
     if config.optimizer.warmup_steps >= updates:
@@ -192,13 +219,6 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
             raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
         notes.append(sentence)
     curriculum = Curriculum(setup.task.train, config.curriculum, seed=config.seed, steps=config.steps)
-    scorer = Scorer(
-        setup.task,
-        rewards,
-        config.rewards,
-        max_new_tokens=config.rollout.max_new_tokens,
-        workers=config.rewards.workers,
-    )
     parts = {field.name: getattr(setup, field.name) for field in fields(setup)}
     return TrainSetup(
         **{**parts, "config": config, "notes": tuple(notes)},
@@ -207,6 +227,11 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
         scorer=scorer,
         curriculum=curriculum,
     )
+
+
+def _show(text: str) -> None:
+    """What a reward prints may be what a model wrote."""
+    sys.stderr.write(visible(text))
 
 
 def gold_sentence(gold: GoldReport) -> str:

@@ -149,6 +149,19 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
+def settings_of(config: RootConfig) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+
+    def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            nested = isinstance(value, dict) and f"{prefix}{key}" != "rewards.custom"
+            found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        return found
+
+    return flat(config.model_dump(), "")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" where something is near, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -101,7 +101,7 @@ def imitate_and_measure(
             total=config.steps,
         )
         tokens += sum(len(example.target_ids) for example in examples)
-        run.log_step(step, {"loss": loss, "num_tokens": tokens, **optimizer.step(rate)})
+        run.log_step(step, {"loss": loss, "num_tokens": tokens, **optimizer.step(rate, optimizer.clip())})
         if (step + 1) % config.sft.show_every == 0:
             display.loss(step + 1, config.steps, loss, time.perf_counter() - started)
     seconds = time.perf_counter() - started

@@ -37,6 +37,9 @@ class Seen:
     """Values of GPG's alpha."""
 
 
+NOTHING_SEEN = Seen(completions=0, truncated=0, longest=0, shortest=0, groups=0, constant=0)
+
+
 def combine(first: Seen, second: Seen) -> Seen:
     """Both together."""
     lengths = [seen.shortest for seen in (first, second) if seen.completions]

@@ -8,8 +8,10 @@ rollout batch, before any weight moves. Everything that a token's loss needs is 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +37,7 @@ from slimrl.algorithm.groups import SIGNAL_TOLERANCE, Collected
 from slimrl.algorithm.kl import SAMPLED, kl_penalty
 from slimrl.algorithm.loss import clipped_ratio, importance_weights, surrogate, token_weights, top_entropy_mask
 from slimrl.config import TrainConfig
-from slimrl.errors import DivergedError
+from slimrl.errors import NonFiniteError, SettingsError
 from slimrl.forward import (
     batch_logprobs,
     batch_values,
@@ -45,6 +47,8 @@ from slimrl.forward import (
     to_device,
     values_at,
 )
+from slimrl.machine import is_out_of_memory
+from slimrl.memory import MOST_TOKENS
 from slimrl.model.checkpointing import checkpointed
 from slimrl.model.critic import Critic, make_critic
 from slimrl.model.divergences import Divergence, global_weights
@@ -53,13 +57,16 @@ from slimrl.model.logprobs import mean_probabilities
 from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
 from slimrl.records import Batch, Group
 from slimrl.runs.metrics import Metrics, TokenMeans
+from slimrl.stopping import NEVER, Stop
 from slimrl.stopwatch import OFF, Stopwatch
+
+T = TypeVar("T")
 
 CRITIC_RATE = 5
 """Times the policy's learning rate, where the critic's is `auto`: its head starts from nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Learner:
     """What learns, and what it is compared with."""
 
@@ -69,6 +76,35 @@ class Learner:
     """The initial policy, where a KL penalty needs it."""
     critic: tuple[Critic, MasterAdamW] | None
     """PPO's value function and its optimizer, where the baseline is one."""
+    microbatch_tokens: int
+    """As the plan has it, or less where memory ran out."""
+
+    def drop(self) -> None:
+        """Forget gradients that will not be used."""
+        self.optimizer.drop()
+        if self.critic is not None:
+            self.critic[1].drop()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An update that was dropped, since a number was not finite."""
+
+    what: str
+    """Which number, for a sentence."""
+    batch: Batch
+    """What it was to learn from."""
+    spoiled: bool = False
+    """It was found only in the weights: they must be thrown away."""
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What the updates of a step did."""
+
+    metrics: Metrics
+    fault: Fault | None = None
+    """The first one."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +135,13 @@ class Known:
 
 def make_learner(policy: Policy, config: TrainConfig) -> Learner:
     """Everything an update needs; a reference or a critic only where the settings do."""
+    planned = config.optimizer.microbatch_tokens
     return Learner(
         policy,
         make_optimizer(policy.model, config.optimizer),
         freeze(policy) if config.algorithm.kl_coef else None,
         make_critic(policy, config.optimizer) if config.algorithm.baseline == "critic" else None,
+        MOST_TOKENS if planned == "auto" else planned,
     )
 
 
@@ -115,10 +153,15 @@ def update(
     *,
     reward_weights: Mapping[str, float],
     watch: Stopwatch = OFF,
-) -> Metrics:
-    """The optimizer updates of one step, or none where nothing carries loss."""
+    stop: Stop = NEVER,
+) -> Updated:
+    """The optimizer updates of one step, or none where nothing carries loss.
+
+    Raises Stopped, nothing changed, where that is asked before the first of them is applied; SettingsError where memory
+    does not suffice for a single completion.
+    """
     if not collected.groups:
-        return {"update/skipped": 1.0}
+        return Updated({"update/skipped": 1.0})
     groups = collected.groups
     batch = make_batch(
         groups,
@@ -128,29 +171,71 @@ def update(
         pad_id=learner.policy.pad_id,
     )
     if not batch.loss_mask.any():
-        return {"update/skipped": 1.0}
-    with watch.part("reference"):
-        known = look_ahead(learner, batch, config, watch)
-    if learner.critic is not None:
-        batch, known, means = critic_advantages(learner.critic[0], groups, batch, known, config)
-    else:
-        advantages, means = advantages_of(groups, batch, known, config, reward_weights)
-        batch = replace(batch, advantages=at_tokens(advantages, batch.completion_mask))
-    return means | update_policy(learner, batch, known, config, step, watch)
+        return Updated({"update/skipped": 1.0})
+    try:
+        demand_finite("a log-probability of the sampler", batch.sampler_logprobs)
+        with watch.part("reference"):
+            known = fitting(learner, batch, config, lambda fitted: look_ahead(learner, batch, fitted, watch, stop))
+        learned, known, means = with_advantages(learner, groups, batch, known, config, reward_weights)
+        demand_finite("an advantage", learned.advantages)
+    except NonFiniteError as error:
+        return Updated({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), batch))
+    updated = update_policy(learner, learned, known, config, step, watch, stop)
+    return replace(updated, metrics=means | updated.metrics)
 
 
-def look_ahead(learner: Learner, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF) -> Known:
-    """What the reference, and the policy itself, say of a batch before it is learned from."""
+def fitting(learner: Learner, batch: Batch, config: TrainConfig, work: Callable[[TrainConfig], T]) -> T:
+    """`work` with the settings it is given; while memory runs out, again with micro-batches half as large.
+
+    Raises SettingsError where single completions do not fit, or the result would depend on the split.
+    """
+    while True:
+        optimizer = config.optimizer.model_copy(update={"microbatch_tokens": learner.microbatch_tokens})
+        try:
+            return work(config.model_copy(update={"optimizer": optimizer}))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fixed = config.algorithm.aggregation == "microbatch_token_mean"
+            if fixed or learner.microbatch_tokens <= int(batch.lengths.max()):
+                cause = "and its split is part of what is computed" if fixed else "even for one completion at a time"
+                raise SettingsError(
+                    f"memory ran out in the update with optimizer.microbatch_tokens={learner.microbatch_tokens}, {cause}; set "
+                    "optimizer.activation_checkpointing=on or model.dtype=bfloat16, or lower rollout.max_new_tokens"
+                ) from None
+        # not in the except block, whose traceback holds on to the tensors
+        learner.drop()
+        learner.microbatch_tokens = max(learner.microbatch_tokens // 2, int(batch.lengths.max()))
+        gc.collect()
+        if learner.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def demand_finite(what: str, numbers: Tensor | None) -> None:
+    """Raises NonFiniteError."""
+    if numbers is not None and not torch.isfinite(numbers).all():
+        raise NonFiniteError(f"{what} is not finite")
+
+
+def look_ahead(
+    learner: Learner, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+) -> Known:
+    """What the reference, the policy itself and the critic say of a batch before it is learned from."""
     algorithm, policy = config.algorithm, learner.policy
     known = Known()
+    if learner.critic is not None:
+        known = replace(known, values=batch_values(learner.critic[0], batch, config))
+        demand_finite("a value of the critic", known.values)
     if learner.reference is not None and algorithm.kl_estimator in SAMPLED:
         # a penalty in the reward is one on every completion, also on those that carry no loss
         asked = replace(batch, loss_mask=batch.completion_mask) if algorithm.kl_place == "reward" else batch
-        known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch))
+        known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch, stop))
+        demand_finite("a log-probability of the reference", known.reference)
     if learner.reference is not None and algorithm.kl_estimator not in SAMPLED:
         known = replace(known, divergence=divergence_of(learner.reference, batch, config))
     if algorithm.importance != "off":
-        recomputed = batch_logprobs(policy, batch, config, watch)
+        recomputed = batch_logprobs(policy, batch, config, watch, stop)
+        demand_finite("a recomputed log-probability", recomputed)
         # groups carried over were sampled by an earlier policy, whose log-probabilities are the sampler's
         sampler, fresh = batch.sampler_logprobs.to(policy.device), batch.on_policy[:, None].to(policy.device)
         old = torch.where(fresh, recomputed, sampler)
@@ -184,6 +269,21 @@ def divergence_of(reference: Policy, batch: Batch, config: TrainConfig) -> Diver
     return replace(found, prior=global_weights((total / max(1, count)).float(), gkl.gamma))
 
 
+def with_advantages(
+    learner: Learner,
+    groups: tuple[Group, ...],
+    batch: Batch,
+    known: Known,
+    config: TrainConfig,
+    reward_weights: Mapping[str, float],
+) -> tuple[Batch, Known, Metrics]:
+    """The batch with its advantages; with a critic, what its own update needs too."""
+    if learner.critic is not None:
+        return critic_advantages(groups, batch, known, config)
+    advantages, means = advantages_of(groups, batch, known, config, reward_weights)
+    return replace(batch, advantages=at_tokens(advantages, batch.completion_mask)), known, means
+
+
 def advantages_of(
     groups: tuple[Group, ...],
     batch: Batch,
@@ -211,13 +311,14 @@ def advantages_of(
 
 
 def critic_advantages(
-    critic: Critic, groups: tuple[Group, ...], batch: Batch, known: Known, config: TrainConfig
+    groups: tuple[Group, ...], batch: Batch, known: Known, config: TrainConfig
 ) -> tuple[Batch, Known, Metrics]:
     """The batch with a critic's advantages at each token, and values and returns for its own update.
 
     A completion's reward comes with its last token; a KL penalty in the reward with each token.
     """
-    settings, algorithm = config.critic, config.algorithm
+    settings, algorithm, values = config.critic, config.algorithm, known.values
+    assert values is not None
     rewards, _ = rewards_of(groups)
     mask = batch.completion_mask
     last = torch.arange(mask.shape[1])[None] == batch.lengths[:, None] - 1
@@ -227,7 +328,6 @@ def critic_advantages(
         penalty = (batch.sampler_logprobs - known.reference.cpu()) * mask
         means["kl"] = float(penalty.sum() / mask.sum())
         paid = paid - algorithm.kl_coef * penalty
-    values = batch_values(critic, batch, config)
     advantages, returns = generalized_advantages(
         paid, values.cpu(), mask, discount=settings.discount, gae_lambda=settings.gae_lambda
     )
@@ -241,58 +341,106 @@ def critic_advantages(
     if settings.whiten and carried.sum() > 1:
         centred = advantages - advantages[carried].mean()
         advantages = torch.where(mask, centred / (advantages[carried].std() + SCALE_EPSILON), 0.0)
-    known = replace(known, values=values, returns=returns.to(values.device))
-    return replace(batch, advantages=advantages), known, means
+    return replace(batch, advantages=advantages), replace(known, returns=returns.to(values.device)), means
 
 
 def update_policy(
-    learner: Learner, batch: Batch, known: Known, config: TrainConfig, step: int, watch: Stopwatch = OFF
-) -> Metrics:
+    learner: Learner,
+    batch: Batch,
+    known: Known,
+    config: TrainConfig,
+    step: int,
+    watch: Stopwatch = OFF,
+    stop: Stop = NEVER,
+) -> Updated:
     """Epochs x minibatches of one rollout batch; each minibatch is one optimizer update (and one of the critic's)."""
-    settings = config.optimizer
-    updates_per_step = settings.minibatches * settings.epochs
-    chosen = config.critic.learning_rate
-    critic_rate = CRITIC_RATE * settings.learning_rate if chosen == "auto" else chosen
-    parts = minibatches(batch.groups, count=settings.minibatches)
+    parts = minibatches(batch.groups, count=config.optimizer.minibatches)
     collected: list[Metrics] = []
-    for number in range(len(parts) * settings.epochs):
+    fault: Fault | None = None
+    for number in range(len(parts) * config.optimizer.epochs):
         rows = parts[number % len(parts)]
         if not batch.loss_mask[rows].any():
             collected.append({"update/skipped": 1.0})
             continue
-        means = accumulate_gradient(
-            learner.policy,
-            take(batch, rows),
-            known.take(rows),
-            learner.optimizer.backward,
-            config,
-            reference=learner.reference,
-            first_update=number == 0,
-            watch=watch,
-        )
+        part = take(batch, rows)
+        # with weights that have moved there is no step to drop any more: it is brought to its end
+        may_stop = NEVER if any(means["update/skipped"] == 0 for means in collected) else stop
 
-        def rate(peak: float, number: int = number) -> float:
-            return learning_rate(
-                step * updates_per_step + number,
-                peak=peak,
-                schedule=settings.schedule,
-                warmup=settings.warmup_steps,
-                total=config.steps * updates_per_step,
-            )
+        def work(
+            fitted: TrainConfig,
+            part: Batch = part,
+            rows: Tensor = rows,
+            number: int = number,
+            may_stop: Stop = may_stop,
+        ) -> Metrics:
+            return gradients(learner, part, known.take(rows), fitted, number == 0, watch, may_stop)
 
-        with watch.part("optimizer"):
-            means |= learner.optimizer.step(rate(settings.learning_rate))
-        if learner.critic is not None:
-            critic, optimizer = learner.critic
-            means |= accumulate_value_gradient(critic, take(batch, rows), known.take(rows), optimizer.backward, config)
-            means["critic/grad_norm"] = optimizer.step(rate(critic_rate)).get("grad_norm", float("nan"))
-        collected.append(means)
+        try:
+            means = fitting(learner, part, config, work)
+            norms = [optimizer.clip() for optimizer in _optimizers(learner)]
+        except NonFiniteError as error:
+            learner.drop()
+            fault = fault or Fault(str(error), part)
+            collected.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
+            continue
+        try:
+            with watch.part("optimizer"):
+                collected.append(means | apply(learner, norms, config, step, number))
+        except NonFiniteError as error:
+            return Updated({"update/skipped": 0.0, "update/nonfinite": 1.0}, Fault(str(error), part, spoiled=True))
     means = {
         key: sum(m[key] for m in collected if key in m) / sum(key in m for m in collected)
         for key in dict.fromkeys(key for m in collected for key in m)
     }
     largest = "update/microbatch_tokens"
-    return means | {largest: max(m.get(largest, 0.0) for m in collected)}
+    return Updated(means | {largest: max(m.get(largest, 0.0) for m in collected)}, fault)
+
+
+def _optimizers(learner: Learner) -> list[MasterAdamW]:
+    return [learner.optimizer] if learner.critic is None else [learner.optimizer, learner.critic[1]]
+
+
+def gradients(
+    learner: Learner, batch: Batch, known: Known, config: TrainConfig, first: bool, watch: Stopwatch, stop: Stop
+) -> Metrics:
+    """Those of the policy and of the critic for one optimizer update, left in their optimizers."""
+    means = accumulate_gradient(
+        learner.policy,
+        batch,
+        known,
+        learner.optimizer.backward,
+        config,
+        reference=learner.reference,
+        first_update=first,
+        watch=watch,
+        stop=stop,
+    )
+    if learner.critic is not None:
+        critic, optimizer = learner.critic
+        means |= accumulate_value_gradient(critic, batch, known, optimizer.backward, config, stop)
+    return means
+
+
+def apply(learner: Learner, norms: list[float], config: TrainConfig, step: int, number: int) -> Metrics:
+    """One optimizer update, number `number` of its step, at the rates of the schedule; gradients were found finite."""
+    settings = config.optimizer
+    updates_per_step = settings.minibatches * settings.epochs
+
+    def rate(peak: float) -> float:
+        return learning_rate(
+            step * updates_per_step + number,
+            peak=peak,
+            schedule=settings.schedule,
+            warmup=settings.warmup_steps,
+            total=config.steps * updates_per_step,
+        )
+
+    means = learner.optimizer.step(rate(settings.learning_rate), norms[0])
+    if learner.critic is not None:
+        chosen = config.critic.learning_rate
+        critic_rate = CRITIC_RATE * settings.learning_rate if chosen == "auto" else chosen
+        means["critic/grad_norm"] = learner.critic[1].step(rate(critic_rate), norms[1]).get("grad_norm", float("nan"))
+    return means
 
 
 def accumulate_gradient(
@@ -305,11 +453,12 @@ def accumulate_gradient(
     first_update: bool,
     reference: Policy | None = None,
     watch: Stopwatch = OFF,
+    stop: Stop = NEVER,
 ) -> Metrics:
     """Forward and backward over the micro-batches of one optimizer update; the split cannot change the gradient.
 
-    `backward` is called once per micro-batch with its share of the loss. Raises DivergedError for a loss that is not
-    finite, before it can reach the weights.
+    `backward` is called once per micro-batch with its share of the loss. Raises NonFiniteError for a log-probability or a
+    loss that is not finite, before it can reach the weights; Stopped between micro-batches.
     """
     algorithm, temperature = config.algorithm, config.rollout.temperature
     single = config.optimizer.minibatches * config.optimizer.epochs == 1
@@ -326,6 +475,7 @@ def accumulate_gradient(
     means = TokenMeans()
     again = config.optimizer.activation_checkpointing == "on"
     for rows in parts:
+        stop.check()
         part = take(batch, rows)
         width = part.inputs.shape[1]
         own = known.take(rows, width)
@@ -350,11 +500,9 @@ def accumulate_gradient(
         pulled = micro.loss_mask if steered is None else steered[rows, :width].to(policy.device)
         value = token_values(logprobs, entropy, divergence, old, pulled, micro, own, config, means)
         loss = (weight * value).sum()
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate, or look at the last "
-                "rollouts for what went wrong"
-            )
+        if not (torch.isfinite(loss) & torch.isfinite(fresh).all()):
+            demand_finite("a log-probability", fresh)
+            raise NonFiniteError(f"the loss is {loss.item()}")
         with watch.part("backward"):
             backward(loss)
         means.total("loss", loss.detach())
@@ -421,7 +569,12 @@ def note_clipping(means: TokenMeans, fresh: Tensor, old: Tensor, batch: Batch, c
 
 
 def accumulate_value_gradient(
-    critic: Critic, batch: Batch, known: Known, backward: Callable[[Tensor], None], config: TrainConfig
+    critic: Critic,
+    batch: Batch,
+    known: Known,
+    backward: Callable[[Tensor], None],
+    config: TrainConfig,
+    stop: Stop = NEVER,
 ) -> Metrics:
     """The critic's squared error over the micro-batches of one optimizer update: the mean over tokens that carry loss."""
     assert known.values is not None
@@ -429,6 +582,7 @@ def accumulate_value_gradient(
     total = batch.loss_mask.sum().clamp(min=1)
     means = TokenMeans()
     for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
+        stop.check()
         part = take(batch, rows)
         own = known.take(rows, part.inputs.shape[1])
         assert own.values is not None
@@ -439,7 +593,7 @@ def accumulate_value_gradient(
         error = value_loss(values, own.values, own.returns, clip=config.critic.value_clip)
         loss = (error * mask).sum() / total.to(values.device)
         if not torch.isfinite(loss):
-            raise DivergedError(f"the critic's loss is {loss.item()}; lower critic.learning_rate")
+            raise NonFiniteError(f"the critic's loss is {loss.item()}")
         backward(loss)
         means.total("critic/loss", loss.detach())
     return means.result()

@@ -17,7 +17,8 @@ ALLOWED = {
     "errors": set(),
     "records": set(),
     "randomness": set(),
-    "config": set(),
+    "stopping": set(),
+    "config": {"stopping"},
     "settings": {"config", "errors"},
     "switches": {"config"},
     "processes": set(),
@@ -28,9 +29,9 @@ ALLOWED = {
     "algorithm": {"records"},
     "tasks": {"config", "errors", "records", "randomness"},
     "rewards": {"config", "errors", "processes", "records", "tasks"},
-    "rollout": {"errors", "model", "records", "randomness", "stopwatch"},
+    "rollout": {"errors", "machine", "model", "records", "randomness", "stopping", "stopwatch"},
     "study": {"cli", "config", "display", "errors", "evaluate", "processes", "settings", "switches"},
-    "runs": {"algorithm", "config", "errors", "model", "records", "settings"},
+    "runs": {"algorithm", "config", "errors", "model", "records", "settings", "stopping"},
 }
 
 

@@ -103,8 +103,8 @@ def test_a_token_budget_ends_the_run_and_changes_nothing_before(tmp_path: Path) 
     [(0, 0, 9), (0, 100, 5), (2, 300, 5), (4, 500, 5), (4, 480, 5), (4, 450, 6), (0, 1, 9)],
 )
 def test_steps_are_reckoned_from_the_tokens_so_far(step: int, tokens: int, expected: int) -> None:
-    assert expected_steps(build(TrainConfig, {"steps": 9, "max_tokens": 500}), step, tokens) == expected
-    assert expected_steps(build(TrainConfig, {"steps": 9}), step, tokens) == 9
+    assert expected_steps(build(TrainConfig, {"steps": 9, "max_tokens": 500}), step + 1, tokens) == expected
+    assert expected_steps(build(TrainConfig, {"steps": 9}), step + 1, tokens) == 9
 
 
 def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
@@ -118,11 +118,13 @@ def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimrl.update.surrogate", lambda *a, **_: a[1] * float("nan"))
-    with pytest.raises(DivergedError):
-        run(tmp_path, "a", *SMALL)
+    with pytest.raises(DivergedError, match=r"3 steps in a row, up to step 6, .* after one roll-back already"):
+        run(tmp_path, "a", *SMALL, "steps=9")
     state = json.loads((tmp_path / "a" / "run.json").read_text())
     assert state["status"] == "diverged"
-    assert "the loss is nan" in state["reason"]
+    events = [json.loads(line) for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["fault"] * 3 + ["rolled back"] + ["fault"] * 3
+    assert {event["what"] for event in events if event["event"] == "fault"} == {"the loss is nan"}
 
 
 def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import make_batch, rewards_of
 from slimrl.algorithm.groups import Collected
 from slimrl.config import TrainConfig
-from slimrl.errors import DivergedError
-from slimrl.forward import batch_logprobs
+from slimrl.forward import batch_logprobs, batch_values
 from slimrl.model.critic import make_critic
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.masters import MasterAdamW, make_optimizer
@@ -25,6 +24,7 @@ from slimrl.settings import build
 from slimrl.update import (
     Known,
     Learner,
+    Updated,
     accumulate_gradient,
     accumulate_value_gradient,
     advantages_of,
@@ -141,13 +141,13 @@ def learned(
         groups = (spoil(groups[0]), *groups[1:])
     if shuffle:
         groups = tuple(dataclasses.replace(g, rollouts=g.rollouts[::-1]) for g in groups[::-1])
-    step = learner.optimizer.step
+    clip = learner.optimizer.clip
 
-    def stepped(rate: float) -> dict[str, float]:
+    def clipped() -> float:
         seen["gradient"] = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
-        return step(rate)
+        return clip()
 
-    learner.optimizer.step = stepped  # type: ignore[method-assign]
+    learner.optimizer.clip = clipped  # type: ignore[method-assign]
     update(learner, Collected(groups, (), groups, len(groups)), config, 0, reward_weights={"a": 1.0})
     return seen["gradient"]
 
@@ -210,7 +210,7 @@ def test_a_minibatch_without_loss_is_a_skipped_update() -> None:
     )
     found = update(
         make_learner(policy, config), Collected((*spoiled, *whole[2:]), (), whole, 4), config, 0, reward_weights={}
-    )
+    ).metrics
     assert found["update/skipped"] == 0.5
     assert found["update/applied_fraction"] > 0.8, "over the updates that were made"
 
@@ -225,7 +225,8 @@ def test_equal_rewards_and_a_critic_that_knows_nothing_leave_nothing_to_whiten()
         dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, reward=0.7) for r in g.rollouts))
         for g in groups_of(policy, config)
     )
-    batch, _, _ = critic_advantages(critic, groups, batch_of(policy, config), Known(), config)
+    batch = batch_of(policy, config)
+    batch, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
     assert batch.advantages.abs().max() < 0.01, "rounding is no advantage"
 
 
@@ -238,9 +239,9 @@ def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:
         )
         policy = tiny_policy()
         critic, optimizer = make_critic(policy, config.optimizer)
-        batch, known, _ = critic_advantages(
-            critic, groups_of(policy, config), batch_of(policy, config), Known(), config
-        )
+        batch = batch_of(policy, config)
+        known = Known(values=batch_values(critic, batch, config))
+        batch, known, _ = critic_advantages(groups_of(policy, config), batch, known, config)
         count: list[int] = []
         critic.trunk.layers[0].self_attn.register_forward_hook(lambda *_, count=count: count.append(1))
         accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
@@ -256,7 +257,8 @@ def test_nothing_that_carries_loss_is_no_update() -> None:
     )
     learner = make_learner(policy, config)
     for given in (groups, ()):
-        assert update(learner, Collected(given, (), given, 4), config, 0, reward_weights={}) == {"update/skipped": 1.0}
+        found = update(learner, Collected(given, (), given, 4), config, 0, reward_weights={})
+        assert found == Updated({"update/skipped": 1.0})
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -276,10 +278,10 @@ def gradient_of_first(config: TrainConfig) -> torch.Tensor:
     learner = make_learner(policy, config)
     groups = groups_of(policy, config)
     found = {}
-    step = learner.optimizer.step
-    learner.optimizer.step = lambda rate: (  # type: ignore[method-assign]
+    clip = learner.optimizer.clip
+    learner.optimizer.clip = lambda: (  # type: ignore[method-assign]
         found.update(g=torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])),
-        step(rate),
+        clip(),
     )[1]
     update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
     return found["g"]
@@ -348,14 +350,15 @@ def test_a_critic_learns_the_values_and_its_advantages_reach_every_token() -> No
     assert learner.critic is not None
     groups = groups_of(policy, config)
     before = [p.detach().clone() for p in policy.model.parameters()]
-    runs = [update(learner, Collected(groups, (), groups, 4), config, s, reward_weights={}) for s in range(40)]
+    runs = [update(learner, Collected(groups, (), groups, 4), config, s, reward_weights={}).metrics for s in range(40)]
     assert runs[-1]["critic/loss"] < 0.3 * runs[0]["critic/loss"]
     assert runs[-1]["critic/explained_variance"] > 0.5 > runs[0]["critic/explained_variance"]
     assert all(torch.allclose(p, b, atol=1e-6) for p, b in zip(policy.model.parameters(), before, strict=True))
     batch = batch_of(policy, config)
     zeroed = make_learner(policy, config).critic
     assert zeroed is not None
-    first, known, _ = critic_advantages(zeroed[0], groups, batch, Known(), config)
+    values = batch_values(zeroed[0], batch, config)
+    first, known, _ = critic_advantages(groups, batch, Known(values=values), config)
     rewards = rewards_of(groups)[0].flatten().float()
     torch.testing.assert_close(
         first.advantages, rewards[:, None] * batch.completion_mask
@@ -373,9 +376,9 @@ def test_critic_gradients_do_not_depend_on_microbatches() -> None:
         policy = tiny_policy()
         critic, optimizer = make_critic(policy, config.optimizer)
         torch.nn.init.constant_(critic.head.weight, 0.1)
-        batch, known, _ = critic_advantages(
-            critic, groups_of(policy, config), batch_of(policy, config), Known(), config
-        )
+        batch = batch_of(policy, config)
+        known = Known(values=batch_values(critic, batch, config))
+        batch, known, _ = critic_advantages(groups_of(policy, config), batch, known, config)
         accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
         return torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None])
 
@@ -469,7 +472,7 @@ def weights_after(config: TrainConfig, *, steps: int = 2) -> tuple[torch.Tensor,
     for step in range(steps):
         groups = groups_of(policy, config, sampled_at=step)
         collected = Collected(groups, (), groups, len(groups))
-        metrics.append(update(learner, collected, config, step, reward_weights={}))
+        metrics.append(update(learner, collected, config, step, reward_weights={}).metrics)
     return torch.cat([p.detach().flatten() for p in policy.model.parameters()]), metrics
 
 
@@ -529,8 +532,9 @@ def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> Non
     else:
         handle = policy.model.base_model.norm.weight.register_hook(lambda g: g * float("inf"))
         hook = handle.remove
-    with pytest.raises(DivergedError):
-        update_policy(Learner(policy, optimizer, None, None), batch, Known(), config, 0)
+    updated = update_policy(Learner(policy, optimizer, None, None, 1000), batch, Known(), config, 0)
+    assert updated.fault is not None
+    assert updated.metrics["update/nonfinite"] == updated.metrics["update/skipped"] == 1.0
     hook()
     assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
 
@@ -550,7 +554,7 @@ def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:
         for p, m in zip(optimizer.parameters, optimizer.masters, strict=True):
             p.grad = None
             m.grad = torch.ones_like(m)
-        fractions.append(optimizer.step(1e-5)["update/applied_fraction"])
+        fractions.append(optimizer.step(1e-5, optimizer.clip())["update/applied_fraction"])
     assert fractions[0] < 0.2
     for s, m in zip(start, optimizer.masters, strict=True):
         torch.testing.assert_close(m.detach(), s.float() - 20e-5, atol=2e-6, rtol=0)
@@ -566,11 +570,11 @@ def test_float16_loss_scale_skips_an_overflow_and_halves() -> None:
     scale = optimizer.loss_scale
     weight = policy.model.get_input_embeddings().weight
     optimizer.backward((weight.float() * 1e4).sum())
-    assert optimizer.step(1e-3) == {"update/skipped": 1.0}
+    assert optimizer.step(1e-3, optimizer.clip()) == {"update/skipped": 1.0}
     assert optimizer.loss_scale == scale / 2
     assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
     optimizer.backward(weight.float().sum())
-    assert optimizer.step(1e-3)["grad_norm"] == pytest.approx(weight.numel() ** 0.5, rel=1e-3)
+    assert optimizer.step(1e-3, optimizer.clip())["grad_norm"] == pytest.approx(weight.numel() ** 0.5, rel=1e-3)
 
 
 def test_gradients_of_microbatches_are_summed_in_float32() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,11 +159,16 @@ def freeze(policy: Policy) -> Policy:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the parameters' bytes, names and types: the same for models that are equal to the last bit."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().reshape(-1).view(torch.uint8).cpu().numpy())
-    return digest.hexdigest()
+    return digest(dict(model.named_parameters()))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors' bytes, names and types."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().data)
+    return found.hexdigest()
 
 
 def resolve(path: str) -> str:

@@ -8,19 +8,23 @@ float32, and writes the copies back after each update. A float32 module is its o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from slimrl.config import OptimizerConfig
-from slimrl.errors import DivergedError
+from slimrl.errors import NonFiniteError
 from slimrl.model.tables import sum_in_place
 
 PROBE_ELEMENTS = 4096
 """Weights per tensor watched for `update/applied_fraction`: a sample, since watching all would cost a copy."""
 FIRST_LOSS_SCALE = 2.0**16
 GROWTH_INTERVAL = 200
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""As torch's AdamW calls what it keeps of a parameter."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -60,7 +64,8 @@ class MasterAdamW:
         weight_decay: float,
         max_grad_norm: float,
     ) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(named), list(named.values())
         self.masters = [
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
         ]
@@ -90,16 +95,37 @@ class MasterAdamW:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, rate: float) -> dict[str, float]:
-        """One update at `rate`; returns what to log. Raises DivergedError, weights untouched, for a gradient that is
-        not finite; under a float16 loss scale such an update is skipped and the scale halved, as usual.
+    def clip(self) -> float:
+        """Scale the summed gradients down to `max_grad_norm`; their norm before.
+
+        Infinity where a float16 gradient overflowed: it is dropped and the loss scale halved, as usual. Raises
+        NonFiniteError, gradients dropped, for any other gradient that is not finite.
         """
         for master in self.masters:
             if master.grad is not None and self.scaled:
                 master.grad.div_(self.loss_scale)
         norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
-        if not math.isfinite(norm):
-            self._skip(norm)
+        if math.isfinite(norm):
+            return norm
+        self.drop()
+        if not self.scaled or self.loss_scale <= 1.0:
+            raise NonFiniteError(f"the gradient norm is {norm}")
+        self.loss_scale /= 2
+        self.good_updates = 0
+        return math.inf
+
+    def drop(self) -> None:
+        """Forget the gradients summed so far."""
+        for tensor in (*self.masters, *self.parameters):
+            tensor.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float, norm: float) -> dict[str, float]:
+        """One update at `rate` with gradients that `clip` has found finite; returns what to log.
+
+        Raises NonFiniteError where a weight is not finite afterwards, as under an absurd rate.
+        """
+        if math.isinf(norm):
             return {"update/skipped": 1.0}
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -114,6 +140,9 @@ class MasterAdamW:
             if master is not parameter:
                 parameter.copy_(master)
         self._grow()
+        largest = torch.stack([torch.linalg.vector_norm(p, math.inf).float() for p in self.parameters]).max()
+        if not torch.isfinite(largest):
+            raise NonFiniteError("a weight is not finite after the update")
         changed = [((_sample(p) != b) & g).sum() for p, b, g in zip(self.parameters, before, moving, strict=True)]
         moved = torch.stack([g.sum() for g in moving]).sum()
         applied = torch.stack(changed).sum() / moved.clamp(min=1)
@@ -125,15 +154,36 @@ class MasterAdamW:
             "update/applied_fraction": float(applied),
         }
 
-    def _skip(self, norm: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        if not self.scaled or self.loss_scale <= 1.0:
-            raise DivergedError(
-                f"the gradient norm is {norm}; this update was not applied. Lower optimizer.learning_rate, or look at the "
-                "last rollouts for what went wrong"
-            )
-        self.loss_scale /= 2
-        self.good_updates = 0
+    def tensors(self) -> dict[str, Tensor]:
+        """Masters and moments by the names of their parameters: with `scale`, all that the next update depends on."""
+        found: dict[str, Tensor] = {}
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                found[f"{name}:master"] = master
+            found |= {f"{name}:{key}": value for key, value in self.optimizer.state.get(master, {}).items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
+        """Take up `tensors()` and `scale` of an optimizer over the same parameters; they are no longer shared after it."""
+        self.drop()
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                master.copy_(tensors[f"{name}:master"])
+            moments = {
+                key: tensors[f"{name}:{key}"].to(master.device, copy=True)
+                for key in MOMENTS
+                if f"{name}:{key}" in tensors
+            }
+            self.optimizer.state.pop(master, None)
+            if moments:
+                self.optimizer.state[master] = moments
+        self.loss_scale, self.good_updates = scale
+
+    @property
+    def scale(self) -> tuple[float, int]:
+        """The loss scale, and the updates since it was last changed."""
+        return self.loss_scale, self.good_updates
 
     def _grow(self) -> None:
         self.good_updates += 1

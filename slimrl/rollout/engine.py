@@ -7,6 +7,7 @@ uniforms of a row, so slots, order and the way in which steps are executed chang
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slimrl.errors import SettingsError
+from slimrl.machine import is_out_of_memory
 from slimrl.model.attention import CausalRows, Prefill
 from slimrl.model.cost import cost_of
 from slimrl.model.loading import TOLERANCE, Policy
@@ -26,6 +28,7 @@ from slimrl.records import Completion
 from slimrl.rollout.cache import Cache, DecodeStep, Seats
 from slimrl.rollout.draws import draw
 from slimrl.rollout.graphs import Runner, make_runner
+from slimrl.stopping import NEVER
 from slimrl.stopwatch import OFF, Stopwatch
 
 PREFILL_TOKENS = 8192
@@ -70,6 +73,8 @@ class RolloutEngine:
         self.state: State | None = None
         self.watch = OFF
         """Set by whoever wants to know where the time goes."""
+        self.stop = NEVER
+        """Set by whoever may be told to stop."""
         self._probe()
         self.step = _compiled() if compiled else _step
         self.compiled = compiled
@@ -87,22 +92,60 @@ class RolloutEngine:
     ) -> list[tuple[Completion, ...]]:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
 
-        `on_group` gets a request's index and its completions when the last of them is done, while others go on.
-        Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context.
+        `on_group` gets a request's index and its completions when the last of them is done, while others go on. Where
+        memory runs out, `slots` is halved for good and what is not done is sampled again: the same tokens.
+        Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, SettingsError where
+        memory does not suffice for one slot, and Stopped between decode steps.
         """
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         if longest + max_new_tokens > self.policy.context:
             raise ValueError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of {self.policy.context}"
             )
+        done: dict[int, tuple[Completion, ...]] = {}
+        left = list(range(len(requests)))
+
+        def hand_over(place: int, completions: tuple[Completion, ...]) -> None:
+            done[left[place]] = completions
+            on_group(left[place], completions)
+
+        while left:
+            try:
+                self._sample([requests[i] for i in left], max_new_tokens, temperature, greedy, hand_over)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.slots == 1:
+                    raise SettingsError(
+                        "memory ran out while sampling a single completion; lower rollout.max_new_tokens or set "
+                        "model.dtype=bfloat16"
+                    ) from None
+            else:
+                break
+            self._make_room()
+            left = [index for index in left if index not in done]
+        return [done[index] for index in range(len(requests))]
+
+    def _sample(
+        self, requests: Sequence[Request], max_new_tokens: int, temperature: float, greedy: bool, on_group: OnGroup
+    ) -> None:
         run = _Run(self, requests, max_new_tokens, temperature, greedy, on_group)
         run.admit()
         while run.active:
+            self.stop.check()
             with self.watch.part("decode"):
                 if max_new_tokens > 1:  # else the tokens drawn on entering are all there are
                     run.decode()
                 run.settle()
-        return run.completions
+
+    def _make_room(self) -> None:
+        """Half the slots; called with no traceback around, which would hold on to the tensors."""
+        self.slots = max(1, self.slots // 2)
+        self.state = None
+        self.runner.clear()
+        gc.collect()
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def prefill(self, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
         """Keys, values and next-token logits of prompts."""
@@ -269,7 +312,6 @@ class _Run:
         self.entered = 0
         """Samples enter in order, so one number says which wait."""
         self.drawn: dict[int, Completion] = {}
-        self.completions: list[tuple[Completion, ...]] = [()] * len(requests)
         self.rows = np.zeros(0, dtype=np.int64)
         """[active] sample on each slot."""
         self.born = np.zeros(0, dtype=np.int64)
@@ -456,7 +498,6 @@ class _Run:
             self.unfinished[request] -= 1
             if not self.unfinished[request]:
                 group = tuple(self.drawn.pop(i) for i in range(self.first_of[request], self.first_of[request + 1]))
-                self.completions[request] = group
                 # What is scored meanwhile may be anyone's code, with gradients of its own.
                 with self.engine.watch.part("rewards"), torch.inference_mode(False):
                     self.on_group(int(request), group)

@@ -1,11 +1,15 @@
-"""runs/NAME/: config.yaml, run.json, metrics.jsonl, rollouts/, evals/, curves.png, final/.
+"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/.
 
-No database is the truth; anything else can be rebuilt from here. A run never overwrites another.
+No database is the truth; anything else can be rebuilt from here. A run never overwrites another, and one process at a time
+works on it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -19,74 +23,151 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import transformers
+from torch import Tensor
 
 from slimrl import __version__
 from slimrl.algorithm.groups import Collected
 from slimrl.config import RootConfig
-from slimrl.errors import DivergedError, SettingsError
+from slimrl.errors import DataError, DivergedError, SettingsError
 from slimrl.model.loading import Policy
+from slimrl.runs.checkpoints import checkpoints, remove, remove_unfinished
 from slimrl.runs.curves import draw_curves
+from slimrl.runs.durable import sync_folder, write_bytes, write_tensors
 from slimrl.runs.metrics import Metrics
 from slimrl.settings import dump_yaml
+from slimrl.stopping import PREEMPTED, Stopped
 
 if TYPE_CHECKING:
     from slimrl.evaluate import Evaluation
 
-ENDINGS: dict[type[BaseException], str] = {KeyboardInterrupt: "interrupted", DivergedError: "diverged"}
-"""How a run.json calls an end that is not success; any other is `failed`."""
+ENDED = ("finished", "diverged")
+"""Statuses of a run that is over; any other is one that can go on."""
 
 
 class RunDirectory:
     """Writes one run; `history` keeps the metrics of every step for the picture at the end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: Lock | None = None) -> None:
         self.path = path
         self.history: list[Metrics] = []
         self.evaluations: list[Evaluation] = []
+        self._lock = lock or Lock(path)
+        self._lines: list[str] = []
+        """Of metrics.jsonl, not written yet."""
+        self._files: dict[Path, str] = {}
+        """Whole files, not written yet: there are some only while the disk is full."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     @classmethod
-    def create(cls, path: Path, config: RootConfig, policy: Policy, *, verb: str, memory: Mapping[str, Any]) -> Self:
-        """Make the directory with config.yaml and run.json; `memory` is the plan."""
-        path.mkdir(parents=True)
+    def create(
+        cls, path: Path, config: RootConfig, policy: Policy, *, verb: str, memory: Mapping[str, Any], **known: Any
+    ) -> Self:
+        """Make the directory with config.yaml and run.json; `memory` is the plan, `known` goes into run.json as it is.
+
+        A folder without run.json was given up before anything was in it, and is taken.
+        """
+        path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        (path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        write_text(path / "config.yaml", dump_yaml(config))
         run._write_state(
             {
                 "verb": verb,
                 "memory": memory,
                 "status": "running",
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "slimrl": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-                "device": _device_name(policy),
-                "dtype": str(policy.model.dtype).removeprefix("torch."),
-                "threads": torch.get_num_threads(),
+                "started": _now(),
+                **versions(policy),
                 "parameters": sum(p.numel() for p in policy.model.parameters()),
+                **known,
             }
         )
         return run
 
+    @classmethod
+    def reopen(cls, path: Path, config: RootConfig, lock: Lock, *, step: int) -> Self:
+        """Go on with a run that was interrupted, after `step` of its steps; what lies beyond is forgotten.
+
+        Raises DataError where its records of those steps are not there.
+        """
+        run = cls(path, lock)
+        remove_unfinished(run.checkpoints)
+        run.rewind(step)
+        write_text(path / "config.yaml", dump_yaml(config))
+        run._change_state(status="running", reason="")
+        run.note(step, "resumed")
+        return run
+
+    def rewind(self, step: int) -> None:
+        """Forget all records beyond this step."""
+        rows = [row for row in read_metrics(self.path / "metrics.jsonl") if row["step"] <= step]
+        if [row["step"] for row in rows] != list(range(1, step + 1)):
+            raise DataError(
+                f"{self.path}/metrics.jsonl does not hold steps 1 to {step}, after which the run would go on; restore it, or "
+                "start the run anew under another name"
+            )
+        write_text(self.path / "metrics.jsonl", "".join(_line(row) for row in rows))
+        self.history = rows
+        self.evaluations = [e for e in self.evaluations if e.step <= step]
+        for folder in ("rollouts", "evals", "nonfinite"):
+            for file in (self.path / folder).glob("step-*"):
+                if (number := file.name[5:13]).isdigit() and int(number) > step:
+                    file.unlink()
+        for checkpoint in checkpoints(self.checkpoints):
+            if checkpoint.step > step:
+                remove(checkpoint)
+
+    def sync(self) -> None:
+        """What a checkpoint relies on is on the disk when this returns; raises OSError where it could not be written."""
+        if not self._flush():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        for path in (self.path / "metrics.jsonl", self.path / "run.json", self.path / "config.yaml"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        sync_folder(self.path)
+
+    def note(self, step: int, event: str, **more: Any) -> None:
+        """One line of events.jsonl: what happened to the run beside its steps."""
+        row = {"at": _now(), "step": step, "event": event, **more}
+        with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
     def log_step(self, step: int, metrics: Metrics, collected: Collected | None = None) -> None:
-        """One line of metrics.jsonl, and the rollouts of the step where they are wanted."""
+        """One line of metrics.jsonl, and the rollouts of the step where they are wanted; kept back while the disk is full."""
         row = {"step": step + 1, **metrics}
         self.history.append(row)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({key: finite(value) for key, value in row.items()}) + "\n")
+        self._lines.append(_line(row))
         if collected is not None:
-            write_jsonl(self.path / "rollouts" / f"step-{step + 1:08d}.jsonl", rollout_rows(collected))
+            self._files[self.path / "rollouts" / f"step-{step + 1:08d}.jsonl"] = as_jsonl(rollout_rows(collected))
+        self._flush()
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
         """Every held-out completion with its verdicts, and the summary."""
         self.evaluations.append(evaluation)
-        write_jsonl(self.path / "evals" / f"step-{evaluation.step:08d}.jsonl", evaluation.table())
-        self._write_json(self.path / "evals" / f"step-{evaluation.step:08d}.json", evaluation.summaries())
+        path = self.path / "evals" / f"step-{evaluation.step:08d}.jsonl"
+        self._files[path] = as_jsonl(evaluation.table())
+        self._files[path.with_suffix(".json")] = _pretty(evaluation.summaries())
+        self._flush()
 
-    def save_curriculum(self, state: Mapping[str, Any]) -> None:
-        """curriculum.json: what a curriculum with a state knows of its problems."""
-        if state:
-            self._write_json(self.path / "curriculum.json", state)
+    def _flush(self) -> bool:
+        """Write what waits; False where the disk took not all of it, which then goes on waiting."""
+        metrics = self.path / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.exists() else 0
+        try:
+            if self._lines:
+                with metrics.open("a", encoding="utf-8") as file:
+                    file.write("".join(self._lines))
+                self._lines.clear()
+            for path, text in list(self._files.items()):
+                write_text(path, text)
+                del self._files[path]
+        except OSError:
+            if self._lines and metrics.exists():
+                os.truncate(metrics, size)  # no half line may stay
+            return False
+        return True
 
     def save_final(self, policy: Policy) -> None:
         """final/: loads with AutoModelForCausalLM.from_pretrained."""
@@ -96,10 +177,14 @@ class RunDirectory:
     def finish(self, summary: Any) -> None:
         """Close the run: summary into run.json, curves as a picture."""
         draw_curves(self.path / "curves.png", self.history, self.evaluations)
-        state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
         # last of all: who finds a run finished finds all of it
-        self._write_state({**state, "status": "finished", "ended": ended, "summary": dataclasses.asdict(summary)})
+        self._change_state(status="finished", ended=_now(), summary=dataclasses.asdict(summary))
+
+    def keep_fault(self, step: int, tensors: Mapping[str, Tensor], what: str) -> None:
+        """nonfinite/: the batch of an update that was dropped, for inspection."""
+        (self.path / "nonfinite").mkdir(exist_ok=True)
+        write_tensors(self.path / "nonfinite" / f"step-{step:08d}.safetensors", tensors)
+        self.note(step, "fault", what=what)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -107,19 +192,110 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            status = ENDINGS.get(type(error), "failed")
-            self._write_state({**state, "status": status, "reason": str(error) or type(error).__name__})
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                self._change_state(status=_ending(error), reason=str(error) or type(error).__name__)
             raise
+        finally:
+            self._lock.release()
+
+    def _change_state(self, **changes: Any) -> None:
+        self._write_state({**read_state(self.path), **changes})
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
-        self._write_json(self.path / "run.json", state)
+        write_text(self.path / "run.json", _pretty(state))
 
-    def _write_json(self, path: Path, data: Any) -> None:
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".tmp{time.monotonic_ns()}")
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+class Lock:
+    """Held by the process that works on a run; free as soon as that process is gone, however it went.
+
+    Raises SettingsError where another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise SettingsError(f"{path} is being worked on by another process; wait for it, or end it") from None
+
+    def release(self) -> None:
+        """Let others have it; once is enough, more does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all, and on the disk."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        write_bytes(temporary, text.encode())
         temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """run.json of a run folder; empty where there is none that can be read."""
+    try:
+        state = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """The rows of metrics.jsonl; a last line that was cut off, as by a kill, is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        rows = [json.loads(line) for line in lines]
+        return [{key: float(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
+    except FileNotFoundError:
+        return []
+    except (ValueError, AttributeError, TypeError):
+        raise DataError(f"{path} is damaged; restore it, or start the run anew under another name") from None
+
+
+def versions(policy: Policy) -> dict[str, Any]:
+    """What else decides the last bits of a result."""
+    return {
+        "slimrl": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": _device_name(policy),
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _ending(error: BaseException) -> str:
+    """How a run.json calls an end that is not success."""
+    if isinstance(error, Stopped):
+        return "preempted" if error.exit_code == PREEMPTED else "interrupted"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return "diverged" if isinstance(error, DivergedError) else "failed"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _pretty(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _line(row: Mapping[str, float]) -> str:
+    return json.dumps({key: finite(value) for key, value in row.items()}) + "\n"
+
+
+def run_path(config: RootConfig, verb: str) -> Path:
+    """Where this run lies, or will lie."""
+    name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+    return Path(config.output) / name
 
 
 def new_run(config: RootConfig, verb: str) -> Path:
@@ -127,9 +303,16 @@ def new_run(config: RootConfig, verb: str) -> Path:
 
     Raises SettingsError for a run that exists already, or an output folder that cannot be written.
     """
-    name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
-    path = Path(config.output) / name
-    if path.exists():
+    path = run_path(config, verb)
+    if path.exists() or path.is_symlink():
+        status = read_state(path).get("status")
+        if status in ENDED:
+            raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
+        if status is not None and verb == "train":
+            raise SettingsError(
+                f"{path} is not finished, and a run is never overwritten; go on with slimrl train --resume {path}, or choose "
+                "another name=..."
+            )
         raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -167,8 +350,12 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object per line."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, as_jsonl(rows))
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> str:
+    """One JSON object per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def finite(value: float) -> float | str:

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from slimrl.config import TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.settings import build, dump_yaml, read_yaml
+from slimrl.settings import build, dump_yaml, read_yaml, settings_of
 from slimrl.study.local import Job, Launcher, LocalLauncher, Running, Slots, divide
 from slimrl.study.reading import DECLARED, read_declaration, read_json, run_folder
 from slimrl.study.spec import Arm, Expanded
-from slimrl.study.switches import rounding_only, settings_of
+from slimrl.study.switches import rounding_only
 
 ATTEMPTS = 2
 DONE = ("finished", "diverged")

@@ -16,11 +16,12 @@ import numpy as np
 from scipy import stats
 
 from slimrl.evaluate import paired_difference
+from slimrl.settings import settings_of
 from slimrl.study import statistics
 from slimrl.study.reading import Run, read_declaration, read_json, read_json_lines, read_run, run_folder, value
 from slimrl.study.spec import Arm, Comparison, Expanded
 from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
-from slimrl.study.switches import changed_settings, concerning, settings_of
+from slimrl.study.switches import changed_settings, concerning
 
 SHOWN_PROBLEMS = 4
 CEILING = 0.97

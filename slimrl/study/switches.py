@@ -5,11 +5,12 @@ Only what follows from the settings is said here; `slimrl study plan` adds what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from slimrl.config import TrainConfig
+from slimrl.settings import settings_of
 from slimrl.switches import paid_rewards
 
 ROUNDING_ONLY = (
@@ -32,19 +33,6 @@ class Remark:
     kind: Literal["inert", "confounded", "reward"]
     """Cannot differ from its reference; differs in more than its name says; its training reward means something else."""
     text: str
-
-
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """Every setting by its dotted key."""
-
-    def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            nested = isinstance(value, dict) and f"{prefix}{key}" != "rewards.custom"
-            found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-        return found
-
-    return flat(config.model_dump(), "")
 
 
 def changed_settings(reference: TrainConfig, arm: TrainConfig) -> list[str]:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from slimrl.settings import settings_of
 from slimrl.study import statistics
 from slimrl.study.reading import CURVES, Run, Status, value
 from slimrl.study.results import ArmResult, Noise, Results, compare
 from slimrl.study.spec import Arm, Expanded, Study, expand
-from slimrl.study.switches import settings_of
 
 PRIMARY = "test/sampled"
 LINES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from slimrl.config import TrainConfig
-from slimrl.settings import build, merge, parse_override
-from slimrl.study.switches import changed_settings, concerning, remarks, settings_of
+from slimrl.settings import build, merge, parse_override, settings_of
+from slimrl.study.switches import changed_settings, concerning, remarks
 
 
 def config(*overrides: str) -> TrainConfig:

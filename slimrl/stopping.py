@@ -1,0 +1,89 @@
+"""When a run is told to stop: SIGTERM from a scheduler, Ctrl-C, or the end of its time.
+
+What is told first ends the run at the next moment at which nothing is lost: between decode steps, between micro-batches.
+What is told second ends the process at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PREEMPTED, INTERRUPTED = 75, 130
+"""Exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C."""
+
+
+class Stopped(BaseException):  # not an Exception, for nothing that mends errors may swallow it
+    """The run was told to stop; `str()` says by what."""
+
+    def __init__(self, cause: str, exit_code: int, where: str = ", before there was anything to lose") -> None:
+        super().__init__(f"stopped by {cause}{where}")
+        self.cause, self.exit_code = cause, exit_code
+
+
+class Stop:
+    """Whether to stop, asked at moments at which nothing would be lost."""
+
+    def __init__(self) -> None:
+        self._asked: Stopped | None = None
+        self._end = float("inf")
+        self._at_once = False
+        self._started = time.monotonic()
+
+    def after(self, seconds: float) -> None:
+        """Stop that long after this object was made; 0: never."""
+        self._end = self._started + seconds if seconds else float("inf")
+
+    def ask(self, cause: str, exit_code: int) -> None:
+        """Stop at the next `check`."""
+        self._asked = self._asked or Stopped(cause, exit_code)
+
+    def check(self) -> None:
+        """Raises Stopped where it is time."""
+        if self._asked is None and time.monotonic() >= self._end:
+            self.ask("max_time", PREEMPTED)
+        if self._asked is not None:
+            raise self._asked
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Listen to SIGTERM and SIGINT; the main thread only, as signals are. Until `defer` a signal raises Stopped at once."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._at_once = True
+        for number in before:
+            signal.signal(number, self._hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """From now on there is something to lose: a signal waits for the next `check`."""
+        self._at_once = False
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+        if self._asked is not None:
+            os._exit(code)  # what must not outlive this process notices by itself
+        self.ask(signal.Signals(number).name, code)
+        if self._at_once:
+            self.check()
+
+
+def seconds_of(text: str) -> float:
+    """`3h50m`, `45m`, `90s`, `1d` as seconds; empty is 0. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time like 3h50m, 45m or 90s")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+NEVER = Stop()
+"""For whoever is not told to stop."""
