@@ -66,7 +66,9 @@ def train(config: TrainConfig, display: Display) -> TrainSummary:
     setup = prepare_training(config)
     with setup.scorer:
         display.opening(examine(setup), setup.notes)
-        run = RunDirectory.create(path, config, setup.policy, verb="train", memory=setup.memory.table())
+        run = RunDirectory.create(
+            path, config, setup.policy, verb="train", memory=setup.memory.table(), rejected=setup.task.rejected
+        )
         with run.recording():
             return train_and_measure(setup, run, display)
 

@@ -1,4 +1,4 @@
-"""runs/NAME/: config.yaml, run.json, metrics.jsonl, rollouts/, evals/, curves.png, final/.
+"""runs/NAME/: config.yaml, run.json, metrics.jsonl, rollouts/, evals/, curves.png, final/, rejected.jsonl if rows were.
 
 No database is the truth; anything else can be rebuilt from here. A run never overwrites another.
 """
@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from slimrl.algorithm.groups import Collected
 from slimrl.config import RootConfig
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.model.loading import Policy
+from slimrl.records import Rejected
 from slimrl.runs.curves import draw_curves
 from slimrl.runs.metrics import Metrics
 from slimrl.settings import dump_yaml
@@ -45,11 +46,22 @@ class RunDirectory:
         self.evaluations: list[Evaluation] = []
 
     @classmethod
-    def create(cls, path: Path, config: RootConfig, policy: Policy, *, verb: str, memory: Mapping[str, Any]) -> Self:
-        """Make the directory with config.yaml and run.json; `memory` is the plan."""
+    def create(
+        cls,
+        path: Path,
+        config: RootConfig,
+        policy: Policy,
+        *,
+        verb: str,
+        memory: Mapping[str, Any],
+        rejected: Sequence[Rejected],
+    ) -> Self:
+        """Make the directory with config.yaml, run.json and, where rows were rejected, rejected.jsonl; `memory` is the plan."""
         path.mkdir(parents=True)
         run = cls(path)
         (path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        if rejected:
+            write_jsonl(path / "rejected.jsonl", [dataclasses.asdict(row) for row in rejected])
         run._write_state(
             {
                 "verb": verb,

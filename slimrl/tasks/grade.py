@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimrl.config import TaskConfig
-from slimrl.errors import DataError
+from slimrl.errors import DataError, SettingsError
 from slimrl.tasks.answers import Grade, Grader, parse_number
 from slimrl.tasks.rows import Row, plain, read_rows
 from slimrl.tasks.styles import STYLES
@@ -32,6 +32,10 @@ def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSumm
 
     Raises DataError, naming file:line, for a bad row, and for a gold answer that the checker could never find right.
     """
+    if task_config.on_bad_row != "error":
+        raise SettingsError(
+            "task.on_bad_row has no effect on grading, where every row counts; set task.on_bad_row=error"
+        )
     rows = read_rows(file)
     grader = Grader(task_config.checker)
     strict = lenient = 0
