@@ -257,7 +257,8 @@ def _parse(where: str, text: str, start: int) -> tuple[object, int]:
     try:
         value, end = _DECODER.raw_decode(text, start)
         plain(value)  # numbers without a finite value
-        json.dumps(value, default=vars, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
+        if _SURROGATE.search(text, start, end):  # half of a pair cannot be written again
+            json.dumps(value, default=vars, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise RowError(where, f"not valid JSON ({error.msg}); write one object a line, or one array") from None
     except UnicodeEncodeError:
@@ -282,6 +283,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=Spelled, parse_float=Spelled, parse_constant=_refuse_constant
 )
