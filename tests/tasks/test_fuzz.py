@@ -78,11 +78,15 @@ def problem_of(value: object) -> Problem | None:
     if not all(isinstance(text, str) for text in texts) or not all(text.strip() for text in (*texts[:2], texts[3])):
         return None
     difficulty = value.get("difficulty") or Number("0")
-    if any(isinstance(value.get(key), Number) for key in ("question", "solution")) or not isinstance(difficulty, Number):
+    if any(isinstance(value.get(key), Number) for key in ("question", "solution")) or not isinstance(
+        difficulty, Number
+    ):
         return None
     if not math.isfinite(float(difficulty)):
         return None
-    columns = {k: as_python(v) for k, v in value.items() if k not in ("question", "answer", "solution", "id", "difficulty")}
+    columns = {
+        k: as_python(v) for k, v in value.items() if k not in ("question", "answer", "solution", "id", "difficulty")
+    }
     own = "" if value.get("id") is None else str(value["id"])
     return Problem(own, str(texts[0]), str(texts[1]), str(texts[2]), float(difficulty), columns)
 
@@ -338,7 +342,9 @@ def question_again(rng: random.Random, lines: list[bytes]) -> bytes:
 
 @kind("some")
 def id_again(rng: random.Random, lines: list[bytes]) -> bytes:
-    twins = [f'{{"question": "{q}", "answer": "1", "id": {i}}}'.encode() for q, i in (("a", '"7"'), ("b", "7"), ("c", "8"))]
+    twins = [
+        f'{{"question": "{q}", "answer": "1", "id": {i}}}'.encode() for q, i in (("a", '"7"'), ("b", "7"), ("c", "8"))
+    ]
     return whole([*put(rng, lines, *twins), b'{"question": "d", "answer": "1", "id": "jsonl/train/00000"}'])
 
 
@@ -410,7 +416,26 @@ def written(answers: list[str], array: bool, escaped: bool) -> bytes:
     return (f"[{','.join(rows)}]" if array else "\n".join(rows)).encode()
 
 
-NASTY = ["007", "1.50", "1e400", "-0", "NaN", "null", "\u20285\u2028", "\0", "\ufeff", "5\r\n", "\x85 5", "\U0001f600", '"', "\\", "\\u0041", "''", "½", " 5 "]
+NASTY = [
+    "007",
+    "1.50",
+    "1e400",
+    "-0",
+    "NaN",
+    "null",
+    "\u20285\u2028",
+    "\0",
+    "\ufeff",
+    "5\r\n",
+    "\x85 5",
+    "\U0001f600",
+    '"',
+    "\\",
+    "\\u0041",
+    "''",
+    "½",
+    " 5 ",
+]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))

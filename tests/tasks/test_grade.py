@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slimrl.config import TaskConfig
-from slimrl.errors import DataError
+from slimrl.errors import DataError, SettingsError
 from slimrl.tasks.grade import grade_file
 
 
@@ -57,6 +57,14 @@ def test_bad_rows_name_file_and_line(tmp_path: Path, row: object, what: str) -> 
         grade_file(TaskConfig(name="gsm8k"), file, None)
     assert str(caught.value).startswith(f"{file}:2: ")
     assert what in str(caught.value)
+
+
+def test_every_row_counts(tmp_path: Path) -> None:
+    file = _file(tmp_path, {"id": "a", "answer": "72", "completion": ""}, {"id": "b"}, 3)
+    with pytest.raises(DataError, match=r"outputs\.jsonl:3: expected an object"):
+        grade_file(TaskConfig(name="gsm8k"), file, None)
+    with pytest.raises(SettingsError, match=r"task\.on_bad_row has no effect on grading"):
+        grade_file(TaskConfig(name="gsm8k", on_bad_row="skip"), file, None)
 
 
 def test_out_that_cannot_be_written(tmp_path: Path) -> None:
