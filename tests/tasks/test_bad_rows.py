@@ -195,3 +195,34 @@ def test_rows_of_the_hub_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert first.where == "nlile/hendrycks-MATH-benchmark train row 1"
     assert first.reason == "field 'answer' must be a string or a number, but is not finite"
     assert second.row == '{"problem": "train"}'
+
+
+ROWS: dict[str, dict[str, object]] = {
+    "gsm8k": {"question": "q", "answer": "1+1=<<1+1=2>>2\n#### 2"},
+    "aime": {"problem": "q", "answer": "025", "solution": "s", "difficulty": 4.0},
+    "math": {"problem": "q", "answer": "1", "solution": "s", "level": "Level 3"},
+    "svamp": {"Body": "He has 7.", "Question": "How many?", "Answer": 7.0, "Equation": "( 7.0 - 0.0 )"},
+    "jsonl": {"question": "q", "answer": "1", "solution": "s", "id": "x", "difficulty": 2},
+}
+ODD = (None, True, 0, -1.5, 10**400, "", " ", "####", "<<>>", "\0", [], ["1"], {}, {"a": None}, "x" * 10_000)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_odd_value_of_any_field_breaks_any_reader(tmp_path: Path, name: str) -> None:
+    """Each is a row or is left out, and the row before it stays; a field that is not there is left out or optional."""
+    good = ROWS[name] | ({"id": "first"} if name == "jsonl" else {})
+    (first,) = (field for field in good if field.lower() in ("question", "problem"))
+    (tmp_path / "test.jsonl").write_text(json.dumps(good | {first: "held out?"}))
+    config = TaskConfig.model_validate(
+        {"name": name, "path": f"{tmp_path}/train.jsonl", "test_path": f"{tmp_path}/test.jsonl", "on_bad_row": "skip"}
+    )
+    changed = [ROWS[name] | {first: "other", field: odd} for field in ROWS[name] for odd in ODD]
+    missing = [{k: v for k, v in (ROWS[name] | {first: "other"}).items() if k != field} for field in ROWS[name]]
+    kept = 0
+    for other in (*changed, *missing):
+        (tmp_path / "train.jsonl").write_text(json.dumps(good | {first: "good"}) + "\n" + json.dumps(other))
+        splits = load(config)
+        assert "good" in splits.train[0].question
+        assert [r.where for r in splits.rejected] == [f"{tmp_path}/train.jsonl:2"] * (2 - len(splits.train))
+        kept += len(splits.train) - 1
+    assert 0 < kept < len(changed) + len(missing)
