@@ -190,7 +190,8 @@ def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_jso
     from slimrl.tasks.grade import grade_file
 
     for setting in settings:
-        if "=" in setting and not setting.startswith("task.") and not Path(setting).is_file():
+        acts = setting.startswith("task.") and not setting.startswith("task.on_bad_row")  # every row counts
+        if "=" in setting and not acts and not Path(setting).is_file():
             raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
     data = ["task.path=unread"] if task == "jsonl" else []
     config = _load(RootConfig, [*settings, f"task.name={task}", *data])

@@ -65,6 +65,8 @@ class TaskConfig(Section):
     """Local file of training problems (JSONL or JSON); empty: the Hub (not for `jsonl`)."""
     test_path: str = ""
     """Local file of held-out problems; empty: the Hub's test split, or, with a local `path`, its last tenth."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error`: a row that is malformed, repeated, or both trained on and held out ends the run; `skip` leaves it out."""
     style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
     """How an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
     instruction: str = "auto"
@@ -82,6 +84,8 @@ class TaskConfig(Section):
             raise ValueError("task.name=jsonl needs task.path=FILE.jsonl with fields question and answer")
         if self.name == "arithmetic" and (self.path or self.test_path):
             raise ValueError("task.name=arithmetic makes its own problems; remove task.path, or set task.name=jsonl")
+        if self.name == "arithmetic" and self.on_bad_row != "error":
+            raise ValueError("task.on_bad_row has no effect with task.name=arithmetic, which reads no rows; remove it")
         if self.name != "arithmetic" and self.arithmetic != ArithmeticConfig():
             raise ValueError(f"task.arithmetic has no effect with task.name={self.name}; remove it")
         return self

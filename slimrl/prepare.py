@@ -24,6 +24,7 @@ from slimrl.tasks import Task, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
+from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import STYLES
 
 LOOKED_AT = 256
@@ -143,7 +144,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    notes = [*policy.notes, _template_note(prompter, config)]
+    notes = [*policy.notes, _template_note(prompter, config), _rejected_note(task)]
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
@@ -275,6 +276,14 @@ def _fitting(
 
 def _nothing_fits(split: str) -> str:
     return f"no {split} prompt fits the model's context beside rollout.max_new_tokens; lower it"
+
+
+def _rejected_note(task: Task) -> str:
+    if not task.rejected:
+        return ""
+    n = len(task.rejected)
+    rows = f"{n:,} of {n + len(task.train) + len(task.test):,} rows {'is' if n == 1 else 'are'} left out"
+    return f"{rows} (a run keeps {'it' if n == 1 else 'them'} in rejected.jsonl): {bad_rows(task.rejected)}"
 
 
 def _template_note(prompter: Prompter, config: RootConfig) -> str:

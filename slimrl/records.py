@@ -19,6 +19,18 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row of data that is left out."""
+
+    where: str
+    """`file:line`, or the Hub's name and row."""
+    reason: str
+    """What is wrong with it and how to mend it, as it goes on from the place."""
+    row: str
+    """The row as the file has it, at most its first 2,000 characters; bytes that are not UTF-8 as \\xe9."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One question with a checkable answer.
 

@@ -71,7 +71,9 @@ def sft(config: SftRunConfig, display: Display) -> SftSummary:
     for note in [*setup.notes, overlong_note(setup, demonstrate, config)]:
         if note:
             display.say(f"note: {note}")
-    run = RunDirectory.create(path, config, policy, verb="sft", memory=setup.memory.table())
+    run = RunDirectory.create(
+        path, config, policy, verb="sft", memory=setup.memory.table(), rejected=setup.task.rejected
+    )
     with run.recording():
         return imitate_and_measure(setup, run, demonstrate, display, config)
 

@@ -107,7 +107,9 @@ def train(
         display.opening(examine(setup), setup.notes)
         known = identity(setup)
         stop.defer()
-        run = RunDirectory.create(path, config, setup.policy, verb="train", memory=setup.memory.table(), **known)
+        run = RunDirectory.create(
+            path, config, setup.policy, verb="train", memory=setup.memory.table(), rejected=setup.task.rejected, **known
+        )
         with run.recording():
             return train_and_measure(setup, run, display, stop)
 

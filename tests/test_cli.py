@@ -147,6 +147,8 @@ MISTAKES = {
     "jsonl without a path": (2, "needs task.path=", "train", "task.name=jsonl"),
     "missing data file": (3, "none.jsonl", "train", "model.path={tiny}", "task.name=jsonl", "task.path=none.jsonl"),
     "row without an answer": (3, "bad.jsonl:41", "train", "model.path={tiny}", "task.name=jsonl", "task.path={bad.jsonl}"),
+    "a task without rows": (2, "task.on_bad_row has no effect with task.name=arithmetic", "train", "task.on_bad_row=skip"),
+    "grade: rows left out": (2, "where every row counts", "grade", "--task", "gsm8k", "{graded.jsonl}", "task.on_bad_row=skip"),
     "row that is no JSON": (3, "broken.jsonl:41", "train", "model.path={tiny}", "task.name=jsonl", "task.path={broken.jsonl}"),
     "answer that cannot score": (2, "cannot earn the maximum", "train", "model.path={tiny}", "task.name=jsonl", "task.path={worded.jsonl}"),
     "missing model": (2, "no such folder", "train", "model.path=./nowhere"),
@@ -345,6 +347,34 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     verdicts = [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()]
     assert [v["strict"] for v in verdicts] == [r["correct"] for r in rollouts] + [True]
     assert json.loads(graded.out)["n"] == 9
+
+
+def test_rows_left_out_are_noted_and_kept(slimrl, files: dict[str, Path], tiny_folder: Path, tmp_path: Path) -> None:
+    data = [
+        "task.name=jsonl",
+        f"task.path={files['bad.jsonl']}",
+        f"task.test_path={tmp_path}/test.jsonl",
+        "task.on_bad_row=skip",
+    ]
+    (tmp_path / "test.jsonl").write_text('{"question": "What is 3 + 1?", "answer": "4"}\n')
+    note = (
+        f"2 of 42 rows are left out (a run keeps them in rejected.jsonl): {files['bad.jsonl']}:41: the row has no field "
+        f"'answer' (it has: question); add it, or set task.name to the file's kind; 1 more row is bad ({files['bad.jsonl']}:4)"
+    )
+    small = [setting for setting in SMALL if "harder" not in setting]
+    for verb, name in (("train", "t"), ("sft", "s")):
+        more = ["rollout.max_new_tokens=30", "sft.batch_size=2"] if verb == "sft" else []
+        kept = [s for s in small if verb == "train" or not s.startswith("rollout")]
+        ran = slimrl(verb, f"model.path={tiny_folder}", f"name={name}", *kept, *data, *more)
+        assert ran.code == 0, ran.err
+        assert note in ran.err
+        rejected = (tmp_path / "runs" / name / "rejected.jsonl").read_text().splitlines()
+        assert [set(json.loads(line)) for line in rejected] == [{"where", "reason", "row"}] * 2
+        assert json.loads(rejected[0])["row"] == '{"question": "and now?"}'
+    evaluated = slimrl("eval", tmp_path / "runs" / "t")
+    assert evaluated.code == 0, evaluated.err
+    assert note in evaluated.err
+    assert note in slimrl("doctor", f"model.path={tiny_folder}", *small, *data, "--json").err
 
 
 def test_final_loads_with_bitwise_equal_logits(slimrl, tiny_folder: Path, tmp_path: Path) -> None:

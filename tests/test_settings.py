@@ -93,12 +93,12 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "evaluation.problems=2", f"output={tmp_path}"]
     (tmp_path / "mine.py").write_text("def mine(completions, **_): return [1.0] * len(completions)")
     (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"question": f"{i}+1?", "answer": f"{i + 1}"}) + "\n" for i in range(30))
+        "".join(json.dumps({"question": f"{i}+1?", "answer": f"{i + 1}"}) + "\n" for i in range(30)) + "{\n"
     )
     trainings = [
         ["rewards.soft_overlong=0.5", "algorithm.dynamic_sampling=refill", "optimizer.warmup_steps=1", "optimizer.epochs=2",
          f"rewards.custom={{'{tmp_path}/mine.py:mine': {{low: 0, high: 1}}}}", "log.samples_every=1"],
-        ["task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", f"task.test_path={tmp_path}/test.jsonl", "task.style=tags",
+        ["task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", f"task.test_path={tmp_path}/test.jsonl", "task.style=tags", "task.on_bad_row=skip",
          "rewards.check_numbers=1", "rewards.as_published=true", "rewards.gold_check=report"],
         ["steps=2", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
          "algorithm.kl_place=reward", "curriculum.order=learnability", "algorithm.importance=mask"],

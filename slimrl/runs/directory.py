@@ -1,4 +1,5 @@
-"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/.
+"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/; and
+rejected.jsonl where rows of the data were.
 
 No database is the truth; anything else can be rebuilt from here. A run never overwrites another, and one process at a time
 works on it.
@@ -15,7 +16,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from slimrl.algorithm.groups import Collected
 from slimrl.config import RootConfig
 from slimrl.errors import DataError, DivergedError, SettingsError
 from slimrl.model.loading import Policy
+from slimrl.records import Rejected
 from slimrl.runs.checkpoints import checkpoints, remove, remove_unfinished
 from slimrl.runs.curves import draw_curves
 from slimrl.runs.durable import sync_folder, write_bytes, write_tensors
@@ -63,15 +65,26 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: Path, config: RootConfig, policy: Policy, *, verb: str, memory: Mapping[str, Any], **known: Any
+        cls,
+        path: Path,
+        config: RootConfig,
+        policy: Policy,
+        *,
+        verb: str,
+        memory: Mapping[str, Any],
+        rejected: Sequence[Rejected],
+        **known: Any,
     ) -> Self:
-        """Make the directory with config.yaml and run.json; `memory` is the plan, `known` goes into run.json as it is.
+        """Make the directory with config.yaml, run.json and, where rows were rejected, rejected.jsonl.
 
-        A folder without run.json was given up before anything was in it, and is taken.
+        `memory` is the plan, `known` goes into run.json as it is. A folder without run.json was given up before anything was
+        in it, and is taken.
         """
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         write_text(path / "config.yaml", dump_yaml(config))
+        if rejected:
+            write_jsonl(path / "rejected.jsonl", [dataclasses.asdict(row) for row in rejected])
         run._write_state(
             {
                 "verb": verb,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from slimrl.config import TaskConfig
 from slimrl.errors import SettingsError
-from slimrl.records import Problem
+from slimrl.records import Problem, Rejected
 from slimrl.tasks.answers import Grade, Grader
 from slimrl.tasks.styles import STYLES, Style
 
@@ -34,6 +34,8 @@ class Task:
     """System message; empty for none."""
     demonstrators: dict[str, Callable[[Problem, int], str]]
     """Texts to imitate by name, each a pure function of (problem, draw); `solution` is the right worked solution."""
+    rejected: tuple[Rejected, ...] = ()
+    """Rows of the data that are left out."""
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The prompt as chat messages."""
@@ -79,4 +81,5 @@ def load_task(config: TaskConfig, *, instruction: str, seed: int) -> Task:
         grader=Grader(config.checker),
         instruction=instruction,
         demonstrators=demonstrators,
+        rejected=splits.rejected,
     )

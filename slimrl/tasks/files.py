@@ -5,14 +5,16 @@ Each kind of row has one short function that turns it into a Problem; data sets 
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slimrl.config import TaskConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.records import Problem
-from slimrl.tasks.rows import Row, Spelled, plain, read_rows
+from slimrl.records import Problem, Rejected
+from slimrl.tasks.rows import Row, RowError, Spelled, bad_rows, plain, scan_rows
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,14 @@ class Splits:
     train: Sequence[Problem]
     test: Sequence[Problem]
     harder: Sequence[Problem] = ()
+    rejected: tuple[Rejected, ...] = ()
+    """Rows that are left out."""
 
 
 Reader = Callable[[Row, str], Problem]
 """(row, id for problems that have none) -> Problem"""
+Asked = dict[str, tuple[Row, Problem]]
+"""Problems by normalized question, each with its row."""
 
 
 def load(config: TaskConfig) -> Splits:
@@ -34,54 +40,86 @@ def load(config: TaskConfig) -> Splits:
     With `task.path` and without `task.test_path`, the last tenth of the file (at least one row) is held out. Without
     `task.path` the training problems come from the Hub, and so do held-out ones where no `task.test_path` is given.
 
-    Raises DataError, naming file:line, for a bad row, a repeated id within a split, and a held-out question that is
-    also a training question.
+    Bad are rows that cannot be read, repeat an id or a question of their split, or train on a held-out question. With
+    `task.on_bad_row=error` they raise DataError, naming file:line; with `skip` they are left out, of a question that is
+    trained on and held out the training row, and an error is only raised where a split has no row left.
     """
-    reader = _READERS[config.name]
+    train_rows, test_rows = _rows(config)
+    train, rejected = _problems(config.name, "train", train_rows)
+    test, rejected_test = _problems(config.name, "test", test_rows)
+    rejected += [*rejected_test, *_overlap(train, test)]
+    if rejected and config.on_bad_row == "error":
+        raise DataError(
+            f"{bad_rows(rejected)}; task.on_bad_row=skip leaves {'it' if len(rejected) == 1 else 'them'} out"
+        )
+    for split, kept in (("training", train), ("held-out", test)):
+        if rejected and not kept:
+            raise DataError(f"{bad_rows(rejected)}; no {split} row is left, so mend them")
+    return Splits(
+        tuple(problem for _, problem in train.values()),
+        tuple(problem for _, problem in test.values()),
+        rejected=tuple(rejected),
+    )
+
+
+def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | Rejected]]:
     if config.path:
-        train = read_rows(config.path)
-        test = read_rows(config.test_path) if config.test_path else []
-        if not config.test_path:
-            if len(train) < 2:
-                raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
-            held_out = max(1, len(train) // 10)
-            train, test = train[:-held_out], train[-held_out:]
-    elif config.test_path:
-        test = read_rows(config.test_path)
+        train = scan_rows(config.path)
+        if config.test_path:
+            return train, scan_rows(config.test_path)
+        if len(train) < 2:
+            raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
+        held_out = max(1, len(train) // 10)
+        return train[:-held_out], train[-held_out:]
+    if config.test_path:
+        test = scan_rows(config.test_path)
         try:
-            train = _hub_rows(config.name, "train")
+            return _hub_rows(config.name, "train"), test
         except DataError as error:
             raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
-    else:
-        train, test = _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
-    train_problems = _problems(config.name, "train", train, reader)
-    test_problems = _problems(config.name, "test", test, reader)
-    _refuse_overlap(train, train_problems, test, test_problems)
-    return Splits(train_problems, test_problems)
+    return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
 
 
-def _problems(name: str, split: str, rows: Sequence[Row], reader: Reader) -> tuple[Problem, ...]:
-    problems: list[Problem] = []
-    seen: dict[str, str] = {}
-    for index, row in enumerate(rows):
-        problem = reader(row, f"{name}/{split}/{index:05d}")
-        if problem.id in seen:
-            row.fail(f"id {problem.id!r} is also that of {seen[problem.id]}; give each row its own")
-        seen[problem.id] = row.where
-        problems.append(problem)
-    return tuple(problems)
+def _problems(name: str, split: str, rows: Sequence[Row | Rejected]) -> tuple[Asked, list[Rejected]]:
+    kept: Asked = {}
+    rejected: list[Rejected] = []
+    ids: dict[str, str] = {}
+    for index, row in enumerate(rows):  # bad rows count too: mending one changes the id of no other
+        if isinstance(row, Rejected):
+            rejected.append(row)
+            continue
+        try:
+            problem = _READERS[name](row, f"{name}/{split}/{index:05d}")
+            question = normalized(problem.question)
+            if problem.id in ids:
+                row.fail(f"id {problem.id[:60]!r} is also that of {ids[problem.id]}; give each row its own")
+            if question in kept:
+                row.fail(f"the question is also that of {kept[question][0].where}; remove one of them")
+        except RowError as error:
+            rejected.append(row.rejected(error.reason))
+        else:
+            ids[problem.id] = row.where
+            kept[question] = row, problem
+    return kept, rejected
 
 
-def _refuse_overlap(
-    train: Sequence[Row], train_problems: Sequence[Problem], test: Sequence[Row], test_problems: Sequence[Problem]
-) -> None:
-    asked = {problem.question: row.where for row, problem in zip(train, train_problems, strict=True)}
-    for row, problem in zip(test, test_problems, strict=True):
-        if problem.question in asked:
-            raise DataError(
-                f"{row.where}: the held-out question is also the training question {asked[problem.question]}, "
-                "which would flatter the evaluation; remove one of them"
+def _overlap(train: Asked, test: Asked) -> list[Rejected]:
+    """Take the questions out of `train` that are held out too; the evaluation stays what it is."""
+    rejected = []
+    for question in [asked for asked in train if asked in test]:
+        row, _ = train.pop(question)
+        rejected.append(
+            row.rejected(
+                f"the training question is also the held-out question {test[question][0].where}, which would flatter "
+                "the evaluation; remove one of them"
             )
+        )
+    return rejected
+
+
+def normalized(question: str) -> str:
+    """A question without what makes no difference to a reader: case, white space, and Unicode's ways to write a letter."""
+    return " ".join(unicodedata.normalize("NFC", question).casefold().split())
 
 
 def _gsm8k(row: Row, new_id: str) -> Problem:
@@ -175,7 +213,7 @@ def _hub_rows(name: str, split: str) -> list[Row]:
 
 def _spell(fields: Mapping[str, object]) -> dict[str, object]:
     def spell(value: object) -> object:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
         return Spelled(str(value)) if is_number else value
 
     return {key: spell(value) for key, value in fields.items()}

@@ -2,6 +2,7 @@
 
 Strings stay strings ("007", "1.50"); a number keeps the spelling that the file has, for where it is an answer. Other
 readers guess column types, turn 1.50 into 1.5, take the last of two equal keys and NaN for a number; this one refuses.
+A bad row does not hide the good ones: all are read, and the caller decides what becomes of the bad ones.
 """
 
 from __future__ import annotations
@@ -9,12 +10,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from slimrl.errors import DataError
+from slimrl.records import Rejected
+
+KEPT = 2000
+"""Characters of a bad row that are kept."""
+PLACES = 4
+"""Bad rows that an error names beside the first."""
+
+
+class RowError(DataError):
+    """A row is bad; the rows around it need not be."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -25,25 +40,33 @@ class Spelled:
 
     def value(self) -> int | float:
         """As a Python number; ValueError where it has no finite value."""
-        if self.text.lstrip("-").isdigit():
-            return int(self.text)
-        number = float(self.text)
-        if not math.isfinite(number):
-            raise ValueError(f"{self.text} is too large")
+        try:
+            number = int(self.text) if self.text.lstrip("-").isdigit() else float(self.text)
+        except ValueError:  # Python reads no integer of more than 4,300 digits
+            number = math.inf
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{_short(self.text)} is too large")
         return number
 
 
 @dataclass(frozen=True)
 class Row:
-    """One object of a data file; the accessors raise DataError with the place and the way out."""
+    """One object of a data file; the accessors raise RowError with the place and the way out."""
 
     where: str
     """`file:line`, or the Hub's name and row."""
     fields: Mapping[str, object]
+    source: str = ""
+    """Its first `KEPT` characters as the file has them; empty for rows of the Hub."""
 
     def fail(self, what: str) -> NoReturn:
         """Refuse this row; `what` goes on from the place."""
-        raise DataError(f"{self.where}: {what}")
+        raise RowError(self.where, what)
+
+    def rejected(self, reason: str) -> Rejected:
+        """This row as one that is left out."""
+        source = self.source or json.dumps({name: plain(value) for name, value in self.fields.items()}, default=str)
+        return Rejected(self.where, reason, source[:KEPT])
 
     def text(self, *names: str, blank: bool = False) -> str:
         """The first of the fields that is there, which must be a string (not blank, unless `blank`)."""
@@ -61,8 +84,6 @@ class Row:
         value = self.fields[name]
         if isinstance(value, Spelled):
             return value.text
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
         if not isinstance(value, str):
             self.fail(f"field {name!r} must be a string or a number, but is {_kind(value)}")
         return self.text(name)
@@ -80,7 +101,13 @@ class Row:
             return 0.0
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(f"field {name!r} must be a number, but is {_kind(value)}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            self.fail(f"field {name!r} is not a finite number; correct it")
+        return number
 
     def rest(self, *used: str) -> dict[str, object]:
         """Every other field, numbers as Python numbers, for reward functions."""
@@ -96,7 +123,9 @@ class Row:
         name = self._first(*names)
         if name is None:
             wanted = " or ".join(repr(n) for n in names)
-            has = ", ".join(sorted(self.fields)[:8]) or "none"
+            has = (
+                ", ".join(_short(n) if n.isprintable() else repr(_short(n)) for n in sorted(self.fields)[:8]) or "none"
+            )
             self.fail(f"the row has no field {wanted} (it has: {has}); add it, or set task.name to the file's kind")
         return name
 
@@ -110,49 +139,82 @@ def plain(value: object) -> Any:
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def bad_rows(rejected: Sequence[Rejected]) -> str:
+    """One or more bad rows as the start of a sentence: what ails the first, how many more, and where the next few are."""
+    first, *more = rejected
+    sentence = f"{first.where}: {first.reason}"
+    if not more:
+        return sentence
+    places = ", ".join(row.where for row in more[:PLACES]) + (", ..." if len(more) > PLACES else "")
+    return f"{sentence}; {len(more):,} more {'row is' if len(more) == 1 else 'rows are'} bad ({places})"
+
+
 def read_rows(file: str) -> list[Row]:
+    """As `scan_rows`, but raises DataError where any row is bad."""
+    rows = scan_rows(file)
+    rejected = [row for row in rows if isinstance(row, Rejected)]
+    if rejected:
+        raise DataError(bad_rows(rejected))
+    return [row for row in rows if isinstance(row, Row)]
+
+
+def scan_rows(file: str) -> list[Row | Rejected]:
     """Rows of a JSONL file, or of a JSON file that holds one array; blank lines and a byte-order mark are skipped.
 
-    Raises DataError, naming file:line, for what is not UTF-8, not JSON, not an object, has a key twice, or is empty.
+    A row is rejected that is not UTF-8, not JSON, not an object, has a key twice or a number that is none. Raises
+    DataError, naming file:line, where the rest cannot be read for it: in an array that is not UTF-8 or not JSON.
     """
     try:
         data = Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror or error}); check the path") from None
-    text = _decode(file, data)
+    # a byte that is not UTF-8 becomes half of a surrogate pair, which no UTF-8 holds, and spoils only its own line
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     rows = list(_array(file, text) if text.lstrip()[:1] == "[" else _lines(file, text))
     if not rows:
         raise DataError(f"{file} has no rows; give a file with one JSON object a line")
     return rows
 
 
-def _decode(file: str, data: bytes) -> str:
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+def _require_utf8(where: str, text: str) -> None:
+    foreign = re.compile("[\udc80-\udcff]").search(text)
+    if foreign:
+        byte = ord(foreign[0]) - 0xDC00
+        raise RowError(where, f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8")
 
 
-def _lines(file: str, text: str) -> Iterator[Row]:
+def _reject(where: str, error: RowError, source: str) -> Rejected:
+    text = source[:KEPT].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Rejected(where, error.reason, text[:KEPT])
+
+
+def _lines(file: str, text: str) -> Iterator[Row | Rejected]:
     # only \n ends a line: U+2028 and its like may stand inside a JSON string
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            where = f"{file}:{number}"
-            value, end = _parse(where, line, len(line) - len(line.lstrip()))
-            if line[end:].strip():
-                raise DataError(f"{where}: more than one JSON value on the line; write one object a line")
-            yield _row(where, value)
+            yield _line(f"{file}:{number}", line)
 
 
-def _array(file: str, text: str) -> Iterator[Row]:
-    position, line, counted = text.index("[") + 1, 1, 0
+def _line(where: str, line: str) -> Row | Rejected:
+    try:
+        _require_utf8(where, line)
+        value, end = _parse(where, line, len(line) - len(line.lstrip()))
+        if line[end:].strip():
+            raise RowError(where, "more than one JSON value on the line; write one object a line")
+        return _row(where, value, line)
+    except RowError as error:
+        return _reject(where, error, line.strip())
+
+
+def _array(file: str, text: str) -> Iterator[Row | Rejected]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        _require_utf8(f"{file}:{number}", line)
+    position, line_number, counted = text.index("[") + 1, 1, 0
     expected = "value or end"
     while True:
         position = _skip_space(text, position)
-        line, counted = line + text.count("\n", counted, position), position
-        where = f"{file}:{line}"
+        line_number, counted = line_number + text.count("\n", counted, position), position
+        where = f"{file}:{line_number}"
         character = text[position : position + 1]
         if character == "]" and expected != "value":
             break
@@ -161,11 +223,23 @@ def _array(file: str, text: str) -> Iterator[Row]:
                 raise DataError(f"{where}: the array is not valid JSON, expected ',' or ']'; was the file cut short?")
             position, expected = position + 1, "value"
         else:
-            value, position = _parse(where, text, position)
-            yield _row(where, value)
+            row, position = _element(where, text, position)
+            yield row
             expected = "comma or end"
     if text[position + 1 :].strip():
         raise DataError(f"{where}: something follows the array; a file holds one array, or one object a line")
+
+
+def _element(where: str, text: str, start: int) -> tuple[Row | Rejected, int]:
+    try:
+        value, end = _parse(where, text, start)
+        return _row(where, value, text[start:end]), end
+    except RowError as error:
+        try:
+            _, end = _LENIENT.raw_decode(text, start)
+        except (ValueError, RecursionError):  # nobody knows where the element ends
+            raise error from None
+        return _reject(where, error, text[start:end]), end
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -173,45 +247,55 @@ def _skip_space(text: str, position: int) -> int:
     return found.start() if found else len(text)
 
 
-def _row(where: str, value: object) -> Row:
+def _row(where: str, value: object, source: str) -> Row:
     if not isinstance(value, dict):
-        raise DataError(f'{where}: expected an object like {{"question": ..., "answer": ...}}, found {_kind(value)}')
-    return Row(where, value)
+        raise RowError(where, f'expected an object like {{"question": ..., "answer": ...}}, found {_kind(value)}')
+    return Row(where, value, source.strip()[:KEPT])
 
 
 def _parse(where: str, text: str, start: int) -> tuple[object, int]:
     try:
         value, end = _DECODER.raw_decode(text, start)
         plain(value)  # numbers without a finite value
-        json.dumps(value, default=vars, ensure_ascii=False).encode()  # half a surrogate pair cannot be written again
+        if _SURROGATE.search(text, start, end):  # half of a pair cannot be written again
+            json.dumps(value, default=vars, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg}); write one object a line, or one array") from None
+        raise RowError(where, f"not valid JSON ({error.msg}); write one object a line, or one array") from None
     except UnicodeEncodeError:
-        raise DataError(f"{where}: a string holds half of a surrogate pair; save the file as UTF-8") from None
+        raise RowError(where, "a string holds half of a surrogate pair; save the file as UTF-8") from None
     except RecursionError:
-        raise DataError(f"{where}: nested too deeply; flatten the row") from None
+        raise RowError(where, "nested too deeply; flatten the row") from None
     except ValueError as error:
-        raise DataError(f"{where}: {error}; change the row") from None
+        raise RowError(where, f"{error}; change the row") from None
     return value, end
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None) if len(set(keys)) < len(keys) else None
-    if twice is not None:
-        raise ValueError(f"key {twice!r} is there twice")
-    return dict(pairs)
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {_short(key)!r} is there twice")
+        found[key] = value
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=Spelled, parse_float=Spelled, parse_constant=_refuse_constant
 )
+_LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
+"""Finds where an element ends that the other refuses."""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _kind(value: object) -> str:
     names = {"NoneType": "null", "bool": "a boolean", "list": "a list", "dict": "an object", "str": "a string"}
-    return names.get(type(value).__name__, "a number")
+    # numbers of a row are `Spelled`, save the Hub's NaN and infinities
+    return names.get(type(value).__name__, "not finite" if isinstance(value, float) else "a number")

@@ -174,7 +174,9 @@ def test_repeated_ids_and_overlap_are_refused(tmp_path: Path) -> None:
     rows = '{"question": "a", "answer": "1", "id": "x"}\n{"question": "b", "answer": "1", "id": "x"}'
     with pytest.raises(DataError, match=r"train\.jsonl:2: id 'x' is also that of .*train\.jsonl:1"):
         _load(tmp_path, rows)
-    with pytest.raises(DataError, match=r"test\.jsonl:2: the held-out question is also .*train\.jsonl:1"):
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:1: the training question is also the held-out question .*test\.jsonl:2"
+    ):
         _load(tmp_path, GOOD, '{"question": "b", "answer": "1"}\n' + GOOD)
 
 

@@ -59,6 +59,14 @@ def test_bad_rows_name_file_and_line(tmp_path: Path, row: object, what: str) -> 
     assert what in str(caught.value)
 
 
+def test_every_row_counts(tmp_path: Path) -> None:
+    file = _file(tmp_path, {"id": "a", "answer": "72", "completion": ""}, {"id": "b"}, 3)
+    with pytest.raises(DataError, match=r"outputs\.jsonl:3: expected an object"):
+        grade_file(TaskConfig(name="gsm8k"), file, None)
+    with pytest.raises(DataError, match=r"outputs\.jsonl:3: expected an object"):
+        grade_file(TaskConfig(name="gsm8k", on_bad_row="skip"), file, None)
+
+
 def test_out_that_cannot_be_written(tmp_path: Path) -> None:
     file = _file(tmp_path, {"id": "a", "answer": "72", "completion": ""})
     with pytest.raises(DataError, match="cannot be written"):
