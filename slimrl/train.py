@@ -295,13 +295,12 @@ def is_best(run: RunDirectory, step: int) -> bool:
 
 def demand_scorable(run: RunDirectory, config: TrainConfig) -> None:
     """Raises SettingsError where too many completions of the last steps could not be scored."""
-    shares = [row.get("unscorable", 0.0) for row in run.history[-WINDOW:]]
+    shares, limit = [row.get("unscorable", 0.0) for row in run.history[-WINDOW:]], config.rewards.unscorable_limit
     share = sum(shares) / WINDOW
-    if len(shares) == WINDOW and share > config.rewards.unscorable_limit:
+    if len(shares) == WINDOW and share > limit:
         raise SettingsError(
             f"{share:.1%} of the completions of the last {WINDOW} steps were unscorable, more than "
-            f"rewards.unscorable_limit={config.rewards.unscorable_limit:g}; mend the reward (rollouts/ says what it did), or "
-            "raise the limit"
+            f"rewards.unscorable_limit={limit:g}; mend the reward (rollouts/ says what it did), or raise the limit"
         )
 
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "memory": {"algorithm", "config", "machine", "model", "rollout"},
     "model": {"config", "errors", "machine", "records"},
     "algorithm": {"records"},
-    "tasks": {"config", "errors", "records", "randomness"},
+    "tasks": {"config", "errors", "processes", "records", "randomness"},
     "rewards": {"config", "errors", "processes", "records", "tasks"},
     "rollout": {"errors", "machine", "model", "records", "randomness", "stopping", "stopwatch"},
     "study": {"cli", "config", "display", "errors", "evaluate", "processes", "settings", "switches"},

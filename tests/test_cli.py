@@ -148,7 +148,7 @@ MISTAKES = {
     "missing data file": (3, "none.jsonl", "train", "model.path={tiny}", "task.name=jsonl", "task.path=none.jsonl"),
     "row without an answer": (3, "bad.jsonl:41", "train", "model.path={tiny}", "task.name=jsonl", "task.path={bad.jsonl}"),
     "a task without rows": (2, "task.on_bad_row has no effect with task.name=arithmetic", "train", "task.on_bad_row=skip"),
-    "grade: rows left out": (2, "where every row counts", "grade", "--task", "gsm8k", "{graded.jsonl}", "task.on_bad_row=skip"),
+    "grade: rows left out": (2, "task.on_bad_row=skip has no effect on grading", "grade", "--task", "gsm8k", "{graded.jsonl}", "task.on_bad_row=skip"),
     "row that is no JSON": (3, "broken.jsonl:41", "train", "model.path={tiny}", "task.name=jsonl", "task.path={broken.jsonl}"),
     "answer that cannot score": (2, "cannot earn the maximum", "train", "model.path={tiny}", "task.name=jsonl", "task.path={worded.jsonl}"),
     "missing model": (2, "no such folder", "train", "model.path=./nowhere"),
@@ -315,7 +315,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert "everything lies in runs/r" in trained.err
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final",
+        "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final", "lock",
     }  # fmt: skip
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((run / "run.json").read_text())["status"] == "finished"

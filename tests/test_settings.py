@@ -100,7 +100,7 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
          f"rewards.custom={{'{tmp_path}/mine.py:mine': {{low: 0, high: 1}}}}", "log.samples_every=1"],
         ["task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", f"task.test_path={tmp_path}/test.jsonl", "task.style=tags", "task.on_bad_row=skip",
          "rewards.check_numbers=1", "rewards.as_published=true", "rewards.gold_check=report"],
-        ["steps=2", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
+        ["steps=2", "checkpoint.every=1", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
          "algorithm.kl_place=reward", "curriculum.order=learnability", "algorithm.importance=mask"],
         ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000"],
     ]  # fmt: skip
@@ -121,6 +121,9 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         for field in kind.model_fields
     }
     at_the_door = {"RolloutConfig.top_p", "RolloutConfig.top_k"}  # refused unless off, so there is nothing to read
+    at_the_door |= {
+        "RewardsConfig.memory"
+    }  # read in a worker, see test_a_hostile_reward_costs_its_group_and_no_other_score
     assert fields - read == at_the_door | {f"RootConfig.{name}" for name in RootConfig.model_fields} & fields
 
 

@@ -1,4 +1,4 @@
-"""A run of a study: `slimrl train --quiet FILE`, in a process that ends with the driver that started it."""
+"""A run of a study: `slimrl train --resume --quiet FILE`, in a process that ends with the driver that started it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> None:
     threading.Thread(target=_watch, daemon=True).start()
     from slimrl.cli import main as slimrl
 
-    sys.argv = ["slimrl", "train", "--quiet", *sys.argv[1:]]
+    sys.argv = ["slimrl", "train", "--resume", "--quiet", *sys.argv[1:]]
     slimrl()
 
 

@@ -1,7 +1,7 @@
 """Running a study: which runs are left, starting them in slots, and surviving whatever ends this process.
 
-The run directories are the only state. A run whose run.json says finished or diverged is never repeated; anything else
-is removed and done again, with the same draws, so an interrupted study ends as an undisturbed one does.
+The run directories are the only state. A run whose run.json says finished or diverged is never repeated; any other goes on
+from its last checkpoint, or begins again with the same draws, so an interrupted study ends as an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -112,8 +112,6 @@ def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer
         runs = planned_runs(expanded, folder)
         chosen = choose_slots(folder, expanded, slots)
         todo = [run for run in runs if run.status not in DONE]
-        for run in todo:
-            _remove(run.folder)
         display.say(
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with {chosen.threads} "
             f"CPU thread{'s' if chosen.threads > 1 else ''} each"

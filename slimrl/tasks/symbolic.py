@@ -22,6 +22,7 @@ import weakref
 from pathlib import Path
 
 from slimrl.errors import SettingsError
+from slimrl.processes import die_with_the_parent
 
 MAX_LENGTH = 300
 """Characters of an answer; a longer one is compared as text only."""
@@ -167,6 +168,7 @@ def serve() -> None:
     import queue
     import signal
 
+    die_with_the_parent()  # also in the middle of a power that lets no thread look at standard input
     # the parent decides when to stop; Ctrl-C reaches the whole process group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -98,7 +98,7 @@ def test_elements_of_an_array_can_be_left_out_but_a_broken_array_cannot(tmp_path
         load(TaskConfig(name="jsonl", path=str(tmp_path / "train.jsonl"), on_bad_row="skip"))
 
 
-SAME = ["What is 2+3 of it?", " what IS\t2+3 \n of it?", "What is 2+3\u00a0of it?", "Ｗｈａｔ is ２+3 of it?"]
+SAME = ["What is 2+3 of it?", " what IS\t2+3 \n of it?", "What is 2+3\u00a0of it?"]
 
 
 @pytest.mark.parametrize("again", SAME)

@@ -1,0 +1,30 @@
+#!/bin/bash
+# A run that outlives its node: sbatch recipes/slurm.sh NAME [FILES...] [section.key=value ...]
+# Two minutes before the time is over, or when the node is wanted for others, SLURM sends SIGTERM; slimrl leaves a checkpoint
+# and exits with 75, and the job goes back into the queue. A node that dies is requeued by SLURM itself.
+#SBATCH --job-name=slimrl
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+#SBATCH --output=%x-%j.log
+set -u
+name=${1:?name of the run}
+shift
+
+slimrl train --resume "name=$name" "$@" &
+run=$!
+trap 'kill -TERM "$run"' TERM INT # bash alone is told; it passes the word on
+wait "$run"
+code=$?
+while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not with the run
+  wait "$run"
+  code=$?
+done
+if [ "$code" -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
