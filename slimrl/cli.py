@@ -434,4 +434,5 @@ def _writable(path: str) -> Path:
 
 def _print_json(data: Any) -> None:
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
-    click.echo(json.dumps(plain, ensure_ascii=False))
+    # ASCII, since standard output may be a terminal and completions hold anything
+    click.echo(json.dumps(plain))
