@@ -129,7 +129,10 @@ def new_run(config: RootConfig, verb: str) -> Path:
     """
     name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
     path = Path(config.output) / name
-    if path.exists():
+    if "\0" in config.output:
+        raise SettingsError(f"output={config.output!r}: no folder can be named so; remove the NUL character")
+    # a link is neither followed nor replaced, wherever it leads
+    if path.exists() or path.is_symlink():
         raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
