@@ -21,7 +21,7 @@ NAMES = [
     "../x", "../../x", "..", ".", "...", "./x", "x/..", "x/../..", "x/../../y", "a/b", "/", "//", "/tmp/x", "/etc/passwd", "/dev/null", "//host/x",
     "\\", "..\\x", "a\\b", "C:\\x", "C:x", "\\\\host\\x", "~", "~/x", "~root", "$HOME", "${HOME}", "$(touch x)", "`touch x`", "%TEMP%", "%2e%2e%2fx",
     "..%2fx", "..\u2215x", "\u2025/x", "\uff0e\uff0e\uff0fx", "x\0", "\0", "x\0/../../y", "x\n", "\nx", "x\r", "x\ty", " ", " x", "x ", "x y", "-rf", "--help",
-    "-", ".hidden", "_x", "CON", "NUL", "COM1", "Name", "x*", "x?", "x|y", "x;y", "x&y", "x>y", "x:y", "'x'", '"x"', "x" * 65, "x" * 300, "x" * 5000, "\U0001f600",
+    "-", ".hidden", "_x", "CON", "NUL", "COM1", "Name", "x*", "x?", "x|y", "x;y", "x&y", "x>y", "x:y", "'x'", '"x"', "x" * 101, "x" * 300, "x" * 5000, "\U0001f600",
     "\u202ex", "\u0445", "\xe9", "\x1b[2J", "\ud800", "{x}", "[x]", "#x", "x=y", "x,y", "!x", "@x", "x+y", "1\u0661",
 ]  # fmt: skip
 ODD = ["con", "nul", "aux.txt", "com1", "x.", "x..", "x..y", "0", "x" * 64, "config.yaml", "final", "runs", "x-", "1.0"]
@@ -96,6 +96,11 @@ def test_odd_names_stay_within_the_output_folder(name: str, around: Path) -> Non
         Path(made).relative_to(Path("out").absolute()).parts[0]
         for made in everything(around) - before - {str(Path("out").absolute())}
     } == {name}
+
+
+def test_a_run_has_the_shorter_limit() -> None:
+    with pytest.raises(SettingsError, match="has 65 characters; at most 64 are allowed"):
+        by_settings("x" * 65)
 
 
 def test_a_folder_of_a_run_that_is_a_link_is_never_followed(around: Path) -> None:
