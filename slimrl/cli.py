@@ -415,6 +415,8 @@ def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> 
     if recorded.is_file():
         base = for_verb(RootConfig, read_yaml(str(recorded)))
         base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
+        # what a run leaves are safetensors, whatever it began from
+        base["model"].pop("pickled_weights", None)
     if task is not None and base.get("task", {}).get("name") != task:
         # The answer form goes with the model, the data with the task.
         form = {
@@ -464,4 +466,5 @@ def _writable(path: str) -> Path:
 
 def _print_json(data: Any) -> None:
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
-    click.echo(json.dumps(plain, ensure_ascii=False))
+    # ASCII, since standard output may be a terminal and completions hold anything
+    click.echo(json.dumps(plain))

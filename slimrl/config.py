@@ -30,7 +30,8 @@ class ModelConfig(Section):
     path: str = "builtin"
     """Folder or Hub name of a transformers causal LM; `builtin` is the tiny model shipped with SlimRL."""
     revision: str = "main"
-    """Hub revision (branch, tag or commit)."""
+    """Hub revision (branch, tag or commit). For a local folder only with `trust_remote_code`: 40 digits that stand for its
+    Python files, which the refusal of any others names."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` draws new weights for the config found at `path` (for training from scratch with `slimrl sft`)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -38,7 +39,9 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a GPU where there is one."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model; needs a `revision` that is a full commit hash."""
+    """Run Python code that comes with the model; needs a `revision` that pins it: the full commit hash."""
+    pickled_weights: bool = False
+    """Take weights from `pytorch_model.bin`: tensors only, torch refuses a pickle that holds anything else."""
 
 
 class ArithmeticConfig(Section):
@@ -485,7 +488,8 @@ class RootConfig(Section):
         pinned = len(self.model.revision) == 40 and all(c in "0123456789abcdef" for c in self.model.revision)
         if self.model.trust_remote_code and not pinned:
             raise ValueError(
-                "model.trust_remote_code=true needs model.revision=<40-digit commit>, so that code is pinned"
+                "model.trust_remote_code=true needs model.revision=<40-digit commit>, so that code is pinned; for a local folder "
+                "give any 40 digits, and the right ones are named"
             )
         return self
 

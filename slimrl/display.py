@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from slimrl.tasks import Task
     from slimrl.train import TrainSummary
 
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
 COLUMNS = (
     ("reward", "reward", "{:.3f}"),
     ("right", "accuracy", "{:.1%}"),
@@ -35,14 +37,12 @@ COLUMNS = (
 
 
 def visible(text: str) -> str:
-    """The text with control, format (bidi) and surrogate characters as escapes; line breaks and tabs stay."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else _escape(ord(c)) for c in text
-    )
+    """The text with characters of the kinds HIDDEN as escapes; line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
 
 
 def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class Display:

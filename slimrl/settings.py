@@ -206,8 +206,10 @@ def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str
             return f"{where} is a section of settings, not a value; write {where}.KEY=value"
         case "missing":
             return f"{where} is missing; it has no default"
+        case "string_too_long":
+            return f"{where}={value[:20]!r}... has {len(value):,} characters; at most {first['ctx']['max_length']} are allowed"
         case "string_pattern_mismatch":
-            return f"{where}={value!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
+            return f"{where}={value[:80]!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
         case _:
             message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
             return f"{where}={value!r} is not valid: it should be {message}"

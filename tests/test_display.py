@@ -14,6 +14,8 @@ from slimrl.display import Display, visible
         ("right\u202eleft", "right\\u202eleft"),
         ("zero\u200bwidth", "zero\\u200bwidth"),
         ("lone \ud800", "lone \\ud800"),
+        ("two\u2028lines\u2029or more\x85", "two\\u2028lines\\u2029or more\\x85"),
+        ("tag \U000e0041", "tag \\U000e0041"),
         ("Zoë 数 €", "Zoë 数 €"),
         ("[/nope] [red]x", "[/nope] [red]x"),
     ],

@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from slimrl.config import ModelConfig
-from slimrl.errors import DataError, SettingsError
+from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.machine import give_back_large_blocks
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
 from slimrl.model.linear import speed_up_linear
 from slimrl.model.logprobs import Head
 from slimrl.model.packing import Packed
+from slimrl.model.remote_code import check_code
 from slimrl.model.tables import use_summed_embeddings
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
@@ -75,10 +76,11 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
 
     `seed` decides the weights of `init: random` and nothing else.
 
-    Raises SettingsError or DataError, one sentence each, for a missing folder, pickled weights, a model without a
-    stop id, or an architecture whose attention does not pass through the hook.
+    Raises SettingsError or DataError, one sentence each, for a missing folder, pickled weights, code of the model's own, a
+    model without a stop id, or an architecture whose attention does not pass through the hook.
     """
     path = resolve(config.path)
+    pickled = _pickled(config, path)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     code = {"trust_remote_code": config.trust_remote_code}
@@ -91,6 +93,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         )
     notes: list[str] = []
     try:
+        notes += check_code(config, path, hub)
         tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         if config.init == "random":
             with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
@@ -100,15 +103,30 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
             missing: set[str] = set()
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation="eager", use_safetensors=True, output_loading_info=True, **hub
+                path,
+                dtype=dtype,
+                attn_implementation="eager",
+                use_safetensors=not config.pickled_weights,
+                weights_only=True,  # of a pickle, torch's restricted reader takes tensors and refuses anything that acts
+                output_loading_info=True,
+                **hub,
             )
+            if config.pickled_weights:
+                notes.append(f"the weights were unpickled{f' from {pickled}' if pickled else ''}, tensors only")
             missing = set(info["missing_keys"])
             if info["unexpected_keys"]:
                 first = sorted(info["unexpected_keys"])[0]
                 notes.append(
                     f"{len(info['unexpected_keys'])} saved tensors have no place in the model and are unused ({first})"
                 )
+    except SlimError:
+        raise
     except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
+        if config.pickled_weights and "Weights only load failed" in str(error):
+            raise DataError(
+                f"model.path={config.path}: {pickled or 'the pickle'} holds more than tensors, which could run code, so it is "
+                "not loaded; convert it to safetensors where you trust it"
+            ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DataError(f"model.path={config.path}: transformers cannot load it ({first.strip()[:300]})") from error
     if missing:
@@ -192,14 +210,25 @@ def resolve(path: str) -> str:
         return path
     if not (folder / "config.json").is_file():
         raise SettingsError(f"model.path={path}: no config.json in that folder; is it a saved model?")
-    names = [file.name for file in folder.iterdir()]
-    pickled = [name for name in names if name.endswith(UNSAFE_WEIGHTS)]
-    if pickled and not any(name.endswith(".safetensors") for name in names):
-        raise DataError(
-            f"model.path={path}: only pickled weights ({pickled[0]}), which can run code when loaded; convert them to "
-            "safetensors first"
-        )
     return str(folder)
+
+
+def _pickled(config: ModelConfig, path: str) -> str:
+    """The name of the pickled weights of a local folder, which must be there, and be all there is, where they are wanted."""
+    names = sorted(file.name for file in Path(path).iterdir()) if Path(path).is_dir() else []
+    pickled = next((name for name in names if name.endswith(UNSAFE_WEIGHTS)), "")
+    safe = any(name.endswith(".safetensors") for name in names)
+    if config.pickled_weights and (config.init == "random" or safe):
+        instead = (
+            "model.init=random reads no weights" if config.init == "random" else f"{config.path} holds safetensors"
+        )
+        raise SettingsError(f"model.pickled_weights has no effect, since {instead}; remove it")
+    if pickled and not safe and not config.pickled_weights:
+        raise DataError(
+            f"model.path={config.path}: only pickled weights ({pickled}), which can run code when loaded; convert them to "
+            "safetensors first, or set model.pickled_weights=true to read tensors from them and nothing else"
+        )
+    return pickled
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -306,7 +306,9 @@ def _line(row: Mapping[str, float]) -> str:
 
 
 def run_path(config: RootConfig, verb: str) -> Path:
-    """Where this run lies, or will lie."""
+    """Where this run lies, or will lie; raises SettingsError where no folder can be named so."""
+    if "\0" in config.output:
+        raise SettingsError(f"output={config.output!r}: no folder can be named so; remove the NUL character")
     name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
     return Path(config.output) / name
 
@@ -317,6 +319,7 @@ def new_run(config: RootConfig, verb: str) -> Path:
     Raises SettingsError for a run that exists already, or an output folder that cannot be written.
     """
     path = run_path(config, verb)
+    # a link is neither followed nor replaced, wherever it leads
     if path.exists() or path.is_symlink():
         status = read_state(path).get("status")
         if status in ENDED:

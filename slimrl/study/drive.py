@@ -326,5 +326,7 @@ def _gpus(expanded: Expanded) -> tuple[int, int]:
 
 
 def _remove(folder: Path) -> None:
-    if folder.exists():
+    if folder.is_symlink():  # what it leads to is none of the study's
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)

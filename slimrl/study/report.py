@@ -29,8 +29,8 @@ CURVE_POINTS = 60
 """Of a run, in results.json."""
 LONGEST_TEXT = 3000
 """Characters of a completion on the page."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A cell that begins so is a formula to a spreadsheet."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A cell that begins so is a formula to a spreadsheet, to some in full width too."""
 
 
 def write_reports(results: Results, folder: Path) -> Path:

@@ -24,6 +24,7 @@ RESERVED = {BASE, AGAIN, ALL, "all_again"}
 AGAIN_SEED = 1_000_000
 """The A/A arm's seeds start here, far from any that a study gives its arms."""
 MOST_FACTORS = 6
+LONGEST_STUDY_NAME = 100
 ARM_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 FIXED = {
     "seed": "the study gives every arm the same seeds",
@@ -174,9 +175,10 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
     for key in SET_BY_THE_STUDY & settings.keys():
         raise SettingsError(f"{key} is not a setting of a study, since {FIXED[key]}; remove it")
     name = name or "-".join(Path(file).stem for file in files).lower()
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+    if not re.fullmatch(rf"[a-z0-9][a-z0-9._-]{{0,{LONGEST_STUDY_NAME - 1}}}", name):
         raise SettingsError(
-            f"{name!r} cannot name a folder of a study: lower-case letters, digits, '.', '_', '-'; use --name"
+            f"{name[:80]!r} cannot name a folder of a study: up to {LONGEST_STUDY_NAME} lower-case letters, digits, '.', '_', "
+            "'-'; use --name"
         )
     arms, comparisons, reference = expand(study, settings)
     return Expanded(name, files[0], study, arms, comparisons, reference)
@@ -231,7 +233,7 @@ def expand(study: Study, settings: Mapping[str, Any]) -> tuple[tuple[Arm, ...], 
 def _check_arm(name: str, overrides: Sequence[str]) -> None:
     if name in RESERVED or not ARM_NAME.fullmatch(name):
         raise SettingsError(
-            f"arm {name!r}: a name takes up to 40 lower-case letters, digits, '-' and '_', and is none of "
+            f"arm {name[:80]!r}: a name takes up to 40 lower-case letters, digits, '-' and '_', and is none of "
             f"{', '.join(sorted(RESERVED))}; rename it"
         )
     for override in overrides:

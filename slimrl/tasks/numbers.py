@@ -43,10 +43,12 @@ or and nor but not to vs then than either maybe perhaps versus plus minus times 
 half halves third thirds fifth fifths sixth sixths eighth eighths tenth tenths pi sqrt log ln exp sin cos tan mod choose
 infinity zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
 eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+if unless otherwise except alternatively wrong incorrect false untrue invalid never guess lie nan null none unknown
+negative twice thrice hundredth hundredths thousandth thousandths bn mn bln mln tn
 """
 _NO_UNITS = frozenset(_NO_UNIT_WORDS.split())
 _VARIABLES = frozenset("abeijknqrtuvwxyz")
-"""Letters that make algebra of the number before them; the others are units, as in 18 m."""
+"""Letters that make algebra of the number before them; the others are units, as in 18 m. M is no metre but a million."""
 
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(-?[0-9,]{1,40})\s*\}|([0-9]))\s*(?:\{\s*([0-9,]{1,40})\s*\}|([0-9]))")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textit)\s*\{([^{}]*)\}")
@@ -93,6 +95,11 @@ def numbers(text: str) -> list[str]:
     return found
 
 
+def changes_meaning(text: str) -> set[str]:
+    """The words of a text that would name a second answer, take the first back, or change its value."""
+    return set(re.findall(r"[a-z]+", text.lower())) & (_NO_UNITS | _MAGNITUDES.keys())
+
+
 def last_number(text: str) -> str:
     """The last number in running text, the lenient answer; empty where there is none."""
     found = numbers(text)
@@ -126,6 +133,8 @@ def _unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
         return None
     if not words:
         return 1 if unit.rstrip(".") in ("", *_SIGNS) else None
+    if re.fullmatch(r"MM?\.?", unit):
+        return None
     factor = 1
     parts = re.findall(r"[A-Za-z]+", unit.lower())
     while parts and parts[0] in _MAGNITUDES:
@@ -146,7 +155,8 @@ def _plain(text: str, *, keep_text: bool) -> str:
         if plain.startswith(opening) and plain.endswith(closing) and inside.strip() and opening not in inside:
             plain = inside.strip()
     if not keep_text:
-        plain = re.sub(r"\\(?:text|mbox|mathrm)\s*\{[^{}0-9]*\}(?:\^\{?[23]\}?)?\s*$", "", plain)
+        unit = re.search(r"\\(?:text|mbox|mathrm)\s*\{([^{}0-9]*)\}(?:\^\{?[23]\}?)?\s*$", plain)
+        plain = plain[: unit.start()] if unit and not changes_meaning(unit[1]) else plain
     return " ".join(_plain_latex(plain).split())
 
 
@@ -161,7 +171,7 @@ def _plain_latex(text: str) -> str:
     plain = re.sub(r",\s*\\!\s*", ",", plain)
     plain = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", plain)
     plain = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", plain)
-    plain = re.sub(r"\s+\^", "^", _TEXT_COMMAND.sub(r" \1 ", plain))
+    plain = re.sub(r"(?<!\s)\s+\^", "^", _TEXT_COMMAND.sub(r" \1 ", plain))
     plain = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°", plain)
     plain = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\!", "", plain)
     plain = re.sub(r"\\[,;: ]|~", " ", plain)

@@ -11,7 +11,7 @@ import pytest
 from slimrl.errors import DataError
 from slimrl.evaluate import paired_difference
 from slimrl.study.drive import planned_runs
-from slimrl.study.reading import LONGEST_NAME, run_folder
+from slimrl.study.reading import LONGEST_NAME, read_run, run_folder
 from slimrl.study.results import Effect, Results, collect
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import PROBLEMS, write_run
@@ -236,6 +236,16 @@ def test_an_unreadable_file_makes_a_run_missing_and_no_traceback(expanded: Expan
     fill(expanded, tmp_path)
     (run_folder(tmp_path, "good", 0) / "run.json").write_text("{")
     assert [run.status for run in collect(expanded, tmp_path).runs].count("missing") == 1
+
+
+def test_a_completion_with_line_ends_of_other_kinds_loses_no_row(expanded: Expanded, tmp_path: Path) -> None:
+    run = planned_runs(expanded, tmp_path)[0]
+    write_run(run, [1, 2])
+    whole = read_run(run.folder, run.arm, run.index, "test/sampled")
+    path = run.folder / "evals" / "step-00000003.jsonl"
+    path.write_text(path.read_text().replace("text of 2", "\u2028\u2029\x85"))
+    assert read_run(run.folder, run.arm, run.index, "test/sampled").items == whole.items
+    assert len(whole.items) == 10
 
 
 def test_folders_of_long_names_stay_short_and_apart(tmp_path: Path) -> None:
