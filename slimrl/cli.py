@@ -20,7 +20,7 @@ from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.stopping import Stop, Stopped
 
 if TYPE_CHECKING:
-    from slimrl.config import RootConfig, TrainConfig
+    from slimrl.config import RootConfig
     from slimrl.display import Display
     from slimrl.settings import Root
     from slimrl.study.fleet import FleetDisplay
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+RESUME = click.option("--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with.")
+FORCE = click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
 QUIET = click.option("--quiet", is_flag=True, help="No human text.")
 
 
@@ -70,8 +72,8 @@ def cli() -> None:
 
 @cli.command()
 @SETTINGS
-@click.option("--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with.")
-@click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
+@RESUME
+@FORCE
 @JSON
 @QUIET
 def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
@@ -80,9 +82,7 @@ def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, qui
     with stop.on_signals():
         from slimrl.config import TrainConfig
 
-        if force and not resume:
-            raise SettingsError("--force has no effect without --resume; remove it")
-        config = _resumed(settings) if resume else _load(TrainConfig, settings)
+        config = _begun(TrainConfig, settings, resume, force)
         _quieten_libraries()
         from slimrl.train import train as run
 
@@ -94,18 +94,22 @@ def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, qui
 
 @cli.command()
 @SETTINGS
+@RESUME
+@FORCE
 @JSON
 @QUIET
-def sft(settings: Sequence[str], as_json: bool, quiet: bool) -> None:
+def sft(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
     """Warm start: imitate a task's worked solutions, loss on the solution only."""
-    from slimrl.config import SftRunConfig
+    stop = Stop()
+    with stop.on_signals():
+        from slimrl.config import SftRunConfig
 
-    config = _load(SftRunConfig, settings)
-    _quieten_libraries()
-    from slimrl.sft import sft as run
+        config = _begun(SftRunConfig, settings, resume, force)
+        _quieten_libraries()
+        from slimrl.sft import sft as run
 
-    display = _display(quiet)
-    summary = _closing_display(display, lambda: run(config, display))
+        display = _display(quiet)
+        summary = _closing_display(display, lambda: run(config, display, stop=stop, resume=resume, force=force))
     if as_json:
         _print_json(summary)
 
@@ -387,14 +391,15 @@ def _load(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None
     return load_config(kind, files, [s for s in settings if s not in files], base=base)
 
 
-def _resumed(settings: Sequence[str]) -> TrainConfig:
-    """Settings to go on with: a run folder's own, wherever it lies now, or those given; then overrides."""
-    from slimrl.config import TrainConfig
+def _begun(kind: type[Root], settings: Sequence[str], resume: bool, force: bool) -> Root:
+    """Settings of a run; to go on with one those of its folder, wherever it lies now, or those given; then overrides."""
     from slimrl.settings import read_yaml
 
-    folders = [setting for setting in settings if Path(setting).is_dir()]
+    if force and not resume:
+        raise SettingsError("--force has no effect without --resume; remove it")
+    folders = [setting for setting in settings if resume and Path(setting).is_dir()]
     if not folders:
-        return _load(TrainConfig, settings)
+        return _load(kind, settings)
     if len(folders) > 1:
         raise SettingsError("--resume takes one run folder")
     folder = Path(folders[0])
@@ -402,7 +407,7 @@ def _resumed(settings: Sequence[str]) -> TrainConfig:
         raise SettingsError(f"{folder} is no run folder, it has no config.yaml; give runs/NAME")
     place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
     base = read_yaml(str(folder / "config.yaml")) | place
-    return _load(TrainConfig, [setting for setting in settings if setting not in folders], base)
+    return _load(kind, [setting for setting in settings if setting not in folders], base)
 
 
 def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:

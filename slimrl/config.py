@@ -419,15 +419,6 @@ class CurriculumConfig(Section):
         return self
 
 
-class CheckpointConfig(Section):
-    every: CountOrZero = 10
-    """Steps from one checkpoint to the next; 0: only when the run is told to stop."""
-    keep: Count = 2
-    """Newest checkpoints that stay while the run goes on; one is written before another is removed."""
-    keep_best: bool = True
-    """The checkpoint with the best held-out accuracy stays as well, and outlives the run; needs evaluation.every."""
-
-
 class LogConfig(Section):
     samples_every: CountOrZero = 10
     """Show a few completions after every this many steps; 0 is off."""
@@ -448,6 +439,15 @@ class SftConfig(Section):
     """Shares of the task's demonstrators; `solution` is the right worked solution, the built-in task has others."""
     show_every: Count = 50
     """Report the loss after every this many updates."""
+
+
+class CheckpointConfig(Section):
+    every: CountOrZero = 10
+    """Steps from one checkpoint to the next; 0: only when the run is told to stop."""
+    keep: Count = 2
+    """Newest checkpoints that stay while the run goes on; one is written before another is removed."""
+    keep_best: bool = True
+    """The checkpoint with the best held-out accuracy stays as well, and outlives the run; needs evaluation.every."""
 
 
 class RootConfig(Section):
@@ -473,6 +473,18 @@ class RootConfig(Section):
     """AdamW and how a batch is cut for it."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out measurement."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What a run that was interrupted goes on from."""
+    max_time: str = ""
+    """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
+
+    @model_validator(mode="after")
+    def _time_is_one(self) -> Self:
+        try:
+            seconds_of(self.max_time)
+        except ValueError as error:
+            raise ValueError(f"max_time: {error}; write it so, or leave it empty") from None
+        return self
 
     @model_validator(mode="after")
     def _harder_exists(self) -> Self:
@@ -509,18 +521,6 @@ class TrainConfig(RootConfig):
     """Which problems come when."""
     log: LogConfig = LogConfig()
     """What is shown and stored on the way."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """What a run that was interrupted goes on from."""
-    max_time: str = ""
-    """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
-
-    @model_validator(mode="after")
-    def _time_is_one(self) -> Self:
-        try:
-            seconds_of(self.max_time)
-        except ValueError as error:
-            raise ValueError(f"max_time: {error}; write it so, or leave it empty") from None
-        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -574,6 +574,7 @@ UNREAD_BY_SFT = {
     "rollout": ("problems", "group_size"),
     "optimizer": ("minibatches", "epochs"),
     "evaluation": ("every",),
+    "checkpoint": ("keep_best",),
 }
 """Settings of shared sections that only training reads: dropped from files, which both verbs share, refused as overrides."""
 

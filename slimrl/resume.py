@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from slimrl.config import TrainConfig
+from slimrl.config import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.model.loading import fingerprint
-from slimrl.prepare import TrainSetup
+from slimrl.prepare import Setup
 from slimrl.runs.checkpoints import Checkpoint, newest
 from slimrl.runs.directory import ENDED, Lock, read_state, run_path, versions
 from slimrl.settings import build, read_yaml, settings_of
 from slimrl.tasks.order import ENDLESS
+
+Config = TypeVar("Config", bound=RootConfig)
 
 MAY_CHANGE = (
     "name", "output", "max_time", "memory_share", "rollout.slots", "evaluation.every",
@@ -37,13 +39,13 @@ ENDLESS_SAMPLE = 64
 
 
 @dataclass(frozen=True)
-class Interrupted:
+class Interrupted(Generic[Config]):
     """A run to go on with."""
 
     path: Path
-    wanted: TrainConfig
+    wanted: Config
     """The settings as they are now."""
-    config: TrainConfig
+    config: Config
     """The same with the sizes that the run was planned with."""
     checkpoint: Checkpoint | None
     """None: it begins again, which leads to the same end."""
@@ -58,12 +60,12 @@ class Interrupted:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def find_interrupted(config: TrainConfig) -> Interrupted | None:
+def find_interrupted(config: Config, verb: str) -> Interrupted[Config] | None:
     """The run that these settings name, if there is one to go on with; its damaged checkpoints are set aside.
 
     Raises SettingsError where settings differ that must not.
     """
-    path = run_path(config, "train")
+    path = run_path(config, verb)
     if not config.name:
         raise SettingsError("--resume needs to know which run; give its folder, or name=...")
     recorded = read_state(path)
@@ -73,9 +75,9 @@ def find_interrupted(config: TrainConfig) -> Interrupted | None:
         raise SettingsError(
             f"{path} is a link to another place, where nothing is written; resume the run where it lies"
         )
-    if recorded.get("verb") != "train":
-        raise SettingsError(f"{path} is no run of slimrl train; choose another name=...")
-    before = build(TrainConfig, read_yaml(str(path / "config.yaml")), str(path / "config.yaml"))
+    if recorded.get("verb") != verb:
+        raise SettingsError(f"{path} is no run of slimrl {verb}; choose another name=...")
+    before = build(type(config), read_yaml(str(path / "config.yaml")), str(path / "config.yaml"))
     refuse_changes(before, config, path)
     lock = Lock(path)
     checkpoint, notes = newest(path / "checkpoints")
@@ -88,10 +90,11 @@ def find_interrupted(config: TrainConfig) -> Interrupted | None:
     return Interrupted(path, config, _planned(config, before, recorded), checkpoint, recorded, tuple(notes), lock)
 
 
-def refuse_changes(before: TrainConfig, now: TrainConfig, path: Path) -> None:
+def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
     """Raises SettingsError, naming the first setting that must not differ."""
     theirs, ours = settings_of(before), settings_of(now)
-    laid_out = before.optimizer.schedule != "constant" or before.curriculum.order == "easy_first"
+    easy_first = isinstance(before, TrainConfig) and before.curriculum.order == "easy_first"
+    laid_out = before.optimizer.schedule != "constant" or easy_first
     free = {*MAY_CHANGE, *(() if laid_out else LENGTH)}
     for key in ours:
         if key not in free and ours[key] != theirs[key]:
@@ -102,7 +105,7 @@ def refuse_changes(before: TrainConfig, now: TrainConfig, path: Path) -> None:
             )
 
 
-def _planned(config: TrainConfig, before: TrainConfig, recorded: Mapping[str, Any]) -> TrainConfig:
+def _planned(config: Config, before: Config, recorded: Mapping[str, Any]) -> Config:
     """Sizes that were `auto` are what they were: other micro-batches would change the last bits of a sum."""
     plan = recorded.get("memory", {})
     again = "on" if plan.get("activation_checkpointing") else "off"
@@ -116,18 +119,19 @@ def _planned(config: TrainConfig, before: TrainConfig, recorded: Mapping[str, An
     return config.model_copy(update={"optimizer": optimizer, "rollout": rollout})
 
 
-def identity(setup: TrainSetup) -> dict[str, str]:
+def identity(setup: Setup) -> dict[str, str]:
     """SHA-256 of what a run is made from, beside its settings: its data, its first weights, this code, the user's rewards."""
+    custom = setup.config.rewards.custom if isinstance(setup.config, TrainConfig) else ()
     return {
         "data": _data(setup),
         "initial": fingerprint(setup.policy.model),
         "code": _files(sorted(Path(__file__).parent.rglob("*.[ch]pp")) + sorted(Path(__file__).parent.rglob("*.py"))),
-        "rewards": _files([Path(spec.rpartition(":")[0]).expanduser() for spec in setup.config.rewards.custom]),
+        "rewards": _files([Path(spec.rpartition(":")[0]).expanduser() for spec in custom]),
     }
 
 
 def compare_identity(
-    interrupted: Interrupted, setup: TrainSetup, found: Mapping[str, str], *, force: bool
+    interrupted: Interrupted[Any], setup: Setup, found: Mapping[str, str], *, force: bool
 ) -> list[str]:
     """What a user must know of the differences; raises SettingsError for those that would make it another run."""
     before, path = interrupted.recorded, interrupted.path
@@ -158,7 +162,7 @@ def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{key} {before.get(key)} became {now[key]}"
 
 
-def _data(setup: TrainSetup) -> str:
+def _data(setup: Setup) -> str:
     train = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, ENDLESS_SAMPLE)
     digest = hashlib.sha256()
     for problem in (*train, *setup.held_out, *setup.harder):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,17 +19,21 @@ from slimrl.algorithm.batch import microbatches
 from slimrl.config import SftRunConfig
 from slimrl.display import Display
 from slimrl.errors import DivergedError, SettingsError
-from slimrl.evaluate import evaluate
+from slimrl.evaluate import evaluate, read_evaluations
 from slimrl.model.checkpointing import checkpointed
 from slimrl.model.loading import TAUGHT, Policy
 from slimrl.model.logprobs import token_logprobs
-from slimrl.model.masters import learning_rate, make_optimizer
+from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
 from slimrl.model.packing import pack
 from slimrl.prepare import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
-from slimrl.runs.directory import RunDirectory, new_run
+from slimrl.resume import Interrupted, compare_identity, find_interrupted, identity
+from slimrl.runs.checkpoints import Checkpoint, prune
+from slimrl.runs.directory import RunDirectory, new_run, read_state, run_path
 from slimrl.settings import nearest
+from slimrl.state import restore_policy, save_policy, try_to_save
+from slimrl.stopping import Stop, Stopped, seconds_of
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
@@ -58,65 +63,160 @@ class Example:
 Demonstrate = Callable[[Problem, int], Example | None]
 
 
-def sft(config: SftRunConfig, display: Display) -> SftSummary:
-    """Imitate demonstrators; evaluates before and after as training does."""
-    path = new_run(config, "sft")
+@dataclass(frozen=True)
+class SftState:
+    """After `step` updates; problems and demonstrators are functions of (seed, step), so this is all beside the weights."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def sft(
+    config: SftRunConfig, display: Display, *, stop: Stop | None = None, resume: bool = False, force: bool = False
+) -> SftSummary:
+    """Imitate demonstrators; evaluates before and after, and is stopped and resumed, as training is."""
+    stop = stop or Stop()
+    stop.after(seconds_of(config.max_time))
+    path = run_path(config, "sft")
+    recorded = read_state(path)
+    if resume and recorded.get("status") == "finished":
+        display.say(f"{path} is finished; nothing is left to do")
+        return SftSummary(**recorded["summary"])
+    interrupted = find_interrupted(config, "sft") if resume else None
+    if interrupted is None:
+        if not resume or recorded or not path.is_dir():
+            path = new_run(config, "sft")
+        return _sft(config, path, display, stop)
+    try:
+        torch.set_num_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
+        return _sft(interrupted.config, path, display, stop, interrupted, force=force)
+    finally:
+        interrupted.lock.release()
+
+
+def _sft(
+    config: SftRunConfig,
+    path: Path,
+    display: Display,
+    stop: Stop,
+    interrupted: Interrupted[SftRunConfig] | None = None,
+    *,
+    force: bool = False,
+) -> SftSummary:
+    """What is settled before the first update, and the run directory."""
     setup = prepare(config, training=True)
-    policy = setup.policy
     if len(setup.task.train) < config.sft.batch_size:
         raise SettingsError(
             f"sft.batch_size={config.sft.batch_size} exceeds the {len(setup.task.train)} training problems; lower it"
         )
     demonstrate = demonstrator(setup, config)
-    for note in [*setup.notes, overlong_note(setup, demonstrate, config)]:
-        if note:
-            display.say(f"note: {note}")
-    run = RunDirectory.create(
-        path, config, policy, verb="sft", memory=setup.memory.table(), rejected=setup.task.rejected
-    )
+    known = identity(setup)
+    notes = [*setup.notes, overlong_note(setup, demonstrate, config)]
+    if interrupted is not None:
+        notes += [*interrupted.notes, *compare_identity(interrupted, setup, known, force=force)]
+    for note in filter(None, notes):
+        display.say(f"note: {note}")
+    stop.defer()
+    if interrupted is None:
+        run = RunDirectory.create(
+            path, config, setup.policy, verb="sft", memory=setup.memory.table(), rejected=setup.task.rejected, **known
+        )
+        with run.recording():
+            return imitate_and_measure(setup, run, demonstrate, display, config, stop)
+    run = RunDirectory.reopen(path, interrupted.wanted, interrupted.lock, step=interrupted.step)
     with run.recording():
-        return imitate_and_measure(setup, run, demonstrate, display, config)
+        run.evaluations = [e for e in read_evaluations(path / "evals") if e.step <= interrupted.step]
+        display.say(f"going on after step {interrupted.step}")
+        return imitate_and_measure(setup, run, demonstrate, display, config, stop, interrupted.checkpoint)
 
 
 def imitate_and_measure(
-    setup: Setup, run: RunDirectory, demonstrate: Demonstrate, display: Display, config: SftRunConfig
+    setup: Setup,
+    run: RunDirectory,
+    demonstrate: Demonstrate,
+    display: Display,
+    config: SftRunConfig,
+    stop: Stop,
+    checkpoint: Checkpoint | None = None,
 ) -> SftSummary:
-    """Held-out accuracy, the updates, held-out accuracy again."""
-    policy, settings = setup.policy, setup.config.optimizer
-    assert isinstance(settings.microbatch_tokens, int)
-    before = evaluate(setup, step=0)
-    run.log_evaluation(before)
-    display.evaluation(before)
-    optimizer = make_optimizer(policy.model, settings)
-    tokens, started = 0, time.perf_counter()
-    for step in range(config.steps):
-        problems = setup.training_problems(step=step, count=config.sft.batch_size)
-        written = (demonstrate(problem, step) for problem in problems)
-        examples = list(islice((example for example in written if example is not None), config.sft.batch_size))
-        with checkpointed(policy.model, settings.activation_checkpointing == "on"):
-            loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
-        rate = learning_rate(
-            step,
-            peak=settings.learning_rate,
-            schedule=settings.schedule,
-            warmup=settings.warmup_steps,
-            total=config.steps,
-        )
-        tokens += sum(len(example.target_ids) for example in examples)
-        run.log_step(step, {"loss": loss, "num_tokens": tokens, **optimizer.step(rate, optimizer.clip())})
-        if (step + 1) % config.sft.show_every == 0:
-            display.loss(step + 1, config.steps, loss, time.perf_counter() - started)
-    seconds = time.perf_counter() - started
-    after = evaluate(setup, step=config.steps)
-    run.log_evaluation(after)
-    display.evaluation(after)
+    """Held-out accuracy, the updates, held-out accuracy again; what is interrupted leaves a checkpoint."""
+    policy, every = setup.policy, config.checkpoint.every
+    optimizer = make_optimizer(policy.model, setup.config.optimizer)
+    state = SftState(**restore_policy(checkpoint, policy, optimizer)["run"]) if checkpoint else SftState()
+    setup.engine.stop = stop
+    saved, failed = state.step if checkpoint else -1, False
+
+    def kept(state: SftState) -> bool:
+        def write() -> Checkpoint:
+            return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
+
+        return not try_to_save(run, state.step, display, write, keep=config.checkpoint.keep)
+
+    try:
+        while True:
+            due = every and state.step and state.step % every == 0
+            if (due or failed) and saved != state.step:
+                failed = not kept(state)
+                saved = saved if failed else state.step
+            if state.step in (0, config.steps) and state.step not in [e.step for e in run.evaluations]:
+                found = evaluate(setup, step=state.step)
+                run.log_evaluation(found)
+                display.evaluation(found)
+            if state.step == config.steps:
+                break
+            stop.check()
+            state = take_update(setup, run, optimizer, demonstrate, display, config, state)
+    except Stopped as reason:
+        if saved != state.step:
+            kept(state)
+        where = f" after step {state.step}; slimrl sft --resume {run.path} goes on"
+        raise Stopped(reason.cause, reason.exit_code, where) from None
+    before, after = run.evaluations[0], run.evaluations[-1]
     taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
     setattr(policy.model.config, TAUGHT, taught)
     run.save_final(policy)
-    summary = SftSummary(str(run.path), before.test.summary(), after.test.summary(), config.steps, tokens, seconds)
+    summary = SftSummary(
+        str(run.path), before.test.summary(), after.test.summary(), config.steps, state.tokens, state.seconds
+    )
     run.finish(summary)
+    prune(run.checkpoints, keep=0)
     display.say(f"the model lies in {run.path}/final")
     return summary
+
+
+def take_update(
+    setup: Setup,
+    run: RunDirectory,
+    optimizer: MasterAdamW,
+    demonstrate: Demonstrate,
+    display: Display,
+    config: SftRunConfig,
+    state: SftState,
+) -> SftState:
+    """One update: the state after it."""
+    policy, settings, step = setup.policy, setup.config.optimizer, state.step
+    assert isinstance(settings.microbatch_tokens, int)
+    started = time.perf_counter()
+    problems = setup.training_problems(step=step, count=config.sft.batch_size)
+    written = (demonstrate(problem, step) for problem in problems)
+    examples = list(islice((example for example in written if example is not None), config.sft.batch_size))
+    with checkpointed(policy.model, settings.activation_checkpointing == "on"):
+        loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
+    rate = learning_rate(
+        step,
+        peak=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup=settings.warmup_steps,
+        total=config.steps,
+    )
+    updated = optimizer.step(rate, optimizer.clip())
+    tokens = state.tokens + sum(len(example.target_ids) for example in examples)
+    run.log_step(step, {"loss": loss, "num_tokens": tokens, **updated})
+    after = SftState(step + 1, tokens, state.seconds + time.perf_counter() - started)
+    if after.step % config.sft.show_every == 0:
+        display.loss(after.step, config.steps, loss, after.seconds)
+    return after
 
 
 def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:

@@ -6,18 +6,21 @@ what a curriculum has learned, and what was found out about memory and faults on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from slimrl.display import Display
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.model.loading import Policy
+from slimrl.model.masters import MasterAdamW
 from slimrl.prepare import TrainSetup
 from slimrl.records import Batch, Completion, Group, Problem, Rollout
-from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
+from slimrl.runs.checkpoints import Checkpoint, prune, write_checkpoint
 from slimrl.runs.directory import RunDirectory
 from slimrl.switches import NOTHING_SEEN, Seen
 from slimrl.update import Learner
@@ -46,51 +49,94 @@ class RunState:
 
 
 def save(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState) -> Checkpoint:
-    """A checkpoint of the run as it stands.
-
-    Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
-    """
-    weights = model_tensors(setup.policy)
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise NonFiniteError("a weight is not finite")
-    run.sync()
-    tensors: dict[str, Mapping[str, Tensor]] = {"model": weights, "optimizer": learner.optimizer.tensors()}
-    scales = {"policy": learner.optimizer.scale}
-    if learner.critic is not None:
-        critic, optimizer = learner.critic
-        tensors |= {"critic": dict(critic.state_dict()), "critic_optimizer": optimizer.tensors()}
-        scales["critic"] = optimizer.scale
+    """A checkpoint of the run as it stands; raises as `save_policy` does."""
+    tensors: dict[str, Mapping[str, Tensor]] = {}
     plain = {
         "run": as_json(state),
         "curriculum": setup.curriculum.state,
-        "scales": scales,
         "slots": setup.engine.slots,
         "microbatch_tokens": learner.microbatch_tokens,
     }
-
-    def beside(folder: Any) -> None:  # so that the checkpoint is a model that loads like any other
-        setup.policy.model.config.save_pretrained(folder)
-        setup.policy.model.generation_config.save_pretrained(folder)
-        setup.policy.tokenizer.save_pretrained(folder)
-
-    return write_checkpoint(run.checkpoints, state.step, tensors, plain, beside)
+    if learner.critic is not None:
+        critic, optimizer = learner.critic
+        tensors = {"critic": dict(critic.state_dict()), "critic_optimizer": optimizer.tensors()}
+        plain["critic_scale"] = optimizer.scale
+    return save_policy(run, setup.policy, learner.optimizer, state.step, tensors, plain)
 
 
-@torch.no_grad()
+def save_policy(
+    run: RunDirectory,
+    policy: Policy,
+    optimizer: MasterAdamW,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    plain: Mapping[str, Any],
+) -> Checkpoint:
+    """A checkpoint of a policy, its optimizer, and what else the next step depends on: `tensors` by file, `plain` data.
+
+    Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
+    """
+    weights = model_tensors(policy)
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise NonFiniteError("a weight is not finite")
+    run.sync()
+
+    def beside(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
+        policy.model.config.save_pretrained(folder)
+        policy.model.generation_config.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+
+    whole = {"model": weights, "optimizer": optimizer.tensors(), **tensors}
+    return write_checkpoint(run.checkpoints, step, whole, {**plain, "scale": optimizer.scale}, beside)
+
+
+def try_to_save(
+    run: RunDirectory,
+    step: int,
+    display: Display,
+    write: Callable[[], Checkpoint],
+    *,
+    keep: int,
+    also: Sequence[int] = (),
+) -> str:
+    """`write` a checkpoint and let all go but the newest `keep` and those in `also`; why that was not possible, or nothing."""
+    try:
+        write()
+        prune(run.checkpoints, keep=keep, also=also)
+    except (OSError, NonFiniteError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        display.say(
+            f"no checkpoint after step {step} ({reason}); training goes on, the next step tries again", "yellow"
+        )
+        run.note(step, "checkpoint failed", why=reason)
+        return reason
+    return ""
+
+
 def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunState:
     """Bring policy, optimizers, critic, curriculum and what was found of memory back to where a checkpoint was written."""
-    plain = checkpoint.state()
-    _copy(checkpoint, "model", dict(model_tensors(setup.policy)))
-    scales = {name: (float(scale), int(updates)) for name, (scale, updates) in plain["scales"].items()}
-    learner.optimizer.restore(checkpoint.tensors("optimizer"), scales["policy"])
+    plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:
         critic, optimizer = learner.critic
         _copy(checkpoint, "critic", dict(critic.state_dict()))
-        optimizer.restore(checkpoint.tensors("critic_optimizer"), scales["critic"])
+        optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
     setup.engine.slots = int(plain["slots"])
     learner.microbatch_tokens = int(plain["microbatch_tokens"])
     return from_json(plain["run"])
+
+
+def restore_policy(checkpoint: Checkpoint, policy: Policy, optimizer: MasterAdamW) -> dict[str, Any]:
+    """Bring both back to where the checkpoint was written; its plain data."""
+    plain = checkpoint.state()
+    _copy(checkpoint, "model", model_tensors(policy))
+    optimizer.restore(checkpoint.tensors("optimizer"), _scale(plain["scale"]))
+    return plain
+
+
+def _scale(saved: Sequence[float]) -> tuple[float, int]:
+    scale, updates = saved
+    return float(scale), int(updates)
 
 
 def model_tensors(policy: Policy) -> dict[str, Tensor]:
@@ -115,6 +161,7 @@ def as_tensors(batch: Batch) -> dict[str, Tensor]:
     return {f.name: getattr(batch, f.name) for f in fields(Batch)}
 
 
+@torch.no_grad()
 def _copy(checkpoint: Checkpoint, name: str, targets: Mapping[str, Tensor]) -> None:
     saved = checkpoint.tensors(name)
     if saved.keys() != targets.keys():

@@ -11,7 +11,6 @@ How this differs from the papers, by decision (docs/techniques.md has the formul
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from slimrl.algorithm.groups import collect_groups
 from slimrl.config import TrainConfig
 from slimrl.display import Display
 from slimrl.doctor import examine, look
-from slimrl.errors import DivergedError, NonFiniteError, SettingsError
+from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import Comparison, compare, evaluate, read_evaluations
 from slimrl.machine import Limits, measure_limits, peak_memory
 from slimrl.memory import compare_memory
@@ -33,7 +32,7 @@ from slimrl.resume import Interrupted, compare_identity, find_interrupted, ident
 from slimrl.runs.checkpoints import Checkpoint, newest, prune
 from slimrl.runs.directory import RunDirectory, new_run, read_state, run_path
 from slimrl.runs.metrics import describe
-from slimrl.state import RunState, as_tensors, optimizer_tensors, restore, save
+from slimrl.state import RunState, as_tensors, optimizer_tensors, restore, save, try_to_save
 from slimrl.stopping import Stop, Stopped, seconds_of
 from slimrl.stopwatch import OFF, Stopwatch, mean_profile
 from slimrl.switches import combine, confounded_switches, inert_switches, note_update
@@ -94,7 +93,7 @@ def train(
     if resume and state.get("status") == "finished":
         display.say(f"{path} is finished; nothing is left to do")
         return TrainSummary(**state["summary"])
-    interrupted = find_interrupted(config) if resume else None
+    interrupted = find_interrupted(config, "train") if resume else None
     if interrupted is not None:
         try:
             return go_on(interrupted, display, stop, force=force)
@@ -114,7 +113,7 @@ def train(
             return train_and_measure(setup, run, display, stop)
 
 
-def go_on(interrupted: Interrupted, display: Display, stop: Stop, *, force: bool) -> TrainSummary:
+def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *, force: bool) -> TrainSummary:
     """The rest of a run that was interrupted."""
     path = interrupted.path
     torch.set_num_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
@@ -265,20 +264,13 @@ def measure(setup: TrainSetup, run: RunDirectory, display: Display, step: int) -
 
 
 def keep(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState, display: Display) -> tuple[int, str]:
-    """Write a checkpoint and let older ones go; the step that is safe now, and why it is not, as when the disk is full."""
+    """Write a checkpoint and let older ones go; the step that is safe now, or -1 and why, as when the disk is full."""
     settings = setup.config.checkpoint
-    try:
-        save(run, setup, learner, state)
-        prune(run.checkpoints, keep=settings.keep, also=best_step(run) if settings.keep_best else ())
-    except (OSError, NonFiniteError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        display.say(
-            f"no checkpoint after step {state.step} ({reason}); training goes on, the next step tries again", "yellow"
-        )
-        with contextlib.suppress(OSError):
-            run.note(state.step, "checkpoint failed", why=reason)
-        return -1, reason
-    return state.step, ""
+    also = best_step(run) if settings.keep_best else ()
+    reason = try_to_save(
+        run, state.step, display, lambda: save(run, setup, learner, state), keep=settings.keep, also=also
+    )
+    return (-1, reason) if reason else (state.step, "")
 
 
 def best_step(run: RunDirectory) -> tuple[int, ...]:

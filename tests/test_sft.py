@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimrl.config import SftRunConfig
+from slimrl.config import SftRunConfig, TrainConfig
 from slimrl.display import Display
 from slimrl.errors import SettingsError
 from slimrl.prepare import prepare
+from slimrl.resume import find_interrupted
 from slimrl.settings import load_config
 from slimrl.sft import Example, demonstrator, imitate, overlong_note, sft
+from slimrl.stopping import Stopped
 from tests.conftest import ROOT
+from tests.test_resume import StopAt
 from tests.tiny import tiny_policy
 
 
@@ -138,3 +141,36 @@ def test_task_recipes_serve_the_warm_start_too(recipe: str) -> None:
     config = load_config(SftRunConfig, [str(ROOT / "recipes" / recipe)], ["model.init=random"])
     assert config.task.name == recipe.partition(".")[0]
     assert config.rollout.max_new_tokens > 64
+
+
+def test_a_warm_start_that_is_stopped_ends_as_if_it_had_not_been(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = (
+        "steps=6",
+        "sft.batch_size=8",
+        "optimizer.schedule=cosine",
+        "checkpoint.every=2",
+        "evaluation.greedy=false",
+    )
+    never = StopAt(-1)
+    sft(config_of(tiny_folder, tmp_path, *settings), Display(quiet=True), stop=never)
+    moments = -1 - never.left
+    for moment in (1, moments // 2, moments - 8, moments):
+        config = config_of(tiny_folder, tmp_path, *settings, f"name=s{moment}")
+        with pytest.raises(Stopped, match=rf"slimrl sft --resume {tmp_path}/s{moment} goes on"):
+            sft(config, Display(quiet=True), stop=StopAt(moment), resume=True)
+        with pytest.raises(SettingsError, match="go on with slimrl sft --resume"):
+            sft(config, Display(quiet=True))
+        sft(config, Display(quiet=True), resume=True)
+        for file in ("final/model.safetensors", "metrics.jsonl", "evals/step-00000006.jsonl"):
+            assert (tmp_path / f"s{moment}" / file).read_bytes() == (tmp_path / "s" / file).read_bytes()
+        assert not [*(tmp_path / f"s{moment}" / "checkpoints").iterdir()]
+        again = sft(config, Display(quiet=True), resume=True)
+        assert again.steps == 6
+
+
+def test_a_warm_start_is_no_training_run(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "run.json").write_text('{"verb": "sft", "status": "running"}')
+    config = load_config(TrainConfig, [], [f"output={tmp_path}", "name=s"])
+    with pytest.raises(SettingsError, match="is no run of slimrl train"):
+        find_interrupted(config, "train")

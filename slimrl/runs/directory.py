@@ -324,9 +324,9 @@ def new_run(config: RootConfig, verb: str) -> Path:
         status = read_state(path).get("status")
         if status in ENDED:
             raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
-        if status is not None and verb == "train":
+        if status is not None:
             raise SettingsError(
-                f"{path} is not finished, and a run is never overwritten; go on with slimrl train --resume {path}, or choose "
+                f"{path} is not finished, and a run is never overwritten; go on with slimrl {verb} --resume {path}, or choose "
                 "another name=..."
             )
         raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")
