@@ -195,8 +195,9 @@ class RunDirectory:
 
     def keep_fault(self, step: int, tensors: Mapping[str, Tensor], what: str) -> None:
         """nonfinite/: the batch of an update that was dropped, for inspection."""
-        (self.path / "nonfinite").mkdir(exist_ok=True)
-        write_tensors(self.path / "nonfinite" / f"step-{step:08d}.safetensors", tensors)
+        with contextlib.suppress(OSError):  # a full disk ends no run
+            (self.path / "nonfinite").mkdir(exist_ok=True)
+            write_tensors(self.path / "nonfinite" / f"step-{step:08d}.safetensors", tensors)
         self.note(step, "fault", what=what)
 
     @contextmanager
