@@ -5,8 +5,8 @@ Run with the interpreter of TRL's environment, from the repository's root:
     peers/trl/bin/python benchmarks/reliability/trl_battery.py [--batteries NAME ...] [--out FILE]
 
 Runs of 24 steps (4 problems of the built-in task x 4 completions of at most 32 tokens, the built-in model, CPU) with a
-checkpoint every 4 steps, resumed as its documentation says. Each battery prints its cases on stderr; the table comes last.
-A file that exists keeps the batteries that were not asked for.
+checkpoint every 4 steps, all within one epoch unless said otherwise, resumed as its documentation says. Each battery prints
+its cases on stderr; the table comes last. A file that exists keeps the batteries that were not asked for.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ def kills(folder: Path, args: argparse.Namespace) -> Case:
     """One kill for each run, two for every third."""
     moments = random.Random(args.seed)
     result: Case = {}
-    for name, count, updates, aim in (
-        ("random moment, one update per batch", args.kills, 1, False),
-        ("random moment, num_iterations=2", args.kills, 2, False),
-        ("random moment, num_iterations=3", max(1, args.kills // 3), 3, False),
-        ("while a checkpoint is written", args.kills, 1, True),
+    for name, count, changes, aim in (
+        ("random moment", args.kills, {}, False),
+        ("random moment, num_iterations=2", args.kills, {"updates": 2}, False),
+        ("random moment, num_iterations=3", max(1, args.kills // 3), {"updates": 3}, False),
+        ("random moment, two epochs", max(1, args.kills // 2), {"rows": 64}, False),
+        ("while a checkpoint is written", args.kills, {}, True),
     ):
-        undisturbed, again = (undisturbed_run(folder / f"undisturbed-{updates}-{i}", updates=updates) for i in (0, 1))
+        undisturbed, again = (undisturbed_run(folder / f"undisturbed-{i}", **changes) for i in (0, 1))
         cases = []
         for number in range(count):
-            run = Run(folder / "killed", updates=updates)
+            run = Run(folder / "killed", **changes)
             times = 2 if number % 3 == 2 and not aim else 1
             aimed = [at_file(moments) if aim else at_moment(moments, SECONDS / times) for _ in range(times)]
             case = killed_run(run, aimed) | equal(undisturbed, run, JOB["steps"])
@@ -60,7 +61,8 @@ def kills(folder: Path, args: argparse.Namespace) -> Case:
 
 
 def undisturbed_run(folder: Path, **changes: Any) -> Run:
-    run = Run(folder, **changes)
+    """The same settings are run once only."""
+    run = Run(Path("-".join(map(str, (folder, *changes, *changes.values())))), **changes)
     if not run.result():
         run.start()
         run.wait()
@@ -97,14 +99,17 @@ def at_file(moments: random.Random) -> Callable[[Run], str]:
 
 def killed_run(run: Run, aimed: list[Callable[[Run], str]]) -> Case:
     """Killed, started again until it is done; a checkpoint that cannot be resumed from is deleted, as a user would."""
-    case: Case = {"killed": [], "errors": []}
+    case: Case = {"killed": [], "errors": [], "resumed at": []}
     waiting = list(aimed)
     for _ in range(len(aimed) + 6):
+        newest = max(run.checkpoints(), default=0)
         run.start()
         at = waiting.pop(0)(run) if waiting else ""
         if at:
-            case["killed"].append(f"{at}, newest {max(run.checkpoints(), default=0)}")
+            case["killed"].append(at)
         ended = run.wait()
+        if ended.code == 0 or at:
+            case["resumed at"].append(newest)
         if ended.code == 0:
             break
         if not at:
@@ -112,6 +117,7 @@ def killed_run(run: Run, aimed: list[Callable[[Run], str]]) -> Case:
             if not run.checkpoints():
                 break
             shutil.rmtree(run.output / f"checkpoint-{run.checkpoints()[-1]}")
+    case["resumed at"] = case["resumed at"][1:]
     return case | {"finished": ended.code == 0, "without help": ended.code == 0 and not case["errors"]}
 
 
@@ -127,7 +133,7 @@ def sigterm(folder: Path, args: argparse.Namespace) -> Case:
         ("enable_jit_checkpoint", 1, True),
         ("enable_jit_checkpoint, num_iterations=2", 2, True),
     ):
-        undisturbed = undisturbed_run(folder / f"undisturbed-{updates}-0", updates=updates)
+        undisturbed = undisturbed_run(folder / "undisturbed-0", updates=updates)
         cases = []
         for delay in delays:
             run = Run(folder / "terminated", updates=updates, settings={"enable_jit_checkpoint": True} if jit else {})
@@ -170,8 +176,8 @@ def damage(file: Path, how: str, where: random.Random) -> None:
 
 
 def corruption(folder: Path, args: argparse.Namespace) -> Case:
-    """Each file of the newest checkpoint x each damage; what resumes silently is compared with an undamaged resume."""
-    undisturbed = undisturbed_run(folder / "undisturbed-1-0", updates=1)
+    """Each file of the newest checkpoint x each damage; what resumes silently is compared with the undisturbed run."""
+    undisturbed = undisturbed_run(folder / "undisturbed-0")
     newest, older = JOB["steps"] - 4, JOB["steps"] - 8
     where = random.Random(args.seed)
     cases = []
@@ -191,7 +197,7 @@ def corruption(folder: Path, args: argparse.Namespace) -> Case:
                 case["outcome"] = "hung"
             elif ended.code:
                 case["outcome"] = "traceback that names the file" if name in ended.error else "traceback"
-            elif ended.steps > 4:
+            elif ended.steps > JOB["steps"] - newest:
                 case["outcome"] = "fell back"
             elif all(same.values()):
                 case["outcome"] = "loaded, without effect"
@@ -256,7 +262,7 @@ def lines(results: Case) -> list[list[str]]:
     for name, part in results.get("kills", {}).items():
         cases = part["cases"]
         shares = {
-            key: f"{sum(c[key] for c in cases)}/{len(cases)}" for key in cases[0] if key not in ("killed", "errors")
+            key: f"{sum(c[key] for c in cases)}/{len(cases)}" for key in cases[0] if isinstance(cases[0][key], bool)
         }
         repeats = "repeats itself" if all(part["undisturbed runs equal"].values()) else "does not repeat itself"
         what = ", ".join(f"{key} {share}" for key, share in shares.items())

@@ -24,6 +24,7 @@ JOB: dict[str, Any] = {
     "steps": 24,
     "save_steps": 4,
     "updates": 1,
+    "rows": 128,  # of the data: 32 steps an epoch
     "hostile": "",
     "address_space": 0,
     "settings": {},

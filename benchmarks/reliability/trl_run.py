@@ -3,9 +3,9 @@
     python trl_run.py JOB.json
 
 The job: `output` (folder), `model` (folder), `steps`, `save_steps`, `updates` (num_iterations: optimizer updates for each
-sampled batch), `hostile` (name of a function of trl_rewards.py, or empty), `address_space` (bytes, 0: no limit),
-`settings` (further fields of GRPOConfig), `problems`, `completions`, `tokens`. Beside JOB.json lie then `began`, made when
-training begins, and `ended`, with a digest of the weights when it is over.
+sampled batch), `rows` (of the data), `hostile` (name of a function of trl_rewards.py, or empty), `address_space` (bytes, 0:
+no limit), `settings` (further fields of GRPOConfig), `problems`, `completions`, `tokens`. Beside JOB.json lie then `began`,
+made when training begins, and `ended`, with a digest of the weights when it is over.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
         reward_funcs=functions,
         args=config,
-        train_dataset=dataset(),
+        train_dataset=dataset(job["rows"]),
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
     )
     (file.parent / "began").touch()
@@ -70,14 +70,14 @@ def main() -> None:
     (file.parent / "ended").write_text(json.dumps(state))
 
 
-def dataset() -> Any:
-    """64 problems of the built-in arithmetic task: 16 steps of 4, so that a run of 24 steps sees a second epoch."""
+def dataset(rows: int) -> Any:
+    """Problems of the built-in arithmetic task."""
     from datasets import Dataset
 
     from slimrl.config import ArithmeticConfig
     from slimrl.tasks.arithmetic import load
 
-    problems = load(ArithmeticConfig(), seed=0).train[:64]
+    problems = load(ArithmeticConfig(), seed=0).train[:rows]
     return Dataset.from_list(
         [{"prompt": [{"role": "user", "content": p.question}], "answer": p.answer} for p in problems]
     )
