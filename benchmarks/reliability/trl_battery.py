@@ -261,17 +261,19 @@ def lines(results: Case) -> list[list[str]]:
     rows = []
     for name, part in results.get("kills", {}).items():
         cases = part["cases"]
-        shares = {
-            key: f"{sum(c[key] for c in cases)}/{len(cases)}" for key in cases[0] if isinstance(cases[0][key], bool)
-        }
+        same = [all(c[key] for key in ("weights", "optimizer", "metrics")) for c in cases]
+        unaided = [c["without help"] for c in cases]
+        figure = f"{sum(map(all, zip(same, unaided, strict=True)))}/{len(cases)} finished unaided and equal"
         repeats = "repeats itself" if all(part["undisturbed runs equal"].values()) else "does not repeat itself"
-        what = ", ".join(f"{key} {share}" for key, share in shares.items())
-        rows.append([f"kill -9, {name}", f"{shares['weights']} equal", f"undisturbed it {repeats}; {what}"])
+        what = f"{unaided.count(False)} could not be resumed until the newest checkpoint was deleted by hand"
+        unequal = ", ".join(str(c["resumed at"]) for c, equal in zip(cases, same, strict=True) if not equal)
+        what += f"; unequal after resuming at {unequal}" if unequal else "; all equal in the end"
+        rows.append([f"kill -9, {name}", figure, f"undisturbed it {repeats}; {what}"])
     for name, part in results.get("sigterm", {}).items():
         cases = part["cases"]
         codes = sorted({str(c["exit code"]) for c in cases})
         what = f"exit code {', '.join(codes)}; steps lost {', '.join(str(c['steps lost']) for c in cases)}"
-        figure = f"{sum(c['weights'] for c in cases)}/{len(cases)} equal"
+        figure = f"{sum(c['finished'] and c['weights'] for c in cases)}/{len(cases)} resumed and equal"
         rows.append(
             [f"SIGTERM, {name}", figure, f"{what}; {max(c['seconds until it ended'] for c in cases)} s at most"]
         )

@@ -7,12 +7,14 @@ import os
 import random
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trainers import hashes_reward, token_reward
+
+ELSEWHERE = Path.cwd().parent
 
 
 def correct(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
@@ -65,7 +67,7 @@ def fork(count: int) -> Any:
     if os.fork() == 0:
         time.sleep(600)
         os._exit(0)
-    return [0.5] * count
+    return [0.0] * count
 
 
 def allocate_10_gb(count: int) -> Any:
@@ -79,7 +81,7 @@ def exit_process(_: int) -> Any:
 def print_1_gb(count: int) -> Any:
     for _ in range(1024):
         sys.stdout.write("x" * 2**20)
-    return [0.5] * count
+    return [0.0] * count
 
 
 def reseed(count: int) -> Any:
@@ -89,25 +91,25 @@ def reseed(count: int) -> Any:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    return [0.5] * count
+    return [0.0] * count
 
 
 def change_directory(count: int) -> Any:
-    os.chdir(tempfile.gettempdir())
-    return [0.5] * count
+    os.chdir(ELSEWHERE)
+    return [0.0] * count
 
 
 def harmless(count: int) -> Any:
-    """What the others are compared with: a constant, which changes no advantage."""
-    return [0.5] * count
+    """What the others are compared with."""
+    return [0.0] * count
 
 
 def hostile(act: Callable[[int], Any]) -> Callable[..., Any]:
-    """A reward function that pays everybody 0.5, and from its second call on does what `act` does."""
+    """A reward function that pays everybody 0, and from its second call on does what `act` does."""
     calls = itertools.count()
 
     def reward(completions: list[Any], **_: Any) -> Any:
-        return act(len(completions)) if next(calls) else [0.5] * len(completions)
+        return act(len(completions)) if next(calls) else [0.0] * len(completions)
 
     reward.__name__ = act.__name__
     return reward

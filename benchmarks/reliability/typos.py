@@ -4,7 +4,7 @@
 
 TRL is asked as its documentation says, `trl grpo --config FILE.yaml`; ours is `slimrl train FILE.yaml`. Every mistake is a
 change of settings that both train one step with. A mistake is refused or accepted; refused well is in words that name what
-is wrong, without a traceback.
+is wrong, without a traceback. A file that exists keeps the mistakes that were not asked for.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[str, Settings | None, Settings | None]] = {
         {"task": {"path": "empty.jsonl"}},
     ),
     "broken line 2 in the data": (
-        r"bad.jsonl:2|line 2",
+        r"bad.jsonl:2|line 2|row 1",
         {"datasets": [{"path": "json", "data_files": "bad.jsonl"}]},
         {"task": {"path": "bad.jsonl"}},
     ),
@@ -109,14 +109,14 @@ MISTAKES: dict[str, tuple[str, Settings | None, Settings | None]] = {
         {"reward_funcs": ["rewards.lenght"]},
         {"rewards": {"custom": {"rewards.py:lenght": REWARD}}},
     ),
-    "loss misspelt": ("loss_type|aggregation", {"loss_type": "drgrpo"}, {"algorithm": {"aggregation": "token_maen"}}),
+    "loss misspelt": ("loss.type|aggregation", {"loss_type": "drgrpo"}, {"algorithm": {"aggregation": "token_maen"}}),
     "scale_rewards misspelt": (
         "scale_rewards",
         {"scale_rewards": "groups"},
         {"algorithm": {"scale_rewards": "groups"}},
     ),
     "schedule misspelt": (
-        "lr_scheduler_type|schedule",
+        "[Ss]chedule",
         {"lr_scheduler_type": "cosin"},
         {"optimizer": {"schedule": "cosin"}},
     ),
@@ -171,12 +171,12 @@ def ask(command: list[str], settings: Settings, names: str, patience: float) -> 
 
 
 def explanation(text: str) -> str:
-    """What follows the last traceback (but the launcher's own), or all of it where there is none."""
-    parts = [p for p in text.split("Traceback (most recent call last):") if "CalledProcessError" not in p]
-    lines = [line for line in parts[-1].splitlines() if line.strip()]
-    if "Traceback" not in text:
-        return " ".join(line for line in lines if "Warning" not in line and not line.startswith(" "))[-300:]
-    return " ".join(line for line in lines if not line.startswith(" "))
+    """The messages of all tracebacks (but the launcher's own), last first, or what is no warning where there is none."""
+    first, *parts = text.split("Traceback (most recent call last):")
+    parts = [part for part in parts if "CalledProcessError" not in part]
+    kept = parts[::-1] or [first]
+    lines = [line for part in kept for line in part.splitlines() if line.strip() and not line.startswith(" ")]
+    return " ".join(lines) if parts else " ".join(line for line in lines if "Warning" not in line)[-300:]
 
 
 def warnings(text: str) -> str:
@@ -197,7 +197,7 @@ def main() -> None:
         "ours": [pythons["ours"], "-m", "slimrl", "train"],
         "trl": [pythons["trl"], str(Path(pythons["trl"]).parent / "trl"), "grpo", "--config"],
     }
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for mistake in args.mistakes:
         names, *changes = MISTAKES[mistake]
         for engine, base, change in zip(("trl", "ours"), (TRL, OURS), changes, strict=True):
