@@ -201,12 +201,12 @@ def test_three_faults_in_a_row_go_back_once_without_their_problems(
 def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
     """At each of the first 20 micro-batches: the same groups, and the same loss to rounding."""
     config = settings("grpo", "optimizer.microbatch_tokens=50", "optimizer.minibatches=2")
+    sampled = groups_of(tiny_policy(), config)
 
     def losses(fail_at: int) -> tuple[list[float], int]:
         from slimrl import update as module
 
-        policy = tiny_policy()
-        learner = make_learner(policy, config)
+        learner = make_learner(tiny_policy(), config)
         count, whole = 0, module.masked_statistics
 
         def limited(*args: Any, **more: Any) -> Any:
@@ -220,8 +220,10 @@ def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: py
             patch.setattr(module, "masked_statistics", limited)
             found = []
             for step in range(6):
-                groups = groups_of(policy, config, sampled_at=step)
-                found.append(update(learner, Collected(groups, (), groups, 4), config, step, reward_weights={}).metrics)
+                groups = [dataclasses.replace(group, step=step) for group in sampled]
+                found.append(
+                    update(learner, Collected(tuple(groups), (), (), 4), config, step, reward_weights={}).metrics
+                )
         assert count >= fail_at
         return [m["loss"] for m in found], learner.microbatch_tokens
 

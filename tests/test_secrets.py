@@ -28,6 +28,7 @@ SMALL = (
     "evaluation.greedy=false",
 )  # fmt: skip
 RUN_JSON = {
+    "code", "data", "initial", "rewards",
     "verb", "memory", "status", "started", "ended", "slimrl", "torch", "transformers", "python", "device", "dtype", "threads", "parameters", "summary",
 }  # fmt: skip
 """What a run tells of itself and its machine."""
@@ -98,6 +99,6 @@ def test_what_is_written_of_settings_and_machine_is_an_allow_list(outputs: tuple
 
 def test_a_run_leaves_no_pickle(outputs: tuple[Path, dict[str, int]]) -> None:
     files = [path for path in (outputs[0] / "runs" / "r").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".yaml", ".png", ".jinja"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".yaml", ".png", ".jinja", ""}
     # how pickles of protocol 2 and later, and torch's archives of them, begin
     assert not [path for path in files if path.read_bytes().startswith((b"\x80", b"PK"))]

@@ -56,6 +56,8 @@ FILES = {
     "rewards.py": "def length(completions, **_):\n    return [float(len(str(c))) for c in completions]\n",
 }
 REWARD = {"low": 0.0, "high": 100.0}
+RESUME = "--resume"
+"""A flag of `slimrl train`, not a setting."""
 # mistake: (what a message must name, TRL's settings, ours); None: there is nothing like it
 MISTAKES: dict[str, tuple[str, Settings | None, Settings | None]] = {
     "no mistake": ("", {}, {}),
@@ -126,7 +128,7 @@ MISTAKES: dict[str, tuple[str, Settings | None, Settings | None]] = {
     "-5 steps": ("steps", {"max_steps": -5}, {"steps": -5}),
     "output folder is a file": ("rewards.py", {"output_dir": "rewards.py"}, {"output": "rewards.py"}),
     "output folder not writable": ("/proc/none", {"output_dir": "/proc/none"}, {"output": "/proc/none"}),
-    "resume where no checkpoint is": ("hollow", {"resume_from_checkpoint": "hollow"}, None),
+    "resume where no checkpoint is": ("hollow", {"resume_from_checkpoint": "hollow"}, {RESUME: "hollow"}),
 }  # fmt: skip
 
 
@@ -202,7 +204,9 @@ def main() -> None:
         names, *changes = MISTAKES[mistake]
         for engine, base, change in zip(("trl", "ours"), (TRL, OURS), changes, strict=True):
             if engine in args.engines and change is not None:
-                answer = ask(commands[engine], merged(base, change), names, args.patience)
+                change = dict(change)
+                resume = ["--resume", str(change.pop(RESUME))] if RESUME in change else []
+                answer = ask([*commands[engine], *resume], merged(base, change), names, args.patience)
                 found.setdefault(mistake, {})[engine] = answer
                 say(f"{mistake}, {engine}: {answer}")
     if args.out:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -332,10 +333,13 @@ def new_run(config: RootConfig, verb: str) -> Path:
             )
         raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    try:
+        with TemporaryDirectory(dir=parent, prefix=".slimrl-"):  # root may write anywhere, and still not into /proc
+            pass
+    except OSError:
         raise SettingsError(
             f"output={config.output}: {parent} is not a folder that can be written; choose another output"
-        )
+        ) from None
     return path
 
 

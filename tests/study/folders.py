@@ -47,7 +47,7 @@ def write_run(
     inert: Sequence[str] = (),
 ) -> None:
     """A run after which the problems with these numbers are right."""
-    (run.folder / "evals").mkdir(parents=True)
+    (run.folder / "evals").mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(dump_yaml(run.config(Slots(1, 1, 1.0))))
     rows = [
         {

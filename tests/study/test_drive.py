@@ -122,7 +122,7 @@ def test_runs_are_started_seed_by_seed_in_the_slots_there_are(
     assert failed == []
 
 
-def test_what_is_finished_is_never_repeated_and_what_broke_off_is_done_again(
+def test_what_is_finished_is_never_repeated_and_what_broke_off_goes_on(
     expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = {run.name: run for run in planned_runs(expanded, tmp_path)}
@@ -131,8 +131,10 @@ def test_what_is_finished_is_never_repeated_and_what_broke_off_is_done_again(
     write_run(runs["base_again-0"], [1], status="running")
     write_run(runs["base-1"], [1], status="failed")
     (runs["kl-1"].folder / "evals").mkdir(parents=True)  # killed before it wrote anything
+    (runs["base_again-0"].folder / "kept").touch()
     launcher, _, _ = go(expanded, tmp_path, monkeypatch)
     assert launcher.started == ALL[2:]
+    assert (runs["base_again-0"].folder / "kept").exists(), "slimrl train --resume goes on in its folder"
     again, _, _ = go(expanded, tmp_path, monkeypatch)
     assert again.started == []
 
