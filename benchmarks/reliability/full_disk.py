@@ -1,0 +1,89 @@
+"""A disk that is full at a hundred random places: is a checkpoint lost, does the run end, does it end as ever?
+
+One process. At the bytes of checkpoints and records that random draws name, writing fails with ENOSPC after half of the block, once;
+then there is room again. Runs go on until all places were met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from runs import EVERYTHING, content, report
+
+from slimrl.config import TrainConfig
+from slimrl.display import Display
+from slimrl.runs.checkpoints import newest
+from slimrl.runs.durable import _Hashed
+from slimrl.settings import load_config
+from slimrl.train import train
+
+LARGEST = 14_000_000
+"""Bytes until the next refusal, at most: about a checkpoint."""
+
+
+class Disk:
+    """Refuses a write now and then; notes which checkpoint was safe when it did."""
+
+    def __init__(self, draws: random.Random, folder: Path) -> None:
+        self.draws, self.folder, self.room = draws, folder, draws.randrange(LARGEST)
+        self.refused = self.lost = self.safe = 0
+        self.write = _Hashed.write
+
+    def take(self, file: _Hashed, data: bytes | memoryview) -> None:
+        self.room -= len(data)
+        if self.room >= 0:
+            self.write(file, data)
+            return
+        self.room = self.draws.randrange(LARGEST)
+        self.refused += 1
+        self.write(file, data[: len(data) // 2])
+        found = newest(self.folder / "checkpoints")[0]
+        self.lost += (found.step if found else 0) < self.safe
+        self.safe = found.step if found else 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--places", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    draws, refused, lost, runs, equal = random.Random(args.seed), 0, 0, 0, 0
+    with tempfile.TemporaryDirectory(prefix="slimrl-disk-") as name:
+        output = Path(name)
+        run(output, "undisturbed")
+        expected = content(output / "undisturbed")
+        own = _Hashed.write
+        while refused < args.places:
+            disk = Disk(draws, output / f"run-{runs}")
+            _Hashed.write = lambda file, data, disk=disk: disk.take(file, data)
+            try:
+                run(output, f"run-{runs}")
+            finally:
+                _Hashed.write = own
+            equal += content(output / f"run-{runs}") == expected
+            refused, lost, runs = refused + disk.refused, lost + disk.lost, runs + 1
+    found: dict[str, object] = {
+        "places at which the disk was full": refused,
+        "checkpoints lost": lost,
+        "runs": runs,
+        "runs equal to the undisturbed one": equal,
+    }
+    report(found, args.out)
+    sys.exit(0 if not lost and equal == runs else 1)
+
+
+def run(output: Path, name: str) -> None:
+    settings = (*EVERYTHING, "checkpoint.every=1", f"output={output}", f"name={name}")
+    train(load_config(TrainConfig, [], settings), Display(quiet=True))
+
+
+if __name__ == "__main__":
+    main()
