@@ -1,7 +1,7 @@
 """A disk that is full at a hundred random places: is a checkpoint lost, does the run end, does it end as ever?
 
-One process. At the bytes of checkpoints and records that random draws name, writing fails with ENOSPC after half of the block, once;
-then there is room again. Runs go on until all places were met.
+One process. At the bytes of checkpoints and records that random draws name, writing fails with ENOSPC after half of the block,
+once; then there is room again. Runs go on until all places were met.
 """
 
 from __future__ import annotations
