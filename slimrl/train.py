@@ -322,7 +322,8 @@ def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
     run.evaluations = [e for e in run.evaluations if e.step <= before.step]
     run.note(before.step, "rolled back", why=what, excluded=list(excluded))
     display.say(f"{what}; back to step {before.step}, without their {len(state.suspects)} problems", "yellow")
-    return replace(before, faults=0, suspects=(), rolled_back=True, excluded=excluded)
+    carried = tuple(group for group in before.carried if group.problem.id not in excluded)
+    return replace(before, carried=carried, faults=0, suspects=(), rolled_back=True, excluded=excluded)
 
 
 def spoiled(setup: TrainSetup) -> bool:

@@ -22,10 +22,11 @@ from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.runs.checkpoints import checkpoints
 from slimrl.settings import load_config
 from slimrl.state import optimizer_tensors
+from slimrl.stopping import Stopped
 from slimrl.train import train
 from slimrl.update import Learner, make_learner, update
 from tests.conftest import ROOT
-from tests.test_resume import content, run
+from tests.test_resume import StopAt, content, run
 from tests.test_train import SMALL
 from tests.test_update import groups_of
 from tests.tiny import tiny_policy
@@ -327,3 +328,30 @@ def test_what_is_out_of_memory() -> None:
     )
     assert all(is_out_of_memory(error) for error in (OOM, cpu, MemoryError()))
     assert not is_out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_a_kill_inside_a_roll_back_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints beyond the target go before the records that they would need."""
+    from slimrl.runs import directory
+
+    never = StopAt(-1)
+    run(tmp_path, "whole", "optimizer.schedule=constant", stop=never)
+    late = StopAt(round(0.8 * (-1 - never.left)))
+    with pytest.raises(Stopped):
+        run(tmp_path, "a", "optimizer.schedule=constant", "checkpoint.every=1", "checkpoint.keep=9", stop=late)
+    own, removed = directory.remove, []
+
+    def killed(checkpoint: Any) -> None:
+        own(checkpoint)
+        removed.append(checkpoint.step)
+        raise KeyboardInterrupt  # as good as a kill: nothing tidies up after it
+
+    monkeypatch.setattr(directory, "remove", killed)
+    killed_run = directory.RunDirectory(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        killed_run.rewind(1)
+    killed_run._lock.release()
+    monkeypatch.setattr(directory, "remove", own)
+    assert removed == [max(removed)]
+    run(tmp_path, "a", "optimizer.schedule=constant", resume=True)
+    assert content(tmp_path / "a") == content(tmp_path / "whole")

@@ -115,22 +115,25 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Forget all records beyond this step."""
-        rows = [row for row in read_metrics(self.path / "metrics.jsonl") if row["step"] <= step]
+        known = self.history or read_metrics(self.path / "metrics.jsonl")
+        rows = [row for row in known if row["step"] <= step]
         if [row["step"] for row in rows] != list(range(1, step + 1)):
             raise DataError(
                 f"{self.path}/metrics.jsonl does not hold steps 1 to {step}, after which the run would go on; restore it, or "
                 "start the run anew under another name"
             )
-        write_text(self.path / "metrics.jsonl", "".join(_line(row) for row in rows))
-        self.history = rows
-        self.evaluations = [e for e in self.evaluations if e.step <= step]
-        for folder in ("rollouts", "evals", "nonfinite"):
-            for file in (self.path / folder).glob("step-*"):
-                if (number := file.name[5:13]).isdigit() and int(number) > step:
-                    file.unlink()
-        for checkpoint in checkpoints(self.checkpoints):
+        for checkpoint in checkpoints(self.checkpoints):  # before the records that they need
             if checkpoint.step > step:
                 remove(checkpoint)
+        write_text(self.path / "metrics.jsonl", "".join(_line(row) for row in rows))
+        self._lines.clear()
+        self.history = rows
+        self.evaluations = [e for e in self.evaluations if e.step <= step]
+        self._files = {file: text for file, text in self._files.items() if _step_of(file) <= step}
+        for folder in ("rollouts", "evals", "nonfinite"):
+            for file in (self.path / folder).glob("step-*"):
+                if _step_of(file) > step:
+                    file.unlink()
 
     def sync(self) -> None:
         """What a checkpoint relies on is on the disk when this returns; raises OSError where it could not be written."""
@@ -297,6 +300,11 @@ def _ending(error: BaseException) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _step_of(file: Path) -> int:
+    """Of step-00000012.jsonl; 0 where the name has none."""
+    return int(number) if (number := file.name[5:13]).isdigit() else 0
 
 
 def _pretty(data: Any) -> str:
