@@ -106,10 +106,12 @@ def peak_memory(device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or this process, had no memory left for what was asked."""
-    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # what torch says of a CPU's
+    told = isinstance(error, RuntimeError) and any(sentence in str(error) for sentence in NO_MEMORY)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
 
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says of a CPU's, and what CUDA says outside of torch's own allocator."""
 _given_back = False
 
 

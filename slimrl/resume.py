@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from slimrl.config import RootConfig, TrainConfig
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
+from slimrl.evaluate import Evaluation, read_evaluations
 from slimrl.model.loading import fingerprint
 from slimrl.prepare import Setup
-from slimrl.runs.checkpoints import Checkpoint, newest
-from slimrl.runs.directory import ENDED, Lock, read_state, run_path, versions
+from slimrl.rewards.custom import files_digest
+from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
+from slimrl.runs.directory import ENDED, Lock, new_run, read_state, run_path, versions
 from slimrl.settings import build, read_yaml, settings_of
 from slimrl.tasks.order import ENDLESS
 
@@ -32,10 +34,14 @@ MAY_CHANGE = (
 """Settings that no weight depends on."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
-CODE = ("slimrl", "code", "torch", "transformers", "dtype", "rewards")
+CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
 """What else must be as it was, unless --force says otherwise; another machine is only said."""
+GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl")
+"""What is in a run's folder before it is a run."""
 ENDLESS_SAMPLE = 64
 """Problems that stand for an endless supply in its fingerprint."""
+PROMPTS = 8
+"""Prompts that stand for what makes prompts of problems."""
 
 
 @dataclass(frozen=True)
@@ -60,34 +66,84 @@ class Interrupted(Generic[Config]):
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def find_interrupted(config: Config, verb: str) -> Interrupted[Config] | None:
-    """The run that these settings name, if there is one to go on with; its damaged checkpoints are set aside.
+@dataclass(frozen=True)
+class Found(Generic[Config]):
+    """The run that settings name."""
 
-    Raises SettingsError where settings differ that must not.
+    path: Path
+    summary: dict[str, Any] | None = None
+    """Of one that is finished."""
+    interrupted: Interrupted[Config] | None = None
+    """None: it is to be begun."""
+
+
+def find_run(config: Config, verb: str, *, resume: bool) -> Found[Config]:
+    """Where a run lies and whether it is finished, interrupted or new; the damaged checkpoints of one are set aside.
+
+    Raises SettingsError for a run that exists and is not to be gone on with, is being worked on, or was begun with settings
+    that must not differ; DataError where its record is damaged.
     """
     path = run_path(config, verb)
+    if not resume:
+        return Found(new_run(config, verb))
     if not config.name:
         raise SettingsError("--resume needs to know which run; give its folder, or name=...")
-    recorded = read_state(path)
-    if not recorded or recorded.get("status") in ENDED:
-        return None
-    if (path / "checkpoints").is_symlink() or path.is_symlink():
+    if path.is_symlink() or (path / "checkpoints").is_symlink():
         raise SettingsError(
             f"{path} is a link to another place, where nothing is written; resume the run where it lies"
         )
+    if not path.exists():
+        return Found(new_run(config, verb))
+    if not (path / "run.json").exists():
+        others = sorted(entry.name for entry in path.iterdir() if entry.name not in GIVEN_UP and entry.name[0] != ".")
+        if others:
+            raise SettingsError(f"{path} is no run, it has no run.json but {others[0]}; choose another name=...")
+        return Found(path)  # given up before anything was in it
+    lock = Lock(path)
+    try:
+        return _look_into(config, verb, path, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Config]:
+    recorded = read_state(path)
+    if not recorded:
+        raise DataError(f"{path}/run.json is damaged; restore it, or start the run anew under another name")
     if recorded.get("verb") != verb:
         raise SettingsError(f"{path} is no run of slimrl {verb}; choose another name=...")
+    if recorded.get("status") == "finished":
+        lock.release()
+        return Found(path, summary=recorded["summary"])
+    if recorded.get("status") in ENDED:
+        raise SettingsError(
+            f"{path} has {recorded['status']} and would again; choose another name=... and other settings"
+        )
     before = build(type(config), read_yaml(str(path / "config.yaml")), str(path / "config.yaml"))
     refuse_changes(before, config, path)
-    lock = Lock(path)
+    remove_unfinished(path / "checkpoints")
     checkpoint, notes = newest(path / "checkpoints")
     if checkpoint is None and notes:
         notes.append(f"{path} has no whole checkpoint and begins again")
     step = checkpoint.step if checkpoint else 0
     if config.steps < step:
-        lock.release()
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")
-    return Interrupted(path, config, _planned(config, before, recorded), checkpoint, recorded, tuple(notes), lock)
+    planned = _planned(config, before, recorded)
+    return Found(path, interrupted=Interrupted(path, config, planned, checkpoint, recorded, tuple(notes), lock))
+
+
+def known_evaluations(interrupted: Interrupted[Any]) -> list[Evaluation]:
+    """What was measured up to the step from which the run goes on; raises DataError where some of it is missing."""
+    folder = interrupted.path / "evals"
+    found = [e for e in read_evaluations(folder) if e.step <= interrupted.step]
+    wanted = interrupted.checkpoint.state()["evaluated"] if interrupted.checkpoint else []
+    missing = sorted({*wanted} - {e.step for e in found})
+    if missing:
+        raise DataError(
+            f"{folder}/step-{missing[0]:08d}.jsonl is missing or damaged; restore it, or start the run anew under another name"
+        )
+    return found
 
 
 def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
@@ -121,12 +177,11 @@ def _planned(config: Config, before: Config, recorded: Mapping[str, Any]) -> Con
 
 def identity(setup: Setup) -> dict[str, str]:
     """SHA-256 of what a run is made from, beside its settings: its data, its first weights, this code, the user's rewards."""
-    custom = setup.config.rewards.custom if isinstance(setup.config, TrainConfig) else ()
     return {
         "data": _data(setup),
         "initial": fingerprint(setup.policy.model),
         "code": _files(sorted(Path(__file__).parent.rglob("*.[ch]pp")) + sorted(Path(__file__).parent.rglob("*.py"))),
-        "rewards": _files([Path(spec.rpartition(":")[0]).expanduser() for spec in custom]),
+        "rewards": files_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
     }
 
 
@@ -135,7 +190,10 @@ def compare_identity(
 ) -> list[str]:
     """What a user must know of the differences; raises SettingsError for those that would make it another run."""
     before, path = interrupted.recorded, interrupted.path
-    for key, what in (("data", "the problems of the task"), ("initial", "the weights of model.path")):
+    for key, what in (
+        ("data", "the problems of the task, or their prompts,"),
+        ("initial", "the weights of model.path"),
+    ):
         if before.get(key) != found[key]:
             raise SettingsError(
                 f"{what} are not those that {path} began with; bring them back, or choose another name=..."
@@ -167,7 +225,10 @@ def _data(setup: Setup) -> str:
     digest = hashlib.sha256()
     for problem in (*train, *setup.held_out, *setup.harder):
         whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
-        digest.update(repr(whole).encode("utf-8", "surrogatepass"))
+        columns = sorted(problem.columns.items())  # rewards read them
+        digest.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
+    for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
+        digest.update(repr(setup.prompt_ids(problem)).encode())
     return digest.hexdigest()
 
 

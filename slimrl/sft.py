@@ -19,7 +19,8 @@ from slimrl.algorithm.batch import microbatches
 from slimrl.config import SftRunConfig
 from slimrl.display import Display
 from slimrl.errors import DivergedError, SettingsError
-from slimrl.evaluate import evaluate, read_evaluations
+from slimrl.evaluate import evaluate
+from slimrl.keeping import Keeper
 from slimrl.model.checkpointing import checkpointed
 from slimrl.model.loading import TAUGHT, Policy
 from slimrl.model.logprobs import token_logprobs
@@ -28,11 +29,11 @@ from slimrl.model.packing import pack
 from slimrl.prepare import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
-from slimrl.resume import Interrupted, compare_identity, find_interrupted, identity
-from slimrl.runs.checkpoints import Checkpoint, prune
-from slimrl.runs.directory import RunDirectory, new_run, read_state, run_path
+from slimrl.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
+from slimrl.runs.checkpoints import Checkpoint
+from slimrl.runs.directory import RunDirectory, versions
 from slimrl.settings import nearest
-from slimrl.state import restore_policy, save_policy, try_to_save
+from slimrl.state import restore_policy, save_policy
 from slimrl.stopping import Stop, Stopped, seconds_of
 
 SOLUTIONS_LOOKED_AT = 500
@@ -78,21 +79,17 @@ def sft(
     """Imitate demonstrators; evaluates before and after, and is stopped and resumed, as training is."""
     stop = stop or Stop()
     stop.after(seconds_of(config.max_time))
-    path = run_path(config, "sft")
-    recorded = read_state(path)
-    if resume and recorded.get("status") == "finished":
-        display.say(f"{path} is finished; nothing is left to do")
-        return SftSummary(**recorded["summary"])
-    interrupted = find_interrupted(config, "sft") if resume else None
-    if interrupted is None:
-        if not resume or recorded or not path.is_dir():
-            path = new_run(config, "sft")
-        return _sft(config, path, display, stop)
+    found = find_run(config, "sft", resume=resume)
+    if found.summary is not None:
+        display.say(f"{found.path} is finished; nothing is left to do")
+        return SftSummary(**found.summary)
+    if found.interrupted is None:
+        return _sft(config, found.path, display, stop)
     try:
-        torch.set_num_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
-        return _sft(interrupted.config, path, display, stop, interrupted, force=force)
+        torch.set_num_threads(int(found.interrupted.recorded["threads"]))  # other threads, other sums
+        return _sft(found.interrupted.config, found.path, display, stop, found.interrupted, force=force)
     finally:
-        interrupted.lock.release()
+        found.interrupted.lock.release()
 
 
 def _sft(
@@ -117,16 +114,20 @@ def _sft(
         notes += [*interrupted.notes, *compare_identity(interrupted, setup, known, force=force)]
     for note in filter(None, notes):
         display.say(f"note: {note}")
-    stop.defer()
     if interrupted is None:
+        memory = setup.memory.table()
+        stop.defer()
         run = RunDirectory.create(
-            path, config, setup.policy, verb="sft", memory=setup.memory.table(), rejected=setup.task.rejected, **known
+            path, config, setup.policy, verb="sft", memory=memory, rejected=setup.task.rejected, **known
         )
         with run.recording():
             return imitate_and_measure(setup, run, demonstrate, display, config, stop)
-    run = RunDirectory.reopen(path, interrupted.wanted, interrupted.lock, step=interrupted.step)
+    evaluations = known_evaluations(interrupted)
+    known |= versions(setup.policy)
+    stop.defer()
+    run = RunDirectory.reopen(path, interrupted.wanted, interrupted.lock, step=interrupted.step, **known)
     with run.recording():
-        run.evaluations = [e for e in read_evaluations(path / "evals") if e.step <= interrupted.step]
+        run.evaluations = evaluations
         display.say(f"going on after step {interrupted.step}")
         return imitate_and_measure(setup, run, demonstrate, display, config, stop, interrupted.checkpoint)
 
@@ -141,24 +142,18 @@ def imitate_and_measure(
     checkpoint: Checkpoint | None = None,
 ) -> SftSummary:
     """Held-out accuracy, the updates, held-out accuracy again; what is interrupted leaves a checkpoint."""
-    policy, every = setup.policy, config.checkpoint.every
+    policy = setup.policy
     optimizer = make_optimizer(policy.model, setup.config.optimizer)
     state = SftState(**restore_policy(checkpoint, policy, optimizer)["run"]) if checkpoint else SftState()
     setup.engine.stop = stop
-    saved, failed = state.step if checkpoint else -1, False
+    keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
 
-    def kept(state: SftState) -> bool:
-        def write() -> Checkpoint:
-            return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
-
-        return not try_to_save(run, state.step, display, write, keep=config.checkpoint.keep)
+    def write() -> Checkpoint:
+        return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
 
     try:
         while True:
-            due = every and state.step and state.step % every == 0
-            if (due or failed) and saved != state.step:
-                failed = not kept(state)
-                saved = saved if failed else state.step
+            keeper.offer(state.step, write)
             if state.step in (0, config.steps) and state.step not in [e.step for e in run.evaluations]:
                 found = evaluate(setup, step=state.step)
                 run.log_evaluation(found)
@@ -168,8 +163,7 @@ def imitate_and_measure(
             stop.check()
             state = take_update(setup, run, optimizer, demonstrate, display, config, state)
     except Stopped as reason:
-        if saved != state.step:
-            kept(state)
+        keeper.keep(state.step, write)
         where = f" after step {state.step}; slimrl sft --resume {run.path} goes on"
         raise Stopped(reason.cause, reason.exit_code, where) from None
     before, after = run.evaluations[0], run.evaluations[-1]
@@ -180,7 +174,7 @@ def imitate_and_measure(
         str(run.path), before.test.summary(), after.test.summary(), config.steps, state.tokens, state.seconds
     )
     run.finish(summary)
-    prune(run.checkpoints, keep=0)
+    keeper.finish(state.step)
     display.say(f"the model lies in {run.path}/final")
     return summary
 

@@ -6,7 +6,7 @@ what a curriculum has learned, and what was found out about memory and faults on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from slimrl.display import Display
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.model.loading import Policy
 from slimrl.model.masters import MasterAdamW
 from slimrl.prepare import TrainSetup
 from slimrl.records import Batch, Completion, Group, Problem, Rollout
-from slimrl.runs.checkpoints import Checkpoint, prune, write_checkpoint
+from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
 from slimrl.runs.directory import RunDirectory
 from slimrl.switches import NOTHING_SEEN, Seen
 from slimrl.update import Learner
@@ -46,6 +45,8 @@ class RunState:
     rolled_back: bool = False
     excluded: tuple[str, ...] = ()
     """Ids of the problems that a roll-back left behind."""
+    unscorable: Mapping[str, int] = field(default_factory=dict)
+    """Completions that no reward could be found for, by reason."""
 
 
 def save(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState) -> Checkpoint:
@@ -76,9 +77,10 @@ def save_policy(
 
     Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
     """
-    weights = model_tensors(policy)
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise NonFiniteError("a weight is not finite")
+    whole = {"model": model_tensors(policy), "optimizer": optimizer.tensors(), **tensors}
+    for table in whole.values():
+        if not are_finite(table.values()):
+            raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
     def beside(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
@@ -86,31 +88,12 @@ def save_policy(
         policy.model.generation_config.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
 
-    whole = {"model": weights, "optimizer": optimizer.tensors(), **tensors}
-    return write_checkpoint(run.checkpoints, step, whole, {**plain, "scale": optimizer.scale}, beside)
+    plain = {**plain, "scale": optimizer.scale, "evaluated": [e.step for e in run.evaluations]}
+    return write_checkpoint(run.checkpoints, step, whole, plain, beside)
 
 
-def try_to_save(
-    run: RunDirectory,
-    step: int,
-    display: Display,
-    write: Callable[[], Checkpoint],
-    *,
-    keep: int,
-    also: Sequence[int] = (),
-) -> str:
-    """`write` a checkpoint and let all go but the newest `keep` and those in `also`; why that was not possible, or nothing."""
-    try:
-        write()
-        prune(run.checkpoints, keep=keep, also=also)
-    except (OSError, NonFiniteError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        display.say(
-            f"no checkpoint after step {step} ({reason}); training goes on, the next step tries again", "yellow"
-        )
-        run.note(step, "checkpoint failed", why=reason)
-        return reason
-    return ""
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunState:
@@ -121,7 +104,7 @@ def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunS
         _copy(checkpoint, "critic", dict(critic.state_dict()))
         optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
-    setup.engine.slots = int(plain["slots"])
+    setup.engine.slots = min(setup.engine.slots, int(plain["slots"]))  # what was found too many, or is wanted fewer now
     learner.microbatch_tokens = int(plain["microbatch_tokens"])
     return from_json(plain["run"])
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+ECHO_SECONDS = 1.0
+"""A signal so soon after the first is the same one."""
 PREEMPTED, INTERRUPTED = 75, 130
 """Exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C."""
 
@@ -33,6 +35,8 @@ class Stop:
         self._asked: Stopped | None = None
         self._end = float("inf")
         self._at_once = False
+        self._heard: float | None = None
+        """When the first signal came."""
         self._started = time.monotonic()
 
     def after(self, seconds: float) -> None:
@@ -69,8 +73,12 @@ class Stop:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        if self._asked is not None:
-            os._exit(code)  # what must not outlive this process notices by itself
+        now, before = time.monotonic(), self._heard
+        self._heard = now if before is None else before
+        if before is not None:
+            if now - before > ECHO_SECONDS:
+                os._exit(code)  # what must not outlive this process notices by itself
+            return  # schedulers signal the whole job and its shell passes the word on: that is one word
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()

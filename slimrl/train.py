@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,16 +26,17 @@ from slimrl.config import TrainConfig
 from slimrl.display import Display
 from slimrl.doctor import examine, look
 from slimrl.errors import DivergedError, SettingsError
-from slimrl.evaluate import Comparison, compare, evaluate, read_evaluations
-from slimrl.machine import Limits, measure_limits, peak_memory
+from slimrl.evaluate import Comparison, compare, evaluate
+from slimrl.keeping import Keeper
+from slimrl.machine import Limits, is_out_of_memory, measure_limits, peak_memory
 from slimrl.memory import compare_memory
 from slimrl.model.loading import digest, fingerprint
 from slimrl.prepare import TrainSetup, prepare_training
-from slimrl.resume import Interrupted, compare_identity, find_interrupted, identity
-from slimrl.runs.checkpoints import Checkpoint, newest, prune
-from slimrl.runs.directory import RunDirectory, new_run, read_state, run_path
-from slimrl.runs.metrics import describe
-from slimrl.state import RunState, as_tensors, optimizer_tensors, restore, save, try_to_save
+from slimrl.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
+from slimrl.runs.checkpoints import Checkpoint, newest
+from slimrl.runs.directory import RunDirectory, versions
+from slimrl.runs.metrics import describe, is_finite, reasons
+from slimrl.state import RunState, are_finite, as_tensors, optimizer_tensors, restore, save
 from slimrl.stopping import Stop, Stopped, seconds_of
 from slimrl.stopwatch import OFF, Stopwatch, mean_profile
 from slimrl.switches import combine, confounded_switches, inert_switches, note_update
@@ -66,6 +70,8 @@ class TrainSummary:
     """Switches that cannot have changed anything."""
     confounded: list[str]
     """Switches that acted, but also as something else."""
+    unscorable: dict[str, int]
+    """Completions that could not be scored, by reason."""
     memory: dict[str, float]
     """Peaks in GiB, `planned` for at most, `estimated` for what came up and `measured`; `error` of the estimate."""
     profile: dict[str, float]
@@ -88,26 +94,22 @@ def train(
     """
     stop = stop or Stop()
     stop.after(seconds_of(config.max_time))
-    path = run_path(config, "train")
-    state = read_state(path)
-    if resume and state.get("status") == "finished":
-        display.say(f"{path} is finished; nothing is left to do")
-        return TrainSummary(**state["summary"])
-    interrupted = find_interrupted(config, "train") if resume else None
-    if interrupted is not None:
+    found = find_run(config, "train", resume=resume)
+    if found.summary is not None:
+        display.say(f"{found.path} is finished; nothing is left to do")
+        return TrainSummary(**found.summary)
+    if found.interrupted is not None:
         try:
-            return go_on(interrupted, display, stop, force=force)
+            return go_on(found.interrupted, display, stop, force=force)
         finally:
-            interrupted.lock.release()
-    if not resume or state or not path.is_dir():  # a folder without run.json was given up before anything was in it
-        path = new_run(config, "train")
+            found.interrupted.lock.release()
     setup = prepare_training(config)
     with setup.scorer:
         display.opening(examine(setup), setup.notes)
-        known = identity(setup)
+        memory, known = setup.memory.table(), identity(setup)
         stop.defer()
         run = RunDirectory.create(
-            path, config, setup.policy, verb="train", memory=setup.memory.table(), rejected=setup.task.rejected, **known
+            found.path, config, setup.policy, verb="train", memory=memory, rejected=setup.task.rejected, **known
         )
         with run.recording():
             return train_and_measure(setup, run, display, stop)
@@ -115,17 +117,23 @@ def train(
 
 def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *, force: bool) -> TrainSummary:
     """The rest of a run that was interrupted."""
-    path = interrupted.path
     torch.set_num_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
     setup = prepare_training(interrupted.config)
     with setup.scorer:
-        changes = compare_identity(interrupted, setup, identity(setup), force=force)
+        known = identity(setup)
+        changes = compare_identity(interrupted, setup, known, force=force)
         for note in (*setup.notes, *interrupted.notes, *changes):
             display.say(f"note: {note}")
+        evaluations = known_evaluations(interrupted)
+        known |= versions(setup.policy)
         stop.defer()
-        run = RunDirectory.reopen(path, interrupted.wanted, interrupted.lock, step=interrupted.step)
+        run = RunDirectory.reopen(
+            interrupted.path, interrupted.wanted, interrupted.lock, step=interrupted.step, **known
+        )
+        if known["rewards"] != interrupted.recorded["rewards"]:
+            run.mended = interrupted.step
         with run.recording():
-            run.evaluations = [e for e in read_evaluations(path / "evals") if e.step <= interrupted.step]
+            run.evaluations = evaluations
             display.say(f"going on after step {interrupted.step}")
             return train_and_measure(setup, run, display, stop, interrupted.checkpoint)
 
@@ -133,46 +141,47 @@ def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *
 def train_and_measure(
     setup: TrainSetup, run: RunDirectory, display: Display, stop: Stop, checkpoint: Checkpoint | None = None
 ) -> TrainSummary:
-    """Held-out accuracy, the steps, held-out accuracy again; what is interrupted leaves a checkpoint."""
+    """Held-out accuracy, the steps, held-out accuracy again; what is stopped leaves a checkpoint."""
     config = setup.config
     learner = make_learner(setup.policy, config)
     state = restore(checkpoint, setup, learner) if checkpoint else RunState()
     watch = Stopwatch(setup.policy.device) if config.log.profile else OFF
     limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
     setup.engine.watch, setup.engine.stop = watch, stop
-    saved = state.step if checkpoint else -1
-    unsaved = ""
+    keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
+
+    def write() -> Checkpoint:
+        return save(run, setup, learner, state)
+
     try:
         while True:
+            keeper.offer(state.step, write)
             steps = expected_steps(config, state.step, state.tokens)
-            due = config.checkpoint.every and state.step and state.step % config.checkpoint.every == 0
-            if (due or unsaved) and saved != state.step:
-                saved, unsaved = keep(run, setup, learner, state, display)
             if is_measured(config, state.step, steps) and state.step not in [e.step for e in run.evaluations]:
                 measure(setup, run, display, state.step)
-                if is_best(run, state.step) and config.checkpoint.keep_best and 0 < state.step < steps:
-                    saved, unsaved = keep(run, setup, learner, state, display)
+                if state.step < steps:
+                    keeper.offer_best(state.step, write)
             if state.step >= steps:
                 break
-            state = take_step(setup, run, learner, state, display, watch, limits, stop)
-            demand_scorable(run, config)
+            with in_words_where_memory_ran_out():
+                state = take_step(setup, run, learner, state, display, watch, limits, stop)
+            if sentence := unscorable(run, config):
+                keeper.keep(state.step, write)
+                raise SettingsError(sentence)
             if state.faults >= FAULTS:
                 state = roll_back(setup, run, learner, state, display)
-                saved, unsaved = -1, "rolled back"  # what it leaves behind must outlive this process
-    except (Stopped, SettingsError) as reason:
+                keeper.start_over()
+    except Stopped as reason:  # raised only where no weight has moved since the last step
         learner.drop()
-        if saved != state.step:
-            keep(run, setup, learner, state, display)
-        if isinstance(reason, Stopped):
-            where = f" after step {state.step}; slimrl train --resume {run.path} goes on"
-            raise Stopped(reason.cause, reason.exit_code, where) from None
-        raise
+        keeper.keep(state.step, write)
+        where = f" after step {state.step}; slimrl train --resume {run.path} goes on"
+        raise Stopped(reason.cause, reason.exit_code, where) from None
 
     if config.log.model:
         run.save_final(setup.policy)
     summary = summarize(setup, run, learner, state)
     run.finish(summary)
-    prune(run.checkpoints, keep=0, also=best_step(run) if config.checkpoint.keep_best else ())
+    keeper.finish(state.step)
     display.closing(run.path, run.evaluations[0], run.evaluations[-1], summary)
     return summary
 
@@ -187,7 +196,9 @@ def take_step(
     limits: Limits | None,
     stop: Stop,
 ) -> RunState:
-    """One step of the algorithm: the state after it. Whatever is raised on the way leaves everything as it was before."""
+    """One step of the algorithm: the state after it. Raises Stopped with everything as it was before, SettingsError where
+    memory does not suffice, and DivergedError where no problem is left.
+    """
     config, step = setup.config, state.step
     watch.start()
     started = time.perf_counter()
@@ -204,6 +215,11 @@ def take_step(
         carried=state.carried,
     )
     rolled = time.perf_counter()
+    if not collected.sampled and not state.carried and state.excluded:
+        raise DivergedError(
+            f"after a roll-back past {len(state.excluded)} problems none is left to train on; lower optimizer.learning_rate, or "
+            "look at nonfinite/ for what went wrong"
+        )
     weights = {reward.name: reward.weight for reward in setup.rewards}
     updated = update(learner, collected, config, step, reward_weights=weights, watch=watch, stop=stop)
     done = time.perf_counter()
@@ -217,8 +233,9 @@ def take_step(
         step=step + 1,
         tokens=state.tokens + sampled,
         seconds=state.seconds + done - started,
-        carried=collected.surplus,
+        carried=tuple(group for group in collected.surplus if is_finite(group)),
         seen=seen,
+        unscorable=dict(Counter(state.unscorable) + reasons(collected.sampled)),
         faults=0,
         suspects=(),
     )
@@ -248,6 +265,20 @@ def take_step(
     return after
 
 
+@contextmanager
+def in_words_where_memory_ran_out() -> Iterator[None]:
+    """What no smaller micro-batch mends, as the optimizer's moments in the first step, as a SettingsError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SettingsError(
+            "memory ran out beside sampling and gradients, as where the optimizer makes its moments; lower rollout.slots and "
+            "optimizer.microbatch_tokens, or set model.dtype=bfloat16"
+        ) from None
+
+
 def is_measured(config: TrainConfig, step: int, steps: int) -> bool:
     """Whether held-out accuracy belongs to the record after this step."""
     every = config.evaluation.every
@@ -263,37 +294,17 @@ def measure(setup: TrainSetup, run: RunDirectory, display: Display, step: int) -
     display.evaluation(found)
 
 
-def keep(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState, display: Display) -> tuple[int, str]:
-    """Write a checkpoint and let older ones go; the step that is safe now, or -1 and why, as when the disk is full."""
-    settings = setup.config.checkpoint
-    also = best_step(run) if settings.keep_best else ()
-    reason = try_to_save(
-        run, state.step, display, lambda: save(run, setup, learner, state), keep=settings.keep, also=also
+def unscorable(run: RunDirectory, config: TrainConfig) -> str:
+    """Why the run must not go on, where too many completions of the last steps could not be scored."""
+    rows = [row for row in run.history[-WINDOW:] if row["step"] > run.mended]
+    share, limit = sum(row.get("unscorable", 0.0) for row in rows) / WINDOW, config.rewards.unscorable_limit
+    if len(rows) < WINDOW or share <= limit:
+        return ""
+    return (
+        f"{share:.1%} of the completions of the last {WINDOW} steps were unscorable, more than "
+        f"rewards.unscorable_limit={limit:g}; mend the reward (rollouts/ says what it did) and go on with --resume --force, "
+        "or raise the limit"
     )
-    return (-1, reason) if reason else (state.step, "")
-
-
-def best_step(run: RunDirectory) -> tuple[int, ...]:
-    """The step with the best held-out accuracy so far, the earliest where several are alike; none before the first step."""
-    measured = [e for e in run.evaluations if e.step]
-    best = max(measured, key=lambda e: (e.test.summary()["accuracy"], -e.step), default=None)
-    return () if best is None else (best.step,)
-
-
-def is_best(run: RunDirectory, step: int) -> bool:
-    """Whether no evaluation so far was as good as that of this step."""
-    return best_step(run) == (step,)
-
-
-def demand_scorable(run: RunDirectory, config: TrainConfig) -> None:
-    """Raises SettingsError where too many completions of the last steps could not be scored."""
-    shares, limit = [row.get("unscorable", 0.0) for row in run.history[-WINDOW:]], config.rewards.unscorable_limit
-    share = sum(shares) / WINDOW
-    if len(shares) == WINDOW and share > limit:
-        raise SettingsError(
-            f"{share:.1%} of the completions of the last {WINDOW} steps were unscorable, more than "
-            f"rewards.unscorable_limit={limit:g}; mend the reward (rollouts/ says what it did), or raise the limit"
-        )
 
 
 def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: RunState, display: Display) -> RunState:
@@ -312,7 +323,7 @@ def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
     target, said = newest(run.checkpoints, before=first)
     for sentence in said:
         display.say(f"warning: {sentence}", "yellow")
-    if target is None and spoiled(setup):
+    if target is None and spoiled(setup, learner):
         raise DivergedError(
             f"the weights were not finite after step {state.step}, and no checkpoint is there to go back to; lower "
             "optimizer.learning_rate"
@@ -326,9 +337,10 @@ def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
     return replace(before, carried=carried, faults=0, suspects=(), rolled_back=True, excluded=excluded)
 
 
-def spoiled(setup: TrainSetup) -> bool:
+def spoiled(setup: TrainSetup, learner: Learner) -> bool:
     """Whether a weight is not finite."""
-    return not all(bool(torch.isfinite(p).all()) for p in setup.policy.model.parameters())
+    critic = {} if learner.critic is None else learner.critic[0].state_dict()
+    return not are_finite((*setup.policy.model.parameters(), *critic.values()))
 
 
 def expected_steps(config: TrainConfig, taken: int, tokens: int) -> int:
@@ -360,6 +372,7 @@ def summarize(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
         seconds=state.seconds,
         inert=inert_switches(config, state.seen),
         confounded=confounded_switches(config, state.seen),
+        unscorable=dict(state.unscorable),
         memory=compare_memory(
             setup.memory,
             peak_memory(setup.policy.device),

@@ -363,8 +363,8 @@ def update_policy(
             collected.append({"update/skipped": 1.0})
             continue
         part = take(batch, rows)
-        # with weights that have moved there is no step to drop any more: it is brought to its end
-        may_stop = NEVER if any(means["update/skipped"] == 0 for means in collected) else stop
+        # with weights, or a float16 loss scale, that have moved there is no step to drop any more: it is brought to its end
+        may_stop = NEVER if collected else stop
 
         def work(
             fitted: TrainConfig,

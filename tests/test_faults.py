@@ -20,6 +20,7 @@ from slimrl.randomness import uniforms
 from slimrl.records import Group
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.runs.checkpoints import checkpoints
+from slimrl.runs.metrics import is_finite
 from slimrl.settings import load_config
 from slimrl.state import optimizer_tensors
 from slimrl.stopping import Stopped
@@ -254,6 +255,37 @@ def test_memory_that_never_suffices_is_one_sentence(monkeypatch: pytest.MonkeyPa
     fixed = settings("grpo", "algorithm.aggregation=microbatch_token_mean", "optimizer.microbatch_tokens=60")
     with pytest.raises(SettingsError, match="its split is part of what is computed"):
         update(make_learner(tiny_policy(), fixed), Collected(groups, (), groups, 4), fixed, 0, reward_weights={})
+
+
+def test_a_step_that_fails_half_way_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that does not suffice for the second minibatch, when the first has moved the weights."""
+    from slimrl import update as module
+
+    whole, count = module.masked_statistics, 0
+
+    def limited(*args: Any, **more: Any) -> Any:
+        nonlocal count
+        count += "passes" in more
+        if "passes" in more and count > 5:
+            raise OOM
+        return whole(*args, **more)
+
+    run(tmp_path, "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "masked_statistics", limited)
+        with pytest.raises(SettingsError, match="even for one completion at a time"):
+            run(tmp_path, "a", "checkpoint.every=1")
+    run(tmp_path, "a", "checkpoint.every=1", resume=True)
+    assert content(tmp_path / "a") == content(tmp_path / "whole")
+
+
+def test_a_surplus_group_with_a_number_that_is_not_finite_is_not_carried() -> None:
+    (group,) = groups_of(tiny_policy(), settings("grpo", "rollout.problems=1"))
+    first = group.rollouts[0]
+    assert is_finite(group)
+    spoilt = dataclasses.replace(first, completion=dataclasses.replace(first.completion, logprobs=(float("nan"),) * 3))
+    assert not is_finite(dataclasses.replace(group, rollouts=(spoilt, *group.rollouts[1:])))
+    assert not is_finite(dataclasses.replace(group, rollouts=(dataclasses.replace(first, reward=float("inf")),)))
 
 
 def requests() -> list[Request]:

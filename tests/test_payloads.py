@@ -114,7 +114,7 @@ def show(payloads: list[str]) -> None:
         evaluation = Evaluation(number, SplitEvaluation((row,)), SplitEvaluation(()))
         display.evaluation(evaluation)
         summary = TrainSummary(
-            run=text, before={}, after={}, difference=compare(evaluation, evaluation), harder={}, steps=1, weights="", optimizer="",
+            run=text, before={}, after={}, difference=compare(evaluation, evaluation), harder={}, steps=1, weights="", optimizer="", unscorable={text: 1},
             tokens_generated=1, seconds=1.0, inert=[text], confounded=[text], profile={},
             memory={"measured": 1.0, "estimated": 1.0, "error": 0.0, "planned": 1.0},
         )  # fmt: skip

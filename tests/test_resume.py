@@ -18,8 +18,9 @@ from slimrl.display import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.loading import load_policy
 from slimrl.resume import LENGTH, MAY_CHANGE
+from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs import durable
-from slimrl.runs.checkpoints import checkpoints, newest
+from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, write_checkpoint
 from slimrl.runs.directory import read_metrics
 from slimrl.settings import load_config
 from slimrl.stopping import Stop, Stopped
@@ -193,7 +194,9 @@ def test_settings_that_must_not_change_are_named(stopped: Path) -> None:
             run(stopped.parent, "a", changed, resume=True)
 
 
-def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tuple[Path, int]) -> None:
+def test_settings_that_may_change_change_nothing(
+    stopped: Path, undisturbed: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved = stopped.parent / "elsewhere" / "b"
     shutil.move(stopped, moved)
     others = (
@@ -201,7 +204,10 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
         "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=false", "log.samples_every=1", "log.samples=1",
         "log.profile=true",
     )  # fmt: skip
+    own, slots = RolloutEngine._sample, set()
+    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
     summary = run(moved.parent, "b", *others, resume=True)
+    assert slots == {3}, "it acts"
     assert (summary.weights, summary.optimizer) == content(undisturbed[0])[:2]  # type: ignore[index]
     tried = {setting.partition("=")[0] for setting in others} | {"name", "output"}
     untried = {"evaluation.every", "rewards.deadline", "rewards.memory", "log.rollouts", "log.model"}
@@ -233,7 +239,7 @@ def test_other_software_is_refused_unless_forced(stopped: Path, monkeypatch: pyt
 def test_other_problems_and_other_first_weights_are_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("slimrl.resume._data", lambda _: "other")
-        with pytest.raises(SettingsError, match="the problems of the task are not those"):
+        with pytest.raises(SettingsError, match="the problems of the task, or their prompts, are not those"):
             run(stopped.parent, "a", resume=True, force=True)
     with monkeypatch.context() as patch:
         patch.setattr("slimrl.resume.fingerprint", lambda _: "other")
@@ -256,6 +262,95 @@ def test_records_that_are_missing_are_named(stopped: Path) -> None:
     (stopped / "metrics.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(DataError, match=r"metrics\.jsonl does not hold steps 1 to \d, after which"):
         run(stopped.parent, "a", resume=True)
+
+
+def test_evaluations_that_are_missing_are_named(stopped: Path) -> None:
+    (stopped / "evals" / "step-00000000.jsonl").unlink()
+    with pytest.raises(DataError, match=r"evals/step-00000000\.jsonl is missing or damaged"):
+        run(stopped.parent, "a", resume=True)
+
+
+def test_a_record_that_is_damaged_is_no_new_run(stopped: Path) -> None:
+    whole = (stopped / "run.json").read_text()
+    (stopped / "run.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"run\.json is damaged"):
+        run(stopped.parent, "a", resume=True)
+    (stopped / "run.json").unlink()
+    with pytest.raises(SettingsError, match=r"is no run, it has no run\.json but checkpoints"):
+        run(stopped.parent, "a", resume=True)
+
+
+def test_a_folder_that_was_given_up_is_taken_and_no_other(tmp_path: Path, undisturbed: tuple[Path, int]) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "lock").touch()
+    (tmp_path / "a" / "config.yaml").write_text("seed: 0")
+    run(tmp_path, "a", resume=True)
+    assert content(tmp_path / "a") == content(undisturbed[0])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"it has no run\.json but notes\.txt"):
+        run(tmp_path, "mine", resume=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match="is a link to another place"):
+        run(tmp_path, "link", resume=True)
+
+
+def test_a_run_that_another_process_began_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, int]
+) -> None:
+    from slimrl import train as loop
+
+    own = loop.prepare_training
+
+    def slowly(config: TrainConfig) -> object:
+        monkeypatch.setattr(loop, "prepare_training", own)
+        run(tmp_path, "a")
+        return own(config)
+
+    monkeypatch.setattr(loop, "prepare_training", slowly)
+    with pytest.raises(SettingsError, match="was begun by another process meanwhile"):
+        run(tmp_path, "a")
+    assert content(tmp_path / "a") == content(undisturbed[0])
+
+
+def test_what_fails_after_the_end_does_not_undo_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(Display, "closing", fails)
+    with pytest.raises(OSError, match="gone"):
+        run(tmp_path, "a", "steps=1", "optimizer.schedule=constant")
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_a_checkpoint_that_is_written_again_is_never_away(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before, between and after the renames: one of the two is there when the next process has tidied up."""
+    folder = tmp_path / "checkpoints"
+    write_checkpoint(folder, 3, {"model": {"x": torch.zeros(2)}}, {"n": 1})
+    own, renames = Path.rename, []
+
+    def rename(path: Path, target: Path) -> Path:
+        if moment == "before" or (moment == "between" and renames):
+            raise KeyboardInterrupt
+        renames.append(own(path, target))
+        if moment == "after" and len(renames) == 2:
+            raise KeyboardInterrupt
+        return renames[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(folder, 3, {"model": {"x": torch.ones(2)}}, {"n": 2})
+    remove_unfinished(folder)
+    found, said = newest(folder)
+    assert found is not None
+    assert not said
+    assert found.state()["n"] == (2 if moment == "after" else 1)
+    assert [entry.name for entry in folder.iterdir()] == ["step-00000003"]
 
 
 def test_a_line_that_a_kill_cut_off_is_forgotten(stopped: Path, undisturbed: tuple[Path, int]) -> None:
@@ -331,6 +426,26 @@ class FullDisk:
             self.write(file, data[: len(data) // 2])  # the disk takes what it can
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.write(file, data)
+
+
+def test_a_full_disk_that_a_library_meets_ends_no_run_either(
+    undisturbed: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tokenizers raises a plain Exception."""
+    from transformers import PreTrainedTokenizerBase
+
+    own, refused = PreTrainedTokenizerBase.save_pretrained, []
+
+    def save(*args: object, **more: object) -> object:
+        if len(refused) < 2:
+            refused.append(1)
+            raise Exception("No space left on device (os error 28)")
+        return own(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", save)
+    run(tmp_path, "a", "checkpoint.every=1")
+    assert len(refused) == 2
+    assert content(tmp_path / "a") == content(undisturbed[0])
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -14,7 +14,7 @@ from slimrl.config import SftRunConfig, TrainConfig
 from slimrl.display import Display
 from slimrl.errors import SettingsError
 from slimrl.prepare import prepare
-from slimrl.resume import find_interrupted
+from slimrl.resume import find_run
 from slimrl.settings import load_config
 from slimrl.sft import Example, demonstrator, imitate, overlong_note, sft
 from slimrl.stopping import Stopped
@@ -173,4 +173,4 @@ def test_a_warm_start_is_no_training_run(tmp_path: Path) -> None:
     (tmp_path / "s" / "run.json").write_text('{"verb": "sft", "status": "running"}')
     config = load_config(TrainConfig, [], [f"output={tmp_path}", "name=s"])
     with pytest.raises(SettingsError, match="is no run of slimrl train"):
-        find_interrupted(config, "train")
+        find_run(config, "train", resume=True)

@@ -69,14 +69,23 @@ from slimrl.stopping import Stop
 stop = Stop()
 with stop.on_signals():
     stop.defer()
+    stop.after(1e-9)
+    try:
+        stop.check()  # max_time is no signal
+    except BaseException:
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("once", flush=True)
+    time.sleep(1.2)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 """
 
 
-def test_a_second_signal_ends_the_process() -> None:
-    assert subprocess.run([sys.executable, "-c", TWICE], check=False).returncode == PREEMPTED
+def test_a_second_signal_ends_the_process_and_an_echo_does_not() -> None:
+    ended = subprocess.run([sys.executable, "-c", TWICE], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (PREEMPTED, "once\n")
 
 
 def slimrl(*more: str) -> subprocess.Popen[str]:

@@ -41,6 +41,7 @@ def forks(completions):
         if os.fork() == 0:
             time.sleep(600)
             os._exit(0)
+    os.fork()  # and one that comes back as if it were the parent
 
 def reseeds(completions):
     import numpy
@@ -55,7 +56,7 @@ sleep = hostile(lambda c: time.sleep(3600))
 loop = hostile(lambda c: [10 ** 10 ** 9])
 regex = hostile(lambda c: re.match("(a+)+$", "a" * 60 + "b"))
 exception = hostile(raises)
-no_number = hostile(lambda c: [None, float("nan"), float("inf"), "1"])
+no_number = hostile(lambda c: [float("nan"), float("inf"), "1", [1.0]])
 wrong_length = hostile(lambda c: [1.0])
 fork = hostile(forks)
 memory = hostile(lambda c: [len(bytearray(10 << 30))])
@@ -84,12 +85,9 @@ def main() -> None:
         for kind in args.only:
             row = attempt(output, kind)
             rows[kind] = row
-            fine = (
-                row["finished"]
-                and not row["left"]
-                and not row["others spoilt"]
-                and row["hostile paid"] == (kind in HARMLESS)
-            )
+            paid = row["hostile in all"] if kind in HARMLESS else 0
+            fine = row["finished"] and row["hostile paid"] == paid
+            fine = fine and not (row["left"] or row["others spoilt"] or row["other scores wrong"])
             whole = whole and bool(fine)
     report({kind: json.dumps(row) for kind, row in rows.items()}, None)
     if args.out:
@@ -103,7 +101,8 @@ def attempt(output: Path, kind: str) -> dict[str, object]:
     settings = (
         f"steps={STEPS}", "rollout.problems=8", "rollout.group_size=4", "rollout.max_new_tokens=32", "evaluation.problems=8",
         "evaluation.harder_problems=0", "evaluation.greedy=false", f"{reward}.low=0", f"{reward}.high=1",
-        "rewards.gold_check=report", "rewards.deadline=1", "rewards.unscorable_limit=1", f"output={output}", f"name={kind}",
+        "rewards.gold_check=report", f"rewards.deadline={60 if kind == 'output' else 1}", "rewards.unscorable_limit=1",
+        f"output={output}", f"name={kind}",
     )  # fmt: skip
     log = output / f"{kind}.txt"
     started = time.monotonic()
@@ -122,7 +121,9 @@ def attempt(output: Path, kind: str) -> dict[str, object]:
     reasons = sorted({row["unscorable"] for row in wrong if row["unscorable"]})
     return {
         "finished": status(folder) == "finished" and process.returncode == 0,
-        "hostile paid": all(not row["unscorable"] for row in wrong),
+        "hostile paid": sum(not row["unscorable"] for row in wrong),
+        "hostile in all": len(wrong),
+        "other scores wrong": sum(row["scores"].get("correct", -1) != float(row["correct"]) for row in rollouts),
         "others spoilt": sum(bool(row["unscorable"]) for row in right),
         "left": sum(map(alive, others)),
         "seconds": round(time.monotonic() - started, 1),

@@ -70,6 +70,9 @@ def main() -> None:
     }
     report(found, args.out)
     whole = all(outcome.equal and outcome.kills and not outcome.left for outcome in outcomes)
+    whole = (
+        whole and sum(o.inside for o in outcomes) >= args.inside and sum(o.kills > 1 for o in outcomes) == args.twice
+    )
     sys.exit(0 if whole else 1)
 
 

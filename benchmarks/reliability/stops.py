@@ -55,8 +55,9 @@ def main() -> None:
         if start(arguments(output, "undisturbed"), output / "log.txt").wait() != 0:
             sys.exit((output / "log.txt").read_text())
         expected = content(output / "undisturbed")
-        # some before there is a run, the others by steps, since seconds depend on what else the machine does
-        moments = [(draws.randrange(-6, STEPS), draws.uniform(0.0, 1.0)) for _ in range(args.trials)]
+        # some before there is a run, the others by steps, since seconds depend on what else the machine does; a signal in the
+        # last moment, when all is done, would find nothing to stop
+        moments = [(draws.randrange(-6, STEPS - 4), draws.uniform(0.0, 0.8)) for _ in range(args.trials)]
         with ThreadPoolExecutor(args.jobs) as pool:
             outcomes = list(pool.map(lambda job: attempt(output, job[0], *job[1], expected), enumerate(moments)))
     seconds = sorted(outcome.seconds for outcome in outcomes)
@@ -89,7 +90,7 @@ def attempt(output: Path, index: int, steps: int, delay: float, expected: object
     folder, log = output / name, output / f"{name}.txt"
     process = start(arguments(output, name), log)
     if steps < 0:
-        time.sleep(0.5 - steps)
+        time.sleep(0.2 - steps - 1)
     else:
         wait_for_steps(folder, process, steps)
     time.sleep(delay)

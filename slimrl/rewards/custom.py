@@ -10,7 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from slimrl.config import RewardsConfig
 from slimrl.errors import SettingsError
+
+
+def files_digest(config: RewardsConfig) -> str:
+    """SHA-256 of the files of the user's rewards; one that is not there counts as empty, and is refused where it is loaded."""
+    digest = hashlib.sha256()
+    for spec in config.custom:
+        path = Path(spec.rpartition(":")[0]).expanduser()
+        digest.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
+    return digest.hexdigest()
 
 
 def load_function(spec: str) -> Callable[..., Any]:

@@ -28,6 +28,7 @@ from slimrl.errors import SettingsError, SlimError
 from slimrl.processes import Guard, die_with_the_parent
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward, Unscored, assemble, load_rewards, outcomes_of, score
+from slimrl.rewards.custom import files_digest
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
@@ -37,6 +38,8 @@ GRADES = ""
 READY = "ready"
 POLL_SECONDS = 0.1
 """How often a worker that is silent is looked at; one that ends is mostly seen at once, by its pipe."""
+BUILT_IN_SECONDS = 600.0
+"""For what is built in, on a group."""
 START_SECONDS = 120.0
 """For Python, and whatever the files of the user's rewards load."""
 OUTPUT_BYTES = 1 << 16
@@ -57,7 +60,7 @@ class Scorer:
 
     Workers start at once and load beside what the caller does next. A function of the user's that takes longer than
     `config.deadline` for a group, or ends its process, is killed with all it started and replaced: the group is unscorable,
-    or an error where strict. None outlives this process, however it ends.
+    or an error where strict. None outlives this process, however it ends, unless it made a session of its own.
     Raises SettingsError where workers cannot rebuild the task.
     """
 
@@ -157,6 +160,8 @@ class _Recipe:
     instruction: str
     rewards: RewardsConfig
     max_new_tokens: int
+    files: str
+    """SHA-256 of the user's files: a worker that is started later must find the same."""
 
     @property
     def theirs(self) -> frozenset[str]:
@@ -167,7 +172,7 @@ class _Recipe:
 def _recipe(task: Task, config: RewardsConfig, max_new_tokens: int) -> _Recipe:
     if STYLES.get(task.style.name) is not task.style or type(task.grader) is not Grader:
         raise SettingsError("rewards.workers needs a style and a checker of SlimRL's own; set rewards.workers=0")
-    return _Recipe(task.style.name, task.grader.checker, task.instruction, config, max_new_tokens)
+    return _Recipe(task.style.name, task.grader.checker, task.instruction, config, max_new_tokens, files_digest(config))
 
 
 class _Worker:
@@ -239,7 +244,7 @@ class _Worker:
             try:
                 process.begin(job, missing)
                 for name in missing:
-                    found[name] = process.outcomes(self._deadline(name))
+                    found[name] = process.outcomes(name, self._deadline(name))
             except (EOFError, OSError, TimeoutError) as error:
                 culprit = next((name for name in missing if name not in found), GRADES)
                 how = self._drop(process)
@@ -252,8 +257,8 @@ class _Worker:
         )
 
     def _deadline(self, name: str) -> float:
-        """What is built in bounds its own work."""
-        return self._recipe.rewards.deadline if name in self._recipe.theirs else float("inf")
+        """What is built in bounds its own work; it shares a process with what the user's functions may have left running."""
+        return self._recipe.rewards.deadline if name in self._recipe.theirs else BUILT_IN_SECONDS
 
     def _lost(self, job: _Job, name: str, reason: str) -> list[Any]:
         """The outcomes of what ended its process, or was ended with it."""
@@ -328,12 +333,14 @@ class _Process:
         tokens = [completion.token_ids for completion in job.completions]
         self._connection.send((job.problem, tokens, job.texts, names))
 
-    def outcomes(self, deadline: float) -> list[Any]:
-        """The next reply. Raises _LateError, EOFError or OSError where the worker is too slow or ended."""
+    def outcomes(self, name: str, deadline: float) -> list[Any]:
+        """The reply on `name`. Raises _LateError, EOFError or OSError where the worker is too slow, ended, or out of step."""
         try:
-            reply = self._receive(deadline)
+            answered, reply = self._receive(deadline)
         except TimeoutError:
             raise _LateError(f"took longer than rewards.deadline={deadline:g} s") from None
+        if answered != name:
+            raise EOFError
         if isinstance(reply, Exception):
             raise reply
         return cast(list[Any], reply)
@@ -393,6 +400,7 @@ def serve(descriptor: int) -> None:
         connection.send(_portable(error))
         threading.Event().wait()
     connection.send(READY)
+    own = os.getpid()
     while True:
         problem, tokens, texts, names = ForkingPickler.loads(requests.get())
         completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
@@ -405,7 +413,9 @@ def serve(descriptor: int) -> None:
                     reply = outcomes_of(rewards[name], problem, completions, texts, task)
             except Exception as error:
                 reply = _portable(error)
-            connection.send(reply)
+            if os.getpid() != own:  # a child that a reward forked and that came back from it: only one may answer
+                os._exit(0)
+            connection.send((name, reply))
 
 
 def _load(recipe: _Recipe) -> tuple[Task, dict[str, Reward]]:
@@ -419,6 +429,10 @@ def _load(recipe: _Recipe) -> tuple[Task, dict[str, Reward]]:
     grader = Grader(recipe.checker)
     task = Task("worker", (), (), (), STYLES[recipe.style], grader, recipe.instruction, {})
     rewards = load_rewards(recipe.rewards, task, max_new_tokens=recipe.max_new_tokens)
+    if files_digest(recipe.rewards) != recipe.files:
+        raise SettingsError(
+            "a file of rewards.custom changed while the run went on; bring it back, or start another run"
+        )
     return task, {reward.name: reward for reward in rewards}
 
 

@@ -7,7 +7,9 @@ holds. There is no pickle in it.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +32,8 @@ from slimrl.runs.durable import (
 )
 
 STATE = "state.json"
-UNFINISHED = ".writing-"
+UNFINISHED, REPLACED = ".writing-", ".replaced-"
+FULL = os.strerror(errno.ENOSPC)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def write_checkpoint(
     Raises OSError where the disk is full or the folder cannot be written; nothing that was there before is touched then.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     path, temporary = folder / f"step-{step:08d}", folder / f"{UNFINISHED}{step:08d}"
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -78,12 +82,16 @@ def write_checkpoint(
             if extra.name not in files:
                 files[extra.name] = written_by_others(extra)
         seal(temporary, files)
-        if path.exists():  # one that was found damaged, or is being written again after a roll-back
-            remove(Checkpoint(path, step))
+        replaced = folder / f"{REPLACED}{step:08d}"
+        if path.exists():  # being written again after a roll-back; a kill between the two renames loses neither
+            path.rename(replaced)
         temporary.rename(path)
         sync_folder(folder)
-    except BaseException:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, Exception) and FULL in str(error):  # tokenizers and safetensors raise kinds of their own
+            raise OSError(errno.ENOSPC, FULL, str(folder)) from error
         raise
     return Checkpoint(path, step)
 
@@ -133,5 +141,9 @@ def remove(checkpoint: Checkpoint) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """What a killed process left of a checkpoint; only whoever holds the run's lock may do this."""
-    for entry in folder.glob(f"{UNFINISHED}*"):
+    for entry in folder.glob(f"{REPLACED}*"):
+        place = folder / f"step-{entry.name.removeprefix(REPLACED)}"
+        if not place.exists():  # killed before the new one had its name
+            entry.rename(place)
+    for entry in (*folder.glob(f"{UNFINISHED}*"), *folder.glob(f"{REPLACED}*")):
         shutil.rmtree(entry)

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -33,9 +35,9 @@ from slimrl.config import RootConfig
 from slimrl.errors import DataError, DivergedError, SettingsError
 from slimrl.model.loading import Policy
 from slimrl.records import Rejected
-from slimrl.runs.checkpoints import checkpoints, remove, remove_unfinished
+from slimrl.runs.checkpoints import FULL, checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import sync_folder, write_bytes, write_tensors
+from slimrl.runs.durable import sync_folder, write_bytes, write_tensors, written_by_others
 from slimrl.runs.metrics import Metrics
 from slimrl.settings import dump_yaml
 from slimrl.stopping import PREEMPTED, Stopped
@@ -54,6 +56,8 @@ class RunDirectory:
         self.path = path
         self.history: list[Metrics] = []
         self.evaluations: list[Evaluation] = []
+        self.mended = 0
+        """Step from which on its rewards were others, where that was forced."""
         self._lock = lock or Lock(path)
         self._lines: list[str] = []
         """Of metrics.jsonl, not written yet."""
@@ -83,6 +87,9 @@ class RunDirectory:
         """
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
+        if (path / "run.json").exists():  # looked at again, under the lock: loading took its time
+            run._lock.release()
+            raise SettingsError(f"{path} was begun by another process meanwhile; choose another name=...")
         write_text(path / "config.yaml", dump_yaml(config))
         if rejected:
             write_jsonl(path / "rejected.jsonl", [dataclasses.asdict(row) for row in rejected])
@@ -100,16 +107,17 @@ class RunDirectory:
         return run
 
     @classmethod
-    def reopen(cls, path: Path, config: RootConfig, lock: Lock, *, step: int) -> Self:
+    def reopen(cls, path: Path, config: RootConfig, lock: Lock, *, step: int, **known: Any) -> Self:
         """Go on with a run that was interrupted, after `step` of its steps; what lies beyond is forgotten.
+
+        `known` is what made the result from here on, which is not what it was where that was forced.
 
         Raises DataError where its records of those steps are not there.
         """
         run = cls(path, lock)
-        remove_unfinished(run.checkpoints)
         run.rewind(step)
         write_text(path / "config.yaml", dump_yaml(config))
-        run._change_state(status="running", reason="")
+        run._change_state(status="running", reason="", **known)
         run.note(step, "resumed")
         return run
 
@@ -143,7 +151,9 @@ class RunDirectory:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        sync_folder(self.path)
+        for folder in (self.path / "evals", self.path / "rollouts", self.path):
+            if folder.is_dir():
+                sync_folder(folder)
 
     def note(self, step: int, event: str, **more: Any) -> None:
         """One line of events.jsonl: what happened to the run beside its steps."""
@@ -164,8 +174,9 @@ class RunDirectory:
         """Every held-out completion with its verdicts, and the summary."""
         self.evaluations.append(evaluation)
         path = self.path / "evals" / f"step-{evaluation.step:08d}.jsonl"
-        self._files[path] = as_jsonl(evaluation.table())
+        # the rows last: they say that there is an evaluation
         self._files[path.with_suffix(".json")] = _pretty(evaluation.summaries())
+        self._files[path] = as_jsonl(evaluation.table())
         self._flush()
 
     def _flush(self) -> bool:
@@ -187,9 +198,22 @@ class RunDirectory:
         return True
 
     def save_final(self, policy: Policy) -> None:
-        """final/: loads with AutoModelForCausalLM.from_pretrained."""
-        policy.model.save_pretrained(self.path / "final")
-        policy.tokenizer.save_pretrained(self.path / "final")
+        """final/: loads with AutoModelForCausalLM.from_pretrained. On the disk, whole, before the run counts as finished."""
+        temporary, final = self.path / ".writing-final", self.path / "final"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            policy.model.save_pretrained(temporary)
+            policy.tokenizer.save_pretrained(temporary)
+        except Exception as error:
+            if FULL in str(error):
+                raise OSError(errno.ENOSPC, FULL, str(final)) from error
+            raise
+        for file in temporary.iterdir():
+            written_by_others(file)
+        sync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        sync_folder(self.path)
 
     def finish(self, summary: Any) -> None:
         """Close the run: summary into run.json, curves as a picture."""
@@ -211,7 +235,8 @@ class RunDirectory:
             yield
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                self._change_state(status=_ending(error), reason=str(error) or type(error).__name__)
+                if read_state(self.path).get("status") != "finished":
+                    self._change_state(status=_ending(error), reason=str(error) or type(error).__name__)
             raise
         finally:
             self._lock.release()
@@ -233,9 +258,11 @@ class Lock:
         self._descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self.release()
             raise SettingsError(f"{path} is being worked on by another process; wait for it, or end it") from None
+        except OSError:  # a file system that knows no locks
+            pass
 
     def release(self) -> None:
         """Let others have it; once is enough, more does nothing."""
@@ -282,6 +309,7 @@ def versions(policy: Policy) -> dict[str, Any]:
         "slimrl": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "numpy": np.__version__,
         "python": platform.python_version(),
         "device": _device_name(policy),
         "dtype": str(policy.model.dtype).removeprefix("torch."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -69,6 +70,25 @@ def describe(collected: Collected, signal: Literal["correct", "reward"]) -> Metr
         metrics["train/reward"] = float(np.mean(rewards)) if rewards else float("nan")
         metrics["train/accuracy"] = float(np.mean([r.correct for g in collected.groups for r in g.rollouts]))
     return metrics
+
+
+REASON, REASONS = 100, 50
+"""Characters of a reason, and reasons, that are told apart."""
+
+
+def reasons(groups: Sequence[Group]) -> Counter[str]:
+    """Completions that no reward could be found for, by reason."""
+    found = Counter(r.unscorable[:REASON] for group in groups for r in group.rollouts if r.unscorable)
+    return Counter(dict(found.most_common(REASONS)))
+
+
+def is_finite(group: Group) -> bool:
+    """Whether every number in it is one that can be learned from."""
+    return all(
+        math.isfinite(number)
+        for r in group.rollouts
+        for number in (r.reward, *r.scores.values(), *r.completion.logprobs)
+    )
 
 
 def _rewards(groups: Sequence[Group]) -> Metrics:

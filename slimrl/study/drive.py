@@ -26,6 +26,7 @@ from slimrl.study.spec import Arm, Expanded
 from slimrl.study.switches import rounding_only
 
 ATTEMPTS = 2
+REFUSED = (SettingsError.exit_code, DataError.exit_code)
 DONE = ("finished", "diverged")
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 15.0
@@ -156,7 +157,8 @@ class _Driver:
                     continue
                 reason = self._reason(run, code)
                 if attempts[run.name] < ATTEMPTS:
-                    _remove(run.folder)
+                    if code in REFUSED:  # nothing to go on with there
+                        _remove(run.folder)
                     self._display.say(f"{run.name} failed and is tried once more: {reason}")
                     waiting.insert(0, run)
                     continue

@@ -87,6 +87,16 @@ def stuck(completions, **_):
     print("stuck", os.getpid())
     re.match("(a+)+$", "a" * 60 + "b")  # for years, without letting another thread run
 
+def comes_back_twice(completions, **_):
+    if completions[0] == "fork":
+        os.fork()
+    return [float(len(text)) for text in completions]
+
+def comes_back_failing(completions, **_):
+    if completions[0] == "fork" and not os.fork():
+        raise ValueError("in the child")
+    return [float(len(text)) for text in completions]
+
 def forks(completions, **_):
     ours, theirs = os.pipe()
     child = os.fork()
@@ -456,3 +466,28 @@ def test_rewards_are_in_workers_where_code_of_the_users_is_paid(mine: Path) -> N
     assert worker_count(_custom(mine, "pid", workers=0)) == 0
     with pytest.raises(ValueError, match=r"rewards\.deadline acts on rewards\.custom in workers"):
         _custom(mine, "pid", workers=0, deadline=3.0)
+
+
+@pytest.mark.parametrize("name", ["comes_back_twice", "comes_back_failing"])
+def test_of_a_reward_that_forks_and_comes_back_only_the_parent_answers(name: str, mine: Path) -> None:
+    with _scorer(_custom(mine, name, correct=1.0)) as scorer:
+        futures = [
+            _submit(scorer, texts) for texts in (["fork", "b"], ["#### 18", "cc"], ["fork", "ddd"], ["e", "#### 18"])
+        ]
+        groups = [future.result(SECONDS) for future in futures]
+    scores = [[(r.scores["correct"], r.scores[name], r.correct) for r in group.rollouts] for group in groups]
+    assert scores == [
+        [(0.0, 4.0, False), (0.0, 1.0, False)],
+        [(1.0, 7.0, True), (0.0, 2.0, False)],
+        [(0.0, 4.0, False), (0.0, 3.0, False)],
+        [(0.0, 1.0, False), (1.0, 7.0, True)],
+    ]
+
+
+def test_a_file_that_changed_meanwhile_is_refused_by_a_worker_that_is_started_later(mine: Path) -> None:
+    with _scorer(_custom(mine, "ends")) as scorer:
+        assert _submit(scorer, ["a"]).result(SECONDS).rollouts[0].reward == 1.0
+        mine.write_text(CODE + "\n# paid otherwise\n")
+        _submit(scorer, ["leave"]).result(SECONDS)
+        with pytest.raises(SettingsError, match=r"a file of rewards\.custom changed while the run went on"):
+            _submit(scorer, ["a"]).result(SECONDS)
