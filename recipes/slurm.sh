@@ -1,7 +1,8 @@
 #!/bin/bash
 # A run that outlives its node: sbatch recipes/slurm.sh NAME [FILES...] [section.key=value ...]
-# Two minutes before the time is over, or when the node is wanted for others, SLURM sends SIGTERM; slimrl leaves a checkpoint
-# and exits with 75, and the job goes back into the queue. A node that dies is requeued by SLURM itself.
+# Two minutes before the time is over SLURM sends SIGTERM to this shell (where PreemptParameters has send_user_signal, also when
+# the node is wanted for others); slimrl leaves a checkpoint and exits with 75, and the job goes back into the queue. A node that
+# dies is requeued by SLURM itself.
 #SBATCH --job-name=slimrl
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=8

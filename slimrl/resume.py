@@ -31,7 +31,7 @@ MAY_CHANGE = (
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
 )  # fmt: skip
-"""Settings that no weight depends on."""
+"""Settings that no weight depends on, but for the last bits under other slots, and for completions that a reward fails on."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
 CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
@@ -126,6 +126,10 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
     checkpoint, notes = newest(path / "checkpoints")
     if checkpoint is None and notes:
         notes.append(f"{path} has no whole checkpoint and begins again")
+    if before.rollout.slots != config.rollout.slots:
+        notes.append(
+            "with other rollout.slots tokens are the same, but last bits of their log-probabilities may differ"
+        )
     step = checkpoint.step if checkpoint else 0
     if config.steps < step:
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")

@@ -194,25 +194,30 @@ def test_settings_that_must_not_change_are_named(stopped: Path) -> None:
             run(stopped.parent, "a", changed, resume=True)
 
 
-def test_settings_that_may_change_change_nothing(
-    stopped: Path, undisturbed: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tuple[Path, int]) -> None:
     moved = stopped.parent / "elsewhere" / "b"
     shutil.move(stopped, moved)
     others = (
-        "max_time=9h", "memory_share=0.5", "rollout.slots=3", "rewards.workers=1", "rewards.unscorable_limit=0.5",
-        "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=false", "log.samples_every=1", "log.samples=1",
-        "log.profile=true",
+        "max_time=9h", "memory_share=0.5", "rewards.workers=1", "rewards.unscorable_limit=0.5", "checkpoint.every=1",
+        "checkpoint.keep=1", "checkpoint.keep_best=false", "log.samples_every=1", "log.samples=1", "log.profile=true",
     )  # fmt: skip
-    own, slots = RolloutEngine._sample, set()
-    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
     summary = run(moved.parent, "b", *others, resume=True)
-    assert slots == {3}, "it acts"
     assert (summary.weights, summary.optimizer) == content(undisturbed[0])[:2]  # type: ignore[index]
-    tried = {setting.partition("=")[0] for setting in others} | {"name", "output"}
+    tried = {setting.partition("=")[0] for setting in others} | {"name", "output", "rollout.slots"}
     untried = {"evaluation.every", "rewards.deadline", "rewards.memory", "log.rollouts", "log.model"}
     assert {*MAY_CHANGE} == tried | untried
     assert LENGTH == ("steps", "max_tokens")
+
+
+def test_fewer_slots_act_and_are_said_to_change_last_bits(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, slots = RolloutEngine._sample, set()
+    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
+    config = load_config(TrainConfig, [], [f"output={stopped.parent}", "name=a", *EVERYTHING, "rollout.slots=3"])
+    train(config, Display(), resume=True)
+    assert slots == {3}
+    assert "last bits of their log-probabilities may differ" in " ".join(capsys.readouterr().err.split())
 
 
 def test_more_steps_go_further(tmp_path: Path) -> None:
