@@ -119,9 +119,10 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
     """How far the sampler's log-probabilities are from the trainer's, in nats, as a run of `slimrl train` logs it."""
     from slimrl.algorithm.groups import Collected
     from slimrl.config import TrainConfig
+    from slimrl.learner import make_learner
     from slimrl.records import Group, Problem, Rollout
     from slimrl.settings import load_config
-    from slimrl.update import make_learner, update
+    from slimrl.update import update
 
     settings = ["algorithm.kl_coef=0", "optimizer.learning_rate=1e-12"]
     config = load_config(TrainConfig, [], [*settings, f"rollout.max_new_tokens={job['max_new_tokens']}"])

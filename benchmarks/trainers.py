@@ -69,8 +69,9 @@ def memory(job: Message) -> Message:
 def ours(job: Message, channel: Channel) -> None:
     """SlimRL, through the functions that `slimrl train` calls."""
     from slimrl.config import TrainConfig
+    from slimrl.learner import make_learner
     from slimrl.settings import load_config
-    from slimrl.update import make_learner, update
+    from slimrl.update import update
 
     imported = memory(job)
     settings = [

@@ -130,7 +130,7 @@ def evaluate(
     _quieten_libraries()
     from slimrl.evaluate import evaluate as measure
     from slimrl.prepare import prepare
-    from slimrl.runs.directory import write_jsonl
+    from slimrl.runs.files import write_jsonl
 
     setup = prepare(config)
     display = _display(quiet)

@@ -19,7 +19,9 @@ from slimrl.model.loading import fingerprint
 from slimrl.prepare import Setup
 from slimrl.rewards.custom import files_digest
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
-from slimrl.runs.directory import ENDED, Lock, new_run, read_state, run_path, versions
+from slimrl.runs.directory import ENDED, new_run, run_path, versions
+from slimrl.runs.files import read_state
+from slimrl.runs.lock import Lock
 from slimrl.settings import build, read_yaml, settings_of
 from slimrl.tasks.order import ENDLESS
 

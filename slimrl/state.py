@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from slimrl.errors import DataError, NonFiniteError
+from slimrl.learner import Learner
 from slimrl.model.loading import Policy
 from slimrl.model.masters import MasterAdamW
 from slimrl.prepare import TrainSetup
@@ -22,7 +23,6 @@ from slimrl.records import Batch, Completion, Group, Problem, Rollout
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
 from slimrl.runs.directory import RunDirectory
 from slimrl.switches import NOTHING_SEEN, Seen
-from slimrl.update import Learner
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from slimrl.doctor import examine, look
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import Comparison, compare, evaluate
 from slimrl.keeping import Keeper
+from slimrl.learner import Learner, make_learner
 from slimrl.machine import Limits, is_out_of_memory, measure_limits, peak_memory
 from slimrl.memory import compare_memory
 from slimrl.model.loading import digest, fingerprint
@@ -40,7 +41,7 @@ from slimrl.state import RunState, are_finite, as_tensors, optimizer_tensors, re
 from slimrl.stopping import Stop, Stopped, seconds_of
 from slimrl.stopwatch import OFF, Stopwatch, mean_profile
 from slimrl.switches import combine, confounded_switches, inert_switches, note_update
-from slimrl.update import Learner, make_learner, update
+from slimrl.update import update
 
 FAULTS = 3
 """Steps in a row with a number that is not finite, after which a run goes back, once."""

@@ -8,141 +8,33 @@ rollout batch, before any weight moves. Everything that a token's loss needs is 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from slimrl.algorithm.advantages import (
-    SCALE_EPSILON,
-    component_advantages,
-    generalized_advantages,
-    gpg_alpha,
-    group_advantages,
-    value_loss,
-)
-from slimrl.algorithm.batch import (
-    at_tokens,
-    components_of,
-    make_batch,
-    minibatches,
-    packed_tokens,
-    rewards_of,
-    take,
-)
-from slimrl.algorithm.groups import SIGNAL_TOLERANCE, Collected
+from slimrl.ahead import look_ahead, with_advantages
+from slimrl.algorithm.advantages import value_loss
+from slimrl.algorithm.batch import make_batch, minibatches, packed_tokens, take
+from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.kl import SAMPLED, kl_penalty
-from slimrl.algorithm.loss import clipped_ratio, importance_weights, surrogate, token_weights, top_entropy_mask
+from slimrl.algorithm.loss import clipped_ratio, surrogate, token_weights, top_entropy_mask
 from slimrl.config import TrainConfig
-from slimrl.errors import NonFiniteError, SettingsError
-from slimrl.forward import (
-    batch_logprobs,
-    batch_values,
-    masked_statistics,
-    packed_states,
-    split,
-    to_device,
-    values_at,
-)
-from slimrl.machine import is_out_of_memory
-from slimrl.memory import MOST_TOKENS
+from slimrl.errors import NonFiniteError
+from slimrl.forward import masked_statistics, split, to_device, values_at
+from slimrl.learner import Fault, Known, Learner, Updated, demand_finite, fitting
 from slimrl.model.checkpointing import checkpointed
-from slimrl.model.critic import Critic, make_critic
-from slimrl.model.divergences import Divergence, global_weights
-from slimrl.model.loading import Policy, freeze
-from slimrl.model.logprobs import mean_probabilities
-from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
-from slimrl.records import Batch, Group
+from slimrl.model.critic import Critic
+from slimrl.model.loading import Policy
+from slimrl.model.masters import MasterAdamW, learning_rate
+from slimrl.records import Batch
 from slimrl.runs.metrics import Metrics, TokenMeans
 from slimrl.stopping import NEVER, Stop
 from slimrl.stopwatch import OFF, Stopwatch
 
-T = TypeVar("T")
-
 CRITIC_RATE = 5
 """Times the policy's learning rate, where the critic's is `auto`: its head starts from nothing."""
-
-
-@dataclass
-class Learner:
-    """What learns, and what it is compared with."""
-
-    policy: Policy
-    optimizer: MasterAdamW
-    reference: Policy | None
-    """The initial policy, where a KL penalty needs it."""
-    critic: tuple[Critic, MasterAdamW] | None
-    """PPO's value function and its optimizer, where the baseline is one."""
-    microbatch_tokens: int
-    """As the plan has it, or less where memory ran out."""
-
-    def drop(self) -> None:
-        """Forget gradients that will not be used."""
-        self.optimizer.drop()
-        if self.critic is not None:
-            self.critic[1].drop()
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An update that was dropped, since a number was not finite."""
-
-    what: str
-    """Which number, for a sentence."""
-    batch: Batch
-    """What it was to learn from."""
-    spoiled: bool = False
-    """It was found only in the weights: they must be thrown away."""
-
-
-@dataclass(frozen=True)
-class Updated:
-    """What the updates of a step did."""
-
-    metrics: Metrics
-    fault: Fault | None = None
-    """The first one."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is settled before the first update on a rollout batch, [B, L] each on the policy's device."""
-
-    reference: Tensor | None = None
-    """Log-probabilities of the sampled tokens under the reference."""
-    old: Tensor | None = None
-    """Those of the policy as it sampled, recomputed by the trainer; None: the sampler's own are taken."""
-    factors: Tensor | None = None
-    """Importance correction."""
-    values: Tensor | None = None
-    returns: Tensor | None = None
-    divergence: Divergence | None = None
-    """The full-vocabulary divergence of the loss; not a tensor, and not sliced."""
-
-    def take(self, rows: Tensor, width: int | None = None) -> Known:
-        """The given rows, as wide as a batch of them."""
-
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[rows][:, :width]
-
-        return Known(
-            cut(self.reference), cut(self.old), cut(self.factors), cut(self.values), cut(self.returns), self.divergence
-        )
-
-
-def make_learner(policy: Policy, config: TrainConfig) -> Learner:
-    """Everything an update needs; a reference or a critic only where the settings do."""
-    planned = config.optimizer.microbatch_tokens
-    return Learner(
-        policy,
-        make_optimizer(policy.model, config.optimizer),
-        freeze(policy) if config.algorithm.kl_coef else None,
-        make_critic(policy, config.optimizer) if config.algorithm.baseline == "critic" else None,
-        MOST_TOKENS if planned == "auto" else planned,
-    )
 
 
 def update(
@@ -182,166 +74,6 @@ def update(
         return Updated({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), batch))
     updated = update_policy(learner, learned, known, config, step, watch, stop)
     return replace(updated, metrics=means | updated.metrics)
-
-
-def fitting(learner: Learner, batch: Batch, config: TrainConfig, work: Callable[[TrainConfig], T]) -> T:
-    """`work` with the settings it is given; while memory runs out, again with micro-batches half as large.
-
-    Raises SettingsError where single completions do not fit, or the result would depend on the split.
-    """
-    while True:
-        optimizer = config.optimizer.model_copy(update={"microbatch_tokens": learner.microbatch_tokens})
-        try:
-            return work(config.model_copy(update={"optimizer": optimizer}))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            fixed = config.algorithm.aggregation == "microbatch_token_mean"
-            if fixed or learner.microbatch_tokens <= int(batch.lengths.max()):
-                cause = "and its split is part of what is computed" if fixed else "even for one completion at a time"
-                raise SettingsError(
-                    f"memory ran out in the update with optimizer.microbatch_tokens={learner.microbatch_tokens}, {cause}; set "
-                    "optimizer.activation_checkpointing=on or model.dtype=bfloat16, or lower rollout.max_new_tokens"
-                ) from None
-        # not in the except block, whose traceback holds on to the tensors
-        learner.drop()
-        learner.microbatch_tokens = max(learner.microbatch_tokens // 2, int(batch.lengths.max()))
-        gc.collect()
-        if learner.policy.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def demand_finite(what: str, numbers: Tensor | None) -> None:
-    """Raises NonFiniteError."""
-    if numbers is not None and not torch.isfinite(numbers).all():
-        raise NonFiniteError(f"{what} is not finite")
-
-
-def look_ahead(
-    learner: Learner, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
-) -> Known:
-    """What the reference, the policy itself and the critic say of a batch before it is learned from."""
-    algorithm, policy = config.algorithm, learner.policy
-    known = Known()
-    if learner.critic is not None:
-        known = replace(known, values=batch_values(learner.critic[0], batch, config))
-        demand_finite("a value of the critic", known.values)
-    if learner.reference is not None and algorithm.kl_estimator in SAMPLED:
-        # a penalty in the reward is one on every completion, also on those that carry no loss
-        asked = replace(batch, loss_mask=batch.completion_mask) if algorithm.kl_place == "reward" else batch
-        known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch, stop))
-        demand_finite("a log-probability of the reference", known.reference)
-    if learner.reference is not None and algorithm.kl_estimator not in SAMPLED:
-        known = replace(known, divergence=divergence_of(learner.reference, batch, config))
-    if algorithm.importance != "off":
-        recomputed = batch_logprobs(policy, batch, config, watch, stop)
-        demand_finite("a recomputed log-probability", recomputed)
-        # groups carried over were sampled by an earlier policy, whose log-probabilities are the sampler's
-        sampler, fresh = batch.sampler_logprobs.to(policy.device), batch.on_policy[:, None].to(policy.device)
-        old = torch.where(fresh, recomputed, sampler)
-        factors = importance_weights(
-            old,
-            sampler,
-            batch.loss_mask.to(policy.device),
-            level=algorithm.importance_level,
-            correction=algorithm.importance,
-            cap=algorithm.importance_cap,
-        )
-        known = replace(known, old=old, factors=factors)
-    return known
-
-
-def divergence_of(reference: Policy, batch: Batch, config: TrainConfig) -> Divergence:
-    """The full-vocabulary divergence that the settings ask for; global weights are a mean over this batch's tokens."""
-    gkl, kind = config.algorithm.gkl, config.algorithm.kl_estimator
-    assert kind == "reverse" or kind == "forward" or kind == "gkl"
-    found = Divergence(kind, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma)
-    if kind != "gkl" or gkl.weights != "global":
-        return found
-    total = torch.zeros(reference.head.vocabulary, dtype=torch.float64, device=reference.device)
-    count = 0
-    with torch.no_grad():
-        for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
-            part = take(batch, rows)
-            hidden = packed_states(reference, part)
-            total += mean_probabilities(reference.head, hidden, temperature=config.rollout.temperature)
-            count += len(hidden)
-    return replace(found, prior=global_weights((total / max(1, count)).float(), gkl.gamma))
-
-
-def with_advantages(
-    learner: Learner,
-    groups: tuple[Group, ...],
-    batch: Batch,
-    known: Known,
-    config: TrainConfig,
-    reward_weights: Mapping[str, float],
-) -> tuple[Batch, Known, Metrics]:
-    """The batch with its advantages; with a critic, what its own update needs too."""
-    if learner.critic is not None:
-        return critic_advantages(groups, batch, known, config)
-    advantages, means = advantages_of(groups, batch, known, config, reward_weights)
-    return replace(batch, advantages=at_tokens(advantages, batch.completion_mask)), known, means
-
-
-def advantages_of(
-    groups: tuple[Group, ...],
-    batch: Batch,
-    known: Known,
-    config: TrainConfig,
-    reward_weights: Mapping[str, float],
-) -> tuple[Tensor, Metrics]:
-    """Advantages [P, G] of completions, by the baseline and the scale that the settings name."""
-    algorithm = config.algorithm
-    rewards, scorable = rewards_of(groups)
-    alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # of what was paid, before any penalty
-    means: Metrics = {}
-    if known.reference is not None and algorithm.kl_place == "reward":
-        penalty = ((batch.sampler_logprobs - known.reference.cpu()) * batch.completion_mask).sum(1)
-        means["kl"] = float(penalty.sum() / batch.completion_mask.sum())
-        rewards = rewards - algorithm.kl_coef * penalty.view_as(rewards).double()
-    assert algorithm.baseline != "critic"
-    if algorithm.normalize_components:
-        found = component_advantages(components_of(groups), reward_weights, scorable, algorithm.baseline)
-    else:
-        found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
-    if algorithm.surrogate == "gpg":
-        found, means["gpg_alpha"] = alpha * found, alpha
-    return found, means
-
-
-def critic_advantages(
-    groups: tuple[Group, ...], batch: Batch, known: Known, config: TrainConfig
-) -> tuple[Batch, Known, Metrics]:
-    """The batch with a critic's advantages at each token, and values and returns for its own update.
-
-    A completion's reward comes with its last token; a KL penalty in the reward with each token.
-    """
-    settings, algorithm, values = config.critic, config.algorithm, known.values
-    assert values is not None
-    rewards, _ = rewards_of(groups)
-    mask = batch.completion_mask
-    last = torch.arange(mask.shape[1])[None] == batch.lengths[:, None] - 1
-    paid = rewards.reshape(-1, 1).float() * last
-    means: Metrics = {}
-    if known.reference is not None and algorithm.kl_place == "reward":
-        penalty = (batch.sampler_logprobs - known.reference.cpu()) * mask
-        means["kl"] = float(penalty.sum() / mask.sum())
-        paid = paid - algorithm.kl_coef * penalty
-    advantages, returns = generalized_advantages(
-        paid, values.cpu(), mask, discount=settings.discount, gae_lambda=settings.gae_lambda
-    )
-    carried = batch.loss_mask
-    errors = (returns - values.cpu())[carried]
-    spread = returns[carried].var(correction=0)
-    means |= {
-        "critic/value_mean": float(values.cpu()[carried].mean()),
-        "critic/explained_variance": float(1 - errors.var(correction=0) / spread) if spread > 0 else 0.0,
-    }
-    if settings.whiten and carried.sum() > 1:
-        centred = advantages - advantages[carried].mean()
-        advantages = torch.where(mask, centred / (advantages[carried].std() + SCALE_EPSILON), 0.0)
-    return replace(batch, advantages=advantages), replace(known, returns=returns.to(values.device)), means
 
 
 def update_policy(

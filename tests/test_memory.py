@@ -141,7 +141,8 @@ from slimrl.memory import plan_memory
 from slimrl.model.loading import adopt
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.settings import build
-from slimrl.update import make_learner, update
+from slimrl.learner import make_learner
+from slimrl.update import update
 from tests.tiny import NoTokenizer
 
 again = sys.argv[1]

@@ -21,7 +21,7 @@ from slimrl.resume import LENGTH, MAY_CHANGE
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs import durable
 from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, write_checkpoint
-from slimrl.runs.directory import read_metrics
+from slimrl.runs.files import read_metrics
 from slimrl.settings import load_config
 from slimrl.stopping import Stop, Stopped
 from slimrl.train import TrainSummary, train
@@ -253,7 +253,7 @@ def test_other_problems_and_other_first_weights_are_refused(stopped: Path, monke
 
 
 def test_one_process_at_a_time(stopped: Path) -> None:
-    from slimrl.runs.directory import Lock
+    from slimrl.runs.lock import Lock
 
     lock = Lock(stopped)
     with pytest.raises(SettingsError, match="is being worked on by another process"):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from slimrl.ahead import advantages_of, critic_advantages, look_ahead
 from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import make_batch, rewards_of
 from slimrl.algorithm.groups import Collected
 from slimrl.config import TrainConfig
 from slimrl.forward import batch_logprobs, batch_values
+from slimrl.learner import Known, Learner, Updated, make_learner
 from slimrl.model.critic import make_critic
 from slimrl.model.loading import Policy, freeze
 from slimrl.model.masters import MasterAdamW, make_optimizer
@@ -22,15 +24,8 @@ from slimrl.records import Batch, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.settings import build
 from slimrl.update import (
-    Known,
-    Learner,
-    Updated,
     accumulate_gradient,
     accumulate_value_gradient,
-    advantages_of,
-    critic_advantages,
-    look_ahead,
-    make_learner,
     steered_tokens,
     trained_rows,
     update,

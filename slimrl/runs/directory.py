@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
-import math
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -37,7 +34,18 @@ from slimrl.model.loading import Policy
 from slimrl.records import Rejected
 from slimrl.runs.checkpoints import FULL, checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import sync_folder, write_bytes, write_tensors, written_by_others
+from slimrl.runs.durable import sync_folder, write_tensors, written_by_others
+from slimrl.runs.files import (
+    as_json,
+    as_jsonl,
+    as_line,
+    read_metrics,
+    read_state,
+    rollout_rows,
+    write_jsonl,
+    write_text,
+)
+from slimrl.runs.lock import Lock
 from slimrl.runs.metrics import Metrics
 from slimrl.settings import dump_yaml
 from slimrl.stopping import PREEMPTED, Stopped
@@ -133,7 +141,7 @@ class RunDirectory:
         for checkpoint in checkpoints(self.checkpoints):  # before the records that they need
             if checkpoint.step > step:
                 remove(checkpoint)
-        write_text(self.path / "metrics.jsonl", "".join(_line(row) for row in rows))
+        write_text(self.path / "metrics.jsonl", "".join(as_line(row) for row in rows))
         self._lines.clear()
         self.history = rows
         self.evaluations = [e for e in self.evaluations if e.step <= step]
@@ -165,7 +173,7 @@ class RunDirectory:
         """One line of metrics.jsonl, and the rollouts of the step where they are wanted; kept back while the disk is full."""
         row = {"step": step + 1, **metrics}
         self.history.append(row)
-        self._lines.append(_line(row))
+        self._lines.append(as_line(row))
         if collected is not None:
             self._files[self.path / "rollouts" / f"step-{step + 1:08d}.jsonl"] = as_jsonl(rollout_rows(collected))
         self._flush()
@@ -175,7 +183,7 @@ class RunDirectory:
         self.evaluations.append(evaluation)
         path = self.path / "evals" / f"step-{evaluation.step:08d}.jsonl"
         # the rows last: they say that there is an evaluation
-        self._files[path.with_suffix(".json")] = _pretty(evaluation.summaries())
+        self._files[path.with_suffix(".json")] = as_json(evaluation.summaries())
         self._files[path] = as_jsonl(evaluation.table())
         self._flush()
 
@@ -245,62 +253,7 @@ class RunDirectory:
         self._write_state({**read_state(self.path), **changes})
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
-        write_text(self.path / "run.json", _pretty(state))
-
-
-class Lock:
-    """Held by the process that works on a run; free as soon as that process is gone, however it went.
-
-    Raises SettingsError where another process holds it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise SettingsError(f"{path} is being worked on by another process; wait for it, or end it") from None
-        except OSError:  # a file system that knows no locks
-            pass
-
-    def release(self) -> None:
-        """Let others have it; once is enough, more does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    try:
-        write_bytes(temporary, text.encode())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """run.json of a run folder; empty where there is none that can be read."""
-    try:
-        state = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def read_metrics(path: Path) -> list[Metrics]:
-    """The rows of metrics.jsonl; a last line that was cut off, as by a kill, is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        rows = [json.loads(line) for line in lines]
-        return [{key: float(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
-    except FileNotFoundError:
-        return []
-    except (ValueError, AttributeError, TypeError):
-        raise DataError(f"{path} is damaged; restore it, or start the run anew under another name") from None
+        write_text(self.path / "run.json", as_json(state))
 
 
 def versions(policy: Policy) -> dict[str, Any]:
@@ -333,14 +286,6 @@ def _now() -> str:
 def _step_of(file: Path) -> int:
     """Of step-00000012.jsonl; 0 where the name has none."""
     return int(number) if (number := file.name[5:13]).isdigit() else 0
-
-
-def _pretty(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-def _line(row: Mapping[str, float]) -> str:
-    return json.dumps({key: finite(value) for key, value in row.items()}) + "\n"
 
 
 def run_path(config: RootConfig, verb: str) -> Path:
@@ -377,47 +322,6 @@ def new_run(config: RootConfig, verb: str) -> Path:
             f"output={config.output}: {parent} is not a folder that can be written; choose another output"
         ) from None
     return path
-
-
-def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
-    """Every completion sampled for a step, and whether its group was trained on."""
-    trained = {id(group) for group in collected.groups}
-    fresh = {id(group) for group in collected.sampled}
-    groups = [*collected.sampled, *(group for group in collected.groups if id(group) not in fresh)]
-    return [
-        {
-            "id": rollout.problem.id,
-            "question": rollout.problem.question,
-            "answer": rollout.problem.answer,
-            "sample": sample,
-            "sampled_at": group.step + 1,
-            "trained": id(group) in trained,
-            "text": rollout.text,
-            "correct": rollout.correct,
-            "reward": finite(rollout.reward),
-            "scores": {name: finite(value) for name, value in rollout.scores.items()},
-            "unscorable": rollout.unscorable,
-            "finish": rollout.completion.finish,
-            "tokens": len(rollout.completion.token_ids),
-        }
-        for group in groups
-        for sample, rollout in enumerate(group.rollouts)
-    ]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object per line."""
-    write_text(path, as_jsonl(rows))
-
-
-def as_jsonl(rows: list[dict[str, Any]]) -> str:
-    """One JSON object per line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def finite(value: float) -> float | str:
-    """JSON has no NaN: it is written as a string, never as a number that it is not."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _device_name(policy: Policy) -> str:
