@@ -30,3 +30,10 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not source.is_dir():
         pytest.skip("needs the real Qwen2.5 tokenizer beside the project (shared/data/tokenizers)")
     return save_tiny(tmp_path_factory.mktemp("models") / "qwen", source, layers=2, hidden=32)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's curves take a second, as long as a small run; one file of tests looks at them."""
+    if request.module.__name__ != "tests.test_cli":
+        monkeypatch.setattr("slimrl.runs.directory.draw_curves", lambda *_: None)

@@ -346,7 +346,9 @@ def test_what_was_found_of_memory_is_remembered(tmp_path: Path, monkeypatch: pyt
         return whole(*args, **more)
 
     monkeypatch.setattr(module, "masked_statistics", limited)
-    monkeypatch.setattr("slimrl.keeping.Keeper.finish", lambda *_: None)  # so that the checkpoint of the last step stays
+    monkeypatch.setattr(
+        "slimrl.keeping.Keeper.finish", lambda *_: None
+    )  # so that the checkpoint of the last step stays
     planned = "optimizer.microbatch_tokens=512"
     run(tmp_path, "a", planned, "steps=2", "checkpoint.every=1")
     events = [json.loads(line) for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines()]

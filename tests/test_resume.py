@@ -28,7 +28,7 @@ from slimrl.train import TrainSummary, train
 from tests.conftest import ROOT
 
 EVERYTHING = (
-    "steps=5", "rollout.problems=4", "rollout.group_size=4", "evaluation.problems=6", "evaluation.harder_problems=0",
+    "steps=5", "rollout.problems=4", "rollout.group_size=4", "rollout.max_new_tokens=40", "evaluation.problems=4", "evaluation.harder_problems=0",
     "evaluation.greedy=false", "evaluation.every=2", "optimizer.minibatches=2", "optimizer.schedule=linear",
     "algorithm.dynamic_sampling=refill", "algorithm.refill_budget=2", "curriculum.order=learnability", "checkpoint.every=2",
     "algorithm.kl_coef=0.04",

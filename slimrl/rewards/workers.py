@@ -42,6 +42,7 @@ BUILT_IN_SECONDS = 600.0
 """For what is built in, on a group."""
 START_SECONDS = 120.0
 """For Python, and whatever the files of the user's rewards load."""
+DRAIN_SECONDS = 1.0
 OUTPUT_BYTES = 1 << 16
 """Of what rewards print, shown in all."""
 GIB = 2**30
@@ -311,7 +312,8 @@ class _Process:
                 cwd=folder,
             )
         guard.watch(self._process.pid)
-        threading.Thread(target=output.drain, args=[self._process.stdout], daemon=True).start()
+        self._drain = threading.Thread(target=output.drain, args=[self._process.stdout], daemon=True)
+        self._drain.start()
         with contextlib.suppress(OSError):  # one that ended already is found by `begin`
             self._connection.send(recipe)
 
@@ -363,6 +365,9 @@ class _Process:
         """Kill it and what it started; how it ended, in words."""
         self.kill()
         code = self._process.wait()
+        self._drain.join(
+            DRAIN_SECONDS
+        )  # what was printed last is shown; a pipe that somebody holds open is not waited for
         self._guard.forget(self._process.pid)
         self._connection.close()
         if code == -signal.SIGKILL:
