@@ -358,9 +358,11 @@ def test_a_checkpoint_that_is_written_again_is_never_away(
     assert [entry.name for entry in folder.iterdir()] == ["step-00000003"]
 
 
-def test_a_line_that_a_kill_cut_off_is_forgotten(stopped: Path, undisturbed: tuple[Path, int]) -> None:
+def test_what_a_kill_cut_off_is_forgotten(stopped: Path, undisturbed: tuple[Path, int]) -> None:
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')
+    for folder in (stopped, stopped / "evals", stopped / "rollouts"):
+        (folder / ".unfinished-step-00000005.jsonl-1-2").write_text("half")
     run(stopped.parent, "a", resume=True)
     assert content(stopped) == content(undisturbed[0])
 

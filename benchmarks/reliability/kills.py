@@ -119,7 +119,10 @@ def attempt(output: Path, trial: Trial, expected: object) -> Outcome:
         if status(folder) == "finished":
             break
         start(command(output, trial.name), log).wait()
-    return Outcome(kills, inside, status(folder) == "finished" and content(folder) == expected, left)
+    equal = status(folder) == "finished" and content(folder) == expected
+    if not equal:
+        print(f"{trial} is not equal: {status(folder)}; {log.read_text()[-500:]}", file=sys.stderr)
+    return Outcome(kills, inside, equal, left)
 
 
 def wait_for_writing(folder: Path, process: subprocess.Popen[bytes], count: int) -> None:

@@ -41,6 +41,7 @@ from slimrl.runs.files import (
     as_line,
     read_metrics,
     read_state,
+    remove_unfinished_files,
     rollout_rows,
     write_jsonl,
     write_text,
@@ -123,6 +124,8 @@ class RunDirectory:
         Raises DataError where its records of those steps are not there.
         """
         run = cls(path, lock)
+        for folder in (path, path / "evals", path / "rollouts"):
+            remove_unfinished_files(folder)
         run.rewind(step)
         write_text(path / "config.yaml", dump_yaml(config))
         run._change_state(status="running", reason="", **known)

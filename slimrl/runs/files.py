@@ -15,16 +15,24 @@ from slimrl.errors import DataError
 from slimrl.runs.durable import write_bytes
 from slimrl.runs.metrics import Metrics
 
+UNFINISHED = ".unfinished-"
+
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all, and on the disk."""
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    temporary = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:
         write_bytes(temporary, text.encode())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished_files(folder: Path) -> None:
+    """What a killed process left of files that it was writing."""
+    for file in folder.glob(f"{UNFINISHED}*"):
+        file.unlink()
 
 
 def read_state(path: Path) -> dict[str, Any]:
