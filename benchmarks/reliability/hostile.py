@@ -114,9 +114,7 @@ def attempt(output: Path, kind: str) -> dict[str, object]:
     time.sleep(0.5)
     folder = output / kind
     rollouts = [json.loads(line) for file in sorted((folder / "rollouts").glob("*")) for line in file.open()]
-    wrong = [
-        row for row in rollouts if int(row["id"].rpartition("/")[2]) >= 8 and int(row["id"].rpartition("/")[2]) % 2 == 0
-    ]
+    wrong = [row for row in rollouts if (number := int(row["id"].rpartition("/")[2])) >= 16 and number % 2 == 0]
     right = [row for row in rollouts if row not in wrong]
     reasons = sorted({row["unscorable"] for row in wrong if row["unscorable"]})
     return {
