@@ -17,7 +17,7 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.evaluate import Evaluation, read_evaluations
 from slimrl.model.loading import fingerprint
 from slimrl.prepare import Setup
-from slimrl.rewards.custom import files_digest
+from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
 from slimrl.runs.directory import ENDED, new_run, run_path, versions
 from slimrl.runs.files import read_state
@@ -42,6 +42,7 @@ GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl")
 """What is in a run's folder before it is a run."""
 ENDLESS_SAMPLE = 64
 """Problems that stand for an endless supply in its fingerprint."""
+PACKAGE = Path(__file__).parent
 PROMPTS = 8
 """Prompts that stand for what makes prompts of problems."""
 
@@ -186,8 +187,8 @@ def identity(setup: Setup) -> dict[str, str]:
     return {
         "data": _data(setup),
         "initial": fingerprint(setup.policy.model),
-        "code": _files(sorted(Path(__file__).parent.rglob("*.[ch]pp")) + sorted(Path(__file__).parent.rglob("*.py"))),
-        "rewards": files_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
+        "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
+        "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
     }
 
 
@@ -235,11 +236,4 @@ def _data(setup: Setup) -> str:
         digest.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
     for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
         digest.update(repr(setup.prompt_ids(problem)).encode())
-    return digest.hexdigest()
-
-
-def _files(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -313,15 +313,16 @@ def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
 
     Without a checkpoint the weights stay, which no dropped update has touched.
     """
-    first = state.step - len({*(row["step"] for row in run.history[-FAULTS:] if row.get("update/nonfinite"))})
-    what = f"{FAULTS} steps in a row, up to step {state.step}, had a number that was not finite"
+    count = sum(bool(row.get("update/nonfinite")) for row in run.history[-FAULTS:])
+    steps = f"{count} steps in a row, up to step {state.step}," if count > 1 else f"step {state.step}"
+    what = f"{steps} had a number that was not finite"
     if state.rolled_back:
         raise DivergedError(
             f"{what}, after one roll-back already; nonfinite/ in {run.path} holds their batches, events.jsonl says which number. "
             "Lower optimizer.learning_rate, or set model.dtype=float32"
         )
     excluded = tuple(dict.fromkeys((*state.excluded, *state.suspects)))
-    target, said = newest(run.checkpoints, before=first)
+    target, said = newest(run.checkpoints, before=state.step - count)
     for sentence in said:
         display.say(f"warning: {sentence}", "yellow")
     if target is None and spoiled(setup, learner):
@@ -331,7 +332,6 @@ def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
         )
     before = restore(target, setup, learner) if target else state
     run.rewind(before.step)
-    run.evaluations = [e for e in run.evaluations if e.step <= before.step]
     run.note(before.step, "rolled back", why=what, excluded=list(excluded))
     display.say(f"{what}; back to step {before.step}, without their {len(state.suspects)} problems", "yellow")
     carried = tuple(group for group in before.carried if group.problem.id not in excluded)

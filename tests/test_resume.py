@@ -235,7 +235,7 @@ def test_more_steps_go_further(tmp_path: Path) -> None:
 
 
 def test_other_software_is_refused_unless_forced(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimrl.resume._files", lambda paths: f"other {len(paths)}")
+    monkeypatch.setattr("slimrl.resume.files_digest", lambda paths: f"other {len(list(paths))}")
     with pytest.raises(SettingsError, match=r"SlimRL's own code changed.*--force"):
         run(stopped.parent, "a", resume=True)
     assert run(stopped.parent, "a", resume=True, force=True).steps == 5

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,17 @@ from slimrl.config import RewardsConfig
 from slimrl.errors import SettingsError
 
 
-def files_digest(config: RewardsConfig) -> str:
-    """SHA-256 of the files of the user's rewards; one that is not there counts as empty, and is refused where it is loaded."""
+def rewards_digest(config: RewardsConfig) -> str:
+    """SHA-256 of the files of the user's rewards; one that is not there is refused where it is loaded."""
+    paths = (Path(spec.rpartition(":")[0]).expanduser() for spec in config.custom)
+    return files_digest(path for path in paths if path.is_file())
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of files' names and bytes, in this order."""
     digest = hashlib.sha256()
-    for spec in config.custom:
-        path = Path(spec.rpartition(":")[0]).expanduser()
-        digest.update(path.name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

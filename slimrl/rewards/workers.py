@@ -28,7 +28,7 @@ from slimrl.errors import SettingsError, SlimError
 from slimrl.processes import Guard, die_with_the_parent
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward, Unscored, assemble, load_rewards, outcomes_of, score
-from slimrl.rewards.custom import files_digest
+from slimrl.rewards.custom import rewards_digest
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
@@ -173,7 +173,9 @@ class _Recipe:
 def _recipe(task: Task, config: RewardsConfig, max_new_tokens: int) -> _Recipe:
     if STYLES.get(task.style.name) is not task.style or type(task.grader) is not Grader:
         raise SettingsError("rewards.workers needs a style and a checker of SlimRL's own; set rewards.workers=0")
-    return _Recipe(task.style.name, task.grader.checker, task.instruction, config, max_new_tokens, files_digest(config))
+    return _Recipe(
+        task.style.name, task.grader.checker, task.instruction, config, max_new_tokens, rewards_digest(config)
+    )
 
 
 class _Worker:
@@ -434,7 +436,7 @@ def _load(recipe: _Recipe) -> tuple[Task, dict[str, Reward]]:
     grader = Grader(recipe.checker)
     task = Task("worker", (), (), (), STYLES[recipe.style], grader, recipe.instruction, {})
     rewards = load_rewards(recipe.rewards, task, max_new_tokens=recipe.max_new_tokens)
-    if files_digest(recipe.rewards) != recipe.files:
+    if rewards_digest(recipe.rewards) != recipe.files:
         raise SettingsError(
             "a file of rewards.custom changed while the run went on; bring it back, or start another run"
         )

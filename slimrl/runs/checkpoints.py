@@ -7,9 +7,7 @@ holds. There is no pickle in it.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +21,7 @@ from slimrl.runs.durable import (
     MANIFEST,
     Written,
     damage,
+    full_disk_as_oserror,
     read_tensors,
     seal,
     sync_folder,
@@ -33,7 +32,6 @@ from slimrl.runs.durable import (
 
 STATE = "state.json"
 UNFINISHED, REPLACED = ".writing-", ".replaced-"
-FULL = os.strerror(errno.ENOSPC)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ def write_checkpoint(
             files[f"{name}.safetensors"] = write_tensors(temporary / f"{name}.safetensors", table)
         text = json.dumps(state, allow_nan=False) + "\n"
         files[STATE] = write_bytes(temporary / STATE, text.encode())
-        beside(temporary)
+        with full_disk_as_oserror(folder):
+            beside(temporary)
         for extra in sorted(temporary.iterdir()):
             if extra.name not in files:
                 files[extra.name] = written_by_others(extra)
@@ -88,10 +87,8 @@ def write_checkpoint(
         temporary.rename(path)
         sync_folder(folder)
         shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, Exception) and FULL in str(error):  # tokenizers and safetensors raise kinds of their own
-            raise OSError(errno.ENOSPC, FULL, str(folder)) from error
         raise
     return Checkpoint(path, step)
 

@@ -32,9 +32,9 @@ from slimrl.config import RootConfig
 from slimrl.errors import DataError, DivergedError, SettingsError
 from slimrl.model.loading import Policy
 from slimrl.records import Rejected
-from slimrl.runs.checkpoints import FULL, checkpoints, remove
+from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import sync_folder, write_tensors, written_by_others
+from slimrl.runs.durable import FULL, full_disk_as_oserror, sync_folder, write_tensors, written_by_others
 from slimrl.runs.files import (
     as_json,
     as_jsonl,
@@ -157,7 +157,7 @@ class RunDirectory:
     def sync(self) -> None:
         """What a checkpoint relies on is on the disk when this returns; raises OSError where it could not be written."""
         if not self._flush():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            raise OSError(errno.ENOSPC, FULL, str(self.path))
         for path in (self.path / "metrics.jsonl", self.path / "run.json", self.path / "config.yaml"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -212,13 +212,9 @@ class RunDirectory:
         """final/: loads with AutoModelForCausalLM.from_pretrained. On the disk, whole, before the run counts as finished."""
         temporary, final = self.path / ".writing-final", self.path / "final"
         shutil.rmtree(temporary, ignore_errors=True)
-        try:
+        with full_disk_as_oserror(final):
             policy.model.save_pretrained(temporary)
             policy.tokenizer.save_pretrained(temporary)
-        except Exception as error:
-            if FULL in str(error):
-                raise OSError(errno.ENOSPC, FULL, str(final)) from error
-            raise
         for file in temporary.iterdir():
             written_by_others(file)
         sync_folder(temporary)

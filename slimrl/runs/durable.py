@@ -6,6 +6,7 @@ of the weights in memory, and one pass for writing and hashing. It is read with 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+FULL = os.strerror(errno.ENOSPC)
 BLOCK = 1 << 24
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -106,6 +108,19 @@ def _hashed(path: Path) -> Iterator[_Hashed]:
         yield _Hashed(file)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def full_disk_as_oserror(path: Path) -> Iterator[None]:
+    """tokenizers and safetensors say with errors of their own kinds that the disk is full."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if FULL in str(error):
+            raise OSError(errno.ENOSPC, FULL, str(path)) from error
+        raise
 
 
 def sync_folder(folder: Path) -> None:
