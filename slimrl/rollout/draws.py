@@ -1,4 +1,14 @@
-"""Inverse-CDF draws: the token is a function of the distribution and of one given uniform number."""
+"""Draws by an exponential race: the token is a function of the distribution and of one given uniform number.
+
+The token with the largest p_i / E_i, where the E_i are independent standard exponentials, is distributed as p (the
+Gumbel-max trick; Maddison, Tarlow and Minka, arXiv:1411.0030). The winner changes only where two candidates are within
+rounding of each other, so two computations of the same logits draw the same token except with a probability of about
+the total variation between their distributions. An inverse CDF does worse on a large vocabulary: its running sum moves
+all later boundaries, and some boundary is always near.
+
+Two races take the place of one over the vocabulary, first among blocks of tokens and then inside the winning block, so a
+draw needs V / BLOCK + BLOCK exponentials instead of V.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +16,11 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
-"""Tokens whose probabilities are summed before the search. Sums of blocks are accumulated in float64: over a vocabulary
-of 150,000 a float32 running sum would drop the tail."""
-BELOW_ONE = 1 - 2.0**-40
-"""Keeps a target under the sum it is a share of, whatever the rounding, so that what is found has a probability."""
+"""Tokens of a block. Sums over the vocabulary are accumulated in float64 from the sums of blocks."""
+
+# splitmix64 (Steele, Lea and Flood, OOPSLA 2014), its constants as signed 64-bit integers
+_GOLDEN, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_MANTISSA = 53
 
 
 @torch.no_grad()
@@ -24,9 +35,37 @@ def draw(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -
     logits -= logits.amax(-1, keepdim=True)
     weights = logits.exp_()
     sums = _block_sums(weights)
-    running = sums.cumsum(-1)
-    token = _search(weights, sums, running, uniform[:, None]) if best is None else best
-    return token.squeeze(-1), (weights.gather(-1, token) / running[:, -1:]).log().float().squeeze(-1)
+    token = _race(weights, sums, uniform) if best is None else best
+    share = weights.gather(-1, token) / sums.sum(-1, keepdim=True)
+    return token.squeeze(-1), share.log().float().squeeze(-1)
+
+
+@torch.library.custom_op("slimrl::exponentials", mutates_args=())
+def exponentials(uniform: Tensor, count: int) -> Tensor:
+    """uniform [N] float64 in [0, 1) -> [N, count] float64: independent standard exponentials, a pure function of it.
+
+    The 53 bits of the uniform number seed a splitmix64 stream. An operator of its own, since what torch.compile makes of
+    64-bit integers on a CPU writes beyond its buffers (torch 2.13).
+    """
+    bits = (uniform * 2.0**_MANTISSA).long()[:, None]
+    bits = bits + torch.arange(1, count + 1, device=uniform.device) * _GOLDEN
+    bits ^= _shifted(bits, 30)
+    bits *= _FIRST
+    bits ^= _shifted(bits, 27)
+    bits *= _SECOND
+    bits ^= _shifted(bits, 31)
+    # in the middle of its interval, so that neither 0 nor 1 occurs and every logarithm is finite and negative
+    return _shifted(bits, 64 - _MANTISSA).double().add_(0.5).mul_(2.0**-_MANTISSA).log_().neg_()
+
+
+@exponentials.register_fake
+def _(uniform: Tensor, count: int) -> Tensor:
+    return uniform.new_empty((uniform.shape[0], count))
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """A logical shift to the right; torch's own keeps the sign."""
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _block_sums(weights: Tensor) -> Tensor:
@@ -38,19 +77,17 @@ def _block_sums(weights: Tensor) -> Tensor:
     return torch.cat(parts, dim=1).double()
 
 
-def _search(weights: Tensor, sums: Tensor, running: Tensor, uniform: Tensor) -> Tensor:
-    """[N, V], block sums and their running sum, [N, 1] -> [N, 1]: the first token whose running sum exceeds the target."""
-    target = uniform * BELOW_ONE * running[:, -1:]
-    # The bounds are for logits that are not numbers: their log-probability says so, to whoever reads it.
-    block = torch.searchsorted(running, target, right=True).clamp_(max=running.shape[1] - 1)
-    mass = sums.gather(-1, block)
-    into = 1 - (running.gather(-1, block) - target) / mass
-    vocabulary = weights.shape[1]
-    places = block * BLOCK + torch.arange(min(BLOCK, vocabulary), device=weights.device)
+def _race(weights: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
+    """[N, V], block sums and [N] -> [N, 1]: the winner of the winning block.
+
+    Logits that are not numbers win, so that their log-probability tells whoever reads it.
+    """
+    vocabulary, blocks = weights.shape[1], sums.shape[1]
+    width = min(BLOCK, vocabulary)
+    waits: Tensor = exponentials(uniform, blocks + width)
+    block = (sums / waits[:, :blocks]).argmax(-1, keepdim=True)
+    places = block * BLOCK + torch.arange(width, device=weights.device)
     inside = weights.gather(-1, places.clamp(max=vocabulary - 1)).double()
     if vocabulary % BLOCK:
         inside.masked_fill_(places >= vocabulary, 0.0)
-    inside = inside.cumsum(-1)
-    # The block's own running sum is rounded otherwise than its float32 sum, so the target is taken as a share of it.
-    found = torch.searchsorted(inside, into.clamp(min=0) * BELOW_ONE * inside[:, -1:], right=True)
-    return places.gather(-1, found.clamp_(max=places.shape[1] - 1)).clamp_(max=vocabulary - 1)
+    return places.gather(-1, (inside / waits[:, blocks:]).argmax(-1, keepdim=True))
