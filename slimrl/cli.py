@@ -161,7 +161,9 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     from slimrl.randomness import uniforms
     from slimrl.rollout.engine import Request, RolloutEngine
     from slimrl.tasks import chat_messages
+    from slimrl.threads import settle_threads
 
+    settle_threads()
     policy, prompter, instruction = prepare_model(config)
     ids = prompter.ids(chat_messages(instruction, question))
     budget = config.rollout.max_new_tokens

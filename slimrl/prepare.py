@@ -26,6 +26,7 @@ from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import STYLES
+from slimrl.threads import settle_threads
 
 LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with."""
@@ -132,6 +133,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
 
     Raises SettingsError or DataError, one sentence each.
     """
+    threads = settle_threads()
     policy, prompter, instruction = prepare_model(config)
     task = load_task(config.task, instruction=instruction, seed=config.seed)
     room = policy.context - config.rollout.max_new_tokens
@@ -144,7 +146,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    notes = [*policy.notes, _template_note(prompter, config), _rejected_note(task)]
+    notes = [threads, *policy.notes, _template_note(prompter, config), _rejected_note(task)]
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)

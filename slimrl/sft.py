@@ -35,6 +35,7 @@ from slimrl.runs.directory import RunDirectory, versions
 from slimrl.settings import nearest
 from slimrl.state import restore_policy, save_policy
 from slimrl.stopping import Stop, Stopped, seconds_of
+from slimrl.threads import fix_threads
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
@@ -86,7 +87,7 @@ def sft(
     if found.interrupted is None:
         return _sft(config, found.path, display, stop)
     try:
-        torch.set_num_threads(int(found.interrupted.recorded["threads"]))  # other threads, other sums
+        fix_threads(int(found.interrupted.recorded["threads"]))  # other threads, other sums
         return _sft(found.interrupted.config, found.path, display, stop, found.interrupted, force=force)
     finally:
         found.interrupted.lock.release()

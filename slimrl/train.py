@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from slimrl.algorithm.groups import collect_groups
 from slimrl.config import TrainConfig
 from slimrl.display import Display
@@ -41,6 +39,7 @@ from slimrl.state import RunState, are_finite, as_tensors, optimizer_tensors, re
 from slimrl.stopping import Stop, Stopped, seconds_of
 from slimrl.stopwatch import OFF, Stopwatch, mean_profile
 from slimrl.switches import combine, confounded_switches, inert_switches, note_update
+from slimrl.threads import fix_threads
 from slimrl.update import update
 
 FAULTS = 3
@@ -118,7 +117,7 @@ def train(
 
 def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *, force: bool) -> TrainSummary:
     """The rest of a run that was interrupted."""
-    torch.set_num_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
+    fix_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
     setup = prepare_training(interrupted.config)
     with setup.scorer:
         known = identity(setup)

@@ -1,10 +1,11 @@
-"""One thread: tests then do not fight over cores, and sums come in one order."""
+"""One thread, in the commands that tests start too: tests then do not fight over cores, and sums come in one order."""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -22,6 +22,7 @@ ALLOWED = {
     "settings": {"config", "errors"},
     "switches": {"config"},
     "processes": set(),
+    "threads": set(),
     "machine": set(),
     "stopwatch": {"machine"},
     "memory": {"algorithm", "config", "machine", "model", "rollout"},

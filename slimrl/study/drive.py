@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from slimrl.config import TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.settings import build, dump_yaml, read_yaml, settings_of
-from slimrl.study.local import Job, Launcher, LocalLauncher, Running, Slots, divide
+from slimrl.study.local import Job, Launcher, LocalLauncher, Running, Slots, divide, threads_asked_for
 from slimrl.study.reading import DECLARED, read_declaration, read_json, run_folder
 from slimrl.study.spec import Arm, Expanded
 from slimrl.study.switches import rounding_only
@@ -303,7 +303,8 @@ def choose_slots(folder: Path, expanded: Expanded, wanted: int, *, keep: bool = 
     path = folder / "slots.json"
     began = read_json(path)
     gpus, gpu_bytes = _gpus(expanded)
-    slots = divide(wanted, threads=int(began.get("threads", 0)), gpus=gpus, gpu_bytes=gpu_bytes)
+    threads = int(began.get("threads", 0)) or threads_asked_for()
+    slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes)
     slots = replace(slots, memory_share=float(began.get("memory_share", slots.memory_share)))
     if keep and not began:
         write_json(path, {"threads": slots.threads, "memory_share": slots.memory_share})

@@ -58,8 +58,8 @@ class Slots:
 def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
     """`count` slots, or, for 0, as many as this machine serves well: one per core, or up to four per GPU.
 
-    `threads` keeps a study that was begun at what it had, since sums in another order differ in their last bits; 0 divides
-    the cores.
+    `threads` keeps a study that was begun at what it had, since sums in another order differ in their last bits, or is what
+    the user asks for; 0 divides the cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not count and gpus:
@@ -68,6 +68,12 @@ def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
         count = max(1, cores // threads) if threads else cores
     on_a_device = -(-count // gpus) if gpus else count
     return Slots(count, threads or max(1, cores // count), 1 / on_a_device, gpus)
+
+
+def threads_asked_for() -> int:
+    """What OMP_NUM_THREADS says; 0 where it says nothing that is a number of threads."""
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is one number a level of nesting
+    return int(text) if text.isdecimal() else 0
 
 
 class LocalLauncher:

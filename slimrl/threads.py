@@ -1,0 +1,99 @@
+"""CPU threads: how they wait for each other, and how many of them compute. Imports torch only where it is asked for threads.
+
+The threads of a parallel region wait for each other at its end. By default they spin while they wait: on a machine whose
+cores other processes use too, a thread then burns its time slice waiting for one that is not running, and the same
+training takes many times as long. So SlimRL lets them spin briefly, and takes fewer threads where cores are in use.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables with which a user settles how OpenMP's threads wait; one that is set is left alone, and so are the others."""
+SPINS = 1000
+"""Turns of GNU's OpenMP before a waiting thread sleeps: some microseconds, about what lies between two parallel regions."""
+BLOCKTIME = 1
+"""The same for LLVM's and Intel's, in milliseconds (their default is 200)."""
+
+
+def settle_waiting() -> None:
+    """Let waiting threads sleep soon, in this process and its children. OpenMP reads this when torch is imported."""
+    if not any(name in os.environ for name in WAITING):
+        os.environ |= {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(BLOCKTIME)}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Processor seconds up to a moment: of all processes on the cores that this one may use, and of this one."""
+
+    at: float
+    cores: int
+    everyone: float
+    own: float
+
+
+def usage() -> Usage | None:
+    """Now; None where the system does not say (Linux does)."""
+    own = os.times()
+    if not hasattr(os, "sched_getaffinity") or not Path("/proc/stat").is_file():
+        return None
+    cores = os.sched_getaffinity(0)
+    busy = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
+            user, nice, system, _idle, _wait, interrupt, soft, stolen, *_ = map(int, fields)
+            busy += user + nice + system + interrupt + soft + stolen
+    return Usage(time.monotonic(), len(cores), busy / os.sysconf("SC_CLK_TCK"), own.user + own.system)
+
+
+def taken_by_others(before: Usage, after: Usage) -> float:
+    """Cores that other processes used between two moments, 0 to all."""
+    seconds = max(after.at - before.at, 1e-9)
+    others = (after.everyone - before.everyone) - (after.own - before.own)
+    return min(max(0.0, others / seconds), float(after.cores))
+
+
+SHORTEST = 0.5
+"""Seconds over which use is measured at least: the kernel counts in hundredths."""
+_began = usage()
+_settled = False
+
+
+def fix_threads(count: int) -> None:
+    """Compute with `count` threads, whatever else runs: sums in another order differ in their last bits."""
+    global _settled
+    import torch
+
+    torch.set_num_threads(count)
+    _settled = True
+
+
+def settle_threads() -> str:
+    """Leave the cores to other processes that they have used since this one began, once; what a user should know of it.
+
+    Nothing happens where OMP_NUM_THREADS is set, threads are fixed, or the use of cores is not known.
+    """
+    global _settled
+    before, after = _began, usage()
+    if _settled or "OMP_NUM_THREADS" in os.environ or before is None or after is None:
+        return ""
+    _settled = True
+    if after.at - before.at < SHORTEST:
+        time.sleep(SHORTEST)
+        after = usage() or after
+    import torch
+
+    others, threads = taken_by_others(before, after), torch.get_num_threads()
+    left = max(1, round(after.cores - others))
+    if left >= threads:
+        return ""
+    torch.set_num_threads(left)
+    return (
+        f"other processes use {others:.1f} of {after.cores} cores, so {left} thread{'s compute' if left > 1 else ' computes'} "
+        f"instead of {threads}; OMP_NUM_THREADS={threads} takes all"
+    )
