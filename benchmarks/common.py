@@ -230,6 +230,17 @@ def without_lists(value: Any) -> Any:
     return [without_lists(v) for v in value] if isinstance(value, list) else value
 
 
+def versions() -> dict[str, str]:
+    """Of Python and the packages that are there."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    if "slimrl" in sys.modules:  # imported from a checkout that is not installed
+        found.setdefault("slimrl", sys.modules["slimrl"].__version__)
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------- worker
 
 
@@ -252,15 +263,7 @@ class Channel:
         """Set-up is done: say with which versions."""
         import torch
 
-        versions = {"python": platform.python_version(), "torch_threads": torch.get_num_threads()}
-        for package in PACKAGES:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
-        if "slimrl" in sys.modules:  # imported from a checkout that is not installed
-            versions.setdefault("slimrl", sys.modules["slimrl"].__version__)
-        self.send({"versions": versions})
+        self.send({"versions": {"torch_threads": torch.get_num_threads(), **versions()}})
 
     def serve(self, run: Callable[[Message], Message]) -> None:
         """Answer requests until the driver hangs up."""

@@ -1,6 +1,6 @@
 """Randomness without state: every random number is a pure function of what it is for.
 
-Nothing in the package calls a global generator, so tokens do not depend on batch size, slot order, micro-batches,
+Nothing in the package calls a global generator, so the numbers do not depend on batch size, slot order, micro-batches,
 ranks, logging, evaluation or a restart.
 """
 

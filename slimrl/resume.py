@@ -33,7 +33,7 @@ MAY_CHANGE = (
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
 )  # fmt: skip
-"""Settings that no weight depends on, but for the last bits under other slots, and for completions that a reward fails on."""
+"""Settings that no weight depends on, but for rounding under other slots, and for completions that a reward fails on."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
 CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
@@ -130,9 +130,7 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
     if checkpoint is None and notes:
         notes.append(f"{path} has no whole checkpoint and begins again")
     if before.rollout.slots != config.rollout.slots:
-        notes.append(
-            "with other rollout.slots tokens are the same, but last bits of their log-probabilities may differ"
-        )
+        notes.append("with other rollout.slots rounding differs, so some draws and the last bits of weights may differ")
     step = checkpoint.step if checkpoint else 0
     if config.steps < step:
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")

@@ -1,8 +1,8 @@
 """Continuous batching over fixed slots, with the trainer's own module.
 
 A prompt is prefilled once and its keys are shared by all samples of its group. Rows that finish leave the batch and
-waiting ones take their slots; a group is handed over as soon as its last row is done. What is drawn depends only on the
-uniforms of a row, so slots, order and the way in which steps are executed change speed and never tokens.
+waiting ones take their slots; a group is handed over as soon as its last row is done. What is drawn depends on a row's
+uniforms and its logits alone: slots, order and the way in which steps are executed change no more than rounding.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class RolloutEngine:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
 
         `on_group` gets a request's index and its completions when the last of them is done, while others go on. Where
-        memory runs out, `slots` is halved for good and what is not done is sampled again: the same tokens.
+        memory runs out, `slots` is halved for good and what is not done is sampled again from the same uniforms.
         Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, SettingsError where
         memory does not suffice for one slot, and Stopped between decode steps.
         """
