@@ -353,8 +353,9 @@ class CriticConfig(Section):
     """Peak rate of the critic's own AdamW; `auto`: five times the policy's."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of later rewards (gamma)."""
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Weight of longer returns in the advantage; 1 is the return less the value."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of longer returns in the advantage; 1 (as verl) is the return less the value. 0.95 (as TRL) lets a reward at the
+    end reach only about the last 90 tokens until the critic has learned."""
     value_clip: Positive = 0.2
     """A value may leave that of the rollout by no more than this without paying for it."""
     whiten: bool = True
