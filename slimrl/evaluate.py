@@ -6,9 +6,8 @@ beside it. The training reward is never the headline: several switches change wh
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,18 +109,20 @@ class Evaluation:
         return {name: split.summary() for name, split in self.splits.items()}
 
 
-def read_evaluations(folder: Path) -> list[Evaluation]:
-    """What `Evaluation.table` was written to, step-N.jsonl each, by step; what cannot be read is left out."""
-    found = []
+def read_evaluations(folder: Path, *, up_to: int) -> Iterator[Evaluation]:
+    """What `Evaluation.table` was written to, step-N.jsonl each, by step, none beyond `up_to`; a file that cannot be read, or
+    holds no completion of the test split, is left out.
+    """
     for path in sorted(folder.glob("step-*.jsonl")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-            splits: dict[str, list[Answered]] = {"test": [], "harder": []}
-            for row in rows:
+        splits: dict[str, list[Answered]] = {"test": [], "harder": []}
+        try:
+            step = int(path.stem.removeprefix("step-"))
+            for row in (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line):
                 splits[row.pop("split")].append(Answered(**row))
-            parts = {name: SplitEvaluation(tuple(answered)) for name, answered in splits.items()}
-            found.append(Evaluation(int(path.stem.removeprefix("step-")), parts["test"], parts["harder"]))
-    return found
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if splits["test"] and step <= up_to:
+            yield Evaluation(step, SplitEvaluation(tuple(splits["test"])), SplitEvaluation(tuple(splits["harder"])))
 
 
 def evaluate(setup: Setup, *, step: int) -> Evaluation:

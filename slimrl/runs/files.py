@@ -25,6 +25,9 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_bytes(temporary, text.encode())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the name that a reader knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

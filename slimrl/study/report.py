@@ -55,6 +55,9 @@ def _replace(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8", newline="")
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the name that a reader knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
