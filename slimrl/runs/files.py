@@ -26,7 +26,8 @@ def write_text(path: Path, text: str) -> None:
         write_bytes(temporary, text.encode())
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # the name that a reader knows
+        if error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that a reader knows
         raise
     finally:
         temporary.unlink(missing_ok=True)

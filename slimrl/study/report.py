@@ -56,7 +56,8 @@ def _replace(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # the name that a reader knows
+        if error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that a reader knows
         raise
     finally:
         temporary.unlink(missing_ok=True)
