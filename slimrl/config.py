@@ -385,7 +385,7 @@ class OptimizerConfig(Section):
     """Passes over a rollout batch."""
     microbatch_tokens: Count | Literal["auto"] = "auto"
     """Tokens in one forward pass, a shared prompt counted once; `auto`: up to 16,384, as far as memory allows. The
-    gradient never depends on it."""
+    gradient depends on it by no more than rounding."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute layers again in the backward pass instead of keeping what they computed; `auto`: where memory is short."""
 
