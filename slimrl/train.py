@@ -5,7 +5,8 @@
 How this differs from the papers, by decision (docs/techniques.md has the formulas):
 1. Old log-probabilities are the sampler's own, since sampler and trainer are one module; with one update per batch
    none are needed, the ratio is 1 by construction.
-2. Token weights are computed once per optimizer step over all of its rows, so micro-batches change the gradient by no more than rounding.
+2. Token weights are computed once per optimizer step over all of its rows, so micro-batches change
+   the gradient by no more than rounding.
 3. Dynamic sampling keeps surplus groups for later steps and has a budget.
 """
 
