@@ -1,7 +1,7 @@
 """The command line. Human text goes to stderr, data to stdout; torch is imported only inside a verb.
 
-Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 75 told to stop (run again with --resume),
-130 interrupted.
+Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 74 the disk is full or cannot be written,
+75 told to stop (run again with --resume), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimrl.errors import DataError, SettingsError, SlimError
+from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
 from slimrl.stopping import Stop, Stopped
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def main() -> None:
     except SlimError as error:
         _end(str(error), error.exit_code)
     except OSError as error:
-        _end(f"{error.filename or 'the system'}: {error.strerror or error}", DataError.exit_code)
+        code = DiskError.exit_code if error.errno in UNWRITABLE else DataError.exit_code
+        _end(f"{error.filename or 'the system'}: {error.strerror or error}", code)
     except Stopped as stopped:
         click.echo(str(stopped), err=True)
         sys.exit(stopped.exit_code)
@@ -331,7 +332,12 @@ def study_run(
     from slimrl.study.fleet import FleetDisplay
 
     display = FleetDisplay(expanded, folder, quiet=quiet)
-    failed = _closing_display(display, lambda: run_study(expanded, folder, slots=slots or 0, display=display))
+    try:
+        failed = _closing_display(display, lambda: run_study(expanded, folder, slots=slots or 0, display=display))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise _no_room(error, folder, "the same command goes on") from error
     _report(expanded, folder, as_json, quiet)
     if failed:
         names = ", ".join(run.name for run in failed)
@@ -375,7 +381,12 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
     from slimrl.study.tables import verdict_words
 
     results = collect(expanded, folder)
-    path = write_reports(results, folder)
+    try:
+        path = write_reports(results, folder)
+    except OSError as error:
+        raise _no_room(
+            error, folder, "slimrl study report with the same arguments writes it; no run is lost"
+        ) from error
     display = _display(quiet)
     for effect in results.effects:
         low, high = points(effect.difference.low), points(effect.difference.high)
@@ -383,6 +394,13 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
     display.say(f"report: {path}, report.md, results.csv, results.json")
     if as_json:
         click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
+
+
+def _no_room(error: OSError, folder: Path, then: str) -> DiskError:
+    """What a user reads where a file of a study cannot be written."""
+    return DiskError(
+        f"{error.filename or folder} cannot be written ({error.strerror or error}); free space or make it writable, then {then}"
+    )
 
 
 def _load(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None = None) -> Root:

@@ -354,8 +354,9 @@ class CriticConfig(Section):
     """Peak rate of the critic's own AdamW; `auto`: five times the policy's."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of later rewards (gamma)."""
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Weight of longer returns in the advantage; 1 is the return less the value."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight of longer returns in the advantage; 1 (as verl) is the return less the value. 0.95 (as TRL) lets a reward at the
+    end reach only about the last 90 tokens until the critic has learned."""
     value_clip: Positive = 0.2
     """A value may leave that of the rollout by no more than this without paying for it."""
     whiten: bool = True
@@ -385,7 +386,7 @@ class OptimizerConfig(Section):
     """Passes over a rollout batch."""
     microbatch_tokens: Count | Literal["auto"] = "auto"
     """Tokens in one forward pass, a shared prompt counted once; `auto`: up to 16,384, as far as memory allows. The
-    gradient never depends on it."""
+    gradient depends on it by no more than rounding."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute layers again in the backward pass instead of keeping what they computed; `auto`: where memory is short."""
 

@@ -1,8 +1,13 @@
 """Errors that a user can act on: one sentence each, shown without a traceback.
 
-The exit codes are those of the command line: 2 usage or settings, 3 data or checkpoint invalid, 4 diverged (75 and 130,
-for a run that was told to stop, are in stopping.py).
+The exit codes are those of the command line: 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 74 the disk is full
+or cannot be written (75 and 130, for a run that was told to stop, are in stopping.py).
 """
+
+import errno
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Of an OSError that says that the disk takes no more."""
 
 
 class SlimError(Exception):
@@ -21,6 +26,12 @@ class DataError(SlimError):
     """A file, a row or a checkpoint is not what it should be; the sentence names file:line where there is one."""
 
     exit_code = 3
+
+
+class DiskError(SlimError):
+    """A file of a run cannot be written, as on a full disk; nothing that lies on it is lost, and the run can go on."""
+
+    exit_code = 74
 
 
 class DivergedError(SlimError):

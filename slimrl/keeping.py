@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from slimrl.config import RootConfig
 from slimrl.display import Display
@@ -55,6 +55,20 @@ class Keeper:
         """The state of the run is not that of its newest checkpoint any more, and must be safe soon."""
         self.safe, self._wanted = -1, True
 
+    @contextlib.contextmanager
+    def ending(self, step: int, write: Write) -> Iterator[None]:
+        """The last files of a run: where one cannot be written, a checkpoint of this step is left if the disk takes it.
+
+        Raises DiskError, which says how the run goes on.
+        """
+        try:
+            yield
+        except OSError as error:
+            if self.safe != step:
+                with contextlib.suppress(OSError, NonFiniteError):
+                    write()
+            raise self.run.unwritable(error) from error
+
     def finish(self, step: int) -> None:
         """The run is over: what served to go on goes, the best stays where final/ is not the same."""
         with contextlib.suppress(OSError):
@@ -66,6 +80,6 @@ class Keeper:
 
 def best_step(run: RunDirectory) -> tuple[int, ...]:
     """The step with the best held-out accuracy so far, the earliest where several are alike; none before the first step."""
-    measured = [e for e in run.evaluations if e.step]
-    best = max(measured, key=lambda e: (e.test.summary()["accuracy"], -e.step), default=None)
-    return () if best is None else (best.step,)
+    accuracies = {step: found["test"]["accuracy"] for step, found in run.measured.summaries.items() if step}
+    best = max(accuracies, key=lambda step: (accuracies[step], -step), default=None)
+    return () if best is None else (best,)

@@ -87,7 +87,7 @@ class Group:
 
     rollouts: tuple[Rollout, ...]
     step: int
-    """The step whose policy sampled it; dynamic sampling may carry a surplus group into the next step."""
+    """The step whose policy sampled it; dynamic sampling may keep a surplus group for later steps."""
 
     @property
     def problem(self) -> Problem:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from slimrl.config import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.evaluate import Evaluation, read_evaluations
+from slimrl.evaluate import read_evaluations
 from slimrl.model.loading import fingerprint
 from slimrl.prepare import Setup
 from slimrl.rewards.custom import files_digest, rewards_digest
@@ -22,6 +22,7 @@ from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
 from slimrl.runs.directory import ENDED, new_run, run_path, versions
 from slimrl.runs.files import read_state
 from slimrl.runs.lock import Lock
+from slimrl.runs.measured import Measured
 from slimrl.settings import build, read_yaml, settings_of
 from slimrl.tasks.order import ENDLESS
 
@@ -138,12 +139,14 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
     return Found(path, interrupted=Interrupted(path, config, planned, checkpoint, recorded, tuple(notes), lock))
 
 
-def known_evaluations(interrupted: Interrupted[Any]) -> list[Evaluation]:
+def known_evaluations(interrupted: Interrupted[Any]) -> Measured:
     """What was measured up to the step from which the run goes on; raises DataError where some of it is missing."""
     folder = interrupted.path / "evals"
-    found = [e for e in read_evaluations(folder) if e.step <= interrupted.step]
+    found = Measured()
+    for evaluation in read_evaluations(folder, up_to=interrupted.step):
+        found.add(evaluation)
     wanted = interrupted.checkpoint.state()["evaluated"] if interrupted.checkpoint else []
-    missing = sorted({*wanted} - {e.step for e in found})
+    missing = sorted({*wanted} - {*found.summaries})
     if missing:
         raise DataError(
             f"{folder}/step-{missing[0]:08d}.jsonl is missing or damaged; restore it, or start the run anew under another name"

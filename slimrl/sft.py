@@ -123,12 +123,12 @@ def _sft(
         )
         with run.recording():
             return imitate_and_measure(setup, run, demonstrate, display, config, stop)
-    evaluations = known_evaluations(interrupted)
+    measured = known_evaluations(interrupted)
     known |= versions(setup.policy)
     stop.defer()
     run = RunDirectory.reopen(path, interrupted.wanted, interrupted.lock, step=interrupted.step, **known)
     with run.recording():
-        run.evaluations = evaluations
+        run.measured = measured
         display.say(f"going on after step {interrupted.step}")
         return imitate_and_measure(setup, run, demonstrate, display, config, stop, interrupted.checkpoint)
 
@@ -155,7 +155,7 @@ def imitate_and_measure(
     try:
         while True:
             keeper.offer(state.step, write)
-            if state.step in (0, config.steps) and state.step not in [e.step for e in run.evaluations]:
+            if state.step in (0, config.steps) and state.step not in run.measured.summaries:
                 found = evaluate(setup, step=state.step)
                 run.log_evaluation(found)
                 display.evaluation(found)
@@ -167,14 +167,15 @@ def imitate_and_measure(
         keeper.keep(state.step, write)
         where = f" after step {state.step}; slimrl sft --resume {run.path} goes on"
         raise Stopped(reason.cause, reason.exit_code, where) from None
-    before, after = run.evaluations[0], run.evaluations[-1]
+    before, after = run.measured.first, run.measured.last
     taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
-    setattr(policy.model.config, TAUGHT, taught)
-    run.save_final(policy)
     summary = SftSummary(
         str(run.path), before.test.summary(), after.test.summary(), config.steps, state.tokens, state.seconds
     )
-    run.finish(summary)
+    with keeper.ending(state.step, write):
+        setattr(policy.model.config, TAUGHT, taught)
+        run.save_final(policy)
+        run.finish(summary)
     keeper.finish(state.step)
     display.say(f"the model lies in {run.path}/final")
     return summary

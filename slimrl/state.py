@@ -88,7 +88,7 @@ def save_policy(
         policy.model.generation_config.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
 
-    plain = {**plain, "scale": optimizer.scale, "evaluated": [e.step for e in run.evaluations]}
+    plain = {**plain, "scale": optimizer.scale, "evaluated": [*run.measured.summaries]}
     return write_checkpoint(run.checkpoints, step, whole, plain, beside)
 
 

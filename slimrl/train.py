@@ -5,8 +5,9 @@
 How this differs from the papers, by decision (docs/techniques.md has the formulas):
 1. Old log-probabilities are the sampler's own, since sampler and trainer are one module; with one update per batch
    none are needed, the ratio is 1 by construction.
-2. Token weights are computed once per optimizer step over all of its rows, so micro-batches cannot change the gradient.
-3. Dynamic sampling keeps surplus groups for the next step and has a budget.
+2. Token weights are computed once per optimizer step over all of its rows, so micro-batches change
+   the gradient by no more than rounding.
+3. Dynamic sampling keeps surplus groups for later steps and has a budget.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *
         changes = compare_identity(interrupted, setup, known, force=force)
         for note in (*setup.notes, *interrupted.notes, *changes):
             display.say(f"note: {note}")
-        evaluations = known_evaluations(interrupted)
+        measured = known_evaluations(interrupted)
         known |= versions(setup.policy)
         stop.defer()
         run = RunDirectory.reopen(
@@ -133,7 +134,7 @@ def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *
         if known["rewards"] != interrupted.recorded["rewards"]:
             run.mended = interrupted.step
         with run.recording():
-            run.evaluations = evaluations
+            run.measured = measured
             display.say(f"going on after step {interrupted.step}")
             return train_and_measure(setup, run, display, stop, interrupted.checkpoint)
 
@@ -157,7 +158,7 @@ def train_and_measure(
         while True:
             keeper.offer(state.step, write)
             steps = expected_steps(config, state.step, state.tokens)
-            if is_measured(config, state.step, steps) and state.step not in [e.step for e in run.evaluations]:
+            if is_measured(config, state.step, steps) and state.step not in run.measured.summaries:
                 measure(setup, run, display, state.step)
                 if state.step < steps:
                     keeper.offer_best(state.step, write)
@@ -177,12 +178,13 @@ def train_and_measure(
         where = f" after step {state.step}; slimrl train --resume {run.path} goes on"
         raise Stopped(reason.cause, reason.exit_code, where) from None
 
-    if config.log.model:
-        run.save_final(setup.policy)
-    summary = summarize(setup, run, learner, state)
-    run.finish(summary)
+    with keeper.ending(state.step, write):
+        if config.log.model:
+            run.save_final(setup.policy)
+        summary = summarize(setup, run, learner, state)
+        run.finish(summary)
     keeper.finish(state.step)
-    display.closing(run.path, run.evaluations[0], run.evaluations[-1], summary)
+    display.closing(run.path, run.measured.first, run.measured.last, summary)
     return summary
 
 
@@ -356,7 +358,7 @@ def expected_steps(config: TrainConfig, taken: int, tokens: int) -> int:
 
 def summarize(setup: TrainSetup, run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:
     """Before and after on the same problems, with the paired difference."""
-    config, before, after = setup.config, run.evaluations[0], run.evaluations[-1]
+    config, before, after = setup.config, run.measured.first, run.measured.last
     first, last = before.summaries(), after.summaries()
     harder = {"before": first["harder"], "after": last["harder"]} if "harder" in first else {}
     return TrainSummary(

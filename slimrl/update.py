@@ -187,7 +187,7 @@ def accumulate_gradient(
     watch: Stopwatch = OFF,
     stop: Stop = NEVER,
 ) -> Metrics:
-    """Forward and backward over the micro-batches of one optimizer update; the split cannot change the gradient.
+    """Forward and backward over the micro-batches of one optimizer update; the split changes no more than rounding.
 
     `backward` is called once per micro-batch with its share of the loss. Raises NonFiniteError for a log-probability or a
     loss that is not finite, before it can reach the weights; Stopped between micro-batches.

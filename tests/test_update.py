@@ -22,7 +22,7 @@ from slimrl.model.masters import MasterAdamW, make_optimizer
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
-from slimrl.settings import build
+from slimrl.settings import build, load_config
 from slimrl.update import (
     accumulate_gradient,
     accumulate_value_gradient,
@@ -31,6 +31,7 @@ from slimrl.update import (
     update,
     update_policy,
 )
+from tests.conftest import ROOT
 from tests.tiny import FAMILIES, tiny_policy
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
@@ -223,6 +224,22 @@ def test_equal_rewards_and_a_critic_that_knows_nothing_leave_nothing_to_whiten()
     batch = batch_of(policy, config)
     batch, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
     assert batch.advantages.abs().max() < 0.01, "rounding is no advantage"
+
+
+def test_the_first_advantages_of_ppo_are_those_of_no_baseline() -> None:
+    """Long rows, with the recipe's critic as it is by default: the reward reaches the first token whole."""
+    sizes = ["rollout.problems=4", "rollout.group_size=4", "rollout.max_new_tokens=90", "critic.whiten=false"]
+    config = load_config(TrainConfig, [str(ROOT / "recipes" / "ppo.yaml")], sizes)
+    policy = tiny_policy()
+    groups = groups_of(policy, config)
+    batch = make_batch(groups, advantages=torch.zeros(4, 4), overlong_filtering=False, step=0, pad_id=0)
+    assert batch.lengths.max() > 60
+    critic, _ = make_critic(policy, config.optimizer)
+    found, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
+    alone = group_advantages(*rewards_of(groups), "none", "none")
+    expected = alone.reshape(-1, 1).float() * batch.completion_mask
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found.advantages, expected)
 
 
 def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:

@@ -22,7 +22,7 @@ class Collected:
     groups: tuple[Group, ...]
     """To train on, at most P, in the order in which their problems were asked for."""
     surplus: tuple[Group, ...]
-    """With a signal, but more than this step needs: carried into the next step."""
+    """With a signal, but more than this step needs: kept for later steps."""
     sampled: tuple[Group, ...]
     """Everything sampled for this step: metrics over these are unbiased by selection."""
     wanted: int
@@ -62,7 +62,9 @@ def collect_groups(
 
     `filter` drops groups without a signal; `replace` puts copies of the others in their places (POLARIS); `refill` (DAPO,
     arXiv:2503.14476, eq. 11) asks for as many further problems as the share of kept groups so far makes likely to be
-    enough, never for more than `refill_budget` * count groups in all, and carries what is left over into the next step.
+    enough, never for more than `refill_budget` * count groups in all, and keeps what is left over for later steps. They
+    come first, the oldest before the others, so none waits for more than `refill_budget` steps (rounded up); where `count` of
+    them are there nothing is sampled.
     With `refill_share` below 1 it stops at that share of groups with a signal and keeps others for the rest (GPG's
     threshold, arXiv:2504.02546). Where nothing carries a signal there is nothing to train on, whatever the kind.
     """

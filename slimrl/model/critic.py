@@ -1,7 +1,8 @@
 """PPO's value function: a copy of the policy's layers with a head of one number, and an optimizer of its own.
 
-The value of a position is read where the policy's next token is drawn from. The head starts at 0, so the first advantages
-are those of no baseline.
+The value of a position is read where the policy's next token is drawn from. The head starts at 0, so the first values are 0.
+With `critic.gae_lambda=1` and `critic.discount=1`, the defaults, the first advantages are then those of no baseline: the
+reward at every token (before `critic.whiten`). A smaller lambda fades them: lambda^n of the reward n tokens before the last.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Scorer:
         show: gets what rewards print, a little of it.
 
     Workers start at once and load beside what the caller does next. A function of the user's that takes longer than
-    `config.deadline` for a group, or ends its process, is killed with all it started and replaced: the group is unscorable,
+    `rewards.deadline` for a group, or ends its process, is killed with all it started and replaced: the group is unscorable,
     or an error where strict. None outlives this process, however it ends, unless it made a session of its own.
     Raises SettingsError where workers cannot rebuild the task.
     """

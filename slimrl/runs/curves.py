@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
@@ -12,8 +11,7 @@ mpl.use("Agg")  # no screen is needed, and none may be opened
 
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from slimrl.evaluate import Evaluation
+from slimrl.runs.measured import Summaries
 
 PANELS = (
     ("held-out accuracy", ()),
@@ -25,14 +23,14 @@ PANELS = (
 )
 
 
-def draw_curves(path: Path, history: Sequence[Mapping[str, float]], evaluations: Sequence[Evaluation]) -> None:
-    """Six panels over steps; a panel whose metric was never logged says so."""
+def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Mapping[int, Summaries]) -> None:
+    """Six panels over steps, `measured` held out by step; a panel whose metric was never logged says so."""
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     for axes, (title, keys) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         if not keys:
-            _draw_accuracy(axes, evaluations)
+            _draw_accuracy(axes, measured)
         for key in keys:
             points = [(row["step"], row[key]) for row in history if key in row]
             if points:
@@ -45,10 +43,10 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], evaluations:
     figure.savefig(path, dpi=110)
 
 
-def _draw_accuracy(axes: object, evaluations: Sequence[Evaluation]) -> None:
-    steps = [evaluation.step for evaluation in evaluations]
-    for name in evaluations[0].splits if evaluations else ():
-        summaries = [evaluation.splits[name].summary() for evaluation in evaluations]
+def _draw_accuracy(axes: object, measured: Mapping[int, Summaries]) -> None:
+    steps = [*measured]
+    for name in measured[steps[0]] if steps else ():
+        summaries = [found[name] for found in measured.values()]
         for key, label in (("accuracy", "sampled"), ("greedy", "greedy")):
             if key in summaries[0]:
                 prefix = "" if key == "accuracy" else "greedy_"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import platform
@@ -29,12 +28,12 @@ from torch import Tensor
 from slimrl import __version__
 from slimrl.algorithm.groups import Collected
 from slimrl.config import RootConfig
-from slimrl.errors import DataError, DivergedError, SettingsError
+from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, SettingsError
 from slimrl.model.loading import Policy
 from slimrl.records import Rejected
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import FULL, full_disk_as_oserror, sync_folder, write_tensors, written_by_others
+from slimrl.runs.durable import full_disk_as_oserror, sync_folder, write_tensors, written_by_others
 from slimrl.runs.files import (
     as_json,
     as_jsonl,
@@ -47,6 +46,7 @@ from slimrl.runs.files import (
     write_text,
 )
 from slimrl.runs.lock import Lock
+from slimrl.runs.measured import Measured
 from slimrl.runs.metrics import Metrics
 from slimrl.settings import dump_yaml
 from slimrl.stopping import PREEMPTED, Stopped
@@ -64,7 +64,7 @@ class RunDirectory:
     def __init__(self, path: Path, lock: Lock | None = None) -> None:
         self.path = path
         self.history: list[Metrics] = []
-        self.evaluations: list[Evaluation] = []
+        self.measured = Measured()
         self.mended = 0
         """Step from which on its rewards were others, where that was forced."""
         self._lock = lock or Lock(path)
@@ -147,7 +147,7 @@ class RunDirectory:
         write_text(self.path / "metrics.jsonl", "".join(as_line(row) for row in rows))
         self._lines.clear()
         self.history = rows
-        self.evaluations = [e for e in self.evaluations if e.step <= step]
+        self.measured.rewind(step)
         self._files = {file: text for file, text in self._files.items() if _step_of(file) <= step}
         for folder in ("rollouts", "evals", "nonfinite"):
             for file in (self.path / folder).glob("step-*"):
@@ -156,8 +156,8 @@ class RunDirectory:
 
     def sync(self) -> None:
         """What a checkpoint relies on is on the disk when this returns; raises OSError where it could not be written."""
-        if not self._flush():
-            raise OSError(errno.ENOSPC, FULL, str(self.path))
+        if (refused := self._flush()) is not None:
+            raise refused
         for path in (self.path / "metrics.jsonl", self.path / "run.json", self.path / "config.yaml"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -183,15 +183,15 @@ class RunDirectory:
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
         """Every held-out completion with its verdicts, and the summary."""
-        self.evaluations.append(evaluation)
+        self.measured.add(evaluation)
         path = self.path / "evals" / f"step-{evaluation.step:08d}.jsonl"
         # the rows last: they say that there is an evaluation
-        self._files[path.with_suffix(".json")] = as_json(evaluation.summaries())
+        self._files[path.with_suffix(".json")] = as_json(self.measured.summaries[evaluation.step])
         self._files[path] = as_jsonl(evaluation.table())
         self._flush()
 
-    def _flush(self) -> bool:
-        """Write what waits; False where the disk took not all of it, which then goes on waiting."""
+    def _flush(self) -> OSError | None:
+        """Write what waits; the error where the disk took not all of it, which then goes on waiting."""
         metrics = self.path / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
         try:
@@ -202,29 +202,38 @@ class RunDirectory:
             for path, text in list(self._files.items()):
                 write_text(path, text)
                 del self._files[path]
-        except OSError:
+        except OSError as error:
             if self._lines and metrics.exists():
                 os.truncate(metrics, size)  # no half line may stay
-            return False
-        return True
+            return error
+        return None
 
     def save_final(self, policy: Policy) -> None:
         """final/: loads with AutoModelForCausalLM.from_pretrained. On the disk, whole, before the run counts as finished."""
         temporary, final = self.path / ".writing-final", self.path / "final"
         shutil.rmtree(temporary, ignore_errors=True)
-        with full_disk_as_oserror(final):
-            policy.model.save_pretrained(temporary)
-            policy.tokenizer.save_pretrained(temporary)
-        for file in temporary.iterdir():
-            written_by_others(file)
-        sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync_folder(self.path)
+        try:
+            with full_disk_as_oserror(final):
+                policy.model.save_pretrained(temporary)
+                policy.tokenizer.save_pretrained(temporary)
+            for file in temporary.iterdir():
+                written_by_others(file)
+            sync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            sync_folder(self.path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # half a model helps nobody, and its room may
+            raise
 
     def finish(self, summary: Any) -> None:
-        """Close the run: summary into run.json, curves as a picture."""
-        draw_curves(self.path / "curves.png", self.history, self.evaluations)
+        """Close the run: what still waits, curves as a picture, summary into run.json.
+
+        Raises OSError where one of them cannot be written.
+        """
+        self.sync()
+        with full_disk_as_oserror(self.path / "curves.png"):
+            draw_curves(self.path / "curves.png", self.history, self.measured.summaries)
         # last of all: who finds a run finished finds all of it
         self._change_state(status="finished", ended=_now(), summary=dataclasses.asdict(summary))
 
@@ -237,16 +246,31 @@ class RunDirectory:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever ends the block early is noted in run.json, and goes on."""
+        """Whatever ends the block early is noted in run.json, and goes on; a full disk as a DiskError that says what to do."""
         try:
             yield
         except BaseException as error:
+            ended: BaseException = error
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                ended = self.unwritable(error)
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
                 if read_state(self.path).get("status") != "finished":
-                    self._change_state(status=_ending(error), reason=str(error) or type(error).__name__)
-            raise
+                    self._change_state(status=_ending(ended), reason=str(ended) or type(ended).__name__)
+            if ended is error:
+                raise
+            raise ended from error
         finally:
             self._lock.release()
+
+    def unwritable(self, error: OSError) -> DiskError:
+        """What a user reads where the run cannot be written, and how it goes on once it can."""
+        last = next((checkpoint.step for checkpoint in checkpoints(self.checkpoints)), 0)
+        where = f"after step {last}" if last else "again from its beginning, to the same end"
+        verb = read_state(self.path).get("verb", "train")
+        return DiskError(
+            f"{error.filename or self.path} cannot be written ({error.strerror or error}); free space or make it writable, then "
+            f"slimrl {verb} --resume {self.path} goes on {where}"
+        )
 
     def _change_state(self, **changes: Any) -> None:
         self._write_state({**read_state(self.path), **changes})

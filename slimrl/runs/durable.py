@@ -21,7 +21,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 MANIFEST = "manifest.json"
-FULL = os.strerror(errno.ENOSPC)
+FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}
+"""The words for a disk that is full, and for a quota that is used up."""
 BLOCK = 1 << 24
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -118,8 +119,9 @@ def full_disk_as_oserror(path: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        if FULL in str(error):
-            raise OSError(errno.ENOSPC, FULL, str(path)) from error
+        for code, words in FULL.items():
+            if words in str(error):
+                raise OSError(code, words, str(path)) from error
         raise
 
 

@@ -25,6 +25,10 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_bytes(temporary, text.encode())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that a reader knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

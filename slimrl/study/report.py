@@ -55,6 +55,10 @@ def _replace(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8", newline="")
         temporary.replace(path)
+    except OSError as error:
+        if error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that a reader knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

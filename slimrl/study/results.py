@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -161,6 +161,11 @@ def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effe
         held = comparison.kind in ("switch", "interaction")
         p = next(adjusted) if held else difference.p
         twins = _identical(comparison, runs, seeds)
+        same = 0 < twins == len(seeds)
+        over_problems = _over_problems(comparison, runs, seeds)
+        if same:  # on every seed and every problem, whichever they are
+            difference = replace(difference, low=0.0, high=0.0)
+            over_problems = {**over_problems, "low": 0.0, "high": 0.0}
         effects.append(
             Effect(
                 name=comparison.name,
@@ -175,11 +180,11 @@ def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effe
                     p,
                     margin,
                     len(tested) if held else 1,
-                    identical=0 < twins == len(seeds),
+                    identical=same,
                     diverged=sum(runs[arm][i].status == "diverged" for arm in comparison.weights for i in seeds),
                 ),
                 probability_of_improvement=_improvement(comparison, runs, seeds, primary),
-                problems=_over_problems(comparison, runs, seeds),
+                problems=over_problems,
                 identical=twins,
             )
         )
@@ -222,18 +227,13 @@ def _over_problems(
         return {}
     zero: dict[str, float] = {}
     sums: dict[str, float] = {}
+    reach = math.fsum(weight for weight in comparison.weights.values() if weight > 0)
     for arm, weight in comparison.weights.items():
         for i in finished:
             for problem, share in runs[arm][i].items.items():
                 zero[problem] = 0.0
                 sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
-    two = _two(comparison)
-    if (
-        two is not None and len(finished) == 1
-    ):  # single answers are right or wrong, for which there is a better interval
-        ours, theirs = (runs[name][finished[0]].items for name in two)
-        return paired_difference(theirs, ours)
-    return paired_difference(zero, sums)
+    return paired_difference(zero, sums, reach=reach)
 
 
 def _arm_result(arm: Arm, by_arm: Mapping[str, Sequence[Run]], expanded: Expanded) -> ArmResult:
@@ -298,6 +298,8 @@ def _noise(reference: Sequence[Run], again: Sequence[Run], primary: str) -> Nois
         return Noise(math.nan, math.nan)
     freedom = sum(len(g) - 1 for g in groups)
     sd = math.sqrt(sum((len(g) - 1) * float(np.var(g, ddof=1)) for g in groups) / freedom)
+    if sd < statistics.NO_SPREAD:  # equal counts say nothing of how far others would lie apart
+        return Noise(0.0, math.nan)
     n = min(len(g) for g in groups)
     return Noise(sd, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * sd * math.sqrt(2 / n))
 

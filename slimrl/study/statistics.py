@@ -54,7 +54,8 @@ class Judgement:
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Student's t of the mean of `values`, one per seed; infinite where there are fewer than two.
 
-    Values without any spread (but for rounding) say nothing of it either: the interval is a point, and p is 1.
+    Values without any spread (but for rounding) say nothing of it either, since accuracies are counts that few seeds can share
+    by chance: the interval is infinite then too, and p is 1.
     """
     n = len(values)
     mean = math.fsum(values) / n if n else math.nan
@@ -62,7 +63,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
         return Interval(n, mean, math.nan, -math.inf, math.inf, 1.0)
     sd = float(np.std(np.asarray(values, dtype=np.float64), ddof=1))
     if sd < NO_SPREAD:
-        return Interval(n, mean, 0.0, mean, mean, 1.0)
+        return Interval(n, mean, 0.0, -math.inf, math.inf, 1.0)
     error = sd / math.sqrt(n)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
     p = 2.0 * float(stdtr(n - 1, -abs(mean) / error))

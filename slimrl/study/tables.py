@@ -137,7 +137,7 @@ def verdict_words(effect: Effect) -> str:
         return "noise check: needs two seeds"
     if d.p < 1 - CONFIDENCE:
         return f"noise check: differs by {signed(d.mean)} points though nothing was changed"
-    if effect.judgement.verdict == "no difference":
+    if effect.judgement.verdict == "no difference" or d.sd == 0:
         return f"noise check: {effect.judgement.words}"
     return (
         f"noise check: nothing was changed, and no difference up to {percent(effect.judgement.bound)} points is found"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -51,6 +52,37 @@ def collect(signals: Sequence[bool], wanted: int, budget: float = 3.0, carried: 
         refill_budget=budget,
         carried=carried,
     )
+
+
+def test_no_surplus_is_older_than_the_budget_and_the_oldest_goes_first() -> None:
+    """40 steps of every kind: ages of the groups trained on, and steps that sampled nothing."""
+    draws = np.random.default_rng(0)
+    oldest, idle = 0, 0
+
+    def roll_out(asked: Sequence[Problem], step: int) -> list[Group]:
+        share = draws.choice([0.1, 0.9])  # after few signals many groups are asked for, and then most may have one
+        return [group(p, [0.0, float(draws.random() < share)], step=step) for p in asked]
+
+    for wanted in (1, 2, 5):
+        for budget in (1.5, 2.0, 3.0):
+            carried: tuple[Group, ...] = ()
+            for step in range(40):
+                found = collect_groups(
+                    (problem(i) for i in count()),
+                    partial(roll_out, step=step),
+                    count=wanted,
+                    dynamic_sampling="refill",
+                    refill_budget=budget,
+                    carried=carried,
+                )
+                ages = [step - g.step for g in found.groups]
+                assert ages == sorted(ages, reverse=True)
+                assert max(ages, default=0) <= np.ceil(budget)
+                oldest, idle = max(oldest, *ages, 0), idle + (not found.sampled)
+                assert bool(found.sampled) == (len(carried) < wanted)
+                carried = found.surplus
+    assert oldest > 1
+    assert idle > 0
 
 
 def test_signals() -> None:

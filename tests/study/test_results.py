@@ -133,8 +133,8 @@ def test_a_single_seed_has_an_interval_over_problems_only(tmp_path: Path) -> Non
     good = effect(collect(expanded, tmp_path), "good")
     assert good.judgement.verdict == "undecided"
     assert good.difference.high == math.inf
-    # two gained of ten, none lost: adjusted Wald, (2.5 - 0.5) / 12 in the middle
-    assert (good.problems["low"] + good.problems["high"]) / 2 == pytest.approx(2 / 12)
+    # two gained of ten, none lost; with 1.25 more each way (3.25 - 1.25) / 12.5 in the middle
+    assert (good.problems["low"] + good.problems["high"]) / 2 == pytest.approx(2 / 12.5)
 
 
 def test_accuracy_is_split_into_answer_and_form(expanded: Expanded, tmp_path: Path) -> None:
@@ -262,3 +262,24 @@ def test_everything_is_plain_data(expanded: Expanded, tmp_path: Path) -> None:
     json.dumps([run.after for run in results.runs])
     assert results.versions["torch"] == "2.13.0"
     assert results.settings["algorithm.kl_coef"] == 0.04
+
+
+def test_runs_that_are_all_equal_say_nothing_of_spread(expanded: Expanded, tmp_path: Path) -> None:
+    """Every seed has the same count of right answers: no interval, and no noise floor, is of no width."""
+    for run in planned_runs(expanded, tmp_path):
+        write_run(run, [0, 1, 2], weights=f"{run.name}")
+    results = collect(expanded, tmp_path)
+    assert all(arm.primary.mean == pytest.approx(0.3) for arm in results.arms)
+    assert all((arm.primary.low, arm.primary.high) == (-math.inf, math.inf) for arm in results.arms)
+    assert all((e.difference.low, e.difference.high) == (-math.inf, math.inf) for e in results.effects)
+    assert {e.judgement.verdict for e in results.effects} == {"undecided"}
+    assert all(e.problems["low"] < 0 < e.problems["high"] for e in results.effects)
+    assert math.isnan(results.noise.floor)
+
+
+def test_runs_that_are_equal_to_the_last_bit_differ_on_no_problem(expanded: Expanded, tmp_path: Path) -> None:
+    fill(expanded, tmp_path)
+    same = effect(collect(expanded, tmp_path), "same")
+    assert same.judgement.verdict == "identical"
+    assert (same.difference.low, same.difference.high) == (0.0, 0.0)
+    assert (same.problems["low"], same.problems["high"]) == (0.0, 0.0)
