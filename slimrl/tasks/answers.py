@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from slimrl.tasks import forms
-from slimrl.tasks.latex import NAME, normalise, only_letters, plausible
+from slimrl.tasks.latex import NAME, normalise, plausible
 from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
 from slimrl.tasks.thinking import committed
-from slimrl.tasks.units import MAGNITUDES, changes_meaning
+from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
 
 if TYPE_CHECKING:
     from slimrl.tasks.symbolic import SymbolicWorker
@@ -107,7 +107,7 @@ class Grader:
                 return found == number
         if normalise(guess) == normalise(gold) != "":
             return True
-        if (time := forms.clock(_value(gold))) is not None:
+        if (time := forms.clock(gold)) is not None:
             guessed = forms.clock(_value(guess))
             return guessed is not None and guessed.agrees(time)
         if (letter := forms.choice(gold)) and forms.choice(guess) == letter:
@@ -125,9 +125,12 @@ class Grader:
             return (not variable or not other or variable == other) and self._ask(found, wanted)
         pieces = forms.parts(gold, alternatives=True)
         guessed = forms.parts(guess, alternatives=re.search(r"(?<![A-Za-z])or(?![A-Za-z])", gold) is not None)
-        if 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS and not re.search(r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold):
+        if 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS and not re.search(
+            r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold
+        ):
             return self._list(guessed, pieces)
-        return plausible(guess, gold) and self._ask(guess, gold)
+        bare = without_plain_unit(guess)
+        return plausible(bare, gold) and self._ask(bare, gold)
 
     def _ask(self, guess: str, gold: str) -> bool | None:
         assert self._worker is not None
@@ -137,12 +140,12 @@ class Grader:
         """Whether all terms stand to the first one as the gold answer's do; a fraction may state a ratio of two."""
         other_names, guessed = forms.ratio(guess)
         if not guessed:
-            return len(terms) == 2 and self._compare(guess, f"\\frac{{{terms[0]}}}{{{terms[1]}}}")
+            return len(terms) == 2 and self._compare(guess, _quotient(*terms))
         guessed = forms.in_order(other_names, guessed, names)
         if len(guessed) != len(terms):
             return False
-        left, right = ([f"\\frac{{{first}}}{{{term}}}" for term in all_[1:]] for all_ in (guessed, terms) for first in all_[:1])
-        return _all(self._compare(mine, theirs) for mine, theirs in zip(left, right, strict=True))
+        pairs = zip(guessed[1:], terms[1:], strict=True)
+        return _all(self._compare(_quotient(mine, guessed[0]), _quotient(theirs, terms[0])) for mine, theirs in pairs)
 
     def _list(self, guessed: list[str], pieces: list[str]) -> bool | None:
         """Whether the pieces are the same in any order: by their names where they have names that differ.
@@ -177,6 +180,14 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
     """True where all are, False where one is, None (no verdict) otherwise."""
     found = list(verdicts)
     return False if False in found else None if None in found else True
+
+
+def _quotient(above: str, below: str) -> str:
+    """Two terms of a ratio as a fraction in LaTeX, of whole numbers where they are numbers."""
+    left, right = parse_number(above, words=False), parse_number(below, words=False)
+    if left is None or not right:
+        return f"\\frac{{{above}}}{{{below}}}"
+    return str(left / right)
 
 
 def _value(latex: str) -> str:

@@ -135,7 +135,9 @@ def interval(latex: str) -> tuple[str, str, bool]:
     """
     plain = latex.strip().strip("$").strip()
     plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
-    plain = re.sub(r"\\(?:text|mbox|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])", ";", plain)
+    plain = re.sub(
+        r"\\(?:text|mbox|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])", ";", plain
+    )
     plain = re.sub(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264", " <= ", plain)
     plain = re.sub(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265", " >= ", plain)
     plain = re.sub(r"\\lt(?![A-Za-z])", " < ", re.sub(r"\\gt(?![A-Za-z])", " > ", plain))
@@ -161,7 +163,9 @@ def _is_set(latex: str) -> bool:
 def _piece(inequality: str) -> tuple[str, str]:
     """(variable, interval) of `a < x <= b`, `x < a` or `a < x`; two empty texts for anything else."""
     tokens = [token.strip() for token in re.split(r"(<=|>=|<|>)", inequality)]
-    variable = next((token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")), "")
+    variable = next(
+        (token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")), ""
+    )
     if not variable or not all(tokens) or len(tokens) not in (3, 5) or len({token[0] for token in tokens[1::2]}) != 1:
         return "", ""
     if tokens[1][0] == ">":

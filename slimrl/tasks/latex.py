@@ -20,10 +20,11 @@ _MARKS = re.compile(
 _NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
 _LETTERS = re.compile(r"(?:[A-Za-z](?:_?[0-9]+)?)+")
 # Answers that people write in either letter case. All other names are what their letters say: AB is not ab.
-_SHORT_WORDS = frozenset(
-    """yes no true none all both even odd east west up down left red blue sum mean mode max min on in at am pm
-    one two six ten sun mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec""".split()
-)
+_WORDS = """
+yes no true none all both even odd east west up down left red blue sum mean mode max min on in at am pm
+one two six ten sun mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec
+"""
+_SHORT_WORDS = frozenset(_WORDS.split())
 
 
 def normalise(text: str) -> str:
@@ -55,7 +56,7 @@ def plausible(guess: str, gold: str) -> bool:
     lost, and divides where a colon stands. Each would let a text that is not the answer pass for it.
     """
     plain = normalise(guess)
-    spaced = re.sub(r"\\[,;: ]|~", " ", guess)
+    spaced = re.sub(r"\\log_\s*[0-9]", r"\\log", re.sub(r"\\[,;: ]|~", " ", guess))
     if re.search(r"[0-9]\s+[0-9]", spaced) or re.search(r"(?<![A-Za-z])(?:or|and)(?![A-Za-z])|\\(?:vee|lor)", spaced):
         return False
     name, equals, _ = plain.rpartition("=")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from slimrl.tasks.units import MAGNITUDES, unit_factor, without_latex_unit
+from slimrl.tasks.units import MAGNITUDES, NO_UNITS, unit_factor, without_latex_unit
 
 MAX_LENGTH = 120
 """Characters of a text that is to be one number; a longer one is none."""
@@ -26,13 +26,21 @@ _WHOLE_NUMBER = re.compile(
     rf"(?P<unit>[^0-9]*(?:\^\{{?[23]\}}?[^0-9]*)?)",
     re.VERBOSE,
 )
-# Words that belong to the number before them also in running text: they multiply it or make another number of it.
-_BOUND_WORDS = [*MAGNITUDES, "opposite", "reciprocal", "squared", "cubed", "factorial", "hundredths?", "thousandths?"]
+# Words that belong to the number before them also in running text: they multiply it or make another number of it. What
+# takes it back (12 no, 12 isn't it) does so at the end of a text.
+_BOUND = "|".join(
+    (
+        rf"\ (?:{'|'.join(MAGNITUDES)}|opposite|reciprocal|squared|cubed|factorial|(?:hundred|thousand)ths?)(?![A-Za-z])",
+        r"\ (?:grand|gross|score)(?=[^A-Za-z0-9\s]|\s*\Z)",
+        r"(?:[kKMB]|ths|rds|nds)(?![A-Za-z0-9])",
+        rf"\ (?:{'|'.join(sorted(NO_UNITS))})(?![A-Za-z])(?:[\ '’][A-Za-z]+){{0,2}}(?=[\s.!?)*]*\Z)",
+    )
+)
 _IN_TEXT = re.compile(
     rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?P<sign>(?<![)\]}}])-)?(?P<currency>{_CURRENCY})?(?P<inner_sign>-)?"
     rf"(?P<number>(?:{_INTEGER}\ )?{_INTEGER}/{_INTEGER}"
     rf"|(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z]))?)(?P<percent>\ ?%)?"
-    rf"(?P<bound>\ (?:{'|'.join(_BOUND_WORDS)})(?![A-Za-z])|\ (?:grand|gross|score)(?=[^A-Za-z0-9\s]|\s*\Z)|[kKMB](?![A-Za-z0-9]))?",
+    rf"(?P<bound>{_BOUND})?",
     re.VERBOSE,
 )
 
@@ -210,5 +218,3 @@ def _repeating(whole: str, first: str, period: str) -> str:
     shifted = int((whole or "0") + first)
     value = Fraction(int(f"{shifted}{period}") - shifted, 10 ** len(first) * (10 ** len(period) - 1))
     return f"{value.numerator}/{value.denominator}"
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from slimrl.tasks.thinking import committed, ended, split
 
@@ -118,7 +119,7 @@ def _extract_boxed(text: str) -> str:
         return _answer(held[0]) if held else ""
     names = {name.strip() for name, equals, _ in (content.partition("=") for content in held) if equals}
     joins = _NAMED_JOINS if len(names) == len(held) else _JOINS
-    between = [text[stop + 1 : start] for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)]
+    between = [text[stop + 1 : start] for (_, stop), (start, _) in pairwise(spans)]
     joined = all(_GAP.sub("", re.sub(rf"{_BOX}\Z", "", gap[-400:])) in joins and len(gap) < 400 for gap in between)
     return _answer(", ".join(held)) if joined and all(held) else ""
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from slimrl.errors import SettingsError
 from slimrl.processes import die_with_the_parent
 from slimrl.tasks.numbers import REPEATING, repeating
+from slimrl.tasks.units import without_latex_unit
 
 MAX_LENGTH = 300
 """Characters of an answer; a longer one is compared as text only."""
@@ -215,13 +217,18 @@ def _verify(gold: str, guess: str) -> bool:
     """
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
+    # its own idea of units takes the h off \pi r^2 h
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization)]
+
     def read(latex: str) -> list[object]:
-        config = [LatexExtractionConfig(boxed_match_priority=0)]
-        boxed = "\\boxed{" + as_fractions(latex).strip().strip("$") + "}"
+        boxed = "\\boxed{" + as_fractions(without_latex_unit(latex.strip().strip("$"))) + "}"
         found = parse(boxed, extraction_config=config, parsing_timeout=None, fallback_mode="no_fallback")
         return list(found)
 
-    rounded = any(len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in _DECIMAL.findall(gold + " " + guess))
+    rounded = any(
+        len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in _DECIMAL.findall(gold + " " + guess)
+    )
     grader.sympy_numeric_eq = lambda left, right, *_: _same_value(left, right, rounded=rounded)
     grader.sympy_symbolic_eq = _same_expression
     left, right = read(gold), read(guess)
@@ -243,7 +250,7 @@ def _same_value(left: Any, right: Any, *, rounded: bool) -> bool:
 
     With `rounded`, a rational and an irrational number are the same where they agree to ROUNDED_DIGITS digits.
     """
-    from sympy import MatrixBase
+    from sympy import MatrixBase  # type: ignore[import-untyped]
 
     left, right = (side.doit() for side in (left, right))
     if isinstance(left, MatrixBase) or isinstance(right, MatrixBase):

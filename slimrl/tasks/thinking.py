@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
-_MARK = re.compile(
-    rf"</?(?:{_NAMES})>|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>|◁/?think▷", re.IGNORECASE
-)
+_MARK = re.compile(rf"</?(?:{_NAMES})>|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>|◁/?think▷", re.IGNORECASE)
 _END_TOKENS = (
     "<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<|eom_id|>",
     "<|return|>", "<|eot|>", "<|endofturn|>", "<|end_of_turn|>", "<turn|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_role|>",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 SIGNS = "$€£¥₹¢%°"
+_ORDINALS = ("st", "nd", "rd", "th")
 
 _LARGE_NUMBERS = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
@@ -32,7 +33,7 @@ negative twice thrice hundredth hundredths thousandth thousandths millionth mill
 ths rds nds bn mn bln mln tn mil mill mio bil tril googol myriad myriads milliard milliards zillion zillions scores
 grosses grands
 """
-_NO_UNITS = frozenset(_NO_UNIT_WORDS.split())
+NO_UNITS = frozenset(_NO_UNIT_WORDS.split())
 _VARIABLES = frozenset("abeijknqrtuvwxyz")
 """Letters that make algebra of the number before them; the others are units, as in 18 m. M is no metre but a million."""
 
@@ -40,25 +41,25 @@ _WORD = r"[A-Za-zµΩ°]+(?:['’][a-z]+)?\.?(?:\^\{?[23]\}?|[²³])?"
 _WORDS = rf"{_WORD}(?:(?:\ |-|\ ?/\ ?){_WORD}){{0,6}}"
 _UNIT = re.compile(rf"(?:[{SIGNS}]|(?:/\ ?)?{_WORDS}(?:\ ?\({_WORDS}\))?|\({_WORDS}\))?\.?")
 _LATEX_UNIT = re.compile(
-    r"(?:(?:\\[,;: ]|~|\s|\\cdot(?![A-Za-z])|/)*\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*\{[^{}0-9]{0,60}(?:\^\{?-?[1-4]\}?)?\}"
-    r"(?:\s*\^\s*\{?\s*-?[1-4]\s*\}?)?){1,6}\s*$"
+    r"(?:(?:\\[,;: ]|~|\s|\\cdot(?![A-Za-z])|/)*\\(?:text|mbox|mathrm|textrm|rm|operatorname)\s*"
+    r"\{[^{}0-9]{0,60}(?:\^\{?-?[1-4]\}?)?\}(?:\s*\^\s*\{?\s*-?[1-4]\s*\}?)?){1,6}\s*$"
 )
 
 
 def changes_meaning(text: str) -> set[str]:
     """The words of a text that would name a second answer, take the first back, or change its value."""
-    return set(re.findall(r"[a-z]+", text.lower())) & (_NO_UNITS | MAGNITUDES.keys() | _LAST_MAGNITUDES.keys())
+    return set(re.findall(r"[a-z]+", text.lower())) & (NO_UNITS | MAGNITUDES.keys() | _LAST_MAGNITUDES.keys())
 
 
 def unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
     """What the text behind a number multiplies it by (1 for nearly all units); None where it is not a unit.
 
-    With `words=False` only signs are units.
+    With `words=False` only signs are units, and the endings of ordinal numbers.
     """
     if not _UNIT.fullmatch(unit) or (has_currency and unit[:1] in SIGNS and unit):
         return None
     if not words:
-        return 1 if unit.rstrip(".") in ("", *SIGNS) else None
+        return 1 if unit.rstrip(".") in ("", *SIGNS, *_ORDINALS) else None
     if re.fullmatch(r"[MBT]M?\.?", unit):
         return None
     factor = 1
@@ -74,6 +75,19 @@ def unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
     if changes_meaning(" ".join(parts)) or _VARIABLES.intersection(parts[:1]):
         return None
     return factor
+
+
+_PLAIN_UNIT = re.compile(r"(?<=[0-9})])\s+([A-Za-z]{2,20}(?:(?:\s|\s?/\s?)[A-Za-z]{1,20}){0,3})\.?\s*$")
+_SHORT_UNIT_WORDS = "cm mm km nm kg mg ml ft yd mi hr hrs min mins sec secs mph kph lb lbs oz in cc kw mw"
+_SHORT_UNITS = frozenset(_SHORT_UNIT_WORDS.split())
+
+
+def without_plain_unit(latex: str) -> str:
+    """A LaTeX expression without a unit in plain letters at its end: `2\\sqrt{3} cm`; letters may be variables too."""
+    unit = _PLAIN_UNIT.search(latex[-100:])
+    if unit is None or not (unit[1].split()[0] in _SHORT_UNITS or len(re.split(r"[\s/]", unit[1])[0]) > 3):
+        return latex
+    return latex[: len(latex) - len(latex[-100:]) + unit.start()] if unit_factor(unit[1], False, True) == 1 else latex
 
 
 def without_latex_unit(latex: str) -> str:
