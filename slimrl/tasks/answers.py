@@ -122,13 +122,20 @@ class Grader:
         variable, wanted, as_inequality = forms.interval(gold)
         other, found, guess_as_inequality = forms.interval(guess)
         if wanted and found and (as_inequality or guess_as_inequality):
-            return (not variable or not other or variable == other) and self._ask(found, wanted)
+            same_variable = not variable or not other or variable == other
+            return same_variable and plausible(found, wanted) and self._ask(found, wanted)
         pieces = forms.parts(gold, alternatives=True)
-        guessed = forms.parts(guess, alternatives=re.search(r"(?<![A-Za-z])or(?![A-Za-z])", gold) is not None)
-        if 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS and not re.search(
-            r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold
-        ):
+        guessed = forms.parts(guess, alternatives=True)
+        # x=1 or x=2 lists solutions; 1 or 2 is a choice, unless the gold answer leaves it too
+        if not _said_or(gold) and _without_one_name(guessed) == guessed:
+            guessed = forms.parts(guess, alternatives=False)
+        is_list = 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS
+        if is_list and not re.search(r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold):
             return self._list(guessed, pieces)
+        return self._whole(guess, gold)
+
+    def _whole(self, guess: str, gold: str) -> bool | None:
+        """math-verify's verdict, where it may be asked."""
         bare = without_plain_unit(guess)
         return plausible(bare, gold) and self._ask(bare, gold)
 
@@ -158,22 +165,25 @@ class Grader:
                 values = dict(mine)
                 same_names = len(values) == len(mine) and values.keys() == {name for name, _ in theirs}
                 return same_names and _all(self.compare(values[name], value) for name, value in theirs)
+            guessed = forms.elements(guessed)
             if len(guessed) != len(pieces):
                 return False
             return _all(self.compare(guess, value) for guess, (_, value) in zip(guessed, theirs, strict=True))
         left, right = _without_one_name(guessed), _without_one_name(pieces)
         if len(left) != len(right):
             return False
-        undecided = False
+        for guess in list(left):
+            if twin := next((gold for gold in right if normalise(guess) == normalise(gold)), None):
+                left.remove(guess)
+                right.remove(twin)
+        if len(left) > forms.MAX_ASKED:
+            return self._whole(", ".join(left), ", ".join(right))
         for guess in left:
             verdicts = [self.compare(guess, gold) for gold in right]
             if True not in verdicts:
-                undecided |= None in verdicts
-                if None not in verdicts:
-                    return False
-                continue
+                return None if None in verdicts else False
             right.pop(verdicts.index(True))
-        return None if undecided else True
+        return True
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -188,6 +198,10 @@ def _quotient(above: str, below: str) -> str:
     if left is None or not right:
         return f"\\frac{{{above}}}{{{below}}}"
     return str(left / right)
+
+
+def _said_or(latex: str) -> bool:
+    return re.search(r"(?<![A-Za-z])or(?![A-Za-z])", latex) is not None
 
 
 def _value(latex: str) -> str:

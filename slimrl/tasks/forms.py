@@ -15,6 +15,8 @@ from slimrl.tasks.units import changes_meaning
 
 MAX_PARTS = 12
 """Parts of a list; a longer one is left to math-verify whole."""
+MAX_ASKED = 4
+"""Parts of a list whose spelling differs from all of the gold answer's; more are left to math-verify whole."""
 
 _CLOCK = re.compile(
     r"(?P<hour>[01]?[0-9]|2[0-4])(?::(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?)?"
@@ -102,9 +104,13 @@ def choice(latex: str) -> str:
 def parts(latex: str, *, alternatives: bool) -> list[str]:
     """The elements of a list or set, in order: `1, 2`, `1 \\text{ and } 2`, `\\{1, 2\\}`; a single answer is one element.
 
-    With `alternatives`, "or" separates too.
+    With `alternatives`, "or" separates too. `(x, y) = (1, 2)` reads as `x=1, y=2`.
     """
     plain = latex.strip().strip("$").strip()
+    if pair := re.fullmatch(r"(?:\\left)?\(([^()=]+)\)\s*=\s*(\(.*\)|\\left\(.*\\right\))", plain, re.DOTALL):
+        names, values = _split(pair[1].removesuffix("\\right"), ","), elements([pair[2]])
+        if len(names) == len(values) > 1:
+            return [f"{name}={value}" for name, value in zip(names, values, strict=True)]
     braced = re.fullmatch(r"(?:\\left)?\\\{(.*?)(?:\\right)?\\\}", plain, re.DOTALL)
     if braced and "\\{" not in braced[1] and ":" not in braced[1] and "|" not in braced[1]:
         plain = braced[1]
@@ -117,11 +123,19 @@ def parts(latex: str, *, alternatives: bool) -> list[str]:
     return found if all(found) else [latex]
 
 
-def named(elements: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, value) of every element, where each has one; else empty."""
+def elements(pieces: Sequence[str]) -> list[str]:
+    """The coordinates of a single point `(1, 2)`; other pieces as they stand."""
+    point = (
+        re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL) if len(pieces) == 1 else None
+    )
+    return _split(point[1], ",") if point else list(pieces)
+
+
+def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, value) of every piece, where each has one; else empty."""
     found = []
-    for element in elements:
-        name, equals, value = element.partition("=")
+    for piece in pieces:
+        name, equals, value = piece.partition("=")
         if not equals or "=" in value or not re.fullmatch(NAME, name.strip()) or not value.strip():
             return []
         found.append((re.sub(r"[\s{}]", "", name), value.strip()))

@@ -17,6 +17,7 @@ _TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
 _MARKS = re.compile(
     r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
 )
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
 _LETTERS = re.compile(r"(?:[A-Za-z](?:_?[0-9]+)?)+")
 # Answers that people write in either letter case. All other names are what their letters say: AB is not ab.
@@ -76,10 +77,12 @@ def plausible(guess: str, gold: str) -> bool:
 def marks(latex: str) -> list[str]:
     """Bases, relations, dots and what hides other signs: math-verify passes over them, and the answer hangs on them.
 
-    The base of a logarithm is not among them, since that it does read.
+    So it does on the degrees of an angle whose sine is taken. The base of a logarithm is not among them: that is read.
     """
-    plain = re.sub(r"\\log_(?:\{[^{}]*\}|[0-9])", r"\\log", normalise(latex))
-    return sorted(mark.replace("{", "") for mark in _MARKS.findall(plain))
+    plain = normalise(re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", r"\1{}", latex))
+    plain = re.sub(r"\\log_(?:\{[^{}]*\}|[0-9])", r"\\log", plain)
+    degrees = re.findall(r"\\(?:circ|degree)(?![A-Za-z])", plain) if _TRIGONOMETRY.search(plain) else []
+    return sorted([*degrees, *(mark.replace("{", "") for mark in _MARKS.findall(plain))])
 
 
 def is_product(letters: str) -> bool:

@@ -116,8 +116,8 @@ def numbers(text: str) -> list[str]:
     found = []
     for match in _IN_TEXT.finditer(_plain_latex(text)):
         sign = "-" if match["sign"] or match["inner_sign"] else ""
-        cents = "¢" if match["currency"] == "¢" else ""
-        found.append(sign + cents + match["number"] + ("%" if match["percent"] else "") + (match["bound"] or ""))
+        cents = "e-2" if match["currency"] == "¢" and not re.search("[eE/]", match["number"]) else ""
+        found.append(sign + match["number"] + cents + ("%" if match["percent"] else "") + (match["bound"] or ""))
     return found
 
 

@@ -273,4 +273,5 @@ def test_lenient_reads_magnitudes_as_strict_does() -> None:
     assert last_number("He bought 2 dozen.") == "2 dozen"
     assert parse_number(last_number("so it is 12 opposite")) is None
     assert parse_number(last_number("it is 12, no?")) == 12
+    assert parse_number(last_number("or ¢1,850.")) == Fraction(37, 2)
     assert parse_number(last_number("that is 2.5 \\times 10^4 m.")) == 25_000
