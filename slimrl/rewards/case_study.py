@@ -21,6 +21,7 @@ from fractions import Fraction
 from slimrl.tasks.answers import normalise
 from slimrl.tasks.numbers import numbers, parse_number
 from slimrl.tasks.styles import STYLES, TAGS
+from slimrl.tasks.thinking import committed
 
 _START, _END, _OPEN, _CLOSE = TAGS
 _PUBLISHED_FORM = re.compile(
@@ -36,7 +37,7 @@ def match_format_exactly(completions: Sequence[str], **columns: object) -> list[
 
 def match_format_approximately(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
     """For each of the four tags 0.5 where it occurs once and in its place, else -0.5: -2 to 2."""
-    return [sum(0.5 if placed else -0.5 for placed in _in_place(text)) for text in completions]
+    return [sum(0.5 if placed else -0.5 for placed in _in_place(committed(text))) for text in completions]
 
 
 def check_answer(completions: Sequence[str], *, answer: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
@@ -46,7 +47,8 @@ def check_answer(completions: Sequence[str], *, answer: Sequence[str], **columns
 
 def check_numbers(completions: Sequence[str], *, answer: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
     """1.5 where the only number after the only <SOLUTION> is the gold number, else 0."""
-    return [1.5 if _one_number(text, gold) else 0.0 for text, gold in zip(completions, answer, strict=True)]
+    pairs = zip(completions, answer, strict=True)
+    return [1.5 if _one_number(committed(text), gold) else 0.0 for text, gold in pairs]
 
 
 def _in_place(text: str) -> tuple[bool, bool, bool, bool]:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from slimrl.tasks.numbers import changes_meaning, last_number, numbers, parse_number, same_number
+from slimrl.tasks import forms
+from slimrl.tasks.latex import NAME, normalise, plausible
+from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
+from slimrl.tasks.thinking import committed
+from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
 
 if TYPE_CHECKING:
     from slimrl.tasks.symbolic import SymbolicWorker
 
-__all__ = ["Grade", "Grader", "last_number", "numbers", "parse_number", "same_number"]
+__all__ = [
+    "Grade",
+    "Grader",
+    "last_number",
+    "normalise",
+    "numbers",
+    "parse_number",
+    "plausible",
+    "same_number",
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,10 @@ class Grade:
     strict: bool
     """The answer stands in the required form and equals the gold answer."""
     lenient: bool
-    """Strict, or the last number (symbolic: the last box) equals the gold answer."""
+    """Strict, or the last number (symbolic: the last box) behind the thinking equals the gold answer.
+
+    Thinking that never ends counts for nothing here too: of the many numbers in it the last is one by chance.
+    """
     extracted_strict: str
     """What the required form holds; empty where the completion is not in the form."""
     extracted_lenient: str
@@ -36,7 +53,8 @@ class Grader:
     """Compares answers with gold answers.
 
     `numeric` compares exact fractions and knows nothing else: what is not a number is never right. `symbolic` compares
-    numbers exactly and everything else first as normalised text, then through math-verify in a process of its own.
+    numbers exactly and everything else first as normalised text, then piece by piece where it is a time, a ratio, a
+    choice, a list or an interval (`slimrl/tasks/forms.py`), and last through math-verify in a process of its own.
     """
 
     def __init__(self, checker: Literal["numeric", "symbolic"]) -> None:
@@ -55,7 +73,7 @@ class Grader:
         verdict = self.compare(extracted, answer)
         if verdict:
             return Grade(True, True, extracted, extracted)
-        lenient = self._lenient(text, extracted)
+        lenient = self._lenient(committed(text), extracted)
         # what no verdict was found for a moment ago is not asked again
         right = False if lenient == extracted else bool(self.compare(lenient, answer))
         return Grade(False, right, extracted, lenient, undecided=verdict is None)
@@ -81,21 +99,131 @@ class Grader:
         return last_box(text) or extracted or last_number(text)
 
     def _compare(self, guess: str, gold: str) -> bool | None:
-        assert self._worker is not None
-        number = parse_number(gold, words=False)
+        number = _gold_number(gold)
         if number is not None:
-            return _number(guess) == number
+            found = _number(guess)
+            # a gold answer such as 10^{-9} or 0.\overline{3} is an expression too, which others may equal
+            if found is not None or not re.search(r"\^|\\(?:overline|bar|dot)(?![A-Za-z])", gold):
+                return found == number
         if normalise(guess) == normalise(gold) != "":
             return True
-        return plausible(guess, gold) and self._worker.same(guess, gold)
+        if (time := forms.clock(gold)) is not None:
+            guessed = forms.clock(_value(guess))
+            return guessed is not None and guessed.agrees(time)
+        if (letter := forms.choice(gold)) and forms.choice(guess) == letter:
+            return True
+        return self._piecewise(guess, gold)
+
+    def _piecewise(self, guess: str, gold: str) -> bool | None:
+        """The verdict on ratios, intervals and lists from those on their pieces; math-verify's on all other answers."""
+        names, terms = forms.ratio(gold)
+        if terms:
+            return self._ratio(guess, names, terms)
+        variable, wanted, as_inequality = forms.interval(gold)
+        other, found, guess_as_inequality = forms.interval(guess)
+        if wanted and found and (as_inequality or guess_as_inequality):
+            same_variable = not variable or not other or variable == other
+            return same_variable and plausible(found, wanted) and self._ask(found, wanted)
+        pieces = forms.parts(gold, alternatives=True)
+        guessed = forms.parts(guess, alternatives=True)
+        # x=1 or x=2 lists solutions; 1 or 2 is a choice, unless the gold answer leaves it too
+        if not _said_or(gold) and _without_one_name(guessed) == guessed:
+            guessed = forms.parts(guess, alternatives=False)
+        is_list = 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS
+        if is_list and not re.search(r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold):
+            return self._list(guessed, pieces)
+        return self._whole(guess, gold)
+
+    def _whole(self, guess: str, gold: str) -> bool | None:
+        """math-verify's verdict, where it may be asked."""
+        bare = without_plain_unit(guess)
+        return plausible(bare, gold) and self._ask(bare, gold)
+
+    def _ask(self, guess: str, gold: str) -> bool | None:
+        assert self._worker is not None
+        return self._worker.same(guess, gold)
+
+    def _ratio(self, guess: str, names: tuple[str, ...], terms: tuple[str, ...]) -> bool | None:
+        """Whether all terms stand to the first one as the gold answer's do; a fraction may state a ratio of two."""
+        other_names, guessed = forms.ratio(guess)
+        if not guessed:
+            return len(terms) == 2 and self._compare(guess, _quotient(*terms))
+        guessed = forms.in_order(other_names, guessed, names)
+        if len(guessed) != len(terms):
+            return False
+        pairs = zip(guessed[1:], terms[1:], strict=True)
+        return _all(self._compare(_quotient(mine, guessed[0]), _quotient(theirs, terms[0])) for mine, theirs in pairs)
+
+    def _list(self, guessed: list[str], pieces: list[str]) -> bool | None:
+        """Whether the pieces are the same in any order: by their names where they have names that differ.
+
+        Values without names stand for named ones only in the order of the gold answer.
+        """
+        mine, theirs = forms.named(guessed), forms.named(pieces)
+        if len({name for name, _ in theirs}) == len(pieces) > 1:
+            if mine:
+                values = dict(mine)
+                same_names = len(values) == len(mine) and values.keys() == {name for name, _ in theirs}
+                return same_names and _all(self.compare(values[name], value) for name, value in theirs)
+            guessed = forms.elements(guessed)
+            if len(guessed) != len(pieces):
+                return False
+            return _all(self.compare(guess, value) for guess, (_, value) in zip(guessed, theirs, strict=True))
+        left, right = _without_one_name(guessed), _without_one_name(pieces)
+        if len(left) != len(right):
+            return False
+        for guess in list(left):
+            if twin := next((gold for gold in right if normalise(guess) == normalise(gold)), None):
+                left.remove(guess)
+                right.remove(twin)
+        if len(left) > forms.MAX_ASKED:
+            return self._whole(", ".join(left), ", ".join(right))
+        for guess in left:
+            verdicts = [self.compare(guess, gold) for gold in right]
+            if True not in verdicts:
+                return None if None in verdicts else False
+            right.pop(verdicts.index(True))
+        return True
 
 
-_NAME = r"[A-Za-z](?:_[A-Za-z0-9]|\([a-z]\))?"
-"""What an answer may be called: x, x_1, f(x)."""
-_MARKS = re.compile(
-    r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
-)
-_NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    """True where all are, False where one is, None (no verdict) otherwise."""
+    found = list(verdicts)
+    return False if False in found else None if None in found else True
+
+
+def _quotient(above: str, below: str) -> str:
+    """Two terms of a ratio as a fraction in LaTeX, of whole numbers where they are numbers."""
+    left, right = parse_number(above, words=False), parse_number(below, words=False)
+    if left is None or not right:
+        return f"\\frac{{{above}}}{{{below}}}"
+    return str(left / right)
+
+
+def _said_or(latex: str) -> bool:
+    return re.search(r"(?<![A-Za-z])or(?![A-Za-z])", latex) is not None
+
+
+def _value(latex: str) -> str:
+    """An answer without its name, be it of a value (`t=3:30`) or of a ratio (`a:b=11:21`)."""
+    name, equals, value = latex.rpartition("=")
+    return value if equals and re.fullmatch(rf"\s*\$?\s*{NAME}(?:\s*:\s*{NAME})*\s*", name) else latex
+
+
+def _without_one_name(elements: list[str]) -> list[str]:
+    """The values of `x=1, x=2` and of `x=1, 2`, where all belong to one name; else the elements as they stand."""
+    first, *rest = elements
+    if all(forms.named([element]) for element in elements):
+        pairs = forms.named(elements)
+        return [value for _, value in pairs] if len({name for name, _ in pairs}) == 1 else elements
+    return [forms.named([first])[0][1], *rest] if forms.named([first]) and "=" not in "".join(rest) else elements
+
+
+def _gold_number(gold: str) -> Fraction | None:
+    """The number that a gold answer is, with a magnitude in words if it has one."""
+    number = parse_number(gold, words=False)
+    magnitude = number is None and changes_meaning(gold) & MAGNITUDES.keys()
+    return parse_number(gold) if magnitude else number
 
 
 def _number(guess: str) -> Fraction | None:
@@ -103,52 +231,14 @@ def _number(guess: str) -> Fraction | None:
 
     What has still to be computed is none: many a problem asks to compute \\binom{8}{4}, and who copies that has not.
     """
-    value = re.sub(rf"^\s*\$?\s*{_NAME}\s*=(?!=)", "", guess) if guess.count("=") == 1 else guess
-    for wrapped in (r"\\boxed\s*\{(.*)\}", r"(?:\\left)?\((.*?)(?:\\right)?\)", r"\{(.*)\}"):
+    value = guess
+    named = re.match(rf"\s*\$?\s*({NAME})\s*=(?!=)", guess) if guess.count("=") == 1 else None
+    if named and not changes_meaning(named[1]):
+        value = guess[named.end() :]
+    for wrapped in (r"\\(?:boxed|fbox)\s*\{(.*)\}", r"(?:\\left)?\((.*?)(?:\\right)?\)", r"\{(.*)\}"):
         if match := re.fullmatch(rf"\s*\$?{wrapped}\$?\s*", value, re.DOTALL):
             value = match[1]
     found = parse_number(value, words=False)
     # words may be a unit; a lone letter, or letters close to it, make algebra of a number
     algebra = re.search(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])|[0-9][A-Za-z]", value)
     return found if found is not None or algebra else parse_number(value)
-
-
-def normalise(text: str) -> str:
-    """LaTeX that reads the same, spelt the same: delimiters, spacing, \\dfrac, text commands, letter case of words."""
-    plain = text.strip().strip("$").strip().rstrip(".")
-    plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
-    plain = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", "", plain)
-    plain = re.sub(r"\\[,;: ]|~", " ", plain)
-    plain = re.sub(r"\\neq(?![A-Za-z])", r"\\ne", re.sub(r"\\[lc]dots(?![A-Za-z])", r"\\dots", plain))
-    plain = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", plain)
-    plain = re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", plain)
-    plain = re.sub(r"_\{([0-9])\}", r"_\1", plain)
-    # a gap between digits is kept: 1 8 is not 18
-    plain = re.sub(r"(?<![0-9])\s+|\s+(?![0-9\s])", "", plain)
-    if re.fullmatch(r"\([A-Za-z]\)", plain):
-        plain = plain[1]
-    return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) else plain
-
-
-def plausible(guess: str, gold: str) -> bool:
-    """Whether a guess may be handed to math-verify at all.
-
-    math-verify adds numbers that stand side by side, takes the last of several equations, and passes over words, bases of
-    numbers, dots and whatever stands behind a box; each would let a text that is not the answer pass for it.
-    """
-    plain = normalise(guess)
-    spaced = re.sub(r"\\[,;: ]|~", " ", guess)
-    if re.search(r"[0-9]\s+[0-9]", spaced) or re.search(r"(?<![A-Za-z])(?:or|and)(?![A-Za-z])|\\(?:vee|lor)", spaced):
-        return False
-    name, equals, _ = plain.rpartition("=")
-    if equals and ("=" in name or ("=" not in gold and not re.fullmatch(_NAME, name))):
-        return False
-    said = changes_meaning(re.sub(r"\\[A-Za-z]+", " ", guess)) - changes_meaning(gold)
-    if said or set(_NUMBERED.findall(guess)) - set(_NUMBERED.findall(gold)):
-        return False
-    return _marks(guess) == _marks(gold)
-
-
-def _marks(latex: str) -> list[str]:
-    """Bases, relations, dots and what hides other signs: math-verify passes over them, and the answer hangs on them."""
-    return sorted(mark.replace("{", "") for mark in _MARKS.findall(normalise(latex)))

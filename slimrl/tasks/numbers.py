@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from slimrl.tasks.units import MAGNITUDES, NO_UNITS, unit_factor, without_latex_unit
+
 MAX_LENGTH = 120
 """Characters of a text that is to be one number; a longer one is none."""
 MAX_EXPONENT = 100
@@ -16,8 +18,7 @@ MAX_EXPONENT = 100
 
 # 1,080 is well formed, 1,08 and 0,080 are not.
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]++)"
-_CURRENCY = r"(?:(?:US|CA|AU)?\$|[€£¥₹]|USD\ |EUR\ |GBP\ |Rs\.?\ )"
-_SIGNS = "$€£¥₹¢%°"
+_CURRENCY = r"(?:(?:US|CA|AU)?\$|[€£¥₹¢]|USD\ |EUR\ |GBP\ |Rs\.?\ )"
 _WHOLE_NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\ ?(?P<currency>{_CURRENCY}?)\ ?(?P<inner_sign>[+-]?)"
     rf"(?:(?:(?P<whole>{_INTEGER})\ +)?(?P<numerator>{_INTEGER})\ ?/\ ?(?P<denominator>{_INTEGER})"
@@ -25,43 +26,62 @@ _WHOLE_NUMBER = re.compile(
     rf"(?P<unit>[^0-9]*(?:\^\{{?[23]\}}?[^0-9]*)?)",
     re.VERBOSE,
 )
+# Words that belong to the number before them also in running text: they multiply it or make another number of it. What
+# takes it back (12 no, 12 isn't it) does so at the end of a text.
+_BOUND = "|".join(
+    (
+        rf"\ (?:{'|'.join(MAGNITUDES)}|opposite|reciprocal|squared|cubed|factorial|(?:hundred|thousand)ths?)(?![A-Za-z])",
+        r"\ (?:grand|gross|score)(?=[^A-Za-z0-9\s]|\s*\Z)",
+        r"(?:[kKMB]|ths|rds|nds)(?![A-Za-z0-9])",
+        rf"\ (?:{'|'.join(sorted(NO_UNITS))})(?![A-Za-z])(?:[\ '’][A-Za-z]+){{0,2}}(?=[\s.!?)*]*\Z)",
+    )
+)
 _IN_TEXT = re.compile(
-    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?P<sign>(?<![)\]}}])-)?{_CURRENCY}?(?P<inner_sign>-)?"
+    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?P<sign>(?<![)\]}}])-)?(?P<currency>{_CURRENCY})?(?P<inner_sign>-)?"
     rf"(?P<number>(?:{_INTEGER}\ )?{_INTEGER}/{_INTEGER}"
     rf"|(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z]))?)(?P<percent>\ ?%)?"
-    r"(?P<magnitude>\ (?:hundred|thousand|million|billion|trillion)(?![A-Za-z]))?",
+    rf"(?P<bound>{_BOUND})?",
     re.VERBOSE,
 )
-_WORD = r"[A-Za-zµΩ°]+(?:['’][a-z]+)?\.?(?:\^\{?[23]\}?|[²³])?"
-_WORDS = rf"{_WORD}(?:(?:\ |-|\ ?/\ ?){_WORD}){{0,6}}"
-_UNIT = re.compile(rf"(?:[{_SIGNS}]|(?:/\ ?)?{_WORDS}(?:\ ?\({_WORDS}\))?|\({_WORDS}\))?\.?")
 
-_MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# A unit that holds one of these is no unit: it names a second answer, takes the first back, or changes its value.
-_NO_UNIT_WORDS = """
-or and nor but not to vs then than either maybe perhaps versus plus minus times divided over squared cubed factorial
-half halves third thirds fifth fifths sixth sixths eighth eighths tenth tenths pi sqrt log ln exp sin cos tan mod choose
-infinity zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
-if unless otherwise except alternatively wrong incorrect false untrue invalid never guess lie nan null none unknown
-negative twice thrice hundredth hundredths thousandth thousandths bn mn bln mln tn
-"""
-_NO_UNITS = frozenset(_NO_UNIT_WORDS.split())
-_VARIABLES = frozenset("abeijknqrtuvwxyz")
-"""Letters that make algebra of the number before them; the others are units, as in 18 m. M is no metre but a million."""
-
-_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(-?[0-9,]{1,40})\s*\}|([0-9]))\s*(?:\{\s*([0-9,]{1,40})\s*\}|([0-9]))")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|textit)\s*\{([^{}]*)\}")
+_FRACTION = re.compile(
+    r"(?:(?<![^$({=])(-)\s*)?\\[dtc]?frac\s*"
+    r"(?:\{\s*([+-]?[0-9,]{1,40})\s*\}|([0-9]))\s*(?:\{\s*([+-]?[0-9,]{1,40})\s*\}|([0-9]))"
+)
+_SCIENTIFIC = re.compile(
+    rf"(?<![0-9A-Za-z./^_,])(?<!/\ )(?:(?P<mantissa>{_INTEGER}(?:\.[0-9]*+)?|\.[0-9]++)\s*"
+    r"(?:\\times|\\cdot|[×·⋅*]|(?<=\s)x(?=\s))\s*)?10\s?(?:\^|\*\*)\s?"
+    r"(?:\{\s?(?P<braced>[+-]?[0-9]{1,3})\s?\}|(?P<bare>[+-]?[0-9]{1,3}))(?![0-9.]|\s?\^)"
+)
+REPEATING = re.compile(
+    r"(?<![0-9.,^_])(?<![0-9]\s)([0-9]{0,40})\.([0-9]{0,40})"
+    r"(?:\\(?:overline|bar)\s*\{([0-9]{1,40})\}|\\dot\s*\{?([0-9])\}?(?:([0-9]{0,40})\\dot\s*\{?([0-9])\}?)?)(?![0-9])"
+)
+_REPEATING_IN_BRACKETS = re.compile(r"([+-]?)([0-9]{1,40})\.([0-9]{0,40})\(([0-9]{1,40})\)")
+_GROUPED_BY_SPACES = re.compile(r"([^0-9]{0,6}[1-9][0-9]{0,2})((?: [0-9]{3})+)(?![0-9.]?[0-9]| ?/| [0-9])")
+_ORDINAL = re.compile(r"(?<=[0-9])\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?(?![A-Za-z])")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit|boldsymbol)\s*\{([^{}]*)\}")
+_WRAPPINGS = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\*\*([^*]+)\*\*([^*]*)", r"\*([^*]+)\*([^*]*)", r"__([^_]+)__([^_]*)", r"`([^`]+)`([^`]*)", r"<([^<>]+)>([^<>]*)",
+        r"\$\$((?:[^$\\]|\\.)+)\$\$((?:[^$\\]|\\.)*)", r"\$((?:[^$\\]|\\.)+)\$((?:[^$\\]|\\.)*)",
+        r"\\\((.+)\\\)([^\\]*)", r"\\\[(.+)\\\]([^\\]*)", r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})+)\}([^{}\\]*)",
+    )
+]  # fmt: skip
+"""What may stand around a number, and what may follow it: Markdown, math delimiters, a box."""
 
 
 def parse_number(text: str, *, words: bool = True) -> Fraction | None:
     """The number that `text` *is*, exactly; None where it is not one number with at most a unit behind it.
 
-    Read: `1,080`, `10,\\!080`, `-5`, `−5`, `.5`, `2/3`, `1 1/2`, `\\frac{2}{3}`, `1e3`, `$18.50`, `18 eggs`,
-    `9 (apples)`, `5 million`, `**18**`, `$18$`, `18.`. Not read: lists and alternatives (`12 or 18`), sums, equations,
+    Read: `1,080`, `10,\\!080`, `-5`, `−5`, `.5`, `2/3`, `1 1/2`, `\\frac{2}{-3}`, `1e3`, `2.5 \\times 10^4`, `10^{-3}`,
+    `0.\\overline{36}`, `10 080`, `$18.50`, `18 eggs`, `9 (apples)`, `5 million`, `2 dozen`, `18th`, `**18** eggs`,
+    `\\boxed{18}`, `$18$`, `18.`. Not read: lists and alternatives (`12 or 18`), sums, other powers (`2^{10}`), equations,
     `1/0`, digits of other scripts, malformed thousands (`1,08`).
 
     A percent sign is a unit, as in the data sets, which ask "what percent" and write 50: `50%` equals `50`, not `0.5`.
+    So are cents behind a number (`18¢` is 18); the sign before it makes a sum of money of it (`¢18` is 0.18).
     With `words=False` only signs count as units (%, °, currency, LaTeX text), since `2k` is an expression in algebra.
     """
     if len(text) > MAX_LENGTH:
@@ -69,35 +89,36 @@ def parse_number(text: str, *, words: bool = True) -> Fraction | None:
     match = _WHOLE_NUMBER.fullmatch(_plain(text, keep_text=words))
     if match is None or (match["sign"] and match["inner_sign"]):
         return None
-    factor = _unit_factor(match["unit"].strip(), bool(match["currency"]), words)
+    factor = unit_factor(match["unit"].strip(), bool(match["currency"]), words)
     value = None if factor is None else _value(match)
     if value is None or factor is None:
         return None
+    if match["currency"] == "¢":
+        value /= 100
     return -value * factor if "-" in (match["sign"], match["inner_sign"]) else value * factor
 
 
 def same_number(left: str, right: str) -> bool:
-    """Both are numbers, and the same one exactly."""
-    first = parse_number(left)
-    return first is not None and first == parse_number(right)
+    """Both are numbers, and the same one exactly; 18 cents are also the 0.18 of an answer in dollars."""
+    first, second = parse_number(left), parse_number(right)
+    if first is None or second is None:
+        return False
+    return first == second or (_is_cents(left) and not _is_cents(right) and first == 100 * second)
 
 
 def numbers(text: str) -> list[str]:
     """Every number in running text, in order, each spelt so that `parse_number` reads it.
 
     A minus counts as a sign unless something stands right before it (`10-5` holds 10 and 5); exponents of units (`m^2`)
-    and digits inside words (`H2O`) are no numbers.
+    and digits inside words (`H2O`) are no numbers. Words that make another number of it stay with it: `2 dozen`,
+    `5k` and `12 squared`, of which `parse_number` reads the first.
     """
     found = []
     for match in _IN_TEXT.finditer(_plain_latex(text)):
         sign = "-" if match["sign"] or match["inner_sign"] else ""
-        found.append(sign + match["number"] + ("%" if match["percent"] else "") + (match["magnitude"] or ""))
+        cents = "e-2" if match["currency"] == "¢" and not re.search("[eE/]", match["number"]) else ""
+        found.append(sign + match["number"] + cents + ("%" if match["percent"] else "") + (match["bound"] or ""))
     return found
-
-
-def changes_meaning(text: str) -> set[str]:
-    """The words of a text that would name a second answer, take the first back, or change its value."""
-    return set(re.findall(r"[a-z]+", text.lower())) & (_NO_UNITS | _MAGNITUDES.keys())
 
 
 def last_number(text: str) -> str:
@@ -127,52 +148,73 @@ def _integer(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def _unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
-    """What the unit multiplies by (1 for nearly all); None where it is not a unit."""
-    if not _UNIT.fullmatch(unit) or (has_currency and unit[:1] in _SIGNS and unit):
-        return None
-    if not words:
-        return 1 if unit.rstrip(".") in ("", *_SIGNS) else None
-    if re.fullmatch(r"MM?\.?", unit):
-        return None
-    factor = 1
-    parts = re.findall(r"[A-Za-z]+", unit.lower())
-    while parts and parts[0] in _MAGNITUDES:
-        factor *= _MAGNITUDES[parts.pop(0)]
-    if parts[:1] == ["a"] and len(parts) > 1:  # $5 a day
-        del parts[0]
-    if parts[-1:] == ["over"] and parts[-2:-1] == ["left"]:  # 18 eggs left over
-        del parts[-2:]
-    is_no_unit = _NO_UNITS.intersection(parts) or _MAGNITUDES.keys() & set(parts) or _VARIABLES.intersection(parts[:1])
-    return None if is_no_unit else factor
+def _is_cents(text: str) -> bool:
+    return re.search(r"(?:¢|\bcents?)[\s.})$*]*\Z", text[-20:]) is not None
+
+
+def unwrapped(text: str) -> str:
+    """A short answer without Markdown, math delimiters or a box around its beginning: `**73** eggs` is `73 eggs`."""
+    plain = text.strip()
+    for _ in range(4):
+        match = next((found for wrapping in _WRAPPINGS if (found := wrapping.fullmatch(plain))), None)
+        if match is None or not match[1].strip() or match[2][:1].isdigit():
+            return plain
+        plain = f"{match[1].strip()} {match[2].strip()}".strip()
+    return plain
 
 
 def _plain(text: str, *, keep_text: bool) -> str:
-    """A short answer without its wrapping: Markdown bold, math delimiters, LaTeX spacing."""
-    plain = text.strip()
-    for opening, closing in (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        inside = plain[len(opening) : -len(closing)]
-        if plain.startswith(opening) and plain.endswith(closing) and inside.strip() and opening not in inside:
-            plain = inside.strip()
+    """A short answer as the plain characters of one number and its unit."""
+    plain = unwrapped(text)
     if not keep_text:
-        unit = re.search(r"\\(?:text|mbox|mathrm)\s*\{([^{}0-9]*)\}(?:\^\{?[23]\}?)?\s*$", plain)
-        plain = plain[: unit.start()] if unit and not changes_meaning(unit[1]) else plain
-    return " ".join(_plain_latex(plain).split())
+        plain = without_latex_unit(plain)
+    plain = _ORDINAL.sub(r"\1", " ".join(_plain_latex(plain).split()))
+    if match := _REPEATING_IN_BRACKETS.fullmatch(plain):
+        return match[1] + _repeating(match[2], match[3], match[4])
+    return _GROUPED_BY_SPACES.sub(lambda m: m[1] + m[2].replace(" ", ""), plain, count=1)
 
 
 def _plain_latex(text: str) -> str:
-    """LaTeX that only decorates a number as plain characters; the rest of the text as it is."""
-    plain = text.replace("\u2212", "-").replace("\u2013", "-") if not text.isascii() else text
+    """LaTeX that only decorates a number as plain characters, powers of ten as `1e3`; the rest of the text as it is."""
+    plain = text
     if not text.isascii():
-        plain = re.sub("[\u00a0\u2009\u202f]", " ", plain)
-    if "\\" not in plain and "{,}" not in plain:
-        return plain
-    plain = plain.replace("{,}", ",")
-    plain = re.sub(r",\s*\\!\s*", ",", plain)
-    plain = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", plain)
-    plain = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", plain)
-    plain = re.sub(r"(?<!\s)\s+\^", "^", _TEXT_COMMAND.sub(r" \1 ", plain))
-    plain = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°", plain)
-    plain = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\!", "", plain)
-    plain = re.sub(r"\\[,;: ]|~", " ", plain)
-    return re.sub(r"\\([$%])", r"\1", plain)
+        plain = re.sub("[\u00a0\u2009\u202f]", " ", text.replace("\u2212", "-").replace("\u2013", "-"))
+    if "\\" in plain or "{,}" in plain or "~" in plain:
+        plain = plain.replace("{,}", ",")
+        plain = re.sub(r",\s*\\!\s*", ",", plain)
+        plain = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", plain)
+        plain = _FRACTION.sub(_fraction, plain)
+        plain = REPEATING.sub(repeating, plain)
+        plain = re.sub(r"(?<!\s)\s+\^", "^", _TEXT_COMMAND.sub(r" \1 ", plain))
+        plain = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°", plain)
+        plain = re.sub(r"\\(?:left|right)(?![A-Za-z])|\\!", "", plain)
+        plain = re.sub(r"\\[,;: ]|(?<=[0-9}])~(?=[\s\\A-Za-z0-9])", " ", plain)
+        plain = re.sub(r"\\([$%])", r"\1", plain)
+    return _SCIENTIFIC.sub(_scientific, plain) if "10" in plain else plain
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """`a/b` with its signs in front; behind a digit it is the fraction of a mixed number."""
+    outer, *parts = match.groups()
+    numerator, denominator = (part for part in parts if part)
+    sign = "-" * ([outer or "", numerator[0], denominator[0]].count("-") % 2)
+    gap = " " if match.string[: match.start()][-1:].isdigit() else ""
+    return f"{gap}{sign}{numerator.lstrip('+-')}/{denominator.lstrip('+-')}"
+
+
+def _scientific(match: re.Match[str]) -> str:
+    exponent = match["braced"] or match["bare"]
+    return f"{match['mantissa'] or '1'}e{exponent} "
+
+
+def repeating(match: re.Match[str]) -> str:
+    """What REPEATING found, as a fraction in lowest terms: `a/b`."""
+    whole, first, barred, *dotted = match.groups()
+    return _repeating(whole, first, barred or "".join(digits or "" for digits in dotted))
+
+
+def _repeating(whole: str, first: str, period: str) -> str:
+    """whole.first period period ... as a fraction in lowest terms."""
+    shifted = int((whole or "0") + first)
+    value = Fraction(int(f"{shifted}{period}") - shifted, 10 ** len(first) * (10 ** len(period) - 1))
+    return f"{value.numerator}/{value.denominator}"

@@ -1,7 +1,8 @@
 """How an answer must be written: the instruction that asks for it, how it is read, and how the gold answer is rendered.
 
 Strict reading is made to be hard to game: an answer counts only where the completion commits to it. A form that appears
-twice with different answers is not in the form, and an answer line that is followed by more text is not final.
+twice with different answers is not in the form, and an answer line that is followed by more text is not final. What is
+read begins behind the thinking of a completion (`slimrl/tasks/thinking.py`), for every style.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+
+from slimrl.tasks.thinking import committed, ended, split
 
 MAX_ANSWER = 300
 """Characters; what is longer is not an answer but text."""
@@ -46,21 +50,42 @@ def _join(solution: str, last_line: str) -> str:
     return f"{solution.strip()}\n{last_line}" if solution.strip() else last_line
 
 
+_LABEL = re.compile(r"(\*\*)?(?:the\s)?(?:final\s)?answer(?:\s?[:=]|\sis\b:?)(\*\*)?", re.IGNORECASE)
+
+
+def _unlabelled(answer: str) -> str:
+    """An answer without the word `Answer:` before it, which the form has already said."""
+    label = _LABEL.match(answer)
+    if label is None:
+        return answer
+    rest = answer[label.end() :].strip()
+    return rest.removesuffix("**") if label[1] and not label[2] else rest
+
+
 def _extract_hashes(text: str) -> str:
     """What follows the only `####`, up to the end of the completion, on one line."""
     _, marker, after = text.partition("####")
-    return "" if not marker or "####" in after or after.startswith("#") else _one_line(after)
+    return "" if not marker or "####" in after or after.startswith("#") else _unlabelled(_one_line(after))
 
 
 def _render_hashes(solution: str, answer: str) -> str:
     return _join(re.sub(r"#{4,}\s*", "", solution), f"#### {answer.strip()}")
 
 
+# TeX boxes a whole group, or the one sign that follows.
+_BOX = r"\\(?:boxed|fbox)\s*\{"
+_BOX_OF_ONE_DIGIT = r"\\(?:boxed|fbox)\s*[0-9](?!\s*[0-9A-Za-z/^_\\{(+*=-]|[.,:][0-9])"
+_BOXES = re.compile(rf"{_BOX}|{_BOX_OF_ONE_DIGIT}|\\.|[{{}}]", re.DOTALL)
+_GAP = re.compile(r"[\s$]|\\[()\[\],;: ]|\\q?quad(?![A-Za-z])")
+_JOINS = (",", ";", "and", ",and", ";and", "\\text{and}", ",\\text{and}")
+_NAMED_JOINS = (*_JOINS, "", ".")
+
+
 def boxes(text: str) -> list[tuple[int, int]]:
-    """Spans of what outermost balanced `\\boxed{...}` hold, in order; linear in the text."""
+    """Spans of what outermost balanced `\\boxed{...}` or `\\fbox{...}` hold, in order; linear in the text."""
     spans: list[tuple[int, int]] = []
     open_braces: list[int] = []  # start of a box's content, or -1 for any other brace
-    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+    for match in _BOXES.finditer(text):
         token = match[0]
         if token == "{":
             open_braces.append(-1)
@@ -70,30 +95,42 @@ def boxes(text: str) -> list[tuple[int, int]]:
                 while spans and spans[-1][0] > start:
                     spans.pop()
                 spans.append((start, match.start()))
-        elif token.startswith("\\boxed"):
+        elif token.endswith("{") and len(token) > 2:
             open_braces.append(match.end())
+        elif token[-1].isdigit() and len(token) > 2:
+            spans.append((match.end() - 1, match.end()))
     return spans
 
 
 def last_box(text: str) -> str:
-    """What the last balanced `\\boxed{...}` holds; empty where there is none."""
+    """What the last balanced box holds; empty where there is none."""
     spans = boxes(text)
     return _answer(text[slice(*spans[-1])]) if spans else ""
 
 
 def _extract_boxed(text: str) -> str:
-    """What the last box holds, provided that every box holds the same; a sentence may end after it."""
-    held = {text[slice(*span)].strip() for span in boxes(text)}
-    return _answer(held.pop()) if len(held) == 1 else ""
+    """What the boxes hold, provided that all hold the same, or that they make up one list; a sentence may end after it.
+
+    A list is joined by commas or "and". Values of different names (`k=4`, `n=2`) may also stand beside each other.
+    """
+    spans = boxes(text)
+    held = [text[slice(*span)].strip() for span in spans]
+    if len(set(held)) <= 1:
+        return _answer(held[0]) if held else ""
+    names = {name.strip() for name, equals, _ in (content.partition("=") for content in held) if equals}
+    joins = _NAMED_JOINS if len(names) == len(held) else _JOINS
+    between = [text[stop + 1 : start] for (_, stop), (start, _) in pairwise(spans)]
+    joined = all(_GAP.sub("", re.sub(rf"{_BOX}\Z", "", gap[-400:])) in joins and len(gap) < 400 for gap in between)
+    return _answer(", ".join(held)) if joined and all(held) else ""
 
 
 def _render_boxed(solution: str, answer: str) -> str:
     plain, end = "", 0
     for start, stop in boxes(solution):
-        opening = solution.rindex("\\boxed", 0, start)
-        plain += solution[end:opening] + solution[start:stop].replace("\\boxed", "")
-        end = stop + 1
-    rest = (plain + solution[end:]).replace("\\boxed", "")
+        opening = solution.rindex("\\", 0, start)
+        plain += solution[end:opening] + solution[start:stop]
+        end = stop + 1 if solution[stop : stop + 1] == "}" else stop
+    rest = re.sub(r"\\(?:boxed|fbox)(?![A-Za-z])", "", plain + solution[end:])
     return _join(rest, f"The answer is $\\boxed{{{answer.strip()}}}$.")
 
 
@@ -102,7 +139,7 @@ def _extract_tags(text: str) -> str:
     _, opening, after = text.partition(TAGS[2])
     inside, closing, rest = after.partition(TAGS[3])
     once = text.count(TAGS[2]) == text.count(TAGS[3]) == 1
-    return _answer(inside) if opening and closing and once and not rest.strip() else ""
+    return _unlabelled(_answer(inside)) if opening and closing and once and not rest.strip() else ""
 
 
 def _well_formed_tags(text: str) -> bool:
@@ -133,9 +170,26 @@ def _render_answer(solution: str, answer: str) -> str:
     return _join(re.sub(r"^[ \t]*(?:Answer:\s*)+", "", solution, flags=re.MULTILINE), f"Answer: {answer.strip()}")
 
 
-def _style(name: str, instruction: str, extract: Callable[[str], str], render: Callable[[str, str], str]) -> Style:
-    """A style whose form is nothing but its answer's."""
-    return Style(name, instruction, extract, lambda text: extract(text) != "", render)
+def _style(
+    name: str,
+    instruction: str,
+    extract: Callable[[str], str],
+    render: Callable[[str, str], str],
+    well_formed: Callable[[str], bool] | None = None,
+) -> Style:
+    """A style that reads only what a completion commits to; without `well_formed` its form is nothing but its answer's.
+
+    A worked solution that thinks keeps its thinking in front of the form.
+    """
+
+    def rendered(solution: str, answer: str) -> str:
+        thinking, rest = split(ended(solution))
+        return (f"{thinking}\n" if thinking else "") + render(rest, answer)
+
+    whole = well_formed or (lambda text: extract(text) != "")
+    return Style(
+        name, instruction, lambda text: extract(committed(text)), lambda text: whole(committed(text)), rendered
+    )
 
 
 STYLES: dict[str, Style] = {
@@ -153,15 +207,15 @@ STYLES: dict[str, Style] = {
     ),
     # The case study's prompt, one instruction a line. As run there, every line but the first began with four blanks
     # that an indented f-string had left in it; they are not part of what it meant to ask, so they are not here.
-    "tags": Style(
+    "tags": _style(
         "tags",
         "You are given a problem.\n"
         "Think about the problem and provide your working out.\n"
         f"Place it between {TAGS[0]} and {TAGS[1]}.\n"
         f"Then, provide your solution between {TAGS[2]}{TAGS[3]}",
         _extract_tags,
-        _well_formed_tags,
         _render_tags,
+        _well_formed_tags,
     ),
     "answer": _style(
         "answer",

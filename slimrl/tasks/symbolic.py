@@ -19,10 +19,15 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from slimrl.errors import SettingsError
 from slimrl.processes import die_with_the_parent
+from slimrl.tasks.numbers import REPEATING, repeating
+from slimrl.tasks.units import without_latex_unit
 
 MAX_LENGTH = 300
 """Characters of an answer; a longer one is compared as text only."""
@@ -32,8 +37,10 @@ MAX_DIGITS = 40
 """Digits in a row."""
 MAX_EXPONENT = 1000
 """Largest integer power that is computed."""
-ROUNDING = 12
-"""Decimals to which numbers are compared; math-verify's own 6 would pay 1.570796 for half of pi, and 0 for 10^{-9}."""
+DIGITS = 400
+"""Digits to which two real numbers are told apart. Nothing is rounded, however small the numbers are."""
+ROUNDED_DIGITS = 12
+"""Significant digits, at least, of a decimal that may stand for a real number, and how many of them must be right."""
 START_SECONDS = 120.0
 MEMORY_BYTES = 4 << 30
 
@@ -203,14 +210,70 @@ def serve() -> None:
 
 
 def _verify(gold: str, guess: str) -> bool:
-    """math-verify's verdict on two LaTeX answers; its own time-outs are off, since the process has one that holds."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    """math-verify's verdict on two LaTeX answers; its own time-outs are off, since the process has one that holds.
+
+    It compares numbers by rounding to decimals, which makes all small numbers equal, so that part is replaced: rationals
+    are compared exactly (decimals are read as fractions), reals to DIGITS digits. See `_same_value`.
+    """
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+
+    # its own idea of units takes the h off \pi r^2 h
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization)]
 
     def read(latex: str) -> list[object]:
-        config = [LatexExtractionConfig(boxed_match_priority=0)]
-        boxed = "\\boxed{" + latex.strip().strip("$") + "}"
+        boxed = "\\boxed{" + as_fractions(without_latex_unit(latex.strip().strip("$"))) + "}"
         found = parse(boxed, extraction_config=config, parsing_timeout=None, fallback_mode="no_fallback")
         return list(found)
 
+    rounded = any(
+        len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in _DECIMAL.findall(gold + " " + guess)
+    )
+    grader.sympy_numeric_eq = lambda left, right, *_: _same_value(left, right, rounded=rounded)
+    grader.sympy_symbolic_eq = _same_expression
     left, right = read(gold), read(guess)
-    return bool(left and right) and bool(verify(left, right, float_rounding=ROUNDING, timeout_seconds=None))
+    return bool(left and right) and bool(verify(left, right, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+_DECIMAL = re.compile(r"(?<![0-9A-Za-z_^.,])[0-9]*\.[0-9]+(?![0-9.])")
+
+
+def as_fractions(latex: str) -> str:
+    """LaTeX with its decimals, repeating ones too, as exact fractions, and without percent signs, which are units."""
+    plain = REPEATING.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*repeating(match).split("/")), latex)
+    plain = re.sub(r"\\[tcd]frac(?![A-Za-z])", r"\\frac", re.sub(r"\s*\\?%", "", plain))
+    return _DECIMAL.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*Fraction(match[0]).as_integer_ratio()), plain)
+
+
+def _same_value(left: Any, right: Any, *, rounded: bool) -> bool:
+    """Whether two sympy objects without variables are the same: numbers, and matrices of them.
+
+    With `rounded`, a rational and an irrational number are the same where they agree to ROUNDED_DIGITS digits.
+    """
+    from sympy import MatrixBase  # type: ignore[import-untyped]
+
+    left, right = (side.doit() for side in (left, right))
+    if isinstance(left, MatrixBase) or isinstance(right, MatrixBase):
+        if getattr(left, "shape", None) != getattr(right, "shape", None):
+            return False
+        pairs = zip(left.flat(), right.flat(), strict=True)
+        return all(_same_value(a, b, rounded=rounded) or _same_expression(a, b) for a, b in pairs)
+    if left.free_symbols or right.free_symbols:
+        return False
+    if left.is_Rational and right.is_Rational:
+        return bool(left == right)
+    difference = (left - right).evalf(15, maxn=DIGITS)
+    if rounded and bool(left.is_Rational) != bool(right.is_Rational):
+        return bool(abs(difference) <= abs(right.evalf(15)) * 10**-ROUNDED_DIGITS)
+    # what no number of digits tells from zero has lost all its precision
+    return all(part == 0 or getattr(part, "_prec", 0) == 1 for part in difference.as_real_imag())
+
+
+def _same_expression(left: Any, right: Any) -> bool:
+    """Whether two sympy objects with variables are the same for all values; those without are settled as numbers."""
+    from sympy import MatrixBase, simplify
+
+    if not (left.free_symbols or right.free_symbols):
+        return bool(left == right)
+    difference = simplify(left - right)
+    return bool(difference.is_zero_matrix if isinstance(difference, MatrixBase) else difference.is_zero)

@@ -82,7 +82,7 @@ def test_exploits_do_not_earn_correct(text: str) -> None:
 
 OTHER_EXPLOITS = {
     "boxed": [
-        "\\boxed{12} or \\boxed{18}", "\\boxed{12, 18}", "\\boxed{18", "\\boxed{}", "\\boxed 18", "\\fbox{18}",
+        "\\boxed{12} or \\boxed{18}", "\\boxed{12, 18}", "\\boxed{18", "\\boxed{}", "\\boxed 18",
         "boxed{18}", "\\boxed{12}\\boxed{13}\\boxed{18}", "\\boxed{12 \\text{ or } 18}", "\\boxed{\\boxed{12}18}",
         "\\boxed{17+1}", "\\boxed{\\{12,18\\}}", "\\boxed{\\pm 18}",
     ],

@@ -71,7 +71,7 @@ READ = {
     "5.4 \\text{ cents}": Fraction(27, 5),
     "5 million": 5_000_000,
     "2.5 thousand dollars": 2500,
-    "3 dozen": 3,
+    "3 dozen": 36,
     "**18**": 18,
     "$18$": 18,
     "$$18$$": 18,
@@ -269,4 +269,9 @@ def test_what_looks_like_them_and_is_not(text: str) -> None:
 def test_lenient_reads_magnitudes_as_strict_does() -> None:
     assert last_number("She has 5 million") == "5 million"
     assert parse_number(last_number("about $1.5 billion in all.")) == 1_500_000_000
-    assert last_number("5 millions of them") == "5"
+    assert last_number("5 millions of them") == "5 millions"
+    assert last_number("He bought 2 dozen.") == "2 dozen"
+    assert parse_number(last_number("so it is 12 opposite")) is None
+    assert parse_number(last_number("it is 12, no?")) == 12
+    assert parse_number(last_number("or ¢1,850.")) == Fraction(37, 2)
+    assert parse_number(last_number("that is 2.5 \\times 10^4 m.")) == 25_000

@@ -1,0 +1,210 @@
+"""Answers that are more than one number or expression, taken to pieces: times, ratios, choices, lists, intervals.
+
+Each reader returns what it found, or nothing (`None`, an empty tuple) where the answer is not of its form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slimrl.tasks.latex import NAME, normalise
+from slimrl.tasks.units import changes_meaning
+
+MAX_PARTS = 12
+"""Parts of a list; a longer one is left to math-verify whole."""
+MAX_ASKED = 4
+"""Parts of a list whose spelling differs from all of the gold answer's; more are left to math-verify whole."""
+
+_CLOCK = re.compile(
+    r"(?P<hour>[01]?[0-9]|2[0-4])(?::(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?)?"
+    r"(?P<half>a\.?m\.?|p\.?m\.?|noon|midnight)?(?:hours|hrs?|h|o'clock)?\.?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day."""
+
+    hour: int
+    """As written: 1 to 12 where the half of the day is given, 0 to 24 otherwise."""
+    minute: int
+    second: int
+    half: str
+    """`a`, `p`, or empty where it is not said."""
+
+    def agrees(self, gold: Clock) -> bool:
+        """The same time as the gold answer; one without a half of the day is on the 24-hour clock.
+
+        Only where the gold answer leaves the half open, as 3:30 does, may the guess add either.
+        """
+        if (self.minute, self.second) != (gold.minute, gold.second):
+            return False
+        if self.half and not gold.half and 1 <= gold.hour <= 12:
+            return self.hour % 12 == gold.hour % 12
+        return self._hour_of_day() == gold._hour_of_day()
+
+    def _hour_of_day(self) -> int:
+        return self.hour % 12 + 12 * (self.half == "p") if self.half else self.hour % 24
+
+
+def clock(latex: str) -> Clock | None:
+    """The time of day that an answer states: `3:30`, `9:45 \\text{ a.m.}`, `15:00:20`, `3 p.m.`
+
+    `4:6` is none, since minutes have two digits; `45:30` is none, since no day has 45 hours. Both are ratios.
+    """
+    match = _CLOCK.fullmatch(re.sub(r"[\s{}$]", "", normalise(latex)))
+    if match is None or not (match["minute"] or match["half"]):
+        return None
+    half = {"n": "p", "m": "a"}.get((match["half"] or " ")[0].lower(), (match["half"] or "")[:1].lower())
+    hour = int(match["hour"])
+    if half and not 1 <= hour <= 12:
+        half = "" if (half == "p") == (hour >= 12) else "?"  # 15:30 p.m. says one thing twice, 15:30 a.m. two things
+    return None if half == "?" else Clock(hour, int(match["minute"] or 0), int(match["second"] or 0), half)
+
+
+def ratio(latex: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names, terms) of a ratio: `V_1:V_2=11:21` has both, `2:3:5` only terms; two empty tuples for anything else."""
+    plain = re.sub(r"\\(?:colon|ratio)(?![A-Za-z])", ":", latex.replace("\\:", " ").strip().strip("$"))
+    plain = re.sub(r"(?<=[0-9}])\s*(?:\\text\s*\{\s*to\s*\}|\sto\s)\s*(?=[\\0-9])", ":", plain)
+    left, equals, right = plain.rpartition("=")
+    terms = tuple(_split(right, ":"))
+    names = tuple(normalise(name) for name in _split(left, ":")) if equals else ()
+    if len(terms) < 2 or not all(terms) or "=" in left or "|" in plain or re.search(r"[<>]|\\(?:le|ge|in|\{)", plain):
+        return (), ()
+    # one name for the whole: the ratio is 2:3
+    return (names if len(names) == len(terms) else (), terms) if len(names) in (0, 1, len(terms)) else ((), ())
+
+
+def in_order(names: Sequence[str], terms: tuple[str, ...], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The terms of a named ratio in the order of other names, where both name the same things."""
+    if names and wanted and Counter(names) == Counter(wanted) and len(set(names)) == len(names):
+        return tuple(terms[names.index(name)] for name in wanted)
+    return terms if not names or not wanted or list(names) == list(wanted) else ()
+
+
+def choice(latex: str) -> str:
+    """The letter of a multiple-choice answer: `C`, `(C)`, `\\text{(C)}`, `C.`, `\\textbf{(C) }5`; else empty.
+
+    What stands behind the letter may say what the choice is, but no second letter and nothing that takes it back.
+    """
+    plain = re.sub(r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)\s*\{([^{}]*)\}", r"\1", latex).strip(" $*")
+    plain = re.sub(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~", " ", plain).strip()
+    match = re.fullmatch(r"(?:(\()\s*)?([A-Z])\s*(?(1)\)|(?:[).:]|\Z))(.*)", plain, re.DOTALL)
+    if match is None:
+        return ""
+    rest = match[3].strip(" .:")
+    second = re.search(r"(?<![A-Za-z\\])[A-Z](?![A-Za-z])", rest)
+    return "" if second or changes_meaning(re.sub(r"\\[A-Za-z]+", " ", rest)) or len(rest) > 60 else match[2]
+
+
+def parts(latex: str, *, alternatives: bool) -> list[str]:
+    """The elements of a list or set, in order: `1, 2`, `1 \\text{ and } 2`, `\\{1, 2\\}`; a single answer is one element.
+
+    With `alternatives`, "or" separates too. `(x, y) = (1, 2)` reads as `x=1, y=2`.
+    """
+    plain = latex.strip().strip("$").strip()
+    if pair := re.fullmatch(r"(?:\\left)?\(([^()=]+)\)\s*=\s*(\(.*\)|\\left\(.*\\right\))", plain, re.DOTALL):
+        names, values = _split(pair[1].removesuffix("\\right"), ","), elements([pair[2]])
+        if len(names) == len(values) > 1:
+            return [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+    braced = re.fullmatch(r"(?:\\left)?\\\{(.*?)(?:\\right)?\\\}", plain, re.DOTALL)
+    if braced and "\\{" not in braced[1] and ":" not in braced[1] and "|" not in braced[1]:
+        plain = braced[1]
+    words = "and|or" if alternatives else "and"
+    plain = re.sub(rf"(?:\\text|\\mbox|\\mathrm)\s*\{{\s*,?\s*(?:{words})\s*\}}", ";", plain)
+    plain = re.sub(rf"(?<![A-Za-z\\])(?:{words})(?![A-Za-z])", ";", plain)
+    plain = re.sub(r"\\[;: ]|\\q?quad(?![A-Za-z])|~", " ", plain)
+    plain = re.sub(r"[,;]\s*;", ";", plain)
+    found = [element.strip(" $\n\t") for element in _split(plain, ",;")]
+    return found if all(found) else [latex]
+
+
+def elements(pieces: Sequence[str]) -> list[str]:
+    """The coordinates of a single point `(1, 2)`; other pieces as they stand."""
+    point = (
+        re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL) if len(pieces) == 1 else None
+    )
+    return _split(point[1], ",") if point else list(pieces)
+
+
+def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, value) of every piece, where each has one; else empty."""
+    found = []
+    for piece in pieces:
+        name, equals, value = piece.partition("=")
+        if not equals or "=" in value or not re.fullmatch(NAME, name.strip()) or not value.strip():
+            return []
+        found.append((re.sub(r"[\s{}]", "", name), value.strip()))
+    return found
+
+
+def interval(latex: str) -> tuple[str, str, bool]:
+    """(variable, set in LaTeX, whether it was written as inequalities); the set is empty where it is no set of reals.
+
+    `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities.
+    """
+    plain = latex.strip().strip("$").strip()
+    plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
+    plain = re.sub(
+        r"\\(?:text|mbox|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])", ";", plain
+    )
+    plain = re.sub(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264", " <= ", plain)
+    plain = re.sub(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265", " >= ", plain)
+    plain = re.sub(r"\\lt(?![A-Za-z])", " < ", re.sub(r"\\gt(?![A-Za-z])", " > ", plain))
+    if member := re.fullmatch(rf"({NAME})\s*\\in\s*(.+)", plain, re.DOTALL):
+        variable, plain = normalise(member[1]), member[2]
+        return (variable, plain, False) if _is_set(plain) else ("", "", False)
+    if _is_set(plain):
+        return "", plain, False
+    pieces = [_piece(piece.strip()) for piece in _split(plain, ",;")]
+    variables = {variable for variable, _ in pieces}
+    if len(variables) != 1 or not all(piece for _, piece in pieces):
+        return "", "", False
+    return variables.pop(), "\\cup".join(piece for _, piece in pieces), True
+
+
+def _is_set(latex: str) -> bool:
+    """Intervals joined by \\cup, of which each has a bracket at either end and two ends."""
+    pieces = re.split(r"\\cup(?![A-Za-z])", latex)
+    inside = [re.fullmatch(r"\s*[\[(](.*)[\])]\s*", piece, re.DOTALL) for piece in pieces]
+    return all(match and len(_split(match[1], ",")) == 2 for match in inside)
+
+
+def _piece(inequality: str) -> tuple[str, str]:
+    """(variable, interval) of `a < x <= b`, `x < a` or `a < x`; two empty texts for anything else."""
+    tokens = [token.strip() for token in re.split(r"(<=|>=|<|>)", inequality)]
+    variable = next(
+        (token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")), ""
+    )
+    if not variable or not all(tokens) or len(tokens) not in (3, 5) or len({token[0] for token in tokens[1::2]}) != 1:
+        return "", ""
+    if tokens[1][0] == ">":
+        tokens = [token.replace(">", "<") for token in reversed(tokens)]
+    if len(tokens) == 5:
+        middle = tokens[2] == variable
+        low, high, first, last = tokens[0], tokens[4], tokens[1], tokens[3]
+        return (variable, _brackets(low, first, high, last)) if middle else ("", "")
+    if tokens[0] == variable:
+        return variable, _brackets("-\\infty", "<", tokens[2], tokens[1])
+    return variable, _brackets(tokens[0], tokens[1], "\\infty", "<")
+
+
+def _brackets(low: str, first: str, high: str, last: str) -> str:
+    return f"{'[' if first == '<=' else '('}{low},{high}{']' if last == '<=' else ')'}"
+
+
+def _split(latex: str, separators: str) -> list[str]:
+    """The text between separators that no bracket encloses; a comma inside of 1,080 or {,} separates nothing."""
+    plain = latex.replace("{,}", "\0")
+    plain = re.sub(r",\s*\\!\s*(?=[0-9]{3}(?![0-9]))", "\0", plain)
+    found, depth, start = [], 0, 0
+    for i, character in enumerate(plain):
+        depth += (character in "([{") - (character in ")]}")
+        if character in separators and depth <= 0 and plain[max(0, i - 1)] != "\\":
+            found.append(plain[start:i])
+            start = i + 1
+    return [element.replace("\0", ",").strip() for element in [*found, plain[start:]]]

@@ -1,0 +1,129 @@
+"""LaTeX answers as text: what reads the same is spelt the same, and what math-verify may be asked about."""
+
+from __future__ import annotations
+
+import re
+
+from slimrl.tasks.units import changes_meaning
+
+NAME = (
+    r"(?:\\text\s*\{[A-Za-z ]{1,40}\}|\\(?:overline|overrightarrow|vec|hat)\s*\{[A-Za-z]{1,3}\}|\\(?:angle|triangle)\s*[A-Z]{1,3}"
+    r"|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|phi|omega)(?![A-Za-z])|[A-Za-z]{1,4})"
+    r"(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,4}\}))?(?:\([a-z0-9]{1,3}\))?"
+)
+"""What an answer may be called: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
+
+_TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
+_MARKS = re.compile(
+    r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
+)
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
+_LETTERS = re.compile(r"(?:[A-Za-z](?:_?[0-9]+)?)+")
+# Answers that people write in either letter case. All other names are what their letters say: AB is not ab.
+_WORDS = """
+yes no true none all both even odd east west up down left red blue sum mean mode max min on in at am pm
+one two six ten sun mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec
+"""
+_SHORT_WORDS = frozenset(_WORDS.split())
+
+
+def normalise(text: str) -> str:
+    """LaTeX that reads the same, spelt the same: delimiters, spacing, \\dfrac, text commands, letter case of words."""
+    plain = text.strip().strip("$").strip().rstrip(".")
+    plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
+    plain = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", "", plain)
+    plain = re.sub(r"\\[,;: ]|~", " ", plain)
+    plain = re.sub(r"\\neq(?![A-Za-z])", r"\\ne", re.sub(r"\\[lc]dots(?![A-Za-z])", r"\\dots", plain))
+    plain = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", plain)
+    plain = re.sub(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|\u2205", r"\\emptyset", plain)
+    plain = re.sub(r"\\(?:leq|leqslant)(?![A-Za-z])|<=|\u2264", r"\\le", plain)
+    plain = re.sub(r"\\(?:geq|geqslant)(?![A-Za-z])|>=|\u2265", r"\\ge", plain)
+    plain = re.sub(r"\\lt(?![A-Za-z])", "<", re.sub(r"\\gt(?![A-Za-z])", ">", plain))
+    plain = re.sub(rf"{_TEXT}\s*\{{([^{{}}]*)\}}", r"\1", plain)
+    plain = re.sub(r"_\{([0-9])\}", r"_\1", plain)
+    # a gap between digits is kept: 1 8 is not 18
+    plain = re.sub(r"(?<![0-9])\s+|\s+(?![0-9\s])", "", plain)
+    if re.fullmatch(r"\([A-Za-z]\)", plain):
+        plain = plain[1]
+    return plain.casefold() if re.fullmatch(r"[A-Za-z]{2,}", plain) and _is_word(plain) else plain
+
+
+def plausible(guess: str, gold: str) -> bool:
+    """Whether a guess may be handed to math-verify at all.
+
+    math-verify adds numbers that stand side by side, takes the last of several equations, and passes over words, bases of
+    numbers, dots and whatever stands behind a box. It multiplies letters in a row, so that their order and their case are
+    lost, and divides where a colon stands. Each would let a text that is not the answer pass for it.
+    """
+    plain = normalise(guess)
+    spaced = re.sub(r"\\log_\s*[0-9]", r"\\log", re.sub(r"\\[,;: ]|~", " ", guess))
+    if re.search(r"[0-9]\s+[0-9]", spaced) or re.search(r"(?<![A-Za-z])(?:or|and)(?![A-Za-z])|\\(?:vee|lor)", spaced):
+        return False
+    name, equals, _ = plain.rpartition("=")
+    if equals and ("=" in name or ("=" not in gold and not re.fullmatch(NAME, name))):
+        return False
+    if ":" in guess.replace("\\:", "") and ":" not in gold:
+        return False
+    said = changes_meaning(re.sub(r"\\[A-Za-z]+", " ", guess)) - changes_meaning(gold)
+    products = [sorted(run) for run in re.findall("[a-z]+", gold)]
+    if any(sorted(word) not in products for word in said):
+        return False
+    if set(_NUMBERED.findall(guess)) - set(_NUMBERED.findall(gold)):
+        return False
+    return marks(guess) == marks(gold) and _same_letters(guess, gold)
+
+
+def marks(latex: str) -> list[str]:
+    """Bases, relations, dots and what hides other signs: math-verify passes over them, and the answer hangs on them.
+
+    So it does on the degrees of an angle whose sine is taken. The base of a logarithm is not among them: that is read.
+    """
+    plain = normalise(re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", r"\1{}", latex))
+    plain = re.sub(r"\\log_(?:\{[^{}]*\}|[0-9])", r"\\log", plain)
+    degrees = re.findall(r"\\(?:circ|degree)(?![A-Za-z])", plain) if _TRIGONOMETRY.search(plain) else []
+    return sorted([*degrees, *(mark.replace("{", "") for mark in _MARKS.findall(plain))])
+
+
+def is_product(letters: str) -> bool:
+    """Two or three lower-case letters that are no word: variables, which commute."""
+    return re.fullmatch(r"[a-z]{2,3}", letters) is not None and letters not in _SHORT_WORDS
+
+
+def only_letters(latex: str) -> bool:
+    """The answer is a name, a word, or variables in a row."""
+    return re.fullmatch(r"[A-Za-z]+", normalise(latex)) is not None
+
+
+def _is_word(letters: str) -> bool:
+    """Five letters or more, a known short word, or a short one that is not written in capitals, as Bob."""
+    if len(letters) > 4 or letters.lower() in _SHORT_WORDS:
+        return True
+    return len(letters) > 2 and letters[1:].islower()
+
+
+def _same_letters(guess: str, gold: str) -> bool:
+    """The names in both are the same, letter by letter, and no letter changes its case between them."""
+    if only_letters(guess) and only_letters(gold):
+        mine, theirs = (re.sub(r"[\s$]", "", latex) for latex in (guess, gold))
+        return is_product(mine) and is_product(theirs) and sorted(mine) == sorted(theirs)
+    here, there = _bare(guess), _bare(gold)
+    if ("=" in here) != ("=" in there):
+        here, there = here.rpartition("=")[2], there.rpartition("=")[2]
+    if _names(here) != _names(there):
+        return False
+    used = [set(re.findall("[A-Za-z]", text)) for text in (here, there)]
+    return not any(letter.swapcase() in used[1] and letter not in used[1] for letter in used[0])
+
+
+def _bare(latex: str) -> str:
+    """The letters that are not those of commands or of running text."""
+    plain = re.sub(rf"{_TEXT}\s*\{{[^{{}}]*\}}", "", latex)
+    plain = re.sub(r"_\s*\{\s*([A-Za-z0-9]+)\s*\}", r"_\1", re.sub(r"\\[A-Za-z]+", "|", plain))
+    return re.sub(r"[\s\\]", "", plain.replace("{", "|").replace("}", "|"))
+
+
+def _names(bare: str) -> list[str]:
+    """Letters in a row with a capital among them, such as BCA and H_2O."""
+    runs = (run.replace("_", "") for run in _LETTERS.findall(bare))
+    return sorted(run for run in runs if re.search("[A-Z]", run) and len(re.sub("[0-9]", "", run)) > 1)

@@ -1,0 +1,53 @@
+"""Which part of a completion is read: what stands behind the thinking, without the end tokens of a stored output.
+
+This is the one place that knows about thinking. The styles, the lenient verdict and the mended rewards of the case study
+all read `committed(text)`.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
+_MARK = re.compile(rf"</?(?:{_NAMES})>|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>|◁/?think▷", re.IGNORECASE)
+_END_TOKENS = (
+    "<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<|eom_id|>",
+    "<|return|>", "<|eot|>", "<|endofturn|>", "<|end_of_turn|>", "<turn|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_role|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "[EOS]", "[end of text]",
+)  # fmt: skip
+"""End-of-turn, end-of-text and padding tokens that other programs leave at the end of stored outputs."""
+
+
+def split(text: str) -> tuple[str, str]:
+    """(thinking, what is read); the two make up the text.
+
+    What is read begins behind the last mark that ends thinking, whether or not a mark that begins it is there: a prompt
+    may have written that one. Behind a beginning that no end follows nothing is read.
+    """
+    end, closes = 0, True
+    for mark in _MARK.finditer(text):
+        closes = "/" in mark[0] or mark[0].lower().startswith("<|end")
+        end = mark.end() if closes else end
+    return (text[:end], text[end:]) if closes else (text, "")
+
+
+def committed(text: str) -> str:
+    """The part of a completion that its author stands by; empty where the thinking never ends."""
+    return split(without_end_tokens(text))[1]
+
+
+def without_end_tokens(text: str) -> str:
+    """The text without the end tokens and the white space at its end."""
+    end = len(text.rstrip())
+    if end == 0 or text[end - 1] not in ">]":
+        return text
+    while token := next((token for token in _END_TOKENS if text.endswith(token, 0, end)), ""):
+        end -= len(token)
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]
+
+
+def ended(text: str) -> str:
+    """The text, without its marks of thinking where nothing behind it would be read."""
+    return _MARK.sub("", text) if split(f"{text}.")[1] == "" else text
