@@ -75,11 +75,16 @@ def install_hook(model: PreTrainedModel, head: Head, forward: Forward, context: 
 
     Raises SettingsError with what the model has that cannot be carried: the sentence goes on after the model's name.
     """
-    kind = type(model).__name__
+    kind, half = type(model).__name__, model.dtype == torch.float16
     refuse_states(model)
     ids, positions = probe_tokens(head.vocabulary, context, model.device)
     with in_float32(model):
         own = _tried(lambda: model(input_ids=ids, use_cache=False).logits.float(), f"{kind} cannot be run")
+        if not torch.isfinite(own).all():
+            beyond = " (float16 has no number beyond 65,504)" if half else ""
+            raise SettingsError(
+                f"{kind} gives logits that are not finite, so its weights hold numbers that are not{beyond}"
+            )
         own_attention = model.config._attn_implementation
         model.set_attn_implementation(HOOK)
         plan = _Recorder()
@@ -100,7 +105,7 @@ def install_hook(model: PreTrainedModel, head: Head, forward: Forward, context: 
                 "SlimRL's head does not: they differ"
             )
             raise SettingsError(f"{kind} {where} (by {gap:.1e} of the largest logit, in float32)")
-    if model.dtype == torch.float16 and not torch.isfinite(head(forward(ids, positions, CausalRows()))).all():
+    if half and not torch.isfinite(head(forward(ids, positions, CausalRows()))).all():
         raise SettingsError(
             f"{kind} overflows in float16, whose largest number is 65,504; set model.dtype=bfloat16 or float32"
         )

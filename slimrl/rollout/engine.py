@@ -173,13 +173,12 @@ class RolloutEngine:
         policy = self.policy
         ids, positions = probe_tokens(policy.head.vocabulary, policy.context, policy.device)
         with in_float32(policy.model):
-            whole = policy.hidden(ids, positions, CausalRows())
-            wanted = policy.head(whole[:, -1])
-            known = ids.shape[1] - 2
-            prefilled = self.prefill([tuple(ids[0, :known].tolist())])
+            known, row = ids.shape[1] - 2, tuple(ids[0].tolist())
+            prefilled = self.prefill([row[:known], row])
+            wanted = prefilled.logits[1]
             # The torch operations where a narrow model decodes with them, though its keys are float32 here.
             cache = Cache(prefilled.plan, prompts=1, width=known, slots=1, columns=2, recorded=is_narrow(policy.model))
-            cache.fill(0, prefilled.plan, prefilled.packed.places)
+            cache.fill(0, prefilled.plan, prefilled.packed.places[:1, :known])
             zero = torch.zeros(1, dtype=torch.long, device=policy.device)
             heads = torch.arange(cache.heads, device=policy.device)
             seats = Seats(heads[None, :, None], heads, zero)
@@ -193,7 +192,8 @@ class RolloutEngine:
             gap = relative_gap(policy.head(hidden[:, 0]), wanted)
             if gap <= TOLERANCE:
                 return
-            blind = relative_gap(policy.hidden(ids, positions.flip(1), CausalRows()), whole) <= TOLERANCE
+            forwards, backwards = (policy.hidden(ids, p, CausalRows()) for p in (positions, positions.flip(1)))
+            blind = relative_gap(backwards, forwards) <= TOLERANCE
         raise SettingsError(
             f"{type(policy.model).__name__} "
             + (
