@@ -18,16 +18,18 @@ from slimrl.algorithm.advantages import (
     gpg_alpha,
     group_advantages,
 )
-from slimrl.algorithm.batch import at_tokens, components_of, rewards_of, take
+from slimrl.algorithm.batch import at_tokens, components_of, minibatches, rewards_of, take
 from slimrl.algorithm.groups import SIGNAL_TOLERANCE
 from slimrl.algorithm.kl import SAMPLED
 from slimrl.algorithm.loss import importance_weights
 from slimrl.config import TrainConfig
-from slimrl.forward import batch_logprobs, batch_values, packed_states, split
+from slimrl.forward import batch_logprobs, batch_values, masked_statistics, packed_states, split, trained_rows
 from slimrl.learner import Known, Learner, demand_finite
+from slimrl.model.checkpointing import checkpointed
 from slimrl.model.divergences import Divergence, global_weights
 from slimrl.model.loading import Policy
 from slimrl.model.logprobs import mean_probabilities
+from slimrl.model.precision import is_narrow
 from slimrl.records import Batch, Group
 from slimrl.runs.metrics import Metrics
 from slimrl.stopping import NEVER, Stop
@@ -37,8 +39,8 @@ from slimrl.stopwatch import OFF, Stopwatch
 def look_ahead(
     learner: Learner, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
 ) -> Known:
-    """What the reference, the policy itself and the critic say of a batch before it is learned from."""
-    algorithm, policy = config.algorithm, learner.policy
+    """What the reference and the critic say of a batch before it is learned from."""
+    algorithm = config.algorithm
     known = Known()
     if learner.critic is not None:
         known = replace(known, values=batch_values(learner.critic[0], batch, config))
@@ -50,22 +52,73 @@ def look_ahead(
         demand_finite("a log-probability of the reference", known.reference)
     if learner.reference is not None and algorithm.kl_estimator not in SAMPLED:
         known = replace(known, divergence=divergence_of(learner.reference, batch, config))
-    if algorithm.importance != "off":
-        recomputed = batch_logprobs(policy, batch, config, watch, stop)
-        demand_finite("a recomputed log-probability", recomputed)
-        # groups carried over were sampled by an earlier policy, whose log-probabilities are the sampler's
-        sampler, fresh = batch.sampler_logprobs.to(policy.device), batch.on_policy[:, None].to(policy.device)
-        old = torch.where(fresh, recomputed, sampler)
-        factors = importance_weights(
-            old,
-            sampler,
-            batch.loss_mask.to(policy.device),
-            level=algorithm.importance_level,
-            correction=algorithm.importance,
-            cap=algorithm.importance_cap,
-        )
-        known = replace(known, old=old, factors=factors)
     return known
+
+
+def recomputes_old(policy: Policy, config: TrainConfig) -> bool:
+    """Whether the trainer computes the old log-probabilities again instead of taking the sampler's.
+
+    In a type narrower than float32 a decode step and a packed row round differently, by more than GSPO's clip is wide; with
+    one update the ratio is 1 by construction, and surrogates without a ratio have no use for them.
+    """
+    several = config.optimizer.minibatches * config.optimizer.epochs > 1
+    has_ratio = config.algorithm.surrogate not in ("reinforce", "gpg")
+    return config.algorithm.importance != "off" or (several and has_ratio and is_narrow(policy.model))
+
+
+def with_old(
+    learner: Learner, batch: Batch, known: Known, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+) -> Known:
+    """What is known, with the old log-probabilities and the importance correction where the settings need them.
+
+    The batch has its advantages. Groups carried over keep the log-probabilities of the earlier policy that sampled them.
+    """
+    algorithm, policy = config.algorithm, learner.policy
+    if not recomputes_old(policy, config):
+        return known
+    recomputed = as_updates_compute(policy, batch, known, config, watch, stop)
+    demand_finite("a recomputed log-probability", recomputed)
+    sampler, fresh = batch.sampler_logprobs.to(policy.device), batch.on_policy[:, None].to(policy.device)
+    old = torch.where(fresh, recomputed, sampler)
+    known = replace(known, old=old)
+    if algorithm.importance == "off":
+        return known
+    factors = importance_weights(
+        old,
+        sampler,
+        batch.loss_mask.to(policy.device),
+        level=algorithm.importance_level,
+        correction=algorithm.importance,
+        cap=algorithm.importance_cap,
+    )
+    return replace(known, factors=factors)
+
+
+def as_updates_compute(
+    policy: Policy, batch: Batch, known: Known, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+) -> Tensor:
+    """[B, L] nats of the policy as it is, in the minibatches, rows and micro-batches of the updates that follow, and the
+    sampler's where no update computes a row.
+
+    Equal shapes and the same functions give equal rounding, so ratios are exactly 1 until a weight has moved. Gradients
+    stay enabled, though none is taken, since torch chooses attention kernels by that.
+    """
+    result = batch.sampler_logprobs.to(policy.device, copy=True)
+    for rows in minibatches(batch.groups, count=config.optimizer.minibatches):
+        part = take(batch, rows)
+        for inside in split(part, trained_rows(part, config), config):
+            stop.check()
+            micro = take(part, inside)
+            with checkpointed(policy.model, config.optimizer.activation_checkpointing == "on"):
+                logprobs, _, _ = masked_statistics(
+                    policy,
+                    micro,
+                    temperature=config.rollout.temperature,
+                    watch=watch,
+                    with_entropy=config.algorithm.entropy_coef > 0 or known.divergence is not None,
+                )
+            result[rows[inside], : logprobs.shape[1]] = logprobs.detach()
+    return result
 
 
 def divergence_of(reference: Policy, batch: Batch, config: TrainConfig) -> Divergence:

@@ -35,6 +35,21 @@ def split(batch: Batch, rows: Tensor, config: TrainConfig) -> list[Tensor]:
     return [rows[part] for part in parts]
 
 
+def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
+    """[n] rows that can have a gradient: those with loss and, where nothing else pulls at them, with an advantage.
+
+    Weights count every row whether it is computed or not, so leaving out what is 0 changes nothing. One row stays, for
+    an optimizer that sees a gradient of 0 goes on by its momentum, and one that sees none does not.
+    """
+    algorithm = config.algorithm
+    wanted = batch.loss_mask.any(1)
+    pulled = (algorithm.kl_coef and algorithm.kl_place == "loss") or algorithm.entropy_coef
+    if not pulled and algorithm.aggregation != "microbatch_token_mean":
+        moving = wanted & (batch.advantages != 0).any(1)
+        wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
+    return wanted.nonzero().squeeze(-1)
+
+
 def masked_statistics(
     policy: Policy,
     batch: Batch,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from slimrl.ahead import look_ahead, with_advantages
+from slimrl.ahead import look_ahead, with_advantages, with_old
 from slimrl.algorithm.advantages import value_loss
 from slimrl.algorithm.batch import make_batch, minibatches, packed_tokens, take
 from slimrl.algorithm.groups import Collected
@@ -22,7 +22,7 @@ from slimrl.algorithm.kl import SAMPLED, kl_penalty
 from slimrl.algorithm.loss import clipped_ratio, surrogate, token_weights, top_entropy_mask
 from slimrl.config import TrainConfig
 from slimrl.errors import NonFiniteError
-from slimrl.forward import masked_statistics, split, to_device, values_at
+from slimrl.forward import masked_statistics, split, to_device, trained_rows, values_at
 from slimrl.learner import Fault, Known, Learner, Updated, demand_finite, fitting
 from slimrl.model.checkpointing import checkpointed
 from slimrl.model.critic import Critic
@@ -70,6 +70,11 @@ def update(
             known = fitting(learner, batch, config, lambda fitted: look_ahead(learner, batch, fitted, watch, stop))
         learned, known, means = with_advantages(learner, groups, batch, known, config, reward_weights)
         demand_finite("an advantage", learned.advantages)
+        with watch.part("reference"):
+            settled = known
+            known = fitting(
+                learner, batch, config, lambda fitted: with_old(learner, learned, settled, fitted, watch, stop)
+            )
     except NonFiniteError as error:
         return Updated({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), batch))
     updated = update_policy(learner, learned, known, config, step, watch, stop)
@@ -342,18 +347,3 @@ def steered_tokens(policy: Policy, batch: Batch, config: TrainConfig) -> Tensor 
             _, entropy, _ = masked_statistics(policy, part, temperature=config.rollout.temperature)
             entropies[rows, : part.inputs.shape[1]] = entropy.cpu()
     return top_entropy_mask(entropies, batch.loss_mask, config.algorithm.entropy_share)
-
-
-def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
-    """[n] rows that can have a gradient: those with loss and, where nothing else pulls at them, with an advantage.
-
-    Weights count every row whether it is computed or not, so leaving out what is 0 changes nothing. One row stays, for
-    an optimizer that sees a gradient of 0 goes on by its momentum, and one that sees none does not.
-    """
-    algorithm = config.algorithm
-    wanted = batch.loss_mask.any(1)
-    pulled = (algorithm.kl_coef and algorithm.kl_place == "loss") or algorithm.entropy_coef
-    if not pulled and algorithm.aggregation != "microbatch_token_mean":
-        moving = wanted & (batch.advantages != 0).any(1)
-        wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
-    return wanted.nonzero().squeeze(-1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimrl.ahead import advantages_of, critic_advantages, look_ahead
+from slimrl.ahead import advantages_of, critic_advantages, look_ahead, with_old
 from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import make_batch, rewards_of
 from slimrl.algorithm.groups import Collected
@@ -191,7 +191,7 @@ def test_the_contract_meets_ratios_and_importance_weights_that_are_not_one() -> 
     learner = make_learner(tiny_policy(), config)
     groups = groups_of(tiny_policy(seed=2), config, sampled_at=0)
     batch = make_batch(groups, advantages=torch.ones(3, 3), overlong_filtering=False, step=0, pad_id=0)
-    known = look_ahead(learner, batch, config)
+    known = with_old(learner, batch, Known(), config)
     assert known.factors is not None
     assert (known.factors != 1)[batch.loss_mask].float().mean() > 0.5
 

@@ -17,6 +17,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 HOOK = "slimrl"
+HARMLESS = frozenset(
+    {
+        "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "deterministic", "dropout", "max_length_k", "max_length_q",
+        "num_items_in_batch", "output_attentions", "output_hidden_states", "output_router_logits", "position_ids",
+        "return_dict", "seq_idx", "use_cache",
+    }
+)  # fmt: skip
+"""Keywords of the interface that change nothing here: what to report, how rows are packed (the plan knows), and what acts
+in training mode alone, which the module never enters."""
+
+
+class UnsupportedAttentionError(Exception):
+    """A layer asks for more than softmax attention over keys and values; the text goes on after the model's name."""
 
 
 class AttentionPlan(Protocol):
@@ -39,18 +52,36 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001 the interface passes it; masks are the plan's
     *,
-    scaling: float,
-    plan: AttentionPlan,
+    plan: AttentionPlan | None = None,
+    scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """The function registered with transformers. Keywords that we do not know (a soft cap, attention sinks) change logits,
-    so a model that needs them is refused by the probe in `loading`.
+    """The function registered with transformers.
+
+    Raises UnsupportedAttentionError for every keyword that is set and not known to be harmless (a soft cap, attention sinks, a
+    position bias), since leaving it out would compute another model.
     """
-    layer = module.layer_idx
-    assert isinstance(layer, int)
+    for name, setting in others.items():
+        if setting is not None and name not in HARMLESS:
+            raise UnsupportedAttentionError(
+                f"passes {name}{_shown(setting)} to attention, which SlimRL does not compute"
+            )
+    if is_causal is not None and not is_causal:
+        raise UnsupportedAttentionError("attends to later tokens (is_causal=False), and SlimRL's attention is causal")
+    layer = getattr(module, "layer_idx", None)
+    if plan is None or not isinstance(layer, int):
+        raise UnsupportedAttentionError(
+            "does not hand the keywords of its forward call and the number of the layer on to attention"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window)
     return out.transpose(1, 2), None
+
+
+def _shown(setting: object) -> str:
+    return f"={setting}" if isinstance(setting, bool | int | float | str) else ""
 
 
 AttentionInterface.register(HOOK, attend)

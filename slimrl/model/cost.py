@@ -31,11 +31,6 @@ class Cost:
 
 def cost_of(policy: Policy) -> Cost:
     """Count a loaded policy."""
-    config = policy.model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    layers = config.num_hidden_layers
     linear = [module for module in policy.model.base_model.modules() if isinstance(module, nn.Linear)]
     weight = policy.head.projection.weight
     assert isinstance(weight, Tensor)
@@ -43,6 +38,7 @@ def cost_of(policy: Policy) -> Cost:
         body=sum(module.weight.numel() for module in linear),
         head=weight.numel(),
         weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
-        pair_flops=4 * layers * heads * width,
-        cache_bytes=2 * layers * kv_heads * width * policy.model.dtype.itemsize,
+        pair_flops=sum(2 * layer.heads * (layer.key_width + layer.value_width) for layer in policy.attention),
+        cache_bytes=policy.model.dtype.itemsize
+        * sum(layer.kv_heads * (layer.key_width + layer.value_width) for layer in policy.attention),
     )

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.machine import give_back_large_blocks
-from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
+from slimrl.model.architecture import LayerAttention, context_of, install_hook
+from slimrl.model.attention import AttentionPlan
 from slimrl.model.linear import speed_up_linear
 from slimrl.model.logprobs import Head
 from slimrl.model.packing import Packed
@@ -29,8 +30,6 @@ TAUGHT = "slimrl_taught"
 """Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
 LARGE = 2**28
 """Bytes of weights from which on memory that is returned costs no time worth mentioning."""
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
-"""Largest difference that two ways of computing the same logits may show, as a share of the largest logit."""
 UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -47,8 +46,10 @@ class Policy:
     """Fills rows; never read, since masks come from lengths."""
     context: int
     """Longest prompt plus completion the model was made for, in tokens."""
+    attention: tuple[LayerAttention, ...] = ()
+    """What each layer hands to attention, as seen when the model was loaded."""
     notes: tuple[str, ...] = ()
-    """What a user should know about the files that were loaded."""
+    """What a user should know about the files that were loaded, and about the model."""
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +139,8 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
     if device.type == "cpu" and model.num_parameters() * model.dtype.itemsize >= LARGE:
         give_back_large_blocks()
-    return replace(adopt(model.to(device), tokenizer, name=config.path), notes=tuple(notes))
+    policy = adopt(model.to(device), tokenizer, name=config.path)
+    return replace(policy, notes=(*notes, *policy.notes))
 
 
 def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
@@ -152,21 +154,25 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
     use_summed_embeddings(model)
     text_config = model.config.get_text_config()
     head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
+    context, note = context_of(text_config)
     policy = Policy(
         model=model,
         tokenizer=tokenizer,
         head=head,
         stop_ids=tuple(i for i in stop_ids(model, tokenizer) if i < head.vocabulary),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        context=int(getattr(text_config, "max_position_embeddings", 2**31)),
+        context=context,
+        notes=(note,) if note else (),
     )
     if not policy.stop_ids:
         raise SettingsError(
             f"model.path={name} has no stop id, so no completion could end; set eos_token_id in its "
             "generation_config.json, or eos_token in its tokenizer_config.json"
         )
-    _install_hook(policy, name)
-    return policy
+    try:
+        return replace(policy, attention=install_hook(model, head, policy.hidden, context))
+    except SettingsError as error:
+        raise SettingsError(f"model.path={name}: {error}") from error.__cause__
 
 
 def freeze(policy: Policy) -> Policy:
@@ -275,26 +281,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-@torch.no_grad()
-def _install_hook(policy: Policy, path: str) -> None:
-    """Switch to our attention and demand the logits that the model's own forward pass gives."""
-    model = policy.model
-    length = min(12, policy.context)
-    ids = torch.arange(length, device=policy.device)[None] * 7 % model.config.get_text_config().vocab_size
-    own = model(input_ids=ids).logits.float()
-    model.set_attn_implementation(HOOK)
-    try:
-        ours = policy.head(policy.hidden(ids, torch.arange(length, device=policy.device)[None], CausalRows()))
-    except TypeError as error:
-        raise SettingsError(
-            f"model.path={path}: {type(model).__name__} does not pass attention through transformers' interface; "
-            "SlimRL trains Qwen2, Qwen3, Llama, Gemma 3, SmolLM2 and others that do"
-        ) from error
-    gap = ((ours - own).abs().max() / own.abs().max().clamp(min=1e-6)).item()
-    if not gap <= TOLERANCE[model.dtype]:
-        raise SettingsError(
-            f"model.path={path}: {type(model).__name__} gives other logits through SlimRL's attention (off by {gap:.1e} "
-            "of the largest); this architecture is not supported"
-        )

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from slimrl.errors import SettingsError
 from slimrl.machine import is_out_of_memory
+from slimrl.model.architecture import TOLERANCE, probe_tokens, relative_gap
 from slimrl.model.attention import CausalRows, Prefill
 from slimrl.model.cost import cost_of
-from slimrl.model.loading import TOLERANCE, Policy
+from slimrl.model.loading import Policy
 from slimrl.model.packing import Packed, pack
+from slimrl.model.precision import in_float32, is_narrow
 from slimrl.records import Completion
 from slimrl.rollout.cache import Cache, DecodeStep, Seats
 from slimrl.rollout.draws import draw
@@ -163,40 +165,44 @@ class RolloutEngine:
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Refuse a model that our cache cannot carry: two decode steps must give what the whole row gives.
+        """Refuse a model that our cache cannot carry: two decode steps must give what the whole row gives, in float32.
 
-        Layers with a state of their own (convolutions, linear attention) would start anew at every token.
+        Layers with a state of their own would start anew at every token, and positions that a model counts by itself
+        would begin again at 0.
         """
         policy = self.policy
-        length = min(12, policy.context)
-        ids = torch.arange(length, device=policy.device)[None] * 7 % policy.head.vocabulary
-        positions = torch.arange(length, device=policy.device)[None]
-        whole = policy.head(policy.hidden(ids, positions, CausalRows())[:, -1])
-        known = length - 2
-        prefilled = self.prefill([tuple(ids[0, :known].tolist())])
-        layers = policy.model.config.get_text_config().num_hidden_layers
-        gap = float("inf")
-        if len(prefilled.plan.keys) == layers:
-            cache = Cache(prefilled.plan, prompts=1, width=known, slots=1, columns=2)
-            cache.fill(0, prefilled.plan, prefilled.packed.places)
+        ids, positions = probe_tokens(policy.head.vocabulary, policy.context, policy.device)
+        with in_float32(policy.model):
+            known, row = ids.shape[1] - 2, tuple(ids[0].tolist())
+            prefilled = self.prefill([row[:known], row])
+            wanted = prefilled.logits[1]
+            # The torch operations where a narrow model decodes with them, though its keys are float32 here.
+            cache = Cache(prefilled.plan, prompts=1, width=known, slots=1, columns=2, recorded=is_narrow(policy.model))
+            cache.fill(0, prefilled.plan, prefilled.packed.places[:1, :known])
             zero = torch.zeros(1, dtype=torch.long, device=policy.device)
-            heads = torch.arange(next(iter(prefilled.plan.keys.values())).shape[0], device=policy.device)
+            heads = torch.arange(cache.heads, device=policy.device)
             seats = Seats(heads[None, :, None], heads, zero)
             for time in range(2):
                 step = DecodeStep(
                     cache, seats, time=time, ages=zero + time, lengths=zero + known, width=known,
                     extent=time + 1, alike=True,
                 )  # fmt: skip
-                place = known + time
-                stepped = policy.head(
-                    policy.hidden(ids[:, place : place + 1], positions[:, place : place + 1], step)[:, 0]
-                )
-            gap = ((stepped - whole).abs().max() / whole.abs().max().clamp(min=1e-6)).item()
-        if not gap <= TOLERANCE[policy.model.dtype]:
-            raise SettingsError(
-                f"{type(policy.model).__name__} keeps more than keys and values from token to token, which SlimRL's sampler "
-                "does not carry; it trains Qwen2, Qwen3, Llama, Gemma 3, SmolLM2 and other plain attention models"
+                place = slice(known + time, known + time + 1)
+                hidden = policy.hidden(ids[:, place], positions[:, place], step)
+            gap = relative_gap(policy.head(hidden[:, 0]), wanted)
+            if gap <= TOLERANCE:
+                return
+            forwards, backwards = (policy.hidden(ids, p, CausalRows()) for p in (positions, positions.flip(1)))
+            blind = relative_gap(backwards, forwards) <= TOLERANCE
+        raise SettingsError(
+            f"{type(policy.model).__name__} "
+            + (
+                "does not read the positions that it is given, so a token that is fed by itself is taken for the first of its row"
+                if blind
+                else f"gives other logits token by token than over the whole row (by {gap:.1e} of the largest, in float32), so "
+                "it keeps more than keys and values, which SlimRL's sampler does not carry"
             )
+        )
 
 
 class State:

@@ -1,0 +1,65 @@
+"""A narrow model run in float32 without a second copy of it: what rounding does is then no part of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+NARROW = (torch.bfloat16, torch.float16)
+PICKING = frozenset(
+    {
+        "__getitem__", "chunk", "contiguous", "detach", "dim", "expand", "flatten", "numel", "permute", "reshape", "size",
+        "split", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+    }
+)  # fmt: skip
+"""Functions that only select or lay out numbers: widening their result is enough, and cheaper."""
+
+
+def is_narrow(model: nn.Module) -> bool:
+    """Whether the weights are narrower than float32."""
+    return next(model.parameters()).dtype in NARROW
+
+
+def in_float32(model: nn.Module) -> AbstractContextManager[Any]:
+    """While this is entered, every operation on the model's bfloat16 or float16 weights is computed in float32.
+
+    Weights are widened operation by operation, so that a forward pass holds one widened matrix at a time besides the
+    model: a few hundred MiB for the layers of a model of 4 billion parameters, 1.5 GiB for its head. Nothing that is
+    entered may write into a narrow tensor in place. A float32 model runs as it is.
+    """
+    return _InFloat32() if is_narrow(model) else nullcontext()
+
+
+class _InFloat32(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # a property of a tensor; a narrow dtype is what code would cast to
+            found = func(*args, **(kwargs or {}))
+            return _wide(found) if isinstance(found, torch.dtype) else found
+        if name in PICKING:
+            return func(*args, **(kwargs or {}))
+        if name == "embedding":  # a few rows of a large table
+            return _wide(func(*args, **(kwargs or {})))
+        return func(*map(_wide, args), **{key: _wide(value) for key, value in (kwargs or {}).items()})
+
+
+def _wide(value: Any) -> Any:
+    """The same in float32, tensors and types, also inside of lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in NARROW else value
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in NARROW else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_wide, value))
+    return value
