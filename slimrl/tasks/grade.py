@@ -27,6 +27,7 @@ class GradeSummary:
 def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSummary:
     """Grade rows of {"id", "answer", "completion"}; needs the task's style and checker, not its data.
 
+    Thinking and the end tokens that a stored output may still carry are passed over (`slimrl/tasks/thinking.py`).
     With `out`, writes one JSON line a row: {"id", "strict", "lenient", "extracted_strict", "extracted_lenient"}. An id
     may occur several times (several samples of a problem).
 

@@ -152,7 +152,7 @@ def _is_cents(text: str) -> bool:
     return re.search(r"(?:¢|\bcents?)[\s.})$*]*\Z", text[-20:]) is not None
 
 
-def unwrapped(text: str) -> str:
+def _unwrapped(text: str) -> str:
     """A short answer without Markdown, math delimiters or a box around its beginning: `**73** eggs` is `73 eggs`."""
     plain = text.strip()
     for _ in range(4):
@@ -165,7 +165,7 @@ def unwrapped(text: str) -> str:
 
 def _plain(text: str, *, keep_text: bool) -> str:
     """A short answer as the plain characters of one number and its unit."""
-    plain = unwrapped(text)
+    plain = _unwrapped(text)
     if not keep_text:
         plain = without_latex_unit(plain)
     plain = _ORDINAL.sub(r"\1", " ".join(_plain_latex(plain).split()))

@@ -35,6 +35,18 @@ def test_grades_and_writes_rows(tmp_path: Path) -> None:
     assert rows[2] == {"id": 7, "strict": False, "lenient": False, "extracted_strict": "17", "extracted_lenient": "17"}
 
 
+def test_thinking_and_end_tokens_of_stored_outputs_are_passed_over(tmp_path: Path) -> None:
+    texts = [
+        "#### 18<|im_end|>",
+        "<think>#### 17</think>\n#### \\boxed{18}</s>",
+        "<think>#### 18",
+        "#### 18<|im_end|>17",
+    ]
+    file = _file(tmp_path, *({"id": str(i), "answer": "18", "completion": text} for i, text in enumerate(texts)))
+    summary = grade_file(TaskConfig(name="gsm8k"), file, None)
+    assert (summary.n, summary.strict, summary.lenient) == (4, 0.5, 0.5)
+
+
 def test_style_comes_from_the_task(tmp_path: Path) -> None:
     file = _file(tmp_path, {"id": "a", "answer": "72", "completion": "\\boxed{72}"})
     assert grade_file(TaskConfig(name="aime", style="boxed"), file, None).strict == 1.0
