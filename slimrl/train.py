@@ -3,8 +3,8 @@
     problems -> completions -> rollouts -> groups -> batch -> loss -> step -> log
 
 How this differs from the papers, by decision (docs/techniques.md has the formulas):
-1. Old log-probabilities are the sampler's own, since sampler and trainer are one module; with one update per batch
-   none are needed, the ratio is 1 by construction.
+1. Old log-probabilities are the sampler's own where the module is float32, and the trainer's before the first update where
+   it is narrower; with one update per batch none are needed, the ratio is 1 by construction.
 2. Token weights are computed once per optimizer step over all of its rows, so micro-batches change
    the gradient by no more than rounding.
 3. Dynamic sampling keeps surplus groups for later steps and has a budget.

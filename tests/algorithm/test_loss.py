@@ -234,6 +234,23 @@ def test_the_top_entropy_tokens_are_a_share_of_all_that_carry_loss() -> None:
     assert top_entropy_mask(torch.zeros(2, 4), mask, 0.2).sum() == 7, "ties are all in"
 
 
+def test_the_entropy_threshold_is_the_quantile() -> None:
+    """For shares whose place in the order is whole but for rounding (0.3 of 11: 1 - 0.3 times 10 is 7) and others."""
+    draws = torch.rand(1, 101, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for count in (2, 11, 21, 101):
+        for share in (0.01, 0.1, 0.2, 0.3, 0.35, 0.6, 0.7, 0.9, 0.99):
+            entropy = draws[:, :count]
+            place = torch.quantile(entropy, 1 - share) - 1e-12
+            mask = torch.ones(1, count, dtype=torch.bool)
+            assert torch.equal(top_entropy_mask(entropy, mask, share), entropy >= place), (count, share)
+
+
+def test_entropy_share_takes_updates_of_more_than_2_to_the_24_tokens() -> None:
+    mask = torch.ones(1, 2**24 + 1, dtype=torch.bool)
+    entropy = torch.arange(2**24 + 1, dtype=torch.int32)[None].fmod(1000).float()
+    assert top_entropy_mask(entropy, mask, 0.1).float().mean().item() == pytest.approx(0.1, abs=1e-3)
+
+
 def test_surrogate_gradient_at_ratio_one_is_the_policy_gradient() -> None:
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     advantage = torch.tensor([[1.7]])
