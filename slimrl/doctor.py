@@ -73,6 +73,7 @@ def examine(setup: TrainSetup) -> Examination:
         confounded=confounded_switches(setup.config, look(groups, setup.config)),
         warnings=[
             *_slow(setup.policy),
+            *_begun_otherwise(setup),
             *_unscorable(groups),
             *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
         ],
@@ -110,6 +111,15 @@ def _slow(policy: Policy) -> list[str]:
     return [
         f"decode steps take torch's own operations, which are slower: what SlimRL brings for this CPU is not compiled, since "
         f"{problem()}; install g++, or name a compiler in CXX"
+    ]
+
+
+def _begun_otherwise(setup: TrainSetup) -> list[str]:
+    if not setup.prompter.missing_bos():
+        return []
+    return [
+        f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
+        "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
     ]
 
 

@@ -18,6 +18,8 @@ from slimrl.config import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
 Root = TypeVar("Root", bound=RootConfig)
+MAPPINGS = ("rewards.custom", "sft.mixture", "task.template_arguments")
+"""Settings whose value is a mapping with keys of the user's own."""
 
 
 def load_config(
@@ -155,7 +157,7 @@ def settings_of(config: RootConfig) -> dict[str, Any]:
     def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in values.items():
-            nested = isinstance(value, dict) and f"{prefix}{key}" != "rewards.custom"
+            nested = isinstance(value, dict) and f"{prefix}{key}" not in MAPPINGS
             found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
         return found
 
