@@ -5,10 +5,10 @@ This module imports no torch, so settings can be checked and shown in a moment. 
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from slimrl.stopping import seconds_of
 
@@ -19,21 +19,19 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _moment(value: object) -> object:
-    """A date or time as its ISO text; YAML reads an unquoted one as what it is."""
-    if isinstance(value, date):
-        value = value.isoformat()
-    if isinstance(value, str) and value != "auto":
+def _moment(value: str) -> str:
+    """Refuse what is neither `auto` nor a local date or time in ISO's form."""
+    if value != "auto":
         try:
             zone = datetime.fromisoformat(value).tzinfo
         except ValueError:
-            raise ValueError(f"date={value!r} is no date; write it as 2026-11-25, or auto") from None
+            raise ValueError(f"task.date={value!r} is no date; write it as 2026-11-25, or auto") from None
         if zone is not None:
-            raise ValueError(f"date={value!r} has a time zone, and chat templates read local time; remove the zone")
+            raise ValueError(f"task.date={value!r} has a time zone, and chat templates read local time; remove it")
     return value
 
 
-Moment = Annotated[str, BeforeValidator(_moment)]
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class Section(BaseModel):

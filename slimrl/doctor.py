@@ -14,7 +14,7 @@ from slimrl.config import TrainConfig
 from slimrl.model.loading import Policy
 from slimrl.model.native import problem
 from slimrl.prepare import TrainSetup
-from slimrl.records import Group
+from slimrl.records import Group, Problem
 from slimrl.switches import Seen, confounded_switches, inert_switches
 
 PROBE_PROBLEMS = 16
@@ -73,7 +73,7 @@ def examine(setup: TrainSetup) -> Examination:
         confounded=confounded_switches(setup.config, look(groups, setup.config)),
         warnings=[
             *_slow(setup.policy),
-            *_begun_otherwise(setup),
+            *_without_bos(setup, problems[0]),
             *_unscorable(groups),
             *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
         ],
@@ -114,8 +114,8 @@ def _slow(policy: Policy) -> list[str]:
     ]
 
 
-def _begun_otherwise(setup: TrainSetup) -> list[str]:
-    if not setup.prompter.missing_bos():
+def _without_bos(setup: TrainSetup, asked: Problem) -> list[str]:
+    if not setup.prompter.misses_bos(setup.task.messages(asked)):
         return []
     return [
         f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "

@@ -108,9 +108,10 @@ def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 SettingsLoader.add_constructor("!scientific", _scientific)
-# Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans.
+# Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans, and
+# without dates, which are text here (yaml raises ValueError for 2026-13-01).
 SettingsLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 SettingsLoader.add_implicit_resolver("!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
-from slimrl.model.templates import USER_TURN, WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
+from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
@@ -83,12 +83,12 @@ class Prompter:
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
-    def missing_bos(self) -> bool:
-        """Whether the tokenizer begins a text with BOS by itself, and the chat template leaves it out."""
+    def misses_bos(self, messages: Messages) -> bool:
+        """Whether the tokenizer begins a text with BOS by itself, and the chat template leaves it out of this prompt."""
         bos = self.tokenizer.bos_token_id
         if self.chat is None or bos is None or bos not in self.tokenizer("1 a").input_ids[:1]:
             return False
-        return self.ids([USER_TURN])[:1] != (bos,)
+        return self.ids(messages)[:1] != (bos,)
 
     def _question_spans(self, messages: Messages, text: str) -> list[Span]:
         """Where the question stands in the rendered text, found by marks around it in a second rendering."""
