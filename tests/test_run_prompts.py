@@ -155,6 +155,17 @@ def test_a_warm_start_with_another_mixture_is_refused(tiny_folder: Path, tmp_pat
 # Completions as text.
 
 
+def as_llama(source: Path, target: Path, **core: object) -> Path:
+    """The same weights as a Llama, whose tokenizer.json is read as it stands, with these parts of it changed."""
+    folder = model(source, target, bos_token="<|user|>", tokenizer_class="PreTrainedTokenizerFast")
+    for name, changes in (
+        ("config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+        ("tokenizer.json", core),
+    ):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+    return folder
+
+
 def with_tokens(source: Path, target: Path, *tokens: str, eos: str = "") -> Path:
     """A copy of a saved model with one more special token each, among those that its vocabulary has room for."""
     shutil.copytree(source, target)
@@ -190,9 +201,7 @@ def test_a_form_that_ends_with_a_stop_token_cannot_be_paid_and_is_refused(qwen_f
 
 def test_a_form_that_the_tokenizer_does_not_keep_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     """Here a normalizer makes small letters of capitals."""
-    folder = model(tiny_folder, tmp_path / "model", tokenizer_class="PreTrainedTokenizerFast")
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    folder = as_llama(tiny_folder, tmp_path / "model", normalizer={"type": "Lowercase"})
     with pytest.raises(SettingsError, match=r"the tokenizer decodes the gold text .*choose another task\.style"):
         prepare_training(config(TrainConfig, folder, tmp_path, "task.style=answer"))
     assert prepare_training(config(TrainConfig, folder, tmp_path)).gold.failures == ()
@@ -246,14 +255,11 @@ def test_a_solution_that_spells_a_control_token_does_not_end_there(qwen_folder: 
 
 
 def test_doctor_says_that_a_bos_is_missing(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = model(tiny_folder, tmp_path / "model", bos_token="<|user|>", tokenizer_class="PreTrainedTokenizerFast")
-    path = folder / "tokenizer.json"
-    core = json.loads(path.read_text())
-    token = next(t["id"] for t in core["added_tokens"] if t["content"] == "<|user|>")
+    token = AutoTokenizer.from_pretrained(tiny_folder).convert_tokens_to_ids("<|user|>")
     pieces = [{"SpecialToken": {"id": "<|user|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     special = {"<|user|>": {"id": "<|user|>", "ids": [token], "tokens": ["<|user|>"]}}
-    core["post_processor"] = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
-    path.write_text(json.dumps(core))
+    writes_bos = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+    folder = as_llama(tiny_folder, tmp_path / "model", post_processor=writes_bos)
     sentence = "begins a text with <|user|>, which the chat template does not write"
     for instruction, missing in (("auto", True), ("", False)):  # without one the template begins with <|user|>
         setup = prepare_training(config(TrainConfig, folder, tmp_path, f"task.instruction={instruction}"))
