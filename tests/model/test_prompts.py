@@ -11,9 +11,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from slimrl.config import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.loading import template_terminators
 from slimrl.model.prompts import Prompter, make_prompter
+from slimrl.tasks.files import load
+from slimrl.tasks.styles import STYLES
 from tests.conftest import SHARED
 
 TURNS = (
@@ -318,6 +321,20 @@ def test_ordinary_prompts_are_those_of_apply_chat_template(real: Any) -> None:
             messages = [*system, {"role": "user", "content": question}]
             theirs = real.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
             assert list(prompter.ids(messages)) == list(theirs)
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "path"),
+    [("hashes", "gsm8k", "gsm8k/test.jsonl"), ("boxed", "math", "math/math500.jsonl"), ("tags", "svamp", "svamp/SVAMP.json"),
+     ("answer", "aime", "aime/aime_1983_2023.json")],
+)  # fmt: skip
+def test_gold_texts_of_real_data_come_back_as_they_were(real: Any, style: Any, name: Any, path: str) -> None:
+    if not (SHARED / path).is_file():
+        pytest.skip("needs the real data beside the project (shared/data)")
+    splits = load(TaskConfig(name=name, path=str(SHARED / path), style=style))
+    texts = [STYLES[style].render(problem.solution, problem.answer) for problem in (*splits.train, *splits.test)]
+    prompter = make_prompter(real, "auto", form=STYLES[style].render("", ""))
+    assert [real.decode(ids, skip_special_tokens=True) for ids in prompter.completion_ids(texts)] == texts
 
 
 def test_a_tokenizer_without_offsets_names_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
