@@ -74,6 +74,7 @@ def examine(setup: TrainSetup) -> Examination:
         warnings=[
             *_slow(setup.policy),
             *_without_bos(setup, problems[0]),
+            *_thinks(setup, stop),
             *_unscorable(groups),
             *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
         ],
@@ -120,6 +121,17 @@ def _without_bos(setup: TrainSetup, asked: Problem) -> list[str]:
     return [
         f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
         "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
+    ]
+
+
+def _thinks(setup: TrainSetup, stop: float) -> list[str]:
+    """Templates of this kind let a model think first unless they are told otherwise."""
+    chat = setup.prompter.chat
+    if stop >= 0.5 or chat is None or "enable_thinking" not in chat.source or "enable_thinking" in chat.arguments:
+        return []
+    return [
+        "the chat template has a switch for thinking, which is on; task.template_arguments={enable_thinking: false} turns it "
+        "off, and completions become shorter"
     ]
 
 

@@ -264,3 +264,13 @@ def test_doctor_says_that_a_bos_is_missing(tiny_folder: Path, tmp_path: Path) ->
     for instruction, missing in (("brief", True), ("", False)):  # without one the template begins with <|user|>
         setup = prepare_training(config(TrainConfig, folder, tmp_path, f"task.instruction={instruction}"))
         assert any(sentence in warning for warning in examine(setup).warnings) is missing
+
+
+def test_doctor_names_the_switch_for_thinking(tiny_folder: Path, tmp_path: Path) -> None:
+    switch = "{% if enable_thinking is defined and not enable_thinking %}Do not think.\n{% endif %}"
+    folder = model(tiny_folder, tmp_path / "model", before=switch)
+    for given, said in (("", True), ("task.template_arguments.enable_thinking=false", False)):
+        settings = config(TrainConfig, folder, tmp_path, *filter(None, [given]))
+        found = examine(prepare_training(settings))
+        assert found.stop < 0.5
+        assert any("switch for thinking" in warning for warning in found.warnings) is said

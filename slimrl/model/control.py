@@ -28,9 +28,10 @@ class ControlTokens:
     """Finds the text of any of them."""
 
     def __post_init__(self) -> None:
-        longest_first = sorted(self.ids.values(), key=len, reverse=True)
-        # tokens may match after normalization, so case is not looked at; a hit that is no token changes nothing
-        pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        # Some tokenizers have thousands of them, nearly all with the same first character: the rest of the pattern is tried
+        # only there. Tokens may match after normalization, so case is not looked at; a hit that is no token changes nothing.
+        first = "".join(sorted({re.escape(token[0]) for token in self.ids.values()}))
+        pattern = f"(?=[{first}])(?:{'|'.join(map(re.escape, self.ids.values()))})" if self.ids else r"(?!)"
         object.__setattr__(self, "spelled", re.compile(pattern, re.IGNORECASE))
 
     def spelled_by(self, text: str) -> frozenset[int]:

@@ -269,7 +269,7 @@ def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig
 
     Of the settings that came with a model, others, such as a repetition penalty, act on sampling elsewhere and not here.
     """
-    before = policy.model.generation_config
+    before = policy.model.generation_config or GenerationConfig()
     return GenerationConfig(
         do_sample=True,
         temperature=temperature,
