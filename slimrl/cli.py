@@ -442,14 +442,25 @@ def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> 
         base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
         # what a run leaves are safetensors, whatever it began from
         base["model"].pop("pickled_weights", None)
+        base["task"] = {**base.get("task", {}), **_date_of(model_or_run, base)}
     if task is not None and base.get("task", {}).get("name") != task:
         # The answer form goes with the model, the data with the task.
         form = {
-            key: value for key, value in base.get("task", {}).items() if key in ("style", "instruction", "template")
+            key: value
+            for key, value in base.get("task", {}).items()
+            if key in ("style", "instruction", "template", "template_arguments", "date")
         }
         base["task"] = {**form, "name": task}
         base.get("evaluation", {}).pop("harder_problems", None)
     return _load(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
+
+
+def _date_of(run: str, settings: dict[str, Any]) -> dict[str, str]:
+    """What a run's prompts took for today, where its settings leave that to the day on which it began."""
+    from slimrl.runs.files import read_state
+
+    date = read_state(Path(run)).get("date")
+    return {"date": str(date)} if date and settings.get("task", {}).get("date", "auto") == "auto" else {}
 
 
 def _display(quiet: bool, samples_every: int = 0, samples: int = 0) -> Display:

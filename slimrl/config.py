@@ -5,9 +5,10 @@ This module imports no torch, so settings can be checked and shown in a moment. 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from slimrl.stopping import seconds_of
 
@@ -16,6 +17,21 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _moment(value: str) -> str:
+    """Refuse what is neither `auto` nor a local date or time in ISO's form."""
+    if value != "auto":
+        try:
+            zone = datetime.fromisoformat(value).tzinfo
+        except ValueError:
+            raise ValueError(f"task.date={value!r} is no date; write it as 2026-11-25, or auto") from None
+        if zone is not None:
+            raise ValueError(f"task.date={value!r} has a time zone, and chat templates read local time; remove it")
+    return value
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class Section(BaseModel):
@@ -76,6 +92,11 @@ class TaskConfig(Section):
     """The system message; empty sends none. `auto`: what `slimrl sft` taught the model with, else the style's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """`chat`: the tokenizer's chat template; `plain`: "Question: ... Answer:"; `auto`: chat where there is one."""
+    template_arguments: dict[str, bool | int | float | str] = {}
+    """What the chat template is given beside the messages, as `{enable_thinking: false}` for Qwen3."""
+    date: Moment = "auto"
+    """What a chat template takes for today, with or without a time of day (2026-11-25T09:30:00). `auto`: the moment at which the
+    run or the study begins, which stays when it is resumed or evaluated later."""
     checker: Literal["numeric", "symbolic"] = "numeric"
     """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`)."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()

@@ -14,7 +14,7 @@ from slimrl.config import TrainConfig
 from slimrl.model.loading import Policy
 from slimrl.model.native import problem
 from slimrl.prepare import TrainSetup
-from slimrl.records import Group
+from slimrl.records import Group, Problem
 from slimrl.switches import Seen, confounded_switches, inert_switches
 
 PROBE_PROBLEMS = 16
@@ -73,6 +73,8 @@ def examine(setup: TrainSetup) -> Examination:
         confounded=confounded_switches(setup.config, look(groups, setup.config)),
         warnings=[
             *_slow(setup.policy),
+            *_without_bos(setup, problems[0]),
+            *_thinks(setup, stop),
             *_unscorable(groups),
             *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
         ],
@@ -110,6 +112,26 @@ def _slow(policy: Policy) -> list[str]:
     return [
         f"decode steps take torch's own operations, which are slower: what SlimRL brings for this CPU is not compiled, since "
         f"{problem()}; install g++, or name a compiler in CXX"
+    ]
+
+
+def _without_bos(setup: TrainSetup, asked: Problem) -> list[str]:
+    if not setup.prompter.misses_bos(setup.task.messages(asked)):
+        return []
+    return [
+        f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
+        "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
+    ]
+
+
+def _thinks(setup: TrainSetup, stop: float) -> list[str]:
+    """Templates of this kind let a model think first unless they are told otherwise."""
+    chat = setup.prompter.chat
+    if stop >= 0.5 or chat is None or "enable_thinking" not in chat.source or "enable_thinking" in chat.arguments:
+        return []
+    return [
+        "the chat template has a switch for thinking, which is on; task.template_arguments={enable_thinking: false} turns it "
+        "off, and completions become shorter"
     ]
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from functools import partial
 from itertools import islice
 
@@ -13,11 +14,11 @@ from slimrl.config import RootConfig, TrainConfig
 from slimrl.display import visible
 from slimrl.errors import SettingsError
 from slimrl.memory import MemoryPlan, apply_plan, plan_memory
-from slimrl.model.loading import Policy, load_policy, taught_instruction
+from slimrl.model.loading import Policy, load_policy, sampling_settings, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Problem
-from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, unpaid_when_truncated
+from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, load_task
@@ -67,6 +68,10 @@ class Setup:
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         return self.prompter.ids(self.task.messages(problem))
+
+    def read_back(self, texts: Sequence[str]) -> list[str]:
+        """Texts as completions that hold them are decoded."""
+        return [self.policy.read_back(ids) for ids in self.prompter.completion_ids(texts)]
 
     def requests(self, problems: Sequence[Problem], *, stream: Stream, step: int, samples: int) -> list[Request]:
         """Prompts with the uniforms that decide their completions."""
@@ -146,7 +151,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    notes = [threads, *policy.notes, _template_note(prompter, config), _rejected_note(task)]
+    notes = [threads, *policy.notes, *_template_notes(policy, prompter, config), _rejected_note(task)]
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
@@ -174,7 +179,18 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
 def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
     """The policy, its prompter, and the system message to use with it."""
     policy = load_policy(config.model, seed=config.seed)
-    prompter = make_prompter(policy.tokenizer, config.task.template)
+    task = config.task
+    prompter = make_prompter(
+        policy.tokenizer,
+        task.template,
+        arguments=task.template_arguments,
+        now=datetime.now() if task.date == "auto" else datetime.fromisoformat(task.date),
+        form=STYLES[task.style].render("", ""),
+    )
+    ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}
+    policy = replace(policy, form_ids=prompter.form_ids - ends, stop_ids=tuple(sorted(ends)))
+    # what is stored later says how it was evaluated
+    policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
     if instruction == "auto":
         taught = taught_instruction(policy, config.task.style)
@@ -204,9 +220,9 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
 def _examined(setup: Setup, config: TrainConfig, rewards: tuple[Reward, ...], scorer: Scorer) -> TrainSetup:
     """What `prepare_training` finds out before the first step."""
     every = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, GOLD_SAMPLE)
-    gold = check_gold(
-        setup.task, [*every, *setup.held_out, *setup.harder], rewards, partial(scorer.submit, step=0, strict=True)
-    )
+    submit = partial(scorer.submit, step=0, strict=True)
+    problems = [*every, *setup.held_out, *setup.harder]
+    gold = check_gold(setup.task, problems, rewards, submit, setup.read_back)
     notes = list(setup.notes)
     updates = config.steps * config.optimizer.minibatches * config.optimizer.epochs
     if config.optimizer.warmup_steps >= updates:
@@ -217,8 +233,7 @@ def _examined(setup: Setup, config: TrainConfig, rewards: tuple[Reward, ...], sc
     if gold.failures:
         sentence = gold_sentence(gold)
         if config.rewards.gold_check == "refuse":
-            symbolic = config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures)
-            way_out = "set task.checker=symbolic for LaTeX answers, mend the data" if symbolic else "mend the data"
+            way_out = _way_out(setup, problems, gold, rewards, submit)
             raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
         notes.append(sentence)
     curriculum = Curriculum(setup.task.train, config.curriculum, seed=config.seed, steps=config.steps)
@@ -230,6 +245,23 @@ def _examined(setup: Setup, config: TrainConfig, rewards: tuple[Reward, ...], sc
         scorer=scorer,
         curriculum=curriculum,
     )
+
+
+def _way_out(
+    setup: Setup, problems: Sequence[Problem], gold: GoldReport, rewards: Sequence[Reward], submit: Submit
+) -> str:
+    """What would let the gold answers be paid."""
+    first = gold.failures[0]
+    problem = next(p for p in problems if p.id == first.id)
+    written = setup.task.gold_text(problem)
+    if first.text != written and not check_gold(setup.task, [problem], rewards, submit).failures:
+        return (
+            f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
+            "give the model a tokenizer that keeps this text"
+        )
+    if setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
+        return "set task.checker=symbolic for LaTeX answers, mend the data"
+    return "mend the data"
 
 
 def _show(text: str) -> None:
@@ -288,9 +320,16 @@ def _rejected_note(task: Task) -> str:
     return f"{rows} (a run keeps {'it' if n == 1 else 'them'} in rejected.jsonl): {bad_rows(task.rejected)}"
 
 
-def _template_note(prompter: Prompter, config: RootConfig) -> str:
+def _template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> list[str]:
+    """What a user should know of how prompts and completions become text."""
+    found = []
     if prompter.template == "plain" and config.task.template == "auto":
-        return 'the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")'
+        found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')
     if not prompter.system_role:
-        return "the chat template takes no system message, so the instruction opens the user's turn"
-    return ""
+        found.append("the chat template takes no system message, so the instruction opens the user's turn")
+    if config.task.date != "auto" and not prompter.date:
+        found.append("task.date has no effect, since the template writes no date")
+    if policy.form_ids:
+        kept = ", ".join(prompter.control.ids[i] for i in sorted(policy.form_ids))
+        found.append(f"{kept} are special tokens, and stay in the text of completions since task.style needs them")
+    return found

@@ -170,7 +170,7 @@ def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
 
 
 def _planned(config: Config, before: Config, recorded: Mapping[str, Any]) -> Config:
-    """Sizes that were `auto` are what they were: other micro-batches would change the last bits of a sum."""
+    """What was `auto` is what it was: another date would change prompts, other micro-batches the last bits of a sum."""
     plan = recorded.get("memory", {})
     again = "on" if plan.get("activation_checkpointing") else "off"
     optimizer, rollout = config.optimizer, config.rollout
@@ -180,12 +180,18 @@ def _planned(config: Config, before: Config, recorded: Mapping[str, Any]) -> Con
         optimizer = optimizer.model_copy(update={"activation_checkpointing": again})
     if config.rollout.slots == before.rollout.slots == "auto" and plan.get("slots"):
         rollout = rollout.model_copy(update={"slots": plan["slots"]})
-    return config.model_copy(update={"optimizer": optimizer, "rollout": rollout})
+    task = config.task
+    if task.date == "auto" and recorded.get("date"):
+        task = task.model_copy(update={"date": recorded["date"]})
+    return config.model_copy(update={"optimizer": optimizer, "rollout": rollout, "task": task})
 
 
 def identity(setup: Setup) -> dict[str, str]:
-    """SHA-256 of what a run is made from, beside its settings: its data, its first weights, this code, the user's rewards."""
+    """What a run is made from, beside its settings: the date in its prompts, and SHA-256 of its data, its first weights, this
+    code, and the user's rewards.
+    """
     return {
+        "date": setup.prompter.date,
         "data": _data(setup),
         "initial": fingerprint(setup.policy.model),
         "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),

@@ -18,6 +18,8 @@ from slimrl.config import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
 Root = TypeVar("Root", bound=RootConfig)
+MAPPINGS = ("rewards.custom", "sft.mixture", "task.template_arguments")
+"""Settings whose value is a mapping with keys of the user's own."""
 
 
 def load_config(
@@ -106,9 +108,10 @@ def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
 
 
 SettingsLoader.add_constructor("!scientific", _scientific)
-# Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans.
+# Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans, and
+# without dates, which are text here (yaml raises ValueError for 2026-13-01).
 SettingsLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 SettingsLoader.add_implicit_resolver("!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -155,7 +158,7 @@ def settings_of(config: RootConfig) -> dict[str, Any]:
     def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in values.items():
-            nested = isinstance(value, dict) and f"{prefix}{key}" != "rewards.custom"
+            nested = isinstance(value, dict) and f"{prefix}{key}" not in MAPPINGS
             found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
         return found
 

@@ -235,17 +235,17 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
         )
     names = [name for name, share in config.sft.mixture.items() if share]
     shares = np.cumsum([config.sft.mixture[name] for name in names])
-    stop = _stop_id(setup.policy)
+    stop = _stop_id(setup)
 
     def demonstrate(problem: Problem, step: int) -> Example | None:
         draws = generator(config.seed, "imitate", step, problem.id)
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
-        ids = setup.policy.tokenizer(text, add_special_tokens=False).input_ids
+        (ids,) = setup.prompter.completion_ids([text])
         room = config.rollout.max_new_tokens
         if len(ids) < room:
             return Example(setup.prompt_ids(problem), (*ids, stop))
-        return None if name == "solution" else Example(setup.prompt_ids(problem), tuple(ids[:room]))
+        return None if name == "solution" else Example(setup.prompt_ids(problem), ids[:room])
 
     return demonstrate
 
@@ -295,7 +295,8 @@ def imitate(
     return loss_sum
 
 
-def _stop_id(policy: Policy) -> int:
-    """The stop id that a demonstration ends with: the tokenizer's own where it is one."""
-    eos = policy.tokenizer.eos_token_id
+def _stop_id(setup: Setup) -> int:
+    """The stop id that a demonstration ends with: the chat template's where it is used, else the tokenizer's own."""
+    policy, end = setup.policy, setup.prompter.turn_end
+    eos = policy.tokenizer.eos_token_id if end is None else end
     return int(eos) if eos in policy.stop_ids else policy.stop_ids[0]

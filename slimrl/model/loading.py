@@ -6,13 +6,13 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
@@ -24,6 +24,7 @@ from slimrl.model.logprobs import Head
 from slimrl.model.packing import Packed
 from slimrl.model.remote_code import check_code
 from slimrl.model.tables import use_summed_embeddings
+from slimrl.model.templates import find_template
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
@@ -48,6 +49,8 @@ class Policy:
     """Longest prompt plus completion the model was made for, in tokens."""
     attention: tuple[LayerAttention, ...] = ()
     """What each layer hands to attention, as seen when the model was loaded."""
+    form_ids: frozenset[int] = frozenset()
+    """Special tokens that are part of the form of an answer, and so of a completion's text."""
     notes: tuple[str, ...] = ()
     """What a user should know about the files that were loaded, and about the model."""
 
@@ -66,10 +69,19 @@ class Policy:
         return self.hidden(packed.ids[None], packed.positions[None], packed.plan)[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion, without the stop token."""
-        ids = token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of a completion: without the stop token, and without special tokens except those of the answer's form."""
+        ids = list(token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids)
+        form = self.form_ids.intersection(ids)
+        if form:
+            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            ids = [i for i in ids if i not in special or i in form]
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=not form)
         return text
+
+    def read_back(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion of which these are the ids: it ends with its first stop token."""
+        end = next((n for n, i in enumerate(token_ids) if i in self.stop_ids), len(token_ids))
+        return self.decode(token_ids[:end])
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
@@ -251,15 +263,29 @@ def template_terminators(tokenizer: Any) -> set[int]:
     """The special token that the chat template writes directly after an assistant's text, if there is one."""
     if not tokenizer.chat_template:
         return set()
-    marker = "slimrl-turn-end"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}]
     try:
-        rendered: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:  # said by the prompter where the template is used; task.template=plain does without it
+        end = find_template(tokenizer, arguments={}, now=datetime.now()).turn_end()
+    except SlimError:  # said by the prompter where the template is used; task.template=plain does without it
         return set()
-    after = tokenizer(rendered.rpartition(marker)[2], add_special_tokens=False).input_ids
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return set(after[:1]) & (added | set(tokenizer.all_special_ids))
+    return set() if end is None else {end}
+
+
+def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig:
+    """What `generate` must be told to sample as SlimRL does: the whole distribution, and the same stop ids.
+
+    Of the settings that came with a model, others, such as a repetition penalty, act on sampling elsewhere and not here.
+    """
+    before = policy.model.generation_config or GenerationConfig()
+    return GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_p=1.0,
+        top_k=0,
+        repetition_penalty=1.0,
+        eos_token_id=list(policy.stop_ids),
+        pad_token_id=policy.tokenizer.pad_token_id if before.pad_token_id is None else before.pad_token_id,
+        bos_token_id=before.bos_token_id,
+    )
 
 
 def taught_instruction(policy: Policy, style: str) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
 from slimrl.errors import DataError, SettingsError
+from slimrl.model.control import ControlTokens, Span, control_tokens
+from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
 
-Messages = Sequence[dict[str, str]]
+PRIVATE_USE = range(0xF0000, 0xFFFFD)
+"""Code points that no text needs."""
 
 
 @dataclass(frozen=True)
@@ -18,46 +20,150 @@ class Prompter:
     """Renders prompts; which template it uses is said at the start of every run."""
 
     tokenizer: Any
-    template: Literal["chat", "plain"]
-    system_role: bool
-    """False where the chat template refuses system messages: their text then opens the user's turn."""
+    chat: ChatTemplate | None
+    """None: the plain template."""
+    control: ControlTokens
+    form_ids: frozenset[int]
+    """Special tokens of which the form of an answer consists: in completions they are text."""
+    turn_end: int | None
+    """The token with which the chat template ends an assistant's turn, where there is one."""
+
+    @property
+    def template(self) -> Literal["chat", "plain"]:
+        return "plain" if self.chat is None else "chat"
+
+    @property
+    def system_role(self) -> bool:
+        """False where the chat template takes no system messages: their text then opens the user's turn."""
+        return self.chat is None or self.chat.system_role
+
+    @property
+    def date(self) -> str:
+        """The moment that the template takes for now, in ISO's form; empty where it does not read the clock."""
+        return self.chat.now.isoformat(timespec="seconds") if self.chat and self.chat.reads_clock else ""
 
     def text(self, messages: Messages) -> str:
-        """The prompt as the model will see it."""
-        if self.template == "plain":
+        """The prompt as the model will see it; raises DataError where the template leaves a message out, or fails."""
+        if self.chat is None:
             *system, user = [m["content"] for m in messages]
             return "\n\n".join([*system, f"Question: {user}\nAnswer:"])
-        turns = list(messages) if self.system_role else fold_system(messages)
-        try:
-            rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise DataError(f"the tokenizer's chat template fails ({error}); set task.template=plain") from error
+        turns = messages if self.chat.system_role else fold_system(messages)
+        rendered = self.chat.render(turns)
+        for turn in turns:
+            if not _holds(rendered, turn["content"]):
+                what = "question" if turn["role"] == "user" else "instruction"
+                raise DataError(
+                    f"the tokenizer's chat template leaves the {what} {turn['content'][:60]!r} out of its prompt, or changes "
+                    f"it; remove it, or {WITHOUT_TEMPLATE}"
+                )
         return rendered
 
     def ids(self, messages: Messages) -> tuple[int, ...]:
-        """Prompt ids; a chat template writes its own special tokens, so none are added a second time."""
-        plain = self.template == "plain"
-        return tuple(self.tokenizer(self.text(messages), add_special_tokens=plain).input_ids)
+        """Prompt ids. A chat template writes its own special tokens, so none are added a second time; what spells a
+        control token in the question is text.
+
+        Raises DataError as `text` and `ControlTokens.encode` do.
+        """
+        text, plain = self.text(messages), self.chat is None
+        if self.control.spelled.search(messages[-1]["content"]):
+            ids = self.control.encode(text, self._question_spans(messages, text), add_special_tokens=plain)
+        else:
+            ids = tuple(self.tokenizer(text, add_special_tokens=plain).input_ids)
+        return self._without_eos(ids, text) if plain else ids
+
+    def completion_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids with which a model would write each text, the stop token not included."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        return [
+            self.control.encode(text, [(0, len(text))], spare=self.form_ids, add_special_tokens=False)
+            if self.control.spelled.search(text)
+            else tuple(ids)
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def misses_bos(self, messages: Messages) -> bool:
+        """Whether the tokenizer begins a text with BOS by itself, and the chat template leaves it out of this prompt."""
+        bos = self.tokenizer.bos_token_id
+        if self.chat is None or bos is None or bos not in self.tokenizer("1 a").input_ids[:1]:
+            return False
+        return self.ids(messages)[:1] != (bos,)
+
+    def _question_spans(self, messages: Messages, text: str) -> list[Span]:
+        """Where the question stands in the rendered text, found by marks around it in a second rendering."""
+        question = messages[-1]["content"]
+        opening, closing = _unused(text)
+        core = question.strip()
+        marked = question.replace(core, f"{opening}{core}{closing}", 1)
+        parts = self.text([*messages[:-1], {**messages[-1], "content": marked}]).split(opening)
+        spans, at = [], len(parts[0])
+        for part in parts[1:]:
+            inside, _, after = part.partition(closing)
+            spans.append((at, at + len(inside)))
+            at += len(inside) + len(after)
+        if "".join(parts).replace(closing, "") != text:
+            raise DataError(
+                f"the question {question[:60]!r} spells a control token, and the tokenizer's chat template treats it "
+                f"differently for that; remove it from the data, or {WITHOUT_TEMPLATE}"
+            )
+        return spans
+
+    def _without_eos(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
+        """A prompt goes on, also where the tokenizer ends every text with EOS."""
+        eos = self.tokenizer.eos_token_id
+        if eos is None or ids[-1:] != (eos,):
+            return ids
+        own = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return ids if own[-1:] == (eos,) else ids[:-1]
 
 
-def make_prompter(tokenizer: Any, template: Literal["auto", "chat", "plain"]) -> Prompter:
-    """Decide on the template; raises SettingsError where a chat template is demanded and there is none."""
-    if template == "plain" or (template == "auto" and not tokenizer.chat_template):
-        return Prompter(tokenizer, "plain", system_role=True)
-    if not tokenizer.chat_template:
-        raise SettingsError("task.template=chat but the tokenizer has no chat template; set task.template=plain")
-    probe = Prompter(tokenizer, "chat", system_role=True)
-    try:
-        supported = "slimrl-system" in probe.text(
-            [{"role": "system", "content": "slimrl-system"}, {"role": "user", "content": "?"}]
-        )
-    except DataError:
-        supported = False
-    return Prompter(tokenizer, "chat", system_role=supported)
+def make_prompter(
+    tokenizer: Any,
+    template: Literal["auto", "chat", "plain"],
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
+    form: str = "",
+) -> Prompter:
+    """Decide on the template and try it out.
+
+    Args:
+        tokenizer: the policy's.
+        template: the setting `task.template`.
+        arguments: what the chat template is given beside the messages.
+        now: what it takes for the time; None: the time it is.
+        form: what an answer's form consists of, without an answer; special tokens in it stay in completions.
+
+    Raises SettingsError where a chat template is demanded and there is none, or arguments that nothing reads are given, and
+    SettingsError or DataError for a template that cannot be used.
+    """
+    arguments = arguments or {}
+    chat = None
+    if template == "chat" and not tokenizer.chat_template:
+        raise SettingsError(f"task.template=chat but the tokenizer has no chat template; {WITHOUT_TEMPLATE}")
+    if template != "plain" and tokenizer.chat_template:
+        chat = find_template(tokenizer, arguments=arguments, now=now or datetime.now())
+    elif arguments:
+        raise SettingsError("task.template_arguments has no effect on the plain template; remove it")
+    control = control_tokens(tokenizer, chat.source if chat else "")
+    turn_end = chat.turn_end() if chat else None
+    return Prompter(tokenizer, chat, control, form_ids=control.spelled_by(form), turn_end=turn_end)
 
 
 def fold_system(messages: Messages) -> list[dict[str, str]]:
     """System text moved to the top of the first user turn."""
     system = [m["content"] for m in messages if m["role"] == "system"]
-    first, *rest = [m for m in messages if m["role"] != "system"]
+    first, *rest = [dict(m) for m in messages if m["role"] != "system"]
     return [{**first, "content": "\n\n".join([*system, first["content"]])}, *rest]
+
+
+def _holds(rendered: str, content: str) -> bool:
+    """Whether a text stands in another, white space apart, which templates trim."""
+    return content.strip() in rendered or "".join(content.split()) in "".join(rendered.split())
+
+
+def _unused(text: str) -> tuple[str, str]:
+    """Two characters that do not occur in a text."""
+    free = (chr(code) for code in PRIVATE_USE if chr(code) not in text)
+    return next(free), next(free)

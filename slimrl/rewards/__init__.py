@@ -265,6 +265,8 @@ class GoldFailure:
     """`correct` also where that reward has no weight: accuracy is measured by it whatever is paid."""
     got: float | None
     expected: float
+    text: str
+    """What was scored."""
 
 
 @dataclass(frozen=True)
@@ -280,25 +282,35 @@ class GoldReport:
 
 Submit = Callable[[Problem, Sequence[Completion], Sequence[str]], Future[Group]]
 """Asks for what completions of a problem earn, strictly."""
+ReadBack = Callable[[Sequence[str]], Sequence[str]]
+"""Texts as a tokenizer encodes and decodes them."""
 
 
 def check_gold(
-    task: Task, problems: Sequence[Problem], rewards: Sequence[Reward], submit: Submit | None = None
+    task: Task,
+    problems: Sequence[Problem],
+    rewards: Sequence[Reward],
+    submit: Submit | None = None,
+    read_back: ReadBack | None = None,
 ) -> GoldReport:
     """Whether each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
 
     An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0. For an endless training set
-    pass a sample. With `submit` rewards are asked through it. Raises SettingsError where a reward function misbehaves.
+    pass a sample. With `submit` rewards are asked through it. With `read_back` gold texts are scored as they come back from
+    the policy's tokenizer, which is how completions are. Raises SettingsError where a reward function misbehaves.
     """
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
-    asked = [] if submit is None else [submit(problem, [empty], [task.gold_text(problem)]) for problem in problems]
+    texts: Sequence[str] = [task.gold_text(problem) for problem in problems]
+    texts = texts if read_back is None else read_back(texts)
+    pairs = list(zip(problems, texts, strict=True))
+
+    def scored(problem: Problem, text: str) -> Group:
+        return score(problem, [empty], [text], rewards, task, step=0, strict=True)
+
+    asked = [] if submit is None else [submit(problem, [empty], [text]) for problem, text in pairs]
     failures = []
-    for index, problem in enumerate(problems):
-        if submit is None:
-            group = score(problem, [empty], [task.gold_text(problem)], rewards, task, step=0, strict=True)
-        else:
-            group = asked[index].result()
-        rollout = group.rollouts[0]
+    for index, (problem, text) in enumerate(pairs):
+        rollout = (asked[index].result() if asked else scored(problem, text)).rollouts[0]
         wanted = {reward.name: reward.best for reward in rewards}
         got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
         if "correct" not in wanted:
@@ -308,5 +320,5 @@ def check_gold(
             if value is None and not rollout.unscorable:
                 continue  # a reward that does not apply to this row
             if value is None or abs(value - best) > 1e-6:
-                failures.append(GoldFailure(problem.id, problem.answer, name, value, best))
+                failures.append(GoldFailure(problem.id, problem.answer, name, value, best, text))
     return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in rewards))

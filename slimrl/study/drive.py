@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,9 +55,11 @@ class Planned:
             return ""
         return str(state.get("status", ""))
 
-    def config(self, slots: Slots) -> TrainConfig:
-        """The settings of this run."""
+    def config(self, slots: Slots, date: str = "auto") -> TrainConfig:
+        """The settings of this run; `date` is what its prompts take for today where the study's settings do not say."""
+        task = self.arm.config.task
         update = {
+            "task": task.model_copy(update={"date": date}) if task.date == "auto" else task,
             "seed": self.arm.seed(self.index),
             "name": self.name,
             "output": str(self.folder.parent),
@@ -108,8 +111,10 @@ def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as lock:
         check_study(expanded, folder)
-        if not read_declaration(folder):
-            write_json(folder / DECLARED, declaration(expanded))
+        declared = read_declaration(folder) or declaration(expanded)
+        if "date" not in declared:
+            declared["date"] = datetime.now().isoformat(timespec="seconds")
+            write_json(folder / DECLARED, declared)
         runs = planned_runs(expanded, folder)
         chosen = choose_slots(folder, expanded, slots)
         todo = [run for run in runs if run.status not in DONE]
@@ -117,7 +122,7 @@ def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with {chosen.threads} "
             f"CPU thread{'s' if chosen.threads > 1 else ''} each"
         )
-        driver = _Driver(LocalLauncher(chosen, lock), chosen, folder, display, len(runs))
+        driver = _Driver(LocalLauncher(chosen, lock), chosen, folder, display, len(runs), declared["date"])
         try:
             return driver.work(todo)
         finally:
@@ -127,8 +132,10 @@ def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer
 class _Driver:
     """Slots, and what is in them."""
 
-    def __init__(self, launcher: Launcher, slots: Slots, folder: Path, display: Observer, total: int) -> None:
-        self._launcher, self._slots, self._folder = launcher, slots, folder
+    def __init__(
+        self, launcher: Launcher, slots: Slots, folder: Path, display: Observer, total: int, date: str
+    ) -> None:
+        self._launcher, self._slots, self._folder, self._date = launcher, slots, folder, date
         self._display, self._total = display, total
         self._busy: dict[int, tuple[Planned, Running, float]] = {}
         self._seconds: list[float] = []
@@ -179,7 +186,7 @@ class _Driver:
     def _job(self, run: Planned) -> Job:
         settings = self._folder / "settings" / f"{run.name}.yaml"
         settings.parent.mkdir(exist_ok=True)
-        settings.write_text(dump_yaml(run.config(self._slots)), encoding="utf-8")
+        settings.write_text(dump_yaml(run.config(self._slots, self._date)), encoding="utf-8")
         return Job(settings, self._log(run))
 
     def _log(self, run: Planned) -> Path:
@@ -257,7 +264,7 @@ def check_study(expanded: Expanded, folder: Path) -> None:
     now = declaration(expanded)
     began = read_declaration(folder)
     for key in began:
-        if key != "seeds" and began[key] != now[key]:
+        if key in now and key != "seeds" and began[key] != now[key]:
             raise SettingsError(
                 f"{folder} was begun with {key}={began[key]!r}, and the study now says {now[key]!r}; what is declared before "
                 "the first run stays, so give the changed study another --name"
@@ -287,6 +294,8 @@ def check_unchanged(run: Planned) -> None:
     theirs, ours = settings_of(recorded), settings_of(run.arm.config)
     ours["seed"] = run.arm.seed(run.index)
     free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
+    if ours["task.date"] == "auto":
+        free.add("task.date")
     changed = [key for key in ours if key not in free and ours[key] != theirs[key]]
     if changed:
         key = changed[0]

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from slimrl.config import TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.settings import load_config
 from slimrl.study import drive
 from slimrl.study.drive import (
     Fleet,
@@ -26,6 +29,7 @@ from slimrl.study.drive import (
     run_study,
 )
 from slimrl.study.local import Job, LocalLauncher, Slots, divide
+from slimrl.study.reading import read_declaration
 from slimrl.study.results import collect
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import write_run
@@ -259,6 +263,39 @@ def test_seeds_may_be_added_and_the_report_says_that_they_were(
     launcher, _, _ = go(more, tmp_path, monkeypatch)
     assert launcher.started == ["base-2", "kl-2", "base_again-2"]
     assert any("began with 2 seeds and was given more" in sentence for sentence in collect(more, tmp_path).cannot_tell)
+
+
+def test_all_runs_of_a_study_have_the_date_on_which_it_began(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(day: str) -> None:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, _tz: object = None) -> datetime:  # type: ignore[override]
+                return datetime.fromisoformat(day)
+
+        monkeypatch.setattr(drive, "datetime", Clock)
+
+    on("2026-02-28T23:59:00")
+    go(expanded, tmp_path, monkeypatch)
+    on("2026-03-01T00:01:00")
+    go(load_study([str(tmp_path / "study.yaml")], seeds=3), tmp_path, monkeypatch)
+    files = sorted((tmp_path / "settings").glob("*.yaml"))
+    assert len(files) == 9
+    assert {load_config(TrainConfig, [str(file)]).task.date for file in files} == {"2026-02-28T23:59:00"}
+    assert read_declaration(tmp_path)["date"] == "2026-02-28T23:59:00"
+
+
+def test_a_study_that_names_its_date_keeps_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY + "settings: {task: {date: 2026-01-05}}\n")
+    dated = load_study([str(tmp_path / "study.yaml")])
+    go(dated, tmp_path, monkeypatch)
+    files = sorted((tmp_path / "settings").glob("*.yaml"))
+    assert {load_config(TrainConfig, [str(file)]).task.date for file in files} == {"2026-01-05"}
+    (tmp_path / "study.yaml").write_text(STUDY + "settings: {task: {date: 2026-01-06}}\n")
+    write_run(planned_runs(dated, tmp_path)[0], [1])
+    with pytest.raises(SettingsError, match=r"was made with task\.date='2026-01-05'"):
+        check_study(load_study([str(tmp_path / "study.yaml")]), tmp_path)
 
 
 @pytest.mark.parametrize("left", ["", "{", "7"])
