@@ -50,6 +50,12 @@ def look_ahead(
         asked = replace(batch, loss_mask=batch.completion_mask) if algorithm.kl_place == "reward" else batch
         known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch, stop))
         demand_finite("a log-probability of the reference", known.reference)
+        if algorithm.kl_place == "reward" and is_narrow(learner.policy.model):
+            recomputed = batch_logprobs(learner.policy, asked, config, watch, stop)
+            demand_finite("a recomputed log-probability", recomputed)
+            # groups carried over were sampled by an earlier policy
+            fresh, earlier = batch.on_policy[:, None], batch.sampler_logprobs
+            known = replace(known, sampled=torch.where(fresh, recomputed.to(earlier.device), earlier))
     if learner.reference is not None and algorithm.kl_estimator not in SAMPLED:
         known = replace(known, divergence=divergence_of(learner.reference, batch, config))
     return known
@@ -154,6 +160,18 @@ def with_advantages(
     return replace(batch, advantages=at_tokens(advantages, batch.completion_mask)), known, means
 
 
+def penalty_in_reward(batch: Batch, known: Known, config: TrainConfig) -> Tensor | None:
+    """[B, L] nats: log-ratio of the sampled tokens under the policy that sampled and the reference, where it is paid.
+
+    In a narrow type both come from the trainer's pass: a decode step rounds otherwise, by some hundredths of a nat a token,
+    which would be a reward for nothing.
+    """
+    if known.reference is None or config.algorithm.kl_place != "reward":
+        return None
+    sampled = batch.sampler_logprobs if known.sampled is None else known.sampled
+    return (sampled - known.reference.cpu()) * batch.completion_mask
+
+
 def advantages_of(
     groups: tuple[Group, ...],
     batch: Batch,
@@ -166,10 +184,9 @@ def advantages_of(
     rewards, scorable = rewards_of(groups)
     alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # of what was paid, before any penalty
     means: Metrics = {}
-    if known.reference is not None and algorithm.kl_place == "reward":
-        penalty = ((batch.sampler_logprobs - known.reference.cpu()) * batch.completion_mask).sum(1)
+    if (penalty := penalty_in_reward(batch, known, config)) is not None:
         means["kl"] = float(penalty.sum() / batch.completion_mask.sum())
-        rewards = rewards - algorithm.kl_coef * penalty.view_as(rewards).double()
+        rewards = rewards - algorithm.kl_coef * penalty.sum(1).view_as(rewards).double()
     assert algorithm.baseline != "critic"
     if algorithm.normalize_components:
         found = component_advantages(components_of(groups), reward_weights, scorable, algorithm.baseline)
@@ -194,8 +211,7 @@ def critic_advantages(
     last = torch.arange(mask.shape[1])[None] == batch.lengths[:, None] - 1
     paid = rewards.reshape(-1, 1).float() * last
     means: Metrics = {}
-    if known.reference is not None and algorithm.kl_place == "reward":
-        penalty = (batch.sampler_logprobs - known.reference.cpu()) * mask
+    if (penalty := penalty_in_reward(batch, known, config)) is not None:
         means["kl"] = float(penalty.sum() / mask.sum())
         paid = paid - algorithm.kl_coef * penalty
     advantages, returns = generalized_advantages(

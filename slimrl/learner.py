@@ -71,6 +71,10 @@ class Known:
 
     reference: Tensor | None = None
     """Log-probabilities of the sampled tokens under the reference."""
+    sampled: Tensor | None = None
+    """Those under the policy as it sampled, recomputed by the trainer beside `reference`, where a penalty in the reward
+    compares the two and the module is narrower than float32; None: the sampler's own are taken.
+    """
     old: Tensor | None = None
     """Those of the policy as it sampled, recomputed by the trainer; None: the sampler's own are taken."""
     factors: Tensor | None = None
@@ -87,7 +91,13 @@ class Known:
             return None if tensor is None else tensor[rows][:, :width]
 
         return Known(
-            cut(self.reference), cut(self.old), cut(self.factors), cut(self.values), cut(self.returns), self.divergence
+            cut(self.reference),
+            cut(self.sampled),
+            cut(self.old),
+            cut(self.factors),
+            cut(self.values),
+            cut(self.returns),
+            self.divergence,
         )
 
 

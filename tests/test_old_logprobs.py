@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import slimrl.update as updating
-from slimrl.ahead import with_old
+from slimrl.ahead import look_ahead, penalty_in_reward, with_old
 from slimrl.algorithm.groups import Collected
 from slimrl.config import TrainConfig
 from slimrl.learner import Known, Learner, make_learner
@@ -183,3 +183,19 @@ def test_importance_compares_the_trainer_with_the_sampler() -> None:
     wanted = torch.where(gap.abs() > 1e-4, gap, 0.0).exp().clamp(max=2.0)
     torch.testing.assert_close(known.factors[trained], wanted)
     assert (known.factors[trained] != 1).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float16"])
+def test_a_penalty_in_the_reward_pays_nothing_for_rounding(dtype: torch.dtype) -> None:
+    """The reference is the policy itself, so the penalty is 0; by the sampler's log-probabilities it is not."""
+    config = settings(algorithm={"kl_estimator": "k1", "kl_place": "reward", "kl_coef": 0.5, "scale_rewards": "none"})
+    learner = make_learner(narrow_policy(dtype), config)
+    batch = batch_of(learner.policy, config)
+    known = look_ahead(learner, batch, config)
+    penalty = penalty_in_reward(batch, known, config)
+    assert penalty is not None
+    assert penalty.abs().max() == 0.0
+    by_sampler = penalty_in_reward(batch, dataclasses.replace(known, sampled=None), config)
+    assert by_sampler is not None
+    assert by_sampler.abs().max() > 1e-4
+    assert run_update(learner, config)["kl"] == 0.0
