@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
 
 from slimrl.config import RootConfig, TrainConfig
+from slimrl.defaults import Chosen, choose
 from slimrl.display import visible
 from slimrl.errors import SettingsError
 from slimrl.memory import MemoryPlan, apply_plan, plan_memory
@@ -20,6 +21,7 @@ from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import GoldReport, Reward, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.settings import with_chosen
 from slimrl.tasks import Task, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
@@ -28,7 +30,9 @@ from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import STYLES
 
 LOOKED_AT = 256
-"""Training prompts whose length the memory plan reckons with."""
+"""Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
+LONG = 0.95
+"""Share of the worked solutions that a budget of `auto` holds at least; a few very long ones must not decide it."""
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
 
@@ -53,6 +57,8 @@ class Setup:
     """What a user should know before the first step, in plain sentences."""
     memory: MemoryPlan
     """What the run will take; `config` holds the numbers it chose where settings say `auto`."""
+    chosen: Mapping[str, int | float]
+    """Numbers that model and task decided where settings say `auto`, by dotted key; `config` holds them too."""
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -62,7 +68,7 @@ class Setup:
     @property
     def room(self) -> int:
         """Longest prompt, in tokens, beside which a completion fits the context."""
-        return self.policy.context - self.config.rollout.max_new_tokens
+        return self.policy.context - self.config.rollout.budget
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         return self.prompter.ids(self.task.messages(problem))
@@ -78,7 +84,7 @@ class Setup:
                     step,
                     problem.id,
                     samples=samples,
-                    positions=self.config.rollout.max_new_tokens,
+                    positions=self.config.rollout.budget,
                 ),
             )
             for problem in problems
@@ -112,9 +118,7 @@ class TrainSetup(Setup):
             texts = [self.policy.decode(c.token_ids) for c in completions]
             groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
 
-        self.engine.generate(
-            requests, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, on_group=score
-        )
+        self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
         with self.engine.watch.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
@@ -134,17 +138,19 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     """
     policy, prompter, instruction = prepare_model(config)
     task = load_task(config.task, instruction=instruction, seed=config.seed)
-    room = policy.context - config.rollout.max_new_tokens
+    chosen = _chosen(config, policy, prompter, task)
+    config = with_chosen(config, chosen.values)
+    room = policy.context - config.rollout.budget
     if room < 1:
         raise SettingsError(
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} fills the model's context of {policy.context} "
+            f"rollout.max_new_tokens={config.rollout.budget} fills the model's context of {policy.context} "
             "tokens; lower it"
         )
 
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    notes = [*policy.notes, _template_note(prompter, config), _rejected_note(task)]
+    notes = [chosen.sentence, *policy.notes, _template_note(prompter, config), _rejected_note(task)]
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
@@ -166,6 +172,29 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
         harder=tuple(harder),
         notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),
         memory=memory,
+        chosen=chosen.values,
+    )
+
+
+def _chosen(config: RootConfig, policy: Policy, prompter: Prompter, task: Task) -> Chosen:
+    """Numbers for settings that say `auto`, from the model and the task's problems."""
+
+    def longest_prompt() -> int:
+        held_out = [*task.test[: config.evaluation.problems], *task.harder[: config.evaluation.harder_problems]]
+        train = task.train if len(task.train) < ENDLESS else islice(task.train, LOOKED_AT)
+        return max(len(prompter.ids(task.messages(problem))) for problem in (*train, *held_out))
+
+    def longest_solution() -> int:
+        texts = [task.gold_text(problem) for problem in islice(task.train, LOOKED_AT) if problem.solution]
+        lengths = sorted(len(policy.tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in texts)
+        return lengths[int(LONG * (len(lengths) - 1))] if lengths else 0
+
+    return choose(
+        config,
+        parameters=policy.model.num_parameters(),
+        context=policy.context,
+        longest_prompt=longest_prompt,
+        longest_solution=longest_solution,
     )
 
 
@@ -189,7 +218,7 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
             f"rollout.problems={config.rollout.problems} exceeds the {len(setup.task.train)} training problems; lower it"
         )
     workers = worker_count(config.rewards)
-    budget = config.rollout.max_new_tokens
+    budget = config.rollout.budget
     rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
     scorer = Scorer(setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers, show=_show)
     try:

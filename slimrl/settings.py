@@ -144,6 +144,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def with_chosen(config: Root, chosen: Mapping[str, Any]) -> Root:
+    """The settings with these numbers, by dotted key, where they say `auto`; raises SettingsError as `build` does."""
+    settings = config.model_dump()
+    for key, value in chosen.items():
+        section, _, name = key.partition(".")
+        if settings[section][name] == "auto":
+            settings[section][name] = value
+    return build(type(config), settings)
+
+
 def dump_yaml(config: BaseModel) -> str:
     """The whole settings object as YAML, readable by `load_config`."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -237,10 +247,16 @@ def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]
             _describe(info.annotation, f"{prefix}{name}.", rows)
         else:
             schema = kind.model_json_schema()["properties"][name]
-            allowed = " | ".join(map(str, schema["enum"])) if "enum" in schema else schema.get("type", "mapping")
             rows[prefix + name] = {
                 "key": prefix + name,
-                "type": allowed,
+                "type": " | ".join(map(_allowed, schema.get("anyOf", [schema]))),
                 "default": info.get_default(),
                 "meaning": info.description or "",
             }
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """The values that a part of a JSON schema allows, in a word."""
+    if "enum" in schema or "const" in schema:
+        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
+    return str(schema.get("type", "mapping"))

@@ -99,7 +99,7 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
         found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
     if rewards.zero_truncated and not seen.truncated:
         found.append(f"rewards.zero_truncated: none of {seen.completions} completions was truncated")
-    threshold = config.rollout.max_new_tokens - rewards.buffer(config.rollout.max_new_tokens)
+    threshold = config.rollout.budget - rewards.buffer(config.rollout.budget)
     if rewards.soft_overlong and seen.longest <= threshold:
         found.append(
             f"rewards.soft_overlong: it begins above {threshold} tokens and the longest of {seen.completions} "
