@@ -359,7 +359,7 @@ def test_rows_left_out_are_noted_and_kept(slimrl, files: dict[str, Path], tiny_f
     (tmp_path / "test.jsonl").write_text('{"question": "What is 3 + 1?", "answer": "4"}\n')
     note = (
         f"2 of 42 rows are left out (a run keeps them in rejected.jsonl): {files['bad.jsonl']}:41: the row has no field "
-        f"'answer' (it has: question); add it, or set task.name to the file's kind; 1 more row is bad ({files['bad.jsonl']}:4)"
+        f"'answer' (it has: question); add it, or rename the field that holds it; 1 more row is bad ({files['bad.jsonl']}:4)"
     )
     small = [setting for setting in SMALL if "harder" not in setting]
     for verb, name in (("train", "t"), ("sft", "s")):

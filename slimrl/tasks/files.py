@@ -55,7 +55,7 @@ def load(config: TaskConfig) -> Splits:
         train, rejected = _problems(config.name, f"{config.name}/train", train_rows)
         test, rejected_test = _problems(config.name, f"{config.name}/test", test_rows)
         rejected += [*rejected_test, *_overlap(train, test)]
-    if rejected and config.on_bad_row == "error":
+    if rejected and config.on_bad_row == "error" and train and test:
         raise DataError(
             f"{bad_rows(rejected)}; task.on_bad_row=skip leaves {'it' if len(rejected) == 1 else 'them'} out"
         )

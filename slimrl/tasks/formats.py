@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slimrl.errors import DataError
@@ -61,6 +61,8 @@ SHOWN = 6
 def refuse_binary(file: str, data: bytes) -> None:
     """Raises DataError, naming the format, for a file whose bytes cannot be JSON in UTF-8."""
     name, way_out = _binary(data)
+    if way_out == UTF8:  # text has lines
+        raise DataError(f"{file}:1: this is {name}; {way_out}")
     if name:
         raise DataError(f"{file} is {name}, which is not read; {way_out}")
 
@@ -89,8 +91,11 @@ def refuse_layout(file: str, text: str) -> None:
     name = ""
     if looks_like_python(text):
         name = "holds Python dictionaries, which are not JSON (json.dumps writes them as JSON)"
-    elif _spread_object(start):
-        name = "holds JSON objects that are spread over several lines"
+    elif spread := _spread_object(start):
+        what = described(spread, ()).removeprefix("this ")
+        name = (
+            what or f"holds JSON objects spread over several lines (the first with the fields {_listed(list(spread))})"
+        )
     elif columns := _table(start):
         delimiter, names = columns
         kind = {",": "CSV", "\t": "TSV (tab-separated)", ";": "CSV with semicolons", "|": "a table with |"}[delimiter]
@@ -103,22 +108,26 @@ def refuse_layout(file: str, text: str) -> None:
         raise DataError(f"{file} {name}; {CONVERT}")
 
 
-def refuse_object(file: str, value: dict[str, object]) -> None:
-    """Raises DataError for a file that is one JSON object of lists or objects, which no row is."""
-    if not value or not all(isinstance(field, list | dict) for field in value.values()):
-        return
-    if all(isinstance(field, list) and _are_objects(field) for field in value.values()):
-        raise DataError(
-            f"{file} is one JSON object with the lists {_listed(list(value))}; write the rows of each into a file of its own "
-            "(task.path, task.test_path), one JSON object a line"
-        )
-    kind = "JSON by column" if all(isinstance(field, list) for field in value.values()) else "one nested JSON object"
-    raise DataError(f"{file} is {kind}, with the fields {_listed(list(value))}; {CONVERT}")
+def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
+    """What an object is that holds rows instead of being one, as the start of a sentence; empty where it may be a row.
+
+    `wanted` are the names of a field that a row must have.
+    """
+    values = fields.values()
+    holding = [name for name, field in fields.items() if isinstance(field, list) and _any_has(field, wanted)]
+    if holding and not fields.keys() & {*wanted}:
+        apart = ", each of which needs a file of its own (task.path, task.test_path)" if len(holding) > 1 else ""
+        return f"this is no row but holds rows in {_listed(holding)}{apart}"
+    if fields and all(isinstance(field, list) for field in values) and not all(map(_are_objects, values)):
+        return f"this is JSON by column, with the lists {_listed(list(fields))}"
+    if fields and all(isinstance(field, dict) for field in values):
+        return f"this is no row but an object of objects ({_listed(list(fields))})"
+    return ""
 
 
-def is_wrapped(value: dict[str, object]) -> bool:
+def is_wrapped(value: Mapping[str, object]) -> bool:
     """Whether an object holds one list of objects and nothing else, as {"data": [{...}, {...}]}."""
-    return len(value) == 1 and all(isinstance(field, list) and _are_objects(field) for field in value.values())
+    return len(value) == 1 and all(map(_are_objects, value.values()))
 
 
 def looks_like_python(text: str) -> bool:
@@ -126,16 +135,21 @@ def looks_like_python(text: str) -> bool:
     return bool(re.match(r"\s*[\[(]?\s*\{\s*u?'", text))
 
 
-def _are_objects(values: Sequence[object]) -> bool:
-    return bool(values) and all(isinstance(value, dict) for value in values)
+def _are_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _spread_object(text: str) -> bool:
+def _any_has(values: Sequence[object], names: Sequence[str]) -> bool:
+    return any(isinstance(value, dict) and value.keys() & {*names} for value in values)
+
+
+def _spread_object(text: str) -> dict[str, object]:
+    """The object that a text begins with where it takes several lines; an empty one elsewhere."""
     try:
         value, end = json.JSONDecoder(parse_int=str).raw_decode(text)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and "\n" in text[:end]
+        return {}
+    return value if isinstance(value, dict) and "\n" in text[:end] else {}
 
 
 def _table(text: str) -> tuple[str, list[str]] | None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from slimrl.errors import DataError
 from slimrl.records import Rejected
-from slimrl.tasks.formats import is_wrapped, looks_like_python, refuse_binary, refuse_layout, refuse_object
+from slimrl.tasks.formats import CONVERT, described, is_wrapped, looks_like_python, refuse_binary, refuse_layout
 
 KEPT = 2000
 """Characters of a bad row that are kept."""
@@ -25,6 +25,7 @@ PLACES = 4
 """Bad rows that an error names beside the first."""
 FIELDS = 8
 """Fields of a row that an error lists."""
+ADD = "add it, or rename the field that holds it"
 
 
 class RowError(DataError):
@@ -77,7 +78,7 @@ class Row:
         value = self.fields[name]
         if not isinstance(value, str):
             way_out = "write it as one text" if isinstance(value, list | dict) else "put it in quotes"
-            self.fail(f"field {name!r} must be a string, but is {_kind(value)}; {way_out}")
+            self._unfit(f"field {name!r} must be a string, but is {_kind(value)}; {way_out}", names)
         if not blank and not value.strip():
             self.fail(f"field {name!r} is empty; fill it in or remove the row")
         return value
@@ -89,7 +90,7 @@ class Row:
         if isinstance(value, Spelled):
             return value.text
         if not isinstance(value, str):
-            self.fail(f"field {name!r} must be a string or a number, but is {_kind(value)}; write one answer")
+            self._unfit(f"field {name!r} must be a string or a number, but is {_kind(value)}", names)
         return self.text(name)
 
     def optional_text(self, *names: str) -> str:
@@ -123,19 +124,21 @@ class Row:
     def _first(self, *names: str) -> str | None:
         return next((name for name in names if name in self.fields), None)
 
+    def _unfit(self, sentence: str, names: Sequence[str]) -> NoReturn:
+        """Refuse this row with the sentence, or with what it is where it holds rows instead of being one."""
+        found = described(self.fields, names)
+        self.fail(f"{found}; {CONVERT}" if found else sentence)
+
+    def _has(self) -> str:
+        """Its first fields, for a sentence."""
+        names = [_short(name) if name.isprintable() else repr(_short(name)) for name in sorted(self.fields)]
+        return ", ".join([*names[:FIELDS], *(["..."] if len(names) > FIELDS else [])]) or "none"
+
     def _present(self, *names: str) -> str:
         name = self._first(*names)
         if name is None:
             wanted = " or ".join(repr(n) for n in names)
-            has = [_short(n) if n.isprintable() else repr(_short(n)) for n in sorted(self.fields)]
-            listed = ", ".join([*has[:FIELDS], *(["..."] if len(has) > FIELDS else [])]) or "none"
-            inside = next((n for n, v in self.fields.items() if isinstance(v, list) and is_wrapped({n: v})), "")
-            hint = (
-                f" ({_short(inside)!r} holds a list of objects: where those are the rows, write them)" if inside else ""
-            )
-            self.fail(
-                f"the row has no field {wanted} (it has: {listed}); add it, or rename the field that holds it{hint}"
-            )
+            self._unfit(f"the row has no field {wanted} (it has: {self._has()}); {ADD}", names)
         return name
 
 
@@ -201,7 +204,6 @@ def _rows(file: str, text: str) -> Iterator[Row | Rejected]:
         opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
         assert opening is not None
         return _array(file, text, opening.end(), closing="}")
-    refuse_object(file, value)
     return _lines(file, text)
 
 
