@@ -53,7 +53,8 @@ def choose(
     """
     values: dict[str, int | float] = {}
     reasons = []
-    size = f"{parameters / 1e6:,.1f} million parameters"
+    millions = parameters / 1e6
+    size = f"{millions:,.0f} million parameters" if millions >= 10 else f"{millions:.2g} million parameters"
     if config.optimizer.learning_rate == "auto" and isinstance(config, TrainConfig | SftRunConfig):
         rate = learning_rate(config, parameters)
         values["optimizer.learning_rate"] = rate
