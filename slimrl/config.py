@@ -189,6 +189,13 @@ class RewardsConfig(Section):
         """The overlong buffer in tokens."""
         return max(1, max_new_tokens // 5) if self.overlong_buffer == "auto" else self.overlong_buffer
 
+    def check_buffer(self, max_new_tokens: int) -> None:
+        """Raises ValueError for a buffer that is larger than the budget."""
+        if self.soft_overlong and self.buffer(max_new_tokens) > max_new_tokens:
+            raise ValueError(
+                f"rewards.overlong_buffer={self.overlong_buffer} exceeds rollout.max_new_tokens={max_new_tokens}; lower it"
+            )
+
     @property
     def custom_paid(self) -> bool:
         """Whether a function of the user's own is paid."""
@@ -552,15 +559,8 @@ class TrainConfig(RootConfig):
                 f"optimizer.minibatches={self.optimizer.minibatches} exceeds rollout.problems={self.rollout.problems}, "
                 "and groups are never split; lower it"
             )
-        if (
-            self.rewards.soft_overlong
-            and self.rollout.max_new_tokens != "auto"
-            and self.rewards.buffer(self.rollout.max_new_tokens) > self.rollout.max_new_tokens
-        ):
-            raise ValueError(
-                f"rewards.overlong_buffer={self.rewards.overlong_buffer} exceeds "
-                f"rollout.max_new_tokens={self.rollout.max_new_tokens}; lower it"
-            )
+        if self.rollout.max_new_tokens != "auto":
+            self.rewards.check_buffer(self.rollout.max_new_tokens)
         unset = RewardsConfig.model_fields["overlong_buffer"].default
         if not self.rewards.soft_overlong and self.rewards.overlong_buffer != unset:
             raise ValueError("rewards.overlong_buffer has no effect with rewards.soft_overlong=0; remove one")

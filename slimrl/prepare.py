@@ -219,6 +219,10 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
         )
     workers = worker_count(config.rewards)
     budget = config.rollout.budget
+    try:
+        config.rewards.check_buffer(budget)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
     scorer = Scorer(setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers, show=_show)
     try:

@@ -145,13 +145,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_chosen(config: Root, chosen: Mapping[str, Any]) -> Root:
-    """The settings with these numbers, by dotted key, where they say `auto`; raises SettingsError as `build` does."""
-    settings = config.model_dump()
+    """The settings with these numbers, by dotted key, where they say `auto`."""
     for key, value in chosen.items():
-        section, _, name = key.partition(".")
-        if settings[section][name] == "auto":
-            settings[section][name] = value
-    return build(type(config), settings)
+        name, _, field = key.partition(".")
+        section = getattr(config, name)
+        if getattr(section, field) == "auto":
+            config = config.model_copy(update={name: section.model_copy(update={field: value})})
+    return config
 
 
 def dump_yaml(config: BaseModel) -> str:
