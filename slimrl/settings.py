@@ -18,6 +18,8 @@ from slimrl.config import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
 Root = TypeVar("Root", bound=RootConfig)
+UNION = re.compile(r"constrained-\w+|literal\[.*\]|int|float")
+"""What pydantic adds to the place of an error to say which alternative of a type it is about."""
 
 
 def load_config(
@@ -201,7 +203,17 @@ def _nearest_key(kind: type[BaseModel], key: str) -> str:
 def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
     """The first validation error as one sentence with the dotted key, the value and the way out."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    parts = [str(part) for part in first["loc"]]
+    either = ""
+    if len(parts) > 1 and UNION.fullmatch(parts[-1]):  # a number, or a word
+        parts.pop()
+        words = [
+            e["ctx"]["expected"]
+            for e in error.errors()
+            if e["loc"][:-1] == first["loc"][:-1] and "ctx" in e and "expected" in e["ctx"]
+        ]
+        either = f", or {words[0]}" if words else ""
+    where = ".".join(parts)
     value = first["input"]
     match first["type"]:
         case "extra_forbidden":
@@ -222,7 +234,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str
             return f"{where}={value[:80]!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
         case _:
             message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            return f"{where}={value!r} is not valid: it should be {message}"
+            return f"{where}={value!r} is not valid: it should be {message}{either}"
 
 
 def describe_settings(section: str | None = None) -> list[dict[str, Any]]:

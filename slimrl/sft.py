@@ -248,7 +248,7 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
         ids = setup.policy.tokenizer(text, add_special_tokens=False).input_ids
-        room = config.rollout.budget
+        room = setup.config.rollout.budget
         if len(ids) < room:
             return Example(setup.prompt_ids(problem), (*ids, stop))
         return None if name == "solution" else Example(setup.prompt_ids(problem), tuple(ids[:room]))
@@ -263,7 +263,7 @@ def overlong_note(setup: Setup, demonstrate: Demonstrate, config: SftRunConfig) 
     share = 1 - kept / len(looked_at)
     if share > 0.5 or (len(looked_at) == len(setup.task.train) and kept < config.sft.batch_size):
         raise SettingsError(
-            f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={config.rollout.budget} and could "
+            f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={setup.config.rollout.budget} and could "
             "not be imitated whole; raise it"
         )
     return f"{share:.1%} of the worked solutions exceed rollout.max_new_tokens and are left out" if share else ""

@@ -119,6 +119,8 @@ MISTAKES = {
     "misspelt key": (2, "did you mean algorithm.clip_high?", "train", "algorithm.clip_hihg=0.3"),
     "key without its section": (2, "did you mean algorithm.clip_high?", "train", "clip_high=0.3"),
     "wrong type": (2, "steps='many'", "train", "steps=many"),
+    "neither a number nor auto": (2, "optimizer.learning_rate='fast' is not valid: it should be number, or 'auto'", "train", "optimizer.learning_rate=fast"),
+    "a count below one, where auto may stand": (2, "rollout.slots=0 is not valid: it should be greater than or equal to 1, or 'auto'", "train", "rollout.slots=0"),
     "value outside its range": (2, "optimizer.learning_rate=-1", "train", "optimizer.learning_rate=-1"),
     "unknown choice": (2, "did you mean token_mean?", "train", "algorithm.aggregation=token_maen"),
     "a value for a section": (2, "rollout is a section", "train", "rollout=8"),

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median
@@ -39,7 +39,7 @@ class Measured:
     step_tokens: float
     seen: Seen
     """What was sampled, as far as switches depend on it."""
-    chosen: Mapping[str, Any]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
     """Numbers that the runs chose where settings say `auto`."""
 
 
