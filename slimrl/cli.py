@@ -157,17 +157,21 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     if not question.isprintable() and any("\ud800" <= c <= "\udfff" for c in question):
         raise SettingsError("the question is not UTF-8 text")
     _quieten_libraries()
+    from slimrl.defaults import choose
     from slimrl.display import visible
     from slimrl.prepare import prepare_model
     from slimrl.randomness import uniforms
     from slimrl.rollout.engine import Request, RolloutEngine
+    from slimrl.settings import with_chosen
     from slimrl.tasks import chat_messages
     from slimrl.threads import settle_threads
 
     settle_threads()
     policy, prompter, instruction = prepare_model(config)
     ids = prompter.ids(chat_messages(instruction, question))
-    budget = config.rollout.max_new_tokens
+    sizes = {"parameters": policy.model.num_parameters(), "context": policy.context}
+    chosen = choose(config, **sizes, longest_prompt=lambda: len(ids), longest_solution=lambda: 0)
+    budget = with_chosen(config, chosen.values).rollout.budget
     if len(ids) + budget > policy.context:
         raise SettingsError(
             f"a prompt of {len(ids)} tokens and rollout.max_new_tokens={budget} exceed the model's context of "

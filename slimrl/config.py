@@ -83,7 +83,9 @@ class TaskConfig(Section):
     path: str = ""
     """Local file of training problems (JSONL or JSON); empty: the Hub (not for `jsonl`)."""
     test_path: str = ""
-    """Local file of held-out problems; empty: the Hub's test split, or, with a local `path`, its last tenth."""
+    """Local file of held-out problems; empty: the Hub's test split, or, with a local `path`, about
+    a tenth of its questions, chosen by a hash of the question: the order of the file does not matter, and rows stay on their
+    side when others are added."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error`: a row that is malformed, repeated, or both trained on and held out ends the run; `skip` leaves it out."""
     style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
@@ -120,8 +122,9 @@ class RolloutConfig(Section):
     """P: problems per step."""
     group_size: Count = 8
     """G: completions per problem; the baseline is taken within them."""
-    max_new_tokens: Count = 64
-    """Token budget of a completion, in training and in evaluation."""
+    max_new_tokens: Count | Literal["auto"] = "auto"
+    """Token budget of a completion, in training and in evaluation. `auto`: by task and model (64 for the built-in model, 512
+    for GSM8K, at most what the context leaves; docs/defaults.md), shown when the run begins."""
     temperature: Positive = 1.0
     """Log-probabilities are of softmax(logits / temperature), the distribution that was sampled."""
     top_p: float = 1.0
@@ -133,6 +136,12 @@ class RolloutConfig(Section):
     slots: Count | Literal["auto"] = "auto"
     """Completions decoded at once; `auto`: all of a step, as far as memory allows. Other slots round otherwise, which now
     and then decides a draw (docs/reliability.md, Rounding)."""
+
+    @property
+    def budget(self) -> int:
+        """`max_new_tokens` as a number, which it is wherever a run has begun (slimrl/defaults.py)."""
+        assert self.max_new_tokens != "auto"
+        return self.max_new_tokens
 
     @model_validator(mode="after")
     def _full_support(self) -> Self:
@@ -178,7 +187,8 @@ class RewardsConfig(Section):
     as_published: bool = False
     """Use the case study's four functions with their published defects (docs/techniques.md lists them)."""
     soft_overlong: NonNegative = 0.0
-    """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13)."""
+    """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13). DAPO pays 1 and -1,
+    so that the punishment is at most half of what right and wrong differ by; beside a reward of 1 and 0 that is 0.5."""
     zero_truncated: bool = False
     """A truncated completion is paid 0, whatever it would have earned; rewards that can fall below 0 then favour it."""
     overlong_buffer: Count | Literal["auto"] = "auto"
@@ -200,6 +210,13 @@ class RewardsConfig(Section):
     def buffer(self, max_new_tokens: int) -> int:
         """The overlong buffer in tokens."""
         return max(1, max_new_tokens // 5) if self.overlong_buffer == "auto" else self.overlong_buffer
+
+    def check_buffer(self, max_new_tokens: int) -> None:
+        """Raises ValueError for a buffer that is larger than the budget."""
+        if self.soft_overlong and self.buffer(max_new_tokens) > max_new_tokens:
+            raise ValueError(
+                f"rewards.overlong_buffer={self.overlong_buffer} exceeds rollout.max_new_tokens={max_new_tokens}; lower it"
+            )
 
     @property
     def custom_paid(self) -> bool:
@@ -385,8 +402,9 @@ class CriticConfig(Section):
 
 
 class OptimizerConfig(Section):
-    learning_rate: Positive = 2e-4
-    """Peak rate of AdamW."""
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """Peak rate of AdamW. `auto`: by model size (2e-4 for the built-in model, 1e-6 from 50 million parameters on, 2e-5 there in
+    slimrl sft; docs/defaults.md), shown when the run begins."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after warm-up; linear and cosine end at 0."""
     warmup_steps: CountOrZero = 0
@@ -410,6 +428,12 @@ class OptimizerConfig(Section):
     gradient depends on it by no more than rounding."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute layers again in the backward pass instead of keeping what they computed; `auto`: where memory is short."""
+
+    @property
+    def peak_rate(self) -> float:
+        """`learning_rate` as a number, which it is wherever a run has begun (slimrl/defaults.py)."""
+        assert self.learning_rate != "auto"
+        return self.learning_rate
 
 
 class EvaluationConfig(Section):
@@ -558,14 +582,8 @@ class TrainConfig(RootConfig):
                 f"optimizer.minibatches={self.optimizer.minibatches} exceeds rollout.problems={self.rollout.problems}, "
                 "and groups are never split; lower it"
             )
-        if (
-            self.rewards.soft_overlong
-            and self.rewards.buffer(self.rollout.max_new_tokens) > self.rollout.max_new_tokens
-        ):
-            raise ValueError(
-                f"rewards.overlong_buffer={self.rewards.overlong_buffer} exceeds "
-                f"rollout.max_new_tokens={self.rollout.max_new_tokens}; lower it"
-            )
+        if self.rollout.max_new_tokens != "auto":
+            self.rewards.check_buffer(self.rollout.max_new_tokens)
         unset = RewardsConfig.model_fields["overlong_buffer"].default
         if not self.rewards.soft_overlong and self.rewards.overlong_buffer != unset:
             raise ValueError("rewards.overlong_buffer has no effect with rewards.soft_overlong=0; remove one")

@@ -152,7 +152,7 @@ def _warnings(
         )
     if stop < 0.5:
         found.append(
-            f"only {stop:.0%} of the completions stop by themselves within {config.rollout.max_new_tokens} tokens; raise "
+            f"only {stop:.0%} of the completions stop by themselves within {config.rollout.budget} tokens; raise "
             "rollout.max_new_tokens, or check the stop ids above"
         )
     if parses < 0.05 and right == 0:

@@ -155,7 +155,7 @@ def _answer(setup: Setup, problems: Sequence[Problem]) -> SplitEvaluation:
         requests = setup.requests(problems, stream="evaluate", step=0, samples=samples)
         groups = setup.engine.generate(
             requests,
-            max_new_tokens=rollout.max_new_tokens,
+            max_new_tokens=rollout.budget,
             temperature=rollout.temperature,
             greedy=mode == "greedy",
         )

@@ -158,14 +158,14 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
     in_place = not narrow and isinstance(policy.model.get_input_embeddings(), SummedEmbedding)
     apart = 0 if in_place else largest
-    longest = longest_prompt + config.rollout.max_new_tokens
+    longest = longest_prompt + config.rollout.budget
     vocabulary, width = policy.head.vocabulary, _widest(policy)
 
     def with_slots(plan: MemoryPlan, slots: int) -> MemoryPlan:
         prompts = slots  # an evaluation has a prompt of its own for every row
         tokens = min(PREFILL_TOKENS, prompts * longest_prompt)
         prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + prompts * vocabulary * 4
-        columns = slots * config.rollout.max_new_tokens + prompts * longest_prompt
+        columns = slots * config.rollout.budget + prompts * longest_prompt
         sampling = max(prefill, DECODE_COPIES * slots * vocabulary * 4)
         return replace(plan, slots=slots, cache=columns * cost.cache_bytes, sampling=sampling)
 
@@ -204,7 +204,7 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     fixed = config.optimizer.microbatch_tokens
     if again == "auto" and not can_checkpoint(policy.model):
         again = "off"
-    most = min(MOST_TOKENS, rows * (longest_prompt + config.rollout.max_new_tokens))
+    most = min(MOST_TOKENS, rows * (longest_prompt + config.rollout.budget))
     for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[again]:
         plan = replace(
             plan,

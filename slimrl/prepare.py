@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 
 from slimrl.config import RootConfig, TrainConfig
+from slimrl.defaults import Chosen, choose
 from slimrl.display import visible
 from slimrl.errors import SettingsError
 from slimrl.memory import MemoryPlan, apply_plan, plan_memory
@@ -21,6 +22,7 @@ from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.settings import with_chosen
 from slimrl.tasks import Task, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
@@ -30,7 +32,9 @@ from slimrl.tasks.styles import STYLES
 from slimrl.threads import settle_threads
 
 LOOKED_AT = 256
-"""Training prompts whose length the memory plan reckons with."""
+"""Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
+LONG = 0.95
+"""Share of the worked solutions that a budget of `auto` holds at least; a few very long ones must not decide it."""
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
 
@@ -55,6 +59,8 @@ class Setup:
     """What a user should know before the first step, in plain sentences."""
     memory: MemoryPlan
     """What the run will take; `config` holds the numbers it chose where settings say `auto`."""
+    chosen: Mapping[str, int | float]
+    """Numbers that model and task decided where settings say `auto`, by dotted key; `config` holds them too."""
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -64,7 +70,7 @@ class Setup:
     @property
     def room(self) -> int:
         """Longest prompt, in tokens, beside which a completion fits the context."""
-        return self.policy.context - self.config.rollout.max_new_tokens
+        return self.policy.context - self.config.rollout.budget
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         return self.prompter.ids(self.task.messages(problem))
@@ -84,7 +90,7 @@ class Setup:
                     step,
                     problem.id,
                     samples=samples,
-                    positions=self.config.rollout.max_new_tokens,
+                    positions=self.config.rollout.budget,
                 ),
             )
             for problem in problems
@@ -118,9 +124,7 @@ class TrainSetup(Setup):
             texts = [self.policy.decode(c.token_ids) for c in completions]
             groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
 
-        self.engine.generate(
-            requests, max_new_tokens=rollout.max_new_tokens, temperature=rollout.temperature, on_group=score
-        )
+        self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
         with self.engine.watch.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
@@ -141,17 +145,19 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config)
     task = load_task(config.task, instruction=instruction, seed=config.seed)
-    room = policy.context - config.rollout.max_new_tokens
+    chosen = _chosen(config, policy, prompter, task)
+    config = with_chosen(config, chosen.values)
+    room = policy.context - config.rollout.budget
     if room < 1:
         raise SettingsError(
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens} fills the model's context of {policy.context} "
+            f"rollout.max_new_tokens={config.rollout.budget} fills the model's context of {policy.context} "
             "tokens; lower it"
         )
 
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    notes = [threads, *policy.notes, *_template_notes(policy, prompter, config), _rejected_note(task)]
+    notes = [threads, chosen.sentence, *policy.notes, *_template_notes(policy, prompter, config), _rejected_note(task)]
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
@@ -173,6 +179,29 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
         harder=tuple(harder),
         notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),
         memory=memory,
+        chosen=chosen.values,
+    )
+
+
+def _chosen(config: RootConfig, policy: Policy, prompter: Prompter, task: Task) -> Chosen:
+    """Numbers for settings that say `auto`, from the model and the task's problems."""
+
+    def longest_prompt() -> int:
+        held_out = [*task.test[: config.evaluation.problems], *task.harder[: config.evaluation.harder_problems]]
+        train = task.train if len(task.train) < ENDLESS else islice(task.train, LOOKED_AT)
+        return max(len(prompter.ids(task.messages(problem))) for problem in (*train, *held_out))
+
+    def longest_solution() -> int:
+        texts = [task.gold_text(problem) for problem in islice(task.train, LOOKED_AT) if problem.solution]
+        lengths = sorted(len(ids) + 1 for ids in prompter.completion_ids(texts))
+        return lengths[int(LONG * (len(lengths) - 1))] if lengths else 0
+
+    return choose(
+        config,
+        parameters=policy.model.num_parameters(),
+        context=policy.context,
+        longest_prompt=longest_prompt,
+        longest_solution=longest_solution,
     )
 
 
@@ -207,7 +236,11 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
             f"rollout.problems={config.rollout.problems} exceeds the {len(setup.task.train)} training problems; lower it"
         )
     workers = worker_count(config.rewards)
-    budget = config.rollout.max_new_tokens
+    budget = config.rollout.budget
+    try:
+        config.rewards.check_buffer(budget)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
     scorer = Scorer(setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers, show=_show)
     try:

@@ -23,7 +23,7 @@ from slimrl.runs.directory import ENDED, new_run, run_path, versions
 from slimrl.runs.files import read_state
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
-from slimrl.settings import build, read_yaml, settings_of
+from slimrl.settings import build, read_yaml, settings_of, with_chosen
 from slimrl.tasks.order import ENDLESS
 
 Config = TypeVar("Config", bound=RootConfig)
@@ -124,6 +124,7 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
         raise SettingsError(
             f"{path} has {recorded['status']} and would again; choose another name=... and other settings"
         )
+    config = with_chosen(config, recorded.get("chosen", {}))  # what was `auto` then and is now is the same number
     before = build(type(config), read_yaml(str(path / "config.yaml")), str(path / "config.yaml"))
     refuse_changes(before, config, path)
     remove_unfinished(path / "checkpoints")

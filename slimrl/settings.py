@@ -20,6 +20,8 @@ from slimrl.errors import SettingsError
 Root = TypeVar("Root", bound=RootConfig)
 MAPPINGS = ("rewards.custom", "sft.mixture", "task.template_arguments")
 """Settings whose value is a mapping with keys of the user's own."""
+UNION = re.compile(r"constrained-\w+|literal\[.*\]|int|float")
+"""What pydantic adds to the place of an error to say which alternative of a type it is about."""
 
 
 def load_config(
@@ -147,6 +149,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def with_chosen(config: Root, chosen: Mapping[str, Any]) -> Root:
+    """The settings with these numbers, by dotted key, where they say `auto`."""
+    for key, value in chosen.items():
+        name, _, field = key.partition(".")
+        section = getattr(config, name)
+        if getattr(section, field) == "auto":
+            config = config.model_copy(update={name: section.model_copy(update={field: value})})
+    return config
+
+
 def dump_yaml(config: BaseModel) -> str:
     """The whole settings object as YAML, readable by `load_config`."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -194,7 +206,17 @@ def _nearest_key(kind: type[BaseModel], key: str) -> str:
 def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
     """The first validation error as one sentence with the dotted key, the value and the way out."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    parts = [str(part) for part in first["loc"]]
+    either = ""
+    if len(parts) > 1 and UNION.fullmatch(parts[-1]):  # a number, or a word
+        parts.pop()
+        words = [
+            e["ctx"]["expected"]
+            for e in error.errors()
+            if e["loc"][:-1] == first["loc"][:-1] and "ctx" in e and "expected" in e["ctx"]
+        ]
+        either = f", or {words[0]}" if words else ""
+    where = ".".join(parts)
     value = first["input"]
     match first["type"]:
         case "extra_forbidden":
@@ -215,7 +237,7 @@ def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str
             return f"{where}={value[:80]!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
         case _:
             message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            return f"{where}={value!r} is not valid: it should be {message}"
+            return f"{where}={value!r} is not valid: it should be {message}{either}"
 
 
 def describe_settings(section: str | None = None) -> list[dict[str, Any]]:
@@ -240,10 +262,16 @@ def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]
             _describe(info.annotation, f"{prefix}{name}.", rows)
         else:
             schema = kind.model_json_schema()["properties"][name]
-            allowed = " | ".join(map(str, schema["enum"])) if "enum" in schema else schema.get("type", "mapping")
             rows[prefix + name] = {
                 "key": prefix + name,
-                "type": allowed,
+                "type": " | ".join(map(_allowed, schema.get("anyOf", [schema]))),
                 "default": info.get_default(),
                 "meaning": info.description or "",
             }
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """The values that a part of a JSON schema allows, in a word."""
+    if "enum" in schema or "const" in schema:
+        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
+    return str(schema.get("type", "mapping"))

@@ -32,7 +32,7 @@ from slimrl.records import Problem
 from slimrl.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
 from slimrl.runs.checkpoints import Checkpoint
 from slimrl.runs.directory import RunDirectory, versions
-from slimrl.settings import nearest
+from slimrl.settings import nearest, with_chosen
 from slimrl.state import restore_policy, save_policy
 from slimrl.stopping import Stop, Stopped, seconds_of
 from slimrl.threads import fix_threads
@@ -104,6 +104,7 @@ def _sft(
 ) -> SftSummary:
     """What is settled before the first update, and the run directory."""
     setup = prepare(config, training=True)
+    config = with_chosen(config, setup.chosen)
     if len(setup.task.train) < config.sft.batch_size:
         raise SettingsError(
             f"sft.batch_size={config.sft.batch_size} exceeds the {len(setup.task.train)} training problems; lower it"
@@ -119,7 +120,14 @@ def _sft(
         memory = setup.memory.table()
         stop.defer()
         run = RunDirectory.create(
-            path, config, setup.policy, verb="sft", memory=memory, rejected=setup.task.rejected, **known
+            path,
+            config,
+            setup.policy,
+            verb="sft",
+            memory=memory,
+            rejected=setup.task.rejected,
+            chosen=setup.chosen,
+            **known,
         )
         with run.recording():
             return imitate_and_measure(setup, run, demonstrate, display, config, stop)
@@ -201,7 +209,7 @@ def take_update(
         loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
     rate = learning_rate(
         step,
-        peak=settings.learning_rate,
+        peak=settings.peak_rate,
         schedule=settings.schedule,
         warmup=settings.warmup_steps,
         total=config.steps,
@@ -242,7 +250,7 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
         (ids,) = setup.prompter.completion_ids([text])
-        room = config.rollout.max_new_tokens
+        room = setup.config.rollout.budget
         if len(ids) < room:
             return Example(setup.prompt_ids(problem), (*ids, stop))
         return None if name == "solution" else Example(setup.prompt_ids(problem), ids[:room])
@@ -257,7 +265,7 @@ def overlong_note(setup: Setup, demonstrate: Demonstrate, config: SftRunConfig) 
     share = 1 - kept / len(looked_at)
     if share > 0.5 or (len(looked_at) == len(setup.task.train) and kept < config.sft.batch_size):
         raise SettingsError(
-            f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={config.rollout.max_new_tokens} and could "
+            f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={setup.config.rollout.budget} and could "
             "not be imitated whole; raise it"
         )
     return f"{share:.1%} of the worked solutions exceed rollout.max_new_tokens and are left out" if share else ""

@@ -99,8 +99,7 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
         found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
     if rewards.zero_truncated and not seen.truncated:
         found.append(f"rewards.zero_truncated: none of {seen.completions} completions was truncated")
-    threshold = config.rollout.max_new_tokens - rewards.buffer(config.rollout.max_new_tokens)
-    if rewards.soft_overlong and seen.longest <= threshold:
+    if rewards.soft_overlong and seen.longest <= (threshold := _free_tokens(config)):
         found.append(
             f"rewards.soft_overlong: it begins above {threshold} tokens and the longest of {seen.completions} "
             f"completions has {seen.longest}"
@@ -166,6 +165,11 @@ def confounded_switches(config: TrainConfig, seen: Seen) -> list[str]:
             "rewards more"
         )
     return found
+
+
+def _free_tokens(config: TrainConfig) -> int:
+    """Longest completion that the soft overlong punishment leaves alone."""
+    return config.rollout.budget - config.rewards.buffer(config.rollout.budget)
 
 
 def _kl_in_loss(algorithm: AlgorithmConfig) -> bool:

@@ -36,6 +36,7 @@ from slimrl.resume import Interrupted, compare_identity, find_run, identity, kno
 from slimrl.runs.checkpoints import Checkpoint, newest
 from slimrl.runs.directory import RunDirectory, versions
 from slimrl.runs.metrics import describe, is_finite, reasons
+from slimrl.settings import with_chosen
 from slimrl.state import RunState, are_finite, as_tensors, optimizer_tensors, restore, save
 from slimrl.stopping import Stop, Stopped, seconds_of
 from slimrl.stopwatch import OFF, Stopwatch, mean_profile
@@ -110,7 +111,14 @@ def train(
         memory, known = setup.memory.table(), identity(setup)
         stop.defer()
         run = RunDirectory.create(
-            found.path, config, setup.policy, verb="train", memory=memory, rejected=setup.task.rejected, **known
+            found.path,
+            with_chosen(config, setup.chosen),
+            setup.policy,
+            verb="train",
+            memory=memory,
+            rejected=setup.task.rejected,
+            chosen=setup.chosen,
+            **known,
         )
         with run.recording():
             return train_and_measure(setup, run, display, stop)

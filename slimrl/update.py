@@ -172,10 +172,10 @@ def apply(learner: Learner, norms: list[float], config: TrainConfig, step: int, 
             total=config.steps * updates_per_step,
         )
 
-    means = learner.optimizer.step(rate(settings.learning_rate), norms[0])
+    means = learner.optimizer.step(rate(settings.peak_rate), norms[0])
     if learner.critic is not None:
         chosen = config.critic.learning_rate
-        critic_rate = CRITIC_RATE * settings.learning_rate if chosen == "auto" else chosen
+        critic_rate = CRITIC_RATE * settings.peak_rate if chosen == "auto" else chosen
         means["critic/grad_norm"] = learner.critic[1].step(rate(critic_rate), norms[1]).get("grad_norm", float("nan"))
     return means
 
@@ -204,7 +204,7 @@ def accumulate_gradient(
         batch.completion_mask,
         batch.groups,
         algorithm.aggregation,
-        max_new_tokens=config.rollout.max_new_tokens,
+        max_new_tokens=config.rollout.budget,
     )
     chosen = trained_rows(batch, config)
     parts = split(batch, chosen, config)

@@ -21,6 +21,7 @@ ALLOWED = {
     "config": {"stopping"},
     "settings": {"config", "errors"},
     "switches": {"config"},
+    "defaults": {"config"},
     "processes": set(),
     "threads": set(),
     "machine": set(),

@@ -119,6 +119,8 @@ MISTAKES = {
     "misspelt key": (2, "did you mean algorithm.clip_high?", "train", "algorithm.clip_hihg=0.3"),
     "key without its section": (2, "did you mean algorithm.clip_high?", "train", "clip_high=0.3"),
     "wrong type": (2, "steps='many'", "train", "steps=many"),
+    "neither a number nor auto": (2, "optimizer.learning_rate='fast' is not valid: it should be number, or 'auto'", "train", "optimizer.learning_rate=fast"),
+    "a count below one, where auto may stand": (2, "rollout.slots=0 is not valid: it should be greater than or equal to 1, or 'auto'", "train", "rollout.slots=0"),
     "value outside its range": (2, "optimizer.learning_rate=-1", "train", "optimizer.learning_rate=-1"),
     "unknown choice": (2, "did you mean token_mean?", "train", "algorithm.aggregation=token_maen"),
     "a value for a section": (2, "rollout is a section", "train", "rollout=8"),
@@ -359,7 +361,7 @@ def test_rows_left_out_are_noted_and_kept(slimrl, files: dict[str, Path], tiny_f
     (tmp_path / "test.jsonl").write_text('{"question": "What is 3 + 1?", "answer": "4"}\n')
     note = (
         f"2 of 42 rows are left out (a run keeps them in rejected.jsonl): {files['bad.jsonl']}:41: the row has no field "
-        f"'answer' (it has: question); add it, or set task.name to the file's kind; 1 more row is bad ({files['bad.jsonl']}:4)"
+        f"'answer' (it has: question); add it, or rename the field that holds it; 1 more row is bad ({files['bad.jsonl']}:4)"
     )
     small = [setting for setting in SMALL if "harder" not in setting]
     for verb, name in (("train", "t"), ("sft", "s")):

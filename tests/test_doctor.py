@@ -18,7 +18,7 @@ BUSY = Seen(
 )  # fmt: skip
 SWITCHES = {
     "algorithm.overlong_filtering": ({"algorithm": {"overlong_filtering": True}}, {"truncated": 0}),
-    "rewards.soft_overlong": ({"rewards": {"soft_overlong": 1.0}}, {"longest": 48}),
+    "rewards.soft_overlong": ({"rewards": {"soft_overlong": 1.0}, "rollout": {"max_new_tokens": 64}}, {"longest": 48}),
     "algorithm.dynamic_sampling": ({"algorithm": {"dynamic_sampling": "refill"}}, {"constant": 0}),
     "algorithm.aggregation": ({"algorithm": {"aggregation": "token_mean"}}, {"shortest": 64}),
     "rewards.zero_truncated": ({"rewards": {"zero_truncated": True}}, {"truncated": 0}),

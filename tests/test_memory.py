@@ -152,7 +152,7 @@ shape = Qwen2Config(vocab_size=8000, hidden_size=512, intermediate_size=1536, nu
                     num_key_value_heads=2, eos_token_id=2)
 policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
-                             "optimizer": {"microbatch_tokens": 2048, "activation_checkpointing": again}})
+                             "optimizer": {"learning_rate": 1e-4, "microbatch_tokens": 2048, "activation_checkpointing": again}})
 plan = plan_memory(policy, config, longest_prompt=64, rows=32, training=True)
 learner = make_learner(policy, config)
 problem = Problem("p", "?", "1")

@@ -38,7 +38,10 @@ AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_lengt
 
 
 def settings(**sections: dict[str, object]) -> TrainConfig:
-    base: dict[str, dict[str, object]] = {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 14}}
+    base: dict[str, dict[str, object]] = {
+        "rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 14},
+        "optimizer": {"learning_rate": 2e-4},
+    }
     for name, values in sections.items():
         base[name] = base.get(name, {}) | values
     return build(TrainConfig, base)
@@ -51,11 +54,11 @@ def groups_of(policy: Policy, config: TrainConfig, *, sampled_at: int = 0) -> tu
     requests = [
         Request(
             tuple(rng.integers(3, 61, size=3 + i).tolist()),
-            uniforms(0, "train", 0, p.id, samples=config.rollout.group_size, positions=config.rollout.max_new_tokens),
+            uniforms(0, "train", 0, p.id, samples=config.rollout.group_size, positions=config.rollout.budget),
         )
         for i, p in enumerate(problems)
     ]
-    sampled = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=config.rollout.max_new_tokens)
+    sampled = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=config.rollout.budget)
     return tuple(
         Group(tuple(Rollout(p, c, "", False, {}, float(rng.integers(3))) for c in completions), sampled_at)
         for p, completions in zip(problems, sampled, strict=True)

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from slimrl.config import TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.settings import build, dump_yaml, read_yaml, settings_of
+from slimrl.settings import build, dump_yaml, read_yaml, settings_of, with_chosen
 from slimrl.study.local import Job, Launcher, LocalLauncher, Running, Slots, divide, threads_asked_for
-from slimrl.study.reading import DECLARED, read_declaration, read_json, run_folder
+from slimrl.study.reading import DECLARED, read_chosen, read_declaration, read_json, run_folder
 from slimrl.study.spec import Arm, Expanded
 from slimrl.study.switches import rounding_only
 
@@ -291,7 +291,7 @@ def check_unchanged(run: Planned) -> None:
     if run.status not in DONE:
         return
     recorded = build(TrainConfig, read_yaml(str(run.folder / "config.yaml")), str(run.folder))
-    theirs, ours = settings_of(recorded), settings_of(run.arm.config)
+    theirs, ours = settings_of(recorded), settings_of(with_chosen(run.arm.config, read_chosen(run.folder)))
     ours["seed"] = run.arm.seed(run.index)
     free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
     if ours["task.date"] == "auto":

@@ -7,16 +7,17 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from slimrl.errors import DataError
-from slimrl.settings import dump_yaml
+from slimrl.settings import dump_yaml, with_chosen
 from slimrl.study.drive import DONE, choose_slots, locked, planned_runs
 from slimrl.study.local import Job, LocalLauncher, Slots
+from slimrl.study.reading import read_chosen
 from slimrl.study.results import collect
 from slimrl.study.spec import Arm, Expanded
 from slimrl.study.statistics import MOST_SEEDS, detectable_effect, seeds_needed
@@ -38,6 +39,8 @@ class Measured:
     step_tokens: float
     seen: Seen
     """What was sampled, as far as switches depend on it."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers that the runs chose where settings say `auto`."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def _arm_plan(arm: Arm, expanded: Expanded, measured: Measured) -> ArmPlan:
     seconds = measured.other_seconds + tokens / measured.step_tokens * measured.step_seconds
     known: list[tuple[str, str]] = [(remark.kind, remark.text) for remark in arm.remarks]
     if not any(kind == "inert" for kind, _ in known) and arm.name != expanded.reference and not arm.again:
-        idle = concerning(inert_switches(arm.config, measured.seen), expanded.against(arm).config, arm.config)
+        idle = inert_switches(with_chosen(arm.config, measured.chosen), measured.seen)
+        idle = concerning(idle, expanded.against(arm).config, arm.config)
         known += [("probe", sentence) for sentence in idle]
     return ArmPlan(arm.name, arm.overrides, tokens * expanded.study.seeds, seconds * expanded.study.seeds, tuple(known))
 
@@ -196,6 +200,7 @@ def _from_runs(expanded: Expanded, folder: Path) -> Measured | None:
         other_seconds=max(0.0, fmean(w - run.seconds for w, run in zip(walls, runs, strict=True))),
         step_tokens=fmean(run.tokens / run.steps for run in runs),
         seen=_seen(expanded, [folder / run.folder for run in runs]),
+        chosen=read_chosen(folder / runs[0].folder),
     )
 
 
@@ -240,6 +245,7 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measure
             other_seconds=max(0.0, wall - spent),
             step_tokens=fmean(_history(run)[-1]["num_tokens"] / len(_history(run)) for run in folders),
             seen=_seen(expanded, folders),
+            chosen=read_chosen(folders[0]),
         )
     finally:
         for process in running:

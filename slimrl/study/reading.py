@@ -80,6 +80,12 @@ def run_folder(folder: Path, arm: str, index: int) -> Path:
     return folder / "runs" / f"{name}-{index}"
 
 
+def read_chosen(folder: Path) -> Mapping[str, Any]:
+    """Numbers that a run chose where its settings say `auto`, by dotted key."""
+    chosen: Mapping[str, Any] = read_json(folder / "run.json").get("chosen", {})
+    return chosen
+
+
 def read_run(folder: Path, arm: Arm, index: int, primary: str) -> Run:
     """One run directory; one that is not there, or broke off, has no measures."""
     state = _json(folder / "run.json") or {}

@@ -15,10 +15,20 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from slimrl.config import TrainConfig
 from slimrl.evaluate import paired_difference
-from slimrl.settings import settings_of
+from slimrl.settings import settings_of, with_chosen
 from slimrl.study import statistics
-from slimrl.study.reading import Run, read_declaration, read_json, read_json_lines, read_run, run_folder, value
+from slimrl.study.reading import (
+    Run,
+    read_chosen,
+    read_declaration,
+    read_json,
+    read_json_lines,
+    read_run,
+    run_folder,
+    value,
+)
 from slimrl.study.spec import Arm, Comparison, Expanded
 from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
 from slimrl.study.switches import changed_settings, concerning
@@ -120,7 +130,7 @@ def collect(expanded: Expanded, folder: Path) -> Results:
     spreads = [e.difference.sd for e in effects if e.kind == "switch" and e.difference.n > 1 and e.difference.sd > 0]
     spread = math.sqrt(fmean(s * s for s in spreads)) if spreads else study.spread
     detectable = statistics.detectable_effect(study.seeds, spread, max(1, expanded.tested))
-    reference = expanded.arm(expanded.reference)
+    reference = as_run(expanded.arm(expanded.reference), by_arm[expanded.reference], folder)
     versions = _versions(runs, folder)
     tokens = f" ({study.budget.tokens:,} sampled tokens a run)" if study.budget.tokens else ""
     return Results(
@@ -138,12 +148,20 @@ def collect(expanded: Expanded, folder: Path) -> Results:
         effects=effects,
         noise=noise,
         detectable=detectable,
-        cannot_tell=_cannot_tell(expanded, arms, effects, runs, detectable, read_declaration(folder), versions),
+        cannot_tell=_cannot_tell(
+            expanded, reference, arms, effects, runs, detectable, read_declaration(folder), versions
+        ),
         samples=_samples(expanded, folder),
-        settings=settings_of(reference.config),
+        settings=settings_of(reference),
         versions={key: " or ".join(values) for key, values in versions.items()},
         runs=tuple(runs),
     )
+
+
+def as_run(arm: Arm, runs: Sequence[Run], folder: Path) -> TrainConfig:
+    """An arm's settings with the numbers that its first result was made with where they say `auto`."""
+    made = next((read_chosen(folder / run.folder) for run in runs if run.counts), {})
+    return with_chosen(arm.config, made)
 
 
 def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effect, ...]:
@@ -306,6 +324,7 @@ def _noise(reference: Sequence[Run], again: Sequence[Run], primary: str) -> Nois
 
 def _cannot_tell(
     expanded: Expanded,
+    config: TrainConfig,
     arms: Sequence[ArmResult],
     effects: Sequence[Effect],
     runs: Sequence[Run],
@@ -314,7 +333,7 @@ def _cannot_tell(
     versions: Mapping[str, Sequence[str]],
 ) -> tuple[str, ...]:
     """What a reader should not conclude, in sentences that hold for this study."""
-    study, config = expanded.study, expanded.arm(expanded.reference).config
+    study = expanded.study
     found = []
     missing = sum(not run.counts for run in runs)
     if missing:
@@ -341,7 +360,7 @@ def _cannot_tell(
             "less than their intervals say."
         )
     found.append(
-        f"One model ({config.model.path}), one task ({config.task.name}), one learning rate ({config.optimizer.learning_rate:g}) "
+        f"One model ({config.model.path}), one task ({config.task.name}), one learning rate ({config.optimizer.learning_rate}) "
         "and one batch size: nothing follows for others, and an arm might do better with settings tuned for it."
     )
     found.append(

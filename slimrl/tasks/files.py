@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from slimrl.config import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected
+from slimrl.tasks.questions import held_out, normalized
 from slimrl.tasks.rows import Row, RowError, Spelled, bad_rows, plain, scan_rows
 
 
@@ -37,18 +37,25 @@ Asked = dict[str, tuple[Row, Problem]]
 def load(config: TaskConfig) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
-    With `task.path` and without `task.test_path`, the last tenth of the file (at least one row) is held out. Without
-    `task.path` the training problems come from the Hub, and so do held-out ones where no `task.test_path` is given.
+    With `task.path` and without `task.test_path`, about a tenth of the file's questions is held out, chosen by a hash of the
+    question (`questions.held_out`), after repeats are gone. Without `task.path` the training problems come from the Hub, and
+    so do held-out ones where no `task.test_path` is given.
 
-    Bad are rows that cannot be read, repeat an id or a question of their split, or train on a held-out question. With
+    Bad are rows that cannot be read, repeat an id or a question of their file, or train on a held-out question. With
     `task.on_bad_row=error` they raise DataError, naming file:line; with `skip` they are left out, of a question that is
     trained on and held out the training row, and an error is only raised where a split has no row left.
     """
-    train_rows, test_rows = _rows(config)
-    train, rejected = _problems(config.name, "train", train_rows)
-    test, rejected_test = _problems(config.name, "test", test_rows)
-    rejected += [*rejected_test, *_overlap(train, test)]
-    if rejected and config.on_bad_row == "error":
+    if config.path and not config.test_path:
+        train, rejected = _problems(config.name, config.name, scan_rows(config.path))
+        test = {question: train.pop(question) for question in held_out(train)}
+        if not test and not rejected:
+            raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
+    else:
+        train_rows, test_rows = _rows(config)
+        train, rejected = _problems(config.name, f"{config.name}/train", train_rows)
+        test, rejected_test = _problems(config.name, f"{config.name}/test", test_rows)
+        rejected += [*rejected_test, *_overlap(train, test)]
+    if rejected and config.on_bad_row == "error" and train and test:
         raise DataError(
             f"{bad_rows(rejected)}; task.on_bad_row=skip leaves {'it' if len(rejected) == 1 else 'them'} out"
         )
@@ -63,14 +70,9 @@ def load(config: TaskConfig) -> Splits:
 
 
 def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | Rejected]]:
+    """Rows of the training and of the held-out file, from the Hub where no file is named."""
     if config.path:
-        train = scan_rows(config.path)
-        if config.test_path:
-            return train, scan_rows(config.test_path)
-        if len(train) < 2:
-            raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
-        held_out = max(1, len(train) // 10)
-        return train[:-held_out], train[-held_out:]
+        return scan_rows(config.path), scan_rows(config.test_path)
     if config.test_path:
         test = scan_rows(config.test_path)
         try:
@@ -80,7 +82,8 @@ def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | 
     return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
 
 
-def _problems(name: str, split: str, rows: Sequence[Row | Rejected]) -> tuple[Asked, list[Rejected]]:
+def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected]) -> tuple[Asked, list[Rejected]]:
+    """The problems of a file by question, and its bad rows; a problem without an id is called by `prefix` and its row."""
     kept: Asked = {}
     rejected: list[Rejected] = []
     ids: dict[str, str] = {}
@@ -89,7 +92,7 @@ def _problems(name: str, split: str, rows: Sequence[Row | Rejected]) -> tuple[As
             rejected.append(row)
             continue
         try:
-            problem = _READERS[name](row, f"{name}/{split}/{index:05d}")
+            problem = _READERS[name](row, f"{prefix}/{index:05d}")
             question = normalized(problem.question)
             if problem.id in ids:
                 row.fail(f"id {problem.id[:60]!r} is also that of {ids[problem.id]}; give each row its own")
@@ -115,11 +118,6 @@ def _overlap(train: Asked, test: Asked) -> list[Rejected]:
             )
         )
     return rejected
-
-
-def normalized(question: str) -> str:
-    """A question without what makes no difference to a reader: case, white space, and Unicode's ways to write a letter."""
-    return " ".join(unicodedata.normalize("NFC", question).casefold().split())
 
 
 def _gsm8k(row: Row, new_id: str) -> Problem:

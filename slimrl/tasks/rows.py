@@ -17,11 +17,15 @@ from typing import Any, NoReturn
 
 from slimrl.errors import DataError
 from slimrl.records import Rejected
+from slimrl.tasks.formats import CONVERT, described, is_wrapped, looks_like_python, refuse_binary, refuse_layout
 
 KEPT = 2000
 """Characters of a bad row that are kept."""
 PLACES = 4
 """Bad rows that an error names beside the first."""
+FIELDS = 8
+"""Fields of a row that an error lists."""
+ADD = "add it, or rename the field that holds it"
 
 
 class RowError(DataError):
@@ -73,7 +77,8 @@ class Row:
         name = self._present(*names)
         value = self.fields[name]
         if not isinstance(value, str):
-            self.fail(f"field {name!r} must be a string, but is {_kind(value)}; put it in quotes")
+            way_out = "write it as one text" if isinstance(value, list | dict) else "put it in quotes"
+            self._unfit(f"field {name!r} must be a string, but is {_kind(value)}; {way_out}", names)
         if not blank and not value.strip():
             self.fail(f"field {name!r} is empty; fill it in or remove the row")
         return value
@@ -85,7 +90,7 @@ class Row:
         if isinstance(value, Spelled):
             return value.text
         if not isinstance(value, str):
-            self.fail(f"field {name!r} must be a string or a number, but is {_kind(value)}")
+            self._unfit(f"field {name!r} must be a string or a number, but is {_kind(value)}", names)
         return self.text(name)
 
     def optional_text(self, *names: str) -> str:
@@ -119,14 +124,21 @@ class Row:
     def _first(self, *names: str) -> str | None:
         return next((name for name in names if name in self.fields), None)
 
+    def _unfit(self, sentence: str, names: Sequence[str]) -> NoReturn:
+        """Refuse this row with the sentence, or with what it is where it holds rows instead of being one."""
+        found = described(self.fields, names)
+        self.fail(f"{found}; {CONVERT}" if found else sentence)
+
+    def _has(self) -> str:
+        """Its first fields, for a sentence."""
+        names = [_short(name) if name.isprintable() else repr(_short(name)) for name in sorted(self.fields)]
+        return ", ".join([*names[:FIELDS], *(["..."] if len(names) > FIELDS else [])]) or "none"
+
     def _present(self, *names: str) -> str:
         name = self._first(*names)
         if name is None:
             wanted = " or ".join(repr(n) for n in names)
-            has = (
-                ", ".join(_short(n) if n.isprintable() else repr(_short(n)) for n in sorted(self.fields)[:8]) or "none"
-            )
-            self.fail(f"the row has no field {wanted} (it has: {has}); add it, or set task.name to the file's kind")
+            self._unfit(f"the row has no field {wanted} (it has: {self._has()}); {ADD}", names)
         return name
 
 
@@ -159,21 +171,50 @@ def read_rows(file: str) -> list[Row]:
 
 
 def scan_rows(file: str) -> list[Row | Rejected]:
-    """Rows of a JSONL file, or of a JSON file that holds one array; blank lines and a byte-order mark are skipped.
+    """Rows of a JSONL file, or of a JSON file that holds one array, bare or as the only field of an object.
 
-    A row is rejected that is not UTF-8, not JSON, not an object, has a key twice or a number that is none. Raises
-    DataError, naming file:line, where the rest cannot be read for it: in an array that is not UTF-8 or not JSON.
+    Blank lines and a byte-order mark are skipped, and lines may end in CR alone. A row is rejected that is not UTF-8, not
+    JSON, not an object, has a key twice or a number that is none. Raises DataError for a file in another format, naming it,
+    and, naming file:line, where the rest cannot be read: in an array that is not UTF-8 or not JSON.
     """
     try:
         data = Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror or error}); check the path") from None
+    refuse_binary(file, data)
     # a byte that is not UTF-8 becomes half of a surrogate pair, which no UTF-8 holds, and spoils only its own line
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    rows = list(_array(file, text) if text.lstrip()[:1] == "[" else _lines(file, text))
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # no JSON string holds either
+    rows = list(_rows(file, text))
     if not rows:
         raise DataError(f"{file} has no rows; give a file with one JSON object a line")
+    if not any(isinstance(row, Row) for row in rows):
+        refuse_layout(file, text)
     return rows
+
+
+def _rows(file: str, text: str) -> Iterator[Row | Rejected]:
+    if text.lstrip()[:1] == "[":
+        if looks_like_python(text):
+            refuse_layout(file, text)
+        return _array(file, text, text.index("["))
+    value = _only_object(text)
+    if is_wrapped(value):
+        opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
+        assert opening is not None
+        return _array(file, text, opening.end(), closing="}")
+    return _lines(file, text)
+
+
+def _only_object(text: str) -> dict[str, object]:
+    """The JSON object that is all of a text, or an empty one where there is no such object."""
+    start = _skip_space(text, 0)
+    try:
+        value, end = _LENIENT.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) and _skip_space(text, end) == len(text) else {}
 
 
 def _require_utf8(where: str, text: str) -> None:
@@ -199,17 +240,21 @@ def _line(where: str, line: str) -> Row | Rejected:
     try:
         _require_utf8(where, line)
         value, end = _parse(where, line, len(line) - len(line.lstrip()))
-        if line[end:].strip():
+        rest = line[end:].strip()
+        if rest == ",":
+            raise RowError(where, "a comma follows the object; remove it, or put all objects in one array, [ ... ]")
+        if rest:
             raise RowError(where, "more than one JSON value on the line; write one object a line")
         return _row(where, value, line)
     except RowError as error:
         return _reject(where, error, line.strip())
 
 
-def _array(file: str, text: str) -> Iterator[Row | Rejected]:
+def _array(file: str, text: str, start: int, closing: str = "") -> Iterator[Row | Rejected]:
+    """The elements of the array that begins at `start`; behind it stands `closing`."""
     for number, line in enumerate(text.split("\n"), start=1):
         _require_utf8(f"{file}:{number}", line)
-    position, line_number, counted = text.index("[") + 1, 1, 0
+    position, line_number, counted = start + 1, 1, 0
     expected = "value or end"
     while True:
         position = _skip_space(text, position)
@@ -226,7 +271,7 @@ def _array(file: str, text: str) -> Iterator[Row | Rejected]:
             row, position = _element(where, text, position)
             yield row
             expected = "comma or end"
-    if text[position + 1 :].strip():
+    if text[position + 1 :].strip() != closing:
         raise DataError(f"{where}: something follows the array; a file holds one array, or one object a line")
 
 

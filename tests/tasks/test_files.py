@@ -43,9 +43,9 @@ def test_strings_and_spellings_stay(tmp_path: Path) -> None:
 
 
 def test_fields_ids_and_columns(tmp_path: Path) -> None:
-    row = '{"question": "q", "answer": "1", "solution": null, "id": 7, "difficulty": 2, "tag": {"a": [1, 2.5, true]}}'
+    row = '{"question": "p", "answer": "1", "solution": null, "id": 7, "difficulty": 2, "tag": {"a": [1, 2.5, true]}}'
     first, second = _load(tmp_path, row + "\n\n" + GOOD + "\n").train
-    assert first == Problem("7", "q", "1", "", 2.0, {"tag": {"a": [1, 2.5, True]}})
+    assert first == Problem("7", "p", "1", "", 2.0, {"tag": {"a": [1, 2.5, True]}})
     assert second.id == "jsonl/train/00001"
 
 
@@ -162,14 +162,6 @@ def test_whatever_json_writes_is_read_back(
     assert [plain(dict(row.fields)) for row in read_rows(file)] == rows
 
 
-def test_last_tenth_is_held_out(tmp_path: Path) -> None:
-    text = "\n".join(f'{{"question": "q{i}", "answer": "{i}"}}' for i in range(25))
-    splits = load(TaskConfig(name="jsonl", path=_jsonl(tmp_path, text)))
-    assert [problem.question for problem in splits.test] == ["q23", "q24"]
-    assert len(splits.train) == 23
-    assert splits.harder == ()
-
-
 def test_repeated_ids_and_overlap_are_refused(tmp_path: Path) -> None:
     rows = '{"question": "a", "answer": "1", "id": "x"}\n{"question": "b", "answer": "1", "id": "x"}'
     with pytest.raises(DataError, match=r"train\.jsonl:2: id 'x' is also that of .*train\.jsonl:1"):
@@ -207,17 +199,19 @@ def test_math_rows(tmp_path: Path) -> None:
         for i, level in enumerate([2, "Level 5", "Level ?", None])
     ]
     file = _jsonl(tmp_path, "\n".join(map(json.dumps, rows)))
-    splits = load(TaskConfig(name="math", path=file))
-    assert [problem.difficulty for problem in (*splits.train, *splits.test)] == [2.0, 5.0, 0.0, 0.0]
+    held_out = _jsonl(tmp_path, '{"problem": "held out", "answer": "1"}', "test.jsonl")
+    splits = load(TaskConfig(name="math", path=file, test_path=held_out))
+    assert [problem.difficulty for problem in splits.train] == [2.0, 5.0, 0.0, 0.0]
     assert splits.train[0].answer == "\\frac{1}{2}"
     assert splits.train[0].columns == {"subject": "Algebra"}
 
 
 def test_svamp_rows(tmp_path: Path) -> None:
     text = """[{"Body": "He has 76", "Question": "How many?", "Equation": "( 76.0 - 25.0 )",
-     "Answer": 51.0, "Type": "S"},
-    {"Body": "He has 7.", "Question": "How many?", "Equation": "7.0", "Answer": 7.5}]"""
-    splits = load(TaskConfig(name="svamp", path=_jsonl(tmp_path, text)))
+     "Answer": 51.0, "Type": "S"}]"""
+    other = '{"Body": "He has 7.", "Question": "How many?", "Equation": "7.0", "Answer": 7.5}'
+    held_out = _jsonl(tmp_path, other, "test.jsonl")
+    splits = load(TaskConfig(name="svamp", path=_jsonl(tmp_path, text), test_path=held_out))
     assert splits.train[0] == Problem(
         "svamp/train/00000", "He has 76. How many?", "51", "( 76.0 - 25.0 )", 1.0, {"Type": "S"}
     )

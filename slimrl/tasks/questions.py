@@ -1,0 +1,84 @@
+"""Which questions are the same, and which of a file are held out: both rest on what a question asks, not on how it is typed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+HELD_OUT = 0.1
+"""Share of a file's questions that is held out where no file of held-out ones is given, in expectation."""
+SPLIT = "slimrl held out"
+"""Keeps the split apart from other hashes of the same text; another word would be another split of every file."""
+FOLDED = {
+    "<wide>", "<narrow>", "<noBreak>", "<compat>", "<font>", "<small>", "<initial>", "<medial>", "<final>", "<isolated>",
+}  # fmt: skip
+"""Unicode's ways to write a character that change no meaning; superscripts, subscripts and fractions do."""
+SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),  # hyphens, the en dash and the minus sign
+        **dict.fromkeys("\u00d7\u2217\u22c5\u00b7", "*"),
+        **dict.fromkeys("\u00f7\u2215\u2044", "/"),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a", '"'),
+        **dict.fromkeys("\u2014\u2015", "\u2014"),
+    }
+)
+"""One character for each sign that is written in several ways."""
+ELIDED = re.compile(r"(?<=[^\W\d])'(?=(?:s|t|re|ve|ll|d|m)\b)", re.IGNORECASE)
+"""The apostrophe of don't and Mia's, but not the prime of f'(x)."""
+PUNCTUATION = re.compile(
+    r"""
+    [?;`\u00bf\u00a1\u3001\u3002\u300c\u300d]
+  | (?<!\d)[,:] | [,:](?!\d)            # but 1,080 and 3:30
+  | (?<!\.)\.(?![\d.])                  # a full stop, but 1.5 and .5
+  | (?<=[^\W\d])\.{2,}(?=\s+[^\W\d]{2}|\s*$)  # dots after a word, but 1, 2, ..., 10
+  | (?<![\d)\]}!])(?<!\b[^\W\d])!+(?![=\w(])  # but 5!, n! and !=
+  | (?<!\d)"                            # but 5" of length
+  | (?<![\w)\]'])'                      # an opening quote
+  | (?<=[a-z]{2})'(?![\w('])            # a closing one, but f'(x) and A'B'
+  | (?<=[^\W\d]{2})(?:-|\s*\u2014\s*)(?=[^\W\d]{2})  # a hyphen or a dash between words
+    """,
+    re.VERBOSE,
+)
+"""Punctuation that carries no meaning: signs of sentences and quotes, and none of numbers, operators and brackets."""
+
+
+def normalized(question: str) -> str:
+    """A question without what makes no difference to a reader.
+
+    That is case, white space, sentence punctuation, quotes, and Unicode's ways to write a letter. Digits, decimal points,
+    signs and operators stay, so that 3+4, 3-4, -5, 5, 1.5 and 15 remain different.
+    """
+    text = question if question.isascii() else _plain(question)
+    bare = PUNCTUATION.sub(" ", ELIDED.sub("", text)).replace("\u2014", "-")
+    return " ".join((bare if bare.strip() else text).casefold().split())
+
+
+def _plain(text: str) -> str:
+    kept = (
+        unicodedata.normalize("NFKC", c) if unicodedata.decomposition(c).partition(" ")[0] in FOLDED else c
+        for c in unicodedata.normalize("NFC", text)
+        if unicodedata.category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f"  # invisible
+    )
+    return unicodedata.normalize("NFC", "".join(kept).translate(SIGNS))
+
+
+def place(question: str) -> float:
+    """Where a normalized question lies in [0, 1]: uniform, and a function of the question alone."""
+    digest = hashlib.sha256(f"{SPLIT}\n{question}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
+def held_out(questions: Iterable[str]) -> list[str]:
+    """Those of different normalized questions that are held out, by `place`: the order of the others does not matter.
+
+    Held out are the questions whose place is below `HELD_OUT`, so a question stays on its side when others come or go.
+    The one exception: where a side would be empty (one file in eight of those with 20 questions, one in 40,000 of those
+    with 100), the question nearest to it changes sides. A single question is never held out. In the order of their places,
+    so that the first of them are no easier than the last where the file is sorted.
+    """
+    ordered = sorted(questions, key=lambda question: (place(question), question))
+    below = sum(place(question) < HELD_OUT for question in ordered)
+    return ordered[: min(max(below, 1), len(ordered) - 1)] if ordered else []
