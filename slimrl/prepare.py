@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 
-from slimrl.config import RootConfig, TrainConfig
+from slimrl.config import RolloutConfig, RootConfig, TrainConfig
 from slimrl.defaults import Chosen, choose
 from slimrl.display import visible
 from slimrl.errors import SettingsError
@@ -231,10 +231,14 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
     """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
     setup = prepare(config, training=True)
     config = config.model_copy(update={"rollout": setup.config.rollout, "optimizer": setup.config.optimizer})
-    if len(setup.task.train) < config.rollout.problems:
-        raise SettingsError(
-            f"rollout.problems={config.rollout.problems} exceeds the {len(setup.task.train)} training problems; lower it"
-        )
+    count, wanted = len(setup.task.train), config.rollout.problems
+    if count < wanted:
+        if not count or wanted != RolloutConfig.model_fields["problems"].default:
+            raise SettingsError(f"rollout.problems={wanted} exceeds the {count} training problems; lower it")
+        # Nobody asked for the default, which a small file of one's own need not fill.
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"problems": count})})
+        note = f"there are {count} training problems, so every step takes all of them instead of {wanted} (rollout.problems)"
+        setup = replace(setup, notes=(*setup.notes, note))
     workers = worker_count(config.rewards)
     budget = config.rollout.budget
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from slimrl import doctor
 from slimrl.config import TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.prepare import prepare_training
 from slimrl.settings import build
 from slimrl.switches import Seen, combine, confounded_switches, inert_switches, note_update
 from tests.tiny import tiny_policy
@@ -137,3 +141,20 @@ def test_bounds_that_no_ratio_reached_are_named_after_some_steps() -> None:
     assert inert_switches(several, replace(BUSY, bounded=0, steps=2)) == []
     without = build(TrainConfig, {"optimizer": {"minibatches": 2}, "algorithm": {"surrogate": "sapo"}})
     assert inert_switches(without, replace(BUSY, bounded=0)) == []
+
+
+def test_a_small_file_need_not_fill_the_default_batch(tiny_folder: Path, tmp_path: Path) -> None:
+    """A file of 20 rows holds 18 to train on; the default of 32 a step gives way, a number that was asked for does not."""
+    file = tmp_path / "mine.jsonl"
+    rows = [{"question": f"What is {i} plus {i + 1}?", "answer": str(2 * i + 1)} for i in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    settings: dict[str, object] = {
+        "task": {"name": "jsonl", "path": str(file)},
+        "model": {"path": str(tiny_folder), "device": "cpu", "dtype": "bfloat16"},
+    }
+    setup = prepare_training(build(TrainConfig, settings))
+    with setup.scorer:
+        assert setup.config.rollout.problems == len(setup.task.train) < 20
+        assert sum("instead of 32 (rollout.problems)" in note for note in setup.notes) == 1
+    with pytest.raises(SettingsError, match=r"rollout\.problems=19 exceeds"):
+        prepare_training(build(TrainConfig, {**settings, "rollout": {"problems": 19}}))
