@@ -106,7 +106,7 @@ def train(
             found.interrupted.lock.release()
     setup = prepare_training(config)
     with setup.scorer:
-        display.opening(examine(setup), setup.notes)
+        display.opening(examine(setup), setup.notes, config)
         memory, known = setup.memory.table(), identity(setup)
         stop.defer()
         run = RunDirectory.create(
@@ -124,7 +124,7 @@ def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *
         known = identity(setup)
         changes = compare_identity(interrupted, setup, known, force=force)
         for note in (*setup.notes, *interrupted.notes, *changes):
-            display.say(f"note: {note}")
+            display.note(note)
         evaluations = known_evaluations(interrupted)
         known |= versions(setup.policy)
         stop.defer()
@@ -183,7 +183,7 @@ def train_and_measure(
     summary = summarize(setup, run, learner, state)
     run.finish(summary)
     keeper.finish(state.step)
-    display.closing(run.path, run.evaluations[0], run.evaluations[-1], summary)
+    display.closing(run.path, run.evaluations[0], run.evaluations[-1], summary, config)
     return summary
 
 

@@ -23,6 +23,7 @@ from slimrl.model.logprobs import Head
 from slimrl.model.packing import Packed
 from slimrl.model.remote_code import check_code
 from slimrl.model.tables import use_summed_embeddings
+from slimrl.places import PICKLES, is_hub_name
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
@@ -31,7 +32,6 @@ LARGE = 2**28
 """Bytes of weights from which on memory that is returned costs no time worth mentioning."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 """Largest difference that two ways of computing the same logits may show, as a share of the largest logit."""
-UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,10 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
                 "not loaded; convert it to safetensors where you trust it"
             ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DataError(f"model.path={config.path}: transformers cannot load it ({first.strip()[:300]})") from error
+        where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "
+        raise DataError(
+            f"model.path={config.path}: {where}transformers cannot load it ({first.strip()[:300]})"
+        ) from error
     if missing:
         raise DataError(
             f"model.path={config.path}: {len(missing)} weights are not in the files ({sorted(missing)[0]}) and would be "
@@ -197,18 +200,23 @@ def resolve(path: str) -> str:
         raise SettingsError(
             "model.path is empty; give a folder, a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
         )
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
         folder = folder / "final"
     if not folder.is_dir():
-        local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.suffix in UNSAFE_WEIGHTS
-        if local:
+        if not is_hub_name(path):
             raise SettingsError(
-                f"model.path={path}: no such folder; give a folder with config.json and *.safetensors, a Hub name "
-                "like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
+                f"model.path={path}: no such run and no such folder; give a run, a folder with config.json and *.safetensors, "
+                "a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
             )
         return path
     if not (folder / "config.json").is_file():
+        checkpoints = sorted(folder.glob("checkpoints/step-*"))
+        if (folder / "run.json").is_file():
+            instead = f"give its newest checkpoint {checkpoints[-1]}" if checkpoints else "choose another one"
+            raise SettingsError(
+                f"model.path={path}: this run has no model in final/; {instead}, or finish the run with --resume"
+            )
         raise SettingsError(f"model.path={path}: no config.json in that folder; is it a saved model?")
     return str(folder)
 
@@ -216,7 +224,7 @@ def resolve(path: str) -> str:
 def _pickled(config: ModelConfig, path: str) -> str:
     """The name of the pickled weights of a local folder, which must be there, and be all there is, where they are wanted."""
     names = sorted(file.name for file in Path(path).iterdir()) if Path(path).is_dir() else []
-    pickled = next((name for name in names if name.endswith(UNSAFE_WEIGHTS)), "")
+    pickled = next((name for name in names if name.endswith(PICKLES)), "")
     safe = any(name.endswith(".safetensors") for name in names)
     if config.pickled_weights and (config.init == "random" or safe):
         instead = (

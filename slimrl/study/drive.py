@@ -284,7 +284,7 @@ def check_unchanged(run: Planned) -> None:
     if run.status not in DONE:
         return
     recorded = build(TrainConfig, read_yaml(str(run.folder / "config.yaml")), str(run.folder))
-    theirs, ours = settings_of(recorded), settings_of(run.arm.config)
+    theirs, ours = settings_of(recorded, absolute=True), settings_of(run.arm.config, absolute=True)
     ours["seed"] = run.arm.seed(run.index)
     free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
     changed = [key for key in ours if key not in free and ours[key] != theirs[key]]
