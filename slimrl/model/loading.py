@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
-from slimrl.machine import give_back_large_blocks
+from slimrl.machine import bound_kernel_caches, give_back_large_blocks
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows
 from slimrl.model.linear import speed_up_linear
 from slimrl.model.logprobs import Head
@@ -83,6 +83,8 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     pickled = _pickled(config, path)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
+    if device.type == "cpu" and dtype != torch.float32:
+        bound_kernel_caches()
     code = {"trust_remote_code": config.trust_remote_code}
     hub: dict[str, Any] = dict(code)
     if not Path(path).is_dir():
