@@ -156,7 +156,7 @@ class Display:
                 "cyan",
             )
             if s["truncated"] > 0.5:
-                self.say("warning: most completions were cut off; raise rollout.max_new_tokens", "yellow")
+                self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
     def step(
         self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task

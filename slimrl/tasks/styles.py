@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
+"""What stands in an answer of each style, and so in an instruction that asks for it."""
 MAX_ANSWER = 300
 """Characters; what is longer is not an answer but text."""
 
