@@ -77,7 +77,7 @@ STYLE = {
     "axes.unicode_minus": False,
 }
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-BELOW, ABOVE = -0.38, 0.2
+BELOW, ABOVE = -0.38, 0.15
 """Of a row of the effects, where its marks are; its name stands above."""
 GRID_POINTS = 40
 FEWEST_FOR_BAND = 3

@@ -153,7 +153,7 @@ def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effe
     for comparison in expanded.comparisons:
         seeds = [i for i in range(expanded.study.seeds) if all(runs[arm][i].counts for arm in comparison.weights)]
         pairs = [math.fsum(w * value(runs[arm][i], primary) for arm, w in comparison.weights.items()) for i in seeds]
-        most = math.fsum(weight for weight in comparison.weights.values() if weight > 0)
+        most = statistics.attainable(comparison.weights)
         found.append((comparison, seeds, pairs, statistics.within(statistics.interval(pairs), -most, most)))
     tested = [difference.p for comparison, _, _, difference in found if comparison.kind in ("switch", "interaction")]
     adjusted = iter(statistics.holm(tested))

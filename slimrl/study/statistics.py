@@ -8,7 +8,7 @@ one-sample problem: Student's t over the seeds' differences. Several comparisons
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,6 +67,11 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
     p = 2.0 * float(stdtr(n - 1, -abs(mean) / error))
     return Interval(n, mean, sd, mean - half, mean + half, p)
+
+
+def attainable(weights: Mapping[str, float]) -> float:
+    """The largest weighted sum of shares that can be: 1 for a difference, 2 for how two switches act on each other."""
+    return math.fsum(weight for weight in weights.values() if weight > 0)
 
 
 def within(found: Interval, low: float, high: float) -> Interval:
