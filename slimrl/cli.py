@@ -220,7 +220,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     """
     config = _config_of(model_or_run, settings, None)
     if question == "-":
-        question = click.get_text_stream("stdin", errors="surrogateescape").read().removesuffix("\n")
+        question = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
     if any("\ud800" <= c <= "\udfff" for c in question):
         raise SettingsError("the question is not UTF-8 text")
     if not question.strip():
