@@ -6,18 +6,20 @@ Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverge
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
-from slimrl.stopping import Stop, Stopped
+from slimrl.stopping import INTERRUPTED, Stop, Stopped
 
 if TYPE_CHECKING:
     from slimrl.config import RootConfig
@@ -39,6 +41,11 @@ def main() -> None:
         cli.main(prog_name="slimrl", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        with contextlib.suppress(click.exceptions.Exit):
+            _out(error.ctx.get_help() if error.ctx else str(error))
+    except click.NoSuchOption as error:
+        _end(_no_such_option(error), SettingsError.exit_code)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "slimrl"
         _end(f"{error.format_message().rstrip('.')} ({command} --help shows how)", SettingsError.exit_code)
@@ -54,6 +61,33 @@ def main() -> None:
         _end("interrupted", 130)
 
 
+def _no_such_option(error: click.NoSuchOption) -> str:
+    """An unknown option is often a setting that is spelled as other tools spell theirs."""
+    from slimrl.mistakes import close_names, known_keys, nearest
+
+    command = error.ctx.command_path if error.ctx else "slimrl"
+    name = error.option_name.lstrip("-").replace("-", "_")
+    options = [o for param in error.ctx.command.params for o in param.opts] if error.ctx else []
+    hint = nearest(error.option_name, [option for option in options if option.startswith("--")])
+    if not hint:
+        from slimrl.config import SftRunConfig, TrainConfig
+
+        settings = {*known_keys(TrainConfig), *known_keys(SftRunConfig)}
+        hint = f"; did you mean {name}?" if name in settings else close_names(name)
+        hint = f"{hint.removesuffix('?')}? Settings are written KEY=value" if hint.endswith("?") else hint
+    return f"No such option: {error.option_name} ({command} --help shows how){hint}"
+
+
+def _out(text: str, *, newline: bool = True) -> None:
+    """Data for stdout; a reader that goes away, as `head` does, has all that it wants, and the command ends well."""
+    try:
+        click.echo(text, nl=newline)
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
+
+
 def _end(sentence: str, code: int) -> None:
     from slimrl.display import visible
 
@@ -61,24 +95,34 @@ def _end(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="slimrl")
 def cli() -> None:
     """Reinforcement learning with verifiable rewards for small language models.
 
-    Settings are YAML files merged left to right, then section.key=value; `slimrl settings` lists them.
+    Settings are YAML files merged left to right, then section.key=value; `slimrl settings` lists them. Paths in a file are
+    relative to that file, those of section.key=value to the working directory.
     `slimrl train` without arguments trains the built-in model on the built-in task, on this CPU.
     """
 
 
-@cli.command()
+@cli.command(short_help="Train a model; without arguments the built-in one.")
 @SETTINGS
 @RESUME
 @FORCE
 @JSON
 @QUIET
 def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
-    """Train a model; without arguments the built-in one."""
+    """Train a model; without arguments the built-in one.
+
+    \b
+    Examples:
+      slimrl train
+      slimrl train recipes/gsm8k.yaml recipes/qwen2.5-0.5b.yaml recipes/dapo.yaml
+      slimrl train task.name=jsonl task.path=mine.jsonl model.path=./my-model
+      slimrl train steps=100 algorithm.kl_coef=0 name=mine seed=1
+      slimrl train --resume runs/mine
+    """
     stop = Stop()
     with stop.on_signals():
         from slimrl.config import TrainConfig
@@ -88,19 +132,25 @@ def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, qui
         from slimrl.train import train as run
 
         display = _display(quiet, config.log.samples_every, config.log.samples)
+        _say_hub(display, config)
         summary = _closing_display(display, lambda: run(config, display, stop=stop, resume=resume, force=force))
     if as_json:
         _print_json(summary)
 
 
-@cli.command()
+@cli.command(short_help="Warm start: imitate a task's worked solutions.")
 @SETTINGS
 @RESUME
 @FORCE
 @JSON
 @QUIET
 def sft(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
-    """Warm start: imitate a task's worked solutions, loss on the solution only."""
+    """Warm start: imitate a task's worked solutions, loss on the solution only.
+
+    \b
+    Example:
+      slimrl sft task.name=jsonl task.path=mine.jsonl model.path=./my-model name=warm
+    """
     stop = Stop()
     with stop.on_signals():
         from slimrl.config import SftRunConfig
@@ -110,12 +160,13 @@ def sft(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet
         from slimrl.sft import sft as run
 
         display = _display(quiet)
+        _say_hub(display, config)
         summary = _closing_display(display, lambda: run(config, display, stop=stop, resume=resume, force=force))
     if as_json:
         _print_json(summary)
 
 
-@cli.command(name="eval")
+@cli.command(name="eval", short_help="Held-out accuracy of a model or a run.")
 @click.argument("model_or_run")
 @SETTINGS
 @click.option("--task", "task", help="Task to evaluate on; a run's own by default.")
@@ -125,38 +176,60 @@ def sft(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet
 def evaluate(
     model_or_run: str, settings: Sequence[str], task: str | None, out: str | None, as_json: bool, quiet: bool
 ) -> None:
-    """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, with intervals."""
+    """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, with intervals.
+
+    \b
+    Examples:
+      slimrl eval runs/mine
+      slimrl eval ./my-model --task gsm8k evaluation.problems=200 --out answers.jsonl
+    """
     config = _config_of(model_or_run, settings, task)
     target = _writable(out) if out else None
     _quieten_libraries()
     from slimrl.evaluate import evaluate as measure
     from slimrl.prepare import prepare
+    from slimrl.runs.directory import steps_taken
     from slimrl.runs.files import write_jsonl
 
-    setup = prepare(config)
     display = _display(quiet)
+    _say_hub(display, config)
+    setup = prepare(config)
     for note in setup.notes:
-        display.say(f"note: {note}")
-    evaluation = measure(setup, step=0)
-    display.evaluation(evaluation)
+        display.note(note)
+    steps = steps_taken(Path(model_or_run))
+    evaluation = measure(setup, step=steps or 0)
+    display.evaluation(evaluation, "" if steps is None else f" after step {steps}")
     if target:
         write_jsonl(target, evaluation.table())
     if as_json:
-        _print_json({"model": model_or_run, **evaluation.summaries()})
+        _print_json({"model": model_or_run, "step": steps, **evaluation.summaries()})
 
 
-@cli.command()
+@cli.command(short_help="Ask one question; completions go to stdout.")
 @click.argument("model_or_run")
 @click.argument("question")
 @SETTINGS
 @click.option("-n", "count", default=1, show_default=True, type=click.IntRange(1), help="Completions to sample.")
 @click.option("--greedy", is_flag=True, help="Decode greedily, once.")
-def sample(model_or_run: str, question: str, settings: Sequence[str], count: int, greedy: bool) -> None:
-    """Ask one question; completions go to stdout."""
+@JSON
+def sample(model_or_run: str, question: str, settings: Sequence[str], count: int, greedy: bool, as_json: bool) -> None:
+    """Ask one question (`-`: from stdin); completions go to stdout, what separates several of them to stderr.
+
+    \b
+    Example:
+      slimrl sample runs/mine "Tom has 3 apples. Then Tom buys 4 more. How many apples does Tom have now?" -n 4
+    """
     config = _config_of(model_or_run, settings, None)
-    if not question.isprintable() and any("\ud800" <= c <= "\udfff" for c in question):
+    if question == "-":
+        question = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
+    if any("\ud800" <= c <= "\udfff" for c in question):
         raise SettingsError("the question is not UTF-8 text")
+    if not question.strip():
+        raise SettingsError("the question is empty; write it in quotes, or give - to read it from stdin")
+    if greedy and count > 1:
+        raise SettingsError("-n has no effect with --greedy, which gives one completion; remove one of them")
     _quieten_libraries()
+    _say_hub(_display(quiet=False), config)
     from slimrl.defaults import choose
     from slimrl.display import visible
     from slimrl.prepare import prepare_model
@@ -182,29 +255,49 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     (group,) = RolloutEngine(policy, slots=slots, compiled=config.rollout.compile).generate(
         [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
     )
-    for completion in group:
-        text = policy.decode(completion.token_ids)
-        click.echo(visible(text) if sys.stdout.isatty() else text)
-        if completion.finish == "length":
-            click.echo(f"(cut off after {len(completion.token_ids)} tokens)", err=True)
+    texts = [policy.decode(completion.token_ids) for completion in group]
+    if as_json:
+        rows = [
+            {"text": text, "finish": completion.finish, "tokens": len(completion.token_ids)}
+            for text, completion in zip(texts, group, strict=True)
+        ]
+        _print_json({"model": model_or_run, "question": question, "completions": rows})
+        return
+    for number, (text, completion) in enumerate(zip(texts, group, strict=True), 1):
+        cut = f"cut off after {len(completion.token_ids)} tokens" if completion.finish == "length" else ""
+        if len(group) > 1:
+            click.echo(f"--- {number} of {len(group)}{f' ({cut})' if cut else ''}", err=True)
+        _out(visible(text) if sys.stdout.isatty() else text)
+        if cut and len(group) == 1:
+            click.echo(f"({cut})", err=True)
 
 
-@cli.command()
+@cli.command(short_help="Score stored outputs with the checker of training.")
 @click.argument("file")
 @SETTINGS
 @click.option("--task", "task", required=True, help="Task whose answer form and checker apply.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write a verdict per row (JSONL).")
 @JSON
 def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_json: bool) -> None:
-    """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses."""
+    """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses.
+
+    \b
+    Example:
+      slimrl grade outputs.jsonl --task gsm8k task.style=boxed --out verdicts.jsonl
+    """
     from slimrl.config import RootConfig
     from slimrl.tasks.grade import grade_file
 
+    if "=" in file and not Path(file).exists():
+        raise SettingsError(f"FILE comes first: slimrl grade FILE --task {task} {file}; settings stand behind it")
     for setting in settings:
         acts = setting.startswith("task.") and not setting.startswith("task.on_bad_row")  # every row counts
         if "=" in setting and not acts and not Path(setting).is_file():
             raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
     data = ["task.path=unread"] if task == "jsonl" else []
+    extra = next((s for s in settings if "=" not in s and Path(s).suffix not in (".yaml", ".yml")), "")
+    if extra:
+        raise SettingsError(f"{extra} stands where a settings file may; slimrl grade takes one FILE, which comes first")
     config = _load(RootConfig, [*settings, f"task.name={task}", *data])
     if out and Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
         raise SettingsError(f"--out {out} is the file to grade; name another")
@@ -214,11 +307,16 @@ def grade(file: str, settings: Sequence[str], task: str, out: str | None, as_jso
         _print_json(summary)
 
 
-@cli.command()
+@cli.command(short_help="Check settings, model, data and rewards first.")
 @SETTINGS
 @JSON
 def doctor(settings: Sequence[str], as_json: bool) -> None:
-    """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions."""
+    """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions.
+
+    \b
+    Example:
+      slimrl doctor recipes/gsm8k.yaml recipes/qwen2.5-0.5b.yaml
+    """
     from slimrl.config import TrainConfig
 
     config = _load(TrainConfig, settings)
@@ -226,37 +324,51 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     from slimrl.doctor import examine
     from slimrl.prepare import prepare_training
 
+    display = _display(quiet=False)
+    _say_hub(display, config)
     setup = prepare_training(config)
     with setup.scorer:
         examination = examine(setup)
-    display = _display(quiet=False)
-    display.opening(examination, setup.notes)
+    display.opening(examination, setup.notes, config)
     display.probes(examination)
     if as_json:
         _print_json(dataclasses.asdict(examination) | {"notes": setup.notes, "memory": setup.memory.table()})
 
 
-@cli.command()
-@click.argument("section", required=False)
+@cli.command(short_help="List settings with their defaults and meanings.")
+@click.argument("wanted", metavar="[SECTION | WORD]", required=False)
 @JSON
-def settings(section: str | None, as_json: bool) -> None:
-    """List every setting with its default and meaning."""
+def settings(wanted: str | None, as_json: bool) -> None:
+    """List every setting with its default and meaning, those of a section, or those that a word is found in.
+
+    \b
+    Examples:
+      slimrl settings algorithm
+      slimrl settings kl
+    """
     from slimrl.settings import describe_settings
 
-    rows = describe_settings(section)
+    rows = describe_settings(wanted)
     if as_json:
         _print_json(rows)
         return
     for row in rows:
-        click.echo(f"{row['key']} = {json.dumps(row['default'])}  ({row['type']})\n    {row['meaning']}")
+        _out(f"{row['key']} = {json.dumps(row['default'])}  ({row['type']})\n    {row['meaning']}")
 
 
-@cli.command()
+@cli.command(short_help="Copy a run's trained model to a folder.")
 @click.argument("run", type=click.Path())
 @click.argument("folder", type=click.Path())
 def export(run: str, folder: str) -> None:
-    """Copy a run's trained model to FOLDER, as transformers loads it."""
+    """Copy a run's trained model to FOLDER, as transformers loads it.
+
+    \b
+    Example:
+      slimrl export runs/mine my-model
+    """
     import shutil
+
+    from slimrl.runs.durable import readable
 
     source, target = Path(run) / "final", Path(folder)
     if not (source / "config.json").is_file():
@@ -265,9 +377,11 @@ def export(run: str, folder: str) -> None:
         raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
     try:
         shutil.copytree(source, target, dirs_exist_ok=True)
+        for file in target.iterdir():
+            readable(file)
     except OSError as error:
         raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None
-    click.echo(str(target))
+    _out(str(target))
 
 
 STUDY = click.argument("files", nargs=-1, required=True, metavar="STUDY [FILES...] [section.key=value ...]")
@@ -277,15 +391,19 @@ STUDY_OUTPUT = click.option("--output", default="runs", show_default=True, help=
 STUDY_SLOTS = click.option("--slots", type=click.IntRange(1), help="Runs at once; by default what the machine bears.")
 
 
-@cli.group()
+@cli.group(no_args_is_help=True, short_help="Compare settings over training seeds.")
 def study() -> None:
     """Arms times training seeds: from a question about switches to an answer with an interval.
 
     STUDY is a YAML file (studies/); further files are merged over it, section.key=value changes settings of all arms.
+
+    \b
+    Example:
+      slimrl study run studies/quick.yaml
     """
 
 
-@study.command(name="plan")
+@study.command(name="plan", short_help="What a study takes here, and what it can see.")
 @STUDY
 @STUDY_NAME
 @STUDY_SEEDS
@@ -319,7 +437,7 @@ def study_plan(
         _print_json(plan)
 
 
-@study.command(name="run")
+@study.command(name="run", short_help="Do what is left of a study, then report.")
 @STUDY
 @STUDY_NAME
 @STUDY_SEEDS
@@ -330,14 +448,20 @@ def study_plan(
 def study_run(
     files: Sequence[str], name: str, seeds: int | None, output: str, slots: int | None, as_json: bool, quiet: bool
 ) -> None:
-    """Do what is left of a study, then report; the same command goes on after any interruption."""
+    """Do what is left of a study, then report; the same command goes on after any interruption.
+
+    \b
+    Example:
+      slimrl study run studies/quick.yaml --seeds 3 --name first-look
+    """
     expanded, folder = _study(files, name, seeds, output)
     from slimrl.study.drive import run_study
     from slimrl.study.fleet import FleetDisplay
 
     display = FleetDisplay(expanded, folder, quiet=quiet)
     try:
-        failed = _closing_display(display, lambda: run_study(expanded, folder, slots=slots or 0, display=display))
+        with _saying_how_to_go_on():
+            failed = _closing_display(display, lambda: run_study(expanded, folder, slots=slots or 0, display=display))
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -348,7 +472,7 @@ def study_run(
         raise DataError(f"{len(failed)} runs failed ({names}); mend the cause and run the same command again")
 
 
-@study.command(name="report")
+@study.command(name="report", short_help="Write the report from the runs that are there.")
 @STUDY
 @STUDY_NAME
 @STUDY_SEEDS
@@ -361,6 +485,19 @@ def study_report(files: Sequence[str], name: str, seeds: int | None, output: str
     if not folder.is_dir():
         raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
     _report(expanded, folder, as_json, quiet)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    """Ctrl-C or SIGTERM end a study with the command that goes on with it."""
+    again = f"; the same command goes on: slimrl {shlex.join(sys.argv[1:])}"
+    try:
+        with Stop().on_signals():
+            yield
+    except Stopped as reason:
+        raise Stopped(reason.cause, reason.exit_code, again) from None
+    except KeyboardInterrupt:
+        raise Stopped("Ctrl-C", INTERRUPTED, again) from None
 
 
 def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:
@@ -397,7 +534,7 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
         display.say(f"{effect.name}: {points(effect.difference.mean)} [{low}, {high}], {verdict_words(effect)}")
     display.say(f"report: {path}, report.md, results.csv, results.json")
     if as_json:
-        click.echo((folder / "results.json").read_text(encoding="utf-8"), nl=False)
+        _out((folder / "results.json").read_text(encoding="utf-8"), newline=False)
 
 
 def _no_room(error: OSError, folder: Path, then: str) -> DiskError:
@@ -473,6 +610,15 @@ def _display(quiet: bool, samples_every: int = 0, samples: int = 0) -> Display:
     return Display(quiet=quiet, samples_every=samples_every, samples=samples)
 
 
+def _say_hub(display: Display, config: RootConfig) -> None:
+    """Before the network is asked: a misspelt folder can look like a name on the Hub."""
+    from slimrl.places import is_hub_name
+
+    path = config.model.path
+    if is_hub_name(path) and not Path(path).is_dir():
+        display.say(f"model.path={path} is no folder here, so it is taken from the Hugging Face Hub")
+
+
 def _closing_display(display: Display | FleetDisplay, work: Any) -> Any:
     """Run `work`; the progress bar leaves the screen however it ends."""
     try:
@@ -507,4 +653,4 @@ def _writable(path: str) -> Path:
 def _print_json(data: Any) -> None:
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
     # ASCII, since standard output may be a terminal and completions hold anything
-    click.echo(json.dumps(plain))
+    _out(json.dumps(plain))

@@ -194,7 +194,8 @@ class RewardsConfig(Section):
     overlong_buffer: Count | Literal["auto"] = "auto"
     """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
     custom: dict[str, CustomReward] = {}
-    """Your own functions by `file.py:function`."""
+    """Your own functions by `file.py:function`, each with its bounds `low` and `high`, and with `weight` (1) and `completions`
+    (`text`) where these differ."""
     workers: CountOrZero | Literal["auto"] = "auto"
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
@@ -527,6 +528,10 @@ class RootConfig(Section):
 
     @model_validator(mode="after")
     def _time_is_one(self) -> Self:
+        if self.max_time.isdigit():
+            raise ValueError(
+                f"max_time={self.max_time} has no unit; write {self.max_time}s, {self.max_time}m or {self.max_time}h"
+            )
         try:
             seconds_of(self.max_time)
         except ValueError as error:

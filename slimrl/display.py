@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from slimrl.switches import set_by_hand
+
 if TYPE_CHECKING:
     from slimrl.algorithm.groups import Collected
+    from slimrl.config import TrainConfig
     from slimrl.doctor import Examination
     from slimrl.evaluate import Evaluation
     from slimrl.tasks import Task
@@ -25,15 +29,49 @@ if TYPE_CHECKING:
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
+WIDTH = 80
+"""Characters of the narrowest terminal in which a step is one line."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the step table."""
+
+    title: str
+    key: str
+    """Of the step's metrics."""
+    width: int
+    digits: int
+    """Behind the point, where the number leaves room for them."""
+    percent: bool = False
+
+
 COLUMNS = (
-    ("reward", "reward", "{:.3f}"),
-    ("right", "accuracy", "{:.1%}"),
-    ("tokens", "completions/mean_length", "{:.1f}"),
-    ("cut off", "completions/clipped_ratio", "{:.1%}"),
-    ("entropy", "entropy", "{:.3f}"),
-    ("KL", "kl", "{:.4f}"),
-    ("grad", "grad_norm", "{:.3f}"),
+    Column("reward", "reward", 6, 3),
+    Column("right", "accuracy", 6, 1, percent=True),
+    Column("tokens", "completions/mean_length", 6, 1),
+    Column("cut off", "completions/clipped_ratio", 7, 1, percent=True),
+    Column("entropy", "entropy", 7, 3),
+    Column("KL", "kl", 6, 4),
+    Column("grad", "grad_norm", 6, 3),
 )
+STEP, SPEED, LEFT = 11, 8, 6
+"""Widths of the columns around these."""
+
+
+def fitted(value: float, digits: int, width: int) -> str:
+    """A number in at most `width` (5 or more) characters, with fewer digits where it is large."""
+    shown = next((text for d in range(digits, -1, -1) if len(text := f"{value:,.{d}f}") <= width), "")
+    return shown or next(text for d in (2, 1, 0) if len(text := f"{value:.{d}e}") <= width or d == 0)
+
+
+def duration(seconds: float) -> str:
+    """A time in at most six characters: 45s, 12m30s, 3h05m, 4d06h."""
+    whole = round(seconds)
+    for unit, part, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size * (24 if unit == 'd' else 60) // size:02d}{part}"
+    return f"{whole}s"
 
 
 def visible(text: str) -> str:
@@ -54,6 +92,8 @@ class Display:
         self.console.soft_wrap = not self.console.is_terminal
         self.samples_every, self.samples = samples_every, samples
         self.titled = False
+        self._said: set[str] = set()
+        """Notes and warnings, each of which is said once."""
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
         )
@@ -63,8 +103,17 @@ class Display:
         """A line of our own words; nothing in it is read as markup."""
         self.console.print(Text(visible(text), style=style), soft_wrap=not self.console.is_terminal)
 
-    def opening(self, examination: Examination, notes: Sequence[str]) -> None:
-        """The preflight: what the model sees, how it stops, what a probe of completions shows."""
+    def note(self, text: str, head: str = "note", style: str = "") -> None:
+        """What a user should know of the run, said once however often it is found."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(f"{head}: {text}", style)
+
+    def opening(self, examination: Examination, notes: Sequence[str], config: TrainConfig | None = None) -> None:
+        """The preflight: what the model sees, how it stops, what a probe of completions shows.
+
+        Of inert switches those that `config` leaves at their defaults are not named; `slimrl doctor --json` has them all.
+        """
         e = examination
         self.say("first prompt", "bold")
         self.say(e.first_prompt, "dim")
@@ -76,13 +125,13 @@ class Display:
         failed = f", {e.gold_failed} cannot earn the maximum" if e.gold_failed else ", all earn it"
         self.say(f"gold answers: {e.gold_checked} checked against the maximum reward {e.reward_maximum:g}{failed}")
         for note in notes:
-            self.say(f"note: {note}")
+            self.note(note)
         for warning in e.warnings:
-            self.say(f"warning: {warning}", "yellow")
-        for sentence in e.inert:
-            self.say(f"inert: {sentence}", "yellow")
+            self.note(warning, "warning", "yellow")
+        for sentence in e.inert if config is None else set_by_hand(e.inert, config):
+            self.note(sentence, "inert", "yellow")
         for sentence in e.confounded:
-            self.say(f"mixed up: {sentence}", "yellow")
+            self.note(sentence, "mixed up", "yellow")
 
     def probes(self, examination: Examination) -> None:
         """The sampled completions of an examination."""
@@ -95,18 +144,19 @@ class Display:
                 float(sample["reward"]),
             )
 
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """One line per split."""
+    def evaluation(self, evaluation: Evaluation, when: str | None = None) -> None:
+        """One line per split; `when` says after what, by default after the evaluation's step."""
+        when = f" after step {evaluation.step}" if when is None else when
         for name, s in evaluation.summaries().items():
             greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
             self.say(
-                f"held out ({name}, {s['n']:.0f} problems) after step {evaluation.step}: {s['accuracy']:.1%} "
+                f"held out ({name}, {s['n']:.0f} problems){when}: {s['accuracy']:.1%} "
                 f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
                 f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
                 "cyan",
             )
             if s["truncated"] > 0.5:
-                self.say("warning: most completions were cut off; raise rollout.max_new_tokens", "yellow")
+                self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
     def step(
         self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task
@@ -116,14 +166,12 @@ class Display:
             self.progress.start()
         if not self.titled:
             self.titled = True
-            self.say(f"{'step':>9} " + " ".join(f"{title:>8}" for title, _, _ in COLUMNS) + "  tokens/s   left", "bold")
-        cells = [form.format(metrics[key]) if key in metrics else "-" for _, key, form in COLUMNS]
+            self.say(_row("step", [c.title for c in COLUMNS], "tokens/s", "left"), "bold")
+        cells = [_cell(column, metrics[column.key]) if column.key in metrics else "-" for column in COLUMNS]
         speed = metrics["num_tokens"] / seconds
         left = seconds / (step + 1) * (steps - step - 1)
-        self.say(
-            f"{step + 1:>4}/{steps:<4} " + " ".join(f"{cell:>8}" for cell in cells) + f"  {speed:>8,.0f} {left:>5.0f}s"
-        )
-        self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{left:.0f} s left")
+        self.say(_row(f"{step + 1}/{steps}", cells, fitted(speed, 0, SPEED), duration(left)))
+        self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{duration(left)} left")
         if not collected.groups:
             self.say("no update: no group with a signal within the budget of dynamic sampling", "yellow")
         elif metrics["update/skipped"] == 1.0:
@@ -148,16 +196,26 @@ class Display:
     def loss(self, update: int, updates: int, loss: float, seconds: float) -> None:
         """Progress of `slimrl sft`."""
         left = seconds / update * (updates - update)
-        self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {left:.0f} s left")
+        self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {duration(left)} left")
 
-    def closing(self, path: Path, before: Evaluation, after: Evaluation, summary: TrainSummary) -> None:
-        """The before/after table, what the run took, and where everything lies."""
+    def closing(
+        self,
+        path: Path,
+        before: Evaluation,
+        after: Evaluation,
+        summary: TrainSummary,
+        config: TrainConfig | None = None,
+    ) -> None:
+        """The before/after table, what the run took, inert switches, and where everything lies.
+
+        Of the switches those that `config` leaves at their defaults are not named; run.json has them all.
+        """
         from slimrl.evaluate import compare
         from slimrl.stopwatch import PARTS
 
         self.stop()
         self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         for title in ("", "before", "after", "paired change"):
             table.add_column(title, no_wrap=True)
         first, last = before.summaries(), after.summaries()
@@ -179,10 +237,10 @@ class Display:
             f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
             f"({summary.memory['error']:+.0%})"
         )
-        for sentence in summary.inert:
-            self.say(f"inert in this run: {sentence}", "yellow")
+        for sentence in summary.inert if config is None else set_by_hand(summary.inert, config):
+            self.note(sentence, "inert in this run", "yellow")
         for sentence in summary.confounded:
-            self.say(f"mixed up in this run: {sentence}", "yellow")
+            self.note(sentence, "mixed up in this run", "yellow")
         found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
         self.say(f"everything lies in {path}: {found}, metrics.jsonl, curves.png")
 
@@ -195,6 +253,18 @@ class Display:
         for title, body in (("question", question), ("completion", text)):
             self.say(f"{title}:\n" + textwrap.indent(body, "    ", lambda _: True), "dim")
         self.say(f"extracted {extracted!r}, gold {gold!r}, reward {reward:.2f}", "dim")
+
+
+def _row(step: str, cells: Sequence[str], speed: str, left: str) -> str:
+    """A line of the step table, no longer than WIDTH for up to 99,999 steps."""
+    middle = " ".join(f"{cell:>{column.width}}" for cell, column in zip(cells, COLUMNS, strict=True))
+    return f"{step:>{STEP}} {middle} {speed:>{SPEED}} {left:>{LEFT}}"
+
+
+def _cell(column: Column, value: float) -> str:
+    if column.percent:
+        return f"{value:.{column.digits}%}"
+    return fitted(value, column.digits, column.width)
 
 
 def _cells(before: dict[str, float], after: dict[str, float], prefix: str) -> tuple[str, str]:

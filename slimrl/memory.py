@@ -112,17 +112,15 @@ class MemoryPlan:
         return self.peak <= self.free
 
     def sentence(self) -> str:
-        """What a person should know of it."""
-        parts = ", ".join(f"{name} {_gib(size)}" for name in PARTS if (size := getattr(self, name)) >= GIB // 100)
-        text = f"memory: at most about {_gib(self.peak)} of {_gib(self.free)} GiB ({parts}); {self.slots} slots"
-        if self.microbatch_tokens:
-            text += f", micro-batches of up to {self.microbatch_tokens:,} tokens"
+        """What a person should know of it; run.json has the plan in full."""
+        text = f"memory: at most about {_gib(self.peak)} of {_gib(self.free)} GiB"
         if self.activation_checkpointing:
             text += ", activations recomputed"
         if self.fits:
             return text
+        size, part = max((getattr(self, name), name) for name in PARTS)
         return (
-            f"{text}. This may not fit: lower rollout.slots or optimizer.microbatch_tokens, or set "
+            f"{text}, of which {part} {_gib(size)}. This may not fit: lower rollout.slots or optimizer.microbatch_tokens, or set "
             "optimizer.activation_checkpointing=on or model.dtype=bfloat16"
         )
 

@@ -28,7 +28,7 @@ from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.rows import bad_rows
-from slimrl.tasks.styles import STYLES
+from slimrl.tasks.styles import MARKERS, STYLES
 from slimrl.threads import settle_threads
 
 LOOKED_AT = 256
@@ -157,7 +157,14 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     def fits(problem: Problem) -> bool:
         return len(prompter.ids(task.messages(problem))) <= room
 
-    notes = [threads, chosen.sentence, *policy.notes, *_template_notes(policy, prompter, config), _rejected_note(task)]
+    notes = [
+        threads,
+        chosen.sentence,
+        *policy.notes,
+        *_template_notes(policy, prompter, config),
+        _form_note(config),
+        _rejected_note(task),
+    ]
     train, note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
@@ -355,6 +362,17 @@ def _rejected_note(task: Task) -> str:
     n = len(task.rejected)
     rows = f"{n:,} of {n + len(task.train) + len(task.test):,} rows {'is' if n == 1 else 'are'} left out"
     return f"{rows} (a run keeps {'it' if n == 1 else 'them'} in rejected.jsonl): {bad_rows(task.rejected)}"
+
+
+def _form_note(config: RootConfig) -> str:
+    """An instruction of the user's own that does not ask for the form in which answers are read."""
+    style, marker = config.task.style, MARKERS[config.task.style]
+    if config.task.instruction in ("", "auto") or marker in config.task.instruction:
+        return ""
+    return (
+        f"task.instruction does not name {marker}, the form in which task.style={style} reads answers; in a YAML file a # behind "
+        "a space begins a comment, so quote the text"
+    )
 
 
 def _template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> list[str]:

@@ -35,6 +35,8 @@ MAY_CHANGE = (
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
 )  # fmt: skip
 """Settings that no weight depends on, but for rounding under other slots, and for completions that a reward fails on."""
+PLACES = ("model.path", "task.path", "task.test_path")
+"""And these, as long as what lies there is the same: `identity` tells."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
 CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
@@ -118,6 +120,7 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
     if recorded.get("verb") != verb:
         raise SettingsError(f"{path} is no run of slimrl {verb}; choose another name=...")
     if recorded.get("status") == "finished":
+        refuse_any_change(build(type(config), read_yaml(str(path / "config.yaml"))), config, path)
         lock.release()
         return Found(path, summary=recorded["summary"])
     if recorded.get("status") in ENDED:
@@ -157,10 +160,10 @@ def known_evaluations(interrupted: Interrupted[Any]) -> Measured:
 
 def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
     """Raises SettingsError, naming the first setting that must not differ."""
-    theirs, ours = settings_of(before), settings_of(now)
+    theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
     easy_first = isinstance(before, TrainConfig) and before.curriculum.order == "easy_first"
     laid_out = before.optimizer.schedule != "constant" or easy_first
-    free = {*MAY_CHANGE, *(() if laid_out else LENGTH)}
+    free = {*MAY_CHANGE, *PLACES, *(() if laid_out else LENGTH)}
     for key in ours:
         if key not in free and ours[key] != theirs[key]:
             why = " while rates or problems are laid out over the whole run" if key in LENGTH else ""
@@ -168,6 +171,28 @@ def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
                 f"{path} was begun with {key}={theirs[key]!r}, which cannot become {ours[key]!r}{why}; leave it, or choose "
                 "another name=..."
             )
+
+
+def refuse_any_change(before: RootConfig, now: RootConfig, path: Path) -> None:
+    """Raises SettingsError for a setting with which a finished run would be another one: nothing is left that could heed it.
+
+    A finished run keeps its weights and not the state of its optimizer, so it cannot take further steps either.
+    """
+    theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
+    changed = [key for key in ours if key not in ("name", "output") and ours[key] != theirs[key]]
+    if longer := [key for key in changed if key in LENGTH]:
+        key = longer[0]
+        raise SettingsError(
+            f"{path} is finished with {key}={theirs[key]} and keeps no state of the optimizer from which to go on to "
+            f"{key}={ours[key]}; train its model in a new run (model.path={path} name=... steps=...), or "
+            f"begin anew with {key}={ours[key]}"
+        )
+    if changed:
+        key = changed[0]
+        raise SettingsError(
+            f"{path} is finished with {key}={theirs[key]!r}, so {ours[key]!r} would have no effect; remove it, or begin a run of "
+            "another name=..."
+        )
 
 
 def _planned(config: Config, before: Config, recorded: Mapping[str, Any]) -> Config:

@@ -1,27 +1,30 @@
-"""From YAML files and `section.key=value` to the settings objects of config.py, and from mistakes to sentences.
+"""From YAML files and `section.key=value` to the settings objects of config.py; mistakes.py has the sentences on mistakes.
 
-Files merge left to right, then overrides. Unknown keys are refused with the nearest name.
+Files merge left to right, then overrides. A setting that is text is taken as it is written, so `0123456` and `2026-01-05` need
+no quotes. Paths in a file are relative to the file, those of overrides to the working directory.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from slimrl.config import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.mistakes import close_names, sentence, type_words
+from slimrl.mistakes import known_keys as known_keys  # for those that read settings
+from slimrl.mistakes import nearest as nearest
+from slimrl.places import anchored
 
 Root = TypeVar("Root", bound=RootConfig)
 MAPPINGS = ("rewards.custom", "sft.mixture", "task.template_arguments")
 """Settings whose value is a mapping with keys of the user's own."""
-UNION = re.compile(r"constrained-\w+|literal\[.*\]|int|float")
-"""What pydantic adds to the place of an error to say which alternative of a type it is about."""
+STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 def load_config(
@@ -37,20 +40,20 @@ def load_config(
     """
     merged = dict(base or {})
     for file in files:
-        merged = merge(merged, for_verb(kind, read_yaml(file)))
+        merged = merge(merged, anchored(for_verb(kind, read_yaml(file)), Path(file).parent))
     for override in overrides:
         merged = merge(merged, parse_override(override))
-    return build(kind, merged, ", ".join(files) or "the settings")
+    return build(kind, merged, ", ".join(files))
 
 
-def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "the settings") -> Root:
-    """Validate a nested mapping into the settings object; raises SettingsError."""
+def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "") -> Root:
+    """Validate a nested mapping into the settings object; raises SettingsError, which names `origin` where there is one."""
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        raise SettingsError(_sentence(kind, error, origin)) from None
+        raise SettingsError(sentence(kind, error, origin)) from None
     except RecursionError:
-        raise SettingsError(f"{origin}: a section refers to itself; write the settings out") from None
+        raise SettingsError(f"{origin or 'the settings'}: a section refers to itself; write the settings out") from None
 
 
 def for_verb(kind: type[RootConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def read_yaml(file: str) -> dict[str, Any]:
         hint = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
         raise SettingsError(f"{file}: no such settings file{hint}")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=SettingsLoader)
+        data = _read(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise SettingsError(f"{file}: not UTF-8 text; settings files are YAML") from None
     except yaml.YAMLError as error:
@@ -86,6 +89,31 @@ def read_yaml(file: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SettingsError(f"{file}: a settings file is a mapping of sections, this is a {type(data).__name__}")
     return data
+
+
+def _read(text: str) -> Any:
+    """What a YAML document holds, settings that are text as they are written."""
+    loader = SettingsLoader(text)
+    try:
+        node = loader.get_single_node()
+        for kind in (TrainConfig, SftRunConfig):
+            _keep_text(node, kind)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _keep_text(node: yaml.Node | None, kind: type[BaseModel]) -> None:
+    """Make strings of the plain scalars (not empty, not null) that stand for text in a settings class."""
+    for index, (key, value) in enumerate(node.value if isinstance(node, yaml.MappingNode) else ()):
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        if name == "settings":  # of a study
+            _keep_text(value, kind)
+        annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            _keep_text(value, annotation)
+        elif annotation is str and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
+            node.value[index] = (key, yaml.ScalarNode(STRING, value.value, value.start_mark, value.end_mark))  # type: ignore[union-attr]
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -123,21 +151,57 @@ SettingsLoader.add_implicit_resolver(
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value` as a nested mapping; the value is YAML."""
+    """`section.key=value` as a nested mapping; the value is text where the setting is, and YAML elsewhere.
+
+    Raises SettingsError for anything else.
+    """
     key, equals, value = text.partition("=")
     # The name of a user's reward function holds dots of its own: rewards.custom.my.py:brevity.weight=0.5
-    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+)\.(\w+)", key.strip())
-    parts = ["rewards", "custom", *custom.groups()] if custom else key.strip().split(".")
+    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+?)(?:\.(\w+))?", key.strip())
+    parts = ["rewards", "custom", *filter(None, custom.groups())] if custom else key.strip().split(".")
     if not equals or not all(parts):
         raise SettingsError(f"{text!r} is neither a settings file nor section.key=value")
-    try:
-        parsed = yaml.load(value, Loader=SettingsLoader)
-    except yaml.YAMLError:
-        raise SettingsError(f"{text!r}: the value is not valid YAML; quote it") from None
-    nested: Any = "" if parsed is None and value.strip() == "" else parsed
+    nested: Any = _value(text, value.lstrip() if key != key.rstrip() else value, _annotation(parts))
     for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)
+
+
+def _annotation(parts: Sequence[str]) -> Any:
+    """The type of a setting; None where there is none of that name."""
+    for root in (TrainConfig, SftRunConfig):
+        kind: Any = root
+        for part in parts:
+            known = isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields
+            kind = kind.model_fields[part].annotation if known else None
+        if kind is not None:
+            return kind
+    return None
+
+
+def _value(override: str, value: str, annotation: Any) -> Any:
+    """The value of an override as its setting takes it."""
+    choice = get_origin(annotation) is Literal and all(isinstance(name, str) for name in get_args(annotation))
+    if annotation is str or choice:
+        return _unquoted(value.strip() if choice else value)
+    if re.search(r"(^|\s)#", value) and not value.lstrip().startswith(("{", "[", '"', "'")):
+        return value  # YAML would drop it as a comment
+    try:
+        parsed = yaml.load(value, Loader=SettingsLoader)
+    except yaml.YAMLError:
+        raise SettingsError(f"{override!r}: the value is not valid YAML; quote it") from None
+    return "" if parsed is None and value.strip() == "" else parsed
+
+
+def _unquoted(value: str) -> str:
+    """Text without the quotes that YAML would have needed, where these enclose all of it."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        try:
+            parsed = yaml.load(value, Loader=SettingsLoader)
+        except yaml.YAMLError:
+            return value
+        return parsed if isinstance(parsed, str) else value
+    return value
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,12 +224,12 @@ def with_chosen(config: Root, chosen: Mapping[str, Any]) -> Root:
 
 
 def dump_yaml(config: BaseModel) -> str:
-    """The whole settings object as YAML, readable by `load_config`."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    """The whole settings object as YAML, readable by `load_config` from any folder: paths are absolute."""
+    return yaml.safe_dump(anchored(config.model_dump(), Path.cwd()), sort_keys=False, allow_unicode=True)
 
 
-def settings_of(config: RootConfig) -> dict[str, Any]:
-    """Every setting by its dotted key."""
+def settings_of(config: RootConfig, *, absolute: bool = False) -> dict[str, Any]:
+    """Every setting by its dotted key; with `absolute` paths are, so that settings read in two places can be compared."""
 
     def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -174,84 +238,29 @@ def settings_of(config: RootConfig) -> dict[str, Any]:
             found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
         return found
 
-    return flat(config.model_dump(), "")
+    values = config.model_dump()
+    return flat(anchored(values, Path.cwd()) if absolute else values, "")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" where something is near, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:
+    """Every setting of `train` and `sft`: key, type, default and meaning.
 
-
-def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a settings class, sections included."""
-    keys = []
-    for name, info in kind.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest_key(kind: type[BaseModel], key: str) -> str:
-    """The hint for an unknown key: one like it in its own section, else one of that name in another."""
-    section, _, leaf = key.rpartition(".")
-    keys = known_keys(kind)
-    elsewhere = {k.rpartition(".")[2]: k for k in reversed(keys)}
-    moved = difflib.get_close_matches(leaf, elsewhere, n=1, cutoff=0.5)
-    own = nearest(key, [k for k in keys if k.rpartition(".")[0] == section])
-    return own or (f"; did you mean {elsewhere[moved[0]]}?" if moved else "; slimrl settings lists them all")
-
-
-def _sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
-    """The first validation error as one sentence with the dotted key, the value and the way out."""
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
-    either = ""
-    if len(parts) > 1 and UNION.fullmatch(parts[-1]):  # a number, or a word
-        parts.pop()
-        words = [
-            e["ctx"]["expected"]
-            for e in error.errors()
-            if e["loc"][:-1] == first["loc"][:-1] and "ctx" in e and "expected" in e["ctx"]
-        ]
-        either = f", or {words[0]}" if words else ""
-    where = ".".join(parts)
-    value = first["input"]
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{where} is not a setting ({origin}){_nearest_key(kind, where)}"
-        case "literal_error":
-            expected = first["ctx"]["expected"]
-            return f"{where}={value!r} is not one of {expected}{nearest(str(value), expected.replace(chr(39), '').split(', '))}"
-        case "value_error":
-            message = str(first["ctx"]["error"])
-            return message if "." in message.split("=")[0].split(" ")[0] or not where else f"{where}: {message}"
-        case "model_type" | "dict_type":
-            return f"{where} is a section of settings, not a value; write {where}.KEY=value"
-        case "missing":
-            return f"{where} is missing; it has no default"
-        case "string_too_long":
-            return f"{where}={value[:20]!r}... has {len(value):,} characters; at most {first['ctx']['max_length']} are allowed"
-        case "string_pattern_mismatch":
-            return f"{where}={value[:80]!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
-        case _:
-            message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-            return f"{where}={value!r} is not valid: it should be {message}{either}"
-
-
-def describe_settings(section: str | None = None) -> list[dict[str, Any]]:
-    """Every setting of `train` and `sft`: key, type, default and meaning; raises SettingsError for an unknown section."""
+    `wanted` is a section, a setting, or a word to look for in keys and meanings; raises SettingsError where nothing fits.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for kind in (TrainConfig, SftRunConfig):
         _describe(kind, "", rows)
-    if section is None:
+    if wanted is None:
         return list(rows.values())
-    chosen = [row for key, row in rows.items() if key == section or key.startswith(section + ".")]
+    chosen = [row for key, row in rows.items() if key == wanted or key.startswith(wanted + ".")]
+    word = re.compile(rf"(?<![a-z]){re.escape(wanted)}", re.IGNORECASE)
+    chosen = chosen or [row for key, row in rows.items() if word.search(f"{key} {row['meaning']}")]
     if not chosen:
-        sections = dict.fromkeys(key.partition(".")[0] for key in rows)
+        sections = dict.fromkeys(key.partition(".")[0] for key in rows if "." in key)
+        hint = nearest(wanted, sections) or close_names(wanted)
         raise SettingsError(
-            f"{section} is not a section of settings{nearest(section, sections)}; there are {', '.join(sections)}"
+            f"{wanted} is neither a section of settings nor in the name or meaning of one{hint}; the sections are "
+            f"{', '.join(sections)}"
         )
     return chosen
 
@@ -261,17 +270,9 @@ def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             _describe(info.annotation, f"{prefix}{name}.", rows)
         else:
-            schema = kind.model_json_schema()["properties"][name]
             rows[prefix + name] = {
                 "key": prefix + name,
-                "type": " | ".join(map(_allowed, schema.get("anyOf", [schema]))),
+                "type": type_words(kind, name),
                 "default": info.get_default(),
                 "meaning": info.description or "",
             }
-
-
-def _allowed(schema: Mapping[str, Any]) -> str:
-    """The values that a part of a JSON schema allows, in a word."""
-    if "enum" in schema or "const" in schema:
-        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
-    return str(schema.get("type", "mapping"))

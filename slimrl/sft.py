@@ -115,7 +115,7 @@ def _sft(
     if interrupted is not None:
         notes += [*interrupted.notes, *compare_identity(interrupted, setup, known, force=force)]
     for note in filter(None, notes):
-        display.say(f"note: {note}")
+        display.note(note)
     if interrupted is None:
         memory = setup.memory.table()
         stop.defer()

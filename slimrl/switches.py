@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from slimrl.config import AlgorithmConfig, TrainConfig
@@ -124,6 +125,27 @@ def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
             f"algorithm.normalize_components: only {paid_rewards(config)[0]} is paid, so there is nothing to weigh"
         )
     return found
+
+
+def set_by_hand(sentences: Sequence[str], config: TrainConfig) -> list[str]:
+    """Those of `inert_switches` about a setting that somebody chose: it is not the default, or was given as it.
+
+    A section in which every setting is given was written by a run, and says nothing of what was chosen.
+    """
+    return [sentence for sentence in sentences if _is_chosen(sentence.partition(":")[0], config)]
+
+
+def _is_chosen(head: str, config: TrainConfig) -> bool:
+    """Whether one of the settings of a section was chosen: `algorithm.clip_low and clip_high`."""
+    name, _, rest = head.partition(".")
+    section = getattr(config, name)
+    fields = type(section).model_fields
+    written_out = section.model_fields_set == {*fields}
+    return any(
+        getattr(section, key) != fields[key].default or (key in section.model_fields_set and not written_out)
+        for key in re.findall(r"\w+", rest)
+        if key in fields
+    )
 
 
 def confounded_switches(config: TrainConfig, seen: Seen) -> list[str]:

@@ -107,7 +107,7 @@ def train(
             found.interrupted.lock.release()
     setup = prepare_training(config)
     with setup.scorer:
-        display.opening(examine(setup), setup.notes)
+        display.opening(examine(setup), setup.notes, config)
         memory, known = setup.memory.table(), identity(setup)
         stop.defer()
         run = RunDirectory.create(
@@ -132,7 +132,7 @@ def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *
         known = identity(setup)
         changes = compare_identity(interrupted, setup, known, force=force)
         for note in (*setup.notes, *interrupted.notes, *changes):
-            display.say(f"note: {note}")
+            display.note(note)
         measured = known_evaluations(interrupted)
         known |= versions(setup.policy)
         stop.defer()
@@ -192,7 +192,7 @@ def train_and_measure(
         summary = summarize(setup, run, learner, state)
         run.finish(summary)
     keeper.finish(state.step)
-    display.closing(run.path, run.measured.first, run.measured.last, summary)
+    display.closing(run.path, run.measured.first, run.measured.last, summary, config)
     return summary
 
 

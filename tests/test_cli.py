@@ -416,7 +416,7 @@ def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pyte
     for arguments, code, words in (
         (("study", "run"), 2, "Missing argument 'STUDY"),
         (("study", "plan", "steps=3"), 2, "name a study file first"),
-        (("study", "run", "yours.yaml"), 2, "yours.yaml: no such settings file; did you mean mine.yaml?"),
+        (("study", "run", "mime.yaml"), 2, "mime.yaml: no such settings file; did you mean mine.yaml?"),
         (("study", "run", "mine.yaml", "stepz=3"), 2, "the study's settings: stepz is not a setting"),
         (("study", "report", "mine.yaml"), 3, "runs/mine: no such study"),
         (

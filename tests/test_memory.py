@@ -12,7 +12,7 @@ import torch
 
 from slimrl import memory
 from slimrl.config import TrainConfig
-from slimrl.machine import ALLOCATOR_SETTINGS
+from slimrl.machine import ALLOCATOR_SETTINGS, KERNEL_CACHES
 from slimrl.memory import activation_bytes, apply_plan, compare_memory, plan_memory
 from slimrl.model.loading import Policy
 from slimrl.settings import build
@@ -176,6 +176,35 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     for name in ALLOCATOR_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", MEASURED, again, blocks], capture_output=True, text=True, check=True)
+    assert abs(float(done.stdout)) < 0.15
+
+
+TRAINED = """
+import sys, torch
+torch.set_num_threads(1)
+from slimrl.config import TrainConfig
+from slimrl.display import Display
+from slimrl.runs import directory
+from slimrl.settings import load_config
+from slimrl.train import train
+
+directory.draw_curves = lambda *_: None
+small = ["steps=2", "evaluation.problems=8", "evaluation.harder_problems=0", "evaluation.greedy=false", "log.model=false",
+         "optimizer.microbatch_tokens=2048"]
+config = load_config(TrainConfig, [], [*small, f"output={sys.argv[1]}", f"model.dtype={sys.argv[2]}"])
+print(train(config, Display(quiet=True)).memory["error"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process holds")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_estimate_holds_with_rollouts_in_narrow_types(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rollouts multiply by another number of rows every few steps, for each of which oneDNN compiles a kernel."""
+    for name in (*ALLOCATOR_SETTINGS, *KERNEL_CACHES):
+        monkeypatch.delenv(name, raising=False)
+    done = subprocess.run([sys.executable, "-c", TRAINED, tmp_path, dtype], capture_output=True, text=True, check=True)
     assert abs(float(done.stdout)) < 0.15
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from slimrl.config import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
-from slimrl.machine import give_back_large_blocks
+from slimrl.machine import bound_kernel_caches, give_back_large_blocks
 from slimrl.model.architecture import LayerAttention, context_of, install_hook
 from slimrl.model.attention import AttentionPlan
 from slimrl.model.linear import speed_up_linear
@@ -25,13 +25,13 @@ from slimrl.model.packing import Packed
 from slimrl.model.remote_code import check_code
 from slimrl.model.tables import use_summed_embeddings
 from slimrl.model.templates import find_template
+from slimrl.places import PICKLES, is_hub_name
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
 """Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
 LARGE = 2**28
 """Bytes of weights from which on memory that is returned costs no time worth mentioning."""
-UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     pickled = _pickled(config, path)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
+    if device.type == "cpu" and dtype != torch.float32:
+        bound_kernel_caches()
     code = {"trust_remote_code": config.trust_remote_code}
     hub: dict[str, Any] = dict(code)
     if not Path(path).is_dir():
@@ -141,7 +143,10 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
                 "not loaded; convert it to safetensors where you trust it"
             ) from None
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DataError(f"model.path={config.path}: transformers cannot load it ({first.strip()[:300]})") from error
+        where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "
+        raise DataError(
+            f"model.path={config.path}: {where}transformers cannot load it ({first.strip()[:300]})"
+        ) from error
     if missing:
         raise DataError(
             f"model.path={config.path}: {len(missing)} weights are not in the files ({sorted(missing)[0]}) and would be "
@@ -215,18 +220,23 @@ def resolve(path: str) -> str:
         raise SettingsError(
             "model.path is empty; give a folder, a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
         )
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
         folder = folder / "final"
     if not folder.is_dir():
-        local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.suffix in UNSAFE_WEIGHTS
-        if local:
+        if not is_hub_name(path):
             raise SettingsError(
-                f"model.path={path}: no such folder; give a folder with config.json and *.safetensors, a Hub name "
-                "like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
+                f"model.path={path}: no such run and no such folder; give a run, a folder with config.json and *.safetensors, "
+                "a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
             )
         return path
     if not (folder / "config.json").is_file():
+        checkpoints = sorted(folder.glob("checkpoints/step-*"))
+        if (folder / "run.json").is_file():
+            instead = f"give its newest checkpoint {checkpoints[-1]}" if checkpoints else "choose another one"
+            raise SettingsError(
+                f"model.path={path}: this run has no model in final/; {instead}, or finish the run with --resume"
+            )
         raise SettingsError(f"model.path={path}: no config.json in that folder; is it a saved model?")
     return str(folder)
 
@@ -234,7 +244,7 @@ def resolve(path: str) -> str:
 def _pickled(config: ModelConfig, path: str) -> str:
     """The name of the pickled weights of a local folder, which must be there, and be all there is, where they are wanted."""
     names = sorted(file.name for file in Path(path).iterdir()) if Path(path).is_dir() else []
-    pickled = next((name for name in names if name.endswith(UNSAFE_WEIGHTS)), "")
+    pickled = next((name for name in names if name.endswith(PICKLES)), "")
     safe = any(name.endswith(".safetensors") for name in names)
     if config.pickled_weights and (config.init == "random" or safe):
         instead = (

@@ -4,54 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")  # no screen is needed, and none may be opened
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from slimrl.runs.measured import Summaries
 
-PANELS = (
-    ("held-out accuracy", ()),
-    ("training reward (all sampled)", ("reward",)),
-    ("completion length, tokens", ("completions/mean_length",)),
-    ("share of completions", ("completions/clipped_ratio", "frac_reward_zero_std")),
-    ("entropy, nats per token", ("entropy",)),
-    ("KL to the initial model, nats per token", ("kl",)),
+PANELS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("held-out accuracy", {}),
+    ("training reward (all sampled)", {"reward": "reward"}),
+    ("completion length, tokens", {"completions/mean_length": "mean length"}),
+    (
+        "shares",
+        {"completions/clipped_ratio": "completions cut off", "frac_reward_zero_std": "groups with equal rewards"},
+    ),
+    ("entropy, nats per token", {"entropy": "entropy"}),
+    ("KL to the initial model, nats per token", {"kl": "KL"}),
 )
+"""Title of a panel, and the metrics in it with their names in the legend."""
+ROOM = 0.03
+"""Of a panel of shares above 1 and below 0, where points and the ends of intervals would be cut in half."""
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Mapping[int, Summaries]) -> None:
-    """Six panels over steps, `measured` held out by step; a panel whose metric was never logged says so."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    """Six panels over steps under the name of the run's folder, `measured` held out by step.
+
+    A panel whose metric was never logged says so.
+    """
+    figure = Figure(figsize=(12, 6.8), layout="constrained")
+    figure.suptitle(_title(path.parent.resolve().name, measured), fontsize=11, parse_math=False)
+    for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
-        if not keys:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        if not names:
             _draw_accuracy(axes, measured)
-        for key in keys:
+        for key, name in names.items():
             points = [(row["step"], row[key]) for row in history if key in row]
             if points:
-                axes.plot(*zip(*points, strict=True), marker=".", markersize=3, label=key)
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=3, label=name)
         if axes.lines:
-            axes.legend(fontsize=8)
+            if len(axes.get_legend_handles_labels()[0]) > 1:
+                axes.legend(fontsize=8)
             axes.grid(alpha=0.3)
         else:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+        if not names or title == "shares":
+            axes.set_ylim(-ROOM, 1 + ROOM)
     figure.savefig(path, dpi=110)
 
 
-def _draw_accuracy(axes: object, measured: Mapping[int, Summaries]) -> None:
+def _title(run: str, measured: Mapping[int, Summaries]) -> str:
+    """The run's name, and what became of its held-out accuracy."""
+    if not measured:
+        return run
+    first, last = min(measured), max(measured)
+    before, after = (measured[step]["test"]["accuracy"] for step in (first, last))
+    return f"{run}: held-out accuracy {before:.1%} before, {after:.1%} after {last} steps"
+
+
+def _draw_accuracy(axes: Any, measured: Mapping[int, Summaries]) -> None:
+    """Accuracies with their intervals; a line joins them only where some were measured on the way."""
     steps = [*measured]
+    line = "-" if len(steps) > 2 else "none"
     for name in measured[steps[0]] if steps else ():
         summaries = [found[name] for found in measured.values()]
         for key, label in (("accuracy", "sampled"), ("greedy", "greedy")):
             if key in summaries[0]:
                 prefix = "" if key == "accuracy" else "greedy_"
                 middle = [s[key] for s in summaries]
-                below = [m - s[f"{prefix}low"] for m, s in zip(middle, summaries, strict=True)]
-                above = [s[f"{prefix}high"] - m for m, s in zip(middle, summaries, strict=True)]
-                axes.errorbar(steps, middle, yerr=(below, above), marker="o", capsize=3, label=f"{name}, {label}")  # type: ignore[attr-defined]
-    axes.set_ylim(0, 1)  # type: ignore[attr-defined]
+                below = [max(0.0, m - s[f"{prefix}low"]) for m, s in zip(middle, summaries, strict=True)]
+                above = [max(0.0, s[f"{prefix}high"] - m) for m, s in zip(middle, summaries, strict=True)]
+                axes.errorbar(
+                    steps, middle, yerr=(below, above), marker="o", capsize=3, linestyle=line, label=f"{name}, {label}"
+                )

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -309,6 +310,15 @@ def _now() -> str:
 def _step_of(file: Path) -> int:
     """Of step-00000012.jsonl; 0 where the name has none."""
     return int(number) if (number := file.name[5:13]).isdigit() else 0
+
+
+def steps_taken(model: Path) -> int | None:
+    """Steps after which a model was left: of a run, of its final/, or of a checkpoint; None for any other model."""
+    if match := re.fullmatch(r"step-(\d{8,})", model.resolve().name):
+        return int(match[1])
+    run = model.resolve().parent if model.resolve().name == "final" else model
+    steps = read_state(run).get("summary", {}).get("steps")
+    return steps if isinstance(steps, int) else None
 
 
 def run_path(config: RootConfig, verb: str) -> Path:

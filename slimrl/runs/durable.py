@@ -87,8 +87,16 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, file.get_tensor(name)
 
 
+def readable(path: Path) -> None:
+    """Give a file the permissions of one that is made in its folder, as the umask has them: safetensors writes through a
+    temporary file that only its owner may read.
+    """
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def written_by_others(path: Path) -> Written:
-    """What a library wrote: hashed, and put on the disk."""
+    """What a library wrote: hashed, readable by whom its folder is, and put on the disk."""
+    readable(path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return _reread(path)

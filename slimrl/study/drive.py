@@ -291,7 +291,8 @@ def check_unchanged(run: Planned) -> None:
     if run.status not in DONE:
         return
     recorded = build(TrainConfig, read_yaml(str(run.folder / "config.yaml")), str(run.folder))
-    theirs, ours = settings_of(recorded), settings_of(with_chosen(run.arm.config, read_chosen(run.folder)))
+    theirs = settings_of(recorded, absolute=True)
+    ours = settings_of(with_chosen(run.arm.config, read_chosen(run.folder)), absolute=True)
     ours["seed"] = run.arm.seed(run.index)
     free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
     if ours["task.date"] == "auto":

@@ -77,6 +77,8 @@ STYLE = {
     "axes.unicode_minus": False,
 }
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+BELOW, ABOVE = -0.38, 0.15
+"""Of a row of the effects, where its marks are; its name stands above."""
 GRID_POINTS = 40
 FEWEST_FOR_BAND = 3
 """The interval of two runs is 13 times as wide as they are apart, and would fill every panel."""
@@ -98,6 +100,8 @@ class Kind:
     scale: float
 
 
+SHARES = ("accuracy", "truncated")
+"""Curves that are shares, 0 to 1."""
 KINDS = (
     Kind("accuracy", "tokens", "Accuracy in training, %", 100.0),
     Kind("accuracy", "seconds", "Accuracy in training, %", 100.0),
@@ -169,6 +173,11 @@ def mean_curve(runs: Sequence[Run], over: str, name: str) -> Curve | None:
     return Curve(grid, mean, mean - half, mean + half)
 
 
+def _possible(name: str) -> tuple[float, float]:
+    """Lowest and highest value that a curve can have."""
+    return (0.0, 1.0) if name in SHARES else (-math.inf, math.inf) if name == "kl" else (0.0, math.inf)
+
+
 def _known(run: Run, over: str, name: str) -> tuple[Array, Array]:
     x, y = (np.asarray(run.curves[key], dtype=np.float64) for key in (over, name))
     both = np.isfinite(x) & np.isfinite(y)
@@ -205,14 +214,10 @@ def effect_plot(effects: Sequence[Effect], floor: float, margin: float) -> Marku
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("points of held-out accuracy", labelpad=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}" if x else "0"))
-        if math.isfinite(floor):
-            axes.axvspan(-100 * floor, 100 * floor, color=INK, alpha=0.1, linewidth=0)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        for side in (-margin, margin):
-            axes.axvline(100 * side, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
         for row, effect in enumerate(effects):
             if row:
                 axes.axhline(0.62 - row, color=INK, alpha=0.15, linewidth=0.5)
+            _draw_scale(axes, -row, floor, margin)
             _draw_effect(axes, -row, effect, (-left, right))
         spoken = "; ".join(f"{e.name} {signed(e.difference.mean)}, {e.judgement.verdict}" for e in effects)
         return _svg(figure, "effects", f"Difference of every effect in points with its 95 % interval: {spoken}")
@@ -227,6 +232,16 @@ def _reach(effects: Sequence[Effect], floor: float, margin: float, side: int) ->
     ends = [side * x for e in effects for x in (*e.pairs, e.difference.low, e.difference.high)]
     inner = max(x for x in (*means, margin, floor) if math.isfinite(x))
     return 108 * min(max(x for x in (*ends, inner) if math.isfinite(x)), 1.6 * inner)
+
+
+def _draw_scale(axes: Any, y: float, floor: float, margin: float) -> None:
+    """Noise floor, zero and margin behind a row, and not behind the names above it."""
+    bottom, top = y + BELOW, y + ABOVE
+    if math.isfinite(floor):
+        axes.fill_between([-100 * floor, 100 * floor], bottom, top, color=INK, alpha=0.1, linewidth=0)
+    axes.vlines(0, bottom, top, color=INK, linewidth=0.8)
+    for side in (-margin, margin):
+        axes.vlines(100 * side, bottom, top, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
 
 
 def _draw_effect(axes: Any, y: float, effect: Effect, limits: tuple[float, float]) -> None:
@@ -304,7 +319,8 @@ def _limits(lines: Sequence[Line], kind: Kind) -> tuple[float, float, float, flo
     room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
     left, right = float(x.min()), float(x.max())
     wide = 0.03 * (right - left) or 1.0
-    return left - wide, right + wide, low - room if low < 0 else max(low - room, -0.3 * room), high + room
+    top = min(high + room, 103.0) if kind.name in SHARES else high + room
+    return left - wide, right + wide, low - room if low < 0 else max(low - room, -0.3 * room), top
 
 
 def _finished(runs: Sequence[Run]) -> list[Run]:
@@ -327,8 +343,8 @@ def _panel(
     axes.set(xlim=limits[:2], ylim=limits[2:])
     axes.set_xlabel(AXES[kind.over], labelpad=1)
     axes.grid(color=INK, alpha=0.12, linewidth=0.5)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4))
+    for axis, whole in ((axes.xaxis, kind.over in ("step", "tokens")), (axes.yaxis, False)):
+        axis.set_major_locator(MaxNLocator(4, integer=whole, min_n_ticks=1 if whole else 2))
         axis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
     for line in behind:
         curve = mean_curve(_finished(line.runs), kind.over, kind.name)
@@ -349,6 +365,8 @@ def _draw_line(axes: Any, line: Line, kind: Kind) -> str:
     if curve is not None:
         mean, low, high = (kind.scale * y for y in (curve.mean, curve.low, curve.high))
         if np.isfinite(low).all():
+            least, most = (kind.scale * end for end in _possible(kind.name))
+            low, high = np.maximum(low, least), np.minimum(high, most)
             axes.fill_between(curve.x, low, high, color=line.colour, alpha=0.14, linewidth=0)
         axes.plot(curve.x, mean, color=line.colour, linestyle=(0, line.dashes) if line.dashes else "-")
         end = f"{mean[-1]:.3g}"
@@ -360,7 +378,7 @@ def _draw_line(axes: Any, line: Line, kind: Kind) -> str:
             end = end or "diverged"
     if kind.name == "accuracy":
         for place, middle, half in held_out_points(_finished(line.runs), kind.over):
-            ends = [kind.scale * (middle - half), kind.scale * (middle + half)]
+            ends = [kind.scale * max(0.0, middle - half), kind.scale * min(1.0, middle + half)]
             axes.plot([place, place], ends, color=line.colour, linewidth=1)
             axes.plot([place], [kind.scale * middle], "o", color=line.colour, markersize=4.5, mew=1)
     return end

@@ -171,7 +171,8 @@ def compare(expanded: Expanded, runs: Mapping[str, Sequence[Run]]) -> tuple[Effe
     for comparison in expanded.comparisons:
         seeds = [i for i in range(expanded.study.seeds) if all(runs[arm][i].counts for arm in comparison.weights)]
         pairs = [math.fsum(w * value(runs[arm][i], primary) for arm, w in comparison.weights.items()) for i in seeds]
-        found.append((comparison, seeds, pairs, statistics.interval(pairs)))
+        most = statistics.attainable(comparison.weights)
+        found.append((comparison, seeds, pairs, statistics.within(statistics.interval(pairs), -most, most)))
     tested = [difference.p for comparison, _, _, difference in found if comparison.kind in ("switch", "interaction")]
     adjusted = iter(statistics.holm(tested))
     effects = []
@@ -275,7 +276,7 @@ def _arm_result(arm: Arm, by_arm: Mapping[str, Sequence[Run]], expanded: Expande
         finished=len(finished),
         diverged=sum(run.status == "diverged" for run in runs),
         failed=sum(run.status == "failed" for run in runs),
-        primary=statistics.interval([value(run, primary) for run in counted]),
+        primary=statistics.within(statistics.interval([value(run, primary) for run in counted]), 0.0, 1.0),
         measures=measures,
     )
 
@@ -348,7 +349,8 @@ def _cannot_tell(
     if math.isfinite(detectable):
         found.append(
             f"A true difference of {100 * detectable:.1f} points is found by 80 of 100 such studies ({study.seeds} seeds, "
-            f"{max(1, expanded.tested)} compared, the mean spread of all arms); smaller ones may be missed, half of it mostly is."
+            f"{max(1, expanded.tested)} compared, the mean spread of all arms); smaller ones may be missed, and one half "
+            "as large usually is."
         )
     differing = [key for key, values in versions.items() if len(values) > 1]
     if differing:

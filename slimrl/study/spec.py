@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 
 from slimrl.config import Count, CountOrZero, Positive, Section, TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.places import anchored
 from slimrl.settings import build, merge, nearest, parse_override, read_yaml
 from slimrl.study.switches import Remark, remarks
 
@@ -143,6 +144,7 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
     """
     merged: dict[str, Any] = {}
     base: list[str] = []
+    folders: dict[str, Path] = {}
     for file in files:
         read = read_yaml(file)
         if not {*read} <= {*Study.model_fields}:
@@ -154,7 +156,12 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
         own = read.pop("base", [])
         if not isinstance(own, list) or not all(isinstance(entry, str) for entry in own):
             raise SettingsError(f"{file}: base is a list of settings files")
-        base += [str(Path(file).parent / entry) for entry in own]
+        folder = Path(file).parent
+        base += [str(folder / entry) for entry in own]
+        if isinstance(read.get("settings"), dict):
+            read["settings"] = anchored(read["settings"], folder)
+        for line in read["arms"].values() if isinstance(read.get("arms"), dict) else ():
+            folders |= dict.fromkeys(map(str, line if isinstance(line, list) else [line]), folder)
         merged = merge(merged, read)
     if seeds:
         merged["seeds"] = seeds
@@ -168,7 +175,7 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
         ) from None
     settings: dict[str, Any] = {}
     for entry in base:
-        settings = merge(settings, _without_sft(read_yaml(entry)))
+        settings = merge(settings, anchored(_without_sft(read_yaml(entry)), Path(entry).parent))
     settings = merge(settings, study.settings)
     for override in overrides:
         settings = merge(settings, parse_override(override))
@@ -180,7 +187,7 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
             f"{name[:80]!r} cannot name a folder of a study: up to {LONGEST_STUDY_NAME} lower-case letters, digits, '.', '_', "
             "'-'; use --name"
         )
-    arms, comparisons, reference = expand(study, settings)
+    arms, comparisons, reference = expand(study, settings, folders)
     return Expanded(name, files[0], study, arms, comparisons, reference)
 
 
@@ -188,8 +195,13 @@ def _without_sft(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "sft"}
 
 
-def expand(study: Study, settings: Mapping[str, Any]) -> tuple[tuple[Arm, ...], tuple[Comparison, ...], str]:
-    """The arms of the design with their settings built, the comparisons, and the reference."""
+def expand(
+    study: Study, settings: Mapping[str, Any], folders: Mapping[str, Path] | None = None
+) -> tuple[tuple[Arm, ...], tuple[Comparison, ...], str]:
+    """The arms of the design with their settings built, the comparisons, and the reference.
+
+    `folders` has the folder of the file that an override stands in, to which its paths are relative.
+    """
     lines = {name: tuple([line] if isinstance(line, str) else line) for name, line in study.arms.items()}
     for name, overrides in lines.items():
         _check_arm(name, overrides)
@@ -221,7 +233,7 @@ def expand(study: Study, settings: Mapping[str, Any]) -> tuple[tuple[Arm, ...], 
     again = f"{reference}_again"
     plans[again] = plans[reference]
     comparisons.append(Comparison(again, {again: 1.0, reference: -1.0}, "noise"))
-    built = {name: _build(name, overrides, settings, study) for name, overrides in plans.items()}
+    built = {name: _build(name, overrides, settings, study, folders or {}) for name, overrides in plans.items()}
     arms = []
     for name, config in built.items():
         other = BASE if name == ALL else reference
@@ -269,12 +281,14 @@ def _effects(names: Sequence[str], cells: Sequence[tuple[str, ...]]) -> list[Com
     return main + pairs
 
 
-def _build(name: str, overrides: Sequence[str], settings: Mapping[str, Any], study: Study) -> TrainConfig:
+def _build(
+    name: str, overrides: Sequence[str], settings: Mapping[str, Any], study: Study, folders: Mapping[str, Path]
+) -> TrainConfig:
     """An arm's settings; its mistakes name it."""
     merged: dict[str, Any] = dict(settings)
     try:
         for override in overrides:
-            merged = merge(merged, parse_override(override))
+            merged = merge(merged, anchored(parse_override(override), folders.get(override, Path())))
         logged = {"model": study.keep_models, "samples_every": 0, "rollouts": False}
         merged = merge(merged, {"seed": 0, "max_tokens": study.budget.tokens})
         own = merged.get("log", {})

@@ -8,8 +8,8 @@ one-sample problem: Student's t over the seeds' differences. Several comparisons
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -68,6 +68,18 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
     p = 2.0 * float(stdtr(n - 1, -abs(mean) / error))
     return Interval(n, mean, sd, mean - half, mean + half, p)
+
+
+def attainable(weights: Mapping[str, float]) -> float:
+    """The largest weighted sum of shares that can be: 1 for a difference, 2 for how two switches act on each other."""
+    return math.fsum(weight for weight in weights.values() if weight > 0)
+
+
+def within(found: Interval, low: float, high: float) -> Interval:
+    """An interval cut to what its mean can be; one without ends stays as it is."""
+    if not math.isfinite(found.low):
+        return found
+    return replace(found, low=max(found.low, low), high=min(found.high, high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

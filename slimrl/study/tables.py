@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimrl.study.results import ArmResult, Effect, Results
-from slimrl.study.statistics import CONFIDENCE, Interval
+from slimrl.study.statistics import CONFIDENCE, Interval, attainable, within
 
 UNKNOWN = "–"
 NOISE = "noise"
@@ -191,7 +191,8 @@ def compared(effect: Effect) -> str:
 
 
 def _judged(effect: Effect) -> tuple[Cell, ...]:
-    d, problems = effect.difference, effect.problems
+    most = attainable(effect.weights)
+    d, problems = within(effect.difference, -most, most), effect.problems
     partly = 0 < effect.identical < len(effect.seeds)
     same = f"equal to the last bit on {effect.identical} of {len(effect.seeds)} seeds" if partly else ""
     over = span(problems["low"], problems["high"], sign=True) if problems else ""
@@ -206,7 +207,8 @@ def _judged(effect: Effect) -> tuple[Cell, ...]:
 
 
 def _accuracy(interval: Interval) -> Cell:
-    return Cell(percent(interval.mean), span(interval.low, interval.high, sign=False))
+    possible = within(interval, 0.0, 1.0)
+    return Cell(percent(interval.mean), span(possible.low, possible.high, sign=False))
 
 
 def _costs(arm: ArmResult, results: Results) -> tuple[Cell, ...]:

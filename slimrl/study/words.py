@@ -104,18 +104,23 @@ def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
     """How sure the answer is: title, figure, meaning."""
     finished, diverged = (sum(run.status == status for run in results.runs) for status in ("finished", "diverged"))
     return (
-        ("Seeds", f"{results.seeds} per arm", "Training runs of an arm, which differ in chance alone."),
+        ("Seeds", f"{results.seeds} per arm", "Training runs of each arm; they differ only in the random seed."),
         (
             "Noise floor",
             floor(results),
-            f"Two sets of {_repeats(results)} runs with the same settings differ by less in 95 of 100 studies.",
+            f"Two sets of {_repeats(results)} runs with the same settings differ by less than this in 95 of 100 studies.",
         ),
         (
             "Can be found",
             points(results.detectable),
-            "A true difference of this size shows in 4 of 5 such studies; smaller ones may be missed, half of it mostly is.",
+            "4 of 5 such studies find a true difference of this size. Smaller ones may be missed, and one half as large usually "
+            "is.",
         ),
-        ("Margin", points(results.margin), "Smaller differences do not matter; declared before the first run."),
+        (
+            "Margin",
+            points(results.margin),
+            "Differences smaller than this do not matter; declared before the first run.",
+        ),
         (
             "Runs finished",
             f"{finished} of {len(results.runs)}",
@@ -135,14 +140,14 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Difference",
-            "Mean over seeds of the difference within each seed, in points (hundredths of accuracy). Arms share problems and "
-            "draws within a seed, so the unit is the seed, not the problem; the A/A arm shares none, and its runs are paired in "
-            "their order. In brackets Student's 95 % interval over seeds.",
+            "Accuracy of the arm less that of the reference with the same seed, as a mean over seeds, in points (hundredths of "
+            "accuracy). With the same seed arms get the same problems and random draws. The A/A arm has seeds of its own, and "
+            "its runs are paired with the reference's in order. In brackets Student's 95 % interval over seeds.",
         ),
         (
             "Verdict",
-            "Better or worse: p below 0.05, by however little. No difference: the whole interval lies within the margin of "
-            f"{points(results.margin)}. Undecided: neither. Never drawn from the training reward.",
+            "Better or worse: p is below 0.05, even where the difference is small. No difference: the whole interval lies within "
+            f"the margin of {points(results.margin)}. Undecided: neither of these. The training reward plays no part.",
         ),
         (
             "p (Holm)",
@@ -151,8 +156,8 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Over problems",
-            "95 % interval of the same difference if other problems had been drawn for these same runs; of the seeds whose runs "
-            "all finished, so without any that diverged.",
+            "95 % interval of the same difference over held-out problems: how far it would change if the same trained models "
+            "were tested on other problems. Seeds in which a run diverged are left out.",
         ),
         (
             "Chance of improvement",
@@ -160,8 +165,8 @@ def legend(results: Results) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Noise floor",
-            "By how much two sets of runs with the same settings and other seeds differ at most in 95 of 100 studies, from the "
-            "spread of the reference and its A/A arm, which repeats the reference with other seeds.",
+            "In 95 of 100 studies two sets of runs with the same settings and different seeds differ by less than this. It "
+            "follows from the spread of the reference and of its A/A arm, which repeats the reference with other seeds.",
         ),
         (
             "Tokens, seconds",

@@ -14,6 +14,8 @@ from itertools import pairwise
 
 from slimrl.tasks.thinking import committed, ended, split
 
+MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
+"""What stands in an answer of each style, and so in an instruction that asks for it."""
 MAX_ANSWER = 300
 """Characters; what is longer is not an answer but text."""
 

@@ -1,0 +1,64 @@
+"""Settings that name a place on a disk, and what they are relative to.
+
+In a YAML file a path is relative to the folder of that file; on the command line and in Python to the working directory.
+`output` is always relative to the working directory, since it says where new runs go and not where something lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PATHS = (("task", "path"), ("task", "test_path"))
+"""Section and key of the settings that are always paths; model.path may be a Hub name, keys of rewards.custom hold a path."""
+RUNS = "runs"
+"""The folder of runs by default; no name on the Hub begins so."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_hub_name(path: str, folder: Path = Path()) -> bool:
+    """Whether a model.path can only be `owner/name` on the Hub, and not a path below `folder`.
+
+    A path begins with `.`, `/` or `~`, ends with `/`, has another number of parts than two, or begins with the name of a
+    folder that exists or with `runs/`.
+    """
+    owner, slash, name = path.partition("/")
+    if path.startswith((".", "~")) or not slash or not owner or not name or "/" in name or name.endswith(PICKLES):
+        return False
+    return owner != RUNS and not (folder / owner).is_dir()
+
+
+def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Nested settings whose relative paths are joined to `folder`; what is no text or no path stays as it is."""
+    found = dict(settings)
+    for section, key in PATHS:
+        if value := _text(found, section, key):
+            found[section] = {**found[section], key: _joined(value, folder)}
+    model = _text(found, "model", "path")
+    if model and model != "builtin" and not is_hub_name(model, folder):
+        joined = _joined(model, folder)
+        # without the dot a path like ./a/b would read as a name on the Hub
+        found["model"] = {**found["model"], "path": f"./{joined}" if is_hub_name(joined) else joined}
+    rewards = found.get("rewards")
+    custom = rewards.get("custom") if isinstance(rewards, dict) else None
+    if isinstance(rewards, dict) and isinstance(custom, dict):
+        found["rewards"] = {**rewards, "custom": {_function(key, folder): value for key, value in custom.items()}}
+    return found
+
+
+def _text(settings: Mapping[str, Any], section: str, key: str) -> str:
+    """A text of a section; empty where there is none."""
+    values = settings.get(section)
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+def _function(spec: object, folder: Path) -> object:
+    """`file.py:function` with its file joined to `folder`."""
+    file, colon, name = spec.rpartition(":") if isinstance(spec, str) else ("", "", "")
+    return f"{_joined(file, folder)}:{name}" if colon and file else spec
+
+
+def _joined(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
