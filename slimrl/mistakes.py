@@ -17,6 +17,8 @@ from slimrl.config import CustomReward, SftRunConfig, TrainConfig
 
 SHORTEST = 4
 """Letters of a name that may stand for a longer one which begins with it."""
+DEEPEST = 3
+"""Dots in the longest names of settings, ours and others'."""
 WORDS = {
     "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
     "dictionary": "a mapping", "list": "a list",
@@ -168,7 +170,7 @@ def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
     if close:
         return f"{where} is not a setting{of}; did you mean {close}?"
     key = where
-    while isinstance(value, Mapping) and value:
+    while isinstance(value, Mapping) and value and key.count(".") < DEEPEST:  # a YAML alias may refer to itself
         inner = next(iter(value))
         key, value = f"{key}.{inner}", value[inner]
     hint = close_names(key, value, kind)
