@@ -18,9 +18,9 @@ from typing import Any
 from slimrl.errors import DataError, SettingsError
 
 Messages = Sequence[Mapping[str, str]]
-SYSTEM_TURN = {"role": "system", "content": "slimrl demands this"}
-USER_TURN = {"role": "user", "content": "slimrl asks this"}
-REPLY = "slimrl hears this"
+SYSTEM_TURN = {"role": "system", "content": "an instruction of the probe"}
+USER_TURN = {"role": "user", "content": "a question of the probe"}
+REPLY = "a reply to the probe"
 """Texts that no template writes by itself."""
 OURS = ("messages", "slimrl_clock", "strftime_now", "raise_exception")
 """Names that a template gets from SlimRL or transformers, beside the parameters of `apply_chat_template`."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 HELD_OUT = 0.1
 """Share of a file's questions that is held out where no file of held-out ones is given, in expectation."""
-SPLIT = "slimrl held out"
+SPLIT = b"slimrl held out\n"
 """Keeps the split apart from other hashes of the same text; another word would be another split of every file."""
 FOLDED = {
     "<wide>", "<narrow>", "<noBreak>", "<compat>", "<font>", "<small>", "<initial>", "<medial>", "<final>", "<isolated>",
@@ -67,7 +67,7 @@ def _plain(text: str) -> str:
 
 def place(question: str) -> float:
     """Where a normalized question lies in [0, 1]: uniform, and a function of the question alone."""
-    digest = hashlib.sha256(f"{SPLIT}\n{question}".encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(SPLIT + question.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
