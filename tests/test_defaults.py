@@ -198,7 +198,7 @@ def test_a_buffer_beyond_a_chosen_budget_is_refused(tiny_folder: Path) -> None:
 
 def test_settings_show_auto_and_what_it_means() -> None:
     rows = {row["key"]: row for row in describe_settings()}
-    for key, kind in ((RATE, "number | auto"), (BUDGET, "integer | auto")):
+    for key, kind in ((RATE, "number or auto"), (BUDGET, "integer or auto")):
         assert (rows[key]["default"], rows[key]["type"]) == ("auto", kind)
         assert "docs/defaults.md" in rows[key]["meaning"]
 
