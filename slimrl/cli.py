@@ -566,6 +566,11 @@ def _begun(kind: type[Root], settings: Sequence[str], resume: bool, force: bool)
     folder = Path(folders[0])
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"{folder} is no run folder, it has no config.yaml; give runs/NAME")
+    elsewhere = [setting for setting in settings if setting.partition("=")[0].strip() in ("name", "output")]
+    if elsewhere:
+        raise SettingsError(
+            f"{elsewhere[0]} would be another run than {folder}; remove it, or move the folder and give --resume its new place"
+        )
     place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
     base = read_yaml(str(folder / "config.yaml")) | place
     return _load(kind, [setting for setting in settings if setting not in folders], base)
@@ -574,6 +579,7 @@ def _begun(kind: type[Root], settings: Sequence[str], resume: bool, force: bool)
 def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
     """Settings to use a model with: a run's own, or the defaults, then files and overrides."""
     from slimrl.config import RootConfig
+    from slimrl.runs.files import read_state
     from slimrl.settings import for_verb, merge, read_yaml
 
     base: dict[str, Any] = {}
@@ -592,6 +598,9 @@ def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> 
             if key in ("style", "instruction", "template", "template_arguments", "date")
         }
         base["task"] = {**form, "name": task}
+        for key in read_state(Path(model_or_run)).get("chosen", {}):  # for the run's own task; this one has its own
+            section, _, name = key.partition(".")
+            base.get(section, {}).pop(name, None)
         base.get("evaluation", {}).pop("harder_problems", None)
     return _load(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
 

@@ -6,6 +6,7 @@ In a YAML file a path is relative to the folder of that file; on the command lin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,4 +62,5 @@ def _function(spec: object, folder: Path) -> object:
 
 
 def _joined(path: str, folder: Path) -> str:
-    return str(folder / Path(path).expanduser())
+    """One spelling for one place, so that settings read in two folders can be compared."""
+    return os.path.normpath(folder / Path(path).expanduser())

@@ -220,7 +220,7 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
         policy.tokenizer,
         task.template,
         arguments=task.template_arguments,
-        now=datetime.now() if task.date == "auto" else datetime.fromisoformat(task.date),
+        now=datetime.now().replace(microsecond=0) if task.date == "auto" else datetime.fromisoformat(task.date),
         form=STYLES[task.style].render("", ""),
     )
     ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}

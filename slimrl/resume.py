@@ -119,15 +119,15 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
         raise DataError(f"{path}/run.json is damaged; restore it, or start the run anew under another name")
     if recorded.get("verb") != verb:
         raise SettingsError(f"{path} is no run of slimrl {verb}; choose another name=...")
+    config = with_chosen(config, recorded.get("chosen", {}))  # what was `auto` then and is now is the same number
     if recorded.get("status") == "finished":
-        refuse_any_change(build(type(config), read_yaml(str(path / "config.yaml"))), config, path)
+        refuse_another_end(build(type(config), read_yaml(str(path / "config.yaml"))), config, path)
         lock.release()
         return Found(path, summary=recorded["summary"])
     if recorded.get("status") in ENDED:
         raise SettingsError(
             f"{path} has {recorded['status']} and would again; choose another name=... and other settings"
         )
-    config = with_chosen(config, recorded.get("chosen", {}))  # what was `auto` then and is now is the same number
     before = build(type(config), read_yaml(str(path / "config.yaml")), str(path / "config.yaml"))
     refuse_changes(before, config, path)
     remove_unfinished(path / "checkpoints")
@@ -173,13 +173,14 @@ def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
             )
 
 
-def refuse_any_change(before: RootConfig, now: RootConfig, path: Path) -> None:
-    """Raises SettingsError for a setting with which a finished run would be another one: nothing is left that could heed it.
+def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
+    """Raises SettingsError for a setting with which a finished run would have ended otherwise: nothing is left to heed it.
 
-    A finished run keeps its weights and not the state of its optimizer, so it cannot take further steps either.
+    A finished run keeps its weights and not the state of its optimizer, so it cannot take further steps either. Settings
+    that decide nothing about the end, such as the `max_time` of a scheduler's job, may differ.
     """
     theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
-    changed = [key for key in ours if key not in ("name", "output") and ours[key] != theirs[key]]
+    changed = [key for key in ours if key not in (*MAY_CHANGE, *PLACES) and ours[key] != theirs[key]]
     if longer := [key for key in changed if key in LENGTH]:
         key = longer[0]
         raise SettingsError(

@@ -90,8 +90,8 @@ def train(
 ) -> TrainSummary:
     """Train a policy; the body is the algorithm, top to bottom.
 
-    With `resume` a run of this name that was interrupted goes on, one that is finished is only reported, and none is begun
-    where there is none; `force` goes on although the software changed. Raises SlimError kinds for what a user can mend, and
+    With `resume` a run of this name that was interrupted goes on, one that is finished is only reported, and one that does not
+    exist is begun; `force` goes on although the software changed. Raises SlimError kinds for what a user can mend, and
     Stopped, a checkpoint left, where that was asked.
     """
     stop = stop or Stop()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from slimrl import foreign_names
 from slimrl.algorithm.groups import Collected
+from slimrl.cli import _config_of
 from slimrl.config import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display import COLUMNS, WIDTH, Display, duration, fitted
 from slimrl.errors import SettingsError
@@ -432,7 +433,6 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
     for change, words in (
         ("steps=5", "finished with steps=2 and keeps no state of the optimizer"),
         ("steps=1", "finished with steps=2"),
-        ("log.samples=7", "finished with log.samples=2, so 7 would have no effect"),
         ("optimizer.learning_rate=0.5", "would have no effect"),
     ):
         said = slimrl("train", "--resume", "runs/r", change)
@@ -440,6 +440,11 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
         assert words in said.err
     assert slimrl("train", "--resume", "runs/r").code == 0
     assert slimrl("train", "--resume", f"model.path={tiny}", "name=r", *SMALL).code == 0, "as a scheduler has it"
+    assert slimrl("train", "--resume", "runs/r", "max_time=3h", "log.samples=7").code == 0, "they decide nothing"
+    for elsewhere in ("name=other", "output=there"):
+        said = slimrl("train", "--resume", "runs/r", elsewhere)
+        assert (said.code, "would be another run than runs/r" in said.err) == (2, True)
+    assert not (tmp_path / "runs" / "other").exists()
 
 
 def test_samples_are_told_apart(slimrl, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -494,3 +499,38 @@ def test_the_readme_s_question_is_one_of_the_task() -> None:
 
     asked = one_of([texts.QUESTION, texts.QUESTION_PASSED_ON])
     assert re.fullmatch(rf"{one_of(texts.STARTS)}(?: {one_of(kinds)})+ {asked}", question)
+
+
+def test_a_place_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings read from two working directories name the same files, and can be compared."""
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "cfg" / "c.yaml").write_text(
+        "model: {path: ./m}\ntask: {name: jsonl, path: d.jsonl}\nrewards: {custom: {'r.py:f': {low: 0, high: 1}}}\n"
+    )
+    found = []
+    for folder, file in (("cfg", "c.yaml"), ("other", "../cfg/c.yaml"), (".", "cfg/c.yaml")):
+        monkeypatch.chdir(tmp_path / folder)
+        found.append(settings_of(load_config(TrainConfig, [file]), absolute=True))
+    assert found[0] == found[1] == found[2]
+    assert found[0]["model.path"] == str(tmp_path / "cfg" / "m")
+
+
+def test_a_warm_start_named_again_by_its_settings_is_finished(slimrl, tiny_folder: Path) -> None:  # noqa: F811
+    command = ("sft", f"model.path={tiny_folder}", "name=w", "steps=1", "sft.batch_size=4", *SMALL[4:])
+    assert slimrl(*command).code == 0
+    again = slimrl(*command, "--resume")
+    assert (again.code, "finished" in again.err) == (0, True), again.err
+
+
+def test_another_task_has_a_budget_of_its_own(tmp_path: Path) -> None:
+    """What was chosen for the run's task is chosen again, and what the user set stays."""
+    run = tmp_path / "runs" / "r"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("task: {name: arithmetic}\nrollout: {max_new_tokens: 256, temperature: 0.7}\n")
+    (run / "run.json").write_text('{"chosen": {"rollout.max_new_tokens": 256}}')
+    assert _config_of(str(run), (), None).rollout.max_new_tokens == 256
+    other = _config_of(str(run), (), "aime")
+    assert (other.rollout.max_new_tokens, other.rollout.temperature) == ("auto", 0.7)
+    (run / "run.json").write_text("{}")
+    assert _config_of(str(run), (), "aime").rollout.max_new_tokens == 256
