@@ -145,7 +145,8 @@ def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
 def interval(latex: str) -> tuple[str, str, bool]:
     """(variable, set in LaTeX, whether it was written as inequalities); the set is empty where it is no set of reals.
 
-    `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities.
+    `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities,
+    "and" makes one of the two sides of an interval.
     """
     plain = latex.strip().strip("$").strip()
     plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
@@ -160,7 +161,10 @@ def interval(latex: str) -> tuple[str, str, bool]:
         return (variable, plain, False) if _is_set(plain) else ("", "", False)
     if _is_set(plain):
         return "", plain, False
-    pieces = [_piece(piece.strip()) for piece in _split(plain, ",;")]
+    plain = re.sub(
+        r"\\(?:text|mbox|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])", "&", plain
+    )
+    pieces = [_both_sides(piece.strip()) for piece in _split(plain, ",;")]
     variables = {variable for variable, _ in pieces}
     if len(variables) != 1 or not all(piece for _, piece in pieces):
         return "", "", False
@@ -172,6 +176,18 @@ def _is_set(latex: str) -> bool:
     pieces = re.split(r"\\cup(?![A-Za-z])", latex)
     inside = [re.fullmatch(r"\s*[\[(](.*)[\])]\s*", piece, re.DOTALL) for piece in pieces]
     return all(match and len(_split(match[1], ",")) == 2 for match in inside)
+
+
+def _both_sides(inequality: str) -> tuple[str, str]:
+    """As `_piece`, also for `x > a & x < b`, in either order, which is `a < x < b`."""
+    if "&" not in inequality:
+        return _piece(inequality)
+    sides = [_piece(side.strip()) for side in inequality.split("&")]
+    low = [(name, piece) for name, piece in sides if piece.endswith(",\\infty)")]
+    high = [(name, piece) for name, piece in sides if piece.startswith("(-\\infty,")]
+    if len(sides) != 2 or len(low) != 1 or len(high) != 1 or low[0][0] != high[0][0]:
+        return "", ""
+    return low[0][0], low[0][1].removesuffix("\\infty)") + high[0][1].removeprefix("(-\\infty,")
 
 
 def _piece(inequality: str) -> tuple[str, str]:

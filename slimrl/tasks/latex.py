@@ -16,9 +16,11 @@ NAME = (
 _TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
 _MARKS = re.compile(
     r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
+    r"|\^\{?(?:T|\\top|\\intercal)(?![A-Za-z])"
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
+_PRIME = re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*(?:\\prime|')\s*\})|\u2019|\u2032")
 _LETTERS = re.compile(r"(?:[A-Za-z](?:_?[0-9]+)?)+")
 # Answers that people write in either letter case. All other names are what their letters say: AB is not ab.
 _WORDS = """
@@ -42,6 +44,7 @@ def normalise(text: str) -> str:
     plain = re.sub(r"\\lt(?![A-Za-z])", "<", re.sub(r"\\gt(?![A-Za-z])", ">", plain))
     plain = re.sub(rf"{_TEXT}\s*\{{([^{{}}]*)\}}", r"\1", plain)
     plain = re.sub(r"_\{([0-9])\}", r"_\1", plain)
+    plain = _PRIME.sub("'", plain)
     # a gap between digits is kept: 1 8 is not 18
     plain = re.sub(r"(?<![0-9])\s+|\s+(?![0-9\s])", "", plain)
     if re.fullmatch(r"\([A-Za-z]\)", plain):
@@ -110,7 +113,7 @@ def _same_letters(guess: str, gold: str) -> bool:
     here, there = _bare(guess), _bare(gold)
     if ("=" in here) != ("=" in there):
         here, there = here.rpartition("=")[2], there.rpartition("=")[2]
-    if _names(here) != _names(there):
+    if _names(here) != _names(there) or _primed(here) != _primed(there):
         return False
     used = [set(re.findall("[A-Za-z]", text)) for text in (here, there)]
     return not any(letter.swapcase() in used[1] and letter not in used[1] for letter in used[0])
@@ -118,9 +121,14 @@ def _same_letters(guess: str, gold: str) -> bool:
 
 def _bare(latex: str) -> str:
     """The letters that are not those of commands or of running text."""
-    plain = re.sub(rf"{_TEXT}\s*\{{[^{{}}]*\}}", "", latex)
+    plain = _PRIME.sub("'", re.sub(rf"{_TEXT}\s*\{{[^{{}}]*\}}", "", latex))
     plain = re.sub(r"_\s*\{\s*([A-Za-z0-9]+)\s*\}", r"_\1", re.sub(r"\\[A-Za-z]+", "|", plain))
     return re.sub(r"[\s\\]", "", plain.replace("{", "|").replace("}", "|"))
+
+
+def _primed(bare: str) -> list[str]:
+    """The letters with a prime, which math-verify drops."""
+    return sorted(re.findall(r"[A-Za-z]'+", bare))
 
 
 def _names(bare: str) -> list[str]:
