@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from slimrl.tasks import forms
-from slimrl.tasks.latex import NAME, normalise, plausible
+from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
 from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
 from slimrl.tasks.thinking import committed
@@ -100,6 +100,7 @@ class Grader:
         return last_box(text) or extracted or last_number(text)
 
     def _compare(self, guess: str, gold: str) -> bool | None:
+        guess = unwrapped(guess)
         number = _gold_number(gold)
         if number is not None:
             found = _number(guess)

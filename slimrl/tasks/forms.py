@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimrl.tasks.latex import NAME, normalise
+from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.units import changes_meaning
 
 MAX_PARTS = 12
@@ -70,6 +71,8 @@ def ratio(latex: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(names, terms) of a ratio: `V_1:V_2=11:21` has both, `2:3:5` only terms; two empty tuples for anything else."""
     plain = re.sub(r"\\(?:colon|ratio)(?![A-Za-z])", ":", latex.replace("\\:", " ").strip().strip("$"))
     plain = re.sub(r"(?<=[0-9}])\s*(?:\\text\s*\{\s*to\s*\}|\sto\s)\s*(?=[\\0-9])", ":", plain)
+    if len(parts(plain, alternatives=True)) > 1:
+        return (), ()  # several times or ratios
     left, equals, right = plain.rpartition("=")
     terms = tuple(_split(right, ":"))
     names = tuple(normalise(name) for name in _split(left, ":")) if equals else ()
@@ -93,7 +96,7 @@ def choice(latex: str) -> str:
     """
     plain = re.sub(r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)\s*\{([^{}]*)\}", r"\1", latex).strip(" $*")
     plain = re.sub(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~", " ", plain).strip()
-    match = re.fullmatch(r"(?:(\()\s*)?([A-Z])\s*(?(1)\)|(?:[).:]|\Z))(.*)", plain, re.DOTALL)
+    match = re.fullmatch(r"(?:(?i:option|choice)\s+)?(?:(\()\s*)?([A-Z])\s*(?(1)\)|(?:[).:]|\Z))(.*)", plain, re.DOTALL)
     if match is None:
         return ""
     rest = match[3].strip(" .:")
@@ -162,9 +165,14 @@ def interval(latex: str) -> tuple[str, str, bool]:
     if _is_set(plain):
         return "", plain, False
     plain = re.sub(
-        r"\\(?:text|mbox|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])", "&", plain
+        r"\\(?:text|mbox|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])",
+        "&",
+        plain,
     )
     pieces = [_both_sides(piece.strip()) for piece in _split(plain, ",;")]
+    # all numbers are one or the other of x > -1, x < 1, so that it cannot mean "or"
+    if ";" not in plain and len(pieces) == 2 and _overlap(both := _both_sides(plain.replace(",", "&"))[1]):
+        pieces = [(pieces[0][0], both)]
     variables = {variable for variable, _ in pieces}
     if len(variables) != 1 or not all(piece for _, piece in pieces):
         return "", "", False
@@ -188,6 +196,12 @@ def _both_sides(inequality: str) -> tuple[str, str]:
     if len(sides) != 2 or len(low) != 1 or len(high) != 1 or low[0][0] != high[0][0]:
         return "", ""
     return low[0][0], low[0][1].removesuffix("\\infty)") + high[0][1].removeprefix("(-\\infty,")
+
+
+def _overlap(interval: str) -> bool:
+    """The ends of an interval are two numbers, of which the second is the larger one."""
+    ends = [parse_number(end, words=False) for end in interval[1:-1].split(",")]
+    return len(ends) == 2 and ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
 
 
 def _piece(inequality: str) -> tuple[str, str]:

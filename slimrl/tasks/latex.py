@@ -14,6 +14,7 @@ NAME = (
 """What an answer may be called: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
 
 _TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
+_SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![A-Za-z]))"
 _MARKS = re.compile(
     r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
     r"|\^\{?(?:T|\\top|\\intercal)(?![A-Za-z])"
@@ -28,6 +29,29 @@ yes no true none all both even odd east west up down left red blue sum mean mode
 one two six ten sun mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec
 """
 _SHORT_WORDS = frozenset(_WORDS.split())
+
+
+def unwrapped(latex: str) -> str:
+    """An answer without the bold type, the math delimiters or the box around the whole of it."""
+    plain = latex
+    for _ in range(4):
+        plain = re.sub(rf"^(?:{_SPACE}|\\displaystyle(?![A-Za-z]))+|{_SPACE}+$", "", plain)
+        for opening, closing in (("**", "**"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+            inside = plain.removeprefix(opening).removesuffix(closing)
+            if len(plain) - len(inside) == 2 * len(opening) and opening not in inside and closing not in inside:
+                plain = inside
+        box = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.+)\}", plain, re.DOTALL)
+        plain = box[1] if box and _balanced(box[1]) else plain
+    return plain
+
+
+def _balanced(latex: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", latex):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def normalise(text: str) -> str:

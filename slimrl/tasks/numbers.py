@@ -72,7 +72,8 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit|b
 _WRAPPINGS = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        r"\*\*([^*]+)\*\*([^*]*)", r"\*([^*]+)\*([^*]*)", r"__([^_]+)__([^_]*)", r"_([^_]+)_([^_]*)", r"`([^`]+)`([^`]*)", r"<([^<>]+)>([^<>]*)",
+        r"\*\*([^*]+)\*\*([^*]*)", r"\*([^*]+)\*([^*]*)", r"__([^_]+)__([^_]*)", r"_([^_]+)_([^_]*)",
+        r"`([^`]+)`([^`]*)", r"<([^<>]+)>([^<>]*)",
         r"\$\$((?:[^$\\]|\\.)+)\$\$((?:[^$\\]|\\.)*)", r"\$((?:[^$\\]|\\.)+)\$((?:[^$\\]|\\.)*)",
         r"\\\((.+)\\\)([^\\]*)", r"\\\[(.+)\\\]([^\\]*)", r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})+)\}([^{}\\]*)",
     )
@@ -168,6 +169,8 @@ def _is_cents(text: str) -> bool:
 def _unwrapped(text: str) -> str:
     """A short answer without Markdown, math delimiters or a box around its beginning: `**73** eggs` is `73 eggs`."""
     plain = text.strip()
+    if negative := re.match(r"-\s?(?=\*\*|\\(?:boxed|fbox)|\\\()", plain):
+        return "-" + _unwrapped(plain[negative.end() :])
     for _ in range(4):
         match = next((found for wrapping in _WRAPPINGS if (found := wrapping.fullmatch(plain))), None)
         if match is None or not match[1].strip() or match[2][:1].isdigit():
