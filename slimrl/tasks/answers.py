@@ -95,8 +95,10 @@ class Grader:
             self._worker.close()
 
     def _lenient(self, text: str, extracted: str) -> str:
+        if parse_number(extracted) is not None:
+            return extracted
         if self._worker is None:
-            return extracted if parse_number(extracted) is not None else last_number(text)
+            return last_number(text)
         return last_box(text) or extracted or last_number(text)
 
     def _compare(self, guess: str, gold: str) -> bool | None:

@@ -149,7 +149,7 @@ def interval(latex: str) -> tuple[str, str, bool]:
     """(variable, set in LaTeX, whether it was written as inequalities); the set is empty where it is no set of reals.
 
     `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities,
-    "and" makes one of the two sides of an interval.
+    "and" makes one of the two sides of an interval. `\\{x : x > 3\\}` is read as `x > 3`.
     """
     plain = latex.strip().strip("$").strip()
     plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
@@ -159,6 +159,9 @@ def interval(latex: str) -> tuple[str, str, bool]:
     plain = re.sub(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264", " <= ", plain)
     plain = re.sub(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265", " >= ", plain)
     plain = re.sub(r"\\lt(?![A-Za-z])", " < ", re.sub(r"\\gt(?![A-Za-z])", " > ", plain))
+    real = r"(?:\s*\\in\s*\\mathbb\s*\{?R\}?)?"
+    if such_that := re.fullmatch(rf"\\\{{\s*{NAME}{real}\s*(?:\\mid(?![A-Za-z])|\||:)(.+)\\\}}", plain, re.DOTALL):
+        plain = such_that[1].strip()
     if member := re.fullmatch(rf"({NAME})\s*\\in\s*(.+)", plain, re.DOTALL):
         variable, plain = normalise(member[1]), member[2]
         return (variable, plain, False) if _is_set(plain) else ("", "", False)

@@ -17,7 +17,7 @@ _TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
 _SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![A-Za-z]))"
 _MARKS = re.compile(
     r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
-    r"|\^\{?(?:T|\\top|\\intercal)(?![A-Za-z])"
+    r"|\^\{?(?:T|\\top|\\intercal)(?![A-Za-z])|(?<=[\])}])'+"
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
@@ -68,7 +68,7 @@ def normalise(text: str) -> str:
     plain = re.sub(r"\\lt(?![A-Za-z])", "<", re.sub(r"\\gt(?![A-Za-z])", ">", plain))
     plain = re.sub(rf"{_TEXT}\s*\{{([^{{}}]*)\}}", r"\1", plain)
     plain = re.sub(r"_\{([0-9])\}", r"_\1", plain)
-    plain = _PRIME.sub("'", plain)
+    plain = _PRIME.sub("'", re.sub(r"\\(?:colon|ratio)(?![A-Za-z])", ":", plain))
     # a gap between digits is kept: 1 8 is not 18
     plain = re.sub(r"(?<![0-9])\s+|\s+(?![0-9\s])", "", plain)
     if re.fullmatch(r"\([A-Za-z]\)", plain):
@@ -156,6 +156,10 @@ def _primed(bare: str) -> list[str]:
 
 
 def _names(bare: str) -> list[str]:
-    """Letters in a row with a capital among them, such as BCA and H_2O."""
-    runs = (run.replace("_", "") for run in _LETTERS.findall(bare))
-    return sorted(run for run in runs if re.search("[A-Z]", run) and len(re.sub("[0-9]", "", run)) > 1)
+    """Letters in a row with a capital among them, such as BCA and H_2O, and letters before a digit, such as A5."""
+    names = []
+    for run in _LETTERS.findall(bare):
+        letters = re.sub("[0-9_]", "", run)
+        if (letters != letters.lower() and len(letters) > 1) or re.search("[A-Za-z][0-9]", run):
+            names.append(run.replace("_", ""))
+    return sorted(names)
