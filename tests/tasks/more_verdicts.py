@@ -7,7 +7,7 @@ from typing import Literal
 from tests.tasks.verdicts import Pairs
 
 SYMBOLIC: dict[str, Pairs] = {
-    "exact rationals": {
+    "more exact rationals": {
         r"\frac{1}{2^{99}}": ([r"\left(\frac12\right)^{99}", r"\frac{1}{4 \cdot 2^{97}}", "0.5^{99}", r"\dfrac{1}{2^{99}}", r"\frac{1}{633825300114114700748351602688}"], [r"\frac{1}{2^{100}}", r"\frac{2}{2^{99}}", r"\frac{1}{3^{99}}", r"\frac{1}{2^{99}}+\frac{1}{2^{200}}", r"\frac{1}{633825300114114700748351602687}"]),
         r"\frac{1}{10^{30}}": (["10^{-30}", r"1 \times 10^{-30}"], [r"\frac{1}{10^{31}}", "0", "-10^{-30}"]),
         r"\frac{10^{20}+1}{10^{20}}": (["1+10^{-20}"], ["1", "1.0"]),
@@ -17,7 +17,7 @@ SYMBOLIC: dict[str, Pairs] = {
         r"1-\frac{1}{3^{40}}": ([r"\frac{3^{40}-1}{3^{40}}"], ["1", r"1-\frac{1}{3^{41}}", r"1+\frac{1}{3^{40}}"]),
         r"\frac{1}{20!}": ([r"\frac{1}{2432902008176640000}"], [r"\frac{1}{21!}", r"\frac{1}{19!}", "0"]),
     },
-    "reals by relative error": {
+    "more reals by relative error": {
         r"6.67 \times 10^{-11}": ([r"6.67\cdot 10^{-11}", r"66.7 \times 10^{-12}", "0.0000000000667", "6.67e-11"], [r"6.63 \times 10^{-34}", "0", r"6.67 \times 10^{-12}", r"-6.67 \times 10^{-11}", r"6.68 \times 10^{-11}", r"6.67 \times 10^{11}"]),
         r"\pi \cdot 10^{-20}": ([r"\frac{\pi}{10^{20}}"], [r"e \cdot 10^{-20}", "0", r"\sqrt{2}\cdot 10^{-20}", r"\pi \cdot 10^{-21}"]),
         r"\sqrt{2} \cdot 2^{-80}": ([r"\frac{1}{2^{79}\sqrt{2}}"], [r"\sqrt{3} \cdot 2^{-80}", r"\sqrt{2} \cdot 2^{-81}"]),
@@ -26,7 +26,7 @@ SYMBOLIC: dict[str, Pairs] = {
         "e^{-50}": ([r"\frac{1}{e^{50}}"], ["e^{-51}", "0", "-e^{-50}"]),
         r"\sqrt{2}": ([r"\frac{2}{\sqrt 2}", r"\sqrt2"], ["1.4"]),
     },
-    "names": {
+    "more names": {
         "BCA": ([], ["BAC", "CAB", "AAA"]),
         "ABCD": ([r"\text{ABCD}", r"\mathrm{ABCD}"], ["ABDC", "DCBA", "BADC"]),
         r"\angle ABC": ([], [r"\angle CAB", r"\angle ACB", r"\angle ABD"]),
@@ -42,8 +42,23 @@ SYMBOLIC: dict[str, Pairs] = {
         "x^2y": (["y x x"], ["xy^2", "xy"]),
         r"\frac{xy}{2}": ([r"\frac{yx}{2}", r"\frac12 xy", "xy/2"], []),
         "ADBC": ([], ["ABCD", r"\text{ACBD}", "A, D, B, C, E"]),
+        "ABC": ([], ["ACB", "A,B,C", "A B D", "CBA", r"A\cdot B\cdot C", "ABCD", "AB", "A+B+C", r"\overline{ABC}+1", r"A\times B \times C", "BAC", r"\angle ABC"]),
+        "AB": ([], [r"\overline{AC}", r"A\cdot B", r"\frac{A}{B}", "A B C", r"B\cdot A"]),
+        "abcd": ([], ["dcba", "abdc", "acbd", "a+b+c+d"]),
+        "NE": ([], ["EN", "SE", "ne^1"]),
+        "MISSISSIPPI": ([], ["MISSISIPPI", "IPPISSISSIM"]),
+        r"\text{CBAD}": (["CBAD", r"\mathrm{CBAD}", "C B A D", r"\textbf{CBAD}"], [r"\text{ABCD}", r"\text{CBDA}", "CABD"]),
+        r"DE \parallel BC": ([], [r"DE \perp BC", r"DE\parallel AC", "DE", "BC"]),
+        "rst": (["tsr"], []),
+        "H_2SO_4": ([], ["H_4SO_2", "SO_4", "H_2O"]),
+        r"\text{spring}": ([], [r"\text{fall}", r"\text{springs and falls}", r"\text{not spring}"]),
+        "p q": (["qp", "pq"], []),
+        "13B": ([], ["B13", "31B", "13C"]),
+        "2A3": ([], ["3A2", "A23", "2A4"]),
+        "A5": ([], ["5A", "A6", "a5"]),
+        "1101_2": (["1101_{2}"], ["1101", "1101_3", "1110_2", "13"]),
     },
-    "clock vs ratios": {
+    "more clock vs ratios": {
         "3:30": ([r"3\!:\!30", "3{:}30"], ["7:60", "6:60", "0.1", "33:0", r"\frac{3}{30}"]),
         "7:15": ([], ["7:51", r"\frac{7}{15}", "14:30", "8:15"]),
         "12:00": ([], ["6:00"]),
@@ -58,42 +73,42 @@ SYMBOLIC: dict[str, Pairs] = {
         "1:2": (["2:4", "1 : 2", "3:6"], []),
         "9:05": ([], ["9:5", r"\frac95", "18:10", "9:50"]),
     },
-    "named ratios": {
+    "more named ratios": {
         "V_1:V_2=11:21": (["11:21", "V_1:V_2 = 11:21", r"\frac{11}{21}", "V_{1}:V_{2}=11:21", "V_2:V_1=21:11"], ["21:11", "V_2:V_1=11:21", "11", "21", "11:22", "V_1:V_2", r"\frac{21}{11}"]),
         "S_1:S_2=1:4": (["1:4", "S_1 : S_2 = 1 : 4", "2:8"], ["4:1", "1:2"]),
         "AM:MB=2:3": (["2:3", "AM : MB = 2 : 3", "AM:MB=4:6"], ["3:2", "MB:AM=2:3"]),
         "2:3": (["AM:MB=2:3", "a:b=2:3"], []),
         "a:b:c=1:2:3": (["1:2:3", "2:4:6"], ["3:2:1", "1:2"]),
     },
-    "magnitudes": {
+    "more magnitudes": {
         "5000000": ([r"5 \text{ million}", r"5\text{ millions}", r"5~\text{million}", r"\$5 \text{ million}"], []),
         "5": ([], [r"5 \text{ million}", r"5\text{ millions}", r"5\text{ dozen}", r"5\text{ grand}", r"5\text{ lakh}", r"5 \mathrm{\ crore}", r"5\text{ hundred}", r"5\text{ thousands}", r"5\ \text{score}", "5 million"]),
         "24": ([r"2\text{ dozen}", r"2 \text{ dozen eggs}"], []),
     },
-    "scientific": {
+    "more scientific": {
         "600000": ([r"6\times10^5", r"6 \cdot 10^5", r"6.0 \times 10^{5}", r"60 \times 10^4", r"6 \times 10^{5} \text{ m}", r"6\,\times\,10^{5}", r"600\,000", "6 × 10^5"], [r"6 \times 10^6", r"6 \times 10^{-5}", r"6 \times 10 \times 5", "6", r"6 \times 10", r"60 \times 10^5"]),
         r"6 \times 10^5": (["600000", "600,000", r"6.0\times 10^5"], []),
         r"1.5 \times 10^{-3}": (["0.0015", r"\frac{3}{2000}", r"15\times10^{-4}"], ["0.015", "1.5", "-0.0015", "1500", "0"]),
     },
-    "named values": {
+    "more named values": {
         "x=5, y=6": ([r"x=5,\ y=6", r"x = 5 \text{ and } y = 6", r"y=6\text{ and }x=5", r"x=5, \quad y=6", r"x=5 \text{, } y=6"], ["y=6", "x=5, y=7", "x=5, y=6, z=7", r"x=5 \text{ or } y=6"]),
         "a=1, b=2, c=3": (["b=2, c=3, a=1", r"a=1, b=2 \text{ and } c=3", "a=1,b=2,c=3"], ["a=1, b=3, c=2", "c=1, b=2, a=3", "a=1, b=2"]),
         r"m=-1, n=\frac{1}{2}": (["n=0.5, m=-1", r"n=\frac12, m=-1"], []),
         "5": (["x=5"], ["x=6", "x=5, y=6", r"x \ne 5", r"x \approx 5.4", "x>5", r"x \le 5"]),
     },
-    "and / lists / boxes": {
+    "more and / lists / boxes": {
         "1,2": ([r"1\text{ and }2", "1, 2", r"\{1, 2\}", r"1,\,2", r"2 \text{ and } 1", r"1\text{, }2"], [r"1 \text{ or } 3", r"1 \text{ and } 3", "1.2", "1+2", r"1\text{ and }1"]),
         "1,2,3": ([r"1, 2, \text{ and } 3", r"1, 2 \text{ and } 3", "3,2,1"], ["1,2", "1,2,4", "6", "123", "1,2,3,3,4"]),
         "(1,2)": ([r"\left(1, 2\right)", r"(1,\,2)"], ["(1,3)", "(1,2]", "1"]),
         "(1,2),(3,4)": (["(1,2), (3,4)"], ["(1,4),(3,2)"]),
         r"\sqrt{2}, -\sqrt{2}": ([r"\pm\sqrt{2}", r"-\sqrt2 \text{ and } \sqrt2"], [r"\sqrt{2}", r"\pm 2"]),
     },
-    "cfrac": {
+    "more cfrac": {
         "1/3": ([r"\cfrac13", r"\cfrac{2}{6}", r"\tfrac{1}{3}", r"\dfrac{1}{3}", r"\frac 1 3", r"\cfrac {1}{3}"], [r"\cfrac{1}{4}", r"-\cfrac{1}{3}", r"\cfrac{13}{1}"]),
         r"\cfrac{1}{1+\cfrac{1}{2}}": ([r"\frac{2}{3}"], [r"\frac{3}{2}"]),
         r"\cfrac{\sqrt{3}}{2}": ([r"\frac{\sqrt3}{2}", r"\sqrt{3}/2"], []),
     },
-    "repeating": {
+    "more repeating": {
         r"0.\overline{36}": ([r"0.\overline{3636}", r"\frac{36}{99}", r"0.3\overline{63}", r"\cfrac{4}{11}"], [r"0.\overline{63}", r"\frac{9}{25}", "0.3636"]),
         r"\frac13": ([r"0.\overline{3}", r"0.\overline3", r"0.3\overline{3}", r"0.\dot{3}"], ["0.3", r"0.\overline{33}4", "0.33"]),
         r"0.1\overline{6}": ([r"\frac16", r"0.1\overline{66}"], [r"0.\overline{16}", "0.16"]),
@@ -103,18 +118,18 @@ SYMBOLIC: dict[str, Pairs] = {
         r"0.\overline{12}": ([r"\frac{4}{33}", r"\frac{12}{99}", r"0.\overline{1212}"], [r"0.1\overline{2}", "0.12", r"\frac{12}{100}", r"-\frac{4}{33}", r"\frac{33}{4}"]),
         r"3.\overline{6}": ([r"\frac{11}{3}", r"3\frac{2}{3}", r"3.\bar{6}"], ["3.6", "3.66", "36"]),
     },
-    r"32,\!349": {
+    r"more 32,\!349": {
         "32349": (["32349.0", "32~349"], [r"32,\!348", "32, 349, 1", "323,49", r"32,\!349,\!000"]),
         r"32,\!349": (["32349", "32,349", "32{,}349"], []),
         r"1,\!000,\!000": (["10^6", "1000000", "1{,}000{,}000", "1,000,000"], ["1,000", "1", "10^5"]),
         "1234567.5": (["1{,}234{,}567.5", "1,234,567.5"], []),
     },
-    "choices": {
-        "C": ([r"\text{C}", r"\textbf{(C)}", r"\mathrm{(C)}", r"\textbf{C}", r"\mathbf{C}", r"\text{ (C) }"], ["(D)", r"\text{B}", "(CD)", r"\text{(A)}", r"C \text{ or } D", "3", "CC"]),
+    "more choices": {
+        "C": ([r"\text{C}", r"\textbf{(C)}", r"\mathrm{(C)}", r"\textbf{C}", r"\mathbf{C}", r"\text{ (C) }"], ["(D)", r"\text{B}", "(CD)", r"\text{(A)}", r"C \text{ or } D", "3", "CC", r"\text{Option D}", r"\text{option (B)}", r"\text{Options C and D}", r"\text{Option C or D}", r"\text{not option C}", r"\text{Option CD}", r"\text{no option}", r"\text{(C) and (D)}", r"\text{All}", r"\text{Choice}", r"\cos", r"\text{C\&D}", "C+D", "C-1", "C^2", r"\frac{C}{D}", r"C\cup D", "C=D", "C_1", "C'", r"\text{(C) is wrong}", r"\text{(C)?} \text{ no, (D)}", r"\mathbb{C}", r"\bar C", r"\complement C"]),
         r"\text{(C)}": (["C", "(C)", r"\text{C}"], []),
         "(A)": (["A", r"\text{(A)}"], ["B", "(B)", r"\text{(AB)}"]),
     },
-    "intervals": {
+    "more intervals": {
         r"x \in [-2,7]": ([r"-2 \leq x \leq 7", r"-2\le x\le7", r"\left[-2, 7\right]", r"x\in[-2,7]", r"x \ge -2 \text{ and } x \le 7"], ["-2 < x < 7", r"-2 \le x < 7", "[-2,8]", r"x \le 7", r"-2 \ge x \ge 7", r"\{-2,7\}", "-2,7", "(-2,7]", r"-7 \le x \le 2", r"x \le -2 \text{ or } x \ge 7"]),
         "(0,1)": (["0<x<1", "0 < t < 1", r"\left(0,1\right)", r"x \in (0,1)"], [r"0\le x<1", r"0<x\le 1", "[0,1]", "0<x<2", "(1,0)"]),
         r"[3,\infty)": ([r"x\geq 3", r"x \in [3, \infty)", r"[3,+\infty)", r"3 \le x"], ["x>3", r"(-\infty,3]", "3", "x=3"]),
@@ -130,8 +145,10 @@ SYMBOLIC: dict[str, Pairs] = {
         r"\left(-\frac12, \frac34\right]": ([r"-\frac12 < x \le \frac34", "(-0.5, 0.75]", r"-0.5<x\le0.75"], [r"-\frac12 \le x < \frac34", "[-0.5,0.75)", "(-0.5,0.75)"]),
         r"(-\infty, \infty)": ([r"\mathbb{R}", r"(-\infty,\infty)"], [r"(0,\infty)", r"\emptyset"]),
         r"x \neq 2": ([r"x \ne 2"], ["2", "x=2", r"x \ne 3", "x>2"]),
+        "[1,2]": ([r"x\ge1, x\le2", r"1 \leqslant x \leqslant 2", r"x \in \left[1, 2\right]", "[1, 2]", "[1.0,2.0]", r"2\ge x\ge 1", r"x\ge1\text{ and }2\ge x", r"\{x : 1\le x\le 2\}", r"\{x \mid 1 \le x \le 2\}"], [r"x\ge1, x<2", r"x\ge1\text{ and }x\ge2", r"1\le x \text{ and } y\le2", r"x\ge1\text{ and }x\le2\text{ and }x\ne1", r"x\ge1\text{ or }x\le2", r"x\le1\text{ and }x\ge2", r"x \ge 1", "[1,2], [3,4]", r"[1,2]\cup[3,4]", r"[1,2]\cap[2,3]", r"[1,2)\cup(1,2)", r"1\le x\le2, x\ne 1.5", r"[1,2]\setminus\{1\}", "[2,1]", r"\{1,2\}", "[1,2]^2", "[1;2)", "1<=x<2", r"x \in \{1,2\}", r"x\notin[1,2]", r"x \not\in [1,2]", "[1,2]'", "-[1,2]", "[-1,-2]", r"\mathbb{R}\setminus[1,2]", r"[1,2]\text{ or }[3,4]", r"[1,\infty)", "x=1, x=2", r"1\le x\le 2\text{ or }x=3"]),
+        r"x>2 \text{ or } x<-2": ([r"(-\infty,-2)\cup(2,\infty)", "x<-2, x>2", r"x<-2\text{ or }x>2", r"x \in (-\infty,-2)\cup(2,\infty)"], ["-2<x<2", "x>2, x<2", r"x>2 \text{ and } x<-2", "|x|<2", r"(2,\infty)", r"(-\infty,-2]\cup[2,\infty)", "(-2,2)", r"x\neq 2", r"x>-2 \text{ or } x<2"]),
     },
-    "others from file": {
+    "more others from file": {
         "5": ([r"5\ \text{m}", r"5~\mathrm{km}", r"5\,\text{cm}", r"5~\text{N}", r"5\text{ g}", r"5~\mathrm{kg}", r"5\text{ square units}", r"5~\text{J}"], ["5m", "5x", r"50~\text{m}", r"5\text{!}", r"5~\text{dozen}", r"-5~\text{m}"]),
         r"\log_2 3": ([r"\log_{2}{3}", r"\log_2(3)", r"\frac{1}{\log_3 2}", r"\frac{\ln 9}{\ln 4}", r"\log_4 9"], ["1.58", r"\log_{2} 4"]),
         r"\emptyset": ([r"\varnothing "], [r"\{\emptyset\}", "1", r"\mathbb{R}"]),
@@ -140,18 +157,18 @@ SYMBOLIC: dict[str, Pairs] = {
         "4": (["4.00", r"\text{004}"], ["400", "0.04", "00"]),
         "A": ([], [r"\alpha", "4", "A'", r"\bar{A}", "-A", "2A"]),
     },
-    "magnitudes behind markup, in every style, lenient too": {
+    "more magnitudes behind markup, in every style, lenient too": {
         "7": ([], [r"7\text{ billion}", r"7~\mathrm{million}", r"7\text{-million}", r"\text{7 million}", r"\text{7 dozen}", r"\$7\text{ million}", r"7\cdot\text{million}"]),
         "7000000": ([r"\text{7 million}", r"7 \text{ million dollars}", r"\$7\text{ million}"], []),
     },
-    "symbols": {
+    "more symbols": {
         "5": ([], ["5!", r"5\text{+}", r"5\text{ or more}", r"5\text{ and up}", "5+", r"5^{\text{!}}", r"5\text{*}", r"\text{not }5", r"5\text{ (wrong)}", r"5\ldots", r"5\text{ dozens}", r"5\text{ to }6", r"5\text{--}6", r"5\sim6", r"5\pm1", r"\pm 5", "|5|6", r"\sqrt{5}", "5_6", r"5 \text{ base } 6"]),
         "A": ([], [r"A^{\prime}", "A''", "A_1", r"\vec{A}", "A^{-1}", "A^T", r"\overline{A}", "A^c", r"\hat A"]),
         "A'": ([r"A^{\prime}", r"A^\prime"], ["A", "A''", "B'"]),
         "x": ([], ["x'", r"\bar{x}", "x_1", "-x", "x^{-1}", r"\dot{x}"]),
         "f'(x)=2x": (["2x", r"f'(x) = x \cdot 2"], ["f(x)=2x", "x^2"]),
     },
-    "named values more": {
+    "more named values more": {
         r"p=\frac12, q=3": (["q=3, p=0.5", r"q = 3, p=\cfrac12", "(p,q)=(0.5,3)"], ["p=3,q=0.5", "(q,p)=(0.5,3)", "(p,q)=(3,0.5)"]),
         "(a,b)=(2,3)": (["a=2,b=3", "b=3, a=2", "(2,3)", "(b,a)=(3,2)"], ["(3,2)", "a=3,b=2", "(b,a)=(2,3)"]),
         r"\alpha=30^\circ, \beta=60^\circ": ([r"\beta=60^\circ,\alpha=30^\circ", r"\beta=60, \alpha=30"], []),
@@ -159,7 +176,7 @@ SYMBOLIC: dict[str, Pairs] = {
         r"\text{Alice}=3, \text{Bob}=5": ([r"\text{Bob}=5, \text{Alice}=3"], [r"\text{Bob}=3, \text{Alice}=5"]),
         "n=10": (["10", "n = 10", "10.0"], ["n=11", "n=1, 0", "n^{10}", r"n=10\text{ or }11"]),
     },
-    "ratios": {
+    "more ratios": {
         "PQ:QR=3:5": (["3:5", r"\frac{3}{5}", "QR:PQ=5:3", "PQ : QR = 6:10"], ["5:3", "QP:PQ=3:5", r"\frac53", "QR:PQ=3:5"]),
         "m_1:m_2=2:7": (["2:7", "m_{1} : m_{2} = 2 : 7", "m_2:m_1=7:2"], ["7:2", "m_2:m_1=2:7", "9", "2", "27"]),
         "3:2": (["1.5:1", r"3 \colon 2"], [r"\frac{2}{3}", "32", "3.2", "5"]),
@@ -170,19 +187,19 @@ SYMBOLIC: dict[str, Pairs] = {
         "6:45": ([], ["2:15", "12:90", r"\frac{2}{15}", "45:6"]),
         "2:40": ([], ["1:20", "4:80", r"\frac{1}{20}"]),
     },
-    "sci": {
+    "more sci": {
         r"3.0\times 10^{8}\text{ m/s}": ([r"3\times 10^8", r"3 \times 10^{8} \text{ m/s}", "300000000", r"3\cdot10^8~\mathrm{m/s}"], [r"3\times 10^7", "3", r"3\times 10^{-8}", r"3.1\times10^8"]),
         r"7.2 \times 10^{4}": (["72000", r"72\times10^3", "7.2e4", "72{,}000"], ["7200", r"7.2\times 4", r"7.2 \times 10^{4.1}", r"7.2 \times 10^{-4}", "720000"]),
         "0.00042": ([r"4.2 \times 10^{-4}", r"42 \times 10^{-5}", r"4.2\cdot 10^{-4}"], [r"4.2 \times 10^{4}", r"4.2 \times 10^{-3}", r"-4.2 \times 10^{-4}"]),
     },
-    "separators / choices": {
+    "more separators / choices": {
         "1250": ([r"1,\!250", "1{,}250", "1,250", r"1\,250", r"\$1,\!250", r"\$1{,}250"], [r"1,\!25", "1.250", r"1,\!251", r"125,\!0"]),
         "E": ([r"\text{(E)}", "(E)", r"\textbf{(E)}\ 24", r"\textbf{(E) }24", r"\boxed{E}", r"\text{E}", r"\mathbf{(E)}", r"(\mathbf{E})", r"\text{E.}"], ["e", r"\text{(D)}", r"\textbf{(D)}\ E", "(A)(E)", r"\text{E or D}", r"\text{not E}", "F", "2.718", r"\text{EE}", "A, E", r"\text{neither A nor E}"]),
         "e": ([], ["E", "2.718"]),
         r"\text{(D) }7": (["D", "(D)"], ["7 (C)", "C", "E", r"\text{(C) }7"]),
         "A,C": (["C, A", r"A \text{ and } C", "A, C"], ["A", "C", "B, C", "A, B, C"]),
     },
-    "letters": {
+    "more letters": {
         "DOG": ([r"\text{DOG}"], ["GOD", "dgo", "DGO", "ODG"]),
         "PQRS": ([], ["PQSR", "SRQP", "PRQS", "pqrs"]),
         r"\triangle PQR": ([], [r"\triangle QPR", r"\triangle RQP"]),
@@ -198,7 +215,7 @@ SYMBOLIC: dict[str, Pairs] = {
         "A>B>C": (["A > B > C", r"A \gt B \gt C"], ["C>B>A", "A>C>B", "A<B<C"]),
         "BAC": ([], ["CAB"]),
     },
-    "prime & power marks": {
+    "more prime & power marks": {
         "B": ([], ["B'", "B''", "B^{*}", r"B^\top", "B^{-1}", r"B^{\dagger}", r"\tilde{B}", r"\hat{B}", r"\vec B", r"\bar B", "|B|", r"\overline{B}", r"\mathbf{b}", r"\sqrt{B}", "B!", r"\neg B", r"\lnot B", r"\bar{B}", r"\underline{B}"]),
         r"\vec{v}": ([], ["v", r"\vec{w}", r"-\vec{v}"]),
         r"\overline{z}": ([r"\bar{z}"], ["z", r"\bar{w}"]),
@@ -206,7 +223,7 @@ SYMBOLIC: dict[str, Pairs] = {
         "5": ([], [r"5\text{ mod }7", r"5 \pmod 7", r"5\bmod 7", r"\lfloor 5.7", "5^T", r"5^\dagger", r"\bar{5}", r"5\dots", r"\overline{5}", r"\hat{5}", r"5\text{ thousandths}", r"5\times", r"5\cdot", "5=6", r"5\ne5", r"5\text{ not}", r"5\text{ halves}", r"\sim 5", "<5", "5>", r"\ge 5", r"5\text{ factorial}", r"5\text{ squared}", r"5 \text{ each or } 6", "5^{2}", "5;6", "5/", "/5", r"5\sqrt{}", r"5\infty", "5i", r"5\pi", "5e", r"5\%5", r"5\phantom{6}", r"\phantom{5}", r"5\%\%", r"\text{five thousand}"]),
         "12": ([r"12^\circ", "12.", "(12)"], ["12_{3}", "12_8", "1,2", "1 2", "1~2", r"1\,2", r"1\quad2", r"1\cdot2", "12:00", "(1,2)", r"\{1,2\}", r"1\;2", "1;2", "12'34''", r"12^\circ 30'"]),
     },
-    "strict rationals vs decimal rounding": {
+    "more strict rationals vs decimal rounding": {
         r"\frac{2}{3}": ([r"\frac{666}{999}", r"0.\overline{6}", r"0.\bar{6}", r"\frac{-2}{-3}"], ["0.67", "0.667", "0.6667", "0.66666667", r"\frac{67}{100}", "1.5", r"\frac{666}{999}0"]),
         r"\frac{1}{10^{15}}": (["0.000000000000001"], [r"\frac{1}{10^{16}}", "0", r"\frac{2}{10^{15}}", "1e-16"]),
         r"\frac{1}{7^{50}}": ([], [r"\frac{1}{7^{49}}", r"\frac{1}{7^{51}}", "0"]),
@@ -217,7 +234,7 @@ SYMBOLIC: dict[str, Pairs] = {
         r"6.022 \times 10^{23}": ([r"6.022\cdot10^{23}", r"602.2\times10^{21}"], [r"6.02 \times 10^{23}", "6.022", r"6.022 \times 10^{-23}"]),
         r"6.626 \times 10^{-34}": ([r"6.626 \cdot 10^{-34} \text{ J s}", r"6.626\times 10^{-34}~\text{J}\cdot\text{s}"], ["0", r"6.626 \times 10^{-33}", r"1.055 \times 10^{-34}", r"6.63\times 10^{-34}"]),
     },
-    "inequalities conj": {
+    "more inequalities conj": {
         "[0,5]": ([r"x \ge 0 \wedge x \le 5", r"0 \le x \land x \le 5", r"x\geq0\text{ and }x\leq5", r"x \geq 0, x \leq 5"], [r"x \ge 0 \lor x \le 5", r"x\ge0\text{ and }x\ge5", r"x\le 0\text{ and }x\le5", r"x \ge 0 \text{ and } x < 5"]),
         r"\mathbb{R}": ([r"(-\infty,\infty)"], [r"x>1 \text{ and } x<4", "x>1, x<4", "(0,1)"]),
         "x>-1, x<1": ([], [r"(-\infty,\infty)", r"\mathbb{R}"]),
@@ -225,7 +242,7 @@ SYMBOLIC: dict[str, Pairs] = {
         r"x<1 \text{ or } y>2": ([], [r"x<1 \text{ and } y>2"]),
         r"x=1\text{ or }x=2": ([r"x=1\text{ and }x=2", "1,2"], ["1", "x=1 or x=3"]),
     },
-    "lists with units, money, times": {
+    "more lists with units, money, times": {
         r"3\text{ cm}, 4\text{ cm}": (["3, 4", r"3\text{ cm} \text{ and } 4\text{ cm}", r"4\text{ cm}, 3\text{ cm}"], ["34", "3", "7", "3, 5"]),
         "3:30, 4:45": (["4:45, 3:30", r"3:30\text{ and }4:45"], ["1:10, 4:45", "3:30", "4:30, 3:45"]),
         "-1, 0, 1": ([r"0, \pm 1", "1,0,-1", r"\{-1,0,1\}"], [r"\pm1", "0,1", "-1,1"]),
@@ -233,16 +250,28 @@ SYMBOLIC: dict[str, Pairs] = {
         "AB, CD": (["CD, AB", r"AB \text{ and } CD"], ["BA, DC", "AC, BD", "AB"]),
         r"\text{Alice and Bob}": ([r"\text{Alice, Bob}"], [r"\text{Alice}", r"\text{Alice and Carol}", r"\text{Alice or Bob}"]),
     },
+    "more clock": {
+        "2:30": (["02:30", r"2:30\text{ p.m.}", r"\text{2:30 PM}", r"2\colon 30"], ["0:150", r"\frac{1}{12}", "2.5", "230", "2,30", r"2\text{ hours }30", "2:30:30", "02:03", "14:31", r"2:30\text{ or }3:30", "2:30, 3:30", "2-30", "1:15", "2:45", "150"]),
+        "4:20 PM": (["16:20", "4:20 p.m.", r"4:20\ \text{PM}"], ["4:20 AM", "1:5", "16:21", "4:02 PM", "20:4"]),
+        "0:45": ([], ["0:46", "45", "0", "0.45"]),
+        "15:9": (["5:3", "15 : 9"], ["3:5", "15:10", "9:15"]),
+        "16:9": ([r"\frac{16}{9}", "32:18"], ["9:16", "4:3", "256:81"]),
+    },
+    "more sci & magnitude symbols": {
+        "10^6": (["1000000", "1{,}000{,}000", r"1\text{ million}", "10^{6}", r"1 \times 10^6", "100^3"], ["10^5", r"1\text{ thousand}", "6", "106", "10", "60", "10^{-6}", "10^6+1", "6^{10}", r"10\cdot 6"]),
+        r"4.5 \times 10^9": (["4500000000", r"4.5\text{ billion}", r"45\times10^8", "4{,}500{,}000{,}000"], ["4.5", r"4.5 \text{ million}", r"45\times10^9", r"4.5\times 10^{8}"]),
+        "7500": ([r"7.5 \times 10^3", r"7.5\cdot10^3", r"75\cdot 10^2", r"7.5\text{ thousand}", "7{,}500", r"7\,500", r"\$7500", r"\$7{,}500", r"7500\text{ dollars}"], [r"7.5 \times 10^2", "7.5", r"7.5\text{ million}", "75", "7,5,0,0", r"75\times 10", "7{,}5", "7.500", r"7500\text{ thousand}"]),
+    },
 }  # fmt: skip
 """For the symbolic checker, each inside a box."""
 
 NUMERIC: dict[str, Pairs] = {
-    "exact rationals": {
+    "more exact rationals": {
         "0.0000001": (["1e-7", "10^{-7}", "0.00000010"], ["0.0000002", "0", "-0.0000001", "0.00000011"]),
         "12345678901234567890": (["12,345,678,901,234,567,890"], ["12345678901234567891", "12345678901234567000"]),
         "9007199254740993": ([], ["9007199254740992"]),
     },
-    "magnitudes": {
+    "more magnitudes": {
         "5000000": (["5,000,000", "5 Million", "5.0 million"], ["5 billions", "50 million", "5 lakh"]),
         "5": (["5 people"], ["5 million", "5 million dollars", "5 hundred", "5 billions", "5 billion", "5 trillion", "5 dozens", "5 scores", "5 crores", "5M", "5 mn", "5 trillions", "5 mil"]),
         "24": (["24 eggs"], ["24 hundred", "2 score"]),
@@ -254,45 +283,48 @@ NUMERIC: dict[str, Pairs] = {
         "6": ([], ["half"]),
         "12": (["1 dozen"], ["dozens", "12 dozen"]),
     },
-    "words that negate/alter": {
+    "more words that negate/alter": {
         "12": ([], ["12 negative", "12 minus", "minus 12", "negative 12", "twice 12", "half of 12", "not 12", "12 or 13", "about 12 or 13", "between 11 and 13", "12 times 2", "12 halves", "12 thirds", "12/2", "1 2", "12-13", "12 to 13", "~13"]),
         "0.5": ([".5"], ["5", "2", "1/3", "50"]),
     },
-    "scientific": {
+    "more scientific": {
         "25000": (["2.5E4", r"2.5\times10^{4}", "2.5 × 10⁴", "25 × 10^3"], [r"2.5 \times 10^3", "25 × 10^4", "2.5 x 10"]),
         "0.0025": ([r"2.5 \times 10^{-3}", "2.5e-3"], []),
     },
-    r"32,\!349": {
+    r"more 32,\!349": {
         "32349": ([r"$32,\!349$"], []),
     },
-    "hashes text": {
+    "more hashes text": {
         "18": ([r"\boxed{18}", r"$\boxed{18}$", r"$\$18$", r"\$18", "$18.00", "**18**", r"**\$18**", "**18** eggs", "**18 eggs**", "18 eggs", "*18*", "_18_", "__18__", "`18`", "<18>", "18.", "18.0", r"\(18\)", r"\[18\]", "$$18$$", "The answer is 18", "Answer: 18", "Final answer: 18", "**Answer:** 18", "$18 dollars", "18 USD", "USD 18", r"\text{18}", r"$18\text{ eggs}$", r"\boxed{18} eggs", r"$\boxed{\$18}$", r"**$\boxed{18}$**", "+18", "018", "18 eggs per day", "18 miles/hour", r"\textbf{18}", "18<|im_end|>", "18<|endoftext|>", "18</s>", "18<|eot_id|>", "18<eos>", "18<|end|>", "18<end_of_turn>", "18\n<|im_end|>", "18 <|im_end|>\n", "18<|im_end|><|endoftext|>", "18<|end_of_text|>", "18<｜end▁of▁sentence｜>"], ["-18", r"\boxed{-18}", r"$\$-18$", "-$18", r"\boxed{19}", "**17** eggs", "18.5", "1.8", "180", "18 000", "18,19", r"18 \times 2", "18 + 1", "18/2", "18²", "18^2", r"\sqrt{18}", "19<|im_end|>", "$1.8", "17", r"\boxed{1}8", "18 1/2", "8", "<|im_end|>", "(18, 19)", "18 or 19", "eighty", "−18", "–18", "18i", "18 and 19", "18x", "18e2", "0.18", "1,8", "**-18** eggs"]),
         "0.18": ([], ["1.8 cents"]),
         "73": (["**73 eggs**", "*73* eggs", "**73**."], ["**37** eggs", "**73** dozen", "**73** million eggs", "**73** thousand", "**-73** eggs", "**7**3"]),
         "-4": (["−4", "$-4$", "minus 4", "negative 4", "-4 degrees", "**-4**", r"\boxed{-4}", "-4.0"], ["4", "+4", "minus -4"]),
     },
-    "others from file": {
+    "more others from file": {
         "4": (["004", "04"], ["400", "0.04", "00 4 1"]),
     },
-    "magnitudes behind markup, in every style, lenient too": {
+    "more magnitudes behind markup, in every style, lenient too": {
         "5": ([], ["$5$ million", "$5$ dozen", r"\boxed{5} million", "**5** dozen eggs", r"5 \text{ million}", r"5~\text{dozen}", r"\(5\) grand", r"$5\text{ lakh}$", "*5* crore", "5-million", "5 (million)", "5  million", "5\tmillion", "5 Millions", "5 MILLION", "5 million.", "5 hundred eggs", r"$5~\text{million}$"]),
         "5000000": (["$5$ million", r"\boxed{5} million", "**5** million dollars", r"5 \text{ million}", "5 MILLION", "5 million.", r"\$5 million"], []),
         "18": ([], ["18^{10}", "18^{-1}", "minus 18", "negative 18", r"\sqrt {18}", "√18", "- 18", "minus $18"]),
         "-18": (["minus 18", "negative 18", "Minus 18", "negative 18 degrees", "$-18$", "−18"], ["minus -18", "minus minus 18", "18"]),
     },
-    "sci": {
+    "more sci": {
         "1200000": ([r"1.2 \times 10^6", r"$1.2 \times 10^{6}$ people", r"1.2\times10^6", "1.2 × 10^6", "1.2 × 10⁶", "1.2 million", "1,200,000", r"\boxed{1.2 \times 10^6}", "1.2E6", "1.2e+6"], [r"1.2 \times 10^5", "1.2", "1.2 × 10⁵", "1.2 × 106", "1.2 billion", r"12 \times 10^6", "1.2e-6"]),
         "10": ([], [r"1.2 \times 10^6", "10⁶"]),
         "6": ([], [r"1.2 \times 10^6", "10⁶"]),
     },
-    "repeating": {
+    "more repeating": {
         "1/6": ([r"0.1\overline{6}", r"0.1\overline6"], ["0.17", "0.16", r"0.\overline{16}"]),
     },
-    "running-text last numbers that must stay readable": {
+    "more running-text last numbers that must stay readable": {
         "-7": (["- 7", "−7", "–7", "-7.0", "$-7$", r"\boxed{-7}", "-$7", "$-7", "-7 dollars", "**-7**"], ["7"]),
         "7": ([], ["-7", "(−7)", "- 7", "–7", r"-\boxed{7}", "-$7$", "-**7**"]),
         "3.5": (["3 1/2", r"3\frac{1}{2}", "7/2", "3.50", "3.5 hours", r"$3\frac12$"], ["31/2", "3,5", "35", "3 1/3", "3-1/2", "1/2"]),
         "100": (["100%", "100 percent", "1e2", "10^2", "1 hundred", "100.", "100 %", "$100", "100/1", "100 points"], ["10^3", "1 thousand", "1", "0", "10 0", "1,00", "100 thousand", "10²0", "100k", "100M", "99.99"]),
+    },
+    "more hashes odd": {
+        "8": (["8 eggs", "8.", "**8**", "8/1", "16/2", "8.000", "08", "+8", "$8", "8 km/h", "8 m^2", "8 m²", "8 (eggs)", "8 hours", "8 kg", "8 people each", r"\frac{16}{2}", "8 °C", "8°", "8%", "8 cm³", "8 apples left", "8 apples left over.", "8 more apples", "8<|im_end|>", "*8*", "`8`", "$8$", r"\boxed{8}", r"\boxed{8 \text{ eggs}}", r"\(8\) eggs", r"\text{8 eggs}", r"8\,\text{km}", r"8~\text{km}", r"8 \text{ eggs}", "Answer: **8**", "The final answer is 8.", "The answer is $8$.", "€8", "8€", "£8", "8 €", "8.0 m/s", "$8 per hour"], ["8 or so 9", "8-9", "8 = 9", "8 -> 9", "8, 9", "8 (or 9)", "8; 9", "8 / 3", "8 % 3", "8 * 3", "8 mod 3", "8e1", "8:1", "8 1/2", "8⅓", "8½", "8 remainder 3", "08.1", "8.01", "８0", "800%", "8 tens", "8 hundredths", "8 squared", "8 cubed eggs", "eight hundred", "8 hundred", "8K", "8 0", "0.8", "80", "-8", "8 below zero", "9 (not 8)", "18", "8th of 10", "8 of 9", "8 out of 9", "1/8", "8/1.5", "2^8", "8^1.5", r"\frac{8}{2}", r"\frac{1}{8}", r"8\frac{1}{2}", "8_9", "8!!9"]),
     },
 }  # fmt: skip
 """For the numeric checker, each behind `#### `."""
@@ -305,7 +337,7 @@ WHOLE: dict[tuple[Literal["numeric", "symbolic"], str, str], tuple[list[str], li
     ("symbolic", "tags", "5:30"): (["<start_working_out>work<end_working_out><SOLUTION>5:30</SOLUTION>"], ["<start_working_out>work<end_working_out><SOLUTION>1:6</SOLUTION>"]),
     ("numeric", "tags", "5"): ([], ["<start_working_out>work<end_working_out><SOLUTION>5 millions</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>5 dozen</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>5 grand</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>5 score</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>5 lakhs</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>**5** million</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>$5$ dozen</SOLUTION>", r"<start_working_out>work<end_working_out><SOLUTION>\boxed{5} thousand</SOLUTION>"]),
     ("numeric", "tags", "60"): (["<start_working_out>work<end_working_out><SOLUTION>5 dozen</SOLUTION>", "<start_working_out>work<end_working_out><SOLUTION>3 score</SOLUTION>"], []),
-    ("numeric", "answer", "5"): ([], ["Work.\nAnswer: 5 millions", "Work.\nAnswer: 5 dozen", "Work.\nAnswer: 5 grand", "Work.\nAnswer: 5 crores", "Work.\nAnswer: 5 million dollars", "Work.\nAnswer: **5** million", "Work.\nAnswer: $5$ dozen", "Work.\nAnswer: \\boxed{5} grand"]),
+    ("numeric", "answer", "5"): (["Work.\nAnswer: \\boxed{5}", "Work.\nAnswer: $\\boxed{5}$", "Work.\nAnswer: **5**", "Work.\nAnswer: **$5$**", "Work.\nAnswer: $5$", "Work.\nAnswer: \\(5\\)", "Work.\nAnswer: \\[5\\]", "Work.\nAnswer: **\\boxed{5}**", "Work.\nAnswer: $\\boxed{\\text{5}}$", "Work.\nAnswer: \\boxed{5}.", "Work.\nAnswer: **5.**", "Work.\nAnswer: **5**.", "Work.\nAnswer: *5*"], ["Work.\nAnswer: 5 millions", "Work.\nAnswer: 5 dozen", "Work.\nAnswer: 5 grand", "Work.\nAnswer: 5 crores", "Work.\nAnswer: 5 million dollars", "Work.\nAnswer: **5** million", "Work.\nAnswer: $5$ dozen", "Work.\nAnswer: \\boxed{5} grand", "Work.\nAnswer: \\boxed{5}\\boxed{6}", "Work.\nAnswer: **5** or **6**", "Work.\nAnswer: $5$ or $6$", "Work.\nAnswer: \\boxed{5}6", "Work.\nAnswer: -\\boxed{5}", "Work.\nAnswer: -**5**", "Work.\nAnswer: \\boxed{5}^2", "Work.\nAnswer: 2\\boxed{5}"]),
     ("numeric", "answer", "50000000"): (["Work.\nAnswer: 5 crores", "Work.\nAnswer: 50 millions", "Work.\nAnswer: 50 million"], []),
     ("numeric", "boxed", "5"): ([r"Thus \boxed{5\text{ eggs}}.", r"Thus \boxed{\$5}.", r"Thus \boxed{5~\text{cm}}.", r"Thus \boxed{5\%}."], [r"Thus \boxed{5\text{ dozen}}.", r"Thus \boxed{5\text{ million}}.", r"Thus \boxed{5~\text{million}}.", r"Thus \boxed{5 million}.", r"Thus \boxed{5\,\text{dozen}}.", r"Thus \boxed{5\text{ thousand}}.", r"Thus \boxed{5\mathrm{\,million}}."]),
     ("numeric", "boxed", "60"): ([r"Thus \boxed{5\text{ dozen}}."], []),
@@ -371,6 +403,9 @@ WHOLE: dict[tuple[Literal["numeric", "symbolic"], str, str], tuple[list[str], li
     ("symbolic", "tags", "600000"): ([r"<start_working_out>w<end_working_out><SOLUTION>$6 \times 10^5$</SOLUTION>", r"<start_working_out>w<end_working_out><SOLUTION>\boxed{6 \times 10^5}</SOLUTION>", "<start_working_out>w<end_working_out><SOLUTION>600,000</SOLUTION>", "<start_working_out>w<end_working_out><SOLUTION>**600,000**</SOLUTION>"], [r"<start_working_out>w<end_working_out><SOLUTION>$6\times10^4$</SOLUTION>"]),
     ("symbolic", "hashes", "x=5, y=6"): (["So.\n#### y=6, x=5", "So.\n#### $x=5$ and $y=6$", "So.\n#### $x = 5, y = 6$", "So.\n#### \\boxed{x=5, y=6}", "So.\n#### **x=5, y=6**", "So.\n#### $y=6$, $x=5$"], ["So.\n#### x=6, y=5", "So.\n#### \\boxed{x=5}"]),
     ("symbolic", "boxed", "x+1"): ([r"\boxed{\boxed{x+1}}", r"\boxed{$x+1$}", r"\boxed{\(x+1\)}", r"\boxed{\displaystyle x+1}", r"\boxed{x+1\,}", r"\boxed{\,x+1}", r"\fbox{$x+1$}", r"\boxed{ \mathbf{x+1} }", r"\boxed{x+1.}"], []),
+    ("symbolic", "answer", "5"): (["Work.\nAnswer: \\boxed{5}", "Work.\nAnswer: $\\boxed{5}$", "Work.\nAnswer: **5**", "Work.\nAnswer: **$5$**", "Work.\nAnswer: $5$", "Work.\nAnswer: \\(5\\)", "Work.\nAnswer: \\[5\\]", "Work.\nAnswer: **\\boxed{5}**", "Work.\nAnswer: $\\boxed{\\text{5}}$", "Work.\nAnswer: \\boxed{5}.", "Work.\nAnswer: **5.**", "Work.\nAnswer: **5**.", "Work.\nAnswer: *5*"], ["Work.\nAnswer: \\boxed{5}\\boxed{6}", "Work.\nAnswer: **5** or **6**", "Work.\nAnswer: $5$ or $6$", "Work.\nAnswer: \\boxed{5} or \\boxed{6}", "Work.\nAnswer: \\boxed{\\boxed{6}}", "Work.\nAnswer: **-5**", "Work.\nAnswer: $5$6", "Work.\nAnswer: -\\boxed{5}", "Work.\nAnswer: -**5**", "Work.\nAnswer: $-5$", "Work.\nAnswer: \\boxed{5}, \\boxed{6}", "Work.\nAnswer: \\boxed{5 \\text{ million}}", "Work.\nAnswer: **5** million", "Work.\nAnswer: $\\$-5$"]),
+    ("symbolic", "hashes", "x^2"): (["So.\n#### $x^2$", "So.\n#### \\boxed{x^2}", "So.\n#### $x \\cdot x$", "So.\n#### **x^2**"], ["So.\n#### \\boxed{x}^2+1", "So.\n#### \\boxed{x}", "So.\n#### \\boxed{x^2}\\boxed{y}", "So.\n#### \\boxed{x^3}"]),
+    ("symbolic", "boxed", "x^2"): ([], [r"\boxed{-\boxed{x^2}}", r"\boxed{2\boxed{x^2}}", r"\boxed{\boxed{x^2}+1}", r"-\boxed{\boxed{x}}", r"\boxed{x^{2}y}", r"\boxed{\sqrt{x^2}}"]),
 }  # fmt: skip
 """Whole completions by (checker, style, gold answer)."""
 
