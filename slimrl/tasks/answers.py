@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from slimrl.tasks import forms
-from slimrl.tasks.latex import NAME, normalise, plausible
+from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
 from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
 from slimrl.tasks.thinking import committed
@@ -40,6 +40,7 @@ class Grade:
     lenient: bool
     """Strict, or the last number (symbolic: the last box) behind the thinking equals the gold answer.
 
+    A number in the required form is the answer, however it is written: the 5 of `#### $5$ million` is none.
     Thinking that never ends counts for nothing here too: of the many numbers in it the last is one by chance.
     """
     extracted_strict: str
@@ -94,11 +95,14 @@ class Grader:
             self._worker.close()
 
     def _lenient(self, text: str, extracted: str) -> str:
+        if parse_number(extracted) is not None:
+            return extracted
         if self._worker is None:
             return last_number(text)
         return last_box(text) or extracted or last_number(text)
 
     def _compare(self, guess: str, gold: str) -> bool | None:
+        guess = unwrapped(guess)
         number = _gold_number(gold)
         if number is not None:
             found = _number(guess)
@@ -124,10 +128,12 @@ class Grader:
         if wanted and found and (as_inequality or guess_as_inequality):
             same_variable = not variable or not other or variable == other
             return same_variable and plausible(found, wanted) and self._ask(found, wanted)
+        if re.search(r"[<>]|\\[lg]e", gold) and _said(_OR, gold) and _said(_AND, guess):
+            return False  # both sides of x<1 or x>4 hold for no x
         pieces = forms.parts(gold, alternatives=True)
         guessed = forms.parts(guess, alternatives=True)
         # x=1 or x=2 lists solutions; 1 or 2 is a choice, unless the gold answer leaves it too
-        if not _said_or(gold) and _without_one_name(guessed) == guessed:
+        if not _said(_OR, gold) and _without_one_name(guessed) == guessed:
             guessed = forms.parts(guess, alternatives=False)
         is_list = 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS
         if is_list and not re.search(r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold):
@@ -200,8 +206,12 @@ def _quotient(above: str, below: str) -> str:
     return str(left / right)
 
 
-def _said_or(latex: str) -> bool:
-    return re.search(r"(?<![A-Za-z])or(?![A-Za-z])", latex) is not None
+_AND = r"(?<![A-Za-z])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])"
+_OR = r"(?<![A-Za-z])or(?![A-Za-z])"
+
+
+def _said(word: str, latex: str) -> bool:
+    return re.search(word, latex) is not None
 
 
 def _value(latex: str) -> str:

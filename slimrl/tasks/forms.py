@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimrl.tasks.latex import NAME, normalise
+from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.units import changes_meaning
 
 MAX_PARTS = 12
@@ -70,6 +71,8 @@ def ratio(latex: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(names, terms) of a ratio: `V_1:V_2=11:21` has both, `2:3:5` only terms; two empty tuples for anything else."""
     plain = re.sub(r"\\(?:colon|ratio)(?![A-Za-z])", ":", latex.replace("\\:", " ").strip().strip("$"))
     plain = re.sub(r"(?<=[0-9}])\s*(?:\\text\s*\{\s*to\s*\}|\sto\s)\s*(?=[\\0-9])", ":", plain)
+    if len(parts(plain, alternatives=True)) > 1:
+        return (), ()  # several times or ratios
     left, equals, right = plain.rpartition("=")
     terms = tuple(_split(right, ":"))
     names = tuple(normalise(name) for name in _split(left, ":")) if equals else ()
@@ -93,7 +96,7 @@ def choice(latex: str) -> str:
     """
     plain = re.sub(r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)\s*\{([^{}]*)\}", r"\1", latex).strip(" $*")
     plain = re.sub(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~", " ", plain).strip()
-    match = re.fullmatch(r"(?:(\()\s*)?([A-Z])\s*(?(1)\)|(?:[).:]|\Z))(.*)", plain, re.DOTALL)
+    match = re.fullmatch(r"(?:(?i:option|choice)\s+)?(?:(\()\s*)?([A-Z])\s*(?(1)\)|(?:[).:]|\Z))(.*)", plain, re.DOTALL)
     if match is None:
         return ""
     rest = match[3].strip(" .:")
@@ -145,7 +148,8 @@ def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
 def interval(latex: str) -> tuple[str, str, bool]:
     """(variable, set in LaTeX, whether it was written as inequalities); the set is empty where it is no set of reals.
 
-    `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities.
+    `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities,
+    "and" makes one of the two sides of an interval. `\\{x : x > 3\\}` is read as `x > 3`.
     """
     plain = latex.strip().strip("$").strip()
     plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
@@ -155,12 +159,23 @@ def interval(latex: str) -> tuple[str, str, bool]:
     plain = re.sub(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264", " <= ", plain)
     plain = re.sub(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265", " >= ", plain)
     plain = re.sub(r"\\lt(?![A-Za-z])", " < ", re.sub(r"\\gt(?![A-Za-z])", " > ", plain))
+    real = r"(?:\s*\\in\s*\\mathbb\s*\{?R\}?)?"
+    if such_that := re.fullmatch(rf"\\\{{\s*{NAME}{real}\s*(?:\\mid(?![A-Za-z])|\||:)(.+)\\\}}", plain, re.DOTALL):
+        plain = such_that[1].strip()
     if member := re.fullmatch(rf"({NAME})\s*\\in\s*(.+)", plain, re.DOTALL):
         variable, plain = normalise(member[1]), member[2]
         return (variable, plain, False) if _is_set(plain) else ("", "", False)
     if _is_set(plain):
         return "", plain, False
-    pieces = [_piece(piece.strip()) for piece in _split(plain, ",;")]
+    plain = re.sub(
+        r"\\(?:text|mbox|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])",
+        "&",
+        plain,
+    )
+    pieces = [_both_sides(piece.strip()) for piece in _split(plain, ",;")]
+    # all numbers are one or the other of x > -1, x < 1, so that it cannot mean "or"
+    if ";" not in plain and len(pieces) == 2 and _overlap(both := _both_sides(plain.replace(",", "&"))[1]):
+        pieces = [(pieces[0][0], both)]
     variables = {variable for variable, _ in pieces}
     if len(variables) != 1 or not all(piece for _, piece in pieces):
         return "", "", False
@@ -172,6 +187,24 @@ def _is_set(latex: str) -> bool:
     pieces = re.split(r"\\cup(?![A-Za-z])", latex)
     inside = [re.fullmatch(r"\s*[\[(](.*)[\])]\s*", piece, re.DOTALL) for piece in pieces]
     return all(match and len(_split(match[1], ",")) == 2 for match in inside)
+
+
+def _both_sides(inequality: str) -> tuple[str, str]:
+    """As `_piece`, also for `x > a & x < b`, in either order, which is `a < x < b`."""
+    if "&" not in inequality:
+        return _piece(inequality)
+    sides = [_piece(side.strip()) for side in inequality.split("&")]
+    low = [(name, piece) for name, piece in sides if piece.endswith(",\\infty)")]
+    high = [(name, piece) for name, piece in sides if piece.startswith("(-\\infty,")]
+    if len(sides) != 2 or len(low) != 1 or len(high) != 1 or low[0][0] != high[0][0]:
+        return "", ""
+    return low[0][0], low[0][1].removesuffix("\\infty)") + high[0][1].removeprefix("(-\\infty,")
+
+
+def _overlap(interval: str) -> bool:
+    """The ends of an interval are two numbers, of which the second is the larger one."""
+    ends = [parse_number(end, words=False) for end in interval[1:-1].split(",")]
+    return len(ends) == 2 and ends[0] is not None and ends[1] is not None and ends[0] < ends[1]
 
 
 def _piece(inequality: str) -> tuple[str, str]:

@@ -14,11 +14,14 @@ NAME = (
 """What an answer may be called: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
 
 _TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
+_SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![A-Za-z]))"
 _MARKS = re.compile(
     r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
+    r"|\^\{?(?:T|\\top|\\intercal)(?![A-Za-z])|(?<=[\])}])'+"
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _NUMBERED = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{[^{}]*[0-9][^{}]*\}")
+_PRIME = re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*(?:\\prime|')\s*\})|\u2019|\u2032")
 _LETTERS = re.compile(r"(?:[A-Za-z](?:_?[0-9]+)?)+")
 # Answers that people write in either letter case. All other names are what their letters say: AB is not ab.
 _WORDS = """
@@ -26,6 +29,29 @@ yes no true none all both even odd east west up down left red blue sum mean mode
 one two six ten sun mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec
 """
 _SHORT_WORDS = frozenset(_WORDS.split())
+
+
+def unwrapped(latex: str) -> str:
+    """An answer without the bold type, the math delimiters or the box around the whole of it."""
+    plain = latex
+    for _ in range(4):
+        plain = re.sub(rf"^(?:{_SPACE}|\\displaystyle(?![A-Za-z]))+|{_SPACE}+$", "", plain)
+        for opening, closing in (("**", "**"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
+            inside = plain.removeprefix(opening).removesuffix(closing)
+            if len(plain) - len(inside) == 2 * len(opening) and opening not in inside and closing not in inside:
+                plain = inside
+        box = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.+)\}", plain, re.DOTALL)
+        plain = box[1] if box and _balanced(box[1]) else plain
+    return plain
+
+
+def _balanced(latex: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", latex):
+        depth += 1 if brace == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def normalise(text: str) -> str:
@@ -42,6 +68,7 @@ def normalise(text: str) -> str:
     plain = re.sub(r"\\lt(?![A-Za-z])", "<", re.sub(r"\\gt(?![A-Za-z])", ">", plain))
     plain = re.sub(rf"{_TEXT}\s*\{{([^{{}}]*)\}}", r"\1", plain)
     plain = re.sub(r"_\{([0-9])\}", r"_\1", plain)
+    plain = _PRIME.sub("'", re.sub(r"\\(?:colon|ratio)(?![A-Za-z])", ":", plain))
     # a gap between digits is kept: 1 8 is not 18
     plain = re.sub(r"(?<![0-9])\s+|\s+(?![0-9\s])", "", plain)
     if re.fullmatch(r"\([A-Za-z]\)", plain):
@@ -110,7 +137,7 @@ def _same_letters(guess: str, gold: str) -> bool:
     here, there = _bare(guess), _bare(gold)
     if ("=" in here) != ("=" in there):
         here, there = here.rpartition("=")[2], there.rpartition("=")[2]
-    if _names(here) != _names(there):
+    if _names(here) != _names(there) or _primed(here) != _primed(there):
         return False
     used = [set(re.findall("[A-Za-z]", text)) for text in (here, there)]
     return not any(letter.swapcase() in used[1] and letter not in used[1] for letter in used[0])
@@ -118,12 +145,21 @@ def _same_letters(guess: str, gold: str) -> bool:
 
 def _bare(latex: str) -> str:
     """The letters that are not those of commands or of running text."""
-    plain = re.sub(rf"{_TEXT}\s*\{{[^{{}}]*\}}", "", latex)
+    plain = _PRIME.sub("'", re.sub(rf"{_TEXT}\s*\{{[^{{}}]*\}}", "", latex))
     plain = re.sub(r"_\s*\{\s*([A-Za-z0-9]+)\s*\}", r"_\1", re.sub(r"\\[A-Za-z]+", "|", plain))
     return re.sub(r"[\s\\]", "", plain.replace("{", "|").replace("}", "|"))
 
 
+def _primed(bare: str) -> list[str]:
+    """The letters with a prime, which math-verify drops."""
+    return sorted(re.findall(r"[A-Za-z]'+", bare))
+
+
 def _names(bare: str) -> list[str]:
-    """Letters in a row with a capital among them, such as BCA and H_2O."""
-    runs = (run.replace("_", "") for run in _LETTERS.findall(bare))
-    return sorted(run for run in runs if re.search("[A-Z]", run) and len(re.sub("[0-9]", "", run)) > 1)
+    """Letters in a row with a capital among them, such as BCA and H_2O, and letters before a digit, such as A5."""
+    names = []
+    for run in _LETTERS.findall(bare):
+        letters = re.sub("[0-9_]", "", run)
+        if (letters != letters.lower() and len(letters) > 1) or re.search("[A-Za-z][0-9]", run):
+            names.append(run.replace("_", ""))
+    return sorted(names)

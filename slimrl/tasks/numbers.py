@@ -27,17 +27,22 @@ _WHOLE_NUMBER = re.compile(
     re.VERBOSE,
 )
 # Words that belong to the number before them also in running text: they multiply it or make another number of it. What
-# takes it back (12 no, 12 isn't it) does so at the end of a text.
+# takes it back (12 no, 12 isn't it) does so at the end of a text. Markup may stand between the two: **5** million.
 _BOUND = "|".join(
     (
-        rf"\ (?:{'|'.join(MAGNITUDES)}|opposite|reciprocal|squared|cubed|factorial|(?:hundred|thousand)ths?)(?![A-Za-z])",
-        r"\ (?:grand|gross|score)(?=[^A-Za-z0-9\s]|\s*\Z)",
+        r"(?:[ \t~$*_`(){}\[\]-]|\\[,;:!()\[\]]){1,8}(?P<word>(?i:"
+        rf"{'|'.join(MAGNITUDES)}|opposite|reciprocal|squared|cubed|factorial|(?:hundred|thousand)ths?)(?![A-Za-z])"
+        r"|(?i:grand|gross|score)(?=[^A-Za-z0-9\s]|\s*\Z))",
         r"(?:[kKMB]|ths|rds|nds)(?![A-Za-z0-9])",
+        # 18x and 18^2 are not 18
+        r"[abeijknqrtuvwxyz](?![A-Za-z0-9])|\^\{?-?[0-9]+\}?",
         rf"\ (?:{'|'.join(sorted(NO_UNITS))})(?![A-Za-z])(?:[\ '’][A-Za-z]+){{0,2}}(?=[\s.!?)*]*\Z)",
     )
 )
 _IN_TEXT = re.compile(
-    rf"(?<![A-Za-z0-9_.^])(?<!\^\{{)(?P<sign>(?<![)\]}}])-)?(?P<currency>{_CURRENCY})?(?P<inner_sign>-)?"
+    r"(?:(?P<before>\\sqrt\s?\{?\s?|√\s?|(?<![A-Za-z])(?i:half\ of|twice|thrice|not)\s"
+    r"|(?:(?<![A-Za-z])(?i:negative)|(?:(?<![A-Za-z0-9)\]}]\s)|(?<=\bis\s))(?<![A-Za-z])(?i:minus))\s)"
+    rf"|(?<![A-Za-z0-9_.^])(?<!\^\{{)(?<!\^-)(?<!\^\{{-))(?P<sign>(?<![)\]}}])-)?(?P<currency>{_CURRENCY})?(?P<inner_sign>-)?"
     rf"(?P<number>(?:{_INTEGER}\ )?{_INTEGER}/{_INTEGER}"
     rf"|(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]{{1,3}}(?![0-9A-Za-z]))?)(?P<percent>\ ?%)?"
     rf"(?P<bound>{_BOUND})?",
@@ -55,16 +60,20 @@ _SCIENTIFIC = re.compile(
 )
 REPEATING = re.compile(
     r"(?<![0-9.,^_])(?<![0-9]\s)([0-9]{0,40})\.([0-9]{0,40})"
-    r"(?:\\(?:overline|bar)\s*\{([0-9]{1,40})\}|\\dot\s*\{?([0-9])\}?(?:([0-9]{0,40})\\dot\s*\{?([0-9])\}?)?)(?![0-9])"
+    r"(?:\\(?:overline|bar)\s*(?:\{([0-9]{1,40})\}|([0-9]))|\\dot\s*\{?([0-9])\}?(?:([0-9]{0,40})\\dot\s*\{?([0-9])\}?)?)(?![0-9])"
 )
 _REPEATING_IN_BRACKETS = re.compile(r"([+-]?)([0-9]{1,40})\.([0-9]{0,40})\(([0-9]{1,40})\)")
 _GROUPED_BY_SPACES = re.compile(r"([^0-9]{0,6}[1-9][0-9]{0,2})((?: [0-9]{3})+)(?![0-9.]?[0-9]| ?/| [0-9])")
 _ORDINAL = re.compile(r"(?<=[0-9])\s*\^\s*\{?\s*(st|nd|rd|th)\s*\}?(?![A-Za-z])")
+_LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_RAISED = re.compile("(?<=[0-9])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_NEGATIVE = re.compile(r"(?:minus|negative)\s+(?=[0-9.$€£¥₹])", re.IGNORECASE)
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|mathbf|textit|boldsymbol)\s*\{([^{}]*)\}")
 _WRAPPINGS = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        r"\*\*([^*]+)\*\*([^*]*)", r"\*([^*]+)\*([^*]*)", r"__([^_]+)__([^_]*)", r"`([^`]+)`([^`]*)", r"<([^<>]+)>([^<>]*)",
+        r"\*\*([^*]+)\*\*([^*]*)", r"\*([^*]+)\*([^*]*)", r"__([^_]+)__([^_]*)", r"_([^_]+)_([^_]*)",
+        r"`([^`]+)`([^`]*)", r"<([^<>]+)>([^<>]*)",
         r"\$\$((?:[^$\\]|\\.)+)\$\$((?:[^$\\]|\\.)*)", r"\$((?:[^$\\]|\\.)+)\$((?:[^$\\]|\\.)*)",
         r"\\\((.+)\\\)([^\\]*)", r"\\\[(.+)\\\]([^\\]*)", r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})+)\}([^{}\\]*)",
     )
@@ -110,14 +119,19 @@ def numbers(text: str) -> list[str]:
     """Every number in running text, in order, each spelt so that `parse_number` reads it.
 
     A minus counts as a sign unless something stands right before it (`10-5` holds 10 and 5); exponents of units (`m^2`)
-    and digits inside words (`H2O`) are no numbers. Words that make another number of it stay with it: `2 dozen`,
-    `5k` and `12 squared`, of which `parse_number` reads the first.
+    and digits inside words (`H2O`) are no numbers. What makes another number of it stays with it: `2 dozen`, `5k`,
+    `12 squared`, `\\sqrt{12}`, `12x` and `not 12`, of which `parse_number` reads the first. `minus 12` is `-12`.
     """
     found = []
     for match in _IN_TEXT.finditer(_plain_latex(text)):
         sign = "-" if match["sign"] or match["inner_sign"] else ""
+        before = (match["before"] or "").replace("√", "\\sqrt").strip()
+        if before.lower() in ("minus", "negative") and not sign:
+            before, sign = "", "-"
+        before += " " if before[-1:].isalpha() else ""
         cents = "e-2" if match["currency"] == "¢" and not re.search("[eE/]", match["number"]) else ""
-        found.append(sign + match["number"] + cents + ("%" if match["percent"] else "") + (match["bound"] or ""))
+        bound = f" {match['word'].lower()}" if match["word"] else match["bound"] or ""
+        found.append(before + sign + match["number"] + cents + ("%" if match["percent"] else "") + bound)
     return found
 
 
@@ -155,6 +169,8 @@ def _is_cents(text: str) -> bool:
 def _unwrapped(text: str) -> str:
     """A short answer without Markdown, math delimiters or a box around its beginning: `**73** eggs` is `73 eggs`."""
     plain = text.strip()
+    if negative := re.match(r"-\s?(?=\*\*|\\(?:boxed|fbox)|\\\()", plain):
+        return "-" + _unwrapped(plain[negative.end() :])
     for _ in range(4):
         match = next((found for wrapping in _WRAPPINGS if (found := wrapping.fullmatch(plain))), None)
         if match is None or not match[1].strip() or match[2][:1].isdigit():
@@ -169,6 +185,8 @@ def _plain(text: str, *, keep_text: bool) -> str:
     if not keep_text:
         plain = without_latex_unit(plain)
     plain = _ORDINAL.sub(r"\1", " ".join(_plain_latex(plain).split()))
+    if keep_text and (negative := _NEGATIVE.match(plain)):
+        plain = "-" + plain[negative.end() :]
     if match := _REPEATING_IN_BRACKETS.fullmatch(plain):
         return match[1] + _repeating(match[2], match[3], match[4])
     return _GROUPED_BY_SPACES.sub(lambda m: m[1] + m[2].replace(" ", ""), plain, count=1)
@@ -179,6 +197,7 @@ def _plain_latex(text: str) -> str:
     plain = text
     if not text.isascii():
         plain = re.sub("[\u00a0\u2009\u202f]", " ", text.replace("\u2212", "-").replace("\u2013", "-"))
+        plain = _RAISED.sub(lambda match: "^{" + match[0].translate(_LOWERED) + "}", plain)
     if "\\" in plain or "{,}" in plain or "~" in plain:
         plain = plain.replace("{,}", ",")
         plain = re.sub(r",\s*\\!\s*", ",", plain)
@@ -209,8 +228,8 @@ def _scientific(match: re.Match[str]) -> str:
 
 def repeating(match: re.Match[str]) -> str:
     """What REPEATING found, as a fraction in lowest terms: `a/b`."""
-    whole, first, barred, *dotted = match.groups()
-    return _repeating(whole, first, barred or "".join(digits or "" for digits in dotted))
+    whole, first, *period = match.groups()
+    return _repeating(whole, first, "".join(digits or "" for digits in period))
 
 
 def _repeating(whole: str, first: str, period: str) -> str:

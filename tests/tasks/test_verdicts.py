@@ -11,7 +11,11 @@ import pytest
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
 from tests.conftest import SHARED
-from tests.tasks.verdicts import NUMERIC, SYMBOLIC, WHOLE
+from tests.tasks import more_verdicts, verdicts
+
+SYMBOLIC = {**verdicts.SYMBOLIC, **more_verdicts.SYMBOLIC}
+NUMERIC = {**verdicts.NUMERIC, **more_verdicts.NUMERIC}
+WHOLE = [*verdicts.WHOLE.items(), *more_verdicts.WHOLE.items()]
 
 needs_math_verify = pytest.mark.skipif(
     not importlib.util.find_spec("math_verify"), reason="math-verify (extra `math`) is not installed"
@@ -51,14 +55,25 @@ def test_numeric(kind: str) -> None:
 
 
 @needs_math_verify
-@pytest.mark.parametrize(("checker", "style"), sorted({key[:2] for key in WHOLE}))
+@pytest.mark.parametrize(("checker", "style"), sorted({key[:2] for key, _ in WHOLE}))
 def test_whole_completions(checker: str, style: str, symbolic: Grader) -> None:
     grader = symbolic if checker == "symbolic" else Grader("numeric")
     wrong_verdicts = []
-    for (its_checker, its_style, gold), (right, wrong) in WHOLE.items():
+    for (its_checker, its_style, gold), (right, wrong) in WHOLE:
         if (its_checker, its_style) == (checker, style):
             grades = [(text, grader.grade(text, gold, STYLES[style])) for text in (*right, *wrong)]
             wrong_verdicts += [(gold, *pair) for pair in grades if pair[1].strict != (pair[0] in right)]
+    assert wrong_verdicts == []
+
+
+def test_what_is_refused_strictly_is_paid_leniently_only_where_the_number_is_the_same() -> None:
+    grader = Grader("numeric")
+    wrong_verdicts = []
+    for gold, (right, wrong) in more_verdicts.LENIENT.items():
+        for text in (*right, *wrong):
+            grade = grader.grade(text, gold, STYLES["hashes"])
+            if grade.strict or grade.lenient != (text in right):
+                wrong_verdicts.append((gold, text, grade))
     assert wrong_verdicts == []
 
 
