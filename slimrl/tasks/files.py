@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from slimrl.config import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected
+from slimrl.tasks.formats import CONVERT
 from slimrl.tasks.questions import held_out, normalized
 from slimrl.tasks.rows import Row, RowError, Spelled, bad_rows, plain, scan_rows
 
@@ -64,7 +65,9 @@ def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
         )
     for split, kept in (("training", train), ("held-out", test)):
         if rejected and not kept:
-            raise DataError(f"{bad_rows(rejected)}; no {split} row is left, so mend them")
+            mend = f"; no {split} row is left, so mend {'it' if len(rejected) == 1 else 'them'}"
+            # another format has no rows to mend, and its sentence says what to do
+            raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else mend))
     return Splits(
         tuple(problem for _, problem in train.values()),
         tuple(problem for _, problem in test.values()),

@@ -173,7 +173,7 @@ def read_rows(file: str) -> list[Row]:
 def scan_rows(file: str) -> list[Row | Rejected]:
     """Rows of a JSONL file, or of a JSON file that holds one array, bare or as the only field of an object.
 
-    Blank lines and a byte-order mark are skipped, and a CR ends a line, also where no LF follows. A row is rejected that is not UTF-8, not
+    Blank lines and a byte-order mark are skipped, and a CR alone ends a line too. A row is rejected that is not UTF-8, not
     JSON, not an object, has a key twice or a number that is none. Raises DataError for a file in another format, naming it,
     and, naming file:line, where the rest cannot be read: in an array that is not UTF-8 or not JSON.
     """

@@ -117,6 +117,7 @@ def test_other_formats_are_named(tmp_path: Path, data: bytes | str, sentence: st
         assert said.startswith(str(file))
         assert said.isprintable()
         assert "on_bad_row=skip" not in said or "comma" in said
+        assert "row is left" not in said or "comma" in said, "another format has no rows to mend"
 
 
 def test_sqlite_is_named(tmp_path: Path) -> None:
