@@ -368,7 +368,7 @@ def export(run: str, folder: str) -> None:
     """
     import shutil
 
-    from slimrl.runs.durable import readable
+    from slimrl.runs.durable import files_within, readable
 
     source, target = Path(run) / "final", Path(folder)
     if not (source / "config.json").is_file():
@@ -377,7 +377,7 @@ def export(run: str, folder: str) -> None:
         raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
     try:
         shutil.copytree(source, target, dirs_exist_ok=True)
-        for file in target.iterdir():
+        for file in files_within(target):
             readable(file)
     except OSError as error:
         raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None

@@ -87,7 +87,8 @@ class TaskConfig(Section):
     a tenth of its questions, chosen by a hash of the question: the order of the file does not matter, and rows stay on their
     side when others are added."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """`error`: a row that is malformed, repeated, or both trained on and held out ends the run; `skip` leaves it out."""
+    """`error`: a row that is malformed, repeated, both trained on and held out, or changed by the chat template ends the run;
+    `skip` leaves it out."""
     style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
     """How an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
     instruction: str = "auto"

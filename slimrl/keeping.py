@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from slimrl.config import RootConfig
 from slimrl.display import Display
-from slimrl.errors import NonFiniteError
+from slimrl.errors import UNWRITABLE, NonFiniteError
 from slimrl.runs.checkpoints import Checkpoint, prune
 from slimrl.runs.directory import RunDirectory
 
@@ -59,7 +59,7 @@ class Keeper:
     def ending(self, step: int, write: Write) -> Iterator[None]:
         """The last files of a run: where one cannot be written, a checkpoint of this step is left if the disk takes it.
 
-        Raises DiskError, which says how the run goes on.
+        Raises DiskError, which says how the run goes on, for a disk that takes no more; any other OSError stays what it is.
         """
         try:
             yield
@@ -67,6 +67,8 @@ class Keeper:
             if self.safe != step:
                 with contextlib.suppress(OSError, NonFiniteError):
                     write()
+            if error.errno not in UNWRITABLE:
+                raise
             raise self.run.unwritable(error) from error
 
     def finish(self, step: int) -> None:

@@ -66,15 +66,18 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def close_names(key: str, value: object = None, kind: type[BaseModel] | None = None) -> str:
-    """What may be meant by a name that is no setting, as the end of a sentence; empty where nothing is near."""
+def close_names(key: str, value: object = None, kind: type[BaseModel] | None = None, *, given: bool = True) -> str:
+    """What may be meant by a name that is no setting, as the end of a sentence; empty where nothing is near.
+
+    `given` is false where the name is only asked about, so that there is nothing to remove.
+    """
     kinds = (kind,) if kind else (TrainConfig, SftRunConfig)
     keys = list(dict.fromkeys(known for one in kinds for known in known_keys(one)))
     section, _, leaf = key.lower().replace("-", "_").rpartition(".")
     moved = [known for known in keys if known != key and known.rpartition(".")[2] == leaf]
     foreign = foreign_names.find(key)
     if foreign and not foreign.ours and not moved:
-        return f"; {foreign.name} of {foreign.origin} has no equivalent here: {foreign.note}; remove it"
+        return f"; {foreign.name} of {foreign.origin} has no equivalent here: {foreign.note}{'; remove it' if given else ''}"
     if foreign and foreign.ours and foreign.ours not in moved:
         meant = foreign_names.translated(foreign, value)
         note = f"; {foreign.note}" if foreign.note else ""

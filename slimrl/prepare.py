@@ -13,17 +13,18 @@ from itertools import islice
 from slimrl.config import RolloutConfig, RootConfig, TrainConfig
 from slimrl.defaults import Chosen, choose
 from slimrl.display import visible
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 from slimrl.memory import MemoryPlan, apply_plan, plan_memory
 from slimrl.model.loading import Policy, load_policy, sampling_settings, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
+from slimrl.model.templates import USER_TURN, Messages
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.settings import with_chosen
-from slimrl.tasks import Task, load_task
+from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
@@ -73,7 +74,8 @@ class Setup:
         return self.policy.context - self.config.rollout.budget
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
-        return self.prompter.ids(self.task.messages(problem))
+        """Raises DataError, naming the problem, where its prompt cannot be encoded as it is."""
+        return encode_prompt(self.prompter, self.task, problem)
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
         """Texts as completions that hold them are decoded."""
@@ -144,8 +146,20 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config)
-    task = load_task(config.task, instruction=instruction, seed=config.seed)
-    chosen = _chosen(config, policy, prompter, task)
+    prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
+    lengths: dict[str, int] = {}
+
+    def encode(messages: Messages, gold: str) -> None:
+        lengths[messages[-1]["content"]] = len(prompter.ids(messages))
+        prompter.check(gold)
+
+    task = load_task(config.task, instruction=instruction, seed=config.seed, encode=encode)
+
+    def length(problem: Problem) -> int:
+        known = lengths.get(problem.question)
+        return len(encode_prompt(prompter, task, problem)) if known is None else known
+
+    chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
     room = policy.context - config.rollout.budget
     if room < 1:
@@ -155,7 +169,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
         )
 
     def fits(problem: Problem) -> bool:
-        return len(prompter.ids(task.messages(problem))) <= room
+        return length(problem) <= room
 
     notes = [
         threads,
@@ -169,7 +183,7 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
     looked_at = [*islice(train, LOOKED_AT), *held_out, *harder]
-    longest = max((len(ids) for p in looked_at if len(ids := prompter.ids(task.messages(p))) <= room), default=1)
+    longest = max((length(p) for p in looked_at if fits(p)), default=1)
     rows = max(len(held_out), len(harder)) * config.evaluation.samples
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
@@ -190,13 +204,23 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     )
 
 
-def _chosen(config: RootConfig, policy: Policy, prompter: Prompter, task: Task) -> Chosen:
-    """Numbers for settings that say `auto`, from the model and the task's problems."""
+def encode_prompt(prompter: Prompter, task: Task, problem: Problem) -> tuple[int, ...]:
+    """Prompt ids of a problem; raises DataError, naming it, where its prompt cannot be encoded as it is."""
+    try:
+        return prompter.ids(task.messages(problem))
+    except DataError as error:
+        raise DataError(f"{problem.id}: {error}") from None
+
+
+def _chosen(
+    config: RootConfig, policy: Policy, prompter: Prompter, task: Task, length: Callable[[Problem], int]
+) -> Chosen:
+    """Numbers for settings that say `auto`, from the model and the task's problems; `length` is that of a prompt."""
 
     def longest_prompt() -> int:
         held_out = [*task.test[: config.evaluation.problems], *task.harder[: config.evaluation.harder_problems]]
         train = task.train if len(task.train) < ENDLESS else islice(task.train, LOOKED_AT)
-        return max(len(prompter.ids(task.messages(problem))) for problem in (*train, *held_out))
+        return max(length(problem) for problem in (*train, *held_out))
 
     def longest_solution() -> int:
         texts = [task.gold_text(problem) for problem in islice(task.train, LOOKED_AT) if problem.solution]

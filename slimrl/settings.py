@@ -257,7 +257,7 @@ def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:
     chosen = chosen or [row for key, row in rows.items() if word.search(f"{key} {row['meaning']}")]
     if not chosen:
         sections = dict.fromkeys(key.partition(".")[0] for key in rows if "." in key)
-        hint = nearest(wanted, sections) or close_names(wanted)
+        hint = nearest(wanted, sections) or close_names(wanted, given=False)
         raise SettingsError(
             f"{wanted} is neither a section of settings nor in the name or meaning of one{hint}; the sections are "
             f"{', '.join(sections)}"

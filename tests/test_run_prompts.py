@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from slimrl.cli import _config_of, cli
 from slimrl.config import SftRunConfig, TrainConfig
 from slimrl.display import Display
 from slimrl.doctor import examine
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 from slimrl.prepare import prepare, prepare_model, prepare_training
 from slimrl.settings import load_config
 from slimrl.sft import demonstrator, sft
@@ -274,3 +275,80 @@ def test_doctor_names_the_switch_for_thinking(tiny_folder: Path, tmp_path: Path)
         found = examine(prepare_training(settings))
         assert found.stop < 0.5
         assert any("switch for thinking" in warning for warning in found.warnings) is said
+
+
+# A row that the template or the tokenizer cannot write.
+
+
+def rows(folder: Path, questions: list[str]) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps({"question": q, "answer": "1", "solution": "one"}) + "\n" for q in questions))
+    return str(file)
+
+
+@pytest.fixture
+def lossy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A model whose template leaves out a word, and changes what stands behind another."""
+    folder = model(tiny_folder, tmp_path / "lossy")
+    template = folder / "chat_template.jinja"
+    changed = re.sub(r"((?:message|m)\[?\.?'?content'?\]?)", r"(\1 | replace(' zebra', ''))", template.read_text())
+    assert "zebra" in changed
+    template.write_text(changed)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SftRunConfig])
+def test_a_row_that_the_template_changes_is_left_out_like_any_bad_row(kind: type, lossy: Path, tmp_path: Path) -> None:
+    questions = [f"How much is {i} and 1?" for i in range(30)]
+    questions[4] = "How much is one zebra and 1?"
+    data = ("task.name=jsonl", f"task.path={rows(tmp_path, questions)}", "rewards.gold_check=report")
+    data = tuple(d for d in data if kind is TrainConfig or not d.startswith("rewards"))
+    with pytest.raises(DataError) as caught:
+        prepare(config(kind, lossy, tmp_path, *data))
+    assert str(caught.value).startswith(f"{tmp_path}/rows.jsonl:5: the tokenizer's chat template leaves the question")
+    assert str(caught.value).endswith("; task.on_bad_row=skip leaves it out")
+    skipping = config(kind, lossy, tmp_path, *data, "task.on_bad_row=skip")
+    setup = prepare(skipping)
+    assert [row.where for row in setup.task.rejected] == [f"{tmp_path}/rows.jsonl:5"]
+    assert questions[4] not in {p.question for p in (*setup.task.train, *setup.task.test)}
+    assert len(setup.task.train) + len(setup.task.test) == 29
+    if kind is TrainConfig:
+        train(skipping, Display(quiet=True))
+        (left_out,) = (tmp_path / "a" / "rejected.jsonl").read_text().splitlines()
+        assert json.loads(left_out)["where"].endswith("rows.jsonl:5")
+
+
+@pytest.mark.parametrize("field", ["question", "solution"])
+def test_a_row_that_the_tokenizer_cannot_write_is_left_out(
+    field: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DataError("the data spells a control token")
+
+    monkeypatch.setattr("slimrl.model.control.ControlTokens.encode", refuse)
+    token = AutoTokenizer.from_pretrained(tiny_folder).eos_token
+    lines = [{"question": f"How much is {i} and 1?", "answer": "1", "solution": "one"} for i in range(30)]
+    lines[6][field] = f"a {token} b"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = ("task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", "rewards.gold_check=report")
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: the data spells a control token; task\.on_bad_row=skip"):
+        prepare(config(TrainConfig, tiny_folder, tmp_path, *data))
+    setup = prepare(config(TrainConfig, tiny_folder, tmp_path, *data, "task.on_bad_row=skip"))
+    assert [row.where for row in setup.task.rejected] == [f"{tmp_path}/rows.jsonl:7"]
+
+
+def test_an_instruction_that_the_template_changes_is_no_rows_fault(lossy: Path, tmp_path: Path) -> None:
+    data = ("task.name=jsonl", f"task.path={rows(tmp_path, ['one?', 'two?', 'three?'])}", "task.on_bad_row=skip")
+    with pytest.raises(DataError, match=r"^the tokenizer's .* the instruction 'A zebra .*change task\.instruction, or"):
+        prepare(config(TrainConfig, lossy, tmp_path, *data, "task.instruction=A zebra ends with ####"))
+
+
+def test_a_problem_without_a_row_is_named(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = prepare(config(TrainConfig, tiny_folder, tmp_path))
+
+    def refuse(*_: object) -> None:
+        raise DataError("the template fails")
+
+    monkeypatch.setattr("slimrl.model.prompts.Prompter.ids", refuse)
+    with pytest.raises(DataError, match=rf"^{re.escape(setup.task.test[0].id)}: the template fails$"):
+        setup.prompt_ids(setup.task.test[0])

@@ -183,6 +183,14 @@ def test_how_close_is_close() -> None:
     assert closest("kl", ["gkl"]) == ""
 
 
+@pytest.mark.parametrize("word", ["lora", "use_vllm", "log.wandb", "report_to"])
+def test_what_is_only_asked_about_need_not_be_removed(word: str) -> None:
+    with pytest.raises(SettingsError, match="has no equivalent here: ") as caught:
+        describe_settings(word)
+    assert "remove it" not in str(caught.value)
+    assert refusal(f"{word}=true").endswith("; remove it")
+
+
 def test_options_that_are_settings(slimrl) -> None:  # noqa: F811
     for option, meant in (
         ("--lr", "did you mean optimizer.learning_rate"),

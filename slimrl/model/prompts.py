@@ -49,12 +49,16 @@ class Prompter:
             return "\n\n".join([*system, f"Question: {user}\nAnswer:"])
         turns = messages if self.chat.system_role else fold_system(messages)
         rendered = self.chat.render(turns)
-        for turn in turns:
+        for turn in messages:
             if not _holds(rendered, turn["content"]):
-                what = "question" if turn["role"] == "user" else "instruction"
+                what, change = (
+                    ("question", "reword it, remove that row")
+                    if turn["role"] == "user"
+                    else ("instruction", "change task.instruction")
+                )
                 raise DataError(
                     f"the tokenizer's chat template leaves the {what} {turn['content'][:60]!r} out of its prompt, or changes "
-                    f"it; remove it, or {WITHOUT_TEMPLATE}"
+                    f"it; {change}, or {WITHOUT_TEMPLATE}"
                 )
         return rendered
 
@@ -83,6 +87,11 @@ class Prompter:
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
+    def check(self, completion: str) -> None:
+        """Raises DataError where `completion_ids` does for a text."""
+        if self.control.spelled.search(completion):
+            self.completion_ids([completion])
+
     def misses_bos(self, messages: Messages) -> bool:
         """Whether the tokenizer begins a text with BOS by itself, and the chat template leaves it out of this prompt."""
         bos = self.tokenizer.bos_token_id
@@ -105,7 +114,7 @@ class Prompter:
         if "".join(parts).replace(closing, "") != text:
             raise DataError(
                 f"the question {question[:60]!r} spells a control token, and the tokenizer's chat template treats it "
-                f"differently for that; remove it from the data, or {WITHOUT_TEMPLATE}"
+                f"differently for that; remove that row, or {WITHOUT_TEMPLATE}"
             )
         return spans
 

@@ -21,6 +21,7 @@ from slimrl.runs.durable import (
     MANIFEST,
     Written,
     damage,
+    files_within,
     full_disk_as_oserror,
     read_tensors,
     seal,
@@ -77,9 +78,10 @@ def write_checkpoint(
         files[STATE] = write_bytes(temporary / STATE, text.encode())
         with full_disk_as_oserror(folder):
             beside(temporary)
-        for extra in sorted(temporary.iterdir()):
-            if extra.name not in files:
-                files[extra.name] = written_by_others(extra)
+        for extra in files_within(temporary):
+            name = extra.relative_to(temporary).as_posix()
+            if name not in files:
+                files[name] = written_by_others(extra)
         seal(temporary, files)
         replaced = folder / f"{REPLACED}{step:08d}"
         if path.exists():  # being written again after a roll-back; a kill between the two renames loses neither

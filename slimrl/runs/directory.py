@@ -34,7 +34,14 @@ from slimrl.model.loading import Policy
 from slimrl.records import Rejected
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import full_disk_as_oserror, sync_folder, write_tensors, written_by_others
+from slimrl.runs.durable import (
+    files_within,
+    full_disk_as_oserror,
+    sync_folder,
+    sync_folders,
+    write_tensors,
+    written_by_others,
+)
 from slimrl.runs.files import (
     as_json,
     as_jsonl,
@@ -217,9 +224,9 @@ class RunDirectory:
             with full_disk_as_oserror(final):
                 policy.model.save_pretrained(temporary)
                 policy.tokenizer.save_pretrained(temporary)
-            for file in temporary.iterdir():
+            for file in files_within(temporary):
                 written_by_others(file)
-            sync_folder(temporary)
+            sync_folders(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             sync_folder(self.path)

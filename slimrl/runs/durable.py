@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import torch
@@ -87,6 +87,11 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, file.get_tensor(name)
 
 
+def files_within(folder: Path) -> list[Path]:
+    """The files of a folder and of the folders in it: tokenizers put named chat templates into one of their own."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def readable(path: Path) -> None:
     """Give a file the permissions of one that is made in its folder, as the umask has them: safetensors writes through a
     temporary file that only its owner may read.
@@ -133,6 +138,14 @@ def full_disk_as_oserror(path: Path) -> Iterator[None]:
         raise
 
 
+def sync_folders(folder: Path) -> None:
+    """As `sync_folder`, for a folder and all folders in it."""
+    for inner in folder.rglob("*"):
+        if inner.is_dir():
+            sync_folder(inner)
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Names that were made or changed in a folder are on the disk when this returns."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -143,10 +156,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path, files: Mapping[str, Written]) -> None:
-    """Write the manifest, last of all: what it names is on the disk already."""
+    """Write the manifest, last of all: what it names is on the disk already. Names are relative, with / between folders."""
     table = {name: {"bytes": written.size, "sha256": written.sha256} for name, written in sorted(files.items())}
     write_bytes(folder / MANIFEST, (json.dumps({"files": table, "sha256": _own(table)}, indent=1) + "\n").encode())
-    sync_folder(folder)
+    sync_folders(folder)
+
+
+def _lies_within(folder: Path, name: str) -> bool:
+    """Whether a relative name stays in its folder: no .. and no link leads out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or "/".join(parts) != name or ".." in parts:  # an absolute name begins with a part "/"
+        return False
+    return not any((folder / Path(*parts[: depth + 1])).is_symlink() for depth in range(len(parts)))
 
 
 def _own(table: object) -> str:
@@ -167,7 +188,7 @@ def damage(folder: Path) -> str:
         return f"{MANIFEST} is {'missing' if missing else 'damaged'}"
     for name, (size, _) in expected.items():  # sizes first: they cost nothing
         path = folder / name
-        if Path(name).name != name or not path.is_file() or path.is_symlink():
+        if not _lies_within(folder, name) or not path.is_file():
             return f"{name} is missing"
         if (found := path.stat().st_size) != size:
             return f"{name} has {found} bytes instead of {size}"

@@ -56,8 +56,16 @@ def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": question}]
 
 
-def load_task(config: TaskConfig, *, instruction: str, seed: int) -> Task:
+def load_task(
+    config: TaskConfig,
+    *,
+    instruction: str,
+    seed: int,
+    encode: Callable[[list[dict[str, str]], str], object] = lambda *_: None,
+) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
+
+    `encode` gets the prompt of each row of data, as messages, and its gold text; a row for which it raises DataError is bad.
 
     Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
@@ -68,7 +76,11 @@ def load_task(config: TaskConfig, *, instruction: str, seed: int) -> Task:
         splits = arithmetic.load(config.arithmetic, seed=seed)
         demonstrators = arithmetic.demonstrators(config.arithmetic, style)
     else:
-        splits = files.load(config)
+
+        def encode_row(problem: Problem) -> None:
+            encode(chat_messages(instruction, problem.question), style.render(problem.solution, problem.answer))
+
+        splits = files.load(config, encode_row)
         demonstrators = {"solution": lambda problem, _: style.render(problem.solution, problem.answer)}
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")

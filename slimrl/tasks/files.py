@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from slimrl.config import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected
+from slimrl.tasks.formats import CONVERT
 from slimrl.tasks.questions import held_out, normalized
 from slimrl.tasks.rows import Row, RowError, Spelled, bad_rows, plain, scan_rows
 
@@ -30,30 +31,33 @@ class Splits:
 
 Reader = Callable[[Row, str], Problem]
 """(row, id for problems that have none) -> Problem"""
+Encode = Callable[[Problem], object]
+"""Raises DataError for a problem that the tokenizer or its template cannot write as it is."""
 Asked = dict[str, tuple[Row, Problem]]
 """Problems by normalized question, each with its row."""
 
 
-def load(config: TaskConfig) -> Splits:
+def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
     With `task.path` and without `task.test_path`, about a tenth of the file's questions is held out, chosen by a hash of the
     question (`questions.held_out`), after repeats are gone. Without `task.path` the training problems come from the Hub, and
     so do held-out ones where no `task.test_path` is given.
 
-    Bad are rows that cannot be read, repeat an id or a question of their file, or train on a held-out question. With
+    Bad are rows that cannot be read, repeat an id or a question of their file, that `encode` refuses, or that train on a
+    held-out question. With
     `task.on_bad_row=error` they raise DataError, naming file:line; with `skip` they are left out, of a question that is
     trained on and held out the training row, and an error is only raised where a split has no row left.
     """
     if config.path and not config.test_path:
-        train, rejected = _problems(config.name, config.name, scan_rows(config.path))
+        train, rejected = _problems(config.name, config.name, scan_rows(config.path), encode)
         test = {question: train.pop(question) for question in held_out(train)}
         if not test and not rejected:
             raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
     else:
         train_rows, test_rows = _rows(config)
-        train, rejected = _problems(config.name, f"{config.name}/train", train_rows)
-        test, rejected_test = _problems(config.name, f"{config.name}/test", test_rows)
+        train, rejected = _problems(config.name, f"{config.name}/train", train_rows, encode)
+        test, rejected_test = _problems(config.name, f"{config.name}/test", test_rows, encode)
         rejected += [*rejected_test, *_overlap(train, test)]
     if rejected and config.on_bad_row == "error" and train and test:
         raise DataError(
@@ -61,7 +65,9 @@ def load(config: TaskConfig) -> Splits:
         )
     for split, kept in (("training", train), ("held-out", test)):
         if rejected and not kept:
-            raise DataError(f"{bad_rows(rejected)}; no {split} row is left, so mend them")
+            mend = f"; no {split} row is left, so mend {'it' if len(rejected) == 1 else 'them'}"
+            # another format has no rows to mend, and its sentence says what to do
+            raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else mend))
     return Splits(
         tuple(problem for _, problem in train.values()),
         tuple(problem for _, problem in test.values()),
@@ -82,7 +88,7 @@ def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | 
     return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
 
 
-def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected]) -> tuple[Asked, list[Rejected]]:
+def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected], encode: Encode) -> tuple[Asked, list[Rejected]]:
     """The problems of a file by question, and its bad rows; a problem without an id is called by `prefix` and its row."""
     kept: Asked = {}
     rejected: list[Rejected] = []
@@ -98,8 +104,9 @@ def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected]) -> tuple[A
                 row.fail(f"id {problem.id[:60]!r} is also that of {ids[problem.id]}; give each row its own")
             if question in kept:
                 row.fail(f"the question is also that of {kept[question][0].where}; remove one of them")
-        except RowError as error:
-            rejected.append(row.rejected(error.reason))
+            encode(problem)
+        except DataError as error:
+            rejected.append(row.rejected(error.reason if isinstance(error, RowError) else str(error)))
         else:
             ids[problem.id] = row.where
             kept[question] = row, problem

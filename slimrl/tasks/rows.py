@@ -173,7 +173,7 @@ def read_rows(file: str) -> list[Row]:
 def scan_rows(file: str) -> list[Row | Rejected]:
     """Rows of a JSONL file, or of a JSON file that holds one array, bare or as the only field of an object.
 
-    Blank lines and a byte-order mark are skipped, and lines may end in CR alone. A row is rejected that is not UTF-8, not
+    Blank lines and a byte-order mark are skipped, and a CR alone ends a line too. A row is rejected that is not UTF-8, not
     JSON, not an object, has a key twice or a number that is none. Raises DataError for a file in another format, naming it,
     and, naming file:line, where the rest cannot be read: in an array that is not UTF-8 or not JSON.
     """
@@ -184,8 +184,7 @@ def scan_rows(file: str) -> list[Row | Rejected]:
     refuse_binary(file, data)
     # a byte that is not UTF-8 becomes half of a surrogate pair, which no UTF-8 holds, and spoils only its own line
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    if "\n" not in text:
-        text = text.replace("\r", "\n")  # no JSON string holds either
+    text = re.sub(r"\r(?!\n)", "\n", text)  # no JSON string holds either
     rows = list(_rows(file, text))
     if not rows:
         raise DataError(f"{file} has no rows; give a file with one JSON object a line")

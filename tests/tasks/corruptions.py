@@ -173,7 +173,7 @@ def id_again(rng: random.Random, lines: list[bytes]) -> bytes:
 @kind("some")
 def lines_joined(rng: random.Random, lines: list[bytes]) -> bytes:
     place = rng.randrange(1, len(lines))
-    glue = rng.choice([b"", b" ", b"\r", b",", "\u2028".encode()])
+    glue = rng.choice([b"", b" ", b"\t", b",", "\u2028".encode()])
     return whole([*lines[: place - 1], lines[place - 1] + glue + lines[place], *lines[place + 1 :]])
 
 

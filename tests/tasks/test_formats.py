@@ -117,6 +117,7 @@ def test_other_formats_are_named(tmp_path: Path, data: bytes | str, sentence: st
         assert said.startswith(str(file))
         assert said.isprintable()
         assert "on_bad_row=skip" not in said or "comma" in said
+        assert "row is left" not in said or "comma" in said, "another format has no rows to mend"
 
 
 def test_sqlite_is_named(tmp_path: Path) -> None:
@@ -143,15 +144,23 @@ def test_an_object_with_one_list_of_rows_is_that_list(tmp_path: Path, key: str, 
         load(TaskConfig(name="jsonl", path=str(file)))
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\r\r\n\n"])
 @pytest.mark.parametrize("bom", [b"", codecs.BOM_UTF8])
-def test_lines_may_end_in_cr_alone(tmp_path: Path, bom: bytes) -> None:
+def test_lines_may_end_in_cr_alone(tmp_path: Path, bom: bytes, end: bytes) -> None:
+    """Also where a tool has put another line end behind the last of them."""
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(bom + JSONL.replace("\n", "\r").encode() + b"\r")
+    file.write_bytes(bom + JSONL.strip().replace("\n", "\r").encode() + end)
     assert [(row.where, plain(dict(row.fields))) for row in read_rows(str(file))] == [
         (f"{file}:{i}", row) for i, row in enumerate(ROWS, start=1)
     ]
     file.write_bytes(b'{"question": "a", "answer": "1"}\r{"question": "b"}\r')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the row has no field 'answer'"):
+        load(TaskConfig(name="jsonl", path=str(file)))
+    file.write_bytes(b'{"question": "a", "answer": "1"}\r\n\r{"question": "c", "answer": "1"}\n{"question": "b"}\r')
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: the row has no field 'answer'"):
+        load(TaskConfig(name="jsonl", path=str(file)))
+    file.write_bytes(b'[\r{"question": "a", "answer": "1"},\r{"question": "b"}\r]\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: the row has no field 'answer'"):
         load(TaskConfig(name="jsonl", path=str(file)))
 
 

@@ -119,7 +119,7 @@ def as_file(found: list[tuple[int, Problem | None]]) -> tuple[list[str], list[in
 
 def expected(data: bytes) -> tuple[list[str], list[int]] | None:
     """What a file must be loaded as; None where it must be refused whole."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     text = data.decode("utf-8", "replace")
     if not text.lstrip().startswith("["):
         lines = [line for line in enumerate(data.split(b"\n"), start=1) if line[1].decode("utf-8", "replace").strip()]
