@@ -31,7 +31,7 @@ EVERYTHING = (
     "steps=5", "rollout.problems=4", "rollout.group_size=4", "rollout.max_new_tokens=40", "evaluation.problems=4", "evaluation.harder_problems=0",
     "evaluation.greedy=false", "evaluation.every=2", "optimizer.minibatches=2", "optimizer.schedule=linear",
     "algorithm.dynamic_sampling=refill", "algorithm.refill_budget=2", "curriculum.order=learnability", "checkpoint.every=2",
-    "algorithm.kl_coef=0.04",
+    "algorithm.kl_coef=0.04", "seed=6",
 )  # fmt: skip
 """With surplus groups, a curriculum that learns, several updates a step and a reference."""
 

@@ -415,7 +415,7 @@ def test_rows_that_cannot_move_anything_are_not_computed(aggregation: str, monke
     skipped = gradient(policy, batch, None, config)
     everything = batch.loss_mask.any(1).nonzero().squeeze(-1)
     monkeypatch.setattr("slimrl.update.trained_rows", lambda _batch, _config: everything)
-    torch.testing.assert_close(skipped, gradient(policy, batch, None, config), atol=1e-7, rtol=0)
+    torch.testing.assert_close(skipped, gradient(policy, batch, None, config), atol=1e-7, rtol=1e-5)
     monkeypatch.undo()
     pulled = settings(algorithm={"aggregation": aggregation, "kl_coef": 0.1})
     assert trained_rows(batch, pulled).tolist() == everything.tolist()
