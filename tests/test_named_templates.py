@@ -96,7 +96,7 @@ def test_a_mistake_in_the_last_files_is_not_called_a_full_disk(
     def fails(*_: object) -> None:
         raise IsADirectoryError(21, "Is a directory", "final")
 
-    monkeypatch.setattr(directory, "files_within", fails)
+    monkeypatch.setattr(directory.RunDirectory, "save_final", fails)
     with pytest.raises(OSError, match="Is a directory") as caught:
         run(tmp_path, "b", *FEW, f"model.path={several}", "checkpoint.every=0")
     assert not isinstance(caught.value, DiskError)

@@ -28,6 +28,26 @@ SIGNS = str.maketrans(
 """One character for each sign that is written in several ways."""
 ELIDED = re.compile(r"(?<=[^\W\d])'(?=(?:s|t|re|ve|ll|d|m)\b)", re.IGNORECASE)
 """The apostrophe of don't and Mia's, but not the prime of f'(x)."""
+DELIMITERS = re.compile(
+    r"""
+    (?<!\\)(?P<dollars>\${1,2})(?=[^\s$])(?P<formula>[^$]*[^\s$\\])(?P=dollars)(?![\d$])   # $3+1$, but $5 and $6
+  | (?<![\w)\]*])(?P<mark>\*\*|__)(?=[^\s*_])(?P<strong>.*?[^\s*_])(?P=mark)(?![\w(*])  # **Tom**, but x**2
+  | (?<!\\)\\[()\[\]]                                                                # \(3+1\)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""Marks of formulas and of Markdown: what stands between them is kept."""
+THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d)\]}]|,\d)")
+"""1,080 and 1,080.5, but neither 1,08 nor 1, 080, and not the pair (1,080)."""
+OPERATOR = re.compile(
+    r"""
+    (?: (?<=[\w)\]}])\s*([!<>=]=|\*\*|[+*/=<>^\u2264\u2265\u2260])
+      | (?:(?<=[\d)\]}])|(?<=\b[^\W\d]))\s*(-)     # not that of "is -ab"
+    )\s*(?=[\w(\[{\\.?+-]|$)
+    """,
+    re.VERBOSE,
+)
+"""An operator between its operands, with the blanks around it."""
 PUNCTUATION = re.compile(
     r"""
     [?;`\u00bf\u00a1\u3001\u3002\u300c\u300d]
@@ -48,10 +68,14 @@ PUNCTUATION = re.compile(
 def normalized(question: str) -> str:
     """A question without what makes no difference to a reader.
 
-    That is case, white space, sentence punctuation, quotes, and Unicode's ways to write a letter. Digits, decimal points,
-    signs and operators stay, so that 3+4, 3-4, -5, 5, 1.5 and 15 remain different.
+    That is case, white space, sentence punctuation, quotes, Unicode's ways to write a letter, the marks around formulas and
+    in Markdown, blanks around operators, and commas between thousands. Digits, decimal points, signs and operators stay, so
+    that 3+4, 3-4, -5, 5, 1.5 and 15 remain different.
     """
     text = question if question.isascii() else _plain(question)
+    text = DELIMITERS.sub(lambda found: found["formula"] or found["strong"] or "", text)
+    text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text.replace("{,}", ","))
+    text = OPERATOR.sub(lambda found: found[1] or found[2], text)
     bare = PUNCTUATION.sub(" ", ELIDED.sub("", text)).replace("\u2014", "-")
     return " ".join((bare if bare.strip() else text).casefold().split())
 

@@ -98,7 +98,7 @@ def test_elements_of_an_array_can_be_left_out_but_a_broken_array_cannot(tmp_path
         load(TaskConfig(name="jsonl", path=str(tmp_path / "train.jsonl"), on_bad_row="skip"))
 
 
-SAME = ["What is 2+3 of it?", " what IS\t2+3 \n of it?", "What is 2+3\u00a0of it?"]
+SAME = ["What is 2+3 of it?", "What is 2 + 3 of it?", " what IS\t2+3 \n of it?", "What is 2+3\u00a0of it?"]
 
 
 @pytest.mark.parametrize("again", SAME)
@@ -116,7 +116,7 @@ def test_a_question_counts_once_however_it_is_written(tmp_path: Path, again: str
 
 
 def test_questions_that_only_look_alike_stay(tmp_path: Path) -> None:
-    alike = ["What is 2+3?", "What is 2-3?", "What is 23?", "What is 2 + 3?", "What is 2.3?", "Whatis 2+3?"]
+    alike = ["What is 2+3?", "What is 2-3?", "What is 23?", "What is 2 3?", "What is 2.3?", "Whatis 2+3?"]
     assert questions(load_lines(tmp_path, [*map(row, alike)], [HELD_OUT]))[0] == alike
 
 
