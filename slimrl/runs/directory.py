@@ -258,12 +258,13 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
+            if read_state(self.path).get("status") == "finished":  # what fails after the end does not undo it
+                raise
             ended: BaseException = error
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 ended = self.unwritable(error)
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                if read_state(self.path).get("status") != "finished":
-                    self._change_state(status=_ending(ended), reason=str(ended) or type(ended).__name__)
+                self._change_state(status=_ending(ended), reason=str(ended) or type(ended).__name__)
             if ended is error:
                 raise
             raise ended from error
