@@ -368,7 +368,7 @@ def export(run: str, folder: str) -> None:
     """
     import shutil
 
-    from slimrl.runs.durable import files_within, readable
+    from slimrl.runs.durable import files_within
 
     source, target = Path(run) / "final", Path(folder)
     if not (source / "config.json").is_file():
@@ -376,9 +376,10 @@ def export(run: str, folder: str) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
     try:
-        shutil.copytree(source, target, dirs_exist_ok=True)
-        for file in files_within(target):
-            readable(file)
+        for file in files_within(source):  # with the permissions that the umask gives, not those of the run
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
     except OSError as error:
         raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None
     _out(str(target))
@@ -560,6 +561,9 @@ def _begun(kind: type[Root], settings: Sequence[str], resume: bool, force: bool)
         raise SettingsError("--force has no effect without --resume; remove it")
     folders = [setting for setting in settings if resume and Path(setting).is_dir()]
     if not folders:
+        for setting in settings if resume else ():
+            if "=" not in setting and not Path(setting).exists() and Path(setting).suffix not in (".yaml", ".yml"):
+                raise SettingsError(f"{setting}: no such run, there is no such folder; check the path")
         return _load(kind, settings)
     if len(folders) > 1:
         raise SettingsError("--resume takes one run folder")

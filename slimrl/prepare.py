@@ -328,7 +328,7 @@ def _way_out(
             "give the model a tokenizer that keeps this text"
         )
     if setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
-        return "set task.checker=symbolic for LaTeX answers, mend the data"
+        return "set task.checker=symbolic for answers that are no numbers (letters, words, LaTeX), mend the data"
     return "mend the data"
 
 

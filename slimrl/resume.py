@@ -181,6 +181,10 @@ def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
     """
     theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
     changed = [key for key in ours if key not in (*MAY_CHANGE, *PLACES) and ours[key] != theirs[key]]
+    if changed and changed[0] == "steps" and now.steps < before.steps:
+        raise SettingsError(
+            f"{path} is finished with steps={before.steps}, so steps={now.steps} lies behind it; remove it"
+        )
     if longer := [key for key in changed if key in LENGTH]:
         key = longer[0]
         raise SettingsError(

@@ -50,7 +50,11 @@ def trained(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_template_reaches_the_trained_model_and_its_export(several: Path, trained: Path) -> None:
-    cli.cli.main(["export", str(trained / "a"), str(trained / "out")], standalone_mode=False)
+    umask = os.umask(0o027)
+    try:
+        cli.cli.main(["export", str(trained / "a"), str(trained / "out")], standalone_mode=False)
+    finally:
+        os.umask(umask)
     theirs = AutoTokenizer.from_pretrained(several).chat_template
     for folder in (trained / "a" / "final", trained / "out"):
         assert AutoTokenizer.from_pretrained(folder).chat_template == theirs

@@ -440,7 +440,7 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
     assert "after step" not in slimrl("eval", tiny, *SMALL[3:]).err
     for change, words in (
         ("steps=5", "finished with steps=2 and keeps no state of the optimizer"),
-        ("steps=1", "finished with steps=2"),
+        ("steps=1", "finished with steps=2, so steps=1 lies behind it"),
         ("optimizer.learning_rate=0.5", "would have no effect"),
     ):
         said = slimrl("train", "--resume", "runs/r", change)
@@ -449,6 +449,15 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
     assert slimrl("train", "--resume", "runs/r").code == 0
     assert slimrl("train", "--resume", f"model.path={tiny}", "name=r", *SMALL).code == 0, "as a scheduler has it"
     assert slimrl("train", "--resume", "runs/r", "max_time=3h", "log.samples=7").code == 0, "they decide nothing"
+    said = slimrl("train", "--resume", "runs/typo")
+    assert (said.code, "runs/typo: no such run" in said.err) == (2, True)
+    before = os.umask(0o077)
+    try:
+        assert slimrl("export", "runs/r", "mine").code == 0
+    finally:
+        os.umask(before)
+    copies = [tmp_path / "mine", *(tmp_path / "mine").rglob("*")]
+    assert {oct(stat.S_IMODE(copy.stat().st_mode) & 0o077) for copy in copies} == {"0o0"}
     for elsewhere in ("name=other", "output=there"):
         said = slimrl("train", "--resume", "runs/r", elsewhere)
         assert (said.code, "would be another run than runs/r" in said.err) == (2, True)
