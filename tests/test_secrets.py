@@ -28,7 +28,7 @@ SMALL = (
     "evaluation.greedy=false",
 )  # fmt: skip
 RUN_JSON = {
-    "code", "data", "date", "initial", "numpy", "rewards",
+    "chosen", "code", "data", "date", "initial", "numpy", "rewards",
     "verb", "memory", "status", "started", "ended", "slimrl", "torch", "transformers", "python", "device", "dtype", "threads", "parameters", "summary",
 }  # fmt: skip
 """What a run tells of itself and its machine."""

@@ -90,7 +90,7 @@ def test_a_token_budget_ends_the_run_and_changes_nothing_before(tmp_path: Path) 
     whole = run(tmp_path, "a", *SMALL, "evaluation.every=1")
     after_two = int(metrics(whole)[1]["num_tokens"])
     step = after_two // 2
-    for name, budget in (("b", after_two), ("c", after_two + step // 3), ("d", after_two - step // 3)):
+    for name, budget in (("b", after_two), ("c", after_two + step // 10), ("d", after_two - step // 10)):
         short = run(tmp_path, name, *SMALL, f"max_tokens={budget}", "evaluation.every=1", "log.model=false")
         assert (short.steps, short.tokens_generated) == (2, after_two)
         assert not (Path(short.run) / "final").exists()
@@ -132,7 +132,7 @@ def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(tmp_path: 
     second = run(tmp_path, "b", *SMALL, "algorithm.clip_high=0.28")
     assert same(first, second)
     assert any(sentence.startswith("algorithm.clip_low and clip_high") for sentence in second.inert)
-    third = run(tmp_path, "c", *SMALL, "algorithm.clip_high=0.28", "optimizer.minibatches=2")
+    third = run(tmp_path, "c", *SMALL, "algorithm.clip_high=0.28", "optimizer.minibatches=2", "seed=1")
     assert not any(sentence.startswith("algorithm.clip_low") for sentence in third.inert)
 
 
