@@ -50,8 +50,8 @@ def measure(kind: str, tokens: int, vocabulary: int, width: int) -> dict[str, fl
     import torch
     from torch import nn
 
-    from slimrl.model.divergences import Divergence, global_weights
-    from slimrl.model.logprobs import Head, Reference, token_statistics
+    from slimrl.algorithm.divergences import Divergence, global_weights
+    from slimrl.model.head import Head, Reference, token_statistics
 
     prior = global_weights(torch.ones(vocabulary) / vocabulary, 0.5) if kind == "gkl global" else None
     weights = "policy" if prior is None else "global"

@@ -74,7 +74,7 @@ def ours(job: Message, channel: Channel) -> None:
     """SlimRL's engine. It returns log-probabilities always; the uniforms that decide its draws are made in the run."""
     from dataclasses import replace
 
-    from slimrl.config import ModelConfig
+    from slimrl.config.schema import ModelConfig
     from slimrl.model.loading import load_policy
     from slimrl.randomness import uniforms
     from slimrl.rollout.engine import Request, RolloutEngine
@@ -118,11 +118,11 @@ def compiled(job: Message, channel: Channel) -> None:
 def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
     """How far the sampler's log-probabilities are from the trainer's, in nats, as a run of `slimrl train` logs it."""
     from slimrl.algorithm.groups import Collected
-    from slimrl.config import TrainConfig
-    from slimrl.learner import make_learner
+    from slimrl.config.files import load_config
+    from slimrl.config.schema import TrainConfig
+    from slimrl.learner.learner import make_learner
+    from slimrl.learner.update import update
     from slimrl.records import Group, Problem, Rollout
-    from slimrl.settings import load_config
-    from slimrl.update import update
 
     settings = ["algorithm.kl_coef=0", "optimizer.learning_rate=1e-12"]
     config = load_config(TrainConfig, [], [*settings, f"rollout.max_new_tokens={job['max_new_tokens']}"])

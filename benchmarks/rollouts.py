@@ -132,10 +132,10 @@ def natural_job(workload: Workload, folder: Path) -> Message:
     """The prompts of the first step of `slimrl train`, and a copy of the built-in model that peers can load."""
     from itertools import islice
 
-    from slimrl.config import TrainConfig
+    from slimrl.config.files import load_config
+    from slimrl.config.schema import TrainConfig
     from slimrl.model.loading import resolve
-    from slimrl.prepare import prepare_training
-    from slimrl.settings import load_config
+    from slimrl.preflight.setup import prepare_training
 
     overrides = [f"rollout.problems={workload.prompts}", f"rollout.max_new_tokens={workload.new_tokens}"]
     setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"]))

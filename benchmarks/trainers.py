@@ -68,10 +68,10 @@ def memory(job: Message) -> Message:
 
 def ours(job: Message, channel: Channel) -> None:
     """SlimRL, through the functions that `slimrl train` calls."""
-    from slimrl.config import TrainConfig
-    from slimrl.learner import make_learner
-    from slimrl.settings import load_config
-    from slimrl.update import update
+    from slimrl.config.files import load_config
+    from slimrl.config.schema import TrainConfig
+    from slimrl.learner.learner import make_learner
+    from slimrl.learner.update import update
 
     imported = memory(job)
     settings = [
@@ -121,7 +121,7 @@ def ours(job: Message, channel: Channel) -> None:
 def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any]:
     """The built-in task, sampled and scored as in `slimrl train`."""
     from slimrl.algorithm.groups import collect_groups
-    from slimrl.prepare import prepare_training
+    from slimrl.preflight.setup import prepare_training
 
     setup = prepare_training(config)
 
@@ -308,9 +308,9 @@ def trl(job: Message, channel: Channel) -> None:
 
 def export(job: Message, channel: Channel) -> None:
     """Not a trainer: the prompts of the built-in task, step by step, as `slimrl train` would ask them."""
-    from slimrl.config import TrainConfig
-    from slimrl.prepare import prepare_training
-    from slimrl.settings import load_config
+    from slimrl.config.files import load_config
+    from slimrl.config.schema import TrainConfig
+    from slimrl.preflight.setup import prepare_training
 
     overrides = [f"rollout.{key}={job[key]}" for key in ("problems", "max_new_tokens")]
     setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"]))

@@ -1,6 +1,6 @@
 """SlimRL: reinforcement learning with verifiable rewards for small language models."""
 
-from slimrl.threads import settle_waiting
+from slimrl.machine.threads import settle_waiting
 
 __version__ = "0.1.0"
 

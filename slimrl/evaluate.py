@@ -19,7 +19,7 @@ from scipy import stats
 from slimrl.records import Completion, Problem
 
 if TYPE_CHECKING:
-    from slimrl.prepare import Setup
+    from slimrl.preflight.setup import Setup
 
 CONFIDENCE = 0.95
 ADDED_TO_MEAN = 1.5

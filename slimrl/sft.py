@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.batch import microbatches
-from slimrl.config import SftRunConfig
-from slimrl.display import Display
+from slimrl.config.files import nearest, with_chosen
+from slimrl.config.schema import SftRunConfig
+from slimrl.display.run import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import evaluate
-from slimrl.keeping import Keeper
-from slimrl.model.checkpointing import checkpointed
+from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
+from slimrl.learner.recompute import checkpointed
+from slimrl.machine.signals import Stop, Stopped, seconds_of
+from slimrl.machine.threads import fix_threads
+from slimrl.model.head import token_logprobs
 from slimrl.model.loading import TAUGHT, Policy
-from slimrl.model.logprobs import token_logprobs
-from slimrl.model.masters import MasterAdamW, learning_rate, make_optimizer
 from slimrl.model.packing import pack
-from slimrl.prepare import Setup, prepare
+from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
-from slimrl.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
 from slimrl.runs.checkpoints import Checkpoint
 from slimrl.runs.directory import RunDirectory, versions
-from slimrl.settings import nearest, with_chosen
-from slimrl.state import restore_policy, save_policy
-from slimrl.stopping import Stop, Stopped, seconds_of
-from slimrl.threads import fix_threads
+from slimrl.session.keeping import Keeper
+from slimrl.session.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
+from slimrl.session.state import restore_policy, save_policy
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""

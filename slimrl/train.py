@@ -1,4 +1,4 @@
-"""Reinforcement learning from verifiable rewards: the loop; slimrl/update.py has what follows a step's rollouts.
+"""Reinforcement learning from verifiable rewards: the loop; slimrl/learner/update.py has what follows a step's rollouts.
 
     problems -> completions -> rollouts -> groups -> batch -> loss -> step -> log
 
@@ -21,28 +21,28 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from slimrl.algorithm.groups import collect_groups
-from slimrl.config import TrainConfig
-from slimrl.display import Display
-from slimrl.doctor import examine, look
+from slimrl.algorithm.metrics import describe, is_finite, reasons
+from slimrl.config.files import with_chosen
+from slimrl.config.schema import TrainConfig
+from slimrl.display.run import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import Comparison, compare, evaluate
-from slimrl.keeping import Keeper
-from slimrl.learner import Learner, make_learner
-from slimrl.machine import Limits, is_out_of_memory, measure_limits, peak_memory
-from slimrl.memory import compare_memory
+from slimrl.learner.learner import Learner, make_learner
+from slimrl.learner.update import update
+from slimrl.machine.limits import Limits, is_out_of_memory, measure_limits, peak_memory
+from slimrl.machine.profiler import OFF, Stopwatch, mean_profile
+from slimrl.machine.signals import Stop, Stopped, seconds_of
+from slimrl.machine.threads import fix_threads
 from slimrl.model.loading import digest, fingerprint
-from slimrl.prepare import TrainSetup, prepare_training
-from slimrl.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
+from slimrl.preflight.doctor import examine, look
+from slimrl.preflight.effects import combine, confounded_switches, inert_switches, note_update
+from slimrl.preflight.memory import compare_memory
+from slimrl.preflight.setup import TrainSetup, prepare_training
 from slimrl.runs.checkpoints import Checkpoint, newest
 from slimrl.runs.directory import RunDirectory, versions
-from slimrl.runs.metrics import describe, is_finite, reasons
-from slimrl.settings import with_chosen
-from slimrl.state import RunState, are_finite, as_tensors, optimizer_tensors, restore, save
-from slimrl.stopping import Stop, Stopped, seconds_of
-from slimrl.stopwatch import OFF, Stopwatch, mean_profile
-from slimrl.switches import combine, confounded_switches, inert_switches, note_update
-from slimrl.threads import fix_threads
-from slimrl.update import update
+from slimrl.session.keeping import Keeper
+from slimrl.session.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
+from slimrl.session.state import RunState, are_finite, as_tensors, optimizer_tensors, restore, save
 
 FAULTS = 3
 """Steps in a row with a number that is not finite, after which a run goes back, once."""

@@ -36,5 +36,5 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's curves take a second, as long as a small run; one file of tests looks at them."""
-    if request.module.__name__ != "tests.test_cli":
+    if request.module.__name__ != "tests.cli.test_cli":
         monkeypatch.setattr("slimrl.runs.directory.draw_curves", lambda *_: None)

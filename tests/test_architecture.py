@@ -13,64 +13,150 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "slimrl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ALLOWED = {
+LOW = {"errors", "randomness", "records", "terms", "text"}
+"""What every room may know."""
+NEIGHBOURS: dict[str, set[str]] = {
     "errors": set(),
-    "records": set(),
     "randomness": set(),
-    "stopping": set(),
-    "config": {"stopping"},
-    "places": set(),
-    "foreign_names": set(),
-    "mistakes": {"config", "foreign_names"},
-    "settings": {"config", "errors", "mistakes", "places"},
-    "switches": {"config"},
-    "defaults": {"config"},
-    "processes": set(),
-    "threads": set(),
+    "records": set(),
+    "terms": set(),
+    "text": set(),
+    "statistics": set(),
+    "results": {"statistics"},
     "machine": set(),
-    "stopwatch": {"machine"},
-    "memory": {"algorithm", "config", "machine", "model", "rollout"},
-    "model": {"config", "errors", "machine", "places", "records"},
-    "algorithm": {"records"},
-    "tasks": {"config", "errors", "processes", "records", "randomness"},
-    "rewards": {"config", "errors", "processes", "records", "tasks"},
-    "rollout": {"errors", "machine", "model", "records", "randomness", "stopping", "stopwatch"},
-    "study": {"cli", "config", "display", "errors", "evaluate", "places", "processes", "settings", "switches"},
-    "runs": {"algorithm", "config", "errors", "model", "records", "settings", "stopping"},
-}
+    "config": set(),
+    "algorithm": set(),
+    "kernels": {"machine"},
+    "tasks": {"config", "machine"},
+    "model": {"algorithm", "config", "kernels", "machine"},
+    "rewards": {"config", "machine", "tasks"},
+    "rollout": {"kernels", "machine", "model"},
+    "learner": {"algorithm", "config", "kernels", "machine", "model"},
+    "runs": {"algorithm", "config", "machine", "model", "results"},
+    "preflight": {
+        "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
+    },
+    "evaluate": {"preflight", "results"},
+    "session": {
+        "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs", "tasks",
+    },
+    "train": {"algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "runs", "session"},
+    "sft": {"algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "runs", "session"},
+    "study": {"config", "machine", "preflight", "results", "runs", "statistics"},
+    "report": {"config", "results", "runs", "statistics", "study"},
+    "display": {"algorithm", "config", "machine", "preflight", "results", "runs", "statistics", "study", "tasks"},
+    "cli": {
+        "config", "display", "evaluate", "machine", "model", "preflight", "report", "results", "rollout", "runs", "sft", "statistics",
+        "study", "tasks", "train",
+    },
+}  # fmt: skip
+"""The rooms that each room may import beside LOW; nothing imports what is not named here."""
+ROOT_MODULES = 14
 
 
-def stage(path: Path) -> str:
+def room(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
 def imports(path: Path) -> set[str]:
-    """Modules imported at run time; what stands under `if TYPE_CHECKING:` is not."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
+    """Dotted names of the package's modules that a file imports: at its top, in functions, and under TYPE_CHECKING."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-        elif isinstance(node, ast.Import):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return found
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(str(node.module))
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("slimrl.") and name != "slimrl.__version__"}
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a dotted name; None for what is no module, such as a class."""
+    path = ROOT.joinpath(*name.split("."))
+    if path.with_suffix(".py").exists():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").exists() else None
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_dependencies_point_one_way(path: Path) -> None:
-    own = stage(path)
-    if own not in ALLOWED:
+def test_a_room_imports_its_neighbours_only(path: Path) -> None:
+    own = room(path)
+    if own in ("__init__", "__main__"):
         return
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("slimrl.")}
-    assert used <= ALLOWED[own] | {own}, f"{own} may not import {used - ALLOWED[own] - {own}}"
+    used = {name.split(".")[1] for name in imports(path)}
+    foreign = used - NEIGHBOURS[own] - LOW - {own}
+    assert not foreign, f"{own} may not import {', '.join(sorted(foreign))}"
+
+
+def test_low_rooms_import_none_above_them() -> None:
+    order = list(NEIGHBOURS)
+    for own, neighbours in NEIGHBOURS.items():
+        assert all(order.index(other) < order.index(own) for other in neighbours), own
+
+
+def test_no_circle_among_files() -> None:
+    graph = {path: {file for name in imports(path) if (file := module_file(name)) and file != path} for path in MODULES}
+    state: dict[Path, str] = {}
+
+    def visit(path: Path, trail: tuple[Path, ...]) -> None:
+        assert state.get(path) != "open", " -> ".join(str(p.relative_to(PACKAGE)) for p in (*trail, path))
+        if path not in state:
+            state[path] = "open"
+            for used in sorted(graph[path]):
+                visit(used, (*trail, path))
+            state[path] = "closed"
+
+    for path in MODULES:
+        visit(path, ())
+
+
+def test_the_root_is_small() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= ROOT_MODULES
+
+
+def functions(path: Path) -> list[tuple[str, ast.FunctionDef]]:
+    """Functions and methods of a file, by `Class.name` where they have a class."""
+    found: list[tuple[str, ast.FunctionDef]] = []
+
+    def visit(node: ast.AST, owner: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = f"{owner}{getattr(child, 'name', '')}"
+            if isinstance(child, ast.FunctionDef):
+                found.append((name, child))
+            visit(child, f"{name}." if isinstance(child, ast.ClassDef | ast.FunctionDef) else owner)
+
+    visit(ast.parse(path.read_text()), "")
+    return found
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    names = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+WIDE = {
+    "kernels/native.py": {"decode_attention"},
+    "model/head.py": {"_HeadFunction.forward"},
+    "model/attention.py": {"_attend"},
+}
+"""Functions whose parameters somebody else decides: a kernel's operator, an autograd function, transformers' attention."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_hold_one_idea(path: Path) -> None:
+    assert path.read_text().count("\n") <= 400
+    free = WIDE.get(str(path.relative_to(PACKAGE)), set())
+    for name, function in functions(path):
+        length = int(function.end_lineno or 0) - function.lineno + 1
+        assert length <= 60, f"{name} has {length} lines"
+        verb = room(path) == "cli" and any("command" in ast.unparse(d) for d in function.decorator_list)
+        assert parameters(function) <= 6 or name in free or verb, f"{name} has {parameters(function)} parameters"
 
 
 def test_tasks_rewards_and_settings_need_no_torch() -> None:
-    code = "import sys, slimrl.settings, slimrl.tasks, slimrl.rewards; assert 'torch' not in sys.modules"
+    code = "import sys, slimrl.config.files, slimrl.tasks, slimrl.rewards; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

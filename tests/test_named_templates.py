@@ -14,7 +14,7 @@ from slimrl.errors import DiskError
 from slimrl.runs import directory
 from slimrl.runs.checkpoints import checkpoints, newest
 from slimrl.runs.durable import Written, damage, seal
-from tests.test_resume import interrupt, run
+from tests.session.test_resume import interrupt, run
 
 FEW = ("steps=2", "optimizer.schedule=constant", "evaluation.every=0", "rollout.problems=2", "checkpoint.every=1")
 NAMED = Path("additional_chat_templates") / "tool_use.jinja"

@@ -16,18 +16,18 @@ from markdown_it import MarkdownIt
 
 from slimrl import cli
 from slimrl.algorithm.groups import Collected
-from slimrl.display import HIDDEN, Display
-from slimrl.doctor import Examination
+from slimrl.display.run import HIDDEN, Display
 from slimrl.evaluate import Answered, Evaluation, SplitEvaluation, compare
+from slimrl.preflight.doctor import Examination
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.study import pictures
-from slimrl.study.report import as_csv, as_html, as_json, as_markdown
+from slimrl.report import plots as pictures
+from slimrl.report.report import as_csv, as_html, as_json, as_markdown
 from slimrl.study.results import Results
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
 from slimrl.train import TrainSummary
-from tests.study.test_report import SPITE, Page, check_inert, spiteful
+from tests.report.test_report import SPITE, Page, check_inert, spiteful
 
 ESCAPES = [
     "\x1b[2J", "\x1b[H", "\x1b[31m", "\x1b[0m", "\x1b[1m", "\x1b[8mhidden", "\x1b[?1049h", "\x1b[?25l", "\x1b[6n", "\x1b[c", "\x1b[>c", "\x1b[21t",

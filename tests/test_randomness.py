@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from slimrl.randomness import generator, uniforms
-from slimrl.rollout.draws import draw
+from slimrl.rollout.sampling import draw
 
 
 def test_every_part_of_the_key_matters_and_nothing_else() -> None:

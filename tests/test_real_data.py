@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config import TrainConfig
-from slimrl.display import Display
-from slimrl.doctor import examine
-from slimrl.prepare import prepare_training
-from slimrl.settings import load_config
+from slimrl.config.files import load_config
+from slimrl.config.schema import TrainConfig
+from slimrl.display.run import Display
+from slimrl.preflight.doctor import examine
+from slimrl.preflight.setup import prepare_training
 from slimrl.train import train
 from tests.conftest import ROOT, SHARED
 

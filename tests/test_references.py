@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from slimrl.cli import cli
-from slimrl.config import SftRunConfig, TrainConfig
+from slimrl.config.schema import SftRunConfig, TrainConfig
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "slimrl"
@@ -204,6 +204,7 @@ def test_names_of_something_are_not() -> None:
     text = "update.update_policy, algorithm.groups.collect_groups, `rewards.score`, critic.gae_lambda, rewards.custom.f.py, train.py"
     assert missing_names(text) == set()
     assert (
-        missing_files("algorithm/loss.py, slimrl/train.py, kills.py, tests/test_faults.py, rewards.py:short") == set()
+        missing_files("algorithm/loss.py, slimrl/train.py, kills.py, tests/session/test_faults.py, rewards.py:short")
+        == set()
     )
     assert missing_files("slimrl/trainer.py, algorithm/losses.py") == {"slimrl/trainer.py", "algorithm/losses.py"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slimrl.config import TrainConfig
-from slimrl.settings import known_keys
+from slimrl.config.files import known_keys
+from slimrl.config.schema import TrainConfig
 from tests.conftest import ROOT
 
 SECRETS = {

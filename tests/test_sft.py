@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimrl.config import SftRunConfig, TrainConfig
-from slimrl.display import Display
+from slimrl.config.files import load_config
+from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.display.run import Display
 from slimrl.errors import SettingsError
-from slimrl.prepare import prepare
-from slimrl.resume import find_run
-from slimrl.settings import load_config
+from slimrl.machine.signals import Stopped
+from slimrl.preflight.setup import prepare
+from slimrl.session.resume import find_run
 from slimrl.sft import Example, demonstrator, imitate, overlong_note, sft
-from slimrl.stopping import Stopped
 from tests.conftest import ROOT
-from tests.test_resume import StopAt
+from tests.session.test_resume import StopAt
 from tests.tiny import tiny_policy
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from runs import EVERYTHING, content, report
 
-from slimrl.config import TrainConfig
-from slimrl.display import Display
+from slimrl.config.files import load_config
+from slimrl.config.schema import TrainConfig
+from slimrl.display.run import Display
 from slimrl.runs.checkpoints import newest
 from slimrl.runs.durable import _Hashed
-from slimrl.settings import load_config
 from slimrl.train import train
 
 LARGEST = 14_000_000

@@ -1,7 +1,7 @@
 """Per-token estimators of KL(policy || reference) from log-probabilities of sampled tokens (Schulman 2020).
 
 As a loss term what counts is the gradient, and it is not that of the value: see docs/techniques.md. Divergences over
-the whole vocabulary are made with the logits, in slimrl/model/divergences.py.
+the whole vocabulary are made with the logits, in slimrl/algorithm/divergences.py.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from slimrl.errors import SettingsError
-from slimrl.machine import is_out_of_memory
+from slimrl.machine.limits import is_out_of_memory
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows, UnsupportedAttentionError
-from slimrl.model.logprobs import Head
+from slimrl.model.head import Head
 from slimrl.model.precision import in_float32
 
 TOLERANCE = 1e-4

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from slimrl.config import ModelConfig
+from slimrl.config.places import PICKLES, is_hub_name
+from slimrl.config.schema import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
-from slimrl.machine import bound_kernel_caches, give_back_large_blocks
+from slimrl.kernels.embedding import use_summed_embeddings
+from slimrl.kernels.linear import speed_up_linear
+from slimrl.machine.limits import bound_kernel_caches, give_back_large_blocks
 from slimrl.model.architecture import LayerAttention, context_of, install_hook
 from slimrl.model.attention import AttentionPlan
-from slimrl.model.linear import speed_up_linear
-from slimrl.model.logprobs import Head
+from slimrl.model.head import Head
 from slimrl.model.packing import Packed
 from slimrl.model.remote_code import check_code
-from slimrl.model.tables import use_summed_embeddings
 from slimrl.model.templates import find_template
-from slimrl.places import PICKLES, is_hub_name
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"

@@ -23,9 +23,9 @@ from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
 from typing import IO, Any, Literal, Self, cast
 
-from slimrl.config import RewardsConfig
+from slimrl.config.schema import RewardsConfig
 from slimrl.errors import SettingsError, SlimError
-from slimrl.processes import Guard, die_with_the_parent
+from slimrl.machine.processes import Guard, die_with_the_parent
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward, Unscored, assemble, load_rewards, outcomes_of, score
 from slimrl.rewards.custom import rewards_digest

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimrl.kernels.native import decode_attention, lanes
 from slimrl.model.attention import Prefill
-from slimrl.model.native import decode_attention, lanes
 
 
 class Cache:

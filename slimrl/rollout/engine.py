@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slimrl.errors import SettingsError
-from slimrl.machine import is_out_of_memory
+from slimrl.machine.limits import is_out_of_memory
+from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.signals import NEVER
 from slimrl.model.architecture import TOLERANCE, probe_tokens, relative_gap
 from slimrl.model.attention import CausalRows, Prefill
 from slimrl.model.cost import cost_of
@@ -28,10 +30,8 @@ from slimrl.model.packing import Packed, pack
 from slimrl.model.precision import in_float32, is_narrow
 from slimrl.records import Completion
 from slimrl.rollout.cache import Cache, DecodeStep, Seats
-from slimrl.rollout.draws import draw
 from slimrl.rollout.graphs import Runner, make_runner
-from slimrl.stopping import NEVER
-from slimrl.stopwatch import OFF, Stopwatch
+from slimrl.rollout.sampling import draw
 
 PREFILL_TOKENS = 8192
 """Prompt tokens in one prefill: bounds its memory."""

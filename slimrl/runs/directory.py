@@ -28,8 +28,11 @@ from torch import Tensor
 
 from slimrl import __version__
 from slimrl.algorithm.groups import Collected
-from slimrl.config import RootConfig
+from slimrl.algorithm.metrics import Metrics
+from slimrl.config.files import dump_yaml
+from slimrl.config.schema import RootConfig
 from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, SettingsError
+from slimrl.machine.signals import PREEMPTED, Stopped
 from slimrl.model.loading import Policy
 from slimrl.records import Rejected
 from slimrl.runs.checkpoints import checkpoints, remove
@@ -55,9 +58,6 @@ from slimrl.runs.files import (
 )
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
-from slimrl.runs.metrics import Metrics
-from slimrl.settings import dump_yaml
-from slimrl.stopping import PREEMPTED, Stopped
 
 if TYPE_CHECKING:
     from slimrl.evaluate import Evaluation

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from slimrl.algorithm.groups import Collected
+from slimrl.algorithm.metrics import Metrics
 from slimrl.errors import DataError
 from slimrl.runs.durable import write_bytes
-from slimrl.runs.metrics import Metrics
 
 UNFINISHED = ".unfinished-"
 

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 
-from slimrl.processes import die_with_the_parent
+from slimrl.machine.processes import die_with_the_parent
 
 
 def main() -> None:

@@ -13,16 +13,16 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from slimrl.config.files import dump_yaml, with_chosen
 from slimrl.errors import DataError
-from slimrl.settings import dump_yaml, with_chosen
-from slimrl.study.drive import DONE, choose_slots, locked, planned_runs
-from slimrl.study.local import Job, LocalLauncher, Slots
-from slimrl.study.reading import read_chosen
+from slimrl.preflight.effects import Seen, inert_switches
+from slimrl.runs.reader import read_chosen
+from slimrl.statistics import MOST_SEEDS, detectable_effect, seeds_needed
+from slimrl.study.effects import concerning
+from slimrl.study.launcher import Job, LocalLauncher, Slots
 from slimrl.study.results import collect
+from slimrl.study.runner import DONE, choose_slots, locked, planned_runs
 from slimrl.study.spec import Arm, Expanded
-from slimrl.study.statistics import MOST_SEEDS, detectable_effect, seeds_needed
-from slimrl.study.switches import concerning
-from slimrl.switches import Seen, inert_switches
 
 PROBE_STEPS = 3
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from slimrl.config import TrainConfig
+from slimrl import statistics
+from slimrl.config.files import settings_of, with_chosen
+from slimrl.config.schema import TrainConfig
 from slimrl.evaluate import paired_difference
-from slimrl.settings import settings_of, with_chosen
-from slimrl.study import statistics
-from slimrl.study.reading import (
+from slimrl.runs.reader import (
     Run,
     read_chosen,
     read_declaration,
@@ -29,9 +29,9 @@ from slimrl.study.reading import (
     run_folder,
     value,
 )
+from slimrl.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
+from slimrl.study.effects import changed_settings, concerning
 from slimrl.study.spec import Arm, Comparison, Expanded
-from slimrl.study.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
-from slimrl.study.switches import changed_settings, concerning
 
 SHOWN_PROBLEMS = 4
 CEILING = 0.97

@@ -14,11 +14,11 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from slimrl.config import Count, CountOrZero, Positive, Section, TrainConfig
+from slimrl.config.files import build, merge, nearest, parse_override, read_yaml
+from slimrl.config.places import anchored
+from slimrl.config.schema import Count, CountOrZero, Positive, Section, TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.places import anchored
-from slimrl.settings import build, merge, nearest, parse_override, read_yaml
-from slimrl.study.switches import Remark, remarks
+from slimrl.study.effects import Remark, remarks
 
 BASE, AGAIN, ALL = "base", "base_again", "all"
 RESERVED = {BASE, AGAIN, ALL, "all_again"}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrl.errors import SettingsError
-from slimrl.processes import die_with_the_parent
+from slimrl.machine.processes import die_with_the_parent
 from slimrl.tasks.numbers import REPEATING, repeating
 from slimrl.tasks.units import without_latex_unit
 

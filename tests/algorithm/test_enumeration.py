@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.advantages import generalized_advantages, group_advantages
+from slimrl.algorithm.divergences import Divergence, forward_kl, global_weights, reverse_kl
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import surrogate
-from slimrl.model.divergences import Divergence, forward_kl, global_weights, reverse_kl
 
 V, T = 4, 3
 BOUNDS = {"clip_low": 0.2, "clip_high": 0.2}

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimrl.algorithm.groups import Collected, collect_groups, has_signal
+from slimrl.algorithm.metrics import describe
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.runs.metrics import describe
 
 
 def group(problem: Problem, rewards: Sequence[float], unscorable: Sequence[bool] = (), step: int = 0) -> Group:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slimrl.config import RewardsConfig, TaskConfig
+from slimrl.config.schema import RewardsConfig, TaskConfig
 from slimrl.rewards import check_gold, load_rewards
 from slimrl.rewards.case_study import check_numbers_published
 from slimrl.tasks import Task

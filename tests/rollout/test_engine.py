@@ -11,8 +11,8 @@ import torch
 
 from slimrl.algorithm.batch import make_batch
 from slimrl.errors import SettingsError
-from slimrl.forward import masked_statistics
-from slimrl.model import linear
+from slimrl.kernels import linear
+from slimrl.learner.forward import masked_statistics
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config import TrainConfig
+from slimrl.config.files import build, load_config
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.report.report import _replace
 from slimrl.runs.directory import new_run
-from slimrl.settings import build, load_config
-from slimrl.study.drive import Planned, _remove, planned_runs
-from slimrl.study.reading import run_folder
-from slimrl.study.report import _replace
+from slimrl.runs.reader import run_folder
+from slimrl.study.runner import Planned, _remove, planned_runs
 from slimrl.study.spec import load_study
 
 NAMES = [

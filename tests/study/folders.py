@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from slimrl.settings import dump_yaml
-from slimrl.study.drive import Planned
-from slimrl.study.local import Slots
+from slimrl.config.files import dump_yaml
+from slimrl.study.launcher import Slots
+from slimrl.study.runner import Planned
 
 PROBLEMS = 10
 

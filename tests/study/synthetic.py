@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from slimrl.settings import settings_of
-from slimrl.study import statistics
-from slimrl.study.reading import CURVES, Run, Status, value
+from slimrl import statistics
+from slimrl.config.files import settings_of
+from slimrl.runs.reader import CURVES, Run, Status, value
 from slimrl.study.results import ArmResult, Noise, Results, compare
 from slimrl.study.spec import Arm, Expanded, Study, expand
 

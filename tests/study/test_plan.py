@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DataError
+from slimrl.preflight.effects import Seen
+from slimrl.statistics import detectable_effect, seeds_needed
 from slimrl.study import plan as planning
-from slimrl.study.drive import planned_runs
 from slimrl.study.plan import Measured, plan_study, sentences
+from slimrl.study.runner import planned_runs
 from slimrl.study.spec import Expanded, load_study
-from slimrl.study.statistics import detectable_effect, seeds_needed
-from slimrl.switches import Seen
 from tests.study.folders import write_run
 
 STUDY = """

@@ -10,9 +10,9 @@ import pytest
 
 from slimrl.errors import DataError
 from slimrl.evaluate import paired_difference
-from slimrl.study.drive import planned_runs
-from slimrl.study.reading import LONGEST_NAME, read_run, run_folder
+from slimrl.runs.reader import LONGEST_NAME, read_run, run_folder
 from slimrl.study.results import Effect, Results, collect
+from slimrl.study.runner import planned_runs
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import PROBLEMS, write_run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from slimrl.config.files import read_yaml
 from slimrl.errors import SettingsError
-from slimrl.settings import read_yaml
 from slimrl.study.spec import AGAIN_SEED, Expanded, Study, load_study
 from tests.conftest import ROOT
 

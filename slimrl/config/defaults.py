@@ -1,0 +1,81 @@
+"""Numbers for settings that say `auto` because the right one depends on the model and the task.
+
+These are optimizer.learning_rate and rollout.max_new_tokens; docs/defaults.md has the table with its sources. They are chosen
+once, where a run begins, and stand as numbers in its config.yaml: no later stage meets `auto`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
+
+TINY, SMALL = 5_000_000, 50_000_000
+"""Parameters below which a model is tiny, as the built-in one, or small; above are pretrained models as people use them."""
+RL_RATES = (2e-4, 1e-5, 1e-6)
+"""Of tiny, small and other models."""
+SFT_RATES = (2e-4, 1e-4, 2e-5)
+NEW_WEIGHTS = 2e-4
+"""Of a model that begins with random weights, whatever its size: there is nothing to forget."""
+TINY_BUDGET = 64
+"""New tokens of a tiny model, whatever the task."""
+BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "jsonl": 512, "math": 1024, "aime": 4096}
+"""New tokens of other models by task."""
+MOST_BY_SOLUTION = 4096
+"""New tokens that long worked solutions may ask for."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Numbers by dotted key, empty where no setting says `auto`, and why they are these."""
+
+    values: Mapping[str, int | float]
+    sentence: str
+    """For a person; empty where nothing was chosen."""
+
+
+def choose(
+    config: RootConfig,
+    *,
+    parameters: int,
+    context: int,
+    longest_prompt: Callable[[], int],
+    longest_solution: Callable[[], int],
+) -> Chosen:
+    """Numbers for the settings that say `auto`; the learning rate only for what trains.
+
+    Args:
+        parameters: of the model.
+        context: longest prompt plus completion, in tokens.
+        longest_prompt: tokens; called only where the context may be short.
+        longest_solution: tokens of long worked solutions, 0 where there are none; called only for task.name=jsonl.
+    """
+    values: dict[str, int | float] = {}
+    reasons = []
+    millions = parameters / 1e6
+    size = f"{millions:,.0f} million parameters" if millions >= 10 else f"{millions:.2g} million parameters"
+    if config.optimizer.learning_rate == "auto" and isinstance(config, TrainConfig | SftRunConfig):
+        rate = learning_rate(config, parameters)
+        values["optimizer.learning_rate"] = rate
+        reasons.append(f"optimizer.learning_rate={rate:g} ({'new weights' if config.model.init == 'random' else size})")
+    if config.rollout.max_new_tokens == "auto":
+        wanted = TINY_BUDGET if parameters < TINY else BUDGETS[config.task.name]
+        why = size if parameters < TINY else f"task {config.task.name}"
+        if config.task.name == "jsonl" and parameters >= TINY and longest_solution() > wanted:
+            wanted = min(MOST_BY_SOLUTION, 1 << (longest_solution() - 1).bit_length())
+            why = "the longest worked solutions"
+        budget = wanted
+        if wanted > context // 2:  # a prompt longer than half the context may cost no other its room
+            budget = max(1, min(wanted, max(context // 2, context - longest_prompt())))
+        values["rollout.max_new_tokens"] = budget
+        reasons.append(f"rollout.max_new_tokens={budget} ({why if budget == wanted else f'context of {context:,}'})")
+    return Chosen(values, f"auto: {', '.join(reasons)}" if reasons else "")
+
+
+def learning_rate(config: TrainConfig | SftRunConfig, parameters: int) -> float:
+    """Peak rate of AdamW for full fine-tuning of a model of this size."""
+    if config.model.init == "random":
+        return NEW_WEIGHTS
+    rates = SFT_RATES if isinstance(config, SftRunConfig) else RL_RATES
+    return rates[(parameters >= TINY) + (parameters >= SMALL)]

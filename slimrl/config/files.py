@@ -1,0 +1,278 @@
+"""From YAML files and `section.key=value` to the settings objects of config.py; mistakes.py has the sentences on mistakes.
+
+Files merge left to right, then overrides. A setting that is text is taken as it is written, so `0123456` and `2026-01-05` need
+no quotes. Paths in a file are relative to the file, those of overrides to the working directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from slimrl.config.mistakes import close_names, sentence, type_words
+from slimrl.config.mistakes import known_keys as known_keys  # for those that read settings
+from slimrl.config.mistakes import nearest as nearest
+from slimrl.config.places import anchored
+from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
+from slimrl.errors import SettingsError
+
+Root = TypeVar("Root", bound=RootConfig)
+MAPPINGS = ("rewards.custom", "sft.mixture", "task.template_arguments")
+"""Settings whose value is a mapping with keys of the user's own."""
+STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+
+
+def load_config(
+    kind: type[Root],
+    files: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> Root:
+    """Merge YAML files left to right over `base`, then overrides `section.key=value`, and validate.
+
+    Raises SettingsError with one sentence that names the setting and the way out.
+    """
+    merged = dict(base or {})
+    for file in files:
+        merged = merge(merged, anchored(for_verb(kind, read_yaml(file)), Path(file).parent))
+    for override in overrides:
+        merged = merge(merged, parse_override(override))
+    return build(kind, merged, ", ".join(files))
+
+
+def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "") -> Root:
+    """Validate a nested mapping into the settings object; raises SettingsError, which names `origin` where there is one."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise SettingsError(sentence(kind, error, origin)) from None
+    except RecursionError:
+        raise SettingsError(f"{origin or 'the settings'}: a section refers to itself; write the settings out") from None
+
+
+def for_verb(kind: type[RootConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's settings without those that belong to another verb: recipes serve train, sft and eval alike."""
+    foreign = {*TrainConfig.model_fields, *SftRunConfig.model_fields} - set(kind.model_fields)
+    kept = {key: value for key, value in settings.items() if key not in foreign}
+    if kind is SftRunConfig:
+        for section, keys in UNREAD_BY_SFT.items():
+            if isinstance(kept.get(section), dict):
+                kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    return kept
+
+
+def read_yaml(file: str) -> dict[str, Any]:
+    """A YAML mapping, or a SettingsError that names the file and the line."""
+    path = Path(file)
+    if not path.is_file():
+        hint = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
+        raise SettingsError(f"{file}: no such settings file{hint}")
+    try:
+        data = _read(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: not UTF-8 text; settings files are YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SettingsError(f"{where}: not valid YAML ({reason})") from None
+    except RecursionError:
+        raise SettingsError(f"{file}: an alias refers to itself; write the settings out") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise SettingsError(f"{file}: a settings file is a mapping of sections, this is a {type(data).__name__}")
+    return data
+
+
+def _read(text: str) -> Any:
+    """What a YAML document holds, settings that are text as they are written."""
+    loader = SettingsLoader(text)
+    try:
+        node = loader.get_single_node()
+        for kind in (TrainConfig, SftRunConfig):
+            _keep_text(node, kind)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _keep_text(node: yaml.Node | None, kind: type[BaseModel]) -> None:
+    """Make strings of the plain scalars (not empty, not null) that stand for text in a settings class."""
+    for index, (key, value) in enumerate(node.value if isinstance(node, yaml.MappingNode) else ()):
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        if name == "settings":  # of a study
+            _keep_text(value, kind)
+        annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            _keep_text(value, annotation)
+        elif annotation is str and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
+            node.value[index] = (key, yaml.ScalarNode(STRING, value.value, value.start_mark, value.end_mark))  # type: ignore[union-attr]
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number, `off` is a word, and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} is not the name of a setting", problem_mark=key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key} is set twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node))
+
+
+SettingsLoader.add_constructor("!scientific", _scientific)
+# Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans, and
+# without dates, which are text here (yaml raises ValueError for 2026-13-01).
+SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+SettingsLoader.add_implicit_resolver("!scientific", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`section.key=value` as a nested mapping; the value is text where the setting is, and YAML elsewhere.
+
+    Raises SettingsError for anything else.
+    """
+    key, equals, value = text.partition("=")
+    # The name of a user's reward function holds dots of its own: rewards.custom.my.py:brevity.weight=0.5
+    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+?)(?:\.(\w+))?", key.strip())
+    parts = ["rewards", "custom", *filter(None, custom.groups())] if custom else key.strip().split(".")
+    if not equals or not all(parts):
+        raise SettingsError(f"{text!r} is neither a settings file nor section.key=value")
+    nested: Any = _value(text, value.lstrip() if key != key.rstrip() else value, _annotation(parts))
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _annotation(parts: Sequence[str]) -> Any:
+    """The type of a setting; None where there is none of that name."""
+    for root in (TrainConfig, SftRunConfig):
+        kind: Any = root
+        for part in parts:
+            known = isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields
+            kind = kind.model_fields[part].annotation if known else None
+        if kind is not None:
+            return kind
+    return None
+
+
+def _value(override: str, value: str, annotation: Any) -> Any:
+    """The value of an override as its setting takes it."""
+    choice = get_origin(annotation) is Literal and all(isinstance(name, str) for name in get_args(annotation))
+    if annotation is str or choice:
+        return _unquoted(value.strip() if choice else value)
+    if re.search(r"(^|\s)#", value) and not value.lstrip().startswith(("{", "[", '"', "'")):
+        return value  # YAML would drop it as a comment
+    try:
+        parsed = yaml.load(value, Loader=SettingsLoader)
+    except yaml.YAMLError:
+        raise SettingsError(f"{override!r}: the value is not valid YAML; quote it") from None
+    return "" if parsed is None and value.strip() == "" else parsed
+
+
+def _unquoted(value: str) -> str:
+    """Text without the quotes that YAML would have needed, where these enclose all of it."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        try:
+            parsed = yaml.load(value, Loader=SettingsLoader)
+        except yaml.YAMLError:
+            return value
+        return parsed if isinstance(parsed, str) else value
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins; mappings merge key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def with_chosen(config: Root, chosen: Mapping[str, Any]) -> Root:
+    """The settings with these numbers, by dotted key, where they say `auto`."""
+    for key, value in chosen.items():
+        name, _, field = key.partition(".")
+        section = getattr(config, name)
+        if getattr(section, field) == "auto":
+            config = config.model_copy(update={name: section.model_copy(update={field: value})})
+    return config
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The whole settings object as YAML, readable by `load_config` from any folder: paths are absolute."""
+    return yaml.safe_dump(anchored(config.model_dump(), Path.cwd()), sort_keys=False, allow_unicode=True)
+
+
+def settings_of(config: RootConfig, *, absolute: bool = False) -> dict[str, Any]:
+    """Every setting by its dotted key; with `absolute` paths are, so that settings read in two places can be compared."""
+
+    def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            nested = isinstance(value, dict) and f"{prefix}{key}" not in MAPPINGS
+            found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        return found
+
+    values = config.model_dump()
+    return flat(anchored(values, Path.cwd()) if absolute else values, "")
+
+
+def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:
+    """Every setting of `train` and `sft`: key, type, default and meaning.
+
+    `wanted` is a section, a setting, or a word to look for in keys and meanings; raises SettingsError where nothing fits.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in (TrainConfig, SftRunConfig):
+        _describe(kind, "", rows)
+    if wanted is None:
+        return list(rows.values())
+    chosen = [row for key, row in rows.items() if key == wanted or key.startswith(wanted + ".")]
+    word = re.compile(rf"(?<![a-z]){re.escape(wanted)}", re.IGNORECASE)
+    chosen = chosen or [row for key, row in rows.items() if word.search(f"{key} {row['meaning']}")]
+    if not chosen:
+        sections = dict.fromkeys(key.partition(".")[0] for key in rows if "." in key)
+        hint = nearest(wanted, sections) or close_names(wanted, given=False)
+        raise SettingsError(
+            f"{wanted} is neither a section of settings nor in the name or meaning of one{hint}; the sections are "
+            f"{', '.join(sections)}"
+        )
+    return chosen
+
+
+def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]]) -> None:
+    for name, info in kind.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            _describe(info.annotation, f"{prefix}{name}.", rows)
+        else:
+            rows[prefix + name] = {
+                "key": prefix + name,
+                "type": type_words(kind, name),
+                "default": info.get_default(),
+                "meaning": info.description or "",
+            }

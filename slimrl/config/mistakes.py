@@ -1,0 +1,228 @@
+"""From what pydantic finds wrong with settings to one sentence each, and from unknown names to those that were meant.
+
+An unknown name is looked for as the same name in another section, then among the names of TRL and verl, then among
+names that differ by a slip of the fingers; where none fits, nothing is suggested.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from slimrl.config import foreign_names
+from slimrl.config.schema import CustomReward, SftRunConfig, TrainConfig
+
+SHORTEST = 4
+"""Letters of a name that may stand for a longer one which begins with it."""
+DEEPEST = 3
+"""Dots in the longest names of settings, ours and others'."""
+WORDS = {
+    "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
+    "dictionary": "a mapping", "list": "a list",
+}  # fmt: skip
+"""pydantic's names of types in plain words."""
+
+
+def distance(one: str, other: str) -> int:
+    """Letters to insert, remove, change or swap with a neighbour until the words are equal (optimal string alignment)."""
+    rows = [list(range(len(other) + 1))]
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            cost = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                cost = min(cost, rows[-2][j - 2] + 1)
+            row.append(cost)
+        rows.append(row)
+    return rows[-1][-1]
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The name that was meant by `word`: one letter in four may be wrong, or its end missing; empty where none is close."""
+    names, word = list(known), word.lower()
+    longer = [name for name in names if name.lower().startswith(word)]
+    if len(word) >= SHORTEST and len(longer) == 1:
+        return longer[0]
+    slips, name = min(((distance(word, name.lower()), name) for name in names), default=(len(word), ""))
+    return name if slips <= (len(word) + 1) // 4 else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" where X is but a slip away, else an empty string."""
+    close = closest(word, known)
+    return f"; did you mean {close}?" if close else ""
+
+
+def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a settings class, sections included."""
+    keys = []
+    for name, info in kind.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def close_names(key: str, value: object = None, kind: type[BaseModel] | None = None, *, given: bool = True) -> str:
+    """What may be meant by a name that is no setting, as the end of a sentence; empty where nothing is near.
+
+    `given` is false where the name is only asked about, so that there is nothing to remove.
+    """
+    kinds = (kind,) if kind else (TrainConfig, SftRunConfig)
+    keys = list(dict.fromkeys(known for one in kinds for known in known_keys(one)))
+    section, _, leaf = key.lower().replace("-", "_").rpartition(".")
+    moved = [known for known in keys if known != key and known.rpartition(".")[2] == leaf]
+    foreign = foreign_names.find(key)
+    if foreign and not foreign.ours and not moved:
+        return f"; {foreign.name} of {foreign.origin} has no equivalent here: {foreign.note}{'; remove it' if given else ''}"
+    if foreign and foreign.ours and foreign.ours not in moved:
+        meant = foreign_names.translated(foreign, value)
+        note = f"; {foreign.note}" if foreign.note else ""
+        names = f"{' or '.join(moved)}, or " if moved else ""
+        return f"; did you mean {names}{meant} ({foreign.name} in {foreign.origin}{note})?"
+    if moved:
+        return f"; did you mean {' or '.join(moved)}?"
+    own = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
+    elsewhere = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    close = own.get(closest(leaf, own)) or elsewhere.get(closest(leaf, elsewhere))
+    return f"; did you mean {close}?" if close else ""
+
+
+def sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
+    """The first validation error, unknown names before all others, as one sentence with the dotted key and the way out."""
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    where, owner, name = _place(kind, first["loc"])
+    value, of = first["input"], f" ({origin})" if origin else ""
+    custom = where.startswith("rewards.custom.")
+    match first["type"]:
+        case "extra_forbidden":
+            return _unknown(kind, where, value, of)
+        case "literal_error" if owner is not None and " or " not in type_words(owner, name):
+            choices = type_words(owner, name).split(" | ")
+            return f"{where}={_shown(value)} is not one of {', '.join(choices)}{_choice(where, value, choices)}"
+        case "value_error":
+            message = str(first["ctx"]["error"])
+            return message if "." in message.split("=")[0].split(" ")[0] or not where else f"{where}: {message}"
+        case "missing" | "model_type" if custom:
+            return _bounds(where, value, name if first["type"] == "missing" else "")
+        case "dict_type" if where == "rewards.custom":
+            spec = str(next(iter(value), "") if isinstance(value, list) else value).strip("[]'\" ")
+            return _bounds(f"{where}.{spec if ':' in spec else 'file.py:function'}", None, "")
+        case "model_type" | "dict_type":
+            return f"{where} is a section of settings, not a value; write {where}.KEY=value"
+        case "missing":
+            return f"{where} is missing; it has no default"
+        case "string_too_long":
+            return f"{where}={value[:20]!r}... has {len(value):,} characters; at most {first['ctx']['max_length']} are allowed"
+        case "string_pattern_mismatch":
+            return f"{where}={value[:80]!r} may hold only lower-case letters, digits, '.', '_' and '-'; rename it"
+        case "string_type":
+            return f"{where}={_shown(value)} is not text; write it in quotes"
+        case _:
+            # a union has an error for each of its members
+            words = dict.fromkeys(_wanted(e["msg"]) for e in errors if _place(kind, e["loc"])[0] == where)
+            return f"{where}={_shown(value)} is not valid: it should be {' or '.join(words)}"
+
+
+def _wanted(message: str) -> str:
+    """What pydantic asks for, in plain words."""
+    words = message.removeprefix("Input should be ").removeprefix("a valid ").replace("'", "")
+    return WORDS.get(words.partition(",")[0], words)
+
+
+def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None, str]:
+    """The dotted key of an error, the section that has it, and its name there.
+
+    What pydantic adds for the members of a union is left out.
+    """
+    parts: list[str] = []
+    owner: type[BaseModel] | None = kind
+    found: tuple[type[BaseModel] | None, str] = (None, "")
+    for part in map(str, loc):
+        if owner is None and found[0] is not None and found[1] not in ("custom", "mixture", "template_arguments"):
+            break  # inside a value
+        parts.append(part)
+        if owner is None:
+            owner = CustomReward if found[1] == "custom" else None
+            found = (None, part)
+            continue
+        found = (owner, part)
+        annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
+        owner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        if part not in found[0].model_fields:
+            found = (None, part)
+    return ".".join(parts), *found
+
+
+def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
+    """A name that is no setting. Of a section that is none, its first setting is what was meant."""
+    if where.startswith("rewards.custom."):
+        spec, _, leaf = where.rpartition(".")
+        close = closest(leaf, CustomReward.model_fields)
+        hint = f"did you mean {spec}.{close}?" if close else f"there are {', '.join(CustomReward.model_fields)}"
+        return f"{where} is not a setting{of}; {hint}"
+    for verb, other in (("train", TrainConfig), ("sft", SftRunConfig)):
+        if where in other.model_fields and where not in kind.model_fields:
+            return f"{where} is not a setting here{of}; it is one of slimrl {verb}"
+    sections = {known.partition(".")[0] for known in known_keys(kind) if "." in known}
+    close = closest(where, sections) if isinstance(value, Mapping) else ""
+    if close:
+        return f"{where} is not a setting{of}; did you mean {close}?"
+    key = where
+    while isinstance(value, Mapping) and value and key.count(".") < DEEPEST:  # a YAML alias may refer to itself
+        inner = next(iter(value))
+        key, value = f"{key}.{inner}", value[inner]
+    hint = close_names(key, value, kind)
+    said = f"={_shown(value)}" if "=" in hint else ""
+    return f"{key}{said} is not a setting{of}{hint or '; slimrl settings lists them all'}"
+
+
+def _choice(where: str, value: object, choices: list[str]) -> str:
+    """The hint for a value that is none of the choices."""
+    meant = foreign_names.VALUES.get(where, {}).get(str(value).lower(), "")
+    if not meant:
+        return nearest(str(value), choices)
+    return f"; did you mean {meant if '=' in meant else f'{where}={meant}'}?"
+
+
+def _bounds(where: str, value: object, name: str) -> str:
+    """A reward function of the user's own without its bounds."""
+    spec = where.removesuffix(f".{name}") if name else where
+    given = dict(value) if isinstance(value, Mapping) else {"weight": value if isinstance(value, (int, float)) else 1}
+    given = {"weight": 1, "low": 0, "high": 1} | given
+    written = ", ".join(
+        f"{key}: {entry:g}" if isinstance(entry, float) else f"{key}: {entry}" for key, entry in given.items()
+    )
+    return (
+        f"{spec} needs low and high, the least and the most that it can return; write for example {spec}={{{written}}}"
+    )
+
+
+def _shown(value: object) -> str:
+    """A value as a user may write it, no longer than a line."""
+    text = json.dumps(value) if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def type_words(kind: type[BaseModel], name: str) -> str:
+    """The type of a setting: its choices, or `integer`, `number or auto`, `mapping of ...`."""
+    schema = kind.model_json_schema()
+    return _type(schema["properties"][name], schema.get("$defs", {}))
+
+
+def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        return "{" + ", ".join(definitions[schema["$ref"].rpartition("/")[2]]["properties"]) + "}"
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " or ".join(_type(member, definitions) for member in schema["anyOf"])
+    if "additionalProperties" in schema:
+        return f"mapping to {_type(schema['additionalProperties'], definitions)}"
+    return str(schema.get("type", "mapping"))

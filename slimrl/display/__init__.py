@@ -1,0 +1,1 @@
+"""What a person sees in the terminal. Nothing below the command line imports this room."""

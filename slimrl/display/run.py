@@ -1,0 +1,280 @@
+"""What a person sees, on stderr: the opening, a row per step with a bar below, a few completions, the closing table.
+
+Model-made text never reaches the terminal raw: control characters are made visible first.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from slimrl.preflight.effects import set_by_hand
+
+if TYPE_CHECKING:
+    from slimrl.algorithm.groups import Collected
+    from slimrl.config.schema import TrainConfig
+    from slimrl.evaluate import Evaluation
+    from slimrl.preflight.doctor import Examination
+    from slimrl.tasks import Task
+    from slimrl.train import TrainSummary
+
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
+WIDTH = 80
+"""Characters of the narrowest terminal in which a step is one line."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the step table."""
+
+    title: str
+    key: str
+    """Of the step's metrics."""
+    width: int
+    digits: int
+    """Behind the point, where the number leaves room for them."""
+    percent: bool = False
+
+
+COLUMNS = (
+    Column("reward", "reward", 6, 3),
+    Column("right", "accuracy", 6, 1, percent=True),
+    Column("tokens", "completions/mean_length", 6, 1),
+    Column("cut off", "completions/clipped_ratio", 7, 1, percent=True),
+    Column("entropy", "entropy", 7, 3),
+    Column("KL", "kl", 6, 4),
+    Column("grad", "grad_norm", 6, 3),
+)
+STEP, SPEED, LEFT = 11, 8, 6
+"""Widths of the columns around these."""
+
+
+def fitted(value: float, digits: int, width: int) -> str:
+    """A number in at most `width` (5 or more) characters, with fewer digits where it is large."""
+    shown = next((text for d in range(digits, -1, -1) if len(text := f"{value:,.{d}f}") <= width), "")
+    return shown or next(text for d in (2, 1, 0) if len(text := f"{value:.{d}e}") <= width or d == 0)
+
+
+def duration(seconds: float) -> str:
+    """A time in at most six characters: 45s, 12m30s, 3h05m, 4d06h."""
+    whole = round(seconds)
+    for unit, part, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size * (24 if unit == 'd' else 60) // size:02d}{part}"
+    return f"{whole}s"
+
+
+def visible(text: str) -> str:
+    """The text with characters of the kinds HIDDEN as escapes; line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class Display:
+    """Human text on stderr; `quiet` shows errors only."""
+
+    def __init__(self, *, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        # A terminal wraps between words; a log file keeps whole lines.
+        self.console.soft_wrap = not self.console.is_terminal
+        self.samples_every, self.samples = samples_every, samples
+        self.titled = False
+        self._said: set[str] = set()
+        """Notes and warnings, each of which is said once."""
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
+        )
+        self.bar = self.progress.add_task("training", total=1, rest="", visible=False)
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line of our own words; nothing in it is read as markup."""
+        self.console.print(Text(visible(text), style=style), soft_wrap=not self.console.is_terminal)
+
+    def note(self, text: str, head: str = "note", style: str = "") -> None:
+        """What a user should know of the run, said once however often it is found."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(f"{head}: {text}", style)
+
+    def opening(self, examination: Examination, notes: Sequence[str], config: TrainConfig | None = None) -> None:
+        """The preflight: what the model sees, how it stops, what a probe of completions shows.
+
+        Of inert switches those that `config` leaves at their defaults are not named; `slimrl doctor --json` has them all.
+        """
+        e = examination
+        self.say("first prompt", "bold")
+        self.say(e.first_prompt, "dim")
+        self.say("stops at " + ", ".join(f"{text} ({i})" for i, text in e.stop_ids.items()))
+        self.say(
+            f"probe of {e.completions} completions: {e.stop:.0%} stop, {e.parses:.0%} parse, {e.right:.0%} right; "
+            f"{e.signal:.0%} of {e.groups} groups carry a signal"
+        )
+        failed = f", {e.gold_failed} cannot earn the maximum" if e.gold_failed else ", all earn it"
+        self.say(f"gold answers: {e.gold_checked} checked against the maximum reward {e.reward_maximum:g}{failed}")
+        for note in notes:
+            self.note(note)
+        for warning in e.warnings:
+            self.note(warning, "warning", "yellow")
+        for sentence in e.inert if config is None else set_by_hand(e.inert, config):
+            self.note(sentence, "inert", "yellow")
+        for sentence in e.confounded:
+            self.note(sentence, "mixed up", "yellow")
+
+    def probes(self, examination: Examination) -> None:
+        """The sampled completions of an examination."""
+        for sample in examination.samples:
+            self._completion(
+                str(sample["question"]),
+                str(sample["text"]),
+                str(sample["extracted"]),
+                str(sample["answer"]),
+                float(sample["reward"]),
+            )
+
+    def evaluation(self, evaluation: Evaluation, when: str | None = None) -> None:
+        """One line per split; `when` says after what, by default after the evaluation's step."""
+        when = f" after step {evaluation.step}" if when is None else when
+        for name, s in evaluation.summaries().items():
+            greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
+            self.say(
+                f"held out ({name}, {s['n']:.0f} problems){when}: {s['accuracy']:.1%} "
+                f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
+                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
+                "cyan",
+            )
+            if s["truncated"] > 0.5:
+                self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
+
+    def step(
+        self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task
+    ) -> None:
+        """A row of the table, the bar, and now and then some completions."""
+        if not self.progress.live.is_started and self.console.is_terminal:
+            self.progress.start()
+        if not self.titled:
+            self.titled = True
+            self.say(_row("step", [c.title for c in COLUMNS], "tokens/s", "left"), "bold")
+        cells = [_cell(column, metrics[column.key]) if column.key in metrics else "-" for column in COLUMNS]
+        speed = metrics["num_tokens"] / seconds
+        left = seconds / (step + 1) * (steps - step - 1)
+        self.say(_row(f"{step + 1}/{steps}", cells, fitted(speed, 0, SPEED), duration(left)))
+        self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{duration(left)} left")
+        if not collected.groups:
+            self.say("no update: no group with a signal within the budget of dynamic sampling", "yellow")
+        elif metrics["update/skipped"] == 1.0:
+            unscorable = [r.unscorable for g in collected.groups for r in g.rollouts if r.unscorable]
+            cause = f"unscorable: {unscorable[0]}" if unscorable else "all truncated, or a float16 gradient overflowed"
+            self.say(f"no update: no completion carried loss ({cause})", "yellow")
+        elif metrics["sampling/fell_back"]:
+            trained, wanted = metrics["sampling/trained_groups"], collected.wanted
+            self.say(
+                f"dynamic sampling found {trained:.0f} of {wanted} groups with a signal and trains on those", "yellow"
+            )
+        if self.samples_every and (step + 1) % self.samples_every == 0:
+            for group in collected.sampled[: self.samples]:
+                rollout = group.rollouts[0]
+                extracted = task.grade(rollout.text, rollout.problem.answer).extracted_strict
+                self._completion(
+                    rollout.problem.question, rollout.text, extracted, rollout.problem.answer, rollout.reward
+                )
+        if step + 1 == steps:
+            self.stop()
+
+    def loss(self, update: int, updates: int, loss: float, seconds: float) -> None:
+        """Progress of `slimrl sft`."""
+        left = seconds / update * (updates - update)
+        self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {duration(left)} left")
+
+    def closing(
+        self,
+        path: Path,
+        before: Evaluation,
+        after: Evaluation,
+        summary: TrainSummary,
+        config: TrainConfig | None = None,
+    ) -> None:
+        """The before/after table, what the run took, inert switches, and where everything lies.
+
+        Of the switches those that `config` leaves at their defaults are not named; run.json has them all.
+        """
+        from slimrl.evaluate import compare
+        from slimrl.machine.profiler import PARTS
+
+        self.stop()
+        self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        for title in ("", "before", "after", "paired change"):
+            table.add_column(title, no_wrap=True)
+        first, last = before.summaries(), after.summaries()
+        for name, modes in compare(before, after).items():
+            for mode, difference in modes.items():
+                prefix = "" if mode == "sampled" else "greedy_"
+                table.add_row(f"{name}, {mode}", *_cells(first[name], last[name], prefix), _change(difference))
+        self.console.print(table)
+        if summary.profile:
+            shares = ", ".join(
+                f"{part} {summary.profile[part]:.0%}" for part in PARTS if summary.profile[part] >= 0.005
+            )
+            self.say(
+                f"time: {shares}; {summary.profile['tokens_per_second']:,.0f} sampled tokens/s; "
+                f"{summary.profile['flops_utilisation']:.0%} of this machine's arithmetic over the whole step, "
+                f"{summary.profile.get('decode_bandwidth_utilisation', 0):.0%} of its memory bandwidth while decoding"
+            )
+        self.say(
+            f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
+            f"({summary.memory['error']:+.0%})"
+        )
+        for sentence in summary.inert if config is None else set_by_hand(summary.inert, config):
+            self.note(sentence, "inert in this run", "yellow")
+        for sentence in summary.confounded:
+            self.note(sentence, "mixed up in this run", "yellow")
+        found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
+        self.say(f"everything lies in {path}: {found}, metrics.jsonl, curves.png")
+
+    def stop(self) -> None:
+        """Take the bar off the screen."""
+        self.progress.stop()
+
+    def _completion(self, question: str, text: str, extracted: str, gold: str, reward: float) -> None:
+        # Indented, so that no completion can pass its own lines off as ours.
+        for title, body in (("question", question), ("completion", text)):
+            self.say(f"{title}:\n" + textwrap.indent(body, "    ", lambda _: True), "dim")
+        self.say(f"extracted {extracted!r}, gold {gold!r}, reward {reward:.2f}", "dim")
+
+
+def _row(step: str, cells: Sequence[str], speed: str, left: str) -> str:
+    """A line of the step table, no longer than WIDTH for up to 99,999 steps."""
+    middle = " ".join(f"{cell:>{column.width}}" for cell, column in zip(cells, COLUMNS, strict=True))
+    return f"{step:>{STEP}} {middle} {speed:>{SPEED}} {left:>{LEFT}}"
+
+
+def _cell(column: Column, value: float) -> str:
+    if column.percent:
+        return f"{value:.{column.digits}%}"
+    return fitted(value, column.digits, column.width)
+
+
+def _cells(before: dict[str, float], after: dict[str, float], prefix: str) -> tuple[str, str]:
+    key = "greedy" if prefix else "accuracy"
+    first, last = (
+        f"{100 * s[key]:.1f} [{100 * s[prefix + 'low']:.1f}, {100 * s[prefix + 'high']:.1f}]" for s in (before, after)
+    )
+    return first, last
+
+
+def _change(difference: dict[str, float]) -> str:
+    change, low, high = (100 * difference[key] for key in ("change", "low", "high"))
+    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"

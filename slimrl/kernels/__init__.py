@@ -1,0 +1,1 @@
+"""Faster ways to compute what torch computes as well. Deleting this room costs speed and nothing else."""

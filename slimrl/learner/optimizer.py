@@ -1,0 +1,197 @@
+"""AdamW on float32 master weights.
+
+A bf16 weight cannot take a step below half its last digit: at rate 1e-6 hardly any weight of a bf16 model would move.
+So where the module is narrower than float32 the optimizer owns float32 copies, sums the micro-batches' gradients in
+float32, and writes the copies back after each update. A float32 module is its own master.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slimrl.config.schema import OptimizerConfig
+from slimrl.errors import NonFiniteError
+from slimrl.kernels.embedding import sum_in_place
+
+PROBE_ELEMENTS = 4096
+"""Weights per tensor watched for `update/applied_fraction`: a sample, since watching all would cost a copy."""
+FIRST_LOSS_SCALE = 2.0**16
+GROWTH_INTERVAL = 200
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""As torch's AdamW calls what it keeps of a parameter."""
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, total: int) -> float:
+    """The rate of update number `update` (0-based) of `total`: linear warm-up from 0, then the schedule down to 0."""
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    if schedule == "constant":
+        return peak
+    done = (update - warmup) / max(1, total - warmup)
+    return peak * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+
+def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> MasterAdamW:
+    """The optimizer that the settings ask for."""
+    return MasterAdamW(
+        model,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+class MasterAdamW:
+    """AdamW (arXiv:1711.05101), gradient clipping, float32 masters, and a loss scale for float16 modules."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        weight_decay: float,
+        max_grad_norm: float,
+    ) -> None:
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(named), list(named.values())
+        self.masters = [
+            p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
+        ]
+        sum_in_place(m for m, p in zip(self.masters, self.parameters, strict=True) if m is p)
+        decay = [m for m in self.masters if m.ndim >= 2]
+        plain = [m for m in self.masters if m.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=0.0,
+            betas=(beta1, beta2),
+            eps=epsilon,
+            fused=True,
+        )
+        self.max_grad_norm = max_grad_norm
+        self.loss_scale = FIRST_LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
+        self.scaled = self.loss_scale != 1.0
+        self.good_updates = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradient to the masters'."""
+        (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is parameter or parameter.grad is None:
+                continue
+            gradient = parameter.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
+
+    @torch.no_grad()
+    def clip(self) -> float:
+        """Scale the summed gradients down to `max_grad_norm`; their norm before.
+
+        Infinity where a float16 gradient overflowed: it is dropped and the loss scale halved, as usual. Raises
+        NonFiniteError, gradients dropped, for any other gradient that is not finite.
+        """
+        for master in self.masters:
+            if master.grad is not None and self.scaled:
+                master.grad.div_(self.loss_scale)
+        norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
+        if math.isfinite(norm):
+            return norm
+        self.drop()
+        if not self.scaled or self.loss_scale <= 1.0:
+            raise NonFiniteError(f"the gradient norm is {norm}")
+        self.loss_scale /= 2
+        self.good_updates = 0
+        return math.inf
+
+    def drop(self) -> None:
+        """Forget the gradients summed so far."""
+        for tensor in (*self.masters, *self.parameters):
+            tensor.grad = None
+
+    @torch.no_grad()
+    def step(self, rate: float, norm: float) -> dict[str, float]:
+        """One update at `rate` with gradients that `clip` has found finite; returns what to log.
+
+        Raises NonFiniteError where a weight is not finite afterwards, as under an absurd rate.
+        """
+        if math.isinf(norm):
+            return {"update/skipped": 1.0}
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        before = [_sample(p).clone() for p in self.parameters]
+        moving = [
+            torch.zeros_like(b, dtype=torch.bool) if m.grad is None else _sample(m.grad) != 0
+            for b, m in zip(before, self.masters, strict=True)
+        ]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+        self._grow()
+        largest = torch.stack([torch.linalg.vector_norm(p, math.inf).float() for p in self.parameters]).max()
+        if not torch.isfinite(largest):
+            raise NonFiniteError("a weight is not finite after the update")
+        changed = [((_sample(p) != b) & g).sum() for p, b, g in zip(self.parameters, before, moving, strict=True)]
+        moved = torch.stack([g.sum() for g in moving]).sum()
+        applied = torch.stack(changed).sum() / moved.clamp(min=1)
+        return {
+            "update/skipped": 0.0,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "update/clipped": float(norm > self.max_grad_norm),
+            "update/applied_fraction": float(applied),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Masters and moments by the names of their parameters: with `scale`, all that the next update depends on."""
+        found: dict[str, Tensor] = {}
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                found[f"{name}:master"] = master
+            found |= {f"{name}:{key}": value for key, value in self.optimizer.state.get(master, {}).items()}
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
+        """Take up `tensors()` and `scale` of an optimizer over the same parameters; they are no longer shared after it."""
+        self.drop()
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                master.copy_(tensors[f"{name}:master"])
+            moments = {
+                key: tensors[f"{name}:{key}"].to(master.device, copy=True)
+                for key in MOMENTS
+                if f"{name}:{key}" in tensors
+            }
+            self.optimizer.state.pop(master, None)
+            if moments:
+                self.optimizer.state[master] = moments
+        self.loss_scale, self.good_updates = scale
+
+    @property
+    def scale(self) -> tuple[float, int]:
+        """The loss scale, and the updates since it was last changed."""
+        return self.loss_scale, self.good_updates
+
+    def _grow(self) -> None:
+        self.good_updates += 1
+        if self.scaled and self.good_updates % GROWTH_INTERVAL == 0:
+            self.loss_scale *= 2
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """At most PROBE_ELEMENTS evenly spread elements."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, math.ceil(len(flat) / PROBE_ELEMENTS))]

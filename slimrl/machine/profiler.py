@@ -1,0 +1,94 @@
+"""Where the time of a step goes. Off, it costs nothing; on, a GPU is waited for at every change of part."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from slimrl.machine.limits import Limits, synchronize
+
+PARTS = ("prefill", "decode", "sampling", "rewards", "reference", "forward", "backward", "optimizer", "rest")
+
+
+class Stopwatch:
+    """Seconds by part, each moment counted once: a part within a part stops the outer one."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Without a device it is off."""
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.flops = 0.0
+        """Operations of the model in all parts."""
+        self.decode_bytes = 0.0
+        """Weights, keys and values read by decode steps, each once a step."""
+        self._part, self._since = "rest", time.perf_counter()
+
+    @property
+    def on(self) -> bool:
+        return self.device is not None
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens within as `name`, one of PARTS."""
+        if self.device is None:
+            yield
+            return
+        outer = self._part
+        self._change(name)
+        try:
+            yield
+        finally:
+            self._change(outer)
+
+    def count(self, *, flops: float, decode_bytes: float = 0.0) -> None:
+        """Add to the work done."""
+        if self.on:
+            self.flops += flops
+            self.decode_bytes += decode_bytes
+
+    def start(self) -> None:
+        """Forget what was counted."""
+        self._change("rest")
+        self.seconds.clear()
+        self.flops = self.decode_bytes = 0.0
+
+    def lap(self, tokens: int, limits: Limits) -> dict[str, float]:
+        """Metrics since `start`, with `tokens` sampled in that time."""
+        self._change("rest")
+        total = sum(self.seconds.values())
+        metrics = {f"profile/{name}": self.seconds[name] / total for name in PARTS}
+        decoding = self.seconds["decode"] + self.seconds["sampling"]
+        metrics |= {
+            "profile/seconds": total,
+            "profile/tokens_per_second": tokens / total,
+            "profile/flops_utilisation": self.flops / total / limits.flops,
+        }
+        if decoding:
+            metrics["profile/decode_bandwidth_utilisation"] = self.decode_bytes / decoding / limits.bandwidth
+        return metrics
+
+    def _change(self, name: str) -> None:
+        if self.device is not None:
+            synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[self._part] += now - self._since
+        self._part, self._since = name, now
+
+
+def mean_profile(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of the steps' profiles, weighted by their seconds; empty where there are none."""
+    rows = [row for row in history if "profile/seconds" in row]
+    total = sum(row["profile/seconds"] for row in rows)
+    keys = [key for key in (rows[0] if rows else {}) if key.startswith("profile/") and key != "profile/seconds"]
+    return {
+        key.removeprefix("profile/"): sum(row.get(key, 0.0) * row["profile/seconds"] for row in rows) / total
+        for key in keys
+    }
+
+
+OFF = Stopwatch()
+"""For whoever is not watched."""

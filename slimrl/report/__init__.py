@@ -1,0 +1,1 @@
+"""The report of a study: tables, plots, sentences, one HTML page."""

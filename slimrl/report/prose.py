@@ -1,0 +1,211 @@
+"""What a study's report says in sentences: the answer, how sure it is, and what the columns mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from slimrl.report.tables import NOISE, SYMBOLS, one_to_one, ordered_effects, percent
+from slimrl.statistics import FEWEST_SEEDS
+from slimrl.study.results import Effect, Results
+
+MOST_NAMES = 6
+"""Of a list within a sentence."""
+SPLITS = {"test": "held-out test problems", "harder": "held-out problems with one more step"}
+MODES = {"sampled": "completions sampled as in training", "greedy": "greedy completions"}
+DESIGNS = {
+    "one_at_a_time": "Each switch alone is compared with {reference}",
+    "leave_one_out": "All switches together are compared with all but one",
+    "factorial": "Every combination of the switches is run, and an effect is averaged over the others' settings",
+}
+
+
+def lead(results: Results) -> str:
+    """What was compared, in a sentence."""
+    design = DESIGNS[results.design].format(reference=results.reference)
+    return f"{design}. Measured by accuracy on {measure(results.primary)}. {_seeds(results.seeds)} per arm, {results.budget}."
+
+
+def answer(results: Results) -> tuple[str, ...]:
+    """What was found, from the verdicts on the switches alone; the first sentence says most of it."""
+    effects = ordered_effects(results)
+    switches = [effect for effect in effects if effect.kind == "switch"]
+    if not switches:
+        return ("No switch was tried: the runs of the same settings show the noise.",)
+    if not any(effect.difference.n for effect in switches):
+        return ("Nothing can be said yet: no switch has a finished run to compare with one of the reference.",)
+    by = {verdict: [e for e in switches if e.judgement.verdict == verdict] for verdict in SYMBOLS}
+    rest = [
+        f"{verdict}: {listed(effect.name for effect in by[key])}"
+        for key, verdict in (
+            ("no difference", f"No difference above {points(results.margin)}"),
+            ("identical", "Identical to the last bit"),
+            ("undecided", "Undecided"),
+        )
+        if by[key]
+    ]
+    changed = [*by["better"], *by["worse"]]
+    if changed:
+        first = _changes(by["better"], by["worse"], len(switches))
+    elif len(by["undecided"]) == len(switches):
+        first = f"Nothing is decided: with {_seeds(results.seeds)} a change of held-out accuracy is neither shown nor ruled out"
+    else:
+        subject = "The switch is not" if len(switches) == 1 else f"None of {len(switches)} switches is"
+        first = f"{subject} shown to change held-out accuracy"
+    small = [effect.name for effect in changed if abs(effect.difference.mean) < results.margin]
+    mixed = [arm.name for arm in results.arms if "confounded" in {kind for kind, _ in arm.remarks}]
+    doubtful = [effect.name for effect in changed if one_to_one(results) and effect.name in mixed]
+    doubts = [
+        f"{words}: {listed(names)}"
+        for words, names in (
+            (f"Of these, by less than the margin of {points(results.margin)}", small),
+            ("Of these, with more than one change (see the remarks)", doubtful),
+        )
+        if names
+    ]
+    together = [f"All switches together: {e.judgement.words}" for e in effects if e.kind == "together"]
+    interactions = [
+        f"{e.name}: both together give {points(abs(e.difference.mean))} {'more' if e.difference.mean > 0 else 'less'} than the "
+        "sum of each"
+        for e in effects
+        if e.kind == "interaction" and e.judgement.verdict in ("better", "worse")
+    ]
+    return tuple(f"{sentence}." for sentence in (first, *doubts, *rest, *together, *interactions))
+
+
+def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int) -> str:
+    """The first sentence, where there is something to tell."""
+    parts: list[str] = []
+    for effects, verb in ((better, "raise"), (worse, "lower")):
+        if effects:
+            subject = "The switch" if total == 1 else f"{len(effects)} of {total}{'' if parts else ' switches'}"
+            sizes = listed(f"{effect.name} by {points(abs(effect.difference.mean))}" for effect in effects)
+            what = "it" if parts else "held-out accuracy"
+            parts.append(f"{subject} {verb}{'s' if len(effects) == 1 else ''} {what}: {sizes}")
+    return "; ".join(parts)
+
+
+def notices(results: Results) -> tuple[tuple[str, str], ...]:
+    """Why to hold back: a word, and a sentence."""
+    found = []
+    if results.exploratory:
+        found.append(
+            ("Exploratory", f"{_seeds(results.seeds)} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence.")
+        )
+    missing = sum(not run.counts for run in results.runs)
+    if not results.complete:
+        found.append(
+            ("Incomplete", f"{missing} of {len(results.runs)} runs have no result yet, so every figure may change.")
+        )
+    return tuple(found)
+
+
+def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
+    """How sure the answer is: title, figure, meaning."""
+    finished, diverged = (sum(run.status == status for run in results.runs) for status in ("finished", "diverged"))
+    return (
+        ("Seeds", f"{results.seeds} per arm", "Training runs of each arm; they differ only in the random seed."),
+        (
+            "Noise floor",
+            floor(results),
+            f"Two sets of {_repeats(results)} runs with the same settings differ by less than this in 95 of 100 studies.",
+        ),
+        (
+            "Can be found",
+            points(results.detectable),
+            "4 of 5 such studies find a true difference of this size. Smaller ones may be missed, and one half as large usually "
+            "is.",
+        ),
+        (
+            "Margin",
+            points(results.margin),
+            "Differences smaller than this do not matter; declared before the first run.",
+        ),
+        (
+            "Runs finished",
+            f"{finished} of {len(results.runs)}",
+            f"{diverged or 'None'} diverged{', which counts as no answer right' if diverged else ''}.",
+        ),
+    )
+
+
+def legend(results: Results) -> tuple[tuple[str, str], ...]:
+    """Each column of the verdict table, once."""
+    return (
+        ("Arm", "One set of settings, trained once for each seed; below its name stands what it changes."),
+        (
+            "Accuracy",
+            f"Share right, in the form asked for (strict), of {measure(results.primary)} ({results.primary}), with its 95 % "
+            "interval over seeds.",
+        ),
+        (
+            "Difference",
+            "Accuracy of the arm less that of the reference with the same seed, as a mean over seeds, in points (hundredths of "
+            "accuracy). With the same seed arms get the same problems and random draws. The A/A arm has seeds of its own, and "
+            "its runs are paired with the reference's in order. In brackets Student's 95 % interval over seeds.",
+        ),
+        (
+            "Verdict",
+            "Better or worse: p is below 0.05, even where the difference is small. No difference: the whole interval lies within "
+            f"the margin of {points(results.margin)}. Undecided: neither of these. The training reward plays no part.",
+        ),
+        (
+            "p (Holm)",
+            "How often chance alone would give such a difference, adjusted by Holm's method for the number of switches that "
+            "were tried. The A/A arm and all switches together stand outside of it.",
+        ),
+        (
+            "Over problems",
+            "95 % interval of the same difference over held-out problems: how far it would change if the same trained models "
+            "were tested on other problems. Seeds in which a run diverged are left out.",
+        ),
+        (
+            "Chance of improvement",
+            "How often a run of the arm beats a run of the other, over all pairs of seeds, ties counted half; 50 % is none.",
+        ),
+        (
+            "Noise floor",
+            "In 95 of 100 studies two sets of runs with the same settings and different seeds differ by less than this. It "
+            "follows from the spread of the reference and of its A/A arm, which repeats the reference with other seeds.",
+        ),
+        (
+            "Tokens, seconds",
+            "Sampled in training, and spent in training without set-up and evaluation, as a multiple of the reference's; seconds "
+            "depend on what else the machine did, as the A/A arm shows.",
+        ),
+        ("Seeds", "Runs finished of runs planned. One that diverged counts as no answer right; it is never left out."),
+    )
+
+
+def measure(primary: str) -> str:
+    """The primary measure in words."""
+    split, mode = primary.split("/")
+    return f"{SPLITS[split]}, {MODES[mode]}"
+
+
+def _repeats(results: Results) -> int:
+    """Runs that the noise floor is a statement on: those of the reference or of its A/A arm, where these are fewer."""
+    twins = {results.reference, *(effect.name for effect in results.effects if effect.kind == NOISE)}
+    counted = [arm.finished + arm.diverged for arm in results.arms if arm.name in twins]
+    return min((n for n in counted if n > 1), default=results.seeds)
+
+
+def floor(results: Results) -> str:
+    """The noise floor in words."""
+    return f"± {points(results.noise.floor)}" if math.isfinite(results.noise.floor) else "unknown"
+
+
+def points(difference: float) -> str:
+    """A difference of shares without its sign."""
+    return f"{percent(difference)} points" if math.isfinite(difference) else "unknown"
+
+
+def listed(names: Iterable[str], most: int = MOST_NAMES) -> str:
+    """Names in a sentence, the first of many."""
+    all_names = list(names)
+    shown = all_names if len(all_names) <= most + 1 else [*all_names[:most], f"{len(all_names) - most} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n != 1 else ''}"

@@ -1,0 +1,1 @@
+"""The life of a run: begun or resumed, saved, stopped, finished."""

@@ -1,0 +1,149 @@
+"""Settings: merged left to right, round-tripped, and every single one consumed somewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from slimrl.config.files import build, describe_settings, dump_yaml, known_keys, load_config, merge, parse_override
+from slimrl.config.schema import CustomReward, RootConfig, Section, SftRunConfig, TrainConfig
+from slimrl.display.run import Display
+from slimrl.errors import SettingsError
+from slimrl.sft import sft
+from slimrl.train import train
+from tests.conftest import ROOT
+
+
+def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 5\nalgorithm:\n  clip_low: 0.1\n  clip_high: 0.3\n")
+    (tmp_path / "b.yaml").write_text("algorithm:\n  clip_high: 0.4\noptimizer:\n  learning_rate: 1e-6\n")
+    files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    config = load_config(TrainConfig, files, ["algorithm.clip_low=0.05", "seed=3"])
+    assert (config.steps, config.seed) == (5, 3)
+    assert (config.algorithm.clip_low, config.algorithm.clip_high) == (0.05, 0.4)
+    assert config.optimizer.learning_rate == 1e-6
+
+
+def test_a_reward_override_leaves_the_others_alone() -> None:
+    config = load_config(TrainConfig, [], ["rewards.format=0.5"])
+    assert (config.rewards.correct, config.rewards.format) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SftRunConfig])
+def test_written_settings_read_back_the_same(kind: type, tmp_path: Path) -> None:
+    config = build(kind, {"seed": 7, "optimizer": {"learning_rate": 3e-7}, "task": {"instruction": "wie: 'so'\n"}})
+    (tmp_path / "c.yaml").write_text(dump_yaml(config))
+    assert load_config(kind, [str(tmp_path / "c.yaml")]) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E6", 1e6),
+        ("0.5", 0.5),
+        ("3", 3),
+        ("true", True),
+        ("off", "off"),
+        ("no", "no"),
+        ("abc", "abc"),
+        ("", ""),
+    ],
+)
+def test_override_values_are_yaml_with_plain_exponents(text: str, value: object) -> None:
+    assert parse_override(f"a.b={text}") == {"a": {"b": value}}
+
+
+def test_off_is_a_choice_where_a_choice_is_asked() -> None:
+    """YAML 1.1 reads `off` as false; the choice `off` must be writable without quotes."""
+    assert load_config(TrainConfig, [], ["algorithm.dynamic_sampling=off"]).algorithm.dynamic_sampling == "off"
+    assert load_config(TrainConfig, [], ["algorithm.scale_rewards=none"]).algorithm.scale_rewards == "none"
+
+
+def test_merge_does_not_touch_its_arguments() -> None:
+    base = {"a": {"b": 1}}
+    assert merge(base, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert base == {"a": {"b": 1}}
+
+
+def test_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        TrainConfig().steps = 3  # type: ignore[misc]
+
+
+def test_the_mistake_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("algorithm:\n  clip_hihg: 0.3\n")
+    with pytest.raises(SettingsError, match=r"mine\.yaml.*did you mean algorithm\.clip_high"):
+        load_config(TrainConfig, [str(tmp_path / "mine.yaml")])
+
+
+def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and warm starts under a watch: a field of a section that no code reads would be an option without effect."""
+    read: set[str] = set()
+    original = Section.__getattribute__
+
+    def watched(self: Section, name: str) -> object:
+        if name in type(self).model_fields:
+            read.add(f"{type(self).__name__}.{name}")
+        return original(self, name)
+
+    small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "evaluation.problems=2", f"output={tmp_path}"]
+    (tmp_path / "mine.py").write_text("def mine(completions, **_): return [1.0] * len(completions)")
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}+1?", "answer": f"{i + 1}"}) + "\n" for i in range(30)) + "{\n"
+    )
+    trainings = [
+        ["rewards.soft_overlong=0.5", "algorithm.dynamic_sampling=refill", "optimizer.warmup_steps=1", "optimizer.epochs=2",
+         f"rewards.custom={{'{tmp_path}/mine.py:mine': {{low: 0, high: 1}}}}", "log.samples_every=1"],
+        ["task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", f"task.test_path={tmp_path}/test.jsonl", "task.style=tags", "task.on_bad_row=skip",
+         "rewards.check_numbers=1", "rewards.as_published=true", "rewards.gold_check=report"],
+        ["steps=2", "checkpoint.every=1", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
+         "algorithm.kl_place=reward", "curriculum.order=learnability", "algorithm.importance=mask"],
+        ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000"],
+    ]  # fmt: skip
+    (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
+    configs = [load_config(TrainConfig, [], [*small, f"name=t{i}", *more]) for i, more in enumerate(trainings)]
+    imitation = load_config(
+        SftRunConfig,
+        [],
+        [*(s for s in small if not s.startswith("rollout")), "name=s", "sft.batch_size=2", "sft.show_every=1"],
+    )
+    monkeypatch.setattr(Section, "__getattribute__", watched)
+    for config in configs:
+        train(config, Display(quiet=True, samples_every=config.log.samples_every, samples=config.log.samples))
+    sft(imitation, Display(quiet=True))
+    fields = {
+        f"{kind.__name__}.{field}"
+        for kind in sections(TrainConfig) | sections(SftRunConfig)
+        for field in kind.model_fields
+    }
+    at_the_door = {"RolloutConfig.top_p", "RolloutConfig.top_k"}  # refused unless off, so there is nothing to read
+    at_the_door |= {
+        "RewardsConfig.memory"
+    }  # read in a worker, see test_a_hostile_reward_costs_its_group_and_no_other_score
+    assert fields - read == at_the_door | {f"RootConfig.{name}" for name in RootConfig.model_fields} & fields
+
+
+def sections(kind: type[Section]) -> set[type[Section]]:
+    """A settings class and every section below it."""
+    found = {kind, CustomReward}
+    for info in kind.model_fields.values():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            found |= sections(info.annotation)
+    return found
+
+
+def test_json_of_every_default_is_plain() -> None:
+    for row in describe_settings():
+        json.dumps(row["default"])
+        assert row["type"], row["key"]
+
+
+def test_recipes_hold_no_default_section_that_is_unknown() -> None:
+    known = set(known_keys(TrainConfig)) | set(known_keys(SftRunConfig))
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        data = yaml.safe_load(path.read_text())
+        assert set(data) <= known, path

@@ -1,0 +1,603 @@
+"""Laws of the update: no split and no order changes the gradient; one update has ratio 1; several really clip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from slimrl.algorithm.advantages import group_advantages
+from slimrl.algorithm.batch import make_batch, rewards_of
+from slimrl.algorithm.groups import Collected
+from slimrl.config.files import build, load_config
+from slimrl.config.schema import TrainConfig
+from slimrl.learner.critic import make_critic
+from slimrl.learner.forward import batch_logprobs, batch_values
+from slimrl.learner.learner import Known, Learner, Updated, make_learner
+from slimrl.learner.optimizer import MasterAdamW, make_optimizer
+from slimrl.learner.targets import advantages_of, critic_advantages, look_ahead, with_old
+from slimrl.learner.update import (
+    accumulate_gradient,
+    accumulate_value_gradient,
+    steered_tokens,
+    trained_rows,
+    update,
+    update_policy,
+)
+from slimrl.model.loading import Policy, freeze
+from slimrl.randomness import uniforms
+from slimrl.records import Batch, Group, Problem, Rollout
+from slimrl.rollout.engine import Request, RolloutEngine
+from tests.conftest import ROOT
+from tests.tiny import FAMILIES, tiny_policy
+
+AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
+
+
+def settings(**sections: dict[str, object]) -> TrainConfig:
+    base: dict[str, dict[str, object]] = {
+        "rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 14},
+        "optimizer": {"learning_rate": 2e-4},
+    }
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values
+    return build(TrainConfig, base)
+
+
+def groups_of(policy: Policy, config: TrainConfig, *, sampled_at: int = 0) -> tuple[Group, ...]:
+    """Real rollouts of the tiny policy with made-up rewards."""
+    rng = np.random.default_rng(1)
+    problems = [Problem(f"p{i}", "?", "1") for i in range(config.rollout.problems)]
+    requests = [
+        Request(
+            tuple(rng.integers(3, 61, size=3 + i).tolist()),
+            uniforms(0, "train", 0, p.id, samples=config.rollout.group_size, positions=config.rollout.budget),
+        )
+        for i, p in enumerate(problems)
+    ]
+    sampled = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=config.rollout.budget)
+    return tuple(
+        Group(tuple(Rollout(p, c, "", False, {}, float(rng.integers(3))) for c in completions), sampled_at)
+        for p, completions in zip(problems, sampled, strict=True)
+    )
+
+
+def batch_of(policy: Policy, config: TrainConfig, *, step: int = 0, sampled_at: int = 0) -> Batch:
+    """Their rows, with advantages within groups."""
+    groups = groups_of(policy, config, sampled_at=sampled_at)
+    return make_batch(
+        groups,
+        advantages=group_advantages(*rewards_of(groups), config.algorithm.scale_rewards),
+        overlong_filtering=config.algorithm.overlong_filtering,
+        step=step,
+        pad_id=0,
+    )
+
+
+def gradient(policy: Policy, batch: Batch, reference: torch.Tensor | None, config: TrainConfig) -> torch.Tensor:
+    """The flat gradient of one optimizer update."""
+    for parameter in policy.model.parameters():
+        parameter.grad = None
+    known = Known(reference=reference)
+    accumulate_gradient(policy, batch, known, lambda loss: loss.backward(), config, first_update=True)
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+
+
+def shuffled(batch: Batch, order: torch.Tensor) -> Batch:
+    return Batch(**{f.name: getattr(batch, f.name)[order] for f in dataclasses.fields(Batch)})
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("overlong", [False, True])
+def test_gradient_does_not_depend_on_microbatches_or_row_order(aggregation: str, overlong: bool) -> None:
+    policy = tiny_policy()
+    algorithm = {"aggregation": aggregation, "overlong_filtering": overlong, "kl_coef": 0.1}
+    config = settings(algorithm=algorithm)
+    batch = batch_of(policy, config)
+    assert 0 < batch.loss_mask.any(1).sum() <= 16
+    reference = batch_logprobs(freeze(tiny_policy(seed=1)), batch, config)
+    whole = gradient(policy, batch, reference, config)
+    assert whole.norm() > 1e-3
+    for tokens in (1, 30, 77):
+        split = settings(algorithm=algorithm, optimizer={"microbatch_tokens": tokens})
+        torch.testing.assert_close(gradient(policy, batch, reference, split), whole, atol=1e-6, rtol=0)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    mixed = gradient(policy, shuffled(batch, order), reference[order], settings(algorithm=algorithm))
+    torch.testing.assert_close(mixed, whole, atol=1e-6, rtol=0)
+
+
+SURROGATES = ("clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo")
+PENALTIES: dict[str, dict[str, object]] = {
+    **{kind: {"kl_estimator": kind} for kind in ("k1", "k2", "k3", "k3_k2", "reverse", "forward")},
+    "gkl": {"kl_estimator": "gkl", "gkl": {"weights": "global", "gamma": 0.7}},
+    "none": {"kl_coef": 0.0},
+    "reward": {"kl_estimator": "k1", "kl_place": "reward", "scale_rewards": "none"},
+}
+
+
+def learned(
+    config: TrainConfig, *, shuffle: bool = False, spoil: Callable[[Group], Group] | None = None
+) -> torch.Tensor:
+    """The gradient of the first update through all of `update`, on rollouts of another policy: two groups are said to be stale,
+    so their ratios differ from 1, one to be fresh, so its importance weights do; two rows carry no loss.
+    """
+    policy, seen = tiny_policy(), {}
+    learner = make_learner(policy, config)
+    if learner.reference is not None:
+        learner = dataclasses.replace(learner, reference=freeze(tiny_policy(seed=1)))
+    groups = groups_of(tiny_policy(seed=2), config, sampled_at=-1)
+    broken = (dataclasses.replace(groups[1].rollouts[0], unscorable="why"), *groups[1].rollouts[1:])
+    groups = (
+        groups[0],
+        dataclasses.replace(groups[1], rollouts=broken),
+        dataclasses.replace(groups[2], step=0),
+        *groups[3:],
+    )
+    if spoil is not None:
+        groups = (spoil(groups[0]), *groups[1:])
+    if shuffle:
+        groups = tuple(dataclasses.replace(g, rollouts=g.rollouts[::-1]) for g in groups[::-1])
+    clip = learner.optimizer.clip
+
+    def clipped() -> float:
+        seen["gradient"] = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+        return clip()
+
+    learner.optimizer.clip = clipped  # type: ignore[method-assign]
+    update(learner, Collected(groups, (), groups, len(groups)), config, 0, reward_weights={"a": 1.0})
+    return seen["gradient"]
+
+
+@pytest.mark.parametrize("kl", PENALTIES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("name", SURROGATES)
+def test_the_invariance_contract(name: str, aggregation: str, kl: str) -> None:
+    """No split into micro-batches, no order of rows or groups and no row without loss changes a gradient."""
+    by_token = {} if name == "gspo" else {"entropy_share": 0.6}
+    algorithm = {
+        "surrogate": name, "aggregation": aggregation, "kl_coef": 0.1, "entropy_coef": 0.01,
+        "importance": "truncate", "importance_level": "sequence" if name == "gspo" else "token", **by_token, **PENALTIES[kl],
+    }  # fmt: skip
+    small = {"problems": 3, "group_size": 3, "max_new_tokens": 7}
+    whole = learned(settings(rollout=small, algorithm=algorithm))
+    assert whole.norm() > 1e-4
+    split = settings(rollout=small, algorithm=algorithm, optimizer={"microbatch_tokens": 23})
+    torch.testing.assert_close(learned(split, shuffle=True), whole, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_without_loss_change_nothing_but_the_denominators(name: str, aggregation: str) -> None:
+    """A group that could not be scored is as good as one whose rewards are equal: no token of it pulls."""
+    algorithm = {"surrogate": name, "aggregation": aggregation, "kl_coef": 0.0}
+    small = settings(rollout={"problems": 3, "group_size": 3, "max_new_tokens": 7}, algorithm=algorithm)
+
+    def unscorable(group: Group) -> Group:
+        return dataclasses.replace(
+            group, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in group.rollouts)
+        )
+
+    def equal(group: Group) -> Group:
+        return dataclasses.replace(group, rollouts=tuple(dataclasses.replace(r, reward=1.0) for r in group.rollouts))
+
+    torch.testing.assert_close(learned(small, spoil=unscorable), learned(small, spoil=equal), atol=1e-6, rtol=0)
+
+
+def test_the_contract_meets_ratios_and_importance_weights_that_are_not_one() -> None:
+    config = settings(
+        rollout={"problems": 3, "group_size": 3, "max_new_tokens": 7},
+        algorithm={"importance": "truncate", "kl_coef": 0.0},
+    )
+    learner = make_learner(tiny_policy(), config)
+    groups = groups_of(tiny_policy(seed=2), config, sampled_at=0)
+    batch = make_batch(groups, advantages=torch.ones(3, 3), overlong_filtering=False, step=0, pad_id=0)
+    known = with_old(learner, batch, Known(), config)
+    assert known.factors is not None
+    assert (known.factors != 1)[batch.loss_mask].float().mean() > 0.5
+
+
+def test_a_minibatch_without_loss_is_a_skipped_update() -> None:
+    config = settings(optimizer={"minibatches": 2})
+    policy = tiny_policy()
+    whole = groups_of(policy, config)
+    spoiled = tuple(
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in g.rollouts))
+        for g in whole[:2]
+    )
+    found = update(
+        make_learner(policy, config), Collected((*spoiled, *whole[2:]), (), whole, 4), config, 0, reward_weights={}
+    ).metrics
+    assert found["update/skipped"] == 0.5
+    assert found["update/applied_fraction"] > 0.8, "over the updates that were made"
+
+
+def test_equal_rewards_and_a_critic_that_knows_nothing_leave_nothing_to_whiten() -> None:
+    config = settings(
+        algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0}, critic={"gae_lambda": 1.0}
+    )
+    policy = tiny_policy()
+    critic, _ = make_critic(policy, config.optimizer)
+    groups = tuple(
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, reward=0.7) for r in g.rollouts))
+        for g in groups_of(policy, config)
+    )
+    batch = batch_of(policy, config)
+    batch, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
+    assert batch.advantages.abs().max() < 0.01, "rounding is no advantage"
+
+
+def test_the_first_advantages_of_ppo_are_those_of_no_baseline() -> None:
+    """Long rows, with the recipe's critic as it is by default: the reward reaches the first token whole."""
+    sizes = ["rollout.problems=4", "rollout.group_size=4", "rollout.max_new_tokens=90", "critic.whiten=false"]
+    config = load_config(TrainConfig, [str(ROOT / "recipes" / "ppo.yaml")], sizes)
+    policy = tiny_policy()
+    groups = groups_of(policy, config)
+    batch = make_batch(groups, advantages=torch.zeros(4, 4), overlong_filtering=False, step=0, pad_id=0)
+    assert batch.lengths.max() > 60
+    critic, _ = make_critic(policy, config.optimizer)
+    found, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
+    alone = group_advantages(*rewards_of(groups), "none", "none")
+    expected = alone.reshape(-1, 1).float() * batch.completion_mask
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found.advantages, expected)
+
+
+def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:
+    entered = {}
+    for again in ("off", "on"):
+        config = settings(
+            algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0},
+            optimizer={"activation_checkpointing": again},
+        )
+        policy = tiny_policy()
+        critic, optimizer = make_critic(policy, config.optimizer)
+        batch = batch_of(policy, config)
+        known = Known(values=batch_values(critic, batch, config))
+        batch, known, _ = critic_advantages(groups_of(policy, config), batch, known, config)
+        count: list[int] = []
+        critic.trunk.layers[0].self_attn.register_forward_hook(lambda *_, count=count: count.append(1))
+        accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
+        entered[again] = len(count)
+    assert entered["on"] == 2 * entered["off"]
+
+
+def test_nothing_that_carries_loss_is_no_update() -> None:
+    config, policy = settings(), tiny_policy()
+    groups = tuple(
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in g.rollouts))
+        for g in groups_of(policy, config)
+    )
+    learner = make_learner(policy, config)
+    for given in (groups, ()):
+        found = update(learner, Collected(given, (), given, 4), config, 0, reward_weights={})
+        assert found == Updated({"update/skipped": 1.0})
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_on_policy_every_surrogate_has_one_gradient(name: str) -> None:
+    """With one update per batch the choice is inert, but for GPG's alpha."""
+    base = gradient_of_first(settings(algorithm={"kl_coef": 0.0}))
+    other = gradient_of_first(settings(algorithm={"kl_coef": 0.0, "surrogate": name}))
+    factor = 1.0
+    if name == "gpg":
+        rewards, _ = rewards_of(groups_of(tiny_policy(), settings()))
+        factor = 4 / int((rewards.amax(1) > rewards.amin(1)).sum())
+    torch.testing.assert_close(other, factor * base, atol=1e-6, rtol=1e-4)
+
+
+def gradient_of_first(config: TrainConfig) -> torch.Tensor:
+    policy = tiny_policy()
+    learner = make_learner(policy, config)
+    groups = groups_of(policy, config)
+    found = {}
+    clip = learner.optimizer.clip
+    learner.optimizer.clip = lambda: (  # type: ignore[method-assign]
+        found.update(g=torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])),
+        clip(),
+    )[1]
+    update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
+    return found["g"]
+
+
+def test_importance_correction_is_exactly_inert_where_sampler_and_trainer_agree() -> None:
+    """In float32 on a CPU they do, to 1e-4 nats: runs with and without are equal to the last bit."""
+    several = {"learning_rate": 1e-2, "minibatches": 2}
+    for kind in ("truncate", "mask"):
+        for level in ("token", "sequence"):
+            algorithm = {"importance": kind, "importance_level": level}
+            base, _ = weights_after(settings(optimizer={"learning_rate": 1e-2}))
+            other, metrics = weights_after(settings(optimizer={"learning_rate": 1e-2}, algorithm=algorithm))
+            assert torch.equal(base, other)
+            assert all(m["importance/mean"] == m["importance/max"] == 1.0 for m in metrics)
+    plain, _ = weights_after(settings(optimizer=several))
+    corrected, _ = weights_after(settings(optimizer=several, algorithm={"importance": "mask"}))
+    torch.testing.assert_close(corrected, plain, atol=1e-4, rtol=0)
+
+
+def test_a_penalty_in_the_reward_moves_advantages_and_no_token_by_itself() -> None:
+    config = settings(algorithm={"kl_estimator": "k1", "kl_place": "reward", "kl_coef": 0.5, "scale_rewards": "none"})
+    policy, reference = tiny_policy(), freeze(tiny_policy(seed=1))
+    groups = groups_of(policy, config)
+    learner = dataclasses.replace(make_learner(policy, config), reference=reference)
+    batch = batch_of(policy, config)
+    known = look_ahead(learner, batch, config)
+    advantages, means = advantages_of(groups, batch, known, config, {})
+    assert known.reference is not None
+    apart = ((batch.sampler_logprobs - known.reference) * batch.completion_mask).sum(1).view(4, 4).double()
+    wanted = group_advantages(rewards_of(groups)[0] - 0.5 * apart, torch.ones(4, 4, dtype=torch.bool), "none")
+    torch.testing.assert_close(advantages, wanted)
+    assert means["kl"] == pytest.approx(float(apart.sum() / batch.completion_mask.sum()))
+    assert not {"kl"} & set(
+        accumulate_gradient(policy, batch, known, lambda loss: loss.backward(), config, first_update=True)
+    )
+
+
+def test_the_entropy_bonus_raises_entropy_and_the_top_share_leaves_the_rest_alone() -> None:
+    def entropy_after(**algorithm: object) -> float:
+        config = settings(
+            optimizer={"learning_rate": 3e-3}, algorithm={"kl_coef": 0.0, "surrogate": "reinforce", **algorithm}
+        )
+        _, metrics = weights_after(config, steps=6)
+        return metrics[-1]["entropy"]
+
+    assert entropy_after(entropy_coef=0.3) > entropy_after() + 0.01
+    policy = tiny_policy()
+    config = settings(algorithm={"kl_coef": 0.0, "entropy_share": 0.3})
+    batch = batch_of(policy, config)
+    steered = steered_tokens(policy, batch, config)
+    assert steered is not None
+    assert steered.sum() == pytest.approx(0.3 * batch.loss_mask.sum(), abs=1)
+    assert not (steered & ~batch.loss_mask).any()
+
+
+def test_a_critic_learns_the_values_and_its_advantages_reach_every_token() -> None:
+    config = settings(
+        rollout={"group_size": 4},
+        algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0},
+        critic={"learning_rate": 1e-2, "whiten": False, "gae_lambda": 1.0},
+        optimizer={"learning_rate": 1e-12},
+    )
+    policy = tiny_policy()
+    learner = make_learner(policy, config)
+    assert learner.critic is not None
+    groups = groups_of(policy, config)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    runs = [update(learner, Collected(groups, (), groups, 4), config, s, reward_weights={}).metrics for s in range(40)]
+    assert runs[-1]["critic/loss"] < 0.3 * runs[0]["critic/loss"]
+    assert runs[-1]["critic/explained_variance"] > 0.5 > runs[0]["critic/explained_variance"]
+    assert all(torch.allclose(p, b, atol=1e-6) for p, b in zip(policy.model.parameters(), before, strict=True))
+    batch = batch_of(policy, config)
+    zeroed = make_learner(policy, config).critic
+    assert zeroed is not None
+    values = batch_values(zeroed[0], batch, config)
+    first, known, _ = critic_advantages(groups, batch, Known(values=values), config)
+    rewards = rewards_of(groups)[0].flatten().float()
+    torch.testing.assert_close(
+        first.advantages, rewards[:, None] * batch.completion_mask
+    )  # of no value, returns are all
+    assert known.returns is not None
+    torch.testing.assert_close(known.returns, first.advantages)
+
+
+def test_critic_gradients_do_not_depend_on_microbatches() -> None:
+    def critic_gradient(tokens: int) -> torch.Tensor:
+        config = settings(
+            algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0},
+            optimizer={"microbatch_tokens": tokens},
+        )
+        policy = tiny_policy()
+        critic, optimizer = make_critic(policy, config.optimizer)
+        torch.nn.init.constant_(critic.head.weight, 0.1)
+        batch = batch_of(policy, config)
+        known = Known(values=batch_values(critic, batch, config))
+        batch, known, _ = critic_advantages(groups_of(policy, config), batch, known, config)
+        accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
+        return torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None])
+
+    whole = critic_gradient(16384)
+    assert whole.norm() > 1e-3
+    torch.testing.assert_close(critic_gradient(25), whole, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_rows_that_cannot_move_anything_are_not_computed(aggregation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without KL a group of equal rewards has no gradient; with KL every row has one."""
+    policy = tiny_policy()
+    config = settings(algorithm={"aggregation": aggregation, "kl_coef": 0})
+    batch = batch_of(policy, config)
+    advantages = batch.advantages.clone()
+    advantages[4:12] = 0
+    batch = dataclasses.replace(batch, advantages=advantages)
+    assert trained_rows(batch, config).tolist() == [i for i in range(16) if advantages[i].any()]
+    skipped = gradient(policy, batch, None, config)
+    everything = batch.loss_mask.any(1).nonzero().squeeze(-1)
+    monkeypatch.setattr("slimrl.learner.update.trained_rows", lambda _batch, _config: everything)
+    torch.testing.assert_close(skipped, gradient(policy, batch, None, config), atol=1e-7, rtol=1e-5)
+    monkeypatch.undo()
+    pulled = settings(algorithm={"aggregation": aggregation, "kl_coef": 0.1})
+    assert trained_rows(batch, pulled).tolist() == everything.tolist()
+    still = dataclasses.replace(batch, advantages=torch.zeros_like(batch.advantages))
+    assert len(trained_rows(still, config)) == 1
+    assert gradient(policy, still, None, config).abs().max() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_activations_give_the_same_gradient(family: str) -> None:
+    policy = tiny_policy(family)
+    plain = settings()
+    batch = batch_of(policy, plain)
+    reference = batch_logprobs(freeze(tiny_policy(family, seed=1)), batch, plain)
+    again = settings(optimizer={"activation_checkpointing": "on"})
+    entered: list[bool] = []
+    layer = policy.model.base_model.layers[0]
+    hook = layer.self_attn.register_forward_hook(lambda module, *_: entered.append(module.training))
+    kept = gradient(policy, batch, reference, plain)
+    once = len(entered)
+    torch.testing.assert_close(gradient(policy, batch, reference, again), kept, atol=1e-7, rtol=0)
+    hook.remove()
+    assert len(entered) == 3 * once
+    assert not any(entered)
+    assert not any(module.training for module in policy.model.modules())
+
+
+def test_trl_bnpo_does_depend_on_microbatches() -> None:
+    """Why microbatch_token_mean is for replication only."""
+    policy = tiny_policy()
+    bnpo = {"aggregation": "microbatch_token_mean", "kl_coef": 0}
+    config = settings(algorithm=bnpo, optimizer={"microbatch_tokens": 16384})
+    batch = batch_of(policy, config)
+    token_mean = gradient(policy, batch, None, settings(algorithm={"aggregation": "token_mean", "kl_coef": 0}))
+    torch.testing.assert_close(gradient(policy, batch, None, config), token_mean, atol=1e-6, rtol=0)
+    split = settings(
+        algorithm={"aggregation": "microbatch_token_mean", "kl_coef": 0}, optimizer={"microbatch_tokens": 40}
+    )
+    assert (gradient(policy, batch, None, split) - token_mean).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_equals_autograd_through_the_plain_model(family: str) -> None:
+    """The chunked, masked, hooked path against logits of the model's own forward pass and a formula in the open."""
+    policy = tiny_policy(family)
+    config = settings(algorithm={"kl_coef": 0, "scale_rewards": "none"})
+    batch = batch_of(policy, config)
+    ours = gradient(policy, batch, None, config)
+    policy.model.set_attn_implementation("eager")
+    for parameter in policy.model.parameters():
+        parameter.grad = None
+    loss = torch.zeros(())
+    for row in range(16):
+        ids = batch.inputs[row : row + 1, : batch.lengths[row]]
+        logits = policy.model(input_ids=ids).logits[0]
+        mask = batch.completion_mask[row, : batch.lengths[row]]
+        targets = batch.targets[row, : batch.lengths[row]][mask]
+        logprobs = torch.log_softmax(logits[mask], -1).gather(1, targets[:, None]).squeeze(1)
+        loss = loss - (batch.advantages[row, : batch.lengths[row]][mask] * logprobs).mean() / 16
+    loss.backward()
+    theirs = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def weights_after(config: TrainConfig, *, steps: int = 2) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    policy = tiny_policy()
+    learner = make_learner(policy, config)
+    metrics = []
+    for step in range(steps):
+        groups = groups_of(policy, config, sampled_at=step)
+        collected = Collected(groups, (), groups, len(groups))
+        metrics.append(update(learner, collected, config, step, reward_weights={}).metrics)
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()]), metrics
+
+
+def test_one_update_has_ratio_one_and_clip_bounds_are_bitwise_inert() -> None:
+    base, metrics = weights_after(settings(optimizer={"learning_rate": 1e-2}))
+    for bounds in ({"clip_high": 0.28}, {"clip_low": 0.0, "clip_high": 0.0}):
+        other, _ = weights_after(settings(optimizer={"learning_rate": 1e-2}, algorithm=bounds))
+        assert torch.equal(base, other)
+    assert all(m["clip_ratio/region_mean"] == 0 for m in metrics)
+    assert all(m["sampling/sampling_logp_difference/max"] < 1e-4 for m in metrics)
+    start = torch.cat([p.detach().flatten() for p in tiny_policy().model.parameters()])
+    assert not torch.equal(base, start)
+
+
+def test_several_updates_clip_and_the_bounds_matter() -> None:
+    several = {"learning_rate": 3e-2, "minibatches": 2, "epochs": 2}
+    base, metrics = weights_after(settings(optimizer=several))
+    higher, _ = weights_after(settings(optimizer=several, algorithm={"clip_high": 0.28}))
+    assert metrics[0]["clip_ratio/region_mean"] > 0
+    assert not torch.equal(base, higher)
+
+
+def test_carried_groups_use_the_sampler_as_old_policy() -> None:
+    """A group sampled by an earlier policy has a ratio; its clip can act even with one update."""
+    policy = tiny_policy()
+    config = settings(algorithm={"kl_coef": 0})
+    batch = batch_of(policy, config, step=1, sampled_at=0)
+    assert not batch.on_policy.any()
+    stale = dataclasses.replace(
+        batch, sampler_logprobs=torch.where(batch.completion_mask, batch.sampler_logprobs - 1, 0)
+    )
+    means = accumulate_gradient(policy, stale, Known(), lambda loss: loss.backward(), config, first_update=True)
+    assert means["clip_ratio/high_mean"] > 0
+    assert "sampling/sampling_logp_difference/mean" not in means
+
+
+def test_kl_pulls_towards_the_reference_and_zero_coefficient_needs_none() -> None:
+    policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0.5})
+    batch = batch_of(policy, config)
+    same = batch_logprobs(freeze(policy), batch, config)
+    with_same = gradient(policy, batch, same, config)
+    without = gradient(policy, batch, None, settings(algorithm={"kl_coef": 0}))
+    torch.testing.assert_close(with_same, without, atol=1e-5, rtol=0)  # k3 is flat where both policies are equal
+    other = batch_logprobs(freeze(tiny_policy(seed=5)), batch, config)
+    assert (gradient(policy, batch, other, config) - without).norm() > 1e-2
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> None:
+    policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0})
+    optimizer = make_optimizer(policy.model, config.optimizer)
+    batch = batch_of(policy, config)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    hook: Callable[[], None] = lambda: None  # noqa: E731
+    if poison == "loss":
+        batch = dataclasses.replace(batch, advantages=batch.advantages * float("nan"))
+    else:
+        handle = policy.model.base_model.norm.weight.register_hook(lambda g: g * float("inf"))
+        hook = handle.remove
+    updated = update_policy(Learner(policy, optimizer, None, None, 1000), batch, Known(), config, 0)
+    assert updated.fault is not None
+    assert updated.metrics["update/nonfinite"] == updated.metrics["update/skipped"] == 1.0
+    hook()
+    assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
+
+
+def make_masters(policy: Policy) -> MasterAdamW:
+    return MasterAdamW(policy.model, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+
+
+def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:
+    """20 steps of 1e-5: each is below half a digit of most bf16 weights, their sum is not."""
+    policy = tiny_policy()
+    policy.model.to(torch.bfloat16)
+    optimizer = make_masters(policy)
+    start = [p.detach().clone() for p in policy.model.parameters()]
+    fractions = []
+    for _ in range(20):
+        for p, m in zip(optimizer.parameters, optimizer.masters, strict=True):
+            p.grad = None
+            m.grad = torch.ones_like(m)
+        fractions.append(optimizer.step(1e-5, optimizer.clip())["update/applied_fraction"])
+    assert fractions[0] < 0.2
+    for s, m in zip(start, optimizer.masters, strict=True):
+        torch.testing.assert_close(m.detach(), s.float() - 20e-5, atol=2e-6, rtol=0)
+    moved = [(p != s).float().mean().item() for p, s in zip(policy.model.parameters(), start, strict=True)]
+    assert np.mean(moved) > 0.3
+
+
+def test_float16_loss_scale_skips_an_overflow_and_halves() -> None:
+    policy = tiny_policy()
+    policy.model.to(torch.float16)
+    optimizer = make_masters(policy)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    scale = optimizer.loss_scale
+    weight = policy.model.get_input_embeddings().weight
+    optimizer.backward((weight.float() * 1e4).sum())
+    assert optimizer.step(1e-3, optimizer.clip()) == {"update/skipped": 1.0}
+    assert optimizer.loss_scale == scale / 2
+    assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
+    optimizer.backward(weight.float().sum())
+    assert optimizer.step(1e-3, optimizer.clip())["grad_norm"] == pytest.approx(weight.numel() ** 0.5, rel=1e-3)
+
+
+def test_gradients_of_microbatches_are_summed_in_float32() -> None:
+    policy = tiny_policy()
+    policy.model.to(torch.bfloat16)
+    optimizer = make_masters(policy)
+    weight = policy.model.base_model.norm.weight
+    for _ in range(300):  # 1 + 299/256: a bf16 sum would stand still at 256 x the smallest addend
+        optimizer.backward((weight * 1.0).sum())
+    index = [p is weight for p in optimizer.parameters].index(True)
+    assert optimizer.masters[index].grad.max() == 300

@@ -1,0 +1,161 @@
+"""What is told to stop does, at a moment at which nothing is lost; told again, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from slimrl.machine.signals import INTERRUPTED, PREEMPTED, Stop, Stopped, seconds_of
+from tests.conftest import ROOT
+from tests.session.test_resume import EVERYTHING, content, run
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("", 0), ("90s", 90), ("45m", 2700), ("3h50m", 13800), ("1d", 86400), ("1d1s", 86401)]
+)
+def test_times(text: str, seconds: int) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["3", "h", "3h 50m", "50m3h", "-1h", "1.5h", "3H"])
+def test_no_times(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time like 3h50m"):
+        seconds_of(text)
+
+
+def test_a_signal_waits_for_the_next_moment_and_the_first_cause_stays() -> None:
+    stop = Stop()
+    with stop.on_signals():
+        stop.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
+            stop.check()
+    assert caught.value.exit_code == PREEMPTED
+    stop.ask("something else", 1)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        stop.check()
+
+
+def test_before_there_is_anything_to_lose_a_signal_stops_at_once() -> None:
+    stop = Stop()
+    before = signal.getsignal(signal.SIGINT)
+    with stop.on_signals(), pytest.raises(Stopped, match="SIGINT") as caught:
+        signal.raise_signal(signal.SIGINT)
+    assert caught.value.exit_code == INTERRUPTED
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_time_is_over_when_it_is() -> None:
+    stop = Stop()
+    stop.after(0)
+    stop.check()
+    stop.after(1e-9)
+    with pytest.raises(Stopped, match="max_time") as caught:
+        stop.check()
+    assert caught.value.exit_code == PREEMPTED
+
+
+TWICE = """
+import os, signal, time
+from slimrl.machine.signals import Stop
+stop = Stop()
+with stop.on_signals():
+    stop.defer()
+    stop.after(1e-9)
+    try:
+        stop.check()  # max_time is no signal
+    except BaseException:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("once", flush=True)
+    time.sleep(1.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_the_process_and_an_echo_does_not() -> None:
+    ended = subprocess.run([sys.executable, "-c", TWICE], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (PREEMPTED, "once\n")
+
+
+def slimrl(*more: str) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "slimrl", "train", "--resume", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+
+
+def test_the_command_line_stops_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:
+    """As a scheduler does it: SIGTERM, 75, and the run goes on, here by its folder."""
+    run(tmp_path / "whole", "a")
+    with slimrl(*EVERYTHING, f"output={tmp_path}", "name=a") as first:
+        while not (tmp_path / "a" / "metrics.jsonl").is_file() and first.poll() is None:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGTERM)
+        said = first.communicate()[1]
+    assert first.returncode == PREEMPTED
+    assert f"slimrl train --resume {tmp_path}/a goes on" in " ".join(said.split())
+    assert "Traceback" not in said
+    with slimrl(str(tmp_path / "a"), "--json") as second:
+        out, said = second.communicate()
+    assert "going on after step" in said
+    assert json.loads(out)["steps"] == 5
+    assert content(tmp_path / "a") == content(tmp_path / "whole" / "a")
+
+
+def test_mistakes_with_resume_are_one_sentence(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from slimrl.cli import cli
+    from slimrl.errors import SettingsError
+
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, ["train", *arguments])
+        assert isinstance(result.exception, SettingsError)
+        return str(result.exception)
+
+    assert refused("--force") == "--force has no effect without --resume; remove it"
+    assert "has no config.yaml; give runs/NAME" in refused("--resume", str(tmp_path))
+    assert "--resume needs to know which run" in refused("--resume", f"output={tmp_path}")
+    assert "max_time: '3 hours' is not a time like 3h50m" in refused("max_time=3 hours")
+
+
+SCRIPT = ROOT / "recipes" / "slurm.sh"
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (4, False)])
+def test_the_slurm_script_passes_the_word_on_and_requeues(code: int, requeued: bool, tmp_path: Path) -> None:
+    programs = {
+        "slimrl": f"""\
+            #!/bin/bash
+            echo "$@" > {tmp_path}/called
+            trap 'sleep 0.3; exit {code}' TERM
+            [ {code} -eq 0 ] && exit 0
+            for i in $(seq 600); do sleep 0.1; done""",
+        "scontrol": f'#!/bin/bash\necho "$@" > {tmp_path}/requeued',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(textwrap.dedent(text) + "\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    with subprocess.Popen(["bash", str(SCRIPT), "mine", "a.yaml", "steps=3"], env=environment) as job:
+        while not (tmp_path / "called").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        job.send_signal(signal.SIGTERM)
+    assert job.returncode == code
+    assert (tmp_path / "called").read_text().split() == ["train", "--resume", "name=mine", "a.yaml", "steps=3"]
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text().split() == ["requeue", "17"]
