@@ -2,9 +2,9 @@
 
     python recipes/minimal.py [steps]
 
-The built-in model learns the built-in task on a CPU. After the same number of steps its weights, whose SHA-256 is printed, are
-those of `slimrl train optimizer.microbatch_tokens=16384 rollout.slots=256` to the bit (tests/test_minimal.py). `slimrl train` adds
-held-out evaluation, checkpoints, memory planning, logs and all other techniques; slimrl/train.py is its loop.
+The built-in model learns the built-in task on a CPU. After the same number of steps its weights, whose SHA-256 is printed,
+are those of `slimrl train optimizer.microbatch_tokens=16384 rollout.slots=256` to the bit (tests/test_minimal.py).
+`slimrl train` adds held-out evaluation, checkpoints, memory planning, logs and all other techniques; slimrl/train.py is its loop.
 
 P problems a step, G completions each, B = P * G rows, L tokens.
 """
