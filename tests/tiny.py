@@ -20,7 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from slimrl.model.loading import Policy, adopt
+from slimrl.model.loading import adopt
+from slimrl.model.policy import Policy
 
 SHAPE = {
     "hidden_size": 32,

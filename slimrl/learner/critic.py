@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrl.config.schema import OptimizerConfig
-from slimrl.kernels.embedding import use_summed_embeddings
 from slimrl.learner.optimizer import MasterAdamW, make_optimizer
-from slimrl.model.loading import Policy
 from slimrl.model.packing import Packed
+from slimrl.model.policy import Policy
 
 
 class Critic(nn.Module):
@@ -24,9 +23,7 @@ class Critic(nn.Module):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        trunk = copy.deepcopy(policy.model.base_model)
-        use_summed_embeddings(trunk)
-        self.trunk = trunk.requires_grad_(True)
+        self.trunk = copy.deepcopy(policy.trunk).requires_grad_(True)
         width = policy.head.weight.shape[1]
         self.head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
@@ -44,4 +41,4 @@ class Critic(nn.Module):
 def make_critic(policy: Policy, settings: OptimizerConfig) -> tuple[Critic, MasterAdamW]:
     """The critic and its optimizer, which clips and decays as the policy's does."""
     critic = Critic(policy)
-    return critic, make_optimizer(critic, settings)
+    return critic, make_optimizer(dict(critic.named_parameters()), settings)

@@ -17,7 +17,7 @@ from slimrl.errors import NonFiniteError, SettingsError
 from slimrl.learner.critic import Critic, make_critic
 from slimrl.learner.optimizer import MasterAdamW, make_optimizer
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.model.loading import Policy, freeze
+from slimrl.model.policy import Policy, freeze
 from slimrl.preflight.memory import MOST_TOKENS
 from slimrl.records import Batch
 
@@ -36,6 +36,8 @@ class Learner:
     """PPO's value function and its optimizer, where the baseline is one."""
     microbatch_tokens: int
     """As the plan has it, or less where memory ran out."""
+    exact: bool = True
+    """False where the sampler's log-probabilities are not those of this policy's module; see `rollout.Sampler`."""
 
     def drop(self) -> None:
         """Forget gradients that will not be used."""
@@ -101,15 +103,16 @@ class Known:
         )
 
 
-def make_learner(policy: Policy, config: TrainConfig) -> Learner:
+def make_learner(policy: Policy, config: TrainConfig, *, exact: bool = True) -> Learner:
     """Everything an update needs; a reference or a critic only where the settings do."""
     planned = config.optimizer.microbatch_tokens
     return Learner(
         policy,
-        make_optimizer(policy.model, config.optimizer),
+        make_optimizer(policy.trainable, config.optimizer),
         freeze(policy) if config.algorithm.kl_coef else None,
         make_critic(policy, config.optimizer) if config.algorithm.baseline == "critic" else None,
         MOST_TOKENS if planned == "auto" else planned,
+        exact,
     )
 
 

@@ -31,7 +31,7 @@ from slimrl.learner.recompute import checkpointed
 from slimrl.machine.profiler import OFF, Stopwatch
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.head import mean_probabilities
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.records import Batch, Group
 
@@ -50,7 +50,7 @@ def look_ahead(
         asked = replace(batch, loss_mask=batch.completion_mask) if algorithm.kl_place == "reward" else batch
         known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch, stop))
         demand_finite("a log-probability of the reference", known.reference)
-        if algorithm.kl_place == "reward" and is_narrow(learner.policy.model):
+        if algorithm.kl_place == "reward" and differs(learner):
             recomputed = batch_logprobs(learner.policy, asked, config, watch, stop)
             demand_finite("a recomputed log-probability", recomputed)
             # groups carried over were sampled by an earlier policy
@@ -61,15 +61,22 @@ def look_ahead(
     return known
 
 
-def recomputes_old(policy: Policy, config: TrainConfig) -> bool:
+def differs(learner: Learner) -> bool:
+    """Whether sampler and trainer give one token log-probabilities that differ by more than float32 rounding.
+
+    In a narrower type a decode step and a packed row round differently, by more than GSPO's clip is wide.
+    """
+    return not learner.exact or is_narrow(learner.policy.model)
+
+
+def recomputes_old(learner: Learner, config: TrainConfig) -> bool:
     """Whether the trainer computes the old log-probabilities again instead of taking the sampler's.
 
-    In a type narrower than float32 a decode step and a packed row round differently, by more than GSPO's clip is wide; with
-    one update the ratio is 1 by construction, and surrogates without a ratio have no use for them.
+    With one update the ratio is 1 by construction, and surrogates without a ratio have no use for them.
     """
     several = config.optimizer.minibatches * config.optimizer.epochs > 1
     has_ratio = config.algorithm.surrogate not in ("reinforce", "gpg")
-    return config.algorithm.importance != "off" or (several and has_ratio and is_narrow(policy.model))
+    return config.algorithm.importance != "off" or (several and has_ratio and differs(learner))
 
 
 def with_old(
@@ -80,7 +87,7 @@ def with_old(
     The batch has its advantages. Groups carried over keep the log-probabilities of the earlier policy that sampled them.
     """
     algorithm, policy = config.algorithm, learner.policy
-    if not recomputes_old(policy, config):
+    if not recomputes_old(learner, config):
         return known
     recomputed = as_updates_compute(policy, batch, known, config, watch, stop)
     demand_finite("a recomputed log-probability", recomputed)

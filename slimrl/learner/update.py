@@ -30,7 +30,7 @@ from slimrl.learner.recompute import checkpointed
 from slimrl.learner.targets import look_ahead, with_advantages, with_old
 from slimrl.machine.profiler import OFF, Stopwatch
 from slimrl.machine.signals import NEVER, Stop
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.records import Batch
 
 CRITIC_RATE = 5

@@ -20,8 +20,8 @@ from slimrl.learner.recompute import can_checkpoint, checkpointed
 from slimrl.machine.limits import free_memory, large_blocks_given_back, total_memory, used_memory
 from slimrl.model.cost import cost_of
 from slimrl.model.head import CHUNK_ELEMENTS
-from slimrl.model.loading import Policy
 from slimrl.model.packing import pack
+from slimrl.model.policy import Policy
 from slimrl.rollout.engine import PREFILL_TOKENS
 
 MOST_TOKENS = 16384
@@ -146,14 +146,14 @@ def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows
     `rows` are the completions of one step (or of an evaluation); without `training` there is no update.
     """
     cost, device = cost_of(policy), policy.device
-    parameters = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in policy.trainable.values())
     narrow = policy.model.dtype != torch.float32
     has_reference = isinstance(config, TrainConfig) and bool(config.algorithm.kl_coef)
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
     if config.memory_share < 1:  # of all there is: what else holds memory just now must not decide what is chosen
         budget = int(SHARE * config.memory_share * total_memory(device))
-    largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
+    largest = max(p.numel() * p.element_size() for p in policy.trainable.values())
     in_place = not narrow and isinstance(policy.model.get_input_embeddings(), SummedEmbedding)
     apart = 0 if in_place else largest
     longest = longest_prompt + config.rollout.budget
@@ -230,7 +230,7 @@ def _head_copies(config: RootConfig) -> int:
 
 
 def _critic_bytes(policy: Policy) -> int:
-    trunk = list(policy.model.base_model.parameters())
+    trunk = list(policy.trunk.parameters())
     count, held = sum(p.numel() for p in trunk), sum(p.numel() * p.element_size() for p in trunk)
     narrow = policy.model.dtype != torch.float32
     return int(held + (4 * narrow + 8 + 4) * count)
@@ -296,5 +296,5 @@ def _saved(policy: Policy, size: int, checkpointing: bool) -> int:
 
 def _widest(policy: Policy) -> int:
     """Numbers a token has at once, at most, in a layer of a forward pass without gradients."""
-    linear = (module for module in policy.model.base_model.modules() if isinstance(module, nn.Linear))
+    linear = (module for module in policy.trunk.modules() if isinstance(module, nn.Linear))
     return max(max(module.in_features, module.out_features) for module in linear)

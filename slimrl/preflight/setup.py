@@ -15,8 +15,11 @@ from slimrl.config.files import with_chosen
 from slimrl.config.schema import RolloutConfig, RootConfig, TrainConfig
 from slimrl.display.run import visible
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
-from slimrl.model.loading import Policy, load_policy, sampling_settings, taught_instruction
+from slimrl.model.loading import load_policy, sampling_settings, taught_instruction
+from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.memory import MemoryPlan, apply_plan, plan_memory
@@ -24,7 +27,8 @@ from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request, Sampler
+from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
@@ -51,7 +55,7 @@ class Setup:
     policy: Policy
     task: Task
     prompter: Prompter
-    engine: RolloutEngine
+    engine: Sampler
     held_out: tuple[Problem, ...]
     """The evaluation problems, the same ones every time."""
     harder: tuple[Problem, ...]
@@ -62,6 +66,8 @@ class Setup:
     """What the run will take; `config` holds the numbers it chose where settings say `auto`."""
     chosen: Mapping[str, int | float]
     """Numbers that model and task decided where settings say `auto`, by dotted key; `config` holds them too."""
+    watch: Stopwatch
+    stop: Stop
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -127,7 +133,7 @@ class TrainSetup(Setup):
             groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
 
         self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
-        with self.engine.watch.part("rewards"):
+        with self.watch.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
 
@@ -135,11 +141,11 @@ class TrainSetup(Setup):
         """Its result; raises Stopped where that is asked meanwhile."""
         while not group.done():
             wait([group], timeout=WAIT_SECONDS)
-            self.engine.stop.check()
+            self.stop.check()
         return group.result()
 
 
-def prepare(config: RootConfig, *, training: bool = False) -> Setup:
+def prepare(config: RootConfig, *, training: bool = False, stop: Stop = NEVER) -> Setup:
     """Load model and task, drop prompts that do not fit the context (counted, never cut), and plan the memory.
 
     Raises SettingsError or DataError, one sentence each.
@@ -190,17 +196,21 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training)
     config = apply_plan(config, memory)
     assert isinstance(config.rollout.slots, int)
+    watch = Stopwatch(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
+    engine = RolloutEngine(policy, slots=config.rollout.slots, compiled=config.rollout.compile, watch=watch, stop=stop)
     return Setup(
         config=config,
         policy=policy,
         task=replace(task, train=train),
         prompter=prompter,
-        engine=RolloutEngine(policy, slots=config.rollout.slots, compiled=config.rollout.compile),
+        engine=engine,
         held_out=tuple(held_out),
         harder=tuple(harder),
         notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),
         memory=memory,
         chosen=chosen.values,
+        watch=watch,
+        stop=stop,
     )
 
 
@@ -258,9 +268,9 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
     return policy, prompter, instruction
 
 
-def prepare_training(config: TrainConfig) -> TrainSetup:
+def prepare_training(config: TrainConfig, stop: Stop = NEVER) -> TrainSetup:
     """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
-    setup = prepare(config, training=True)
+    setup = prepare(config, training=True, stop=stop)
     config = config.model_copy(update={"rollout": setup.config.rollout, "optimizer": setup.config.optimizer})
     count, wanted = len(setup.task.train), config.rollout.problems
     if count < wanted:

@@ -24,7 +24,7 @@ _MANTISSA = 53
 
 
 @torch.no_grad()
-def draw(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
     """float32 logits [N, V], uniform [N] float64 in [0, 1) -> token ids [N] and their log-probabilities [N] in nats.
 
     The log-probability is under softmax(logits / temperature), also for greedy choices. Overwrites `logits`.

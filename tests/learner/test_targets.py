@@ -18,7 +18,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.learner.learner import Known, Learner, make_learner
 from slimrl.learner.targets import look_ahead, penalty_in_reward, with_old
 from slimrl.learner.update import update
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.records import Group
 from tests.conftest import ROOT
 from tests.learner.test_update import SURROGATES, batch_of, groups_of, settings

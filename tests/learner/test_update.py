@@ -27,10 +27,11 @@ from slimrl.learner.update import (
     update,
     update_policy,
 )
-from slimrl.model.loading import Policy, freeze
+from slimrl.model.policy import Policy, freeze
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
 from tests.conftest import ROOT
 from tests.tiny import FAMILIES, tiny_policy
 
@@ -538,7 +539,7 @@ def test_kl_pulls_towards_the_reference_and_zero_coefficient_needs_none() -> Non
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> None:
     policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0})
-    optimizer = make_optimizer(policy.model, config.optimizer)
+    optimizer = make_optimizer(policy.trainable, config.optimizer)
     batch = batch_of(policy, config)
     before = [p.detach().clone() for p in policy.model.parameters()]
     hook: Callable[[], None] = lambda: None  # noqa: E731
@@ -555,7 +556,7 @@ def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> Non
 
 
 def make_masters(policy: Policy) -> MasterAdamW:
-    return MasterAdamW(policy.model, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    return MasterAdamW(policy.trainable, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
 
 
 def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:
