@@ -39,7 +39,7 @@ def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
 
 
 def can_checkpoint(model: nn.Module) -> bool:
-    """Whether the model has layers that can be computed again."""
+    """True where the model has layers that can be computed again."""
     return bool(_layers(model))
 
 

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from slimrl.errors import SettingsError
 
 STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay")
-"""What state-space and linear-attention layers call their parameters."""
+"""Names of parameters in state-space and linear-attention layers."""
 PLAIN_LAYERS = ("full_attention", "sliding_attention")
 PLAIN_CACHES = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 """transformers' caches of keys and values alone; a dummy belongs to a layer that reads another layer's."""
@@ -26,7 +26,7 @@ PLAIN_CACHES = ("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer")
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one layer hands to attention."""
+    """Sizes of the tensors that one layer hands to attention."""
 
     heads: int
     kv_heads: int
@@ -73,7 +73,7 @@ def _caches(model: PreTrainedModel) -> list[Any]:
 def demand_plain_layers(
     model: PreTrainedModel, recorded: Mapping[int, LayerAttention], calls: int
 ) -> tuple[LayerAttention, ...]:
-    """What each layer handed to attention, recorded in a forward pass with this many calls of attention.
+    """The layers in order, from what a forward pass with this many calls of attention has recorded of them.
 
     Raises SettingsError unless every layer called it once, with equally many key heads and with the window that its
     configuration has.

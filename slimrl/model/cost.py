@@ -1,4 +1,4 @@
-"""What a token costs in operations and bytes, read off the module."""
+"""The cost of a token in operations and bytes, counted on the module."""
 
 from __future__ import annotations
 

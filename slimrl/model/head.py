@@ -1,6 +1,6 @@
 """Per-token log-probability and entropy from hidden states, in row chunks, never a [rows, tokens, vocabulary] tensor.
 
-Logits of a chunk are recomputed in the backward pass, so the peak is a few chunks whatever the number of tokens.
+Logits of a chunk are recomputed in the backward pass, so the peak is a few chunks for any number of tokens.
 Everything after the head is float32: log-probabilities are of softmax(logits / temperature), what was sampled from.
 """
 
@@ -109,7 +109,7 @@ def mean_probabilities(
 
 
 class _Chunk(NamedTuple):
-    """What a forward pass makes of n positions."""
+    """The values of n positions."""
 
     logprobs: Tensor
     entropy: Tensor

@@ -66,7 +66,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
 
 
 def _source(config: ModelConfig, path: str) -> dict[str, Any]:
-    """What every from_pretrained is called with; raises SettingsError for a revision that nothing reads."""
+    """The arguments of every from_pretrained; raises SettingsError for a revision that nothing reads."""
     source: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if not Path(path).is_dir():
         source["revision"] = config.revision
@@ -118,7 +118,7 @@ def _saved_model(
 
 
 def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) -> DataError:
-    """What a user reads where transformers cannot load a model."""
+    """The error for a model that transformers cannot load."""
     if config.pickled_weights and "Weights only load failed" in str(error):
         return DataError(
             f"model.path={config.path}: {pickled or 'the pickle'} holds more than tensors, which could run code, so it is "
@@ -161,7 +161,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
 
 
 def resolve(path: str) -> str:
-    """A folder or Hub name that exists as far as can be told from here; raises SettingsError."""
+    """A folder with a model, or a name that may be on the Hub; raises SettingsError for any other path."""
     if path == "builtin":
         return str(BUILTIN)
     if not path:
@@ -223,13 +223,13 @@ def template_terminators(tokenizer: Any) -> set[int]:
         return set()
     try:
         end = find_template(tokenizer, arguments={}, now=datetime.now()).turn_end()
-    except SlimError:  # said by the prompter where the template is used; task.template=plain does without it
+    except SlimError:  # the prompter reports it where the template is used; task.template=plain does without it
         return set()
     return set() if end is None else {end}
 
 
 def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig:
-    """What `generate` must be told to sample as SlimRL does: the whole distribution, and the same stop ids.
+    """The settings with which transformers' `generate` samples as SlimRL does: the whole distribution, the same stop ids.
 
     Of the settings that came with a model, others, such as a repetition penalty, act on sampling elsewhere and not here.
     """

@@ -35,11 +35,11 @@ class Policy:
     context: int
     """Longest prompt plus completion that the model was made for, in tokens."""
     attention: tuple[LayerAttention, ...] = ()
-    """What each layer hands to attention, recorded when the model was loaded."""
+    """Recorded layer by layer when the model was loaded."""
     form_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the form of an answer, and so of a completion's text."""
     notes: tuple[str, ...] = ()
-    """What a user should know about the files that were loaded, and about the model."""
+    """Sentences for the user about the files that were loaded, and about the model."""
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +57,7 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def merged(self) -> PreTrainedModel:
-        """The model as it is saved: with plain weights, whatever it was trained through."""
+        """The model as it is saved: its own layers with plain weights, ready for from_pretrained."""
         return self.model
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:

@@ -92,7 +92,7 @@ def _tried(run: Callable[[], Tensor], what: str) -> Tensor:
         return run()
     except UnsupportedAttentionError as error:
         raise SettingsError(f"{what.split()[0]} {error}") from None
-    except Exception as error:  # foreign code, which raises whatever it likes
+    except Exception as error:  # foreign code can raise anything
         if is_out_of_memory(error):
             raise
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -1,8 +1,8 @@
-"""How decode steps are run: one by one from Python, or recorded once as CUDA graphs and replayed.
+"""Runners of decode steps: one by one from Python, or recorded once as CUDA graphs and replayed.
 
 A decode step of a small model is some hundred kernels of a few microseconds each. Started one by one from Python, the
-GPU waits most of the time; replayed as a graph, whole steps go out in one launch, several between looks from the host.
-A graph has fixed shapes and addresses, so a runner also says how shapes are rounded and whether buffers must stay.
+GPU waits most of the time; replayed as a graph, a whole step is one launch, and several run before the host looks at the
+result. A graph has fixed shapes and addresses, so a runner also decides how shapes are rounded and if buffers must stay.
 """
 
 from __future__ import annotations

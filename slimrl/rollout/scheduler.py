@@ -1,4 +1,4 @@
-"""Which samples wait, which occupy slots, and which prompts are stored: decisions in plain numbers, without a model.
+"""The scheduler: samples that wait, samples that occupy slots, and prompts that are stored, in plain numbers, without a model.
 
 The samples of all requests are numbered in order, and enter in order. The occupied slots are always the first ones: where
 rows leave, the rows at the end move into their slots. The store of prompts is kept contiguous in the same way.
@@ -19,7 +19,7 @@ PATIENCE = 16
 
 @dataclass(frozen=True)
 class Moves:
-    """How entries that leave are replaced by entries from the end."""
+    """Entries from the end of a list that replace entries that leave."""
 
     kept: int
     """Entries that remain."""

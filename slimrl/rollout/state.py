@@ -1,4 +1,4 @@
-"""What the sampler runs on the device: the prefill of prompts, the buffers of its slots, and the decode step."""
+"""The device side of the sampler: the prefill of prompts, the buffers of the slots, and the decode step."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def prefill(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
 
 
 class State:
-    """What a decode step reads and writes, on the device; row i of each tensor belongs to slot i.
+    """Everything that decode steps read and write, on the device; row i of each tensor belongs to slot i.
 
-    Token buffers have a column beyond the cache's C for what a finished row goes on drawing until it leaves.
+    Token buffers have a column beyond the cache's C, for what a finished row still draws until it leaves.
     """
 
     def __init__(self, cache: Cache, stop_ids: Sequence[int], device: torch.device) -> None:
@@ -143,6 +143,6 @@ def compiled_step() -> Callable[[Policy, State, Step, Stopwatch], None]:
     torch._dynamo.reset()
     # One version each for first steps, single rows, windows and the like; beyond the limit torch would go back to Python.
     torch._dynamo.config.recompile_limit = 64
-    # The module does not change between steps, and asking each of its parts whether it has costs as much as a layer.
+    # The module does not change between steps, and asking each of its parts if it has costs as much as a layer.
     unguarded: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     return torch.compile(decode_step, dynamic=True, options=unguarded)
