@@ -18,6 +18,11 @@ def key(request: Request, greedy: bool) -> Any:
     return request.prompt_ids, request.uniforms.shape, request.uniforms.tobytes(), greedy
 
 
+def total(policy: Policy) -> float:
+    """A number that tells the weights of a policy apart."""
+    return sum(float(p.detach().double().sum()) for p in policy.model.parameters())
+
+
 class Recording(RolloutEngine):
     """The engine, with everything that it sampled on `tape`."""
 
@@ -35,7 +40,7 @@ class Scripted:
     def __init__(self, policy: Policy, tape: Tape, *, exact: bool, shift: float = 0.0) -> None:
         self.policy, self.tape, self.exact, self.shift = policy, tape, exact, shift
         self.slots = 8
-        self.seen = [self._sum()]
+        self.seen = [total(self.policy)]
         """Sums of the policy's weights: at first, and at each call of `weights_changed`."""
 
     def generate(
@@ -59,10 +64,7 @@ class Scripted:
         return groups
 
     def weights_changed(self) -> None:
-        self.seen.append(self._sum())
-
-    def _sum(self) -> float:
-        return sum(float(p.detach().double().sum()) for p in self.policy.model.parameters())
+        self.seen.append(total(self.policy))
 
     def limit_slots(self, slots: int) -> None:
         self.slots = min(self.slots, slots)

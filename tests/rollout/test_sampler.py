@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 
 from slimrl.config.files import load_config
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
+from slimrl.machine.signals import Stopped
 from slimrl.model.policy import Policy
 from slimrl.rollout import Sampler
+from slimrl.rollout.engine import RolloutEngine
+from slimrl.sft import sft
 from slimrl.train import TrainSummary, train
-from tests.scripted import Scripted, Tape, recorder
+from tests.scripted import Scripted, Tape, recorder, total
+from tests.session.test_resume import StopAt
 
 SMALL = (
     "steps=2", "rollout.problems=2", "rollout.group_size=4", "rollout.max_new_tokens=40", "evaluation.problems=2",
@@ -68,3 +72,33 @@ def test_the_old_log_probabilities_are_computed_again_where_the_sampler_is_not_e
     assert step["sampling/sampling_logp_difference/mean"] == pytest.approx(1.0, abs=1e-3)
     assert (step["clip_ratio/region_mean"] > 0.2) == exact
     assert (step["clip_ratio/region_mean"] == 0.0) == (not exact)
+
+
+class OwnWeights(RolloutEngine):
+    """Stands for a sampler with weights of its own: they are those of the last time that it was told, and must never be old."""
+
+    def __init__(self, policy: Policy, **settings: Any) -> None:
+        super().__init__(policy, **settings)
+        self.copied = total(policy)
+
+    def generate(self, *args: Any, **settings: Any) -> Any:
+        assert self.copied == total(self.policy)
+        return super().generate(*args, **settings)
+
+    def weights_changed(self) -> None:
+        self.copied = total(self.policy)
+
+
+def test_a_sampler_with_weights_of_its_own_is_told_of_every_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimrl.preflight.setup.RolloutEngine", OwnWeights)
+    places = (f"output={tmp_path}", "evaluation.every=1", "checkpoint.every=1", *SMALL)
+    config = load_config(TrainConfig, [], ["name=a", *places])
+    moments = StopAt(-1)
+    train(config.model_copy(update={"name": "whole"}), Display(quiet=True), stop=moments)
+    with pytest.raises(Stopped):
+        train(config, Display(quiet=True), stop=StopAt((-1 - moments.left) * 3 // 4))
+    train(config, Display(quiet=True), resume=True)
+    short = ("steps=2", "sft.batch_size=4", "evaluation.problems=2", "evaluation.harder_problems=0")
+    sft(load_config(SftRunConfig, [], [f"output={tmp_path}", "name=s", *short]), Display(quiet=True))
