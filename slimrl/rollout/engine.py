@@ -110,7 +110,7 @@ class RolloutEngine:
         return [done[index] for index in range(len(requests))]
 
     def weights_changed(self) -> None:
-        """Nothing is to be done: every step reads the weights of the module that learns, and none of them is kept."""
+        """Nothing to do: every step reads the weights of the module that learns, and nothing derived from them is kept."""
 
     def limit_slots(self, slots: int) -> None:
         """Use at most this many slots from now on; frees the buffers of more."""
@@ -267,10 +267,10 @@ class _Run:
                 own = self.prompt_lengths[batch]
                 pairs = float((own**2).sum() / 2)
                 self.watch.count(flops=self.engine.cost.forward(int(own.sum()), len(batch), pairs))
-                prefilled = prefill(self.policy, [self.requests[r].prompt_ids for r in batch])
-                self.state.cache.fill(len(self.schedule.stored), prefilled.plan, prefilled.packed.places)
+                stored, places, logits = prefill(self.policy, [self.requests[r].prompt_ids for r in batch])
+                self.state.cache.fill(len(self.schedule.stored), stored, places)
             self.schedule.stored = np.concatenate([self.schedule.stored, batch])
-            self.logits |= zip(batch.tolist(), prefilled.logits, strict=True)
+            self.logits |= zip(batch.tolist(), logits, strict=True)
             left = left[len(batch) :]
 
     def _new_layout(self, n: int) -> RowLayout:

@@ -23,11 +23,10 @@ def demand_plain_decoding(policy: Policy) -> None:
     ids, positions = probe_tokens(policy)
     with in_float32(policy.model):
         known, row = ids.shape[1] - 2, tuple(ids[0].tolist())
-        prefilled = prefill(policy, [row[:known], row])
-        wanted = prefilled.logits[1]
+        stored, places, logits = prefill(policy, [row[:known], row])
         # The torch operations where a narrow model decodes with them, though its keys are float32 here.
         cache = Cache(prompts=1, width=known, slots=1, columns=2, recorded=is_narrow(policy.model))
-        cache.fill(0, prefilled.plan, prefilled.packed.places[:1, :known])
+        cache.fill(0, stored, places[:1, :known])
         zero = torch.zeros(1, dtype=torch.long, device=policy.device)
         heads = torch.arange(cache.heads, device=policy.device)
         layout = RowLayout(heads[None, :, None], heads, zero)
@@ -36,7 +35,7 @@ def demand_plain_decoding(policy: Policy) -> None:
             step = DecodeStep(cache, layout, shape, time=time, ages=zero + time, lengths=zero + known)
             place = slice(known + time, known + time + 1)
             hidden = policy.hidden(ids[:, place], positions[:, place], step)
-        gap = relative_gap(policy.head(hidden[:, 0]), wanted)
+        gap = relative_gap(policy.head(hidden[:, 0]), logits[1])
         if gap <= TOLERANCE:
             return
         forwards, backwards = (policy.hidden(ids, p, CausalRows()) for p in (positions, positions.flip(1)))

@@ -14,25 +14,15 @@ from torch import Tensor
 from slimrl.errors import SettingsError
 from slimrl.machine.profiler import Stopwatch
 from slimrl.model.attention import Prefill
-from slimrl.model.packing import Packed, pack
+from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
 from slimrl.rollout.cache import Cache, DecodeStep, RowLayout, StepShape
 from slimrl.rollout.sampling import sample_tokens
 from slimrl.rollout.scheduler import Moves
 
 
-@dataclass(frozen=True)
-class Prefilled:
-    """Prompts whose keys, values and next-token logits are known."""
-
-    plan: Prefill
-    packed: Packed
-    logits: Tensor
-    """[prompts, V] float32."""
-
-
-def prefill(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
-    """Keys, values and next-token logits of prompts."""
+def prefill(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Prefill, Tensor, Tensor]:
+    """Keys and values of packed prompts, the places [prompts, L] of their tokens, and next-token logits [prompts, V] float32."""
     lengths = torch.tensor([len(p) for p in prompts])
     width = int(lengths.max())
     ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts])
@@ -40,7 +30,7 @@ def prefill(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Prefilled:
     plan = Prefill(packed.plan)
     hidden = policy.hidden(packed.ids[None], packed.positions[None], plan)[0]
     last = packed.places.gather(1, (lengths - 1)[:, None].to(packed.places.device)).squeeze(1)
-    return Prefilled(plan, packed, policy.head(hidden.index_select(0, last)))
+    return plan, packed.places, policy.head(hidden.index_select(0, last))
 
 
 class State:
