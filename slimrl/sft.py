@@ -143,10 +143,10 @@ def take_update(
 
 
 def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
-    """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and lets it write.
+    """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and returns its text.
 
-    A worked solution beyond the token budget gives None: cut off, it would teach never to stop. The flawed texts of
-    the built-in task are cut there, since not stopping is what the rambling ones show.
+    It returns None for a worked solution beyond the token budget: cut off, it would teach never to stop. The flawed texts of
+    the built-in task are cut there, since the rambling ones are to show a text that does not stop.
     Raises SettingsError for a batch larger than the task, a demonstrator that it does not have, or a task without worked
     solutions.
     """
@@ -174,10 +174,10 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
         (ids,) = setup.prompter.completion_ids([text])
-        room = setup.config.rollout.budget
-        if len(ids) < room:
+        budget = setup.config.rollout.budget
+        if len(ids) < budget:
             return Example(setup.prompt_ids(problem), (*ids, stop))
-        return None if name == "solution" else Example(setup.prompt_ids(problem), ids[:room])
+        return None if name == "solution" else Example(setup.prompt_ids(problem), ids[:budget])
 
     return demonstrate
 
@@ -236,5 +236,5 @@ def _stop_id(setup: Setup) -> int:
 
 def summarize(run: RunDirectory, state: SftState) -> SftSummary:
     """The summary of a run after its last update."""
-    before, after = run.measured.first.test.summary(), run.measured.last.test.summary()
-    return SftSummary(str(run.path), before, after, state.step, state.tokens, state.seconds)
+    before, after = run.measured.summaries[0], run.measured.summaries[state.step]
+    return SftSummary(str(run.path), before["test"], after["test"], state.step, state.tokens, state.seconds)

@@ -249,7 +249,7 @@ def is_spoiled(setup: TrainSetup, learner: Learner) -> bool:
 def summarize(setup: TrainSetup, run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:
     """The summary of a run after its last step: before and after on the same problems, with the paired difference."""
     config, before, after = setup.config, run.measured.first, run.measured.last
-    first, last = before.summaries(), after.summaries()
+    first, last = run.measured.summaries[before.step], run.measured.summaries[after.step]
     harder = {"before": first["harder"], "after": last["harder"]} if "harder" in first else {}
     return TrainSummary(
         run=str(run.path),
