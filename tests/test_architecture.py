@@ -38,7 +38,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     },
     "evaluate": {"preflight", "results"},
     "session": {
-        "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs", "tasks",
+        "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs", "tasks",
     },
     "train": {"algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "runs", "session"},
     "sft": {"algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "runs", "session"},

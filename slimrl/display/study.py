@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from slimrl.display.run import visible
 from slimrl.runs.reader import read_run, value
 from slimrl.statistics import points
 from slimrl.study.runner import DONE, Fleet, Planned, planned_runs
 from slimrl.study.spec import Expanded
+from slimrl.text import visible
 
 QUIET_SECONDS = 30.0
 """Between lines on progress where there is no terminal to draw on."""

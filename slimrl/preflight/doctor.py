@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -16,37 +15,12 @@ from slimrl.model.policy import Policy
 from slimrl.preflight.effects import Seen, confounded_switches, inert_switches
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Group, Problem
+from slimrl.results import DoctorReport
 
 PROBE_PROBLEMS = 16
 
 
-@dataclass(frozen=True)
-class Examination:
-    """What `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
-
-    first_prompt: str
-    stop_ids: dict[str, str]
-    """Stop id to its text."""
-    completions: int
-    stop: float
-    """Share that ends with a stop id within the budget."""
-    parses: float
-    """Share in the required form."""
-    right: float
-    """Share that is right, strictly."""
-    groups: int
-    signal: float
-    """Share of groups whose rewards differ: only these can teach."""
-    gold_checked: int
-    gold_failed: int
-    reward_maximum: float
-    inert: list[str]
-    confounded: list[str]
-    warnings: list[str]
-    samples: list[dict[str, str | float]]
-
-
-def examine(setup: TrainSetup) -> Examination:
+def examine(setup: TrainSetup) -> DoctorReport:
     """Sample a few groups from the training problems with draws of their own, and look at them."""
     problems = list(islice(setup.training_problems(step=0, count=PROBE_PROBLEMS), PROBE_PROBLEMS))
     groups = setup.roll_out(problems, stream="probe", step=0, strict=True)
@@ -57,7 +31,7 @@ def examine(setup: TrainSetup) -> Examination:
     right = float(np.mean([r.correct for r in rollouts]))
     signal = float(np.mean([has_signal(group, "reward") for group in groups]))
     tokenizer = setup.policy.tokenizer
-    return Examination(
+    return DoctorReport(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
         stop_ids={str(i): str(tokenizer.convert_ids_to_tokens(i)) for i in setup.policy.stop_ids},
         completions=len(rollouts),

@@ -23,11 +23,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from scipy import stats
 
-from slimrl.display.run import visible
 from slimrl.report.tables import signed, verdict_of
 from slimrl.runs.reader import Run
 from slimrl.statistics import CONFIDENCE
 from slimrl.study.results import Effect
+from slimrl.text import visible
 
 Array = NDArray[np.float64]
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from slimrl.display.run import visible
 from slimrl.report import plots as pictures
 from slimrl.report import prose as words
 from slimrl.report import tables
 from slimrl.report.tables import Table
 from slimrl.runs.reader import Run
 from slimrl.study.results import Results
+from slimrl.text import visible
 
 CURVE_POINTS = 60
 """Of a run, in results.json."""

@@ -13,7 +13,7 @@ mpl.use("Agg")  # no screen is needed, and none may be opened
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from slimrl.runs.measured import Summaries
+from slimrl.results import Summaries
 
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("held-out accuracy", {}),

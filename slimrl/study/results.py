@@ -18,7 +18,6 @@ from scipy import stats
 from slimrl import statistics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.config.schema import TrainConfig
-from slimrl.evaluate import paired_difference
 from slimrl.runs.reader import (
     Run,
     read_chosen,
@@ -29,7 +28,7 @@ from slimrl.runs.reader import (
     run_folder,
     value,
 )
-from slimrl.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
+from slimrl.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement, paired_difference
 from slimrl.study.effects import changed_settings, concerning
 from slimrl.study.spec import Arm, Comparison, Expanded
 

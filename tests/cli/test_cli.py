@@ -314,7 +314,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert {"run", "before", "after", "steps", "tokens_generated", "seconds"} <= set(summary)
     assert {"accuracy", "low", "high", "greedy", "n"} <= set(summary["before"])
     assert summary["before"]["n"] == 6
-    assert "everything lies in runs/r" in trained.err
+    assert "everything is in runs/r" in trained.err
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final", "lock",

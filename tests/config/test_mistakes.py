@@ -366,7 +366,8 @@ def test_a_step_is_one_line_of_80_columns(factor: float, steps: int) -> None:
     groups = (None,)
     collected = Collected(groups, (), (), 1)  # type: ignore[arg-type]
     for step in (0, steps - 2):
-        display.step(step, steps, metrics, collected, seconds=0.5 + 1e4 * step, task=None)  # type: ignore[arg-type]
+        timed = metrics | {"time/total": 0.5 + 1e4 * step}
+        display.step(step, steps, timed, collected, task=None)  # type: ignore[arg-type]
     display.stop()
     lines = display.console.export_text().splitlines()
     assert len(lines) == 3, "a title and two rows"
@@ -440,7 +441,7 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
     assert "after step" not in slimrl("eval", tiny, *SMALL[3:]).err
     for change, words in (
         ("steps=5", "finished with steps=2 and keeps no state of the optimizer"),
-        ("steps=1", "finished with steps=2, so steps=1 lies behind it"),
+        ("steps=1", "finished with steps=2, so steps=1 is already past"),
         ("optimizer.learning_rate=0.5", "would have no effect"),
     ):
         said = slimrl("train", "--resume", "runs/r", change)

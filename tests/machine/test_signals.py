@@ -105,11 +105,11 @@ def test_the_command_line_stops_says_how_to_go_on_and_goes_on(tmp_path: Path) ->
         first.send_signal(signal.SIGTERM)
         said = first.communicate()[1]
     assert first.returncode == PREEMPTED
-    assert f"slimrl train --resume {tmp_path}/a goes on" in " ".join(said.split())
+    assert f"resume with slimrl train --resume {tmp_path}/a" in " ".join(said.split())
     assert "Traceback" not in said
     with slimrl(str(tmp_path / "a"), "--json") as second:
         out, said = second.communicate()
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert json.loads(out)["steps"] == 5
     assert content(tmp_path / "a") == content(tmp_path / "whole" / "a")
 

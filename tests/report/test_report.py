@@ -22,7 +22,6 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
-from slimrl.display.run import visible
 from slimrl.report import plots as pictures
 from slimrl.report import prose as words
 from slimrl.report import tables
@@ -31,6 +30,7 @@ from slimrl.report.report import as_csv, as_html, as_json, as_markdown, code, pr
 from slimrl.runs.reader import Run
 from slimrl.statistics import Judgement, interval, judge
 from slimrl.study.results import Effect, Results
+from slimrl.text import visible
 from tests.study.synthetic import LINES, PRIMARY, make_results, renamed
 
 FEW = dict(list(LINES.items())[:4])

@@ -9,7 +9,6 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,12 +19,13 @@ from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.loading import load_policy
+from slimrl.results import TrainSummary
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs import durable
 from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, write_checkpoint
 from slimrl.runs.files import read_metrics
 from slimrl.session.resume import LENGTH, MAY_CHANGE
-from slimrl.train import TrainSummary, train
+from slimrl.train import train
 from tests.conftest import ROOT
 
 EVERYTHING = (
@@ -178,7 +178,7 @@ def stopped(tmp_path: Path, undisturbed: tuple[Path, int]) -> Iterator[Path]:
 
 
 def test_an_unfinished_run_says_how_to_go_on(stopped: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"go on with slimrl train --resume {stopped}, or choose another name"):
+    with pytest.raises(SettingsError, match=rf"resume it with slimrl train --resume {stopped}, or choose another name"):
         run(stopped.parent, "a")
 
 
@@ -213,13 +213,8 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
 def test_fewer_slots_act_and_are_said_to_change_last_bits(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, slots = RolloutEngine.generate, set()
-
-    def noted(self: RolloutEngine, *args: Any, **more: Any) -> Any:
-        slots.add(self.slots)
-        return own(self, *args, **more)
-
-    monkeypatch.setattr(RolloutEngine, "generate", noted)
+    own, slots = RolloutEngine._sample, set()
+    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
     config = load_config(TrainConfig, [], [f"output={stopped.parent}", "name=a", *EVERYTHING, "rollout.slots=3"])
     train(config, Display(), resume=True)
     assert slots == {3}
@@ -241,7 +236,7 @@ def test_more_steps_go_further(tmp_path: Path) -> None:
 
 
 def test_other_software_is_refused_unless_forced(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimrl.session.resume.files_digest", lambda paths: f"other {len(list(paths))}")
+    monkeypatch.setattr("slimrl.session.identity.files_digest", lambda paths: f"other {len(list(paths))}")
     with pytest.raises(SettingsError, match=r"SlimRL's own code changed.*--force"):
         run(stopped.parent, "a", resume=True)
     assert run(stopped.parent, "a", resume=True, force=True).steps == 5
@@ -249,11 +244,11 @@ def test_other_software_is_refused_unless_forced(stopped: Path, monkeypatch: pyt
 
 def test_other_problems_and_other_first_weights_are_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("slimrl.session.resume._data", lambda _: "other")
+        patch.setattr("slimrl.session.identity._data", lambda _: "other")
         with pytest.raises(SettingsError, match="the problems of the task, or their prompts, are not those"):
             run(stopped.parent, "a", resume=True, force=True)
     with monkeypatch.context() as patch:
-        patch.setattr("slimrl.session.resume.digest", lambda _: "other")
+        patch.setattr("slimrl.session.identity.digest", lambda _: "other")
         with pytest.raises(SettingsError, match=r"the weights of model\.path are not those"):
             run(stopped.parent, "a", resume=True, force=True)
 
@@ -414,7 +409,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     train(config, Display(), resume=True)
     said = capsys.readouterr().err
     assert f"{last.path} is damaged and not used: optimizer.safetensors has another sha256" in said
-    assert f"going on after step {previous.step}" in said
+    assert f"resuming after step {previous.step}" in said
     assert content(stopped) == content(undisturbed[0])
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DataError
-from slimrl.evaluate import paired_difference
 from slimrl.runs.reader import LONGEST_NAME, read_run, run_folder
+from slimrl.statistics import paired_difference
 from slimrl.study.results import Effect, Results, collect
 from slimrl.study.runner import planned_runs
 from slimrl.study.spec import Expanded, load_study
