@@ -154,7 +154,7 @@ def train_and_measure(
     config = setup.config
     learner = make_learner(setup.policy, config, exact=setup.engine.exact)
     state = restore(checkpoint, setup, learner) if checkpoint else RunState()
-    watch = setup.watch
+    watch = setup.profiler
     limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
     keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
 

@@ -66,7 +66,7 @@ class Setup:
     """What the run will take; `config` holds the numbers it chose where settings say `auto`."""
     chosen: Mapping[str, int | float]
     """Numbers that model and task decided where settings say `auto`, by dotted key; `config` holds them too."""
-    watch: Stopwatch
+    profiler: Stopwatch
     stop: Stop
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
@@ -133,7 +133,7 @@ class TrainSetup(Setup):
             groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
 
         self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
-        with self.watch.part("rewards"):
+        with self.profiler.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
 
@@ -196,8 +196,10 @@ def prepare(config: RootConfig, *, training: bool = False, stop: Stop = NEVER) -
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training)
     config = apply_plan(config, memory)
     assert isinstance(config.rollout.slots, int)
-    watch = Stopwatch(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    engine = RolloutEngine(policy, slots=config.rollout.slots, compiled=config.rollout.compile, watch=watch, stop=stop)
+    profiler = Stopwatch(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
+    engine = RolloutEngine(
+        policy, slots=config.rollout.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop
+    )
     return Setup(
         config=config,
         policy=policy,
@@ -209,7 +211,7 @@ def prepare(config: RootConfig, *, training: bool = False, stop: Stop = NEVER) -
         notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),
         memory=memory,
         chosen=chosen.values,
-        watch=watch,
+        profiler=profiler,
         stop=stop,
     )
 
