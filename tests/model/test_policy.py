@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimrl.learner.critic import Critic
-from slimrl.learner.learner import make_learner
 from slimrl.model.cost import cost_of
 from slimrl.model.policy import Policy
 from slimrl.preflight.memory import plan_memory
@@ -21,7 +20,7 @@ from slimrl.runs.directory import RunDirectory
 from slimrl.session.state import model_tensors
 from tests.learner.test_targets import run_update
 from tests.learner.test_update import settings
-from tests.tiny import NoTokenizer, tiny_model, tiny_policy
+from tests.tiny import NoTokenizer, learner_of, tiny_model, tiny_policy
 
 IDS = torch.arange(3, 20)[None]
 RANK = 2
@@ -99,8 +98,8 @@ def test_a_whole_model_is_trained_and_saved_as_it_is() -> None:
 def test_an_update_moves_the_addition_and_nothing_else(adapted: AdaptedPolicy) -> None:
     config = settings(optimizer={"learning_rate": 1e-2, "minibatches": 2, "epochs": 2}, algorithm={"kl_coef": 0.1})
     before = {name: p.detach().clone() for name, p in adapted.model.named_parameters()}
-    learner = make_learner(adapted, config)
-    metrics = run_update(learner, config)
+    learner = learner_of(adapted, config)
+    metrics = run_update(learner)
     assert metrics["grad_norm"] > 0
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
     moved = {name for name, p in adapted.model.named_parameters() if not torch.equal(p, before[name])}
