@@ -183,7 +183,9 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
     profiler = Stopwatch(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    engine = RolloutEngine(policy, slots=memory.plan.slots, compiled=config.rollout.compile, watch=profiler, stop=stop)
+    engine = RolloutEngine(
+        policy, slots=memory.plan.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop
+    )
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [rejected_note(task), *left_out, memory.sentence()]
     return Setup(

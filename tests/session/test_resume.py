@@ -38,14 +38,18 @@ EVERYTHING = (
 
 
 class StopAt(Stop):
-    """Asks to stop at the n-th moment at which that is possible."""
+    """Asks to stop at the n-th moment of a run at which that is possible."""
 
     def __init__(self, moment: int) -> None:
         super().__init__()
-        self.left = moment
+        self.left, self.begun = moment, False
+
+    def defer(self) -> None:
+        self.begun = True
+        super().defer()
 
     def check(self) -> None:
-        self.left -= 1
+        self.left -= self.begun
         if self.left == 0:
             self.ask("a test", 75)
         super().check()
