@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.batch import microbatches
-from slimrl.config.files import nearest, with_chosen
-from slimrl.config.schema import SftRunConfig
+from slimrl.config.files import with_chosen
+from slimrl.config.mistakes import nearest
+from slimrl.config.schema import SftRunConfig, seconds_of
 from slimrl.display.run import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import evaluate
 from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.learner.recompute import checkpointed
-from slimrl.machine.signals import Stop, Stopped, seconds_of
+from slimrl.machine.signals import Stop, Stopped
 from slimrl.machine.threads import fix_threads
 from slimrl.model.head import token_logprobs
 from slimrl.model.loading import TAUGHT, Policy

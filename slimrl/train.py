@@ -23,7 +23,7 @@ from functools import partial
 from slimrl.algorithm.groups import collect_groups
 from slimrl.algorithm.metrics import describe, is_finite, reasons
 from slimrl.config.files import with_chosen
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import TrainConfig, seconds_of
 from slimrl.display.run import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import Comparison, compare, evaluate
@@ -31,7 +31,7 @@ from slimrl.learner.learner import Learner, make_learner
 from slimrl.learner.update import update
 from slimrl.machine.limits import Limits, is_out_of_memory, measure_limits, peak_memory
 from slimrl.machine.profiler import OFF, Stopwatch, mean_profile
-from slimrl.machine.signals import Stop, Stopped, seconds_of
+from slimrl.machine.signals import Stop, Stopped
 from slimrl.machine.threads import fix_threads
 from slimrl.model.loading import digest, fingerprint
 from slimrl.preflight.doctor import examine, look

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from slimrl.config.files import build, load_config
-from slimrl.config.schema import ModelConfig, TrainConfig
+from slimrl.config.schema import TrainConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.display.run import Display
 from slimrl.errors import DivergedError
 from slimrl.model.loading import fingerprint, load_policy

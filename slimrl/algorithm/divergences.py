@@ -13,25 +13,23 @@ cross-entropy of the policy under the reference as soft labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["reverse", "forward", "gkl"]
-Weights = Literal["policy", "reference", "global"]
+from slimrl.terms import FullKl, GklWeights
 
 
 @dataclass(frozen=True)
 class Divergence:
     """Which divergence, and the parts of the generalized one."""
 
-    kind: Kind
+    kind: FullKl
     mse: float = 1.0
     """Factor of half the weighted variance; with policy weights its gradient is that of KL(policy || reference)."""
     cross_entropy: float = 1.0
     """Factor of the soft-label cross-entropy; its gradient is that of KL(reference || policy)."""
-    weights: Weights = "policy"
+    weights: GklWeights = "policy"
     """p; or q^gamma, normalised; or the mean of q over many positions, to the gamma, normalised."""
     gamma: float = 1.0
     prior: Tensor | None = None

@@ -6,17 +6,17 @@ the whole vocabulary are made with the logits, in slimrl/algorithm/divergences.p
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Estimator = Literal["k1", "k2", "k3", "k3_k2"]
-SAMPLED: tuple[Estimator, ...] = ("k1", "k2", "k3", "k3_k2")
-"""Kinds that need no more than the sampled token."""
+from slimrl.terms import SampledKl
+
+SAMPLED: tuple[SampledKl, ...] = get_args(SampledKl)
 
 
-def kl_penalty(estimator: Estimator, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+def kl_penalty(estimator: SampledKl, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """[B, L] nats each -> [B, L]; x = log policy - log reference of the sampled token.
 
     k1 = x: unbiased value, expected gradient 0. k2 = x^2 / 2: biased value, gradient of KL(policy || reference).

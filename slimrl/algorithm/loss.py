@@ -10,46 +10,48 @@ advantages, [B, L] each, to values [B, L]; a new one is a function and a case in
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]
-Surrogate = Literal["clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo"]
+from slimrl.terms import Aggregation, Correction, ImportanceLevel
+
+
+@dataclass(frozen=True)
+class Options:
+    """Numbers that surrogates take, named as in the settings' section `algorithm`; each surrogate reads its own."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    sapo_up: float = 1.0
+    sapo_down: float = 1.05
 
 
 def surrogate(
-    name: Surrogate,
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float = 0.0,
-    sapo_up: float = 1.0,
-    sapo_down: float = 1.05,
+    name: str, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, options: Options
 ) -> Tensor:
-    """The surrogate of that name; mask [B, L] bool says which tokens a sequence's own ratio is made of."""
+    """The surrogate of that name; mask [B, L] bool marks the tokens that a sequence's own ratio is made of."""
+    low, high = options.clip_low, options.clip_high
     match name:
         case "clip":
             return clipped_surrogate(
-                logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+                logprobs, old_logprobs, advantages, clip_low=low, clip_high=high, dual_clip=options.dual_clip
             )
         case "reinforce" | "gpg":
             return reinforce(logprobs, advantages)
         case "cispo":
-            return cispo(logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high)
+            return cispo(logprobs, old_logprobs, advantages, clip_low=low, clip_high=high)
         case "gspo" | "gspo_token":
             ratio = sequence_ratio(logprobs, old_logprobs, mask, per_token=name == "gspo_token")
-            return clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+            return clipped(ratio, advantages, clip_low=low, clip_high=high)
         case "sapo":
-            return sapo(logprobs, old_logprobs, advantages, up=sapo_up, down=sapo_down)
+            return sapo(logprobs, old_logprobs, advantages, up=options.sapo_up, down=options.sapo_down)
+    raise ValueError(f"there is no surrogate {name}")
 
 
-def clipped_ratio(name: Surrogate, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
+def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
     """[B, L] the ratio that a surrogate clips; None for one that has no clip."""
     if name in ("reinforce", "gpg", "sapo"):
         return None
@@ -129,8 +131,8 @@ def importance_weights(
     sampler_logprobs: Tensor,
     mask: Tensor,
     *,
-    level: Literal["token", "sequence"],
-    correction: Literal["truncate", "mask"],
+    level: ImportanceLevel,
+    correction: Correction,
     cap: float,
     tolerance: float = 1e-4,
 ) -> Tensor:

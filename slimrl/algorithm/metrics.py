@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from slimrl.algorithm.groups import Collected, has_signal
 from slimrl.records import Group
+from slimrl.terms import Signal
 
 Metrics = dict[str, float]
 
@@ -54,7 +54,7 @@ class TokenMeans:
         return means | {key: float(value) for key, value in self.largest.items()}
 
 
-def describe(collected: Collected, signal: Literal["correct", "reward"]) -> Metrics:
+def describe(collected: Collected, signal: Signal) -> Metrics:
     """Metrics of everything sampled for a step, before selection, and what selection did."""
     groups = collected.sampled
     metrics: Metrics = {
@@ -134,7 +134,7 @@ def _difficulty(groups: Sequence[Group]) -> Metrics:
     return {"difficulty/mean": float(np.mean(levels)), **shares}
 
 
-def _signals(groups: Sequence[Group], signal: Literal["correct", "reward"]) -> Metrics:
+def _signals(groups: Sequence[Group], signal: Signal) -> Metrics:
     tokens = [sum(len(r.completion.token_ids) for r in g.rollouts) for g in groups]
     useful = sum(n for n, g in zip(tokens, groups, strict=True) if has_signal(g, signal))
     all_right = [all(r.correct for r in g.rollouts) for g in groups]

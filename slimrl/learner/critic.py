@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from slimrl.config.schema import OptimizerConfig
+from slimrl.config.sections import OptimizerConfig
 from slimrl.kernels.embedding import use_summed_embeddings
 from slimrl.learner.optimizer import MasterAdamW, make_optimizer
 from slimrl.model.loading import Policy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from slimrl.model.head import mean_probabilities
 from slimrl.model.loading import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.records import Batch, Group
+from slimrl.terms import FullKl
 
 
 def look_ahead(
@@ -130,8 +132,7 @@ def as_updates_compute(
 def divergence_of(reference: Policy, batch: Batch, config: TrainConfig) -> Divergence:
     """The full-vocabulary divergence that the settings ask for; global weights are a mean over this batch's tokens."""
     gkl, kind = config.algorithm.gkl, config.algorithm.kl_estimator
-    assert kind == "reverse" or kind == "forward" or kind == "gkl"
-    found = Divergence(kind, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma)
+    found = Divergence(cast(FullKl, kind), gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma)
     if kind != "gkl" or gkl.weights != "global":
         return found
     total = torch.zeros(reference.head.vocabulary, dtype=torch.float64, device=reference.device)

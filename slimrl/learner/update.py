@@ -9,7 +9,7 @@ rollout batch, before any weight moves. Everything that a token's loss needs is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from slimrl.algorithm.advantages import value_loss
 from slimrl.algorithm.batch import make_batch, minibatches, packed_tokens, take
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.kl import SAMPLED, kl_penalty
-from slimrl.algorithm.loss import clipped_ratio, surrogate, token_weights, top_entropy_mask
+from slimrl.algorithm.loss import Options, clipped_ratio, surrogate, token_weights, top_entropy_mask
 from slimrl.algorithm.metrics import Metrics, TokenMeans
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError
@@ -272,11 +272,7 @@ def token_values(
         old,
         batch.advantages,
         batch.loss_mask,
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        dual_clip=algorithm.dual_clip,
-        sapo_up=algorithm.sapo_up,
-        sapo_down=algorithm.sapo_down,
+        Options(**{field.name: getattr(algorithm, field.name) for field in fields(Options)}),
     )
     if known.factors is not None:
         value = value * known.factors

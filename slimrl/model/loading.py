@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from slimrl.config.places import PICKLES, is_hub_name
-from slimrl.config.schema import ModelConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels.embedding import use_summed_embeddings
 from slimrl.kernels.linear import speed_up_linear

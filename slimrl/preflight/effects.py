@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from slimrl.config.schema import AlgorithmConfig, TrainConfig
+from slimrl.config.algorithm import AlgorithmConfig
+from slimrl.config.schema import TrainConfig
 
 EARLIEST = 3
 """Steps after which something that held in all of them is worth saying."""

@@ -12,7 +12,8 @@ from itertools import islice
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
-from slimrl.config.schema import RolloutConfig, RootConfig, TrainConfig
+from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.sections import RolloutConfig
 from slimrl.display.run import visible
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.threads import settle_threads

@@ -18,7 +18,7 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from slimrl.config.schema import RewardsConfig
+from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import case_study

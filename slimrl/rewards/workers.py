@@ -21,9 +21,9 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Self, cast
 
-from slimrl.config.schema import RewardsConfig
+from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.machine.processes import Guard, die_with_the_parent
 from slimrl.records import Completion, Group, Problem
@@ -32,6 +32,7 @@ from slimrl.rewards.custom import rewards_digest
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
+from slimrl.terms import Checker
 
 GRADES = ""
 """Stands for the task's own verdicts where a reward's name is expected."""
@@ -157,7 +158,7 @@ class _Recipe:
     """What a worker makes its task and rewards from."""
 
     style: str
-    checker: Literal["numeric", "symbolic"]
+    checker: Checker
     instruction: str
     rewards: RewardsConfig
     max_new_tokens: int

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from slimrl.config.schema import RewardsConfig, TaskConfig
+from slimrl.config.rewards import RewardsConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.rewards import check_gold, load_rewards
 from slimrl.rewards.case_study import check_numbers_published
 from slimrl.tasks import Task

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimrl.config.schema import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Problem
 from slimrl.rewards import Reward, check_gold, load_rewards, score, soft_overlong

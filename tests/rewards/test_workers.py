@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from slimrl import errors
-from slimrl.config.schema import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import load_rewards, score
@@ -328,7 +328,7 @@ def test_symbolic_checker_in_a_worker(mine: Path) -> None:
 
 PARENT = """
 import json, sys, time
-from slimrl.config.schema import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.records import Completion, Problem
 from slimrl.rewards import load_rewards
 from slimrl.rewards.workers import Scorer, worker_count
