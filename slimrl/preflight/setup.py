@@ -23,7 +23,9 @@ from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.memory import MemoryPlan, apply_plan, plan_memory
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Problem
-from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
+from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.scoring import unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
