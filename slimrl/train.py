@@ -34,9 +34,10 @@ from slimrl.machine.profiler import OFF, Stopwatch, mean_profile
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.machine.threads import fix_threads
 from slimrl.model.loading import digest, fingerprint
-from slimrl.preflight.doctor import examine, look
-from slimrl.preflight.effects import combine, confounded_switches, inert_switches, note_update
+from slimrl.preflight.doctor import examine
+from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.memory import compare_memory
+from slimrl.preflight.observed import combine, note_update, observe
 from slimrl.preflight.setup import TrainSetup, prepare_training
 from slimrl.runs.checkpoints import Checkpoint, newest
 from slimrl.runs.directory import RunDirectory, versions
@@ -236,7 +237,7 @@ def take_step(
 
     setup.curriculum.observe(collected.sampled)
     stale = sum(group.step < step for group in collected.groups)
-    seen = note_update(combine(state.seen, look(collected.sampled, config, carried=stale)), updated.metrics)
+    seen = note_update(combine(state.seen, observe(collected.sampled, config, carried=stale)), updated.metrics)
     sampled = sum(len(r.completion.token_ids) for g in collected.sampled for r in g.rollouts)
     after = replace(
         state,

@@ -13,7 +13,8 @@ from slimrl.algorithm.groups import has_signal
 from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.loading import Policy
-from slimrl.preflight.effects import Seen, confounded_switches, inert_switches
+from slimrl.preflight.effects import confounded_switches, inert_switches
+from slimrl.preflight.observed import observe
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Group, Problem
 
@@ -57,6 +58,7 @@ def examine(setup: TrainSetup) -> Examination:
     right = float(np.mean([r.correct for r in rollouts]))
     signal = float(np.mean([has_signal(group, "reward") for group in groups]))
     tokenizer = setup.policy.tokenizer
+    observed = observe(groups, setup.config)
     return Examination(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
         stop_ids={str(i): str(tokenizer.convert_ids_to_tokens(i)) for i in setup.policy.stop_ids},
@@ -69,8 +71,8 @@ def examine(setup: TrainSetup) -> Examination:
         gold_checked=setup.gold.n,
         gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
-        inert=inert_switches(setup.config, look(groups, setup.config)),
-        confounded=confounded_switches(setup.config, look(groups, setup.config)),
+        inert=inert_switches(setup.config, observed),
+        confounded=confounded_switches(setup.config, observed),
         warnings=[
             *_slow(setup.policy),
             *_without_bos(setup, problems[0]),
@@ -88,21 +90,6 @@ def examine(setup: TrainSetup) -> Examination:
             }
             for r in (group.rollouts[0] for group in groups[:3])
         ],
-    )
-
-
-def look(groups: Sequence[Group], config: TrainConfig, *, carried: int = 0) -> Seen:
-    """Count what the switches depend on."""
-    completions = [rollout.completion for group in groups for rollout in group.rollouts]
-    lengths = [len(completion.token_ids) for completion in completions]
-    return Seen(
-        completions=len(completions),
-        truncated=sum(completion.finish == "length" for completion in completions),
-        longest=max(lengths, default=0),
-        shortest=min(lengths, default=0),
-        groups=len(groups),
-        constant=sum(not has_signal(group, config.algorithm.signal) for group in groups),
-        carried=carried,
     )
 
 

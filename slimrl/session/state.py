@@ -18,7 +18,7 @@ from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.loading import Policy
-from slimrl.preflight.effects import NOTHING_SEEN, Seen
+from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Batch, Completion, Group, Problem, Rollout
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
@@ -36,7 +36,7 @@ class RunState:
     """Spent in steps, by all processes that worked on the run."""
     carried: tuple[Group, ...] = ()
     """Surplus groups of dynamic sampling."""
-    seen: Seen = field(default=NOTHING_SEEN)
+    seen: Observed = field(default=NOTHING_OBSERVED)
     """What decides which switches were inert."""
     faults: int = 0
     """Steps in a row, up to this one, with a number that was not finite."""
@@ -163,7 +163,7 @@ def as_json(state: RunState) -> dict[str, Any]:
 
 def from_json(data: Mapping[str, Any]) -> RunState:
     """The inverse of `as_json`."""
-    seen = Seen(**{**data["seen"], "alphas": frozenset(data["seen"]["alphas"])})
+    seen = Observed(**{**data["seen"], "alphas": frozenset(data["seen"]["alphas"])})
     carried = tuple(_group_from_json(group) for group in data["carried"])
     names = {key: tuple(data[key]) for key in ("suspects", "excluded")}
     return RunState(**{**data, **names, "seen": seen, "carried": carried})

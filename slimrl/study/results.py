@@ -19,6 +19,7 @@ from slimrl import statistics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.config.schema import TrainConfig
 from slimrl.evaluate import paired_difference
+from slimrl.preflight.effects import changed_settings, concerning
 from slimrl.runs.reader import (
     Run,
     read_chosen,
@@ -30,7 +31,6 @@ from slimrl.runs.reader import (
     value,
 )
 from slimrl.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement
-from slimrl.study.effects import changed_settings, concerning
 from slimrl.study.spec import Arm, Comparison, Expanded
 
 SHOWN_PROBLEMS = 4

@@ -20,7 +20,7 @@ from slimrl.config.mistakes import nearest
 from slimrl.config.places import anchored
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.study.effects import Remark, remarks
+from slimrl.preflight.effects import Remark, remarks
 
 BASE, AGAIN, ALL = "base", "base_again", "all"
 RESERVED = {BASE, AGAIN, ALL, "all_again"}

@@ -22,7 +22,8 @@ from slimrl.config.places import anchored, is_hub_name
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import COLUMNS, WIDTH, Display, duration, fitted
 from slimrl.errors import SettingsError
-from slimrl.preflight.effects import NOTHING_SEEN, inert_switches, set_by_hand
+from slimrl.preflight.effects import inert_switches, set_by_hand
+from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.preflight.setup import _form_note
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.styles import MARKERS, STYLES
@@ -394,15 +395,15 @@ def test_times_fit() -> None:
 
 
 def test_the_default_run_does_not_warn_about_itself() -> None:
-    inert = inert_switches(TrainConfig(), NOTHING_SEEN)
+    inert = inert_switches(TrainConfig(), NOTHING_OBSERVED)
     assert inert, "run.json and studies have it"
     assert set_by_hand(inert, TrainConfig()) == []
     chosen = load_config(TrainConfig, [], ["algorithm.clip_high=0.28"])
-    assert len(set_by_hand(inert_switches(chosen, NOTHING_SEEN), chosen)) == 1
+    assert len(set_by_hand(inert_switches(chosen, NOTHING_OBSERVED), chosen)) == 1
     as_default = load_config(TrainConfig, [], ["algorithm.clip_high=0.2"])
-    assert len(set_by_hand(inert_switches(as_default, NOTHING_SEEN), as_default)) == 1
+    assert len(set_by_hand(inert_switches(as_default, NOTHING_OBSERVED), as_default)) == 1
     written = build(TrainConfig, TrainConfig().model_dump())
-    assert set_by_hand(inert_switches(written, NOTHING_SEEN), written) == []
+    assert set_by_hand(inert_switches(written, NOTHING_OBSERVED), written) == []
 
 
 def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
