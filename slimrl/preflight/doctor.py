@@ -1,4 +1,4 @@
-"""Before the first step: what the model will see, whether it can stop, whether a reward can teach it anything."""
+"""A look at a run before its first step: the prompt, the ends of completions, the form of answers, and the signal of rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from slimrl.algorithm.groups import has_signal
-from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.loading import Policy
 from slimrl.preflight.effects import confounded_switches, inert_switches
@@ -23,7 +22,7 @@ PROBE_PROBLEMS = 16
 
 @dataclass(frozen=True)
 class Examination:
-    """What `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
+    """The findings that `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
 
     first_prompt: str
     stop_ids: dict[str, str]
@@ -48,7 +47,7 @@ class Examination:
 
 
 def examine(setup: TrainSetup) -> Examination:
-    """Sample a few groups from the training problems with draws of their own, and look at them."""
+    """The findings on a few groups of training problems, sampled with random numbers of their own."""
     problems = list(islice(setup.training_problems(step=0, count=PROBE_PROBLEMS), PROBE_PROBLEMS))
     groups = setup.roll_out(problems, stream="probe", step=0, strict=True)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -78,7 +77,8 @@ def examine(setup: TrainSetup) -> Examination:
             *_without_bos(setup, problems[0]),
             *_thinks(setup, stop),
             *_unscorable(groups),
-            *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
+            *_no_signal(signal, len(groups)),
+            *_out_of_form(stop, parses, right, setup),
         ],
         samples=[
             {
@@ -128,22 +128,25 @@ def _unscorable(groups: Sequence[Group]) -> list[str]:
     return [f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})"] if share else []
 
 
-def _warnings(
-    stop: float, parses: float, right: float, signal: float, groups: int, style: str, config: TrainConfig
-) -> list[str]:
+def _no_signal(signal: float, groups: int) -> list[str]:
+    if signal:
+        return []
+    return [
+        f"none of {groups} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
+        "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
+    ]
+
+
+def _out_of_form(stop: float, parses: float, right: float, setup: TrainSetup) -> list[str]:
     found = []
-    if signal == 0:
-        found.append(
-            f"none of {groups} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
-            "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
-        )
     if stop < 0.5:
         found.append(
-            f"only {stop:.0%} of the completions stop by themselves within {config.rollout.budget} tokens; raise "
+            f"only {stop:.0%} of the completions stop by themselves within {setup.config.rollout.budget} tokens; raise "
             "rollout.max_new_tokens, or check the stop ids above"
         )
     if parses < 0.05 and right == 0:
         found.append(
-            f"{parses:.0%} of the completions have the required form ({style}); see task.style and task.instruction"
+            f"{parses:.0%} of the completions have the required form ({setup.task.style.name}); see task.style and "
+            "task.instruction"
         )
     return found
