@@ -34,7 +34,7 @@ Importance = Literal["off", Correction]
 ImportanceLevel = Literal["token", "sequence"]
 
 # the choice of groups
-DynamicSampling = Literal["off", "filter", "refill", "replace"]
+Selection = Literal["off", "filter", "refill", "replace"]
 Signal = Literal["correct", "reward"]
 
 # the optimizer

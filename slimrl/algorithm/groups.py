@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from slimrl.records import Group, Problem
-from slimrl.terms import DynamicSampling, Signal
+from slimrl.terms import Selection, Signal
 
 SIGNAL_TOLERANCE = 1e-6
 """Rewards closer than this are equal: float noise must not let a constant group through."""
@@ -51,7 +51,7 @@ def collect_groups(
     roll_out: Callable[[Sequence[Problem]], Sequence[Group]],
     *,
     count: int,
-    dynamic_sampling: DynamicSampling,
+    dynamic_sampling: Selection,
     signal: Signal = "correct",
     refill_budget: float = 3.0,
     refill_share: float = 1.0,

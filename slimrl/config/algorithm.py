@@ -11,12 +11,12 @@ from slimrl.terms import (
     Aggregation,
     Baseline,
     Correction,
-    DynamicSampling,
     GklWeights,
     Importance,
     ImportanceLevel,
     KlEstimator,
     Scale,
+    Selection,
     Signal,
 )
 
@@ -92,7 +92,7 @@ class AlgorithmConfig(Section):
     """Largest weight; `mask` also drops those below its inverse."""
     overlong_filtering: bool = False
     """Truncated completions carry no loss; they still count in their group's baseline and in denominators."""
-    dynamic_sampling: DynamicSampling = "off"
+    dynamic_sampling: Selection = "off"
     """Groups without a signal: kept, dropped, replaced by groups of further problems (DAPO), or by copies of groups that
     have one (POLARIS)."""
     signal: Annotated[Signal, Needs("dynamic_sampling", "filter", "refill", "replace")] = "correct"
