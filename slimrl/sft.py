@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from slimrl.algorithm.batch import microbatches
-from slimrl.config.files import nearest
-from slimrl.config.schema import SftRunConfig
+from slimrl.config.mistakes import nearest
+from slimrl.config.schema import SftRunConfig, seconds_of
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.learner.recompute import checkpointed
-from slimrl.machine.signals import Stop, seconds_of
+from slimrl.machine.signals import Stop
 from slimrl.model.head import token_logprobs
 from slimrl.model.loading import TAUGHT
 from slimrl.model.packing import pack

@@ -23,16 +23,17 @@ from functools import partial
 from slimrl.algorithm.batch import tensors_of
 from slimrl.algorithm.groups import Collected, DynamicSampling, collect_groups
 from slimrl.algorithm.metrics import Metrics, describe, is_finite, reasons
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import TrainConfig, seconds_of
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.machine.limits import is_out_of_memory, measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
-from slimrl.machine.signals import Stop, seconds_of
-from slimrl.preflight.doctor import examine, look
-from slimrl.preflight.effects import combine, confounded_switches, inert_switches, note_update
+from slimrl.machine.signals import Stop
+from slimrl.preflight.doctor import examine
+from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.memory import compare_memory
+from slimrl.preflight.observed import combine, note_update, observe
 from slimrl.preflight.setup import TrainSetup, prepare_training
 from slimrl.results import TrainSummary, compare
 from slimrl.runs.checkpoints import newest
@@ -154,7 +155,7 @@ def record_step(
         tokens=before.tokens + sampled_tokens(collected),
         seconds=before.seconds + timing["time/rollout"] + timing["time/update"],
         carried=tuple(group for group in collected.surplus if is_finite(group)),
-        seen=note_update(combine(before.seen, look(collected.sampled, config, carried=stale)), updated.metrics),
+        seen=note_update(combine(before.seen, observe(collected.sampled, config, carried=stale)), updated.metrics),
         unscorable=dict(Counter(before.unscorable) + reasons(collected.sampled)),
         faults=0,
         suspects=(),

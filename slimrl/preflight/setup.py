@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
-from slimrl.config.schema import RolloutConfig, RootConfig, TrainConfig
+from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.sections import RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.profiler import OFF, Stopwatch
 from slimrl.machine.signals import NEVER, Stop
@@ -26,7 +27,9 @@ from slimrl.preflight.memory import MemoryEstimate, plan_memory
 from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, template_notes
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem
-from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
+from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.scoring import unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine

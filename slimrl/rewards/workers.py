@@ -21,17 +21,19 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Self, cast
 
-from slimrl.config.schema import RewardsConfig
+from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.machine.processes import Guard, die_with_the_parent
 from slimrl.records import Completion, Group, Problem
-from slimrl.rewards import Reward, Unscored, assemble, load_rewards, outcomes_of, score
+from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.custom import rewards_digest
+from slimrl.rewards.scoring import Sampled, Unscored, assemble, outcomes_of, score
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
+from slimrl.terms import Checker
 
 GRADES = ""
 """Stands for the task's own verdicts where a reward's name is expected."""
@@ -49,7 +51,7 @@ GIB = 2**30
 
 
 class Scorer:
-    """Scores groups as `slimrl.rewards.score` does, in any number of processes: equal groups, whatever their number.
+    """Scores groups as `slimrl.rewards.scoring.score` does, in any number of processes: equal groups, whatever their number.
 
     Args:
         task: its problems are not handed to workers, which need no more than form, checker and instruction.
@@ -114,7 +116,7 @@ class Scorer:
             self._jobs.put(_Job(future, problem, tuple(completions), tuple(texts), step, strict))
             return future
         try:
-            future.set_result(score(problem, completions, texts, self._rewards, self._task, step=step, strict=strict))
+            future.set_result(score(Sampled(problem, completions, texts, step, strict), self._rewards, self._task))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -157,7 +159,7 @@ class _Recipe:
     """What a worker makes its task and rewards from."""
 
     style: str
-    checker: Literal["numeric", "symbolic"]
+    checker: Checker
     instruction: str
     rewards: RewardsConfig
     max_new_tokens: int
@@ -255,9 +257,8 @@ class _Worker:
                 found[culprit] = self._lost(job, culprit, said)
         correct = found.pop(GRADES)
         # the caller's own records, of which the worker saw what rewards see
-        return assemble(
-            job.problem, job.completions, job.texts, self._rewards, correct, found, step=job.step, strict=job.strict
-        )
+        sampled = Sampled(job.problem, job.completions, job.texts, job.step, job.strict)
+        return assemble(sampled, self._rewards, correct, found)
 
     def _deadline(self, name: str) -> float:
         """What is built in bounds its own work; it shares a process with what the user's functions may have left running."""
@@ -417,7 +418,7 @@ def serve(descriptor: int) -> None:
                 if name == GRADES:
                     reply = [task.grade(text, problem.answer).strict for text in texts]
                 else:
-                    reply = outcomes_of(rewards[name], problem, completions, texts, task)
+                    reply = outcomes_of(rewards[name], Sampled(problem, completions, texts, step=0), task)
             except Exception as error:
                 reply = _portable(error)
             if os.getpid() != own:  # a child that a reward forked and that came back from it: only one may answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from slimrl.config.schema import CheckpointConfig
+from slimrl.config.sections import CheckpointConfig
 from slimrl.errors import UNWRITABLE, NonFiniteError
 from slimrl.runs.checkpoints import Checkpoint, checkpoints, prune
 from slimrl.runs.directory import RunDirectory

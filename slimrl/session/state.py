@@ -19,7 +19,7 @@ from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.policy import Policy
-from slimrl.preflight.effects import NOTHING_SEEN, Seen
+from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Group
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
@@ -42,7 +42,7 @@ class RunState:
     """Spent in steps by all processes that worked on the run."""
     carried: tuple[Group, ...] = ()
     """Surplus groups of dynamic sampling."""
-    seen: Seen = field(default=NOTHING_SEEN)
+    seen: Observed = field(default=NOTHING_OBSERVED)
     """Observations that decide which switches were inert."""
     faults: int = 0
     """Consecutive steps, up to this one, with a number that was not finite."""

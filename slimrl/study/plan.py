@@ -15,10 +15,10 @@ from typing import Any
 
 from slimrl.config.files import dump_yaml, with_chosen
 from slimrl.errors import DataError
-from slimrl.preflight.effects import Seen, inert_switches
+from slimrl.preflight.effects import concerning, inert_switches
+from slimrl.preflight.observed import Observed
 from slimrl.runs.reader import read_chosen
 from slimrl.statistics import MOST_SEEDS, detectable_effect, seeds_needed
-from slimrl.study.effects import concerning
 from slimrl.study.launcher import Job, LocalLauncher, Slots
 from slimrl.study.results import collect
 from slimrl.study.runner import DONE, choose_slots, locked, planned_runs
@@ -37,7 +37,7 @@ class Measured:
     other_seconds: float
     """Start, evaluations, and everything else."""
     step_tokens: float
-    seen: Seen
+    seen: Observed
     """What was sampled, as far as switches depend on it."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """Numbers that the runs chose where settings say `auto`."""
@@ -253,12 +253,12 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measure
         shutil.rmtree(probes, ignore_errors=True)
 
 
-def _seen(expanded: Expanded, folders: list[Path]) -> Seen:
+def _seen(expanded: Expanded, folders: list[Path]) -> Observed:
     """What metrics.jsonl says was sampled, in the form in which switches ask for it."""
     group = expanded.arm(expanded.reference).config.rollout.group_size
     rows = [row for folder in folders for row in _history(folder) if "completions/max_length" in row]
     groups = sum(int(row["sampling/groups"]) for row in rows)
-    return Seen(
+    return Observed(
         completions=groups * group,
         truncated=round(sum(row["completions/clipped_ratio"] * row["sampling/groups"] * group for row in rows)),
         longest=int(max((row["completions/max_length"] for row in rows), default=0)),

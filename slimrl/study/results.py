@@ -18,6 +18,7 @@ from scipy import stats
 from slimrl import statistics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.config.schema import TrainConfig
+from slimrl.preflight.effects import changed_settings, concerning
 from slimrl.runs.reader import (
     Run,
     read_chosen,
@@ -29,7 +30,6 @@ from slimrl.runs.reader import (
     value,
 )
 from slimrl.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, Judgement, paired_difference
-from slimrl.study.effects import changed_settings, concerning
 from slimrl.study.spec import Arm, Comparison, Expanded
 
 SHOWN_PROBLEMS = 4

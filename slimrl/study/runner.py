@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from slimrl.config.files import build, dump_yaml, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.preflight.effects import rounding_only
 from slimrl.runs.reader import DECLARED, read_chosen, read_declaration, read_json, run_folder
-from slimrl.study.effects import rounding_only
 from slimrl.study.launcher import Job, Launcher, LocalLauncher, Running, Slots, divide, threads_asked_for
 from slimrl.study.spec import Arm, Expanded
 

@@ -14,11 +14,13 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from slimrl.config.files import build, merge, nearest, parse_override, read_yaml
+from slimrl.config.base import Count, CountOrZero, Positive, Section
+from slimrl.config.files import build, merge, parse_override, read_yaml
+from slimrl.config.mistakes import nearest
 from slimrl.config.places import anchored
-from slimrl.config.schema import Count, CountOrZero, Positive, Section, TrainConfig
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.study.effects import Remark, remarks
+from slimrl.preflight.effects import Remark, remarks
 
 BASE, AGAIN, ALL = "base", "base_again", "all"
 RESERVED = {BASE, AGAIN, ALL, "all_again"}

@@ -382,7 +382,7 @@ def test_rows_left_out_are_noted_and_kept(slimrl, files: dict[str, Path], tiny_f
 def test_final_loads_with_bitwise_equal_logits(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from slimrl.config.schema import ModelConfig
+    from slimrl.config.sections import ModelConfig
     from slimrl.model.loading import load_policy
 
     assert slimrl("train", f"model.path={tiny_folder}", "name=r", *SMALL, "rewards.format=1.0").code == 0

@@ -15,7 +15,7 @@ from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.preflight.setup import prepare, prepare_training
-from slimrl.rewards.length import soft_overlong
+from slimrl.rewards.builtin import soft_overlong
 from slimrl.sft import sft
 from slimrl.study.runner import planned_runs
 from slimrl.study.spec import load_study

@@ -22,8 +22,9 @@ from slimrl.config.places import anchored, is_hub_name
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import COLUMNS, WIDTH, Display, duration, fitted
 from slimrl.errors import SettingsError
-from slimrl.preflight.effects import NOTHING_SEEN, inert_switches, set_by_hand
-from slimrl.preflight.setup import _form_note
+from slimrl.preflight.effects import inert_switches, set_by_hand
+from slimrl.preflight.notes import form_note
+from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.styles import MARKERS, STYLES
 from tests.cli.test_cli import SMALL, slimrl  # noqa: F401
@@ -108,13 +109,13 @@ def test_text_in_a_file_is_text(tmp_path: Path) -> None:
 def test_an_instruction_without_the_form_is_noted(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("task:\n  instruction: Think, then write #### and the number.\n")
-    assert "does not name ####" in _form_note(load_config(TrainConfig, [str(file)]))
+    assert "does not name ####" in form_note(load_config(TrainConfig, [str(file)]))
     for name, style in STYLES.items():
         assert MARKERS[name] in style.instruction
-        assert not _form_note(build(RootConfig, {"task": {"style": name, "instruction": style.instruction}}))
-        assert MARKERS[name] in _form_note(build(RootConfig, {"task": {"style": name, "instruction": "Think."}}))
-    assert not _form_note(RootConfig())
-    assert not _form_note(build(RootConfig, {"task": {"instruction": ""}}))
+        assert not form_note(build(RootConfig, {"task": {"style": name, "instruction": style.instruction}}))
+        assert MARKERS[name] in form_note(build(RootConfig, {"task": {"style": name, "instruction": "Think."}}))
+    assert not form_note(RootConfig())
+    assert not form_note(build(RootConfig, {"task": {"instruction": ""}}))
 
 
 # --- names that were meant ---------------------------------------------------------------------------------------------
@@ -395,15 +396,15 @@ def test_times_fit() -> None:
 
 
 def test_the_default_run_does_not_warn_about_itself() -> None:
-    inert = inert_switches(TrainConfig(), NOTHING_SEEN)
+    inert = inert_switches(TrainConfig(), NOTHING_OBSERVED)
     assert inert, "run.json and studies have it"
     assert set_by_hand(inert, TrainConfig()) == []
     chosen = load_config(TrainConfig, [], ["algorithm.clip_high=0.28"])
-    assert len(set_by_hand(inert_switches(chosen, NOTHING_SEEN), chosen)) == 1
+    assert len(set_by_hand(inert_switches(chosen, NOTHING_OBSERVED), chosen)) == 1
     as_default = load_config(TrainConfig, [], ["algorithm.clip_high=0.2"])
-    assert len(set_by_hand(inert_switches(as_default, NOTHING_SEEN), as_default)) == 1
+    assert len(set_by_hand(inert_switches(as_default, NOTHING_OBSERVED), as_default)) == 1
     written = build(TrainConfig, TrainConfig().model_dump())
-    assert set_by_hand(inert_switches(written, NOTHING_SEEN), written) == []
+    assert set_by_hand(inert_switches(written, NOTHING_OBSERVED), written) == []
 
 
 def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,22 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.machine.signals import INTERRUPTED, PREEMPTED, Stop, Stopped, seconds_of
+from slimrl.machine.signals import INTERRUPTED, PREEMPTED, Stop, Stopped
 from tests.conftest import ROOT
 from tests.session.test_resume import EVERYTHING, content, run
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("", 0), ("90s", 90), ("45m", 2700), ("3h50m", 13800), ("1d", 86400), ("1d1s", 86401)]
-)
-def test_times(text: str, seconds: int) -> None:
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["3", "h", "3h 50m", "50m3h", "-1h", "1.5h", "3H"])
-def test_no_times(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a time like 3h50m"):
-        seconds_of(text)
 
 
 def test_a_signal_waits_for_the_next_moment_and_the_first_cause_stays() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slimrl.errors import DataError
-from slimrl.preflight.effects import NOTHING_SEEN
+from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.runs.checkpoints import write_checkpoint
 from slimrl.session.state import RunState, as_json, from_json, read_run_state
@@ -28,7 +28,7 @@ STATE = RunState(
     tokens=64,
     seconds=1.25,
     carried=(Group((rollout(8), rollout(9)), 2),),
-    seen=dataclasses.replace(NOTHING_SEEN, completions=4, alphas=frozenset({2.0, 1.0})),
+    seen=dataclasses.replace(NOTHING_OBSERVED, completions=4, alphas=frozenset({2.0, 1.0})),
     suspects=("p/2",),
     excluded=("p/3", "p/4"),
     unscorable={"timed out": 2},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DataError
-from slimrl.preflight.effects import Seen
+from slimrl.preflight.observed import Observed
 from slimrl.statistics import detectable_effect, seeds_needed
 from slimrl.study import plan as planning
 from slimrl.study.plan import Measured, plan_study, sentences
@@ -24,7 +24,7 @@ arms:
   dynamic: algorithm.dynamic_sampling=refill
   clip: algorithm.clip_high=0.3
 """
-SEEN = Seen(completions=64, truncated=0, longest=20, shortest=3, groups=8, constant=4)
+SEEN = Observed(completions=64, truncated=0, longest=20, shortest=3, groups=8, constant=4)
 
 
 @pytest.fixture
