@@ -16,16 +16,17 @@ from markdown_it import MarkdownIt
 
 from slimrl import cli
 from slimrl.algorithm.groups import Collected
-from slimrl.display.run import HIDDEN, Display
+from slimrl.display.run import Display
 from slimrl.evaluate import Answered, Evaluation, SplitEvaluation, compare
 from slimrl.preflight.doctor import Examination
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.report import plots as pictures
+from slimrl.report import plots
 from slimrl.report.report import as_csv, as_html, as_json, as_markdown
 from slimrl.study.results import Results
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
+from slimrl.text import HIDDEN
 from slimrl.train import TrainSummary
 from tests.report.test_report import SPITE, Page, check_inert, spiteful
 
@@ -201,8 +202,8 @@ def hostile() -> Results:
 
 
 def test_the_page_shows_them_as_text(hostile: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_PANELS", 3)
-    monkeypatch.setattr(pictures, "KINDS", pictures.KINDS[:1])
+    monkeypatch.setattr(plots, "MOST_PANELS", 3)
+    monkeypatch.setattr(plots, "KINDS", plots.KINDS[:1])
     html = as_html(hostile)
     page = Page(html)
     check_inert(page)

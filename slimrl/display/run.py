@@ -6,7 +6,6 @@ Model-made text never reaches the terminal raw: control characters are made visi
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slimrl.preflight.effects import set_by_hand
+from slimrl.text import visible
 
 if TYPE_CHECKING:
     from slimrl.algorithm.groups import Collected
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from slimrl.tasks import Task
     from slimrl.train import TrainSummary
 
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
 
@@ -72,15 +70,6 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size * (24 if unit == 'd' else 60) // size:02d}{part}"
     return f"{whole}s"
-
-
-def visible(text: str) -> str:
-    """The text with characters of the kinds HIDDEN as escapes; line breaks and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class Display:

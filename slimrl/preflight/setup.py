@@ -13,7 +13,6 @@ from itertools import islice
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
 from slimrl.config.schema import RolloutConfig, RootConfig, TrainConfig
-from slimrl.display.run import visible
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import Policy, load_policy, sampling_settings, taught_instruction
@@ -31,6 +30,7 @@ from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import MARKERS, STYLES
+from slimrl.text import visible
 
 LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""

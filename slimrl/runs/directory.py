@@ -37,20 +37,12 @@ from slimrl.model.loading import Policy
 from slimrl.records import Rejected
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import (
-    files_within,
-    full_disk_as_oserror,
-    sync_folder,
-    sync_folders,
-    write_tensors,
-    written_by_others,
-)
+from slimrl.runs.durable import full_disk_as_oserror, sync_folder, sync_folders, write_tensors, written_by_others
 from slimrl.runs.files import (
     as_json,
     as_jsonl,
     as_line,
-    read_metrics,
-    read_state,
+    files_within,
     remove_unfinished_files,
     rollout_rows,
     write_jsonl,
@@ -58,12 +50,10 @@ from slimrl.runs.files import (
 )
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
+from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status
 
 if TYPE_CHECKING:
     from slimrl.evaluate import Evaluation
-
-ENDED = ("finished", "diverged")
-"""Statuses of a run that is over; any other is one that can go on."""
 
 
 class RunDirectory:
@@ -142,7 +132,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Forget all records beyond this step."""
-        known = self.history or read_metrics(self.path / "metrics.jsonl")
+        known = self.history or read_metrics(self.path)
         rows = [row for row in known if row["step"] <= step]
         if [row["step"] for row in rows] != list(range(1, step + 1)):
             raise DataError(
@@ -258,7 +248,7 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            if read_state(self.path).get("status") == "finished":  # what fails after the end does not undo it
+            if read_status(self.path) == "finished":  # what fails after the end does not undo it
                 raise
             ended: BaseException = error
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -302,7 +292,7 @@ def versions(policy: Policy) -> dict[str, Any]:
     }
 
 
-def _ending(error: BaseException) -> str:
+def _ending(error: BaseException) -> Status:
     """How a run.json calls an end that is not success."""
     if isinstance(error, Stopped):
         return "preempted" if error.exit_code == PREEMPTED else "interrupted"
@@ -345,10 +335,10 @@ def new_run(config: RootConfig, verb: str) -> Path:
     path = run_path(config, verb)
     # a link is neither followed nor replaced, wherever it leads
     if path.exists() or path.is_symlink():
-        status = read_state(path).get("status")
+        status = read_status(path)
         if status in ENDED:
             raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
-        if status is not None:
+        if status:
             raise SettingsError(
                 f"{path} is not finished, and a run is never overwritten; go on with slimrl {verb} --resume {path}, or choose "
                 "another name=..."

@@ -20,10 +20,10 @@ from slimrl.model.loading import fingerprint
 from slimrl.preflight.setup import Setup
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
-from slimrl.runs.directory import ENDED, new_run, run_path, versions
-from slimrl.runs.files import read_state
+from slimrl.runs.directory import new_run, run_path, versions
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
+from slimrl.runs.reader import ENDED, read_state
 from slimrl.tasks.order import ENDLESS
 
 Config = TypeVar("Config", bound=RootConfig)

@@ -11,7 +11,7 @@ from slimrl.preflight.effects import Seen
 from slimrl.statistics import detectable_effect, seeds_needed
 from slimrl.study import plan as planning
 from slimrl.study.plan import Measured, plan_study, sentences
-from slimrl.study.runner import planned_runs
+from slimrl.study.runs import planned_runs
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import write_run
 
@@ -77,7 +77,7 @@ def test_a_measured_spread_replaces_the_expected_one(expanded: Expanded, tmp_pat
         write_run(run, list(right), weights="" if run.arm.name == "dynamic" else f"{run.index}")
     plan = plan_study(expanded, tmp_path, slots=1, effects=())
     assert plan.spread == pytest.approx(0.1 / 3**0.5), "differences of 0, 0.1, 0, 0.1"
-    assert plan.spread_from == "measured on 1 arms"
+    assert plan.spread_from == "measured on 1 arm"
 
 
 def test_what_the_probe_shows_to_be_idle_is_said(

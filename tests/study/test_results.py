@@ -10,9 +10,9 @@ import pytest
 
 from slimrl.errors import DataError
 from slimrl.evaluate import paired_difference
-from slimrl.runs.reader import LONGEST_NAME, read_run, run_folder
-from slimrl.study.results import Effect, Results, collect
-from slimrl.study.runner import planned_runs
+from slimrl.study.compare import Effect
+from slimrl.study.results import Results, collect
+from slimrl.study.runs import LONGEST_NAME, planned_runs, read_run, run_folder
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import PROBLEMS, write_run
 
@@ -241,10 +241,10 @@ def test_an_unreadable_file_makes_a_run_missing_and_no_traceback(expanded: Expan
 def test_a_completion_with_line_ends_of_other_kinds_loses_no_row(expanded: Expanded, tmp_path: Path) -> None:
     run = planned_runs(expanded, tmp_path)[0]
     write_run(run, [1, 2])
-    whole = read_run(run.folder, run.arm, run.index, "test/sampled")
+    whole = read_run(run, "test/sampled")
     path = run.folder / "evals" / "step-00000003.jsonl"
     path.write_text(path.read_text().replace("text of 2", "\u2028\u2029\x85"))
-    assert read_run(run.folder, run.arm, run.index, "test/sampled").items == whole.items
+    assert read_run(run, "test/sampled").items == whole.items
     assert len(whole.items) == 10
 
 

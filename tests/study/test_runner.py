@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,20 +18,13 @@ import pytest
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.runs.reader import read_declaration
-from slimrl.study import runner as drive
+from slimrl.runs.lock import Lock
+from slimrl.study import declaration, runner
+from slimrl.study.declaration import check_study, check_unchanged, read_declaration
 from slimrl.study.launcher import Job, LocalLauncher, Slots, divide
 from slimrl.study.results import collect
-from slimrl.study.runner import (
-    Fleet,
-    Planned,
-    check_study,
-    check_unchanged,
-    choose_slots,
-    locked,
-    planned_runs,
-    run_study,
-)
+from slimrl.study.runner import Progress, choose_slots, run_study
+from slimrl.study.runs import Planned, planned_runs
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import write_run
 
@@ -44,12 +38,14 @@ class Quiet:
         self.said: list[str] = []
         self.done: list[str] = []
         self.most_at_once = 0
+        self.progress: list[Progress] = []
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def watch(self, fleet: Fleet) -> None:
-        self.most_at_once = max(self.most_at_once, len(fleet.running))
+    def watch(self, progress: Progress) -> None:
+        self.most_at_once = max(self.most_at_once, len(progress.running))
+        self.progress.append(progress)
 
     def ended(self, run: Planned, seconds: float) -> None:
         assert seconds >= 0
@@ -96,8 +92,8 @@ def expanded(tmp_path: Path) -> Expanded:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drive, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(drive, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(runner, "LOCK_SECONDS", 0.2)
 
 
 def go(
@@ -108,7 +104,7 @@ def go(
     slots: int = 2,
 ) -> tuple[Scripted, Quiet, list[Planned]]:
     launcher, display = Scripted(planned_runs(expanded, folder), outcome), Quiet()
-    monkeypatch.setattr(drive, "LocalLauncher", lambda *_: launcher)
+    monkeypatch.setattr(runner, "LocalLauncher", lambda *_: launcher)
     failed = run_study(expanded, folder, slots=slots, display=display)
     return launcher, display, failed
 
@@ -124,6 +120,11 @@ def test_runs_are_started_seed_by_seed_in_the_slots_there_are(
     assert display.most_at_once == 2
     assert sorted(display.done) == sorted(ALL)
     assert failed == []
+    first, last = display.progress[0], display.progress[-1]
+    assert (first.done, first.total, math.isnan(first.seconds_left)) == (0, 6, True), (
+        "nothing is known before a run has ended"
+    )
+    assert (last.done, last.seconds_left, dict(last.running)) == (6, 0.0, {})
 
 
 def test_what_is_finished_is_never_repeated_and_what_broke_off_goes_on(
@@ -184,10 +185,10 @@ def test_what_still_runs_is_stopped_when_the_driver_is(
     expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launcher = Scripted(planned_runs(expanded, tmp_path), lambda *_: "endless")
-    monkeypatch.setattr(drive, "LocalLauncher", lambda *_: launcher)
+    monkeypatch.setattr(runner, "LocalLauncher", lambda *_: launcher)
 
     class Impatient(Quiet):
-        def watch(self, _fleet: Fleet) -> None:
+        def watch(self, _progress: Progress) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -198,26 +199,9 @@ def test_what_still_runs_is_stopped_when_the_driver_is(
 def test_a_second_driver_is_refused_and_a_dead_ones_lock_is_not_in_the_way(
     expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with locked(tmp_path), pytest.raises(SettingsError, match=f"being run already .process {os.getpid()}"):
+    with Lock(tmp_path), pytest.raises(SettingsError, match=f"is being worked on by another process .{os.getpid()}"):
         go(expanded, tmp_path, monkeypatch)
     go(expanded, tmp_path, monkeypatch)
-
-
-def test_a_lock_outlives_its_driver_while_a_run_is_alive(tmp_path: Path) -> None:
-    """Else a run that takes a moment to die would be done twice at once."""
-    holder = subprocess.Popen(["sleep", "0"])
-    holder.wait()
-    with locked(tmp_path) as lock:
-        orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
-    (tmp_path / "lock").write_text(str(holder.pid))
-    try:
-        with pytest.raises(SettingsError, match="being run already"), locked(tmp_path):
-            pass
-    finally:
-        orphan.kill()
-        orphan.wait()
-    with locked(tmp_path):
-        pass
 
 
 def test_results_of_other_settings_are_not_mixed_in(expanded: Expanded, tmp_path: Path) -> None:
@@ -274,7 +258,7 @@ def test_all_runs_of_a_study_have_the_date_on_which_it_began(
             def now(cls, _tz: object = None) -> datetime:  # type: ignore[override]
                 return datetime.fromisoformat(day)
 
-        monkeypatch.setattr(drive, "datetime", Clock)
+        monkeypatch.setattr(declaration, "datetime", Clock)
 
     on("2026-02-28T23:59:00")
     go(expanded, tmp_path, monkeypatch)
