@@ -25,13 +25,9 @@ from slimrl.text import one_line, signed
 Array = NDArray[np.float64]
 
 MARKS = {
-    "better": ("#010102", "^"),
-    "worse": ("#010103", "v"),
-    "no difference": ("#010104", "s"),
-    "undecided": ("#010105", "o"),
-    "identical": ("#010106", "D"),
-    "noise": (INK, "P"),
-}
+    "better": ("#010102", "^"), "worse": ("#010103", "v"), "no difference": ("#010104", "s"), "undecided": ("#010105", "o"),
+    "identical": ("#010106", "D"), "noise": (INK, "P"),
+}  # fmt: skip
 """Colour and marker of a verdict."""
 LINES: tuple[tuple[str, tuple[float, ...]], ...] = (
     (INK, ()), (INK, (1, 1.5)), (ACCENT, ()), ("#010107", (5, 2)), ("#010108", (7, 2, 1.5, 2)), ("#010109", (2.5, 1.2)),
@@ -113,20 +109,13 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Key:
-    """A line of the legend."""
-
-    name: str
-    swatch: Markup
-
-
-@dataclass(frozen=True)
 class Group:
     """Panels that are read together."""
 
     title: str
     panels: tuple[Panel, ...]
-    keys: tuple[Key, ...]
+    legend: Mapping[str, Markup]
+    """A swatch by arm; empty if every panel has one arm."""
 
 
 @dataclass(frozen=True)
@@ -254,10 +243,9 @@ def curve_groups(arms: Sequence[str], runs: Sequence[Run]) -> tuple[Group, ...]:
 
 def _shared(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
     lines = {arm: Line(runs, *look) for (arm, runs), look in zip(by.items(), LINES, strict=False)}
-    keys = tuple(Key(arm, _swatch(line)) for arm, line in lines.items())
     frames = [Frame(kind, _limits([*lines.values()], kind), PANEL) for kind in KINDS]
     panels = tuple(_panel(frame, "", frame.kind.heading, lines) for frame in frames)
-    return (Group("All arms", panels, keys),)
+    return (Group("All arms", panels, {arm: _swatch(line) for arm, line in lines.items()}),)
 
 
 def _one_each(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
@@ -270,7 +258,7 @@ def _one_each(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
             _panel(frame, f"-{i}", arm, {arm: line}, () if arm == reference else lines[reference].finished)
             for i, (arm, line) in enumerate(lines.items())
         )
-        groups.append(Group(kind.heading, panels, ()))
+        groups.append(Group(kind.heading, panels, {}))
     return tuple(groups)
 
 

@@ -17,36 +17,18 @@ from slimrl.text import visible
 
 INK, ACCENT = "#010100", "#010101"
 COLOURS = {
-    INK: "currentColor",
-    ACCENT: "var(--accent)",
-    "#010102": "var(--better)",
-    "#010103": "var(--worse)",
-    "#010104": "var(--same)",
-    "#010105": "var(--undecided)",
-    "#010106": "var(--identical)",
-    "#010107": "var(--line-2)",
-    "#010108": "var(--line-3)",
+    INK: "currentColor", ACCENT: "var(--accent)", "#010102": "var(--better)", "#010103": "var(--worse)", "#010104": "var(--same)",
+    "#010105": "var(--undecided)", "#010106": "var(--identical)", "#010107": "var(--line-2)", "#010108": "var(--line-3)",
     "#010109": "var(--line-4)",
-}
+}  # fmt: skip
+"""The page's colours by placeholder."""
 STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "slimrl",
-    "font.size": 8.5,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "axes.unicode_minus": False,
-}
+    "svg.fonttype": "none", "svg.hashsalt": "slimrl", "font.size": 8.5, "text.parse_math": False, "text.color": INK,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.unicode_minus": False, "xtick.color": INK, "ytick.color": INK, "xtick.bottom": False, "ytick.left": False,
+    "lines.linewidth": 1.4, "lines.markersize": 4.5,
+}  # fmt: skip
+"""Settings of matplotlib for all figures."""
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 

@@ -15,7 +15,7 @@ from slimrl.evaluate import paired_difference
 from slimrl.statistics import Interval, Judgement
 from slimrl.study.effects import changed_settings, concerning
 from slimrl.study.runs import Run
-from slimrl.study.spec import Arm, Comparison, Expanded
+from slimrl.study.spec import Arm, Comparison, Expanded, Study
 from slimrl.text import counted
 
 Runs = Mapping[str, Sequence[Run]]
@@ -74,37 +74,30 @@ class Noise:
 
 @dataclass(frozen=True)
 class _Paired:
-    """A comparison, with the runs of the seeds for which every arm of it has a result."""
+    """A comparison over the seeds for which every arm of it has a result."""
 
     comparison: Comparison
     seeds: list[int]
     runs: dict[str, list[Run]]
     """By arm, in the order of `seeds`."""
+    pairs: list[float]
+    """The difference within each seed."""
+    difference: Interval
 
-    def differences(self, primary: str) -> list[float]:
-        weights = self.comparison.weights
-        return [
-            math.fsum(weight * self.runs[arm][i].value(primary) for arm, weight in weights.items())
-            for i in range(len(self.seeds))
-        ]
-
+    @property
     def identical(self) -> int:
         """Seeds for which the runs of two arms ended with the same weights; 0 for more arms."""
         if not self.comparison.is_pair:
             return 0
         return sum(bool(a.weights) and a.weights == b.weights for a, b in zip(*self.runs.values(), strict=True))
 
-    def diverged(self) -> int:
-        return sum(run.status == "diverged" for runs in self.runs.values() for run in runs)
-
     def improvement(self, primary: str) -> float:
         """The chance that a run of the arm beats one of its reference; NaN for more arms."""
         if not self.comparison.is_pair:
             return math.nan
-        by_sign = {
-            self.comparison.weights[arm]: [run.value(primary) for run in runs] for arm, runs in self.runs.items()
-        }
-        return statistics.probability_of_improvement(by_sign[1.0], by_sign[-1.0])
+        ours, theirs = sorted(self.runs, key=lambda arm: -self.comparison.weights[arm])
+        values = {arm: [run.value(primary) for run in runs] for arm, runs in self.runs.items()}
+        return statistics.probability_of_improvement(values[ours], values[theirs])
 
     def over_problems(self) -> Mapping[str, float]:
         """The difference by problem, as a mean over the seeds whose runs all finished; empty without any."""
@@ -114,38 +107,32 @@ class _Paired:
             for i in finished:
                 for problem, share in self.runs[arm][i].items.items():
                     sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
-        if not finished:
-            return {}
         reach = statistics.attainable(self.comparison.weights)
-        return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach)
+        return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if finished else {}
 
 
 def compare(expanded: Expanded, runs: Runs) -> tuple[Effect, ...]:
     """Every comparison with its verdict; Holm's method covers all switches, and one without a result has p = 1."""
-    paired = [_pair(comparison, runs, expanded.study.seeds) for comparison in expanded.comparisons]
-    differences = [_difference(own, expanded.study.primary) for own in paired]
-    both = list(zip(paired, differences, strict=True))
-    adjusted = iter(statistics.holm([difference.p for own, difference in both if own.comparison.tested]))
+    paired = [_pair(comparison, runs, expanded.study) for comparison in expanded.comparisons]
+    adjusted = iter(statistics.holm([own.difference.p for own in paired if own.comparison.tested]))
     return tuple(
-        _effect(own, difference, next(adjusted) if own.comparison.tested else difference.p, expanded)
-        for own, difference in both
+        _effect(own, next(adjusted) if own.comparison.tested else own.difference.p, expanded) for own in paired
     )
 
 
-def _pair(comparison: Comparison, runs: Runs, seeds: int) -> _Paired:
-    complete = [i for i in range(seeds) if all(runs[arm][i].counts for arm in comparison.weights)]
-    return _Paired(comparison, complete, {arm: [runs[arm][i] for i in complete] for arm in comparison.weights})
+def _pair(comparison: Comparison, runs: Runs, study: Study) -> _Paired:
+    weights = comparison.weights
+    seeds = [i for i in range(study.seeds) if all(runs[arm][i].counts for arm in weights)]
+    pairs = [math.fsum(w * runs[arm][i].value(study.primary) for arm, w in weights.items()) for i in seeds]
+    most = statistics.attainable(weights)
+    difference = statistics.within(statistics.interval(pairs), -most, most)
+    return _Paired(comparison, seeds, {arm: [runs[arm][i] for i in seeds] for arm in weights}, pairs, difference)
 
 
-def _difference(own: _Paired, primary: str) -> Interval:
-    most = statistics.attainable(own.comparison.weights)
-    return statistics.within(statistics.interval(own.differences(primary)), -most, most)
-
-
-def _effect(own: _Paired, difference: Interval, p: float, expanded: Expanded) -> Effect:
-    comparison, study = own.comparison, expanded.study
-    identical, over_problems = own.identical(), own.over_problems()
-    all_identical = 0 < identical == len(own.seeds)
+def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:
+    comparison, study, difference = own.comparison, expanded.study, own.difference
+    over_problems = own.over_problems()
+    all_identical = 0 < own.identical == len(own.seeds)
     if all_identical:  # so they are for any seed and any problem
         difference = replace(difference, low=0.0, high=0.0)
         over_problems = {**over_problems, "low": 0.0, "high": 0.0}
@@ -155,20 +142,20 @@ def _effect(own: _Paired, difference: Interval, p: float, expanded: Expanded) ->
         study.margin,
         expanded.tested if comparison.tested else 1,
         identical=all_identical,
-        diverged=own.diverged(),
+        diverged=sum(run.status == "diverged" for runs in own.runs.values() for run in runs),
     )
     return Effect(
         name=comparison.name,
         kind=comparison.kind,
         weights=comparison.weights,
         seeds=own.seeds,
-        pairs=own.differences(study.primary),
+        pairs=own.pairs,
         difference=difference,
         adjusted_p=p,
         judgement=judgement,
         probability_of_improvement=own.improvement(study.primary),
         problems=over_problems,
-        identical=identical,
+        identical=own.identical,
     )
 
 

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -60,8 +60,17 @@ class Observer(Protocol):
         """A run is a result, after this much wall time."""
 
 
-def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer) -> list[Planned]:
+def run_study(
+    expanded: Expanded,
+    folder: Path,
+    *,
+    slots: int,
+    display: Observer,
+    launcher: Callable[[Slots, int], Launcher] = LocalLauncher,
+) -> list[Planned]:
     """Do what is left of a study, `slots` runs at once (0: as many as the machine serves well); returns the failed runs.
+
+    `launcher` makes a launcher from the slots and the descriptor of the study's lock.
 
     Raises SettingsError if the study is being run already or its folder holds runs with other settings; DataError if the first
     run fails.
@@ -77,7 +86,7 @@ def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with "
             f"{counted(chosen.threads, 'CPU thread')} each"
         )
-        runner = _Runner(LocalLauncher(chosen, lock.descriptor), chosen, folder, date, display)
+        runner = _Runner(launcher(chosen, lock.descriptor), chosen, folder, date, display)
         try:
             return runner.work(todo, len(runs))
         finally:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
-
-import numpy as np
 
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError
@@ -20,18 +19,18 @@ from slimrl.study.spec import Arm, Expanded
 DIVERGED_VALUE = 0.0
 """Primary measure of a run that diverged: its model is of no use, so it counts as no answer right and is not left out."""
 CURVES = {
-    "step": "step",
-    "tokens": "num_tokens",
-    "seconds": "time/total",
-    "accuracy": "accuracy",
-    "length": "completions/mean_length",
-    "truncated": "completions/clipped_ratio",
-    "entropy": "entropy",
-    "kl": "kl",
-    "reward": "reward",
+    "step": "step", "tokens": "num_tokens", "seconds": "time/total", "accuracy": "accuracy", "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio", "entropy": "entropy", "kl": "kl", "reward": "reward",
     "no_signal": "sampling/no_signal",
-}
+}  # fmt: skip
 """Keys of metrics.jsonl by the curve that they make."""
+CELLS = {
+    (True, True): "right", (True, False): "right_out_of_form",
+    (False, True): "wrong_in_form", (False, False): "wrong_out_of_form",
+}  # fmt: skip
+"""By whether the answer is right and whether the form is."""
+MODES = {"sampled": "accuracy", "greedy": "greedy"}
+"""Keys of a summary by the mode of decoding."""
 LONGEST_NAME = 56
 Outcome = Literal["finished", "diverged", "failed", "missing"]
 """How far a run came; `missing` has not begun, or was interrupted."""
@@ -176,31 +175,19 @@ def read_run(planned: Planned, primary: str) -> Run:
 
 def _measures(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The held-out measures of an evaluation, as `Run.after` has them, from its summaries by split."""
-    found = {}
+    found: dict[str, float] = {}
     for split, summary in summaries.items():
-        found[f"{split}/sampled"] = summary["accuracy"]
-        if "greedy" in summary:
-            found[f"{split}/greedy"] = summary["greedy"]
-    for key in ("lenient", "format", "truncated", "mean_length"):
-        if "test" in summaries:
-            found[key] = summaries["test"][key]
+        found |= {f"{split}/{mode}": summary[key] for mode, key in MODES.items() if key in summary}
+    if "test" in summaries:
+        found |= {key: summaries["test"][key] for key in ("lenient", "format", "truncated", "mean_length")}
     return found
 
 
 def _form(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Shares of sampled test completions by answer (read leniently) and form."""
     sampled = [row for row in rows if row["split"] == "test" and row["mode"] == "sampled"]
-    if not sampled:
-        return {}
-    right = np.array([row["lenient"] or row["strict"] for row in sampled], dtype=bool)
-    form = np.array([row["well_formed"] for row in sampled], dtype=bool)
-    cells = {
-        "right": right & form,
-        "right_out_of_form": right & ~form,
-        "wrong_in_form": ~right & form,
-        "wrong_out_of_form": ~right & ~form,
-    }
-    return {name: float(cell.mean()) for name, cell in cells.items()}
+    cells = Counter((row["lenient"] or row["strict"], row["well_formed"]) for row in sampled)
+    return {name: cells[cell] / len(sampled) for cell, name in CELLS.items()} if sampled else {}
 
 
 def _items(rows: Sequence[Mapping[str, Any]], primary: str) -> dict[str, float]:
