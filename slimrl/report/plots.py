@@ -89,7 +89,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """What all panels of a kind have in common."""
+    """The common layout of all panels of a kind."""
 
     kind: Kind
     limits: tuple[float, float, float, float]

@@ -30,7 +30,7 @@ def lead(results: Results) -> str:
 
 
 def answer(results: Results) -> tuple[str, ...]:
-    """What was found, by the verdicts on the switches; the first sentence has the changes."""
+    """The findings, by the verdicts on the switches; the first sentence has the changes."""
     effects = ordered_effects(results)
     switches = [effect for effect in effects if effect.kind == "switch"]
     if not switches:

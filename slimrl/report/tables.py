@@ -121,7 +121,7 @@ def _descending(value: float) -> float:
 
 
 def verdict_words(effect: Effect) -> str:
-    """The verdict; for the A/A arm, which changes nothing, whether its difference is one of chance."""
+    """The verdict; for the A/A arm, which changes nothing, a statement on its difference as one of chance."""
     d = effect.difference
     if effect.kind != NOISE:
         return effect.judgement.words
@@ -243,7 +243,7 @@ def remarks(results: Results) -> list[tuple[tuple[str, ...], str, str]]:
 
 
 def cost_table(results: Results) -> Table:
-    """What each arm took, as means over its runs."""
+    """The cost of each arm, as means over its runs."""
     rows = []
     for arm in ordered_arms(results):
         tokens, seconds, _ = _costs(arm, results)

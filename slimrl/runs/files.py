@@ -24,7 +24,7 @@ UNFINISHED = ".unfinished-"
 
 @dataclass(frozen=True)
 class Written:
-    """What a manifest records of a file."""
+    """The entry of a file in a manifest."""
 
     size: int
     """Bytes."""

@@ -1,4 +1,4 @@
-"""What a study fixes before its first run, in declared.json; and the check that it is still the same study."""
+"""declared.json: what a study fixes before its first run, and the check that it has not changed since."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECLARED = "declared.json"
 
 
 def read_declaration(folder: Path) -> dict[str, Any]:
-    """What a study declared before its first run; empty if none has begun."""
+    """The declaration of a study; empty before its first run."""
     return read_json(folder / DECLARED)
 
 
@@ -34,7 +34,7 @@ def declare(expanded: Expanded, folder: Path) -> str:
 
 
 def declaration(expanded: Expanded) -> dict[str, Any]:
-    """What is fixed before the first run, as JSON."""
+    """The declaration of a study that has not begun, as JSON."""
     study = expanded.study
     return {
         "primary": study.primary,

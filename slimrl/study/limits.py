@@ -1,4 +1,4 @@
-"""What a reader should not conclude from a study, in sentences that hold for this one."""
+"""The limits of a study: sentences on what a reader should not conclude from it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def conditions(versions: Mapping[str, Sequence[str]], effects: Sequence[Effect])
 
 
 def scope(config: TrainConfig, arms: Sequence[ArmResult]) -> list[str]:
-    """What was not varied, by the settings of the reference, and arms that can hardly get better."""
+    """Settings that were not varied, with those of the reference `config`, and arms that can hardly get better."""
     found = [
         f"One model ({config.model.path}), one task ({config.task.name}), one learning rate ({config.optimizer.learning_rate}) "
         "and one batch size: nothing follows for others, and an arm might do better with settings tuned for it.",
@@ -77,7 +77,7 @@ def unequal_cost(budget: Budget, reference: ArmResult, arms: Sequence[ArmResult]
 
 
 def token_budget(budget: Budget, steps: int, runs: Sequence[Run]) -> list[str]:
-    """How close runs of at most `steps` steps came to the tokens that they were to sample."""
+    """The share of the token budget that runs of at most `steps` steps used."""
     spent = [run for run in runs if budget.tokens and run.counts]
     if not spent:
         return []

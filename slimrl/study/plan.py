@@ -41,7 +41,7 @@ class Measured:
     """Start, evaluations, and everything else."""
     step_tokens: float
     seen: Seen
-    """What was sampled, as far as the effects of settings depend on it."""
+    """Statistics of the samples, on which effects of settings depend."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """Values that the runs chose where settings say `auto`."""
 
@@ -62,7 +62,7 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `slimrl study plan` prints."""
+    """The output of `slimrl study plan`."""
 
     name: str
     runs: int
@@ -77,7 +77,7 @@ class Plan:
     spread: float
     """Standard deviation of a difference over seeds."""
     spread_from: str
-    """Where `spread` comes from, in words."""
+    """The source of `spread`, in words."""
     detectable: float
     """Smallest true difference that 80 of 100 such studies find with Holm's method."""
     margin: float
@@ -242,7 +242,7 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measure
 
 
 def _seen(expanded: Expanded, histories: Sequence[Sequence[Mapping[str, float]]]) -> Seen:
-    """What was sampled, from the rows of metrics.jsonl of runs of the reference."""
+    """Statistics of the samples of runs of the reference, from the rows of metrics.jsonl."""
     group = expanded.arm(expanded.reference).config.rollout.group_size
     rows = [row for history in histories for row in history if "completions/max_length" in row]
     groups = sum(int(row["sampling/groups"]) for row in rows)

@@ -1,6 +1,6 @@
-"""What a study found: one frozen record, from which every form of the report is written.
+"""The results of a study: one frozen record, from which every form of the report is written.
 
-It is made from the runs' own directories alone, so at any time, also while runs are missing.
+It is made from the directories of the runs alone, at any time, also while runs are missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSIONS = ("slimrl", "torch", "transformers", "python", "device", "dtype", "thr
 
 @dataclass(frozen=True)
 class Results:
-    """What a study found, complete for every form of the report."""
+    """The findings of a study, complete for every form of the report."""
 
     name: str
     question: str

@@ -1,4 +1,4 @@
-"""The runs of a study: which there are, where each has its folder, and a record of each as far as it came."""
+"""The runs of a study: their settings and folders, and a record of each as far as it came."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MODES = {"sampled": "accuracy", "greedy": "greedy"}
 """Keys of a summary by the mode of decoding."""
 LONGEST_NAME = 56
 Outcome = Literal["finished", "diverged", "failed", "missing"]
-"""How far a run came; `missing` has not begun, or was interrupted."""
+"""State of a run; one that is `missing` has not begun, or was interrupted."""
 
 
 @dataclass(frozen=True)

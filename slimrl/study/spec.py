@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -211,15 +211,19 @@ def _common_settings(base: Sequence[str], study: Study, overrides: Sequence[str]
 
 
 def expand(
-    study: Study, settings: Mapping[str, Any], folders: Mapping[str, Path] | None = None
+    study: Study, settings: Mapping[str, Any], folders: Mapping[str, Path]
 ) -> tuple[tuple[Arm, ...], tuple[Comparison, ...], str]:
     """The arms of the design with their settings, the comparisons, and the name of the reference.
 
-    `folders` is the folder of the file of each override, to which its paths are relative.
+    `folders` is the folder of the file of each override, to which its paths are relative; by default the working directory.
     """
     lines = {name: tuple([line] if isinstance(line, str) else line) for name, line in study.arms.items()}
     for name, overrides in lines.items():
         _check_arm(name, overrides)
+
+    def together(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(itertools.chain(*(lines[name] for name in names)))
+
     plans: dict[str, tuple[str, ...]] = {BASE: ()}
     comparisons: list[Comparison] = []
     reference = BASE
@@ -230,10 +234,10 @@ def expand(
         case "leave_one_out":
             _check_combinable(lines)
             reference = ALL
-            plans[ALL] = tuple(itertools.chain(*lines.values()))
+            plans[ALL] = together(lines)
             comparisons = [Comparison(ALL, {ALL: 1.0, BASE: -1.0}, "together")]
             for name in lines:
-                plans[f"without_{name}"] = tuple(itertools.chain(*(o for other, o in lines.items() if other != name)))
+                plans[f"without_{name}"] = together(other for other in lines if other != name)
                 comparisons.append(Comparison(name, {ALL: 1.0, f"without_{name}": -1.0}, "switch"))
         case "factorial":
             _check_combinable(lines)
@@ -243,12 +247,12 @@ def expand(
                 )
             names = list(lines)
             cells = [c for size in range(len(names) + 1) for c in itertools.combinations(names, size)]
-            plans = {"+".join(cell) or BASE: tuple(itertools.chain(*(lines[n] for n in cell))) for cell in cells}
+            plans = {"+".join(cell) or BASE: together(cell) for cell in cells}
             comparisons = _effects(names, cells)
     repeat = reference + REPEAT
     plans[repeat] = plans[reference]
     comparisons.append(Comparison(repeat, {repeat: 1.0, reference: -1.0}, "noise"))
-    built = {name: _build(name, overrides, settings, study, folders or {}) for name, overrides in plans.items()}
+    built = {name: _build(name, overrides, settings, study, folders) for name, overrides in plans.items()}
     arms = []
     for name, config in built.items():
         other = BASE if name == ALL else reference

@@ -50,7 +50,7 @@ def make_results(
 ) -> Results:
     """A study of these arms; `status` of runs by arm and seed index (else finished), curves that an arm lacks by arm."""
     study = Study.model_validate({"question": QUESTION, "arms": dict(lines), "design": design, "seeds": seeds})
-    arms, comparisons, reference = expand(study, {})
+    arms, comparisons, reference = expand(study, {}, {})
     expanded = Expanded("synthetic", "synthetic.yaml", study, arms, comparisons, reference)
     known = status or {}
     runs = {
