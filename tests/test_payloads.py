@@ -20,7 +20,7 @@ from slimrl.config.files import build
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.report import plots as pictures
+from slimrl.report import plots
 from slimrl.report.report import as_csv, as_html, as_json, as_markdown
 from slimrl.results import DoctorReport, Evaluation, GradedCompletion, SplitEvaluation, TrainSummary, compare
 from slimrl.study.results import Results
@@ -207,8 +207,8 @@ def hostile() -> Results:
 
 
 def test_the_page_shows_them_as_text(hostile: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_PANELS", 3)
-    monkeypatch.setattr(pictures, "KINDS", pictures.KINDS[:1])
+    monkeypatch.setattr(plots, "MOST_PANELS", 3)
+    monkeypatch.setattr(plots, "KINDS", plots.KINDS[:1])
     html = as_html(hostile)
     page = Page(html)
     check_inert(page)

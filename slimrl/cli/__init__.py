@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slimrl.config.files import Root
     from slimrl.config.schema import RootConfig
     from slimrl.display.run import Display
-    from slimrl.display.study import FleetDisplay
+    from slimrl.display.study import ProgressDisplay
     from slimrl.study.spec import Expanded
 
 SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
@@ -369,7 +369,7 @@ def export(run: str, folder: str) -> None:
     """
     import shutil
 
-    from slimrl.runs.durable import files_within
+    from slimrl.runs.files import files_within
 
     source, target = Path(run) / "final", Path(folder)
     if not (source / "config.json").is_file():
@@ -457,10 +457,10 @@ def study_run(
       slimrl study run studies/quick.yaml --seeds 3 --name first-look
     """
     expanded, folder = _study(files, name, seeds, output)
-    from slimrl.display.study import FleetDisplay
+    from slimrl.display.study import ProgressDisplay
     from slimrl.study.runner import run_study
 
-    display = FleetDisplay(expanded, folder, quiet=quiet)
+    display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
         with _saying_how_to_go_on():
             failed = _closing_display(display, lambda: run_study(expanded, folder, slots=slots or 0, display=display))
@@ -509,7 +509,7 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
         raise SettingsError("name a study file first; studies/ holds some")
-    from slimrl.study.runner import check_study
+    from slimrl.study.declaration import check_study
 
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
     folder = Path(output) / expanded.name
@@ -520,8 +520,8 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
 def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:
     from slimrl.report.report import write_reports
     from slimrl.report.tables import verdict_words
-    from slimrl.statistics import points
     from slimrl.study.results import collect
+    from slimrl.text import signed_points
 
     results = collect(expanded, folder)
     try:
@@ -532,8 +532,8 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
         ) from error
     display = _display(quiet)
     for effect in results.effects:
-        low, high = points(effect.difference.low), points(effect.difference.high)
-        display.say(f"{effect.name}: {points(effect.difference.mean)} [{low}, {high}], {verdict_words(effect)}")
+        mean, low, high = map(signed_points, (effect.difference.mean, effect.difference.low, effect.difference.high))
+        display.say(f"{effect.name}: {mean} [{low}, {high}], {verdict_words(effect)}")
     display.say(f"report: {path}, report.md, results.csv, results.json")
     if as_json:
         _out((folder / "results.json").read_text(encoding="utf-8"), newline=False)
@@ -585,7 +585,7 @@ def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> 
     """Settings to use a model with: a run's own, or the defaults, then files and overrides."""
     from slimrl.config.files import for_verb, merge, read_yaml
     from slimrl.config.schema import RootConfig
-    from slimrl.runs.files import read_state
+    from slimrl.runs.reader import read_state
 
     base: dict[str, Any] = {}
     recorded = Path(model_or_run) / "config.yaml"
@@ -612,7 +612,7 @@ def _config_of(model_or_run: str, settings: Sequence[str], task: str | None) -> 
 
 def _date_of(run: str, settings: dict[str, Any]) -> dict[str, str]:
     """What a run's prompts took for today, where its settings leave that to the day on which it began."""
-    from slimrl.runs.files import read_state
+    from slimrl.runs.reader import read_state
 
     date = read_state(Path(run)).get("date")
     return {"date": str(date)} if date and settings.get("task", {}).get("date", "auto") == "auto" else {}
@@ -633,7 +633,7 @@ def _say_hub(display: Display, config: RootConfig) -> None:
         display.say(f"model.path={path} is no folder here, so it is taken from the Hugging Face Hub")
 
 
-def _closing_display(display: Display | FleetDisplay, work: Any) -> Any:
+def _closing_display(display: Display | ProgressDisplay, work: Any) -> Any:
     """Run `work`; the progress bar leaves the screen however it ends."""
     try:
         return work()

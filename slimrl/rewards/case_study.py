@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from slimrl.tasks.answers import normalise
+from slimrl.tasks.latex import normalise
 from slimrl.tasks.numbers import numbers, parse_number
 from slimrl.tasks.styles import STYLES, TAGS
 from slimrl.tasks.thinking import committed

@@ -19,17 +19,15 @@ from torch import Tensor
 
 from slimrl.runs.durable import (
     MANIFEST,
-    Written,
     damage,
-    files_within,
     full_disk_as_oserror,
     read_tensors,
     seal,
     sync_folder,
-    write_bytes,
     write_tensors,
     written_by_others,
 )
+from slimrl.runs.files import Written, files_within, write_bytes
 
 STATE = "state.json"
 UNFINISHED, REPLACED = ".writing-", ".replaced-"

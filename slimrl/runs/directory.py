@@ -33,20 +33,12 @@ from slimrl.records import Rejected
 from slimrl.results import Evaluation, SftSummary, TrainSummary
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import (
-    files_within,
-    full_disk_as_oserror,
-    sync_folder,
-    sync_folders,
-    write_tensors,
-    written_by_others,
-)
+from slimrl.runs.durable import full_disk_as_oserror, sync_folder, sync_folders, write_tensors, written_by_others
 from slimrl.runs.files import (
     as_json,
     as_jsonl,
     as_line,
-    read_metrics,
-    read_state,
+    files_within,
     remove_unfinished_files,
     rollout_rows,
     write_jsonl,
@@ -54,9 +46,7 @@ from slimrl.runs.files import (
 )
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
-
-ENDED = ("finished", "diverged")
-"""Statuses of a run that is over; a run of any other can be resumed."""
+from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status
 
 
 class RunDirectory:
@@ -130,7 +120,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Remove all records beyond this step."""
-        known = self.history or read_metrics(self.path / "metrics.jsonl")
+        known = self.history or read_metrics(self.path)
         rows = [row for row in known if row["step"] <= step]
         if [row["step"] for row in rows] != list(range(1, step + 1)):
             raise DataError(
@@ -246,7 +236,7 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            if read_state(self.path).get("status") == "finished":  # what fails after the end does not undo it
+            if read_status(self.path) == "finished":  # what fails after the end does not undo it
                 raise
             ended: BaseException = error
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -275,7 +265,7 @@ class RunDirectory:
         write_text(self.path / "run.json", as_json(state))
 
 
-def _ending(error: BaseException) -> str:
+def _ending(error: BaseException) -> Status:
     """The status in run.json of an end that is not success."""
     if isinstance(error, Stopped):
         return "preempted" if error.exit_code == PREEMPTED else "interrupted"
@@ -318,10 +308,10 @@ def new_run(config: RootConfig, verb: str) -> Path:
     path = run_path(config, verb)
     # a link is neither followed nor replaced, wherever it leads
     if path.exists() or path.is_symlink():
-        status = read_state(path).get("status")
+        status = read_status(path)
         if status in ENDED:
             raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
-        if status is not None:
+        if status:
             raise SettingsError(
                 f"{path} is not finished, and a run is never overwritten; resume it with slimrl {verb} --resume {path}, or "
                 "choose another name=..."

@@ -21,10 +21,10 @@ from slimrl.preflight.memory import read_plan
 from slimrl.records import Plan
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
-from slimrl.runs.directory import ENDED, new_run, run_path
-from slimrl.runs.files import read_state
+from slimrl.runs.directory import new_run, run_path
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured, read_evaluations
+from slimrl.runs.reader import ENDED, read_state
 
 Config = TypeVar("Config", bound=RootConfig)
 Summary = TypeVar("Summary", TrainSummary, SftSummary)

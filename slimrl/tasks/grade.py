@@ -10,7 +10,8 @@ from pathlib import Path
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
-from slimrl.tasks.answers import Grade, Grader, parse_number
+from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.rows import Row, plain, read_rows
 from slimrl.tasks.styles import STYLES
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from slimrl import cli
-from slimrl.study.runner import planned_runs
+from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
 from tests.study.folders import write_run

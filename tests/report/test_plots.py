@@ -12,13 +12,11 @@ from matplotlib.figure import Figure
 from slimrl import statistics
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import WIDTH
-from slimrl.report import plots as pictures
-from slimrl.report import tables
+from slimrl.report import plots, tables
 from slimrl.results import Evaluation, SplitEvaluation, TrainSummary, compare
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.reader import Run
 from slimrl.study.results import collect
-from slimrl.study.runner import planned_runs
+from slimrl.study.runs import Run, planned_runs
 from slimrl.study.spec import load_study
 from tests.config.test_mistakes import on_a_terminal
 from tests.study.folders import write_run
@@ -65,7 +63,7 @@ def test_names_of_effects_lie_on_no_line(drawn: list[Figure]) -> None:
     results = make_results(dict(list(LINES.items())[:4]), seeds=3, steps=3)
     effects = tables.ordered_effects(results)
     long = [replace(e, name=f"{e.name}_with_a_very_long_name"[:40]) for e in effects]
-    pictures.effect_plot(long, 0.05, 0.04)
+    plots.effect_plot(long, 0.05, 0.04)
     (figure,) = drawn
     figure.canvas.draw()
     (axes,) = figure.axes
@@ -80,7 +78,7 @@ def test_names_of_effects_lie_on_no_line(drawn: list[Figure]) -> None:
 
 def panels(results: object, drawn: list[Figure]) -> list[Figure]:
     arms = [arm.name for arm in tables.ordered_arms(results)]  # type: ignore[arg-type]
-    pictures.curve_groups(arms, results.runs)  # type: ignore[attr-defined]
+    plots.curve_groups(arms, results.runs)  # type: ignore[attr-defined]
     return drawn
 
 

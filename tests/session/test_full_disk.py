@@ -17,7 +17,7 @@ from slimrl.config.schema import SftRunConfig
 from slimrl.display.run import Display
 from slimrl.errors import DiskError
 from slimrl.runs import checkpoints as checkpoint_files
-from slimrl.runs import directory, durable
+from slimrl.runs import directory, durable, files
 from slimrl.runs.checkpoints import checkpoints
 from slimrl.sft import sft
 from tests.session.test_resume import content, run
@@ -164,7 +164,7 @@ def test_the_command_ends_with_a_code_of_its_own(
 
 
 def test_a_report_that_finds_no_room_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimrl.study.runner import planned_runs
+    from slimrl.study.runs import planned_runs
     from slimrl.study.spec import load_study
 
     (tmp_path / "s.yaml").write_text("seeds: 2\narms: {kl: algorithm.kl_coef=0}\n")
@@ -172,15 +172,15 @@ def test_a_report_that_finds_no_room_is_written_later(tmp_path: Path, monkeypatc
     for planned in planned_runs(expanded, tmp_path / "runs" / expanded.name):
         write_run(planned, [1, 2])
     command = ["study", "report", str(tmp_path / "s.yaml"), "--output", str(tmp_path / "runs")]
-    own = Path.write_text
+    own = files.write_bytes
 
-    def write(path: Path, *args: object, **more: object) -> int:
+    def write(path: Path, data: bytes) -> files.Written:
         if "report.md" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return own(path, *args, **more)  # type: ignore[arg-type]
+        return own(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write)
+        patch.setattr(files, "write_bytes", write)
         with pytest.raises(DiskError, match=r"report\.md cannot be written .*free space .*slimrl study report"):
             cli.cli.main(command, standalone_mode=False)
     cli.cli.main(command, standalone_mode=False)

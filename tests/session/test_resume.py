@@ -21,9 +21,9 @@ from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.loading import load_policy
 from slimrl.results import TrainSummary
 from slimrl.rollout.engine import RolloutEngine
-from slimrl.runs import durable
 from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, write_checkpoint
-from slimrl.runs.files import read_metrics
+from slimrl.runs.files import HashedFile
+from slimrl.runs.reader import read_metrics
 from slimrl.session.resume import LENGTH, MAY_CHANGE
 from slimrl.train import train
 from tests.conftest import ROOT
@@ -105,7 +105,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(
     assert interrupt(tmp_path, "a", max(1, round(share * moments))) == 75
     state = json.loads((tmp_path / "a" / "run.json").read_text())
     assert state["status"] == "preempted"
-    taken = len(read_metrics(tmp_path / "a" / "metrics.jsonl"))
+    taken = len(read_metrics(tmp_path / "a"))
     assert newest(tmp_path / "a" / "checkpoints")[0].step == taken, "nothing that was done is lost"  # type: ignore[union-attr]
     run(tmp_path, "a", resume=True)
     assert content(tmp_path / "a") == content(folder)
@@ -429,9 +429,9 @@ class FullDisk:
 
     def __init__(self, room: int, refusals: int) -> None:
         self.room, self.refusals, self.refused = room, refusals, 0
-        self.write = durable._Hashed.write
+        self.write = HashedFile.write
 
-    def take(self, file: durable._Hashed, data: bytes | memoryview) -> None:
+    def take(self, file: HashedFile, data: bytes | memoryview) -> None:
         self.room -= len(data)
         if self.room < 0 and self.refused < self.refusals:
             self.refused += 1
@@ -467,7 +467,7 @@ def test_a_full_disk_loses_no_checkpoint_and_ends_no_run(
     disk = FullDisk(random.Random(seed).randrange(60_000, 12_000_000), refusals=3)
     safe: list[int] = []
 
-    def write(file: durable._Hashed, data: bytes | memoryview) -> None:
+    def write(file: HashedFile, data: bytes | memoryview) -> None:
         try:
             disk.take(file, data)
         except OSError:
@@ -475,7 +475,7 @@ def test_a_full_disk_loses_no_checkpoint_and_ends_no_run(
             safe.append(found.step if found else 0)
             raise
 
-    monkeypatch.setattr(durable._Hashed, "write", write)
+    monkeypatch.setattr(HashedFile, "write", write)
     run(tmp_path, "a", "checkpoint.every=1")
     assert disk.refused == len(safe) == 3
     assert safe == sorted(safe), "no checkpoint was lost"
