@@ -26,6 +26,11 @@ def settle_waiting() -> None:
         os.environ |= {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(BLOCKTIME)}
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Usage:
     """Processor seconds up to a moment: of all processes on the cores that this one may use, and of this one."""
