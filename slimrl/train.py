@@ -30,7 +30,7 @@ from slimrl.evaluate import Comparison, compare, evaluate
 from slimrl.learner.learner import Learner, make_learner
 from slimrl.learner.update import update
 from slimrl.machine.limits import Limits, is_out_of_memory, measure_limits, peak_memory
-from slimrl.machine.profiler import OFF, Stopwatch, mean_profile
+from slimrl.machine.profiler import OFF, Profiler, mean_profile
 from slimrl.machine.signals import Stop, Stopped, seconds_of
 from slimrl.machine.threads import fix_threads
 from slimrl.model.loading import digest, fingerprint
@@ -154,7 +154,7 @@ def train_and_measure(
     config = setup.config
     learner = make_learner(setup.policy, config)
     state = restore(checkpoint, setup, learner) if checkpoint else RunState()
-    watch = Stopwatch(setup.policy.device) if config.log.profile else OFF
+    watch = Profiler(setup.policy.device) if config.log.profile else OFF
     limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
     setup.engine.watch, setup.engine.stop = watch, stop
     keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
@@ -202,7 +202,7 @@ def take_step(
     learner: Learner,
     state: RunState,
     display: Display,
-    watch: Stopwatch,
+    watch: Profiler,
     limits: Limits | None,
     stop: Stop,
 ) -> RunState:

@@ -14,7 +14,7 @@ from slimrl.algorithm.batch import microbatches, take
 from slimrl.algorithm.divergences import Divergence
 from slimrl.config.schema import TrainConfig
 from slimrl.learner.critic import Critic
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.cost import cost_of
 from slimrl.model.head import Reference, token_logprobs, token_statistics
@@ -55,7 +55,7 @@ def masked_statistics(
     batch: Batch,
     *,
     temperature: float,
-    watch: Stopwatch = OFF,
+    watch: Profiler = OFF,
     passes: int = 1,
     reference: Policy | None = None,
     divergence: Divergence | None = None,
@@ -102,7 +102,7 @@ def packed_states(policy: Policy, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def batch_logprobs(
-    policy: Policy, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+    policy: Policy, batch: Batch, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
 ) -> Tensor:
     """[B, L] nats under a policy that does not learn from it, in micro-batches. Raises Stopped between them."""
     result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)

@@ -28,7 +28,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.learner.forward import batch_logprobs, batch_values, masked_statistics, packed_states, split, trained_rows
 from slimrl.learner.learner import Known, Learner, demand_finite
 from slimrl.learner.recompute import checkpointed
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.head import mean_probabilities
 from slimrl.model.loading import Policy
@@ -37,7 +37,7 @@ from slimrl.records import Batch, Group
 
 
 def look_ahead(
-    learner: Learner, batch: Batch, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+    learner: Learner, batch: Batch, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
 ) -> Known:
     """What the reference and the critic say of a batch before it is learned from."""
     algorithm = config.algorithm
@@ -73,7 +73,7 @@ def recomputes_old(policy: Policy, config: TrainConfig) -> bool:
 
 
 def with_old(
-    learner: Learner, batch: Batch, known: Known, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+    learner: Learner, batch: Batch, known: Known, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
 ) -> Known:
     """What is known, with the old log-probabilities and the importance correction where the settings need them.
 
@@ -101,7 +101,7 @@ def with_old(
 
 
 def as_updates_compute(
-    policy: Policy, batch: Batch, known: Known, config: TrainConfig, watch: Stopwatch = OFF, stop: Stop = NEVER
+    policy: Policy, batch: Batch, known: Known, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
 ) -> Tensor:
     """[B, L] nats of the policy as it is, in the minibatches, rows and micro-batches of the updates that follow, and the
     sampler's where no update computes a row.

@@ -28,7 +28,7 @@ from slimrl.learner.learner import Fault, Known, Learner, Updated, demand_finite
 from slimrl.learner.optimizer import MasterAdamW, learning_rate
 from slimrl.learner.recompute import checkpointed
 from slimrl.learner.targets import look_ahead, with_advantages, with_old
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.loading import Policy
 from slimrl.records import Batch
@@ -44,7 +44,7 @@ def update(
     step: int,
     *,
     reward_weights: Mapping[str, float],
-    watch: Stopwatch = OFF,
+    watch: Profiler = OFF,
     stop: Stop = NEVER,
 ) -> Updated:
     """The optimizer updates of one step, or none where nothing carries loss.
@@ -87,7 +87,7 @@ def update_policy(
     known: Known,
     config: TrainConfig,
     step: int,
-    watch: Stopwatch = OFF,
+    watch: Profiler = OFF,
     stop: Stop = NEVER,
 ) -> Updated:
     """Epochs x minibatches of one rollout batch; each minibatch is one optimizer update (and one of the critic's)."""
@@ -138,7 +138,7 @@ def _optimizers(learner: Learner) -> list[MasterAdamW]:
 
 
 def gradients(
-    learner: Learner, batch: Batch, known: Known, config: TrainConfig, first: bool, watch: Stopwatch, stop: Stop
+    learner: Learner, batch: Batch, known: Known, config: TrainConfig, first: bool, watch: Profiler, stop: Stop
 ) -> Metrics:
     """Those of the policy and of the critic for one optimizer update, left in their optimizers."""
     means = accumulate_gradient(
@@ -189,7 +189,7 @@ def accumulate_gradient(
     *,
     first_update: bool,
     reference: Policy | None = None,
-    watch: Stopwatch = OFF,
+    watch: Profiler = OFF,
     stop: Stop = NEVER,
 ) -> Metrics:
     """Forward and backward over the micro-batches of one optimizer update; the split changes no more than rounding.

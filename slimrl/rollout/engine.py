@@ -20,7 +20,7 @@ from torch import Tensor
 
 from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER
 from slimrl.model.architecture import TOLERANCE, probe_tokens, relative_gap
 from slimrl.model.attention import CausalRows, Prefill
@@ -256,7 +256,7 @@ def _step(
     time: Tensor | int,
     temperature: float,
     greedy: bool,
-    watch: Stopwatch,
+    watch: Profiler,
 ) -> None:
     """Feed the last token of the first `rows` slots and draw the next.
 
