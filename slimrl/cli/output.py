@@ -1,4 +1,4 @@
-"""What verbs print: data on stdout, human text on stderr."""
+"""Output of verbs: data on stdout, human text on stderr."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from slimrl.machine.processes import Guard, die_with_the_parent
 
 READY = "ready"
 POLL_SECONDS = 0.1
-"""How often a silent child is checked for having ended; mostly its pipe tells at once."""
+"""Interval at which a silent child is checked for having ended; mostly its pipe tells at once."""
 LOAD_SECONDS = 120.0
 """For Python, and for whatever `load` imports."""
 DRAIN_SECONDS = 1.0
@@ -60,7 +60,7 @@ class Worker:
         self, load: Callable[[], Answer], *, memory: int, output: Callable[[bytes], object], guard: Guard | None = None
     ) -> None:
         self.starts = 0
-        """How often a child was started."""
+        """Number of children that were started."""
         self._load, self._output, self._guard = load, output, guard
         path = [*map(str, sys.path), ROOT]
         self._code = f"import sys; sys.path[:] = {path}; from slimrl.machine.worker import serve; serve({memory})"

@@ -79,7 +79,7 @@ class Scorer:
 
     @property
     def restarts(self) -> int:
-        """How many workers were replaced."""
+        """Number of workers that were replaced."""
         return sum(max(0, thread.worker.starts - 1) for thread in self._threads)
 
     def submit(
@@ -234,7 +234,7 @@ class _ScoringThread(threading.Thread):
         return list(outcomes)
 
     def _deadline(self, name: str) -> float:
-        """What is built in bounds its own work; it shares a process with what the user's functions may have left running."""
+        """Built-in rewards bound their own work, but share the process with all that the user's functions have left running."""
         return self._config.deadline if name in self._custom else BUILT_IN_SECONDS
 
     def _lost(self, job: _Job, name: str, error: Exception) -> list[Any]:

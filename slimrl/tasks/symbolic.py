@@ -28,14 +28,14 @@ MAX_DIGITS = 40
 MAX_EXPONENT = 1000
 """Largest integer power that is computed."""
 DIGITS = 400
-"""Digits to which two real numbers are told apart. Nothing is rounded, however small the numbers are."""
+"""Digits to which two real numbers are compared. Nothing is rounded, however small the numbers are."""
 ROUNDED_DIGITS = 12
 """Significant digits, at least, of a decimal that may stand for a real number, and how many of them must be right."""
 MEMORY_BYTES = 4 << 30
 
 
 def within_limits(latex: str) -> bool:
-    """Cheap to compare. Decided from the text alone, so a verdict does not depend on how busy the machine is."""
+    """True if the answer is cheap to compare, by its text alone: a verdict must not depend on the load of the machine."""
     if len(latex) > MAX_LENGTH:
         return False
     plain = re.sub(r"\s", "", latex)
@@ -146,9 +146,9 @@ def as_fractions(latex: str) -> str:
 
 
 def _same_value(left: Any, right: Any, *, rounded: bool) -> bool:
-    """Whether two sympy objects without variables are the same: numbers, and matrices of them.
+    """True if two sympy objects without variables are equal: numbers, and matrices of them.
 
-    With `rounded`, a rational and an irrational number are the same where they agree to ROUNDED_DIGITS digits.
+    With `rounded`, a rational and an irrational number are equal if they agree to ROUNDED_DIGITS digits.
     """
     from sympy import MatrixBase  # type: ignore[import-untyped]
 
@@ -170,7 +170,7 @@ def _same_value(left: Any, right: Any, *, rounded: bool) -> bool:
 
 
 def _same_expression(left: Any, right: Any) -> bool:
-    """Whether two sympy objects with variables are the same for all values; those without are settled as numbers."""
+    """True if two sympy objects with variables are equal for all values; those without are compared as numbers."""
     from sympy import MatrixBase, simplify
 
     if not (left.free_symbols or right.free_symbols):
