@@ -50,7 +50,7 @@ def measure(kind: str, tokens: int, vocabulary: int, width: int) -> dict[str, fl
     import torch
     from torch import nn
 
-    from slimrl.algorithm.divergences import Divergence, global_weights
+    from slimrl.algorithm.kl import Divergence, global_weights
     from slimrl.model.head import Head, Reference, token_statistics
 
     prior = global_weights(torch.ones(vocabulary) / vocabulary, 0.5) if kind == "gkl global" else None

@@ -117,12 +117,11 @@ def compiled(job: Message, channel: Channel) -> None:
 
 def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
     """How far the sampler's log-probabilities are from the trainer's, in nats, as a run of `slimrl train` logs it."""
-    from slimrl.algorithm.groups import Collected
     from slimrl.config.files import load_config
     from slimrl.config.schema import TrainConfig
-    from slimrl.learner.learner import make_learner
-    from slimrl.learner.update import update
-    from slimrl.records import Group, Problem, Rollout
+    from slimrl.learner.forward import Microbatcher
+    from slimrl.learner.learner import Learner
+    from slimrl.records import Group, Plan, Problem, Rollout
 
     settings = ["algorithm.kl_coef=0", "optimizer.learning_rate=1e-12"]
     config = load_config(TrainConfig, [], [*settings, f"rollout.max_new_tokens={job['max_new_tokens']}"])
@@ -131,8 +130,8 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
         Group(tuple(Rollout(problem, c, "", False, {}, float(i % 2)) for i, c in enumerate(group)), 0)
         for group in completions
     )
-    collected = Collected(groups, (), groups, len(groups))
-    metrics = update(make_learner(policy, config), collected, config, 0, reward_weights={}).metrics
+    plan = Plan(slots=1, microbatch_tokens=16384, recompute=False)
+    metrics = Learner(policy, config, Microbatcher(config, plan), reward_weights={}).update(groups, 0).metrics
     return {name: metrics[f"sampling/sampling_logp_difference/{name}"] for name in ("mean", "max")}
 
 

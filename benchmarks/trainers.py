@@ -70,8 +70,8 @@ def ours(job: Message, channel: Channel) -> None:
     """SlimRL, through the functions that `slimrl train` calls."""
     from slimrl.config.files import load_config
     from slimrl.config.schema import TrainConfig
-    from slimrl.learner.learner import make_learner
-    from slimrl.learner.update import update
+    from slimrl.learner.forward import Microbatcher
+    from slimrl.learner.learner import Learner
 
     imported = memory(job)
     settings = [
@@ -85,10 +85,10 @@ def ours(job: Message, channel: Channel) -> None:
         f"rollout.slots={job['problems'] * job['samples']}",
     ]
     config = load_config(TrainConfig, [], [*settings, *job["settings"]])
-    collect, policy = {"natural": natural_groups, "fixed": fixed_groups, "update": given_groups}[job["workload"]](
+    collect, policy, plan = {"natural": natural_groups, "fixed": fixed_groups, "update": given_groups}[job["workload"]](
         job, config
     )
-    learner = make_learner(policy, config)
+    learner = Learner(policy, config, Microbatcher(config, plan), reward_weights={})
     ready = memory(job)
 
     def run(message: Message) -> Message:
@@ -96,7 +96,7 @@ def ours(job: Message, channel: Channel) -> None:
         started = time.perf_counter()
         collected = collect(step)
         rolled = time.perf_counter()
-        update(learner, collected, config, step, reward_weights={})
+        learner.update(collected.groups, step)
         synchronize(job)
         done = time.perf_counter()
         rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
@@ -118,7 +118,7 @@ def ours(job: Message, channel: Channel) -> None:
     channel.serve(run)
 
 
-def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any]:
+def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any, Any]:
     """The built-in task, sampled and scored as in `slimrl train`."""
     from slimrl.algorithm.groups import collect_groups
     from slimrl.preflight.setup import prepare_training
@@ -130,13 +130,21 @@ def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected
             setup.training_problems(step=step, count=job["problems"]),
             partial(setup.roll_out, stream="train", step=step),
             count=job["problems"],
-            dynamic_sampling="off",
         )
 
-    return collect, setup.policy
+    return collect, setup.policy, setup.memory.plan
 
 
-def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any]:
+def whole_plan(config: Any) -> Any:
+    """The sizes that the settings name; a machine with memory for the rest."""
+    from slimrl.records import Plan
+
+    optimizer = config.optimizer
+    tokens = 16384 if optimizer.microbatch_tokens == "auto" else optimizer.microbatch_tokens
+    return Plan(config.rollout.slots, tokens, optimizer.activation_checkpointing == "on")
+
+
+def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any, Any]:
     """Completions of full length: a policy that honours no stop id."""
     from dataclasses import replace
 
@@ -169,12 +177,12 @@ def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected],
     def collect(step: int) -> Collected:
         first = step * job["problems"]
         asked = iter(problems[first : first + job["problems"]])
-        return collect_groups(asked, partial(roll_out, step=step), count=job["problems"], dynamic_sampling="off")
+        return collect_groups(asked, partial(roll_out, step=step), count=job["problems"])
 
-    return collect, policy
+    return collect, policy, whole_plan(config)
 
 
-def given_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any]:
+def given_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any, Any]:
     """The same completions in every step, as if they had just been sampled."""
     from slimrl.algorithm.groups import Collected
     from slimrl.model.loading import load_policy
@@ -193,7 +201,7 @@ def given_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected],
         groups = tuple(group(index, step) for index in range(job["problems"]))
         return Collected(groups, (), groups, len(groups))
 
-    return collect, load_policy(config.model)
+    return collect, load_policy(config.model), whole_plan(config)
 
 
 def trl(job: Message, channel: Channel) -> None:

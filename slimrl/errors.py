@@ -42,3 +42,7 @@ class DivergedError(SlimError):
 
 class NonFiniteError(DivergedError):
     """One update produced a number that is not finite: it is dropped, and training may go on."""
+
+
+class SpoiledWeightsError(NonFiniteError):
+    """A weight is not finite after an update was applied: the weights must be thrown away."""

@@ -130,7 +130,7 @@ def read_evaluations(folder: Path, *, up_to: int) -> Iterator[Evaluation]:
             yield Evaluation(step, SplitEvaluation(tuple(splits["test"])), SplitEvaluation(tuple(splits["harder"])))
 
 
-def evaluate(setup: Setup, *, step: int) -> Evaluation:
+def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
     """Sample (at the training temperature) and decode greedily on the held-out problems."""
     return Evaluation(step, _answer(setup, setup.held_out), _answer(setup, setup.harder))
 
@@ -146,7 +146,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     }
 
 
-def _answer(setup: Setup, problems: Sequence[Problem]) -> SplitEvaluation:
+def _answer(setup: Setup[Any], problems: Sequence[Problem]) -> SplitEvaluation:
     rollout, evaluation = setup.config.rollout, setup.config.evaluation
     rows: list[Answered] = []
     modes: list[tuple[Mode, int]] = [("sampled", evaluation.samples), *([("greedy", 1)] if evaluation.greedy else [])]  # type: ignore[list-item]
@@ -167,7 +167,7 @@ def _answer(setup: Setup, problems: Sequence[Problem]) -> SplitEvaluation:
     return SplitEvaluation(tuple(rows))
 
 
-def _judge(setup: Setup, problem: Problem, completion: Completion, mode: Mode, sample: int) -> Answered:
+def _judge(setup: Setup[Any], problem: Problem, completion: Completion, mode: Mode, sample: int) -> Answered:
     text = setup.policy.decode(completion.token_ids)
     grade = setup.task.grade(text, problem.answer)
     return Answered(

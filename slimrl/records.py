@@ -1,6 +1,6 @@
 """The records that flow through the line; each stage returns a new one and never writes into an earlier one.
 
-    Problem -> Completion -> Rollout -> Group -> Batch
+    Problem -> Completion -> Rollout -> Group -> Rows -> Batch
 
 P problems per step, G completions per problem, B = P * G rows, L tokens, V vocabulary.
 Log-probabilities are in nats, lengths in tokens, times in seconds.
@@ -20,7 +20,10 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row of data that is left out."""
+    """A row of data that is left out.
+
+    Example: Rejected("train.jsonl:7", "has no answer; add one", '{"question": "..."}')
+    """
 
     where: str
     """`file:line`, or the Hub's name and row."""
@@ -52,7 +55,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the engine sampled; it knows nothing of rewards."""
+    """Tokens that the sampler drew after a prompt; it knows nothing of rewards.
+
+    Example: Completion(prompt_ids=(11, 12), token_ids=(7, 2), logprobs=(-0.1, -0.2), finish="stop")
+    """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -65,14 +71,17 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion and what it earned."""
+    """A completion and its reward.
+
+    Example: Rollout(problem, completion, text="18", correct=True, scores={"correct": 1.0}, reward=1.0)
+    """
 
     problem: Problem
     completion: Completion
     text: str
     """The completion decoded, without the stop token."""
     correct: bool
-    """By the task's strict checker, whatever the rewards are."""
+    """The verdict of the task's strict checker, whatever the rewards are."""
     scores: Mapping[str, float]
     """By reward name, before weights; a reward that could not score this row is absent."""
     reward: float
@@ -83,7 +92,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G rollouts of one problem: the unit of the baseline and of dynamic sampling."""
+    """The G rollouts of one problem: the unit of the baseline and of dynamic sampling.
+
+    Example: Group((right, wrong), step=0) with rewards 1 and 0 has advantages +0.71 and -0.71 under GRPO.
+    """
 
     rollouts: tuple[Rollout, ...]
     step: int
@@ -95,10 +107,13 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of one step, padded right, shifted once: every [B, L] tensor is aligned to `targets`.
+class Rows:
+    """The tokens of a step, one row per completion, padded right and shifted once: [B, L] tensors are aligned to `targets`.
 
     Masks come from lengths, never from token values.
+
+    Example: the completion above is the row inputs [11, 12, 7], targets [12, 7, 2], completion_mask [0, 1, 1],
+    sampler_logprobs [0, -0.1, -0.2], lengths 3, prompt_lengths 2.
     """
 
     inputs: Tensor
@@ -113,11 +128,48 @@ class Batch:
     """[B, L] bool: this target was sampled."""
     loss_mask: Tensor
     """[B, L] bool: this target carries loss (sampled, scorable, not filtered as overlong)."""
-    advantages: Tensor
-    """[B, L] float32: reward units, or standard deviations when rewards are scaled; one number a row but for a critic's."""
     sampler_logprobs: Tensor
-    """[B, L] float32 nats as the engine returned them, 0 off the completion."""
+    """[B, L] float32 nats as the sampler returned them, 0 off the completion."""
     on_policy: Tensor
     """[B] bool: sampled by the policy as it is at the start of this step (false for carried surplus groups)."""
     groups: Tensor
     """[B] long: index of the row's group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Rows):
+    """Rows with everything that their loss needs, made once per step before any weight moves (`learner/targets.py`).
+
+    All tensors are [B, L] float32 on the CPU and 0 off the completion. Where the settings have no use for one of them, it
+    holds the neutral value that is given below.
+
+    Example: for the row above, advantages [0, 0.71, 0.71], old_logprobs [0, -0.1, -0.2], importance [1, 1, 1].
+    """
+
+    advantages: Tensor
+    """Reward units, or standard deviations when rewards are scaled; one number a row except with a critic."""
+    old_logprobs: Tensor
+    """Nats under the policy before the step's first update, from which importance ratios are taken."""
+    reference_logprobs: Tensor
+    """Nats under the reference; 0 without a KL penalty on sampled tokens."""
+    importance: Tensor
+    """Factors that correct for a sampler whose log-probabilities differ from the trainer's; 1 without a correction."""
+    values: Tensor
+    """The critic's values of the states from which tokens were drawn; 0 without a critic."""
+    returns: Tensor
+    """Targets of the critic: advantages plus values; 0 without a critic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes that fit the machine's memory. They change speed and memory, and results by rounding only.
+
+    Example: Plan(slots=64, microbatch_tokens=16384, recompute=False)
+    """
+
+    slots: int
+    """Completions that are sampled at once."""
+    microbatch_tokens: int
+    """Packed tokens of one forward and backward pass at most; a single longer completion has a pass of its own."""
+    recompute: bool
+    """Whether activations are computed again in the backward pass (activation checkpointing)."""

@@ -103,7 +103,7 @@ def _sft(
     force: bool = False,
 ) -> SftSummary:
     """What is settled before the first update, and the run directory."""
-    setup = prepare(config, training=True)
+    setup = prepare(config, training=True, kept=None if interrupted is None else interrupted.plan)
     config = with_chosen(config, setup.chosen)
     if len(setup.task.train) < config.sft.batch_size:
         raise SettingsError(
@@ -142,7 +142,7 @@ def _sft(
 
 
 def imitate_and_measure(
-    setup: Setup,
+    setup: Setup[SftRunConfig],
     run: RunDirectory,
     demonstrate: Demonstrate,
     display: Display,
@@ -190,7 +190,7 @@ def imitate_and_measure(
 
 
 def take_update(
-    setup: Setup,
+    setup: Setup[SftRunConfig],
     run: RunDirectory,
     optimizer: MasterAdamW,
     demonstrate: Demonstrate,
@@ -200,13 +200,12 @@ def take_update(
 ) -> SftState:
     """One update: the state after it."""
     policy, settings, step = setup.policy, setup.config.optimizer, state.step
-    assert isinstance(settings.microbatch_tokens, int)
     started = time.perf_counter()
     problems = setup.training_problems(step=step, count=config.sft.batch_size)
     written = (demonstrate(problem, step) for problem in problems)
     examples = list(islice((example for example in written if example is not None), config.sft.batch_size))
-    with checkpointed(policy.model, settings.activation_checkpointing == "on"):
-        loss = imitate(policy, examples, optimizer.backward, max_tokens=settings.microbatch_tokens)
+    with checkpointed(policy.model, setup.memory.plan.recompute):
+        loss = imitate(policy, examples, optimizer.backward, max_tokens=setup.memory.plan.microbatch_tokens)
     rate = learning_rate(
         step,
         peak=settings.peak_rate,
@@ -223,7 +222,7 @@ def take_update(
     return after
 
 
-def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
+def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrate:
     """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and lets it write.
 
     A worked solution beyond the token budget gives None: cut off, it would teach never to stop. The flawed texts of
@@ -258,7 +257,7 @@ def demonstrator(setup: Setup, config: SftRunConfig) -> Demonstrate:
     return demonstrate
 
 
-def overlong_note(setup: Setup, demonstrate: Demonstrate, config: SftRunConfig) -> str:
+def overlong_note(setup: Setup[SftRunConfig], demonstrate: Demonstrate, config: SftRunConfig) -> str:
     """What is said of worked solutions beyond the token budget; raises SettingsError where they are the rule."""
     looked_at = list(islice(setup.task.train, SOLUTIONS_LOOKED_AT))
     kept = sum(demonstrate(problem, 0) is not None for problem in looked_at)
@@ -303,7 +302,7 @@ def imitate(
     return loss_sum
 
 
-def _stop_id(setup: Setup) -> int:
+def _stop_id(setup: Setup[SftRunConfig]) -> int:
     """The stop id that a demonstration ends with: the chat template's where it is used, else the tokenizer's own."""
     policy, end = setup.policy, setup.prompter.turn_end
     eos = policy.tokenizer.eos_token_id if end is None else end

@@ -20,15 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from slimrl.algorithm.groups import collect_groups
+from slimrl.algorithm.batch import tensors_of
+from slimrl.algorithm.groups import DynamicSampling, collect_groups
 from slimrl.algorithm.metrics import describe, is_finite, reasons
 from slimrl.config.files import with_chosen
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.evaluate import Comparison, compare, evaluate
-from slimrl.learner.learner import Learner, make_learner
-from slimrl.learner.update import update
+from slimrl.learner.forward import Microbatcher
+from slimrl.learner.learner import Learner
 from slimrl.machine.limits import Limits, is_out_of_memory, measure_limits, peak_memory
 from slimrl.machine.profiler import OFF, Profiler, mean_profile
 from slimrl.machine.signals import Stop, Stopped, seconds_of
@@ -42,7 +43,7 @@ from slimrl.runs.checkpoints import Checkpoint, newest
 from slimrl.runs.directory import RunDirectory, versions
 from slimrl.session.keeping import Keeper
 from slimrl.session.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
-from slimrl.session.state import RunState, are_finite, as_tensors, optimizer_tensors, restore, save
+from slimrl.session.state import RunState, are_finite, optimizer_tensors, restore, save
 
 FAULTS = 3
 """Steps in a row with a number that is not finite, after which a run goes back, once."""
@@ -127,7 +128,7 @@ def train(
 def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *, force: bool) -> TrainSummary:
     """The rest of a run that was interrupted."""
     fix_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
-    setup = prepare_training(interrupted.config)
+    setup = prepare_training(interrupted.config, interrupted.plan)
     with setup.scorer:
         known = identity(setup)
         changes = compare_identity(interrupted, setup, known, force=force)
@@ -152,9 +153,11 @@ def train_and_measure(
 ) -> TrainSummary:
     """Held-out accuracy, the steps, held-out accuracy again; what is stopped leaves a checkpoint."""
     config = setup.config
-    learner = make_learner(setup.policy, config)
-    state = restore(checkpoint, setup, learner) if checkpoint else RunState()
     watch = Profiler(setup.policy.device) if config.log.profile else OFF
+    microbatcher = Microbatcher(config, setup.memory.plan, profiler=watch, stop=stop)
+    weights = {reward.name: reward.weight for reward in setup.rewards}
+    learner = Learner(setup.policy, config, microbatcher, reward_weights=weights)
+    state = restore(checkpoint, setup, learner) if checkpoint else RunState()
     limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
     setup.engine.watch, setup.engine.stop = watch, stop
     keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
@@ -173,7 +176,7 @@ def train_and_measure(
             if state.step >= steps:
                 break
             with in_words_where_memory_ran_out():
-                state = take_step(setup, run, learner, state, display, watch, limits, stop)
+                state = take_step(setup, run, learner, state, display, limits)
             if sentence := unscorable(run, config):
                 keeper.keep(state.step, write)
                 raise SettingsError(sentence)
@@ -202,26 +205,26 @@ def take_step(
     learner: Learner,
     state: RunState,
     display: Display,
-    watch: Profiler,
     limits: Limits | None,
-    stop: Stop,
 ) -> RunState:
     """One step of the algorithm: the state after it. Raises Stopped with everything as it was before, SettingsError where
     memory does not suffice, and DivergedError where no problem is left.
     """
-    config, step = setup.config, state.step
-    watch.start()
+    config, step, profiler = setup.config, state.step, learner.microbatcher.profiler
+    profiler.start()
     started = time.perf_counter()
-    sizes = (setup.engine.slots, learner.microbatch_tokens)
+    sizes = (setup.engine.slots, learner.plan.microbatch_tokens)
     problems = setup.training_problems(step=step, count=config.rollout.problems)
     collected = collect_groups(
         (problem for problem in problems if problem.id not in state.excluded),
         partial(setup.roll_out, stream="train", step=step, strict=step == 0),
         count=config.rollout.problems,
-        dynamic_sampling=config.algorithm.dynamic_sampling,
-        signal=config.algorithm.signal,
-        refill_budget=config.algorithm.refill_budget,
-        refill_share=config.algorithm.refill_share,
+        sampling=DynamicSampling(
+            config.algorithm.dynamic_sampling,
+            config.algorithm.signal,
+            config.algorithm.refill_budget,
+            config.algorithm.refill_share,
+        ),
         carried=state.carried,
     )
     rolled = time.perf_counter()
@@ -230,8 +233,7 @@ def take_step(
             f"after a roll-back past {len(state.excluded)} problems none is left to train on; lower optimizer.learning_rate, or "
             "look at nonfinite/ for what went wrong"
         )
-    weights = {reward.name: reward.weight for reward in setup.rewards}
-    updated = update(learner, collected, config, step, reward_weights=weights, watch=watch, stop=stop)
+    updated = learner.update(collected.groups, step)
     done = time.perf_counter()
 
     setup.curriculum.observe(collected.sampled)
@@ -253,10 +255,10 @@ def take_step(
         suspects = (*state.suspects, *(group.problem.id for group in collected.groups))
         faults = FAULTS if updated.fault.spoiled else state.faults + 1
         after = replace(after, faults=faults, suspects=suspects)
-        run.keep_fault(step + 1, as_tensors(updated.fault.batch), updated.fault.what)
+        run.keep_fault(step + 1, tensors_of(updated.fault.rows), updated.fault.what)
         display.say(f"step {step + 1}: {updated.fault.what}; its update was dropped", "yellow")
-    if sizes != (setup.engine.slots, learner.microbatch_tokens):
-        now = {"slots": setup.engine.slots, "microbatch_tokens": learner.microbatch_tokens}
+    if sizes != (setup.engine.slots, learner.plan.microbatch_tokens):
+        now = {"slots": setup.engine.slots, "microbatch_tokens": learner.plan.microbatch_tokens}
         run.note(step + 1, "memory ran out", **now)
         display.say(
             f"memory ran out; from now on {now['slots']} slots, {now['microbatch_tokens']:,} tokens at once", "yellow"
@@ -269,7 +271,7 @@ def take_step(
         "time/total": after.seconds,
     }
     if limits is not None:
-        metrics |= watch.lap(sampled, limits)
+        metrics |= profiler.lap(sampled, limits)
     run.log_step(step, metrics, collected if config.log.rollouts else None)
     display.step(step, expected_steps(config, step + 1, after.tokens), metrics, collected, after.seconds, setup.task)
     return after
@@ -349,7 +351,7 @@ def roll_back(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
 
 def spoiled(setup: TrainSetup, learner: Learner) -> bool:
     """Whether a weight is not finite."""
-    critic = {} if learner.critic is None else learner.critic[0].state_dict()
+    critic = {} if learner.critic is None else learner.critic.critic.state_dict()
     return not are_finite((*setup.policy.model.parameters(), *critic.values()))
 
 

@@ -20,7 +20,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from slimrl.config.schema import TrainConfig
+from slimrl.learner.forward import Microbatcher
+from slimrl.learner.learner import Learner
 from slimrl.model.loading import Policy, adopt
+from slimrl.records import Plan
 
 SHAPE = {
     "hidden_size": 32,
@@ -72,6 +76,24 @@ def tiny_model(family: str, vocabulary: int = 61, seed: int = 0) -> PreTrainedMo
 
 def tiny_policy(family: str = "qwen2", vocabulary: int = 61, seed: int = 0) -> Policy:
     return adopt(tiny_model(family, vocabulary, seed), NoTokenizer(), name=family)
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    """The plan of a machine with memory for everything, where settings say `auto`."""
+    tokens, recompute = config.optimizer.microbatch_tokens, config.optimizer.activation_checkpointing
+    return Plan(slots=8, microbatch_tokens=16384 if tokens == "auto" else tokens, recompute=recompute == "on")
+
+
+def microbatcher_of(config: TrainConfig) -> Microbatcher:
+    return Microbatcher(config, plan_of(config))
+
+
+def learner_of(policy: Policy, config: TrainConfig, reference: Policy | None = None) -> Learner:
+    """A learner for groups whose rewards, where they are told apart, are one called `a`."""
+    learner = Learner(policy, config, microbatcher_of(config), reward_weights={"a": 1.0})
+    if reference is not None:
+        learner.reference = reference
+    return learner
 
 
 def save_tiny(folder: Path, tokenizer: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from slimrl.records import Batch, Group
+from slimrl.records import Group, Rows
+
+SomeRows = TypeVar("SomeRows", bound=Rows)
 
 
 def rewards_of(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
@@ -25,12 +29,9 @@ def components_of(groups: Sequence[Group]) -> dict[str, Tensor]:
     }
 
 
-def make_batch(
-    groups: Sequence[Group], *, advantages: Tensor, overlong_filtering: bool, step: int, pad_id: int
-) -> Batch:
-    """All rows of a step, with the advantages [P, G] of their completions at each of their tokens. Truncated rows under
-    `overlong_filtering` keep their place in baseline and denominators (DAPO, arXiv:2503.14476, section 3.4; TRL counts
-    alike); unscorable rows carry neither loss nor baseline.
+def make_rows(groups: Sequence[Group], *, overlong_filtering: bool, step: int, pad_id: int) -> Rows:
+    """All rows of a step. Truncated rows under `overlong_filtering` keep their place in baseline and denominators (DAPO,
+    arXiv:2503.14476, section 3.4; TRL counts the same way); unscorable rows carry neither loss nor baseline.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scorable = torch.tensor([not rollout.unscorable for rollout in rollouts])
@@ -48,14 +49,13 @@ def make_batch(
     trained = scorable
     if overlong_filtering:
         trained = trained & torch.tensor([c.finish == "stop" for c in completions])
-    return Batch(
+    return Rows(
         inputs=ids[:, :-1],
         targets=ids[:, 1:],
         lengths=lengths,
         prompt_lengths=first + 1,
         completion_mask=completion_mask,
         loss_mask=completion_mask & trained[:, None],
-        advantages=at_tokens(advantages, completion_mask),
         sampler_logprobs=sampler,
         on_policy=torch.tensor([g.step == step for g in groups for _ in g.rollouts]),
         groups=torch.tensor([index for index, g in enumerate(groups) for _ in g.rollouts]),
@@ -67,21 +67,21 @@ def at_tokens(advantages: Tensor, completion_mask: Tensor) -> Tensor:
     return advantages.float().reshape(-1, 1) * completion_mask
 
 
-def take(batch: Batch, rows: Tensor) -> Batch:
-    """The given rows [n] of a batch, padded only as far as the longest of them needs."""
-    width = int(batch.lengths[rows].max()) if len(rows) else 0
-    return Batch(
-        inputs=batch.inputs[rows, :width],
-        targets=batch.targets[rows, :width],
-        lengths=batch.lengths[rows],
-        prompt_lengths=batch.prompt_lengths[rows],
-        completion_mask=batch.completion_mask[rows, :width],
-        loss_mask=batch.loss_mask[rows, :width],
-        advantages=batch.advantages[rows, :width],
-        sampler_logprobs=batch.sampler_logprobs[rows, :width],
-        on_policy=batch.on_policy[rows],
-        groups=batch.groups[rows],
-    )
+def take(rows: SomeRows, chosen: Tensor) -> SomeRows:
+    """The chosen rows [n], padded only as far as the longest of them needs."""
+    width = int(rows.lengths[chosen].max()) if len(chosen) else 0
+    tensors = tensors_of(rows).items()
+    return type(rows)(**{name: t[chosen, :width] if t.ndim == 2 else t[chosen] for name, t in tensors})
+
+
+def to_device(rows: SomeRows, device: torch.device) -> SomeRows:
+    """The same rows on another device."""
+    return type(rows)(**{name: tensor.to(device) for name, tensor in tensors_of(rows).items()})
+
+
+def tensors_of(rows: Rows) -> dict[str, Tensor]:
+    """The tensors of rows, or of a batch, by name."""
+    return {field.name: getattr(rows, field.name) for field in fields(rows)}
 
 
 def microbatches(lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max_tokens: int) -> list[Tensor]:
@@ -106,11 +106,11 @@ def microbatches(lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max
     return [torch.tensor(part) for part in parts]
 
 
-def packed_tokens(batch: Batch) -> int:
-    """Tokens that a forward pass over the batch computes: prompts once a group, completions each."""
-    groups, row_of = torch.unique(batch.groups, return_inverse=True)
-    prompts = torch.zeros(len(groups), dtype=torch.long).scatter(0, row_of, batch.prompt_lengths)
-    return int((batch.lengths - batch.prompt_lengths).sum() + prompts.sum())
+def packed_tokens(rows: Rows) -> int:
+    """Tokens that a forward pass over the rows computes: prompts once per group, completions each."""
+    groups, row_of = torch.unique(rows.groups, return_inverse=True)
+    prompts = torch.zeros(len(groups), dtype=torch.long).scatter(0, row_of, rows.prompt_lengths)
+    return int((rows.lengths - rows.prompt_lengths).sum() + prompts.sum())
 
 
 def minibatches(groups: Tensor, *, count: int) -> list[Tensor]:

@@ -47,15 +47,22 @@ def has_signal(group: Group, signal: Literal["correct", "reward"]) -> bool:
     return max(rewards) - min(rewards) > SIGNAL_TOLERANCE
 
 
+@dataclass(frozen=True)
+class DynamicSampling:
+    """The setting `algorithm.dynamic_sampling` and those that go with it."""
+
+    kind: Selection = "off"
+    signal: Literal["correct", "reward"] = "correct"
+    refill_budget: float = 3.0
+    refill_share: float = 1.0
+
+
 def collect_groups(
     problems: Iterator[Problem],
     roll_out: Callable[[Sequence[Problem]], Sequence[Group]],
     *,
     count: int,
-    dynamic_sampling: Selection,
-    signal: Literal["correct", "reward"] = "correct",
-    refill_budget: float = 3.0,
-    refill_share: float = 1.0,
+    sampling: DynamicSampling = DynamicSampling(),
     carried: Sequence[Group] = (),
 ) -> Collected:
     """Groups for one step, whole ones only, in the order of their problems and never of completion.
@@ -68,17 +75,18 @@ def collect_groups(
     With `refill_share` below 1 it stops at that share of groups with a signal and keeps others for the rest (GPG's
     threshold, arXiv:2504.02546). Where nothing carries a signal there is nothing to train on, whatever the kind.
     """
-    if dynamic_sampling != "refill":
+    signal = sampling.signal
+    if sampling.kind != "refill":
         fresh = tuple(roll_out(list(islice(problems, count))))
-        kept = fresh if dynamic_sampling == "off" else tuple(group for group in fresh if has_signal(group, signal))
-        if dynamic_sampling == "replace" and kept:
+        kept = fresh if sampling.kind == "off" else tuple(group for group in fresh if has_signal(group, signal))
+        if sampling.kind == "replace" and kept:
             kept = tuple(islice(cycle(kept), len(fresh)))
-        lacking = 0 if dynamic_sampling == "filter" else count - len(kept)
+        lacking = 0 if sampling.kind == "filter" else count - len(kept)
         return Collected(kept, (), fresh, count, lacking)
     kept_so_far: list[Group] = list(carried)
     sampled: list[Group] = []
-    enough = math.ceil(refill_share * count)
-    limit = max(count, math.floor(refill_budget * count))
+    enough = math.ceil(sampling.refill_share * count)
+    limit = max(count, math.floor(sampling.refill_budget * count))
     while len(kept_so_far) < (enough if sampled else count) and len(sampled) < limit:
         yielded = max(1, len(kept_so_far) - len(carried)) / max(1, len(sampled)) if sampled else 1.0
         missing = count - len(kept_so_far) if not sampled else enough - len(kept_so_far)
@@ -89,7 +97,7 @@ def collect_groups(
         kept_so_far += [group for group in more if has_signal(group, signal)]
     chosen = kept_so_far[:count]
     lacking = max(0, enough - len(chosen))
-    if refill_share < 1 and chosen:
+    if sampling.refill_share < 1 and chosen:
         taken = {id(group) for group in chosen}
         rest = [group for group in sampled if not has_signal(group, signal)][: count - len(chosen)]
         taken |= {id(group) for group in rest}

@@ -10,43 +10,49 @@ advantages, [B, L] each, to values [B, L]; a new one is a function and a case in
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]
+FLOAT_NOISE = 1e-4
+"""Nats by which the same policy, computed twice in float32, may differ."""
+
 Surrogate = Literal["clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo"]
 
 
+@dataclass(frozen=True)
+class Options:
+    """Numbers that surrogates take, named as in the settings' section `algorithm`; each surrogate reads its own."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    sapo_up: float = 1.0
+    sapo_down: float = 1.05
+
+
 def surrogate(
-    name: Surrogate,
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float = 0.0,
-    sapo_up: float = 1.0,
-    sapo_down: float = 1.05,
+    name: Surrogate, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, options: Options
 ) -> Tensor:
     """The surrogate of that name; mask [B, L] bool says which tokens a sequence's own ratio is made of."""
+    low, high = options.clip_low, options.clip_high
     match name:
         case "clip":
             return clipped_surrogate(
-                logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+                logprobs, old_logprobs, advantages, clip_low=low, clip_high=high, dual_clip=options.dual_clip
             )
         case "reinforce" | "gpg":
             return reinforce(logprobs, advantages)
         case "cispo":
-            return cispo(logprobs, old_logprobs, advantages, clip_low=clip_low, clip_high=clip_high)
+            return cispo(logprobs, old_logprobs, advantages, clip_low=low, clip_high=high)
         case "gspo" | "gspo_token":
             ratio = sequence_ratio(logprobs, old_logprobs, mask, per_token=name == "gspo_token")
-            return clipped(ratio, advantages, clip_low=clip_low, clip_high=clip_high)
+            return clipped(ratio, advantages, clip_low=low, clip_high=high)
         case "sapo":
-            return sapo(logprobs, old_logprobs, advantages, up=sapo_up, down=sapo_down)
+            return sapo(logprobs, old_logprobs, advantages, up=options.sapo_up, down=options.sapo_down)
 
 
 def clipped_ratio(name: Surrogate, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
@@ -132,16 +138,15 @@ def importance_weights(
     level: Literal["token", "sequence"],
     correction: Literal["truncate", "mask"],
     cap: float,
-    tolerance: float = 1e-4,
 ) -> Tensor:
     """[B, L] factors for a sampler whose log-probabilities differ from the trainer's; no gradient.
 
     rho = exp(trainer - sampler) of a token, or the product over a row's tokens; `truncate` takes min(rho, cap)
-    (TIS), `mask` takes rho and leaves out what is not within [1 / cap, cap] (MIS, IcePop). Differences below `tolerance`
+    (TIS), `mask` takes rho and leaves out what is not within [1 / cap, cap] (MIS, IcePop). Differences below FLOAT_NOISE
     nats, the float noise of one policy computed twice, count as none, so the factor is exactly 1 where the samplers agree.
     """
     gap = ((old_logprobs - sampler_logprobs) * mask).detach()
-    gap = gap.where(gap.abs() > tolerance, torch.zeros_like(gap))
+    gap = gap.where(gap.abs() > FLOAT_NOISE, torch.zeros_like(gap))
     if level == "sequence":
         gap = gap.sum(1, keepdim=True).expand_as(gap)
     rho = gap.exp()

@@ -8,50 +8,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from slimrl.algorithm.groups import Collected, has_signal
 from slimrl.records import Group
 
 Metrics = dict[str, float]
-
-
-class TokenMeans:
-    """Means over tokens that carry their weight across micro-batches; one transfer to the host at the end."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
-        self.largest: dict[str, Tensor] = {}
-
-    def add(self, key: str, values: Tensor, mask: Tensor) -> None:
-        """Mean of `values` [B, L] over `mask` [B, L]."""
-        self.sums[key] = self.sums.get(key, torch.zeros((), device=values.device)) + values[mask].float().sum()
-        self.counts[key] = self.counts.get(key, torch.zeros((), device=values.device)) + mask.sum()
-
-    def total(self, key: str, value: Tensor) -> None:
-        """A sum over micro-batches."""
-        self.sums[key] = self.sums.get(key, torch.zeros((), device=value.device)) + value
-
-    def maximum(self, key: str, values: Tensor, mask: Tensor) -> None:
-        """Largest of `values` [B, L] over `mask`."""
-        if mask.any():
-            largest = values[mask].max()
-            self.largest[key] = torch.maximum(self.largest[key], largest) if key in self.largest else largest
-
-    def most(self, key: str, value: float) -> None:
-        """Largest of numbers that the host knows."""
-        self.largest[key] = torch.maximum(self.largest.get(key, torch.tensor(value)), torch.tensor(value))
-
-    def result(self) -> Metrics:
-        """Keys in the order in which they were first added; a mean over no token is absent."""
-        means = {
-            key: float(value / self.counts[key]) if key in self.counts else float(value)
-            for key, value in self.sums.items()
-            if key not in self.counts or float(self.counts[key]) > 0
-        }
-        return means | {key: float(value) for key, value in self.largest.items()}
 
 
 def describe(collected: Collected, signal: Literal["correct", "reward"]) -> Metrics:

@@ -12,11 +12,20 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from slimrl.config.schema import OptimizerConfig
+from slimrl.algorithm.advantages import value_loss
+from slimrl.algorithm.batch import to_device
+from slimrl.config.schema import TrainConfig
+from slimrl.errors import NonFiniteError
 from slimrl.kernels.embedding import use_summed_embeddings
-from slimrl.learner.optimizer import MasterAdamW, make_optimizer
+from slimrl.learner.forward import Microbatcher, packed_rows
+from slimrl.learner.optimizer import make_optimizer
+from slimrl.learner.recompute import checkpointed
 from slimrl.model.loading import Policy
 from slimrl.model.packing import Packed
+from slimrl.records import Batch, Rows
+
+CRITIC_RATE = 5
+"""Times the policy's learning rate, where the critic's is `auto`: its head starts from nothing."""
 
 
 class Critic(nn.Module):
@@ -41,7 +50,39 @@ class Critic(nn.Module):
         return values
 
 
-def make_critic(policy: Policy, settings: OptimizerConfig) -> tuple[Critic, MasterAdamW]:
-    """The critic and its optimizer, which clips and decays as the policy's does."""
-    critic = Critic(policy)
-    return critic, make_optimizer(critic, settings)
+class CriticLearner:
+    """A critic with its optimizer, which clips and decays as the policy's does."""
+
+    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+        self.critic = Critic(policy)
+        self.optimizer = make_optimizer(self.critic, config.optimizer)
+        self.value_clip = config.critic.value_clip
+        rate = config.critic.learning_rate
+        self.peak_rate = CRITIC_RATE * config.optimizer.peak_rate if rate == "auto" else rate
+
+    @torch.no_grad()
+    def values(self, rows: Rows, microbatcher: Microbatcher) -> Tensor:
+        """[B, L] on the CPU: values of the states from which the completions' tokens were drawn, 0 elsewhere."""
+        return microbatcher.over_parts(rows, torch.ones(len(rows.lengths), dtype=torch.bool), self.values_at)
+
+    def values_at(self, rows: Rows) -> Tensor:
+        """[B, L] on the critic's device, for rows that are one micro-batch."""
+        device = self.critic.head.weight.device
+        packed = packed_rows(rows, device)
+        mask = rows.completion_mask.to(device)
+        blank = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+        return blank.masked_scatter(mask, self.critic(packed).index_select(0, packed.places[mask]))
+
+    def loss(self, micro: Batch, total: Tensor, recompute: bool) -> Tensor:
+        """The micro-batch's share of the mean squared error over the `total` tokens of the update that carry loss.
+
+        Raises NonFiniteError.
+        """
+        with checkpointed(self.critic.trunk, recompute):
+            values = self.values_at(micro)
+        micro = to_device(micro, values.device)
+        error = value_loss(values, micro.values, micro.returns, clip=self.value_clip)
+        loss = (error * micro.loss_mask).sum() / total.to(values.device)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the critic's loss is {loss.item()}")
+        return loss

@@ -1,138 +1,175 @@
-"""What a model says of a batch: log-probabilities, entropies, divergences and values at its tokens, in micro-batches.
+"""Forward passes of models over rows, in micro-batches that fit the memory plan.
 
-A batch lies on the CPU, where its layout is made; results are on the model's device, [B, L] with 0 where nothing was asked.
+Rows are on the CPU, where their layout is made; results are on the model's device, [B, L] with 0 where nothing was asked.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from slimrl.algorithm.batch import microbatches, take
-from slimrl.algorithm.divergences import Divergence
+from slimrl.algorithm.kl import Divergence
 from slimrl.config.schema import TrainConfig
-from slimrl.learner.critic import Critic
+from slimrl.errors import SettingsError
+from slimrl.learner.recompute import checkpointed
+from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.cost import cost_of
-from slimrl.model.head import Reference, token_logprobs, token_statistics
+from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
 from slimrl.model.loading import Policy
 from slimrl.model.packing import Packed, pack
-from slimrl.preflight.memory import MOST_TOKENS
-from slimrl.records import Batch
+from slimrl.records import Plan, Rows
 
 
-def split(batch: Batch, rows: Tensor, config: TrainConfig) -> list[Tensor]:
-    """The given rows in micro-batches that fit `optimizer.microbatch_tokens`; without a plan, `auto` is its upper end."""
-    parts = microbatches(
-        batch.lengths[rows],
-        batch.prompt_lengths[rows],
-        batch.groups[rows],
-        max_tokens=MOST_TOKENS if config.optimizer.microbatch_tokens == "auto" else config.optimizer.microbatch_tokens,
-    )
-    return [rows[part] for part in parts]
+@dataclass(frozen=True)
+class VocabularyKl:
+    """A divergence over the whole vocabulary from a reference."""
+
+    reference: Policy
+    divergence: Divergence
 
 
-def trained_rows(batch: Batch, config: TrainConfig) -> Tensor:
-    """[n] rows that can have a gradient: those with loss and, where nothing else pulls at them, with an advantage.
+class Attempt:
+    """One try of a block; out of memory within it is swallowed and noted. `fits` says afterwards whether the block was done."""
 
-    Weights count every row whether it is computed or not, so leaving out what is 0 changes nothing. One row stays, for
-    an optimizer that sees a gradient of 0 goes on by its momentum, and one that sees none does not.
-    """
-    algorithm = config.algorithm
-    wanted = batch.loss_mask.any(1)
-    pulled = (algorithm.kl_coef and algorithm.kl_place == "loss") or algorithm.entropy_coef
-    if not pulled and algorithm.aggregation != "microbatch_token_mean":
-        moving = wanted & (batch.advantages != 0).any(1)
-        wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
-    return wanted.nonzero().squeeze(-1)
+    fits = False
 
+    def __enter__(self) -> None:
+        return None
 
-def masked_statistics(
-    policy: Policy,
-    batch: Batch,
-    *,
-    temperature: float,
-    watch: Profiler = OFF,
-    passes: int = 1,
-    reference: Policy | None = None,
-    divergence: Divergence | None = None,
-    with_entropy: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability, entropy and divergence from a reference of the tokens that carry loss: [B, L] nats, 0 elsewhere.
-
-    The entropy carries gradient only `with_entropy`, the divergence is 0 without a reference. The batch lies on the CPU,
-    where its layout is made; the result on the policy's device. `passes` is the work in forward passes that `watch` is
-    told of: 3 where a backward pass follows.
-    """
-    packed = packed_rows(policy, batch)
-    if watch.on:
-        own = batch.lengths - batch.prompt_lengths
-        pairs = float((own * (batch.prompt_lengths + own / 2)).sum())
-        watch.count(flops=passes * cost_of(policy).forward(len(packed.ids), float(batch.loss_mask.sum()), pairs))
-    mask = batch.loss_mask.to(policy.device)
-    places = packed.places[mask]
-    hidden = policy.packed_hidden(packed).index_select(0, places)
-    targets = batch.targets.to(policy.device)[mask]
-    blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    if divergence is None and not with_entropy:
-        logprobs, entropy = token_logprobs(policy.head, hidden, targets, temperature=temperature)
-        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy), blank
-    other = None
-    if divergence is not None:
-        assert reference is not None
-        with torch.no_grad():
-            other = Reference(reference.head, reference.packed_hidden(packed).index_select(0, places), divergence)
-    found = token_statistics(policy.head, hidden, targets, temperature=temperature, reference=other)
-    logprobs, entropy, apart = (blank.masked_scatter(mask, part) for part in found)
-    return logprobs, entropy if with_entropy else entropy.detach(), apart
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None
+    ) -> bool:
+        self.fits = error is None
+        return error is not None and is_out_of_memory(error)
 
 
-def packed_rows(policy: Policy, batch: Batch) -> Packed:
-    return pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=policy.device)
+class Microbatcher:
+    """Runs models over rows in micro-batches. Where memory runs out, `plan` has smaller ones from then on."""
+
+    def __init__(self, config: TrainConfig, plan: Plan, *, profiler: Profiler = OFF, stop: Stop = NEVER) -> None:
+        self.plan = plan
+        self.temperature = config.rollout.temperature
+        self.fixed_split = config.algorithm.aggregation == "microbatch_token_mean"
+        """Results depend on the micro-batches, which must not become smaller."""
+        self.profiler, self.stop = profiler, stop
+
+    def split(self, rows: Rows, chosen: Tensor) -> list[Tensor]:
+        """The chosen rows [n] in parts that fit the plan."""
+        parts = microbatches(
+            rows.lengths[chosen],
+            rows.prompt_lengths[chosen],
+            rows.groups[chosen],
+            max_tokens=self.plan.microbatch_tokens,
+        )
+        return [chosen[part] for part in parts]
+
+    def attempts(self, rows: Rows) -> Iterator[Attempt]:
+        """`for attempt in attempts(rows): with attempt: ...` repeats a block, with micro-batches half as large each time, until
+        memory suffices for it.
+
+        Raises SettingsError where single rows do not fit, or the result would depend on the split.
+        """
+        while True:
+            attempt = Attempt()
+            yield attempt
+            if attempt.fits:
+                return
+            longest, tokens = int(rows.lengths.max()), self.plan.microbatch_tokens
+            if self.fixed_split or tokens <= longest:
+                cause = (
+                    "and its split is part of the result" if self.fixed_split else "even for one completion at a time"
+                )
+                raise SettingsError(
+                    f"memory ran out in the update with optimizer.microbatch_tokens={tokens}, {cause}; set "
+                    "optimizer.activation_checkpointing=on or model.dtype=bfloat16, or lower rollout.max_new_tokens"
+                )
+            self.plan = replace(self.plan, microbatch_tokens=max(tokens // 2, longest))
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def statistics(
+        self,
+        policy: Policy,
+        rows: Rows,
+        kl: VocabularyKl | None = None,
+        *,
+        with_entropy: bool = False,
+        passes: int = 1,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability, entropy and divergence from a reference of the tokens that carry loss: [B, L] nats, 0 elsewhere.
+
+        All rows are one micro-batch. The entropy carries gradient only `with_entropy`; the divergence is 0 without `kl`.
+        `passes` is the work, in forward passes, that the profiler counts: 3 where a backward pass follows.
+        """
+        packed = packed_rows(rows, policy.device)
+        if self.profiler.on:
+            own = rows.lengths - rows.prompt_lengths
+            pairs = float((own * (rows.prompt_lengths + own / 2)).sum())
+            work = cost_of(policy).forward(len(packed.ids), float(rows.loss_mask.sum()), pairs)
+            self.profiler.count(flops=passes * work)
+        mask = rows.loss_mask.to(policy.device)
+        places = packed.places[mask]
+        with checkpointed(policy.model, self.plan.recompute):
+            hidden = policy.packed_hidden(packed).index_select(0, places)
+        targets = rows.targets.to(policy.device)[mask]
+        blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        if kl is None and not with_entropy:
+            logprobs, entropy = token_logprobs(policy.head, hidden, targets, temperature=self.temperature)
+            return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy), blank
+        other = None
+        if kl is not None:
+            with torch.no_grad():
+                states = kl.reference.packed_hidden(packed).index_select(0, places)
+            other = Reference(kl.reference.head, states, kl.divergence)
+        found = token_statistics(policy.head, hidden, targets, temperature=self.temperature, reference=other)
+        logprobs, entropy, divergence = (blank.masked_scatter(mask, part) for part in found)
+        return logprobs, entropy if with_entropy else entropy.detach(), divergence
+
+    @torch.no_grad()
+    def logprobs(self, policy: Policy, rows: Rows, mask: Tensor) -> Tensor:
+        """[B, L] nats on the CPU at `mask` [B, L], without gradients. Raises Stopped between micro-batches."""
+        rows = replace(rows, loss_mask=mask)
+        return self.over_parts(rows, mask.any(1), lambda part: self.statistics(policy, part)[0])
+
+    @torch.no_grad()
+    def entropies(self, policy: Policy, rows: Rows) -> Tensor:
+        """[B, L] nats on the CPU."""
+        return self.over_parts(rows, rows.loss_mask.any(1), lambda part: self.statistics(policy, part)[1])
+
+    @torch.no_grad()
+    def mean_probabilities(self, policy: Policy, rows: Rows) -> Tensor:
+        """[V] float32 mean of the policy's probabilities over the tokens that carry loss."""
+        total = torch.zeros(policy.head.vocabulary, dtype=torch.float64, device=policy.device)
+        count = 0
+        for chosen in self.split(rows, rows.loss_mask.any(1).nonzero().squeeze(-1)):
+            part = take(rows, chosen)
+            packed = packed_rows(part, policy.device)
+            hidden = policy.packed_hidden(packed).index_select(0, packed.places[part.loss_mask.to(policy.device)])
+            total += mean_probabilities(policy.head, hidden, temperature=self.temperature)
+            count += len(hidden)
+        return (total / max(1, count)).float()
+
+    def over_parts(self, rows: Rows, wanted: Tensor, compute: Callable[[Rows], Tensor]) -> Tensor:
+        """[B, L] on the CPU, from what `compute` returns for parts of the `wanted` rows [B] bool."""
+        result = torch.zeros(rows.inputs.shape)
+        for attempt in self.attempts(rows):
+            with attempt:
+                for chosen in self.split(rows, wanted.nonzero().squeeze(-1)):
+                    self.stop.check()
+                    part = compute(take(rows, chosen))
+                    result[chosen, : part.shape[1]] = part.cpu()
+        return result
 
 
-def packed_states(policy: Policy, batch: Batch) -> Tensor:
-    """[N, D] hidden states from which the tokens that carry loss are drawn."""
-    packed = packed_rows(policy, batch)
-    return policy.packed_hidden(packed).index_select(0, packed.places[batch.loss_mask.to(policy.device)])
-
-
-@torch.no_grad()
-def batch_logprobs(
-    policy: Policy, batch: Batch, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
-) -> Tensor:
-    """[B, L] nats under a policy that does not learn from it, in micro-batches. Raises Stopped between them."""
-    result = torch.zeros_like(batch.sampler_logprobs, device=policy.device)
-    for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
-        stop.check()
-        temperature = config.rollout.temperature
-        logprobs, _, _ = masked_statistics(policy, take(batch, rows), temperature=temperature, watch=watch)
-        result[rows, : logprobs.shape[1]] = logprobs
-    return result
-
-
-def values_at(critic: Critic, batch: Batch) -> Tensor:
-    """[B, L] values of the states from which the completions' tokens were drawn, 0 elsewhere."""
-    device = critic.head.weight.device
-    packed = pack(batch.inputs, batch.lengths, batch.prompt_lengths, batch.groups, device=device)
-    mask = batch.completion_mask.to(device)
-    blank = torch.zeros(mask.shape, dtype=torch.float32, device=device)
-    return blank.masked_scatter(mask, critic(packed).index_select(0, packed.places[mask]))
-
-
-@torch.no_grad()
-def batch_values(critic: Critic, batch: Batch, config: TrainConfig) -> Tensor:
-    """[B, L] values, in micro-batches."""
-    result = torch.zeros(batch.inputs.shape, device=critic.head.weight.device)
-    for rows in split(batch, torch.arange(len(batch.inputs)), config):
-        values = values_at(critic, take(batch, rows))
-        result[rows, : values.shape[1]] = values
-    return result
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on another device."""
-    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})
+def packed_rows(rows: Rows, device: torch.device) -> Packed:
+    """Rows on one axis, each prompt once for its group."""
+    return pack(rows.inputs, rows.lengths, rows.prompt_lengths, rows.groups, device=device)

@@ -1,146 +1,282 @@
-"""What learns, what its updates know and report, and how they are fitted into the memory there is."""
+"""The learner owns a step: from the groups that were sampled to new weights.
+
+    groups -> rows -> batch (learner/targets.py) -> minibatches -> micro-batches -> loss -> gradient -> optimizer
+
+`Learner._loss` is the loss that every method is made of.
+"""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from slimrl.algorithm.divergences import Divergence
+from slimrl.algorithm.batch import make_rows, minibatches, packed_tokens, take, to_device
+from slimrl.algorithm.kl import kl_penalty
+from slimrl.algorithm.loss import Options, clipped_ratio, surrogate, token_weights, top_entropy_mask
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
-from slimrl.errors import NonFiniteError, SettingsError
-from slimrl.learner.critic import Critic, make_critic
-from slimrl.learner.optimizer import MasterAdamW, make_optimizer
-from slimrl.machine.limits import is_out_of_memory
+from slimrl.errors import NonFiniteError, SpoiledWeightsError
+from slimrl.learner.critic import CriticLearner
+from slimrl.learner.forward import Microbatcher, VocabularyKl
+from slimrl.learner.means import TokenMeans
+from slimrl.learner.optimizer import learning_rate, make_optimizer
+from slimrl.learner.targets import Models, demand_finite, has_vocabulary_kl, make_batch, trained_rows, vocabulary_kl
 from slimrl.model.loading import Policy, freeze
-from slimrl.preflight.memory import MOST_TOKENS
-from slimrl.records import Batch
+from slimrl.records import Batch, Group, Plan, Rows
 
-T = TypeVar("T")
+SAMPLER_GAPS = ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max")
+"""Metrics of a step's first update alone, while the weights are those that sampled."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Fault:
+    """An update that was dropped because a number was not finite."""
+
+    what: str
+    """The number, for a sentence."""
+    rows: Rows
+    """The rows, or the batch, of the update."""
+    spoiled: bool = False
+    """The number was found only in the weights, which must be thrown away."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """Metrics of the updates of a step, and the first fault among them."""
+
+    metrics: Metrics
+    fault: Fault | None = None
+
+
 class Learner:
-    """What learns, and what it is compared with."""
+    """The policy with its optimizer, and the models that it is compared with."""
 
-    policy: Policy
-    optimizer: MasterAdamW
-    reference: Policy | None
-    """The initial policy, where a KL penalty needs it."""
-    critic: tuple[Critic, MasterAdamW] | None
-    """PPO's value function and its optimizer, where the baseline is one."""
-    microbatch_tokens: int
-    """As the plan has it, or less where memory ran out."""
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        microbatcher: Microbatcher,
+        *,
+        reward_weights: Mapping[str, float],
+        exact_sampler: bool = True,
+    ) -> None:
+        """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with this very module."""
+        self.policy, self.config, self.microbatcher = policy, config, microbatcher
+        self.optimizer = make_optimizer(policy.model, config.optimizer)
+        self.reference = freeze(policy) if config.algorithm.kl_coef else None
+        self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
+        self.reward_weights, self.exact_sampler = reward_weights, exact_sampler
+        self.options = Options(**{f.name: getattr(config.algorithm, f.name) for f in fields(Options)})
+
+    @property
+    def plan(self) -> Plan:
+        """The memory plan as it is now: where memory ran out, micro-batches have become smaller."""
+        return self.microbatcher.plan
+
+    def update(self, groups: Sequence[Group], step: int) -> UpdateResult:
+        """Epochs x minibatches of optimizer updates on the groups of a step; none where nothing carries loss.
+
+        Raises Stopped, nothing changed, where a stop is asked for before the first update is applied; SettingsError where
+        memory does not suffice for a single completion.
+        """
+        settings, kl = self.config.optimizer, None
+        if not groups:
+            return UpdateResult({"update/skipped": 1.0})
+        filtering = self.config.algorithm.overlong_filtering
+        rows = make_rows(groups, overlong_filtering=filtering, step=step, pad_id=self.policy.pad_id)
+        if not rows.loss_mask.any():
+            return UpdateResult({"update/skipped": 1.0})
+        try:
+            if self.reference is not None and has_vocabulary_kl(self.config.algorithm):
+                kl = vocabulary_kl(rows, self.reference, self.microbatcher, self.config.algorithm)
+            models = Models(self.policy, self.reference, self.critic, self.exact_sampler)
+            batch, means = make_batch(groups, rows, models, self.microbatcher, self.config, self.reward_weights)
+        except NonFiniteError as error:
+            return UpdateResult({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), rows))
+        parts = minibatches(batch.groups, count=settings.minibatches)
+        updates: list[Metrics] = []
+        fault: Fault | None = None
+        for number in range(len(parts) * settings.epochs):
+            part = take(batch, parts[number % len(parts)])
+            if not part.loss_mask.any():
+                updates.append({"update/skipped": 1.0})
+                continue
+            try:
+                updates.append(self._minibatch(part, kl, step, number))
+            except SpoiledWeightsError as error:
+                spoiled = Fault(str(error), part, spoiled=True)
+                return UpdateResult(means | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
+            except NonFiniteError as error:
+                self.drop()
+                fault = fault or Fault(str(error), part)
+                updates.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
+        return UpdateResult(means | _mean(updates), fault)
+
+    def _minibatch(self, batch: Batch, kl: VocabularyKl | None, step: int, number: int) -> Metrics:
+        """One optimizer update, number `number` of its step: gradient in micro-batches, clip, step.
+
+        No split into micro-batches changes the gradient by more than rounding. Raises NonFiniteError before a number that
+        is not finite reaches the weights.
+        """
+        algorithm, profiler = self.config.algorithm, self.microbatcher.profiler
+        weights = token_weights(
+            batch.loss_mask,
+            batch.completion_mask,
+            batch.groups,
+            algorithm.aggregation,
+            max_new_tokens=self.config.rollout.budget,
+        )
+        for attempt in self.microbatcher.attempts(batch):
+            with attempt:
+                means = TokenMeans()
+                mask = self._gradient_mask(batch)
+                parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
+                for rows in parts:
+                    self._check_stop(number)
+                    micro = take(batch, rows)
+                    width = micro.inputs.shape[1]
+                    weight = weights[rows, :width]
+                    if algorithm.aggregation == "microbatch_token_mean":
+                        weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
+                    loss = self._loss(micro, weight, mask[rows, :width], kl, means)
+                    with profiler.part("backward"):
+                        self.optimizer.backward(loss)
+                if self.critic is not None:
+                    self._critic_gradient(batch, number, means)
+            if not attempt.fits:
+                self.drop()
+        norm = self.optimizer.clip()
+        critic_norm = 0.0 if self.critic is None else self.critic.optimizer.clip()
+        with profiler.part("optimizer"):
+            found = means.result()
+            found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
+            if self.critic is not None:
+                rate = self._rate(self.critic.peak_rate, step, number)
+                stepped = self.critic.optimizer.step(rate, critic_norm)
+                found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
+        return found
+
+    def _loss(
+        self, micro: Batch, weights: Tensor, gradient_mask: Tensor, kl: VocabularyKl | None, means: TokenMeans
+    ) -> Tensor:
+        """sum over tokens of weights * (surrogate + kl_coef * KL - entropy_coef * entropy), for one micro-batch.
+
+        weights [B, L] are the tokens' shares of the whole update's loss; gradient_mask [B, L] bool marks the tokens that have
+        a surrogate. Raises NonFiniteError. docs/techniques.md has the formulas.
+        """
+        algorithm, device = self.config.algorithm, self.policy.device
+        with self.microbatcher.profiler.part("forward"):
+            logprobs, entropy, divergence = self.microbatcher.statistics(
+                self.policy, micro, kl, with_entropy=algorithm.entropy_coef > 0, passes=3
+            )
+        batch, weights, gradient_mask = to_device(micro, device), weights.to(device), gradient_mask.to(device)
+        old = self._old_logprobs(batch, logprobs)
+        value = gradient_mask * surrogate(
+            algorithm.surrogate, logprobs, old, batch.advantages, batch.loss_mask, self.options
+        )
+        if algorithm.importance != "off":
+            value = value * batch.importance
+        if algorithm.kl_coef and algorithm.kl_place == "loss":
+            if kl is None:
+                divergence = kl_penalty(algorithm.kl_estimator, logprobs, batch.reference_logprobs)
+            value = value + algorithm.kl_coef * divergence
+        if algorithm.entropy_coef:
+            value = value - algorithm.entropy_coef * entropy
+        loss = (weights * value).sum()
+        if not (torch.isfinite(loss) & torch.isfinite(logprobs).all()):
+            demand_finite("a log-probability", logprobs)
+            raise NonFiniteError(f"the loss is {loss.item()}")
+        means.most("update/microbatch_tokens", packed_tokens(micro))
+        means.total("loss", loss.detach())
+        self._measure(batch, logprobs.detach(), old, entropy.detach(), divergence.detach(), means)
+        return loss
+
+    def _old_logprobs(self, batch: Batch, logprobs: Tensor) -> Tensor:
+        """[B, L] nats of the policy that importance ratios are taken from.
+
+        With one update per step it is the present policy, and the ratio is exactly 1, except in groups carried over.
+        """
+        if self.config.optimizer.minibatches * self.config.optimizer.epochs > 1:
+            return batch.old_logprobs
+        return torch.where(batch.on_policy[:, None], logprobs.detach(), batch.old_logprobs)
+
+    def _gradient_mask(self, batch: Batch) -> Tensor:
+        """[B, L] bool: tokens with a surrogate; under entropy_share those of highest entropy over the whole update."""
+        share = self.config.algorithm.entropy_share
+        if share == 1:
+            return batch.loss_mask
+        return top_entropy_mask(self.microbatcher.entropies(self.policy, batch), batch.loss_mask, share)
+
+    def _measure(
+        self, batch: Batch, logprobs: Tensor, old: Tensor, entropy: Tensor, divergence: Tensor, means: TokenMeans
+    ) -> None:
+        """Metrics of a micro-batch, [B, L] each. Clipped are ratios beyond a bound in the direction of their advantage."""
+        algorithm, mask = self.config.algorithm, batch.loss_mask
+        if algorithm.importance != "off":
+            means.add("importance/mean", batch.importance, mask)
+            means.maximum("importance/max", batch.importance, mask)
+        if algorithm.kl_coef and algorithm.kl_place == "loss":
+            means.add("kl", divergence, mask)
+        means.add("entropy", entropy, mask)
+        ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
+        if ratio is not None:
+            low = (ratio < 1 - algorithm.clip_low) & (batch.advantages < 0)
+            high = (ratio > 1 + algorithm.clip_high) & (batch.advantages > 0)
+            means.add("clip_ratio/low_mean", low, mask)
+            means.add("clip_ratio/high_mean", high, mask)
+            means.add("clip_ratio/region_mean", low | high, mask)
+        gap, fresh = (logprobs - batch.sampler_logprobs).abs(), mask & batch.on_policy[:, None]
+        means.add(SAMPLER_GAPS[0], gap, fresh)
+        means.maximum(SAMPLER_GAPS[1], gap, fresh)
+
+    def _critic_gradient(self, batch: Batch, number: int, means: TokenMeans) -> None:
+        """The critic's gradient over the micro-batches of one update: a mean over the tokens that carry loss."""
+        assert self.critic is not None
+        total = batch.loss_mask.sum().clamp(min=1)
+        for rows in self.microbatcher.split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1)):
+            self._check_stop(number)
+            loss = self.critic.loss(take(batch, rows), total, self.plan.recompute)
+            self.critic.optimizer.backward(loss)
+            means.total("critic/loss", loss.detach())
+
+    def _check_stop(self, number: int) -> None:
+        """Raises Stopped before the first update of a step; once weights have moved, the step is completed."""
+        if number == 0:
+            self.microbatcher.stop.check()
+
+    def _rate(self, peak: float, step: int, number: int) -> float:
+        """Learning rate of update `number` of a step."""
+        settings = self.config.optimizer
+        updates_per_step = settings.minibatches * settings.epochs
+        return learning_rate(
+            step * updates_per_step + number,
+            peak=peak,
+            schedule=settings.schedule,
+            warmup=settings.warmup_steps,
+            total=self.config.steps * updates_per_step,
+        )
 
     def drop(self) -> None:
         """Forget gradients that will not be used."""
         self.optimizer.drop()
         if self.critic is not None:
-            self.critic[1].drop()
+            self.critic.optimizer.drop()
+
+    def keep_microbatches(self, tokens: int) -> None:
+        """Use micro-batches of so many tokens, as before an interruption."""
+        self.microbatcher.plan = replace(self.plan, microbatch_tokens=tokens)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An update that was dropped, since a number was not finite."""
-
-    what: str
-    """Which number, for a sentence."""
-    batch: Batch
-    """What it was to learn from."""
-    spoiled: bool = False
-    """It was found only in the weights: they must be thrown away."""
-
-
-@dataclass(frozen=True)
-class Updated:
-    """What the updates of a step did."""
-
-    metrics: Metrics
-    fault: Fault | None = None
-    """The first one."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is settled before the first update on a rollout batch, [B, L] each on the policy's device."""
-
-    reference: Tensor | None = None
-    """Log-probabilities of the sampled tokens under the reference."""
-    sampled: Tensor | None = None
-    """Those under the policy as it sampled, recomputed by the trainer beside `reference`, where a penalty in the reward
-    compares the two and the module is narrower than float32; None: the sampler's own are taken.
-    """
-    old: Tensor | None = None
-    """Those of the policy as it sampled, recomputed by the trainer; None: the sampler's own are taken."""
-    factors: Tensor | None = None
-    """Importance correction."""
-    values: Tensor | None = None
-    returns: Tensor | None = None
-    divergence: Divergence | None = None
-    """The full-vocabulary divergence of the loss; not a tensor, and not sliced."""
-
-    def take(self, rows: Tensor, width: int | None = None) -> Known:
-        """The given rows, as wide as a batch of them."""
-
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[rows][:, :width]
-
-        return Known(
-            cut(self.reference),
-            cut(self.sampled),
-            cut(self.old),
-            cut(self.factors),
-            cut(self.values),
-            cut(self.returns),
-            self.divergence,
-        )
-
-
-def make_learner(policy: Policy, config: TrainConfig) -> Learner:
-    """Everything an update needs; a reference or a critic only where the settings do."""
-    planned = config.optimizer.microbatch_tokens
-    return Learner(
-        policy,
-        make_optimizer(policy.model, config.optimizer),
-        freeze(policy) if config.algorithm.kl_coef else None,
-        make_critic(policy, config.optimizer) if config.algorithm.baseline == "critic" else None,
-        MOST_TOKENS if planned == "auto" else planned,
-    )
-
-
-def fitting(learner: Learner, batch: Batch, config: TrainConfig, work: Callable[[TrainConfig], T]) -> T:
-    """`work` with the settings it is given; while memory runs out, again with micro-batches half as large.
-
-    Raises SettingsError where single completions do not fit, or the result would depend on the split.
-    """
-    while True:
-        optimizer = config.optimizer.model_copy(update={"microbatch_tokens": learner.microbatch_tokens})
-        try:
-            return work(config.model_copy(update={"optimizer": optimizer}))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            fixed = config.algorithm.aggregation == "microbatch_token_mean"
-            if fixed or learner.microbatch_tokens <= int(batch.lengths.max()):
-                cause = "and its split is part of what is computed" if fixed else "even for one completion at a time"
-                raise SettingsError(
-                    f"memory ran out in the update with optimizer.microbatch_tokens={learner.microbatch_tokens}, {cause}; set "
-                    "optimizer.activation_checkpointing=on or model.dtype=bfloat16, or lower rollout.max_new_tokens"
-                ) from None
-        # not in the except block, whose traceback holds on to the tensors
-        learner.drop()
-        learner.microbatch_tokens = max(learner.microbatch_tokens // 2, int(batch.lengths.max()))
-        gc.collect()
-        if learner.policy.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def demand_finite(what: str, numbers: Tensor | None) -> None:
-    """Raises NonFiniteError."""
-    if numbers is not None and not torch.isfinite(numbers).all():
-        raise NonFiniteError(f"{what} is not finite")
+def _mean(updates: Sequence[Metrics]) -> Metrics:
+    """Means over the updates that have a metric; of the micro-batch's tokens the largest."""
+    later = [{key: value for key, value in metrics.items() if key not in SAMPLER_GAPS} for metrics in updates[1:]]
+    kept = [*updates[:1], *later]
+    means = {
+        key: sum(m[key] for m in kept if key in m) / sum(key in m for m in kept)
+        for key in dict.fromkeys(key for metrics in kept for key in metrics)
+    }
+    largest = "update/microbatch_tokens"
+    return means | {largest: max(m.get(largest, 0.0) for m in kept)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrl.config.schema import OptimizerConfig
-from slimrl.errors import NonFiniteError
+from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import sum_in_place
 
 PROBE_ELEMENTS = 4096
@@ -123,7 +123,7 @@ class MasterAdamW:
     def step(self, rate: float, norm: float) -> dict[str, float]:
         """One update at `rate` with gradients that `clip` has found finite; returns what to log.
 
-        Raises NonFiniteError where a weight is not finite afterwards, as under an absurd rate.
+        Raises SpoiledWeightsError where a weight is not finite afterwards, as under an absurd rate.
         """
         if math.isinf(norm):
             return {"update/skipped": 1.0}
@@ -142,7 +142,7 @@ class MasterAdamW:
         self._grow()
         largest = torch.stack([torch.linalg.vector_norm(p, math.inf).float() for p in self.parameters]).max()
         if not torch.isfinite(largest):
-            raise NonFiniteError("a weight is not finite after the update")
+            raise SpoiledWeightsError("a weight is not finite after the update")
         changed = [((_sample(p) != b) & g).sum() for p, b, g in zip(self.parameters, before, moving, strict=True)]
         moved = torch.stack([g.sum() for g in moving]).sum()
         applied = torch.stack(changed).sum() / moved.clamp(min=1)

@@ -1,12 +1,12 @@
-"""What is settled of a rollout batch before the first update on it, while no weight has moved.
+"""Everything that the loss of a step needs besides the policy, computed before any weight moves.
 
-batch -> what reference, policy and critic say of it -> advantages
+rows -> log-probabilities of the reference, values of the critic -> advantages -> old log-probabilities -> Batch
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,90 +18,138 @@ from slimrl.algorithm.advantages import (
     gpg_alpha,
     group_advantages,
 )
-from slimrl.algorithm.batch import at_tokens, components_of, minibatches, rewards_of, take
-from slimrl.algorithm.divergences import Divergence, global_weights
+from slimrl.algorithm.batch import at_tokens, components_of, minibatches, rewards_of, take, tensors_of
 from slimrl.algorithm.groups import SIGNAL_TOLERANCE
-from slimrl.algorithm.kl import SAMPLED
+from slimrl.algorithm.kl import SAMPLED, Divergence, global_weights
 from slimrl.algorithm.loss import importance_weights
 from slimrl.algorithm.metrics import Metrics
-from slimrl.config.schema import TrainConfig
-from slimrl.learner.forward import batch_logprobs, batch_values, masked_statistics, packed_states, split, trained_rows
-from slimrl.learner.learner import Known, Learner, demand_finite
-from slimrl.learner.recompute import checkpointed
-from slimrl.machine.profiler import OFF, Profiler
-from slimrl.machine.signals import NEVER, Stop
-from slimrl.model.head import mean_probabilities
+from slimrl.config.schema import AlgorithmConfig, TrainConfig
+from slimrl.errors import NonFiniteError
+from slimrl.learner.critic import CriticLearner
+from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.model.loading import Policy
 from slimrl.model.precision import is_narrow
-from slimrl.records import Batch, Group
+from slimrl.records import Batch, Group, Rows
 
 
-def look_ahead(
-    learner: Learner, batch: Batch, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
-) -> Known:
-    """What the reference and the critic say of a batch before it is learned from."""
-    algorithm = config.algorithm
-    known = Known()
-    if learner.critic is not None:
-        known = replace(known, values=batch_values(learner.critic[0], batch, config))
-        demand_finite("a value of the critic", known.values)
-    if learner.reference is not None and algorithm.kl_estimator in SAMPLED:
-        # a penalty in the reward is one on every completion, also on those that carry no loss
-        asked = replace(batch, loss_mask=batch.completion_mask) if algorithm.kl_place == "reward" else batch
-        known = replace(known, reference=batch_logprobs(learner.reference, asked, config, watch, stop))
-        demand_finite("a log-probability of the reference", known.reference)
-        if algorithm.kl_place == "reward" and is_narrow(learner.policy.model):
-            recomputed = batch_logprobs(learner.policy, asked, config, watch, stop)
-            demand_finite("a recomputed log-probability", recomputed)
-            # groups carried over were sampled by an earlier policy
-            fresh, earlier = batch.on_policy[:, None], batch.sampler_logprobs
-            known = replace(known, sampled=torch.where(fresh, recomputed.to(earlier.device), earlier))
-    if learner.reference is not None and algorithm.kl_estimator not in SAMPLED:
-        known = replace(known, divergence=divergence_of(learner.reference, batch, config))
-    return known
+@dataclass(frozen=True)
+class Models:
+    """The policy and the models that it is compared with."""
+
+    policy: Policy
+    reference: Policy | None
+    """The initial policy, where there is a KL penalty."""
+    critic: CriticLearner | None
+    """PPO's value function, where the baseline is one."""
+    exact_sampler: bool = True
+    """The sampler is the trainer's own module, so in float32 its log-probabilities are the trainer's."""
 
 
-def recomputes_old(policy: Policy, config: TrainConfig) -> bool:
+def make_batch(
+    groups: Sequence[Group],
+    rows: Rows,
+    models: Models,
+    microbatcher: Microbatcher,
+    config: TrainConfig,
+    reward_weights: Mapping[str, float],
+) -> tuple[Batch, Metrics]:
+    """The complete batch of a step, and metrics of its advantages.
+
+    `rows` are those of `groups`. Raises NonFiniteError, naming the number, and Stopped between micro-batches.
+    """
+    demand_finite("a log-probability of the sampler", rows.sampler_logprobs)
+    with microbatcher.profiler.part("reference"):
+        reference, log_ratio = _reference(rows, models, microbatcher, config)
+    means: Metrics = {}
+    if config.algorithm.kl_coef and config.algorithm.kl_place == "reward":
+        means["kl"] = float(log_ratio.sum() / rows.completion_mask.sum())
+    values, returns = torch.zeros_like(log_ratio), torch.zeros_like(log_ratio)
+    if models.critic is not None:
+        with microbatcher.profiler.part("reference"):
+            values = models.critic.values(rows, microbatcher)
+        demand_finite("a value of the critic", values)
+        advantages, returns, measured = critic_advantages(groups, rows, values, log_ratio, config)
+    else:
+        found, measured = advantages_of(groups, log_ratio, config, reward_weights)
+        advantages = at_tokens(found, rows.completion_mask)
+    demand_finite("an advantage", advantages)
+    with microbatcher.profiler.part("reference"):
+        old, importance = _old(rows, advantages, models, microbatcher, config)
+    batch = Batch(
+        **tensors_of(rows),
+        advantages=advantages,
+        old_logprobs=old,
+        reference_logprobs=reference,
+        importance=importance,
+        values=values,
+        returns=returns,
+    )
+    return batch, means | measured
+
+
+def _reference(rows: Rows, models: Models, microbatcher: Microbatcher, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """[B, L] nats each: the reference's log-probabilities, and the log-ratio that a penalty in the reward is made of.
+
+    In a narrow type both sides of the ratio are the trainer's, since a decode step rounds differently, by some hundredths of
+    a nat per token, which would be a reward for nothing.
+    """
+    algorithm, sampler = config.algorithm, rows.sampler_logprobs
+    if models.reference is None or algorithm.kl_estimator not in SAMPLED:
+        return torch.zeros_like(sampler), torch.zeros_like(sampler)
+    if algorithm.kl_place == "loss":
+        reference = microbatcher.logprobs(models.reference, rows, rows.loss_mask)
+        demand_finite("a log-probability of the reference", reference)
+        return reference, torch.zeros_like(sampler)
+    # A penalty in the reward is one on every completion, also on those that carry no loss.
+    reference = microbatcher.logprobs(models.reference, rows, rows.completion_mask)
+    demand_finite("a log-probability of the reference", reference)
+    if is_narrow(models.policy.model):
+        recomputed = microbatcher.logprobs(models.policy, rows, rows.completion_mask)
+        demand_finite("a recomputed log-probability", recomputed)
+        # Groups that were carried over were sampled by an earlier policy.
+        sampler = torch.where(rows.on_policy[:, None], recomputed, sampler)
+    return reference, (sampler - reference) * rows.completion_mask
+
+
+def recomputes_old(models: Models, config: TrainConfig) -> bool:
     """Whether the trainer computes the old log-probabilities again instead of taking the sampler's.
 
-    In a type narrower than float32 a decode step and a packed row round differently, by more than GSPO's clip is wide; with
-    one update the ratio is 1 by construction, and surrogates without a ratio have no use for them.
+    In a type narrower than float32 a decode step and a packed row round differently, by more than GSPO's clip is wide. With
+    one update per batch the ratio is 1 by construction, and surrogates without a ratio have no use for them.
     """
     several = config.optimizer.minibatches * config.optimizer.epochs > 1
     has_ratio = config.algorithm.surrogate not in ("reinforce", "gpg")
-    return config.algorithm.importance != "off" or (several and has_ratio and is_narrow(policy.model))
+    apart = is_narrow(models.policy.model) or not models.exact_sampler
+    return config.algorithm.importance != "off" or (several and has_ratio and apart)
 
 
-def with_old(
-    learner: Learner, batch: Batch, known: Known, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
-) -> Known:
-    """What is known, with the old log-probabilities and the importance correction where the settings need them.
+def _old(
+    rows: Rows, advantages: Tensor, models: Models, microbatcher: Microbatcher, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """[B, L] each: old log-probabilities in nats, and the factors of the importance correction.
 
-    The batch has its advantages. Groups carried over keep the log-probabilities of the earlier policy that sampled them.
+    Groups that were carried over keep the log-probabilities of the earlier policy that sampled them.
     """
-    algorithm, policy = config.algorithm, learner.policy
-    if not recomputes_old(policy, config):
-        return known
-    recomputed = as_updates_compute(policy, batch, known, config, watch, stop)
+    algorithm, sampler = config.algorithm, rows.sampler_logprobs
+    if not recomputes_old(models, config):
+        return sampler, torch.ones_like(sampler)
+    recomputed = as_updates_compute(models.policy, rows, advantages, microbatcher, config)
     demand_finite("a recomputed log-probability", recomputed)
-    sampler, fresh = batch.sampler_logprobs.to(policy.device), batch.on_policy[:, None].to(policy.device)
-    old = torch.where(fresh, recomputed, sampler)
-    known = replace(known, old=old)
+    old = torch.where(rows.on_policy[:, None], recomputed, sampler)
     if algorithm.importance == "off":
-        return known
-    factors = importance_weights(
+        return old, torch.ones_like(sampler)
+    return old, importance_weights(
         old,
         sampler,
-        batch.loss_mask.to(policy.device),
+        rows.loss_mask,
         level=algorithm.importance_level,
         correction=algorithm.importance,
         cap=algorithm.importance_cap,
     )
-    return replace(known, factors=factors)
 
 
 def as_updates_compute(
-    policy: Policy, batch: Batch, known: Known, config: TrainConfig, watch: Profiler = OFF, stop: Stop = NEVER
+    policy: Policy, rows: Rows, advantages: Tensor, microbatcher: Microbatcher, config: TrainConfig
 ) -> Tensor:
     """[B, L] nats of the policy as it is, in the minibatches, rows and micro-batches of the updates that follow, and the
     sampler's where no update computes a row.
@@ -109,122 +157,103 @@ def as_updates_compute(
     Equal shapes and the same functions give equal rounding, so ratios are exactly 1 until a weight has moved. Gradients
     stay enabled, though none is taken, since torch chooses attention kernels by that.
     """
-    result = batch.sampler_logprobs.to(policy.device, copy=True)
-    for rows in minibatches(batch.groups, count=config.optimizer.minibatches):
-        part = take(batch, rows)
-        for inside in split(part, trained_rows(part, config), config):
-            stop.check()
-            micro = take(part, inside)
-            with checkpointed(policy.model, config.optimizer.activation_checkpointing == "on"):
-                logprobs, _, _ = masked_statistics(
-                    policy,
-                    micro,
-                    temperature=config.rollout.temperature,
-                    watch=watch,
-                    with_entropy=config.algorithm.entropy_coef > 0 or known.divergence is not None,
-                )
-            result[rows[inside], : logprobs.shape[1]] = logprobs.detach()
+    result = rows.sampler_logprobs.clone()
+    # With a divergence over the vocabulary the update takes the same path through the head as with an entropy.
+    with_entropy = config.algorithm.entropy_coef > 0 or has_vocabulary_kl(config.algorithm)
+    for attempt in microbatcher.attempts(rows):
+        with attempt:
+            for chosen in minibatches(rows.groups, count=config.optimizer.minibatches):
+                part = take(rows, chosen)
+                trained = trained_rows(part, advantages[chosen], config.algorithm)
+                for inside in microbatcher.split(part, trained):
+                    microbatcher.stop.check()
+                    logprobs, _, _ = microbatcher.statistics(policy, take(part, inside), with_entropy=with_entropy)
+                    result[chosen[inside], : logprobs.shape[1]] = logprobs.detach().cpu()
     return result
 
 
-def divergence_of(reference: Policy, batch: Batch, config: TrainConfig) -> Divergence:
-    """The full-vocabulary divergence that the settings ask for; global weights are a mean over this batch's tokens."""
-    gkl, kind = config.algorithm.gkl, config.algorithm.kl_estimator
-    assert kind == "reverse" or kind == "forward" or kind == "gkl"
-    found = Divergence(kind, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma)
-    if kind != "gkl" or gkl.weights != "global":
-        return found
-    total = torch.zeros(reference.head.vocabulary, dtype=torch.float64, device=reference.device)
-    count = 0
-    with torch.no_grad():
-        for rows in split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1), config):
-            part = take(batch, rows)
-            hidden = packed_states(reference, part)
-            total += mean_probabilities(reference.head, hidden, temperature=config.rollout.temperature)
-            count += len(hidden)
-    return replace(found, prior=global_weights((total / max(1, count)).float(), gkl.gamma))
+def trained_rows(rows: Rows, advantages: Tensor, algorithm: AlgorithmConfig) -> Tensor:
+    """[n] rows that can have a gradient: those with loss and, without a KL or entropy term, with an advantage.
 
-
-def with_advantages(
-    learner: Learner,
-    groups: tuple[Group, ...],
-    batch: Batch,
-    known: Known,
-    config: TrainConfig,
-    reward_weights: Mapping[str, float],
-) -> tuple[Batch, Known, Metrics]:
-    """The batch with its advantages; with a critic, what its own update needs too."""
-    if learner.critic is not None:
-        return critic_advantages(groups, batch, known, config)
-    advantages, means = advantages_of(groups, batch, known, config, reward_weights)
-    return replace(batch, advantages=at_tokens(advantages, batch.completion_mask)), known, means
-
-
-def penalty_in_reward(batch: Batch, known: Known, config: TrainConfig) -> Tensor | None:
-    """[B, L] nats: log-ratio of the sampled tokens under the policy that sampled and the reference, where it is paid.
-
-    In a narrow type both come from the trainer's pass: a decode step rounds otherwise, by some hundredths of a nat a token,
-    which would be a reward for nothing.
+    Weights count every row whether it is computed or not, so leaving out what is 0 changes nothing. One row stays, because
+    an optimizer that sees a gradient of 0 continues by its momentum, and one that sees none does not.
     """
-    if known.reference is None or config.algorithm.kl_place != "reward":
-        return None
-    sampled = batch.sampler_logprobs if known.sampled is None else known.sampled
-    return (sampled - known.reference.cpu()) * batch.completion_mask
+    wanted = rows.loss_mask.any(1)
+    other_terms = (algorithm.kl_coef and algorithm.kl_place == "loss") or algorithm.entropy_coef
+    if not other_terms and algorithm.aggregation != "microbatch_token_mean":
+        moving = wanted & (advantages != 0).any(1)
+        wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
+    return wanted.nonzero().squeeze(-1)
+
+
+def has_vocabulary_kl(algorithm: AlgorithmConfig) -> bool:
+    """Whether the loss has a divergence over the whole vocabulary."""
+    return algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED
+
+
+def vocabulary_kl(
+    rows: Rows, reference: Policy, microbatcher: Microbatcher, algorithm: AlgorithmConfig
+) -> VocabularyKl:
+    """The divergence that the settings ask for; global weights are a mean over the tokens of these rows."""
+    gkl, prior = algorithm.gkl, None
+    if algorithm.kl_estimator == "gkl" and gkl.weights == "global":
+        prior = global_weights(microbatcher.mean_probabilities(reference, rows), gkl.gamma)
+    parts = Divergence(algorithm.kl_estimator, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma, prior)
+    return VocabularyKl(reference, parts)
 
 
 def advantages_of(
-    groups: tuple[Group, ...],
-    batch: Batch,
-    known: Known,
-    config: TrainConfig,
-    reward_weights: Mapping[str, float],
+    groups: Sequence[Group], log_ratio: Tensor, config: TrainConfig, reward_weights: Mapping[str, float]
 ) -> tuple[Tensor, Metrics]:
-    """Advantages [P, G] of completions, by the baseline and the scale that the settings name."""
+    """Advantages [P, G] of completions, by the baseline and the scale that the settings name.
+
+    `log_ratio` [B, L] is the KL penalty in the reward, before its coefficient; 0 without one.
+    """
     algorithm = config.algorithm
-    rewards, scorable = rewards_of(groups)
-    alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # of what was paid, before any penalty
-    means: Metrics = {}
-    if (penalty := penalty_in_reward(batch, known, config)) is not None:
-        means["kl"] = float(penalty.sum() / batch.completion_mask.sum())
-        rewards = rewards - algorithm.kl_coef * penalty.sum(1).view_as(rewards).double()
     assert algorithm.baseline != "critic"
+    rewards, scorable = rewards_of(groups)
+    alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # before any penalty
+    if algorithm.kl_place == "reward":
+        rewards = rewards - algorithm.kl_coef * log_ratio.sum(1).view_as(rewards).double()
     if algorithm.normalize_components:
         found = component_advantages(components_of(groups), reward_weights, scorable, algorithm.baseline)
     else:
         found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
     if algorithm.surrogate == "gpg":
-        found, means["gpg_alpha"] = alpha * found, alpha
-    return found, means
+        return alpha * found, {"gpg_alpha": alpha}
+    return found, {}
 
 
 def critic_advantages(
-    groups: tuple[Group, ...], batch: Batch, known: Known, config: TrainConfig
-) -> tuple[Batch, Known, Metrics]:
-    """The batch with a critic's advantages at each token, and values and returns for its own update.
+    groups: Sequence[Group], rows: Rows, values: Tensor, log_ratio: Tensor, config: TrainConfig
+) -> tuple[Tensor, Tensor, Metrics]:
+    """Advantages and returns [B, L] with a critic's values [B, L], and metrics of the values.
 
     A completion's reward comes with its last token; a KL penalty in the reward with each token.
     """
-    settings, algorithm, values = config.critic, config.algorithm, known.values
-    assert values is not None
+    settings, algorithm = config.critic, config.algorithm
     rewards, _ = rewards_of(groups)
-    mask = batch.completion_mask
-    last = torch.arange(mask.shape[1])[None] == batch.lengths[:, None] - 1
+    mask, carried = rows.completion_mask, rows.loss_mask
+    last = torch.arange(mask.shape[1])[None] == rows.lengths[:, None] - 1
     paid = rewards.reshape(-1, 1).float() * last
-    means: Metrics = {}
-    if (penalty := penalty_in_reward(batch, known, config)) is not None:
-        means["kl"] = float(penalty.sum() / mask.sum())
-        paid = paid - algorithm.kl_coef * penalty
+    if algorithm.kl_place == "reward":
+        paid = paid - algorithm.kl_coef * log_ratio
     advantages, returns = generalized_advantages(
-        paid, values.cpu(), mask, discount=settings.discount, gae_lambda=settings.gae_lambda
+        paid, values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
     )
-    carried = batch.loss_mask
-    errors = (returns - values.cpu())[carried]
+    errors = (returns - values)[carried]
     spread = returns[carried].var(correction=0)
-    means |= {
-        "critic/value_mean": float(values.cpu()[carried].mean()),
+    means = {
+        "critic/value_mean": float(values[carried].mean()),
         "critic/explained_variance": float(1 - errors.var(correction=0) / spread) if spread > 0 else 0.0,
     }
     if settings.whiten and carried.sum() > 1:
         centred = advantages - advantages[carried].mean()
         advantages = torch.where(mask, centred / (advantages[carried].std() + SCALE_EPSILON), 0.0)
-    return replace(batch, advantages=advantages), replace(known, returns=returns.to(values.device)), means
+    return advantages, returns, means
+
+
+def demand_finite(what: str, numbers: Tensor) -> None:
+    """Raises NonFiniteError."""
+    if not torch.isfinite(numbers).all():
+        raise NonFiniteError(f"{what} is not finite")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrl.algorithm.divergences import Divergence
+from slimrl.algorithm.kl import Divergence
 from slimrl.kernels.embedding import running_gradient
 
 CHUNK_ELEMENTS = 2**24

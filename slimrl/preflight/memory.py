@@ -7,13 +7,14 @@ memory, never tokens or gradients, so `auto` may choose them by the memory that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from slimrl.algorithm.kl import SAMPLED
+from slimrl.algorithm.kl import VOCABULARY
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.learner.recompute import can_checkpoint, checkpointed
@@ -22,6 +23,7 @@ from slimrl.model.cost import cost_of
 from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.model.loading import Policy
 from slimrl.model.packing import pack
+from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
 
 MOST_TOKENS = 16384
@@ -31,8 +33,8 @@ FEWEST_TOKENS = 2048
 MOST_SLOTS, FEWEST_SLOTS = 4096, 8
 SHARE = 0.9
 """Of the free memory that a plan may take."""
-HEAD_COPIES, ENTROPY_COPIES, KL_COPIES, GKL_COPIES = 2, 6, 9, 12
-"""Logits of a chunk and one temporary; more where entropy or a divergence over the vocabulary is differentiated (measured)."""
+HEAD_COPIES, ENTROPY_COPIES = 2, 6
+"""Logits of a chunk and one temporary; more where the entropy is differentiated (measured)."""
 HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
 """What a CPU process holds beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
@@ -46,8 +48,8 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes by part, and what was chosen to fit."""
+class MemoryEstimate:
+    """Bytes by part, and the sizes that were chosen to fit."""
 
     process: int
     """Python and its libraries, measured; 0 on a GPU, where only tensors count."""
@@ -77,19 +79,17 @@ class MemoryPlan:
     """The C library keeps no large block that was freed."""
     free: int
     """What this process may hold in all, by the memory free when the plan was made."""
-    slots: int
-    microbatch_tokens: int
-    activation_checkpointing: bool
+    plan: Plan
 
     @property
     def activations(self) -> int:
         """Of one micro-batch."""
-        return self.microbatch_tokens * self.token_bytes
+        return self.plan.microbatch_tokens * self.token_bytes
 
     @property
     def head(self) -> int:
         """Chunks of logits in a backward pass."""
-        return self.head_copies * 4 * min(CHUNK_ELEMENTS, self.microbatch_tokens * self.vocabulary)
+        return self.head_copies * 4 * min(CHUNK_ELEMENTS, self.plan.microbatch_tokens * self.vocabulary)
 
     @property
     def peak(self) -> int:
@@ -114,7 +114,7 @@ class MemoryPlan:
     def sentence(self) -> str:
         """What a person should know of it; run.json has the plan in full."""
         text = f"memory: at most about {_gib(self.peak)} of {_gib(self.free)} GiB"
-        if self.activation_checkpointing:
+        if self.plan.recompute:
             text += ", activations recomputed"
         if self.fits:
             return text
@@ -133,99 +133,132 @@ class MemoryPlan:
             "peak": self.peak,
             "fits": self.fits,
         }
-        return asdict(self) | found
+        sizes = {
+            "slots": self.plan.slots,
+            "microbatch_tokens": self.plan.microbatch_tokens,
+            "activation_checkpointing": self.plan.recompute,
+        }
+        return {key: value for key, value in asdict(self).items() if key != "plan"} | sizes | found
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
 
 
-def plan_memory(policy: Policy, config: RootConfig, *, longest_prompt: int, rows: int, training: bool) -> MemoryPlan:
-    """Estimate the peak of a run, and choose what is left to `auto`.
+def read_plan(table: Mapping[str, Any]) -> Plan:
+    """The sizes in a `MemoryEstimate.table`, as run.json has it."""
+    return Plan(int(table["slots"]), int(table["microbatch_tokens"]), bool(table["activation_checkpointing"]))
 
-    `rows` are the completions of one step (or of an evaluation); without `training` there is no update.
+
+def plan_memory(
+    policy: Policy, config: RootConfig, *, longest_prompt: int, rows: int, training: bool, kept: Plan | None = None
+) -> MemoryEstimate:
+    """Estimate the peak of a run, and choose the sizes that the settings leave to `auto`.
+
+    `rows` are the completions of one step (or of an evaluation); without `training` there is no update, and the plan has no
+    micro-batches. A run that is resumed has `kept` its sizes.
     """
-    cost, device = cost_of(policy), policy.device
-    parameters = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    narrow = policy.model.dtype != torch.float32
-    has_reference = isinstance(config, TrainConfig) and bool(config.algorithm.kl_coef)
+    slots, tokens = config.rollout.slots, config.optimizer.microbatch_tokens
+    recompute = config.optimizer.activation_checkpointing
+    if kept is not None:
+        slots = kept.slots if slots == "auto" else slots
+        tokens = (kept.microbatch_tokens or tokens) if tokens == "auto" else tokens
+        recompute = ("on" if kept.recompute else "off") if recompute == "auto" else recompute
+    estimate = _choose_slots(_fixed_parts(policy, config, training), policy, config, slots, longest_prompt, rows)
+    if not training:
+        return estimate
+    longest = longest_prompt + config.rollout.budget
+    if recompute == "auto" and not can_checkpoint(policy.model):
+        recompute = "off"
+    most = max(longest, min(MOST_TOKENS, rows * longest)) if tokens == "auto" else tokens
+    for again in {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]:
+        estimate = replace(
+            estimate,
+            plan=replace(estimate.plan, microbatch_tokens=most, recompute=again),
+            token_bytes=activation_bytes(policy, checkpointing=again),
+        )
+        # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
+        fewest = longest if again or recompute == "off" else max(longest, FEWEST_TOKENS)
+        while tokens == "auto" and not estimate.fits and estimate.plan.microbatch_tokens // 2 >= fewest:
+            smaller = estimate.plan.microbatch_tokens // 2
+            estimate = replace(estimate, plan=replace(estimate.plan, microbatch_tokens=smaller))
+        if estimate.fits:
+            break
+    return estimate
+
+
+def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEstimate:
+    """The parts that slots and micro-batches have no influence on."""
+    cost, device, model = cost_of(policy), policy.device, policy.model
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    narrow = model.dtype != torch.float32
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
-    if config.memory_share < 1:  # of all there is: what else holds memory just now must not decide what is chosen
+    if config.memory_share < 1:  # of all memory, so that the use by others at this moment decides nothing
         budget = int(SHARE * config.memory_share * total_memory(device))
-    largest = max(p.numel() * p.element_size() for p in policy.model.parameters())
-    in_place = not narrow and isinstance(policy.model.get_input_embeddings(), SummedEmbedding)
-    apart = 0 if in_place else largest
-    longest = longest_prompt + config.rollout.budget
-    vocabulary, width = policy.head.vocabulary, _widest(policy)
-
-    def with_slots(plan: MemoryPlan, slots: int) -> MemoryPlan:
-        prompts = slots  # an evaluation has a prompt of its own for every row
-        tokens = min(PREFILL_TOKENS, prompts * longest_prompt)
-        prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + prompts * vocabulary * 4
-        columns = slots * config.rollout.budget + prompts * longest_prompt
-        sampling = max(prefill, DECODE_COPIES * slots * vocabulary * 4)
-        return replace(plan, slots=slots, cache=columns * cost.cache_bytes, sampling=sampling)
-
-    plan = MemoryPlan(
+    in_place = not narrow and isinstance(model.get_input_embeddings(), SummedEmbedding)
+    apart = 0 if in_place else max(p.numel() * p.element_size() for p in model.parameters())
+    algorithm = config.algorithm if isinstance(config, TrainConfig) else None
+    return MemoryEstimate(
         process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
-        reference=cost.weight_bytes if has_reference else 0,
+        reference=cost.weight_bytes if algorithm and algorithm.kl_coef else 0,
         masters=4 * parameters if narrow and training else 0,
         moments=8 * parameters if training else 0,
         cache=0,
         sampling=0,
-        gradients=(4 + policy.model.dtype.itemsize * narrow) * parameters + apart if training else 0,
+        gradients=(4 + model.dtype.itemsize * narrow) * parameters + apart if training else 0,
         token_bytes=0,
-        vocabulary=vocabulary,
+        vocabulary=policy.head.vocabulary,
         head_copies=_head_copies(config),
-        critic=_critic_bytes(policy)
-        if isinstance(config, TrainConfig) and config.algorithm.baseline == "critic"
-        else 0,
+        critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
         cache_stays=device.type == "cuda",
         blocks_given_back=large_blocks_given_back(),
         free=budget,
-        slots=0,
-        microbatch_tokens=0,
-        activation_checkpointing=False,
+        plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
     )
-    # Fewer slots free nothing for the update, so they are chosen as if there were none (but for a cache that stays).
-    lean = plan if plan.cache_stays else replace(plan, gradients=0)
-    setting, again = config.rollout.slots, config.optimizer.activation_checkpointing
-    slots = min(rows, MOST_SLOTS) if setting == "auto" else setting
-    while setting == "auto" and slots > FEWEST_SLOTS and not with_slots(lean, slots).fits:
-        slots = max(FEWEST_SLOTS, slots // 2)
-    plan = with_slots(plan, slots)
-    if not training:
-        return plan
 
-    fixed = config.optimizer.microbatch_tokens
-    if again == "auto" and not can_checkpoint(policy.model):
-        again = "off"
-    most = min(MOST_TOKENS, rows * (longest_prompt + config.rollout.budget))
-    for recompute in {"auto": (False, True), "on": (True,), "off": (False,)}[again]:
-        plan = replace(
-            plan,
-            activation_checkpointing=recompute,
-            token_bytes=activation_bytes(policy, checkpointing=recompute),
-            microbatch_tokens=max(longest, most) if fixed == "auto" else fixed,
+
+def _choose_slots(
+    fixed: MemoryEstimate,
+    policy: Policy,
+    config: RootConfig,
+    setting: int | Literal["auto"],
+    longest_prompt: int,
+    rows: int,
+) -> MemoryEstimate:
+    """The estimate with as many slots as the setting says or, for `auto`, as fit."""
+    cost, width = cost_of(policy), _widest(policy)
+
+    def with_slots(estimate: MemoryEstimate, slots: int) -> MemoryEstimate:
+        prompts = slots  # an evaluation has a prompt of its own for every row
+        tokens = min(PREFILL_TOKENS, prompts * longest_prompt)
+        prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + prompts * fixed.vocabulary * 4
+        columns = slots * config.rollout.budget + prompts * longest_prompt
+        return replace(
+            estimate,
+            plan=replace(estimate.plan, slots=slots),
+            cache=columns * cost.cache_bytes,
+            sampling=max(prefill, DECODE_COPIES * slots * fixed.vocabulary * 4),
         )
-        # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
-        fewest = longest if recompute or again == "off" else max(longest, FEWEST_TOKENS)
-        while fixed == "auto" and not plan.fits and plan.microbatch_tokens // 2 >= fewest:
-            plan = replace(plan, microbatch_tokens=plan.microbatch_tokens // 2)
-        if plan.fits:
-            break
-    return plan
+
+    if setting != "auto":
+        return with_slots(fixed, setting)
+    # Fewer slots free nothing for the update, so they are chosen as if there were none (except with a cache that stays).
+    lean = fixed if fixed.cache_stays else replace(fixed, gradients=0)
+    slots = min(rows, MOST_SLOTS)
+    while slots > FEWEST_SLOTS and not with_slots(lean, slots).fits:
+        slots = max(FEWEST_SLOTS, slots // 2)
+    return with_slots(fixed, slots)
 
 
 def _head_copies(config: RootConfig) -> int:
-    """By what a loss needs of the logits beyond the sampled token's log-probability."""
+    """Buffers of a chunk of logits, by the terms of the loss beyond the sampled token's log-probability."""
     if not isinstance(config, TrainConfig):
         return HEAD_COPIES
     algorithm = config.algorithm
-    if algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED:
-        return GKL_COPIES if algorithm.kl_estimator == "gkl" else KL_COPIES
+    if algorithm.kl_coef > 0 and algorithm.kl_estimator in VOCABULARY:
+        return VOCABULARY[algorithm.kl_estimator].copies
     return ENTROPY_COPIES if algorithm.entropy_coef else HEAD_COPIES
 
 
@@ -236,23 +269,14 @@ def _critic_bytes(policy: Policy) -> int:
     return int(held + (4 * narrow + 8 + 4) * count)
 
 
-def apply_plan(config: RootConfig, plan: MemoryPlan) -> RootConfig:
-    """The settings with numbers where they said `auto`."""
-    rollout = config.rollout.model_copy(update={"slots": plan.slots})
-    again: Literal["on", "off"] = "on" if plan.activation_checkpointing else "off"
-    chosen = {"microbatch_tokens": plan.microbatch_tokens, "activation_checkpointing": again}
-    optimizer = config.optimizer.model_copy(update=chosen if plan.microbatch_tokens else {})
-    return config.model_copy(update={"rollout": rollout, "optimizer": optimizer})
-
-
-def compare_memory(plan: MemoryPlan, measured: int, *, largest_microbatch: int) -> dict[str, float]:
+def compare_memory(estimate: MemoryEstimate, measured: int, *, largest_microbatch: int) -> dict[str, float]:
     """GiB planned for, estimated for the largest micro-batch that came up, and measured; the estimate's relative error."""
-    estimated = replace(plan, microbatch_tokens=largest_microbatch).peak
+    of_largest = replace(estimate, plan=replace(estimate.plan, microbatch_tokens=largest_microbatch))
     return {
-        "planned": plan.peak / GIB,
-        "estimated": estimated / GIB,
+        "planned": estimate.peak / GIB,
+        "estimated": of_largest.peak / GIB,
         "measured": measured / GIB,
-        "error": estimated / measured - 1 if measured else float("nan"),
+        "error": of_largest.peak / measured - 1 if measured else float("nan"),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
+from typing import Generic, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
@@ -19,9 +20,10 @@ from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import Policy, load_policy, sampling_settings, taught_instruction
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.memory import MemoryPlan, apply_plan, plan_memory
+from slimrl.preflight.memory import MemoryEstimate, plan_memory
+from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, template_notes
 from slimrl.randomness import Stream, uniforms
-from slimrl.records import Completion, Group, Problem
+from slimrl.records import Completion, Group, Plan, Problem
 from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout.engine import Request, RolloutEngine
@@ -29,8 +31,9 @@ from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
-from slimrl.tasks.rows import bad_rows
-from slimrl.tasks.styles import MARKERS, STYLES
+from slimrl.tasks.styles import STYLES
+
+Config = TypeVar("Config", bound=RootConfig)
 
 LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
@@ -44,10 +47,11 @@ WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Generic[Config]):
     """A policy, a task whose prompts fit it, and the engine over them."""
 
-    config: RootConfig
+    config: Config
+    """The settings with numbers where `auto` depends on the model or the task (`chosen`)."""
     policy: Policy
     task: Task
     prompter: Prompter
@@ -58,10 +62,10 @@ class Setup:
     """Those of the harder split; empty where there is none, or none is wanted."""
     notes: tuple[str, ...]
     """What a user should know before the first step, in plain sentences."""
-    memory: MemoryPlan
-    """What the run will take; `config` holds the numbers it chose where settings say `auto`."""
+    memory: MemoryEstimate
+    """The memory that the run will take, with the plan of its sizes."""
     chosen: Mapping[str, int | float]
-    """Numbers that model and task decided where settings say `auto`, by dotted key; `config` holds them too."""
+    """Numbers that model and task decided where settings say `auto`, by dotted key."""
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -100,10 +104,9 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class TrainSetup(Setup):
-    """A setup with what is paid."""
+class TrainSetup(Setup[TrainConfig]):
+    """A setup with rewards and an order of the problems."""
 
-    config: TrainConfig
     rewards: tuple[Reward, ...]
     gold: GoldReport
     scorer: Scorer
@@ -139,10 +142,10 @@ class TrainSetup(Setup):
         return group.result()
 
 
-def prepare(config: RootConfig, *, training: bool = False) -> Setup:
+def prepare(config: Config, *, training: bool = False, kept: Plan | None = None) -> Setup[Config]:
     """Load model and task, drop prompts that do not fit the context (counted, never cut), and plan the memory.
 
-    Raises SettingsError or DataError, one sentence each.
+    A run that is resumed has `kept` its plan. Raises SettingsError or DataError, one sentence each.
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config)
@@ -161,47 +164,45 @@ def prepare(config: RootConfig, *, training: bool = False) -> Setup:
 
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
-    room = policy.context - config.rollout.budget
-    if room < 1:
+    if policy.context <= config.rollout.budget:
         raise SettingsError(
             f"rollout.max_new_tokens={config.rollout.budget} fills the model's context of {policy.context} "
             "tokens; lower it"
         )
-
-    def fits(problem: Problem) -> bool:
-        return length(problem) <= room
-
-    notes = [
-        threads,
-        chosen.sentence,
-        *policy.notes,
-        *_template_notes(policy, prompter, config),
-        _form_note(config),
-        _rejected_note(task),
-    ]
-    train, note = _fitting("train", task.train, len(task.train), fits)
-    held_out, test_note = _fitting("test", task.test, config.evaluation.problems, fits)
-    harder, harder_note = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
-    looked_at = [*islice(train, LOOKED_AT), *held_out, *harder]
-    longest = max((length(p) for p in looked_at if fits(p)), default=1)
+    splits, left_out = _splits_that_fit(config, task, length, policy.context - config.rollout.budget)
+    train, held_out, harder = splits
+    longest = max((length(problem) for problem in (*islice(train, LOOKED_AT), *held_out, *harder)), default=1)
     rows = max(len(held_out), len(harder)) * config.evaluation.samples
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
-    memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training)
-    config = apply_plan(config, memory)
-    assert isinstance(config.rollout.slots, int)
+    memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
+    notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
+    notes += [rejected_note(task), *left_out, memory.sentence()]
     return Setup(
         config=config,
         policy=policy,
         task=replace(task, train=train),
         prompter=prompter,
-        engine=RolloutEngine(policy, slots=config.rollout.slots, compiled=config.rollout.compile),
+        engine=RolloutEngine(policy, slots=memory.plan.slots, compiled=config.rollout.compile),
         held_out=tuple(held_out),
         harder=tuple(harder),
-        notes=tuple(n for n in [*notes, note, test_note, harder_note, memory.sentence()] if n),
+        notes=tuple(note for note in notes if note),
         memory=memory,
         chosen=chosen.values,
     )
+
+
+def _splits_that_fit(
+    config: RootConfig, task: Task, length: Callable[[Problem], int], room: int
+) -> tuple[list[Sequence[Problem]], list[str]]:
+    """Training, held-out and harder problems whose prompts have at most `room` tokens, and a note on each that has others."""
+    wanted = (
+        ("train", task.train, len(task.train)),
+        ("test", task.test, config.evaluation.problems),
+        ("harder", task.harder, config.evaluation.harder_problems),
+    )
+    found = [_fitting(name, problems, count, lambda p: length(p) <= room) for name, problems, count in wanted]
+    return [problems for problems, _ in found], [note for _, note in found]
 
 
 def encode_prompt(prompter: Prompter, task: Task, problem: Problem) -> tuple[int, ...]:
@@ -258,10 +259,10 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
     return policy, prompter, instruction
 
 
-def prepare_training(config: TrainConfig) -> TrainSetup:
+def prepare_training(config: TrainConfig, kept: Plan | None = None) -> TrainSetup:
     """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
-    setup = prepare(config, training=True)
-    config = config.model_copy(update={"rollout": setup.config.rollout, "optimizer": setup.config.optimizer})
+    setup = prepare(config, training=True, kept=kept)
+    config = setup.config
     count, wanted = len(setup.task.train), config.rollout.problems
     if count < wanted:
         if not count or wanted != RolloutConfig.model_fields["problems"].default:
@@ -285,7 +286,9 @@ def prepare_training(config: TrainConfig) -> TrainSetup:
         raise
 
 
-def _examined(setup: Setup, config: TrainConfig, rewards: tuple[Reward, ...], scorer: Scorer) -> TrainSetup:
+def _examined(
+    setup: Setup[TrainConfig], config: TrainConfig, rewards: tuple[Reward, ...], scorer: Scorer
+) -> TrainSetup:
     """What `prepare_training` finds out before the first step."""
     every = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, GOLD_SAMPLE)
     submit = partial(scorer.submit, step=0, strict=True)
@@ -316,7 +319,7 @@ def _examined(setup: Setup, config: TrainConfig, rewards: tuple[Reward, ...], sc
 
 
 def _way_out(
-    setup: Setup, problems: Sequence[Problem], gold: GoldReport, rewards: Sequence[Reward], submit: Submit
+    setup: Setup[TrainConfig], problems: Sequence[Problem], gold: GoldReport, rewards: Sequence[Reward], submit: Submit
 ) -> str:
     """What would let the gold answers be paid."""
     first = gold.failures[0]
@@ -335,16 +338,6 @@ def _way_out(
 def _show(text: str) -> None:
     """What a reward prints may be what a model wrote."""
     sys.stderr.write(visible(text))
-
-
-def gold_sentence(gold: GoldReport) -> str:
-    """The failures of a gold self-check in one sentence, with the first rows."""
-    rows = {failure.id for failure in gold.failures}
-    shown = ", ".join(
-        f"{f.id} (answer {f.answer!r}: {f.reward} gives {'nothing' if f.got is None else f'{f.got:g}'} of {f.expected:g})"
-        for f in gold.failures[:5]
-    )
-    return f"the gold answer cannot earn the maximum reward on {len(rows)} of {gold.n} rows: {shown}"
 
 
 def _fitting(
@@ -378,37 +371,3 @@ def _fitting(
 
 def _nothing_fits(split: str) -> str:
     return f"no {split} prompt fits the model's context beside rollout.max_new_tokens; lower it"
-
-
-def _rejected_note(task: Task) -> str:
-    if not task.rejected:
-        return ""
-    n = len(task.rejected)
-    rows = f"{n:,} of {n + len(task.train) + len(task.test):,} rows {'is' if n == 1 else 'are'} left out"
-    return f"{rows} (a run keeps {'it' if n == 1 else 'them'} in rejected.jsonl): {bad_rows(task.rejected)}"
-
-
-def _form_note(config: RootConfig) -> str:
-    """An instruction of the user's own that does not ask for the form in which answers are read."""
-    style, marker = config.task.style, MARKERS[config.task.style]
-    if config.task.instruction in ("", "auto") or marker in config.task.instruction:
-        return ""
-    return (
-        f"task.instruction does not name {marker}, the form in which task.style={style} reads answers; in a YAML file a # behind "
-        "a space begins a comment, so quote the text"
-    )
-
-
-def _template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> list[str]:
-    """What a user should know of how prompts and completions become text."""
-    found = []
-    if prompter.template == "plain" and config.task.template == "auto":
-        found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')
-    if not prompter.system_role:
-        found.append("the chat template takes no system message, so the instruction opens the user's turn")
-    if config.task.date != "auto" and not prompter.date:
-        found.append("task.date has no effect, since the template writes no date")
-    if policy.form_ids:
-        kept = ", ".join(prompter.control.ids[i] for i in sorted(policy.form_ids))
-        found.append(f"{kept} are special tokens, and stay in the text of completions since task.style needs them")
-    return found

@@ -17,7 +17,9 @@ from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.evaluate import read_evaluations
 from slimrl.model.loading import fingerprint
+from slimrl.preflight.memory import read_plan
 from slimrl.preflight.setup import Setup
+from slimrl.records import Plan
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
 from slimrl.runs.directory import ENDED, new_run, run_path, versions
@@ -58,7 +60,9 @@ class Interrupted(Generic[Config]):
     wanted: Config
     """The settings as they are now."""
     config: Config
-    """The same with the sizes that the run was planned with."""
+    """The same with the date of the run's prompts."""
+    plan: Plan | None
+    """Its sizes, for settings that say `auto`; None where run.json has none."""
     checkpoint: Checkpoint | None
     """None: it begins again, which leads to the same end."""
     recorded: Mapping[str, Any]
@@ -139,8 +143,9 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
     step = checkpoint.step if checkpoint else 0
     if config.steps < step:
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")
-    planned = _planned(config, before, recorded)
-    return Found(path, interrupted=Interrupted(path, config, planned, checkpoint, recorded, tuple(notes), lock))
+    plan = read_plan(recorded["memory"]) if recorded.get("memory") else None
+    dated = _with_date(config, recorded)
+    return Found(path, interrupted=Interrupted(path, config, dated, plan, checkpoint, recorded, tuple(notes), lock))
 
 
 def known_evaluations(interrupted: Interrupted[Any]) -> Measured:
@@ -200,24 +205,14 @@ def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
         )
 
 
-def _planned(config: Config, before: Config, recorded: Mapping[str, Any]) -> Config:
-    """What was `auto` is what it was: another date would change prompts, other micro-batches the last bits of a sum."""
-    plan = recorded.get("memory", {})
-    again = "on" if plan.get("activation_checkpointing") else "off"
-    optimizer, rollout = config.optimizer, config.rollout
-    if before.optimizer.microbatch_tokens == "auto" and plan.get("microbatch_tokens"):
-        optimizer = optimizer.model_copy(update={"microbatch_tokens": plan["microbatch_tokens"]})
-    if before.optimizer.activation_checkpointing == "auto" and plan:
-        optimizer = optimizer.model_copy(update={"activation_checkpointing": again})
-    if config.rollout.slots == before.rollout.slots == "auto" and plan.get("slots"):
-        rollout = rollout.model_copy(update={"slots": plan["slots"]})
-    task = config.task
-    if task.date == "auto" and recorded.get("date"):
-        task = task.model_copy(update={"date": recorded["date"]})
-    return config.model_copy(update={"optimizer": optimizer, "rollout": rollout, "task": task})
+def _with_date(config: Config, recorded: Mapping[str, Any]) -> Config:
+    """The settings with the date of the run where they say `auto`: another date would change prompts."""
+    if config.task.date != "auto" or not recorded.get("date"):
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update={"date": recorded["date"]})})
 
 
-def identity(setup: Setup) -> dict[str, str]:
+def identity(setup: Setup[Any]) -> dict[str, str]:
     """What a run is made from, beside its settings: the date in its prompts, and SHA-256 of its data, its first weights, this
     code, and the user's rewards.
     """
@@ -231,7 +226,7 @@ def identity(setup: Setup) -> dict[str, str]:
 
 
 def compare_identity(
-    interrupted: Interrupted[Any], setup: Setup, found: Mapping[str, str], *, force: bool
+    interrupted: Interrupted[Any], setup: Setup[Any], found: Mapping[str, str], *, force: bool
 ) -> list[str]:
     """What a user must know of the differences; raises SettingsError for those that would make it another run."""
     before, path = interrupted.recorded, interrupted.path
@@ -265,7 +260,7 @@ def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{key} {before.get(key)} became {now[key]}"
 
 
-def _data(setup: Setup) -> str:
+def _data(setup: Setup[Any]) -> str:
     train = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, ENDLESS_SAMPLE)
     digest = hashlib.sha256()
     for problem in (*train, *setup.held_out, *setup.harder):

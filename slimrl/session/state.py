@@ -20,7 +20,7 @@ from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.loading import Policy
 from slimrl.preflight.effects import NOTHING_SEEN, Seen
 from slimrl.preflight.setup import TrainSetup
-from slimrl.records import Batch, Completion, Group, Problem, Rollout
+from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
 from slimrl.runs.directory import RunDirectory
 
@@ -56,12 +56,12 @@ def save(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState
         "run": as_json(state),
         "curriculum": setup.curriculum.state,
         "slots": setup.engine.slots,
-        "microbatch_tokens": learner.microbatch_tokens,
+        "microbatch_tokens": learner.plan.microbatch_tokens,
     }
     if learner.critic is not None:
-        critic, optimizer = learner.critic
-        tensors = {"critic": dict(critic.state_dict()), "critic_optimizer": optimizer.tensors()}
-        plain["critic_scale"] = optimizer.scale
+        tensors = {"critic": dict(learner.critic.critic.state_dict())}
+        tensors["critic_optimizer"] = learner.critic.optimizer.tensors()
+        plain["critic_scale"] = learner.critic.optimizer.scale
     return save_policy(run, setup.policy, learner.optimizer, state.step, tensors, plain)
 
 
@@ -100,12 +100,11 @@ def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunS
     """Bring policy, optimizers, critic, curriculum and what was found of memory back to where a checkpoint was written."""
     plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:
-        critic, optimizer = learner.critic
-        _copy(checkpoint, "critic", dict(critic.state_dict()))
-        optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
+        _copy(checkpoint, "critic", dict(learner.critic.critic.state_dict()))
+        learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
     setup.engine.slots = min(setup.engine.slots, int(plain["slots"]))  # what was found too many, or is wanted fewer now
-    learner.microbatch_tokens = int(plain["microbatch_tokens"])
+    learner.keep_microbatches(int(plain["microbatch_tokens"]))
     return from_json(plain["run"])
 
 
@@ -135,13 +134,8 @@ def model_tensors(policy: Policy) -> dict[str, Tensor]:
 
 def optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
     """Masters and moments of the policy, and of the critic where there is one."""
-    critic = {} if learner.critic is None else learner.critic[1].tensors()
+    critic = {} if learner.critic is None else learner.critic.optimizer.tensors()
     return learner.optimizer.tensors() | {f"critic:{name}": tensor for name, tensor in critic.items()}
-
-
-def as_tensors(batch: Batch) -> dict[str, Tensor]:
-    """A batch as a file of tensors has it."""
-    return {f.name: getattr(batch, f.name) for f in fields(Batch)}
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrl.algorithm.advantages import group_advantages
-from slimrl.algorithm.batch import make_batch, microbatches, minibatches, rewards_of, take
-from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.algorithm.batch import at_tokens, make_rows, microbatches, minibatches, take
+from slimrl.records import Completion, Group, Problem, Rollout, Rows
 
 PROBLEM = Problem("p", "?", "1")
 
@@ -28,9 +27,8 @@ GROUPS = [
 ]
 
 
-def make(overlong: bool):
-    advantages = group_advantages(*rewards_of(GROUPS), "none")
-    return make_batch(GROUPS, advantages=advantages, overlong_filtering=overlong, step=3, pad_id=0)
+def make(overlong: bool) -> Rows:
+    return make_rows(GROUPS, overlong_filtering=overlong, step=3, pad_id=0)
 
 
 def test_by_hand() -> None:
@@ -43,7 +41,8 @@ def test_by_hand() -> None:
     ]  # fmt: skip
     # The truncated row and the unscorable one carry no loss; a token equal to the padding id does.
     assert batch.loss_mask.int().tolist() == [[0, 1, 1, 0, 0], [0] * 5, [1, 0, 0, 0, 0], [0] * 5]
-    assert batch.advantages.tolist() == [[0, 0.5, 0.5, 0, 0], [0, -0.5, -0.5, -0.5, -0.5], [0] * 5, [0] * 5]
+    spread = at_tokens(torch.tensor([[0.5, -0.5], [0.0, 0.0]]), batch.completion_mask)
+    assert spread.tolist() == [[0, 0.5, 0.5, 0, 0], [0, -0.5, -0.5, -0.5, -0.5], [0] * 5, [0] * 5]
     torch.testing.assert_close(batch.sampler_logprobs[0], torch.tensor([0, -0.1, -0.2, 0, 0]))
     assert batch.on_policy.tolist() == [True, True, False, False]
     assert batch.groups.tolist() == [0, 0, 1, 1]
@@ -52,7 +51,6 @@ def test_by_hand() -> None:
 def test_overlong_filtering_changes_the_loss_mask_alone() -> None:
     on, off = make(overlong=True), make(overlong=False)
     assert off.loss_mask[1].sum() == 4
-    assert torch.equal(on.advantages, off.advantages)
     assert torch.equal(on.completion_mask, off.completion_mask)
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.advantages import generalized_advantages, group_advantages
-from slimrl.algorithm.divergences import Divergence, forward_kl, global_weights, reverse_kl
-from slimrl.algorithm.kl import kl_penalty
-from slimrl.algorithm.loss import surrogate
+from slimrl.algorithm.kl import Divergence, forward_kl, global_weights, kl_penalty, reverse_kl
+from slimrl.algorithm.loss import Options, surrogate
 
 V, T = 4, 3
 BOUNDS = {"clip_low": 0.2, "clip_high": 0.2}
@@ -115,7 +114,7 @@ def test_the_enumeration_is_a_distribution() -> None:
 @pytest.mark.parametrize("name", ON_POLICY)
 def test_every_surrogate_is_the_policy_gradient_on_policy(name: str) -> None:
     old = POLICY.logprobs.detach()
-    value = surrogate(name, POLICY.logprobs, old, REWARDS[:, None].expand(N, T), MASK, **BOUNDS)  # type: ignore[arg-type]
+    value = surrogate(name, POLICY.logprobs, old, REWARDS[:, None].expand(N, T), MASK, Options(**BOUNDS))  # type: ignore[arg-type]
     close(gradient(expected(value, POLICY.probabilities)), -gradient(objective()))
 
 
@@ -123,7 +122,7 @@ def test_every_surrogate_is_the_policy_gradient_on_policy(name: str) -> None:
 def test_off_policy_a_surrogate_is_the_gradient_of_its_own_objective(name: str) -> None:
     """Sampled by another policy; the objective is written out in loops over completions and tokens."""
     old = OTHER.logprobs.detach()
-    value = surrogate(name, POLICY.logprobs, old, REWARDS[:, None].expand(N, T), MASK, **BOUNDS)  # type: ignore[arg-type]
+    value = surrogate(name, POLICY.logprobs, old, REWARDS[:, None].expand(N, T), MASK, Options(**BOUNDS))  # type: ignore[arg-type]
     total = torch.zeros((), dtype=torch.float64)
     for i in range(N):
         ratios = (POLICY.logprobs[i] - old[i]).exp()
@@ -145,14 +144,16 @@ def test_without_bounds_the_sequence_of_ratios_is_not_needed_for_the_last_token(
     first = POLICY.table[0]
     old = OTHER.table[0].detach()
     rewards = REWARDS[:V]
-    value = surrogate("clip", first[:, None], old[:, None], rewards[:, None], MASK[:V, :1], clip_low=1.0, clip_high=1e9)
+    value = surrogate(
+        "clip", first[:, None], old[:, None], rewards[:, None], MASK[:V, :1], Options(clip_low=1.0, clip_high=1e9)
+    )
     close(gradient((old.exp()[:, None] * value).sum()), -gradient((first.exp() * rewards).sum()))
 
 
 def test_a_cispo_token_weighs_its_clipped_ratio_and_never_falls_silent() -> None:
     old = OTHER.logprobs.detach()
     ratio = (POLICY.logprobs.detach() - old).exp()
-    value = surrogate("cispo", POLICY.logprobs, old, REWARDS[:, None].expand(N, T), MASK, **BOUNDS)
+    value = surrogate("cispo", POLICY.logprobs, old, REWARDS[:, None].expand(N, T), MASK, Options(**BOUNDS))
     wanted = -(ratio.clamp(0.8, 1.2) * REWARDS[:, None] * POLICY.logprobs)
     close(gradient(expected(value, OTHER.probabilities)), gradient(expected(wanted, OTHER.probabilities)))
     assert ((ratio < 0.8) | (ratio > 1.2)).any()
@@ -220,7 +221,7 @@ def test_k1_in_the_reward_descends_the_kl_of_whole_completions() -> None:
         POLICY.logprobs.detach(),
         (REWARDS - 0.3 * apart)[:, None].expand(N, T),
         MASK,
-        **BOUNDS,
+        Options(**BOUNDS),
     )
     kl = (POLICY.probabilities * (POLICY.logprobs - REFERENCE.logprobs.detach()).sum(1)).sum()
     close(gradient(expected(value, POLICY.probabilities)), -gradient(objective() - 0.3 * kl))
@@ -278,7 +279,7 @@ def test_a_critic_changes_no_expected_gradient_with_long_returns() -> None:
     paid[:, -1] = REWARDS
     for critic in (values, torch.zeros_like(values)):
         advantages, returns = generalized_advantages(paid, critic[POLICY.prefixes], MASK, discount=1.0, gae_lambda=1.0)
-        value = surrogate("clip", POLICY.logprobs, POLICY.logprobs.detach(), advantages, MASK, **BOUNDS)
+        value = surrogate("clip", POLICY.logprobs, POLICY.logprobs.detach(), advantages, MASK, Options(**BOUNDS))
         close(gradient(expected(value, POLICY.probabilities)), -gradient(objective()))
         close(returns, REWARDS[:, None].expand(N, T))
 
@@ -293,5 +294,5 @@ def test_a_perfect_critic_is_unbiased_with_short_returns_too() -> None:
     paid[:, -1] = REWARDS
     for gae_lambda in (0.0, 0.5):
         advantages, _ = generalized_advantages(paid, truth[POLICY.prefixes], MASK, discount=1.0, gae_lambda=gae_lambda)
-        value = surrogate("reinforce", POLICY.logprobs, POLICY.logprobs.detach(), advantages, MASK, **BOUNDS)
+        value = surrogate("reinforce", POLICY.logprobs, POLICY.logprobs.detach(), advantages, MASK, Options(**BOUNDS))
         close(gradient(expected(value, POLICY.probabilities)), -gradient(objective()))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrl.algorithm.groups import Collected, collect_groups, has_signal
+from slimrl.algorithm.groups import Collected, DynamicSampling, collect_groups, has_signal
 from slimrl.algorithm.metrics import describe
 from slimrl.records import Completion, Group, Problem, Rollout
 
@@ -48,8 +48,7 @@ def collect(signals: Sequence[bool], wanted: int, budget: float = 3.0, carried: 
         (problem(i) for i in count()),
         Scripted(signals),
         count=wanted,
-        dynamic_sampling="refill",
-        refill_budget=budget,
+        sampling=DynamicSampling("refill", refill_budget=budget),
         carried=carried,
     )
 
@@ -71,8 +70,7 @@ def test_no_surplus_is_older_than_the_budget_and_the_oldest_goes_first() -> None
                     (problem(i) for i in count()),
                     partial(roll_out, step=step),
                     count=wanted,
-                    dynamic_sampling="refill",
-                    refill_budget=budget,
+                    sampling=DynamicSampling("refill", refill_budget=budget),
                     carried=carried,
                 )
                 ages = [step - g.step for g in found.groups]
@@ -98,7 +96,7 @@ def test_signals() -> None:
 
 def test_off_takes_what_comes() -> None:
     script = Scripted([False] * 4)
-    got = collect_groups((problem(i) for i in count()), script, count=4, dynamic_sampling="off")
+    got = collect_groups((problem(i) for i in count()), script, count=4)
     assert [g.problem.id for g in got.groups] == ["p0", "p1", "p2", "p3"]
     assert script.rounds == [4]
     assert not got.fell_back
@@ -135,7 +133,10 @@ def test_it_ends_when_no_group_ever_carries_a_signal() -> None:
 
 def test_it_ends_when_problems_run_out() -> None:
     got = collect_groups(
-        (problem(i) for i in range(5)), Scripted([False] * 5), count=4, dynamic_sampling="refill", refill_budget=9
+        (problem(i) for i in range(5)),
+        Scripted([False] * 5),
+        count=4,
+        sampling=DynamicSampling("refill", refill_budget=9),
     )
     assert len(got.sampled) == 5
     assert got.fell_back
@@ -168,8 +169,7 @@ def select(kind: str, signals: Sequence[bool], wanted: int, share: float = 1.0) 
         (problem(i) for i in count()),
         Scripted(signals),
         count=wanted,
-        dynamic_sampling=kind,  # type: ignore[arg-type]
-        refill_share=share,
+        sampling=DynamicSampling(kind, refill_share=share),  # type: ignore[arg-type]
     )
 
 
@@ -247,8 +247,7 @@ def test_carried_groups_never_leave_a_step_short(count_carried: int, share: floa
         (problem(i) for i in count()),
         Scripted(signals),
         count=4,
-        dynamic_sampling="refill",
-        refill_share=share,
+        sampling=DynamicSampling("refill", refill_share=share),
         carried=carried,
     )
     found = count_carried + sum(has_signal(g, "correct") for g in got.sampled)

@@ -14,6 +14,7 @@ from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import at_tokens
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import (
+    Options,
     clipped_ratio,
     clipped_surrogate,
     importance_weights,
@@ -122,7 +123,7 @@ def test_loss_equals_the_oracle_on_1000_random_cases(seed: int) -> None:
         torch.tensor(c["old"]),
         at_tokens(advantages, completion).double(),
         mask,
-        **bounds,  # type: ignore[arg-type]
+        Options(**bounds),
     ) + kl_coef * kl_penalty(estimator, torch.tensor(c["new"]), torch.tensor(c["ref"]))  # type: ignore[arg-type]
     ours = (weights.double() * value).sum().item()
     theirs = oracle.loss(
@@ -154,7 +155,7 @@ def differentiable(
         assert ratio is not None
         return (-ratio.clamp(0.8, 1.25) * advantages * logprobs * mask).sum()
     kind = "gspo" if name == "gspo_token" else name
-    return (surrogate(kind, logprobs, old, advantages, mask, **bounds) * mask).sum()  # type: ignore[arg-type]
+    return (surrogate(kind, logprobs, old, advantages, mask, Options(**bounds)) * mask).sum()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -171,7 +172,7 @@ def test_gradients_are_finite_differences_away_from_the_kinks(name: str) -> None
         if ratio is not None and min((ratio - edge).abs().min() for edge in (0.8, 1.25, 1.5)) < 1e-3:
             continue
 
-        ours = surrogate(name, start, old, advantages, mask, **bounds)  # type: ignore[arg-type]
+        ours = surrogate(name, start, old, advantages, mask, Options(**bounds))  # type: ignore[arg-type]
         (found,) = torch.autograd.grad((ours * mask).sum(), start)
         for row in range(2):
             for t in range(4):

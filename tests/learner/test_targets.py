@@ -10,19 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import slimrl.learner.update as updating
-from slimrl.algorithm.groups import Collected
-from slimrl.algorithm.metrics import Metrics, TokenMeans
+from slimrl.algorithm.advantages import group_advantages
+from slimrl.algorithm.batch import at_tokens, rewards_of
+from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
-from slimrl.learner.learner import Known, Learner, make_learner
-from slimrl.learner.targets import look_ahead, penalty_in_reward, with_old
-from slimrl.learner.update import update
+from slimrl.learner.learner import Learner
 from slimrl.model.loading import Policy
-from slimrl.records import Group
+from slimrl.records import Batch, Group
 from tests.conftest import ROOT
-from tests.learner.test_update import SURROGATES, batch_of, groups_of, settings
-from tests.tiny import tiny_policy
+from tests.learner.test_update import SURROGATES, groups_of, made, settings
+from tests.tiny import learner_of, tiny_policy
 
 NARROW = [torch.bfloat16, torch.float16]
 GSPO = {"clip_low": 3e-4, "clip_high": 4e-4}
@@ -49,17 +47,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """Of every micro-batch: the largest |log ratio|, and the largest gap between trainer and sampler."""
     found: list[tuple[float, float]] = []
 
-    def note(_means: TokenMeans, fresh: Tensor, old: Tensor, batch: Any, _config: TrainConfig) -> None:
+    def note(_learner: Learner, batch: Batch, fresh: Tensor, old: Tensor, *_: Any) -> None:
         gaps = [(fresh - other).abs()[batch.loss_mask].max().item() for other in (old, batch.sampler_logprobs)]
         found.append((gaps[0], gaps[1]))
 
-    monkeypatch.setattr(updating, "note_clipping", note)
+    monkeypatch.setattr(Learner, "_measure", note)
     return found
 
 
-def run_update(learner: Learner, config: TrainConfig) -> Metrics:
-    groups = scored(groups_of(learner.policy, config))
-    return update(learner, Collected(groups, (), groups, len(groups)), config, 0, reward_weights={"a": 1.0}).metrics
+def run_update(learner: Learner) -> Metrics:
+    return learner.update(scored(groups_of(learner.policy, learner.config)), 0).metrics
 
 
 def still(**algorithm: object) -> dict[str, dict[str, object]]:
@@ -76,7 +73,7 @@ def test_no_ratio_leaves_one_until_a_weight_moves(
     """To the last bit, in every minibatch; sampler and trainer are apart all the while."""
     algorithm = {"surrogate": name, **(GSPO if name.startswith("gspo") else {})}
     config = settings(**still(**algorithm))
-    run_update(make_learner(narrow_policy(dtype), config), config)
+    run_update(learner_of(narrow_policy(dtype), config))
     assert len(seen) > 4, "several micro-batches in each of four updates"
     assert [ratio for ratio, _ in seen] == [0.0] * len(seen)
     assert max(gap for _, gap in seen) > 1e-4
@@ -97,7 +94,7 @@ def test_nor_with_what_takes_another_way_through_the_model(
     changes: dict[str, object], seen: list[tuple[float, float]]
 ) -> None:
     config = settings(**still(**changes))
-    run_update(make_learner(narrow_policy(torch.bfloat16), config), config)
+    run_update(learner_of(narrow_policy(torch.bfloat16), config))
     assert {ratio for ratio, _ in seen} == {0.0}
 
 
@@ -108,7 +105,7 @@ def test_activations_that_are_recomputed_leave_ratios_at_one(
     wanted = still()
     wanted["optimizer"]["activation_checkpointing"] = "on"
     config = settings(**wanted)
-    run_update(make_learner(narrow_policy(dtype), config), config)
+    run_update(learner_of(narrow_policy(dtype), config))
     assert {ratio for ratio, _ in seen} == {0.0}
 
 
@@ -124,14 +121,14 @@ def test_the_first_update_of_every_recipe_clips_nothing_in_bfloat16(
         }
     )
     first: list[Metrics] = []
-    gradients = updating.gradients
+    minibatch = Learner._minibatch
 
     def noted(*args: Any) -> Metrics:
-        first.append(gradients(*args))
+        first.append(minibatch(*args))
         return first[-1]
 
-    monkeypatch.setattr(updating, "gradients", noted)
-    metrics = run_update(make_learner(narrow_policy(torch.bfloat16), config), config)
+    monkeypatch.setattr(Learner, "_minibatch", noted)
+    metrics = run_update(learner_of(narrow_policy(torch.bfloat16), config))
     assert metrics["update/skipped"] == 0.0
     assert first[0]["sampling/sampling_logp_difference/max"] > 1e-4
     if config.algorithm.surrogate in ("clip", "cispo", "gspo", "gspo_token"):
@@ -146,15 +143,14 @@ def test_recipes_with_several_updates_are_among_them() -> None:
 def test_groups_carried_over_keep_what_their_policy_said() -> None:
     config = settings(**still())
     policy = narrow_policy(torch.bfloat16)
-    learner = make_learner(policy, config)
-    batch = batch_of(policy, config, step=1, sampled_at=0)
-    mixed = dataclasses.replace(batch, on_policy=batch.groups < 2)
-    known = with_old(learner, mixed, Known(), config)
-    assert known.old is not None
-    assert known.factors is None
-    assert torch.equal(known.old[~mixed.on_policy], batch.sampler_logprobs[~mixed.on_policy])
-    changed = (known.old != batch.sampler_logprobs)[mixed.on_policy & (batch.advantages != 0).any(1)]
+    learner = learner_of(policy, config)
+    groups = groups_of(policy, config)
+    stale = tuple(dataclasses.replace(group, step=-1) for group in groups[2:])
+    batch, _ = made(learner, (*groups[:2], *stale))
+    assert torch.equal(batch.old_logprobs[~batch.on_policy], batch.sampler_logprobs[~batch.on_policy])
+    changed = (batch.old_logprobs != batch.sampler_logprobs)[batch.on_policy & (batch.advantages != 0).any(1)]
     assert changed.any(1).all()
+    assert torch.equal(batch.importance, torch.ones_like(batch.importance))
 
 
 def test_only_where_it_is_needed() -> None:
@@ -166,36 +162,44 @@ def test_only_where_it_is_needed() -> None:
         (narrow_policy(torch.bfloat16), settings(**still(surrogate="reinforce"))),
         (narrow_policy(torch.bfloat16), settings(**still(surrogate="gpg"))),
     ):
-        batch = batch_of(policy, config)
-        assert with_old(make_learner(policy, config), batch, Known(), config) == Known()
+        batch, _ = made(learner_of(policy, config), groups_of(policy, config))
+        assert torch.equal(batch.old_logprobs, batch.sampler_logprobs)
+        assert torch.equal(batch.importance, torch.ones_like(batch.importance))
+
+
+def test_a_sampler_of_its_own_is_not_taken_at_its_word() -> None:
+    """Another module than the trainer's, such as an inference server, may differ from it also in float32."""
+    config, policy = settings(**still()), tiny_policy()
+    learner = learner_of(policy, config)
+    learner.exact_sampler = False
+    groups = groups_of(tiny_policy(seed=2), config)
+    batch, _ = made(learner, groups)
+    trained = batch.loss_mask & (batch.advantages != 0).any(1, keepdim=True)
+    assert (batch.old_logprobs - batch.sampler_logprobs)[trained].abs().max() > 1e-2
 
 
 def test_importance_compares_the_trainer_with_the_sampler() -> None:
     """The correction still sees the gap that the ratios no longer do."""
     config = settings(**still(importance="truncate"))
     policy = narrow_policy(torch.bfloat16)
-    batch = batch_of(policy, config)
-    known = with_old(make_learner(policy, config), batch, Known(), config)
-    assert known.factors is not None
-    assert known.old is not None
+    batch, _ = made(learner_of(policy, config), groups_of(policy, config))
     trained = batch.loss_mask & (batch.advantages != 0).any(1, keepdim=True)
-    gap = (known.old - batch.sampler_logprobs)[trained]
+    gap = (batch.old_logprobs - batch.sampler_logprobs)[trained]
     wanted = torch.where(gap.abs() > 1e-4, gap, 0.0).exp().clamp(max=2.0)
-    torch.testing.assert_close(known.factors[trained], wanted)
-    assert (known.factors[trained] != 1).float().mean() > 0.2
+    torch.testing.assert_close(batch.importance[trained], wanted)
+    assert (batch.importance[trained] != 1).float().mean() > 0.2
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=["bfloat16", "float16"])
 def test_a_penalty_in_the_reward_pays_nothing_for_rounding(dtype: torch.dtype) -> None:
     """The reference is the policy itself, so the penalty is 0; by the sampler's log-probabilities it is not."""
     config = settings(algorithm={"kl_estimator": "k1", "kl_place": "reward", "kl_coef": 0.5, "scale_rewards": "none"})
-    learner = make_learner(narrow_policy(dtype), config)
-    batch = batch_of(learner.policy, config)
-    known = look_ahead(learner, batch, config)
-    penalty = penalty_in_reward(batch, known, config)
-    assert penalty is not None
-    assert penalty.abs().max() == 0.0
-    by_sampler = penalty_in_reward(batch, dataclasses.replace(known, sampled=None), config)
-    assert by_sampler is not None
+    learner = learner_of(narrow_policy(dtype), config)
+    groups = groups_of(learner.policy, config)
+    batch, means = made(learner, groups)
+    assert means["kl"] == 0.0
+    wanted = group_advantages(*rewards_of(groups), "none")
+    assert torch.equal(batch.advantages, at_tokens(wanted, batch.completion_mask))
+    by_sampler = (batch.sampler_logprobs - batch.reference_logprobs)[batch.completion_mask]
     assert by_sampler.abs().max() > 1e-4
-    assert run_update(learner, config)["kl"] == 0.0
+    assert run_update(learner)["kl"] == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,29 +11,19 @@ import pytest
 import torch
 
 from slimrl.algorithm.advantages import group_advantages
-from slimrl.algorithm.batch import make_batch, rewards_of
-from slimrl.algorithm.groups import Collected
+from slimrl.algorithm.batch import at_tokens, make_rows, rewards_of, tensors_of
 from slimrl.config.files import build, load_config
 from slimrl.config.schema import TrainConfig
-from slimrl.learner.critic import make_critic
-from slimrl.learner.forward import batch_logprobs, batch_values
-from slimrl.learner.learner import Known, Learner, Updated, make_learner
-from slimrl.learner.optimizer import MasterAdamW, make_optimizer
-from slimrl.learner.targets import advantages_of, critic_advantages, look_ahead, with_old
-from slimrl.learner.update import (
-    accumulate_gradient,
-    accumulate_value_gradient,
-    steered_tokens,
-    trained_rows,
-    update,
-    update_policy,
-)
+from slimrl.learner.learner import Learner, UpdateResult
+from slimrl.learner.means import TokenMeans
+from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.targets import Models, critic_advantages, make_batch, trained_rows
 from slimrl.model.loading import Policy, freeze
 from slimrl.randomness import uniforms
-from slimrl.records import Batch, Group, Problem, Rollout
+from slimrl.records import Batch, Group, Problem, Rollout, Rows
 from slimrl.rollout.engine import Request, RolloutEngine
 from tests.conftest import ROOT
-from tests.tiny import FAMILIES, tiny_policy
+from tests.tiny import FAMILIES, learner_of, microbatcher_of, tiny_policy
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "prompt_token_mean", "fixed_length")
 
@@ -65,29 +56,66 @@ def groups_of(policy: Policy, config: TrainConfig, *, sampled_at: int = 0) -> tu
     )
 
 
+def rows_of(groups: tuple[Group, ...], config: TrainConfig, *, step: int = 0) -> Rows:
+    return make_rows(groups, overlong_filtering=config.algorithm.overlong_filtering, step=step, pad_id=0)
+
+
 def batch_of(policy: Policy, config: TrainConfig, *, step: int = 0, sampled_at: int = 0) -> Batch:
-    """Their rows, with advantages within groups."""
+    """Their rows, with advantages within groups and nothing else but what the sampler said."""
     groups = groups_of(policy, config, sampled_at=sampled_at)
-    return make_batch(
-        groups,
-        advantages=group_advantages(*rewards_of(groups), config.algorithm.scale_rewards),
-        overlong_filtering=config.algorithm.overlong_filtering,
-        step=step,
-        pad_id=0,
+    rows = rows_of(groups, config, step=step)
+    advantages = group_advantages(*rewards_of(groups), config.algorithm.scale_rewards)
+    return filled(rows, at_tokens(advantages, rows.completion_mask))
+
+
+def filled(rows: Rows, advantages: torch.Tensor) -> Batch:
+    """A batch whose other tensors are neutral."""
+    blank = torch.zeros_like(rows.sampler_logprobs)
+    return Batch(
+        **tensors_of(rows),
+        advantages=advantages,
+        old_logprobs=rows.sampler_logprobs,
+        reference_logprobs=blank,
+        importance=torch.ones_like(blank),
+        values=blank,
+        returns=blank,
     )
 
 
+def made(learner: Learner, groups: tuple[Group, ...], *, step: int = 0) -> tuple[Batch, dict[str, float]]:
+    """The batch of a step as the learner makes it, and its metrics."""
+    config = learner.config
+    models = Models(learner.policy, learner.reference, learner.critic, learner.exact_sampler)
+    return make_batch(groups, rows_of(groups, config, step=step), models, learner.microbatcher, config, {"a": 1.0})
+
+
+def logprobs_of(policy: Policy, batch: Rows, config: TrainConfig) -> torch.Tensor:
+    return microbatcher_of(config).logprobs(policy, batch, batch.loss_mask)
+
+
+def first_gradient(learner: Learner, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """The flat gradient of one optimizer update, which is not applied, and its metrics."""
+    found = []
+
+    def caught() -> float:
+        found.append(torch.cat([p.grad.flatten() for p in learner.optimizer.masters if p.grad is not None]))
+        learner.drop()
+        return math.inf
+
+    learner.optimizer.clip = caught  # type: ignore[method-assign]
+    metrics = learner._minibatch(batch, None, 0, 0)
+    return found[0], metrics
+
+
 def gradient(policy: Policy, batch: Batch, reference: torch.Tensor | None, config: TrainConfig) -> torch.Tensor:
-    """The flat gradient of one optimizer update."""
-    for parameter in policy.model.parameters():
-        parameter.grad = None
-    known = Known(reference=reference)
-    accumulate_gradient(policy, batch, known, lambda loss: loss.backward(), config, first_update=True)
-    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+    """The flat gradient of one optimizer update, with these log-probabilities of a reference."""
+    if reference is not None:
+        batch = dataclasses.replace(batch, reference_logprobs=reference)
+    return first_gradient(learner_of(policy, config), batch)[0]
 
 
 def shuffled(batch: Batch, order: torch.Tensor) -> Batch:
-    return Batch(**{f.name: getattr(batch, f.name)[order] for f in dataclasses.fields(Batch)})
+    return Batch(**{name: tensor[order] for name, tensor in tensors_of(batch).items()})
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -98,7 +126,7 @@ def test_gradient_does_not_depend_on_microbatches_or_row_order(aggregation: str,
     config = settings(algorithm=algorithm)
     batch = batch_of(policy, config)
     assert 0 < batch.loss_mask.any(1).sum() <= 16
-    reference = batch_logprobs(freeze(tiny_policy(seed=1)), batch, config)
+    reference = logprobs_of(freeze(tiny_policy(seed=1)), batch, config)
     whole = gradient(policy, batch, reference, config)
     assert whole.norm() > 1e-3
     for tokens in (1, 30, 77):
@@ -125,9 +153,8 @@ def learned(
     so their ratios differ from 1, one to be fresh, so its importance weights do; two rows carry no loss.
     """
     policy, seen = tiny_policy(), {}
-    learner = make_learner(policy, config)
-    if learner.reference is not None:
-        learner = dataclasses.replace(learner, reference=freeze(tiny_policy(seed=1)))
+    reference = freeze(tiny_policy(seed=1)) if config.algorithm.kl_coef else None
+    learner = learner_of(policy, config, reference)
     groups = groups_of(tiny_policy(seed=2), config, sampled_at=-1)
     broken = (dataclasses.replace(groups[1].rollouts[0], unscorable="why"), *groups[1].rollouts[1:])
     groups = (
@@ -147,7 +174,7 @@ def learned(
         return clip()
 
     learner.optimizer.clip = clipped  # type: ignore[method-assign]
-    update(learner, Collected(groups, (), groups, len(groups)), config, 0, reward_weights={"a": 1.0})
+    learner.update(groups, 0)
     return seen["gradient"]
 
 
@@ -191,12 +218,9 @@ def test_the_contract_meets_ratios_and_importance_weights_that_are_not_one() -> 
         rollout={"problems": 3, "group_size": 3, "max_new_tokens": 7},
         algorithm={"importance": "truncate", "kl_coef": 0.0},
     )
-    learner = make_learner(tiny_policy(), config)
-    groups = groups_of(tiny_policy(seed=2), config, sampled_at=0)
-    batch = make_batch(groups, advantages=torch.ones(3, 3), overlong_filtering=False, step=0, pad_id=0)
-    known = with_old(learner, batch, Known(), config)
-    assert known.factors is not None
-    assert (known.factors != 1)[batch.loss_mask].float().mean() > 0.5
+    batch, _ = made(learner_of(tiny_policy(), config), groups_of(tiny_policy(seed=2), config, sampled_at=0))
+    trained = batch.loss_mask & (batch.advantages != 0)
+    assert (batch.importance != 1)[trained].float().mean() > 0.5
 
 
 def test_a_minibatch_without_loss_is_a_skipped_update() -> None:
@@ -207,9 +231,7 @@ def test_a_minibatch_without_loss_is_a_skipped_update() -> None:
         dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in g.rollouts))
         for g in whole[:2]
     )
-    found = update(
-        make_learner(policy, config), Collected((*spoiled, *whole[2:]), (), whole, 4), config, 0, reward_weights={}
-    ).metrics
+    found = learner_of(policy, config).update((*spoiled, *whole[2:]), 0).metrics
     assert found["update/skipped"] == 0.5
     assert found["update/applied_fraction"] > 0.8, "over the updates that were made"
 
@@ -219,30 +241,37 @@ def test_equal_rewards_and_a_critic_that_knows_nothing_leave_nothing_to_whiten()
         algorithm={"baseline": "critic", "scale_rewards": "none", "kl_coef": 0.0}, critic={"gae_lambda": 1.0}
     )
     policy = tiny_policy()
-    critic, _ = make_critic(policy, config.optimizer)
     groups = tuple(
         dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, reward=0.7) for r in g.rollouts))
         for g in groups_of(policy, config)
     )
-    batch = batch_of(policy, config)
-    batch, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
+    batch, _ = made(learner_of(policy, config), groups)
     assert batch.advantages.abs().max() < 0.01, "rounding is no advantage"
 
 
 def test_the_first_advantages_of_ppo_are_those_of_no_baseline() -> None:
     """Long rows, with the recipe's critic as it is by default: the reward reaches the first token whole."""
-    sizes = ["rollout.problems=4", "rollout.group_size=4", "rollout.max_new_tokens=90", "critic.whiten=false"]
+    sizes = [
+        "rollout.problems=4",
+        "rollout.group_size=4",
+        "rollout.max_new_tokens=90",
+        "critic.whiten=false",
+        "optimizer.learning_rate=1e-4",
+    ]
     config = load_config(TrainConfig, [str(ROOT / "recipes" / "ppo.yaml")], sizes)
     policy = tiny_policy()
     groups = groups_of(policy, config)
-    batch = make_batch(groups, advantages=torch.zeros(4, 4), overlong_filtering=False, step=0, pad_id=0)
+    batch = rows_of(groups, config)
     assert batch.lengths.max() > 60
-    critic, _ = make_critic(policy, config.optimizer)
-    found, _, _ = critic_advantages(groups, batch, Known(values=batch_values(critic, batch, config)), config)
+    blank = torch.zeros_like(batch.sampler_logprobs)
+    critic = learner_of(policy, config).critic
+    assert critic is not None
+    values = critic.values(batch, microbatcher_of(config))
+    found, _, _ = critic_advantages(groups, batch, values, blank, config)
     alone = group_advantages(*rewards_of(groups), "none", "none")
     expected = alone.reshape(-1, 1).float() * batch.completion_mask
     assert expected.abs().max() > 0
-    torch.testing.assert_close(found.advantages, expected)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:
@@ -253,13 +282,12 @@ def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:
             optimizer={"activation_checkpointing": again},
         )
         policy = tiny_policy()
-        critic, optimizer = make_critic(policy, config.optimizer)
-        batch = batch_of(policy, config)
-        known = Known(values=batch_values(critic, batch, config))
-        batch, known, _ = critic_advantages(groups_of(policy, config), batch, known, config)
+        learner = learner_of(policy, config)
+        batch, _ = made(learner, groups_of(policy, config))
         count: list[int] = []
-        critic.trunk.layers[0].self_attn.register_forward_hook(lambda *_, count=count: count.append(1))
-        accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
+        layer = learner.critic.critic.trunk.layers[0]
+        layer.self_attn.register_forward_hook(lambda *_, count=count: count.append(1))
+        learner._critic_gradient(batch, 0, TokenMeans())
         entered[again] = len(count)
     assert entered["on"] == 2 * entered["off"]
 
@@ -270,10 +298,9 @@ def test_nothing_that_carries_loss_is_no_update() -> None:
         dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, unscorable="why") for r in g.rollouts))
         for g in groups_of(policy, config)
     )
-    learner = make_learner(policy, config)
+    learner = learner_of(policy, config)
     for given in (groups, ()):
-        found = update(learner, Collected(given, (), given, 4), config, 0, reward_weights={})
-        assert found == Updated({"update/skipped": 1.0})
+        assert learner.update(given, 0) == UpdateResult({"update/skipped": 1.0})
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -290,7 +317,7 @@ def test_on_policy_every_surrogate_has_one_gradient(name: str) -> None:
 
 def gradient_of_first(config: TrainConfig) -> torch.Tensor:
     policy = tiny_policy()
-    learner = make_learner(policy, config)
+    learner = learner_of(policy, config)
     groups = groups_of(policy, config)
     found = {}
     clip = learner.optimizer.clip
@@ -298,7 +325,7 @@ def gradient_of_first(config: TrainConfig) -> torch.Tensor:
         found.update(g=torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])),
         clip(),
     )[1]
-    update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
+    learner.update(groups, 0)
     return found["g"]
 
 
@@ -321,18 +348,13 @@ def test_a_penalty_in_the_reward_moves_advantages_and_no_token_by_itself() -> No
     config = settings(algorithm={"kl_estimator": "k1", "kl_place": "reward", "kl_coef": 0.5, "scale_rewards": "none"})
     policy, reference = tiny_policy(), freeze(tiny_policy(seed=1))
     groups = groups_of(policy, config)
-    learner = dataclasses.replace(make_learner(policy, config), reference=reference)
-    batch = batch_of(policy, config)
-    known = look_ahead(learner, batch, config)
-    advantages, means = advantages_of(groups, batch, known, config, {})
-    assert known.reference is not None
-    apart = ((batch.sampler_logprobs - known.reference) * batch.completion_mask).sum(1).view(4, 4).double()
+    learner = learner_of(policy, config, reference)
+    batch, means = made(learner, groups)
+    apart = ((batch.sampler_logprobs - batch.reference_logprobs) * batch.completion_mask).sum(1).view(4, 4).double()
     wanted = group_advantages(rewards_of(groups)[0] - 0.5 * apart, torch.ones(4, 4, dtype=torch.bool), "none")
-    torch.testing.assert_close(advantages, wanted)
+    torch.testing.assert_close(batch.advantages, at_tokens(wanted, batch.completion_mask))
     assert means["kl"] == pytest.approx(float(apart.sum() / batch.completion_mask.sum()))
-    assert not {"kl"} & set(
-        accumulate_gradient(policy, batch, known, lambda loss: loss.backward(), config, first_update=True)
-    )
+    assert "kl" not in first_gradient(learner, batch)[1]
 
 
 def test_the_entropy_bonus_raises_entropy_and_the_top_share_leaves_the_rest_alone() -> None:
@@ -347,8 +369,7 @@ def test_the_entropy_bonus_raises_entropy_and_the_top_share_leaves_the_rest_alon
     policy = tiny_policy()
     config = settings(algorithm={"kl_coef": 0.0, "entropy_share": 0.3})
     batch = batch_of(policy, config)
-    steered = steered_tokens(policy, batch, config)
-    assert steered is not None
+    steered = learner_of(policy, config)._gradient_mask(batch)
     assert steered.sum() == pytest.approx(0.3 * batch.loss_mask.sum(), abs=1)
     assert not (steered & ~batch.loss_mask).any()
 
@@ -361,25 +382,17 @@ def test_a_critic_learns_the_values_and_its_advantages_reach_every_token() -> No
         optimizer={"learning_rate": 1e-12},
     )
     policy = tiny_policy()
-    learner = make_learner(policy, config)
-    assert learner.critic is not None
+    learner = learner_of(policy, config)
     groups = groups_of(policy, config)
     before = [p.detach().clone() for p in policy.model.parameters()]
-    runs = [update(learner, Collected(groups, (), groups, 4), config, s, reward_weights={}).metrics for s in range(40)]
+    runs = [learner.update(groups, step).metrics for step in range(40)]
     assert runs[-1]["critic/loss"] < 0.3 * runs[0]["critic/loss"]
     assert runs[-1]["critic/explained_variance"] > 0.5 > runs[0]["critic/explained_variance"]
     assert all(torch.allclose(p, b, atol=1e-6) for p, b in zip(policy.model.parameters(), before, strict=True))
-    batch = batch_of(policy, config)
-    zeroed = make_learner(policy, config).critic
-    assert zeroed is not None
-    values = batch_values(zeroed[0], batch, config)
-    first, known, _ = critic_advantages(groups, batch, Known(values=values), config)
+    first, _ = made(learner_of(policy, config), groups)
     rewards = rewards_of(groups)[0].flatten().float()
-    torch.testing.assert_close(
-        first.advantages, rewards[:, None] * batch.completion_mask
-    )  # of no value, returns are all
-    assert known.returns is not None
-    torch.testing.assert_close(known.returns, first.advantages)
+    torch.testing.assert_close(first.advantages, rewards[:, None] * first.completion_mask)
+    torch.testing.assert_close(first.returns, first.advantages)  # values of 0 leave the returns alone
 
 
 def test_critic_gradients_do_not_depend_on_microbatches() -> None:
@@ -389,12 +402,11 @@ def test_critic_gradients_do_not_depend_on_microbatches() -> None:
             optimizer={"microbatch_tokens": tokens},
         )
         policy = tiny_policy()
-        critic, optimizer = make_critic(policy, config.optimizer)
+        learner = learner_of(policy, config)
+        critic = learner.critic.critic
         torch.nn.init.constant_(critic.head.weight, 0.1)
-        batch = batch_of(policy, config)
-        known = Known(values=batch_values(critic, batch, config))
-        batch, known, _ = critic_advantages(groups_of(policy, config), batch, known, config)
-        accumulate_value_gradient(critic, batch, known, optimizer.backward, config)
+        batch, _ = made(learner, groups_of(policy, config))
+        learner._critic_gradient(batch, 0, TokenMeans())
         return torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None])
 
     whole = critic_gradient(16384)
@@ -411,16 +423,18 @@ def test_rows_that_cannot_move_anything_are_not_computed(aggregation: str, monke
     advantages = batch.advantages.clone()
     advantages[4:12] = 0
     batch = dataclasses.replace(batch, advantages=advantages)
-    assert trained_rows(batch, config).tolist() == [i for i in range(16) if advantages[i].any()]
+    assert trained_rows(batch, batch.advantages, config.algorithm).tolist() == [
+        i for i in range(16) if advantages[i].any()
+    ]
     skipped = gradient(policy, batch, None, config)
     everything = batch.loss_mask.any(1).nonzero().squeeze(-1)
-    monkeypatch.setattr("slimrl.learner.update.trained_rows", lambda _batch, _config: everything)
+    monkeypatch.setattr("slimrl.learner.learner.trained_rows", lambda *_: everything)
     torch.testing.assert_close(skipped, gradient(policy, batch, None, config), atol=1e-7, rtol=1e-5)
     monkeypatch.undo()
     pulled = settings(algorithm={"aggregation": aggregation, "kl_coef": 0.1})
-    assert trained_rows(batch, pulled).tolist() == everything.tolist()
+    assert trained_rows(batch, batch.advantages, pulled.algorithm).tolist() == everything.tolist()
     still = dataclasses.replace(batch, advantages=torch.zeros_like(batch.advantages))
-    assert len(trained_rows(still, config)) == 1
+    assert len(trained_rows(still, still.advantages, config.algorithm)) == 1
     assert gradient(policy, still, None, config).abs().max() == 0
 
 
@@ -429,7 +443,7 @@ def test_checkpointed_activations_give_the_same_gradient(family: str) -> None:
     policy = tiny_policy(family)
     plain = settings()
     batch = batch_of(policy, plain)
-    reference = batch_logprobs(freeze(tiny_policy(family, seed=1)), batch, plain)
+    reference = logprobs_of(freeze(tiny_policy(family, seed=1)), batch, plain)
     again = settings(optimizer={"activation_checkpointing": "on"})
     entered: list[bool] = []
     layer = policy.model.base_model.layers[0]
@@ -482,12 +496,11 @@ def test_gradient_equals_autograd_through_the_plain_model(family: str) -> None:
 
 def weights_after(config: TrainConfig, *, steps: int = 2) -> tuple[torch.Tensor, list[dict[str, float]]]:
     policy = tiny_policy()
-    learner = make_learner(policy, config)
+    learner = learner_of(policy, config)
     metrics = []
     for step in range(steps):
         groups = groups_of(policy, config, sampled_at=step)
-        collected = Collected(groups, (), groups, len(groups))
-        metrics.append(update(learner, collected, config, step, reward_weights={}).metrics)
+        metrics.append(learner.update(groups, step).metrics)
     return torch.cat([p.detach().flatten() for p in policy.model.parameters()]), metrics
 
 
@@ -519,7 +532,8 @@ def test_carried_groups_use_the_sampler_as_old_policy() -> None:
     stale = dataclasses.replace(
         batch, sampler_logprobs=torch.where(batch.completion_mask, batch.sampler_logprobs - 1, 0)
     )
-    means = accumulate_gradient(policy, stale, Known(), lambda loss: loss.backward(), config, first_update=True)
+    stale = dataclasses.replace(stale, old_logprobs=stale.sampler_logprobs)
+    _, means = first_gradient(learner_of(policy, config), stale)
     assert means["clip_ratio/high_mean"] > 0
     assert "sampling/sampling_logp_difference/mean" not in means
 
@@ -527,27 +541,26 @@ def test_carried_groups_use_the_sampler_as_old_policy() -> None:
 def test_kl_pulls_towards_the_reference_and_zero_coefficient_needs_none() -> None:
     policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0.5})
     batch = batch_of(policy, config)
-    same = batch_logprobs(freeze(policy), batch, config)
+    same = logprobs_of(freeze(policy), batch, config)
     with_same = gradient(policy, batch, same, config)
     without = gradient(policy, batch, None, settings(algorithm={"kl_coef": 0}))
     torch.testing.assert_close(with_same, without, atol=1e-5, rtol=0)  # k3 is flat where both policies are equal
-    other = batch_logprobs(freeze(tiny_policy(seed=5)), batch, config)
+    other = logprobs_of(freeze(tiny_policy(seed=5)), batch, config)
     assert (gradient(policy, batch, other, config) - without).norm() > 1e-2
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str) -> None:
+def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, config = tiny_policy(), settings(algorithm={"kl_coef": 0})
-    optimizer = make_optimizer(policy.model, config.optimizer)
-    batch = batch_of(policy, config)
+    groups = groups_of(policy, config)
     before = [p.detach().clone() for p in policy.model.parameters()]
     hook: Callable[[], None] = lambda: None  # noqa: E731
     if poison == "loss":
-        batch = dataclasses.replace(batch, advantages=batch.advantages * float("nan"))
+        monkeypatch.setattr("slimrl.learner.learner.surrogate", lambda *a: a[1] * float("nan"))
     else:
         handle = policy.model.base_model.norm.weight.register_hook(lambda g: g * float("inf"))
         hook = handle.remove
-    updated = update_policy(Learner(policy, optimizer, None, None, 1000), batch, Known(), config, 0)
+    updated = learner_of(policy, config).update(groups, 0)
     assert updated.fault is not None
     assert updated.metrics["update/nonfinite"] == updated.metrics["update/skipped"] == 1.0
     hook()

@@ -16,7 +16,8 @@ from slimrl.config.schema import TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
 from slimrl.model.loading import Policy
 from slimrl.preflight import memory
-from slimrl.preflight.memory import activation_bytes, apply_plan, compare_memory, plan_memory
+from slimrl.preflight.memory import activation_bytes, compare_memory, plan_memory, read_plan
+from slimrl.records import Plan
 from tests.tiny import tiny_policy
 
 
@@ -43,7 +44,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.weights == found.reference == 4 * count
     assert found.masters == 0
     assert found.moments == 8 * count
-    assert found.slots == 16
+    assert found.plan.slots == 16
     assert found.cache == 16 * (10 + 6) * 2 * 2 * 2 * 8 * 4
     assert found.gradients == 4 * count
     assert found.peak == 1000 + found.heap + 16 * count + max(
@@ -78,35 +79,47 @@ def test_choices_shrink_with_the_memory_and_numbers_that_are_set_stay(monkeypatc
     monkeypatch.setattr(memory, "HEAP", 0)
     monkeypatch.setattr(memory, "HEAP_SHARE", 0)
     ample, _ = plan(policy, monkeypatch, free=1e9)
-    assert (ample.microbatch_tokens, ample.activation_checkpointing) == (16 * 16, False)
+    assert (ample.plan.microbatch_tokens, ample.plan.recompute) == (16 * 16, False)
     monkeypatch.setattr(memory, "FEWEST_TOKENS", 64)
     fixed = ample.peak - ample.activations - ample.head
-    short, config = plan(policy, monkeypatch, free=fixed + ample.activations / 3 + ample.head)
-    assert memory.FEWEST_TOKENS <= short.microbatch_tokens < 16 * 16
+    short, _ = plan(policy, monkeypatch, free=fixed + ample.activations / 3 + ample.head)
+    assert memory.FEWEST_TOKENS <= short.plan.microbatch_tokens < 16 * 16
     assert short.fits
-    assert not short.activation_checkpointing
+    assert not short.plan.recompute
     scarce, _ = plan(policy, monkeypatch, free=fixed + 40 * ample.token_bytes)
-    assert scarce.activation_checkpointing
+    assert scarce.plan.recompute
     assert scarce.token_bytes < ample.token_bytes
     none, _ = plan(policy, monkeypatch, free=1.0)
     assert not none.fits
     assert "may not fit" in none.sentence()
-    assert none.slots == memory.FEWEST_SLOTS
+    assert none.plan.slots == memory.FEWEST_SLOTS
     settings = {"rollout": {"slots": 5, "problems": 4, "group_size": 4, "max_new_tokens": 10},
                 "optimizer": {"microbatch_tokens": 77, "activation_checkpointing": "on"}}  # fmt: skip
     told, _ = plan(policy, monkeypatch, free=1.0, **settings)
-    assert (told.slots, told.microbatch_tokens, told.activation_checkpointing) == (5, 77, True)
-    applied = apply_plan(config, short)
-    assert applied.rollout.slots == 16
-    assert applied.optimizer.microbatch_tokens == short.microbatch_tokens
-    assert applied.optimizer.activation_checkpointing == "off"
+    assert (told.plan.slots, told.plan.microbatch_tokens, told.plan.recompute) == (5, 77, True)
+    assert short.plan == Plan(slots=16, microbatch_tokens=short.plan.microbatch_tokens, recompute=False)
+
+
+def test_a_resumed_run_keeps_its_sizes_where_settings_say_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+    monkeypatch.setattr(memory, "free_memory", lambda _device: 1e9)
+    kept = Plan(slots=3, microbatch_tokens=50, recompute=True)
+
+    def resumed(**sections: dict[str, object]) -> Plan:
+        config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}} | sections)
+        return plan_memory(policy, config, longest_prompt=6, rows=16, training=True, kept=kept).plan
+
+    assert resumed() == kept
+    told = resumed(rollout={"slots": 5, "problems": 4, "group_size": 4, "max_new_tokens": 10})
+    assert told == Plan(slots=5, microbatch_tokens=50, recompute=True)
+    whole, _ = plan(policy, monkeypatch, free=1e9)
+    assert read_plan(whole.table()) == whole.plan
 
 
 def test_without_training_only_rollouts_count(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
-    found, config = plan(policy, monkeypatch, free=1e9, training=False)
-    assert found.moments == found.gradients == found.activations == found.microbatch_tokens == 0
-    assert apply_plan(config, found).optimizer == config.optimizer
+    found, _ = plan(policy, monkeypatch, free=1e9, training=False)
+    assert found.moments == found.gradients == found.activations == found.plan.microbatch_tokens == 0
 
 
 def test_activations_are_counted_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +138,7 @@ def test_activations_are_counted_a_token(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_comparison_is_for_what_came_up(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = plan(tiny_policy(), monkeypatch, free=1e9)
-    compared = compare_memory(found, measured=found.peak, largest_microbatch=found.microbatch_tokens)
+    compared = compare_memory(found, measured=found.peak, largest_microbatch=found.plan.microbatch_tokens)
     assert compared["error"] == 0
     smaller = compare_memory(found, measured=found.peak, largest_microbatch=100)
     assert smaller["estimated"] < smaller["planned"] == compared["planned"]
@@ -135,15 +148,14 @@ MEASURED = """
 import dataclasses, sys, torch
 torch.set_num_threads(1)
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from slimrl.algorithm.groups import Collected
 from slimrl.config.schema import TrainConfig
 from slimrl.machine.limits import give_back_large_blocks, peak_memory
 from slimrl.preflight.memory import plan_memory
 from slimrl.model.loading import adopt
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.config.files import build
-from slimrl.learner.learner import make_learner
-from slimrl.learner.update import update
+from slimrl.learner.forward import Microbatcher
+from slimrl.learner.learner import Learner
 from tests.tiny import NoTokenizer
 
 again = sys.argv[1]
@@ -155,12 +167,12 @@ policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
                              "optimizer": {"learning_rate": 1e-4, "microbatch_tokens": 2048, "activation_checkpointing": again}})
 plan = plan_memory(policy, config, longest_prompt=64, rows=32, training=True)
-learner = make_learner(policy, config)
+learner = Learner(policy, config, Microbatcher(config, plan.plan), reward_weights={})
 problem = Problem("p", "?", "1")
 groups = [Group(tuple(Rollout(problem, Completion(tuple(range(3, 67)), tuple(range(70, 198)), (-9.0,) * 128, "length"),
                               "", False, {}, float(i)) for i in range(4)), 0) for _ in range(8)]
 for step in range(2):
-    update(learner, Collected(tuple(groups), (), (), 8), config, step, reward_weights={})
+    learner.update(groups, step)
 print(plan.peak / peak_memory(policy.device) - 1)
 """
 

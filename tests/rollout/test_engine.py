@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from slimrl.algorithm.batch import make_batch
+from slimrl.algorithm.batch import make_rows
+from slimrl.config.files import build
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.kernels import linear
-from slimrl.learner.forward import masked_statistics
 from slimrl.model.loading import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rollout.engine import Request, RolloutEngine
 from slimrl.rollout.graphs import CudaGraphs
-from tests.tiny import FAMILIES, tiny_policy
+from tests.tiny import FAMILIES, microbatcher_of, tiny_policy
 
 VOCABULARY = 61
 
@@ -41,11 +42,9 @@ def trainer_gaps(policy: Policy, groups: list, temperature: float) -> torch.Tens
         Group(tuple(Rollout(problem, c, "", True, {}, float(i % 2)) for i, c in enumerate(group)), 0)
         for group in groups
     ]
-    batch = make_batch(
-        made, advantages=torch.zeros(len(made), len(made[0].rollouts)), overlong_filtering=False, step=0, pad_id=0
-    )
-    with torch.no_grad():
-        logprobs, _, _ = masked_statistics(policy, batch, temperature=temperature)
+    batch = make_rows(made, overlong_filtering=False, step=0, pad_id=0)
+    config = build(TrainConfig, {"rollout": {"temperature": temperature}})
+    logprobs = microbatcher_of(config).logprobs(policy, batch, batch.loss_mask)
     return (logprobs - batch.sampler_logprobs).abs()[batch.loss_mask]
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import is_finite
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import NonFiniteError, SettingsError
-from slimrl.learner.learner import Learner, make_learner
-from slimrl.learner.update import update
+from slimrl.learner.forward import Microbatcher
+from slimrl.learner.learner import Learner
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.signals import Stopped
 from slimrl.model.head import Head
@@ -31,7 +30,7 @@ from tests.conftest import ROOT
 from tests.learner.test_update import groups_of
 from tests.session.test_resume import StopAt, content, run
 from tests.test_train import SMALL
-from tests.tiny import tiny_policy
+from tests.tiny import learner_of, tiny_policy
 
 METHODS = ("grpo", "dapo", "gspo", "cispo", "ppo")
 POISONS = ("loss", "gradient", "logits", "reward", "log-probability")
@@ -45,7 +44,7 @@ def settings(method: str, *more: str) -> TrainConfig:
 
 def everything(learner: Learner) -> dict[str, torch.Tensor]:
     """Weights of the policy and the critic, masters and moments."""
-    critic = {} if learner.critic is None else learner.critic[0].state_dict()
+    critic = {} if learner.critic is None else learner.critic.critic.state_dict()
     found = {**learner.policy.model.state_dict(), **optimizer_tensors(learner)}
     return {k: v.clone() for k, v in (found | {f"critic.{k}": v for k, v in critic.items()}).items()}
 
@@ -71,7 +70,7 @@ def poisoned(
         spoilt = [dataclasses.replace(c, logprobs=c.logprobs[:n]) for c, n in zip(spoilt, lengths, strict=True)]
         return tuple(of_rollout(group, completion=c) for group, c in zip(groups, spoilt, strict=True))
     if poison == "loss":
-        monkeypatch.setattr("slimrl.learner.update.surrogate", lambda *a, **_: a[1] * 0 + value)
+        monkeypatch.setattr("slimrl.learner.learner.surrogate", lambda *a, **_: a[1] * 0 + value)
     elif poison == "gradient":
         clip = learner.optimizer.clip
 
@@ -94,13 +93,13 @@ def test_poison_leaves_everything_untouched(
     poison: str, method: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(method)
-    learner = make_learner(tiny_policy(), config)
+    learner = learner_of(tiny_policy(), config)
     groups = groups_of(learner.policy, config)
-    clean = update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
+    clean = learner.update(groups, 0)
     assert clean.fault is None
     before = everything(learner)
     spoilt = poisoned(poison, learner, groups, value, monkeypatch)
-    updated = update(learner, Collected(spoilt, (), spoilt, 4), config, 1, reward_weights={})
+    updated = learner.update(spoilt, 1)
     assert updated.fault is not None
     assert not updated.fault.spoiled
     assert updated.metrics["update/skipped"] == updated.metrics["update/nonfinite"] == 1.0
@@ -110,7 +109,7 @@ def test_poison_leaves_everything_untouched(
 
 def test_one_poisoned_minibatch_costs_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("gspo", "optimizer.minibatches=4")
-    learner = make_learner(tiny_policy(), config)
+    learner = learner_of(tiny_policy(), config)
     groups = groups_of(learner.policy, config)
     clip, calls = learner.optimizer.clip, []
 
@@ -121,10 +120,10 @@ def test_one_poisoned_minibatch_costs_one_update(monkeypatch: pytest.MonkeyPatch
         return clip()
 
     monkeypatch.setattr(learner.optimizer, "clip", third_fails)
-    updated = update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
+    updated = learner.update(groups, 0)
     assert updated.metrics["update/skipped"] == 0.25
     assert updated.fault is not None
-    assert len(updated.fault.batch.inputs) == 4, "the batch of that update"
+    assert len(updated.fault.rows.inputs) == 4, "the batch of that update"
 
 
 def test_weights_that_are_not_finite_reach_no_disk(tmp_path: Path) -> None:
@@ -140,24 +139,21 @@ def test_a_step_that_is_skipped_is_counted_kept_and_logged_as_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends as one in which that batch was dropped by hand."""
-    from slimrl import train as loop
+    whole = Learner.update
 
-    whole = loop.update
-
-    def second_is_nan(learner: Any, collected: Any, config: Any, step: int, **more: Any) -> Any:
+    def second_is_nan(learner: Learner, groups: Any, step: int) -> Any:
         if step == 1:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("slimrl.learner.update.surrogate", lambda *a, **_: a[1] * float("nan"))
-                return whole(learner, collected, config, step, **more)
-        return whole(learner, collected, config, step, **more)
+                patch.setattr("slimrl.learner.learner.surrogate", lambda *a, **_: a[1] * float("nan"))
+                return whole(learner, groups, step)
+        return whole(learner, groups, step)
 
-    def second_is_dropped(learner: Any, collected: Any, config: Any, step: int, **more: Any) -> Any:
-        kept = dataclasses.replace(collected, groups=()) if step == 1 else collected
-        return whole(learner, kept, config, step, **more)
+    def second_is_dropped(learner: Learner, groups: Any, step: int) -> Any:
+        return whole(learner, () if step == 1 else groups, step)
 
-    monkeypatch.setattr(loop, "update", second_is_nan)
+    monkeypatch.setattr(Learner, "update", second_is_nan)
     skipped = run(tmp_path, "a", "steps=4")
-    monkeypatch.setattr(loop, "update", second_is_dropped)
+    monkeypatch.setattr(Learner, "update", second_is_dropped)
     dropped = run(tmp_path, "b", "steps=4")
     assert (skipped.weights, skipped.optimizer) == (dropped.weights, dropped.optimizer)
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
@@ -171,22 +167,20 @@ def test_three_faults_in_a_row_go_back_once_without_their_problems(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some problems make NaN whenever they are met: after the roll-back none of those seen is met again."""
-    from slimrl import train as loop
+    whole, bad, met = Learner.update, set(), []
 
-    whole, bad, met = loop.update, set(), []
-
-    def some_are_nan(learner: Any, collected: Any, config: Any, step: int, **more: Any) -> Any:
-        own = {group.problem.id for group in collected.groups}
+    def some_are_nan(learner: Learner, groups: Any, step: int) -> Any:
+        own = {group.problem.id for group in groups}
         if step in (3, 4, 5) and not bad.issuperset(own) and len(bad) < 12:
             bad.update(own)
         met.append((step, bool(own & bad)))
         if own & bad:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("slimrl.learner.update.surrogate", lambda *a, **_: a[1] * float("nan"))
-                return whole(learner, collected, config, step, **more)
-        return whole(learner, collected, config, step, **more)
+                patch.setattr("slimrl.learner.learner.surrogate", lambda *a, **_: a[1] * float("nan"))
+                return whole(learner, groups, step)
+        return whole(learner, groups, step)
 
-    monkeypatch.setattr(loop, "update", some_are_nan)
+    monkeypatch.setattr(Learner, "update", some_are_nan)
     config = load_config(
         TrainConfig, [], [f"output={tmp_path}", "name=a", *SMALL, "steps=8", f"checkpoint.every={every}"]
     )
@@ -207,10 +201,8 @@ def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: py
     sampled = groups_of(tiny_policy(), config)
 
     def losses(fail_at: int) -> tuple[list[float], int]:
-        from slimrl.learner import update as module
-
-        learner = make_learner(tiny_policy(), config)
-        count, whole = 0, module.masked_statistics
+        learner = learner_of(tiny_policy(), config)
+        count, whole = 0, Microbatcher.statistics
 
         def limited(*args: Any, **more: Any) -> Any:
             nonlocal count
@@ -220,15 +212,13 @@ def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: py
             return whole(*args, **more)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "masked_statistics", limited)
+            patch.setattr(Microbatcher, "statistics", limited)
             found = []
             for step in range(6):
                 groups = [dataclasses.replace(group, step=step) for group in sampled]
-                found.append(
-                    update(learner, Collected(tuple(groups), (), (), 4), config, step, reward_weights={}).metrics
-                )
+                found.append(learner.update(groups, step).metrics)
         assert count >= fail_at
-        return [m["loss"] for m in found], learner.microbatch_tokens
+        return [m["loss"] for m in found], learner.plan.microbatch_tokens
 
     undisturbed, size = losses(0)
     assert size == 50
@@ -240,29 +230,27 @@ def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: py
 
 def test_memory_that_never_suffices_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings("grpo")
-    learner = make_learner(tiny_policy(), config)
+    learner = learner_of(tiny_policy(), config)
     groups = groups_of(learner.policy, config)
 
     def never(*_: Any, **__: Any) -> Any:
         raise OOM
 
-    monkeypatch.setattr("slimrl.learner.update.masked_statistics", never)
+    monkeypatch.setattr(Microbatcher, "statistics", never)
     before = everything(learner)
     with pytest.raises(
         SettingsError, match=r"even for one completion at a time; set optimizer\.activation_checkpointing=on"
     ):
-        update(learner, Collected(groups, (), groups, 4), config, 0, reward_weights={})
+        learner.update(groups, 0)
     assert same(everything(learner), before)
     fixed = settings("grpo", "algorithm.aggregation=microbatch_token_mean", "optimizer.microbatch_tokens=60")
-    with pytest.raises(SettingsError, match="its split is part of what is computed"):
-        update(make_learner(tiny_policy(), fixed), Collected(groups, (), groups, 4), fixed, 0, reward_weights={})
+    with pytest.raises(SettingsError, match="its split is part of the result"):
+        learner_of(tiny_policy(), fixed).update(groups, 0)
 
 
 def test_a_step_that_fails_half_way_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that does not suffice for the second minibatch, when the first has moved the weights."""
-    from slimrl.learner import update as module
-
-    whole, count = module.masked_statistics, 0
+    whole, count = Microbatcher.statistics, 0
 
     def limited(*args: Any, **more: Any) -> Any:
         nonlocal count
@@ -273,7 +261,7 @@ def test_a_step_that_fails_half_way_is_no_checkpoint(tmp_path: Path, monkeypatch
 
     run(tmp_path, "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "masked_statistics", limited)
+        patch.setattr(Microbatcher, "statistics", limited)
         with pytest.raises(SettingsError, match="even for one completion at a time"):
             run(tmp_path, "a", "checkpoint.every=1")
     run(tmp_path, "a", "checkpoint.every=1", resume=True)
@@ -334,9 +322,7 @@ def test_sampling_that_never_fits_is_one_sentence() -> None:
 
 
 def test_what_was_found_of_memory_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimrl.learner import update as module
-
-    whole, count = module.masked_statistics, 0
+    whole, count = Microbatcher.statistics, 0
 
     def limited(*args: Any, **more: Any) -> Any:
         nonlocal count
@@ -345,7 +331,7 @@ def test_what_was_found_of_memory_is_remembered(tmp_path: Path, monkeypatch: pyt
             raise OOM
         return whole(*args, **more)
 
-    monkeypatch.setattr(module, "masked_statistics", limited)
+    monkeypatch.setattr(Microbatcher, "statistics", limited)
     monkeypatch.setattr(
         "slimrl.session.keeping.Keeper.finish", lambda *_: None
     )  # so that the checkpoint of the last step stays

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrl.algorithm.divergences import Divergence, global_weights
+from slimrl.algorithm.kl import Divergence, global_weights
 from slimrl.model.head import Head, Reference, mean_probabilities, token_logprobs, token_statistics
 from tests.model.test_head import Outputs
 

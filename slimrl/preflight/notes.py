@@ -1,0 +1,55 @@
+"""Sentences that a user should read before the first step."""
+
+from __future__ import annotations
+
+from slimrl.config.schema import RootConfig
+from slimrl.model.loading import Policy
+from slimrl.model.prompts import Prompter
+from slimrl.rewards import GoldReport
+from slimrl.tasks import Task
+from slimrl.tasks.rows import bad_rows
+from slimrl.tasks.styles import MARKERS
+
+
+def gold_sentence(gold: GoldReport) -> str:
+    """The failures of a gold self-check in one sentence, with the first rows."""
+    rows = {failure.id for failure in gold.failures}
+    shown = ", ".join(
+        f"{f.id} (answer {f.answer!r}: {f.reward} gives {'nothing' if f.got is None else f'{f.got:g}'} of {f.expected:g})"
+        for f in gold.failures[:5]
+    )
+    return f"the gold answer cannot earn the maximum reward on {len(rows)} of {gold.n} rows: {shown}"
+
+
+def rejected_note(task: Task) -> str:
+    if not task.rejected:
+        return ""
+    n = len(task.rejected)
+    rows = f"{n:,} of {n + len(task.train) + len(task.test):,} rows {'is' if n == 1 else 'are'} left out"
+    return f"{rows} (a run keeps {'it' if n == 1 else 'them'} in rejected.jsonl): {bad_rows(task.rejected)}"
+
+
+def form_note(config: RootConfig) -> str:
+    """An instruction of the user's own that does not ask for the form in which answers are read."""
+    style, marker = config.task.style, MARKERS[config.task.style]
+    if config.task.instruction in ("", "auto") or marker in config.task.instruction:
+        return ""
+    return (
+        f"task.instruction does not name {marker}, the form in which task.style={style} reads answers; in a YAML file a # behind "
+        "a space begins a comment, so quote the text"
+    )
+
+
+def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> list[str]:
+    """What a user should know of how prompts and completions become text."""
+    found = []
+    if prompter.template == "plain" and config.task.template == "auto":
+        found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')
+    if not prompter.system_role:
+        found.append("the chat template takes no system message, so the instruction opens the user's turn")
+    if config.task.date != "auto" and not prompter.date:
+        found.append("task.date has no effect, since the template writes no date")
+    if policy.form_ids:
+        kept = ", ".join(prompter.control.ids[i] for i in sorted(policy.form_ids))
+        found.append(f"{kept} are special tokens, and stay in the text of completions since task.style needs them")
+    return found
