@@ -65,14 +65,21 @@ class Scorer:
         self._threads: list[_ScoringThread] = []
         self._guard: Guard | None = None
         if workers:
-            recipe = _recipe(task, config, max_new_tokens)
+            if STYLES.get(task.style.name) is not task.style or type(task.grader) is not Grader:
+                raise SettingsError(
+                    "rewards.workers needs a style and a checker of SlimRL's own; set rewards.workers=0"
+                )
+            digest = rewards_digest(config)  # a worker that is started later must find the same files
+            load = partial(
+                _load, task.style.name, task.grader.checker, task.instruction, config, max_new_tokens, digest
+            )
             try:
                 self._guard = Guard()
             except OSError as error:
                 raise SettingsError(_no_start(error)) from None
             output, memory = _Output(show), int(config.memory * GIB)
             for _ in range(workers):
-                worker = Worker(partial(_load, recipe), memory=memory, output=output.write, guard=self._guard)
+                worker = Worker(load, memory=memory, output=output.write, guard=self._guard)
                 self._threads.append(_ScoringThread(worker, task, rewards, config, self._jobs))
             for thread in self._threads:
                 thread.start()
@@ -140,27 +147,6 @@ class _Job:
     strict: bool
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """All that a worker needs to load its task and rewards."""
-
-    style: str
-    checker: Literal["numeric", "symbolic"]
-    instruction: str
-    rewards: RewardsConfig
-    max_new_tokens: int
-    files: str
-    """SHA-256 of the user's files: a worker that is started later must find the same."""
-
-
-def _recipe(task: Task, config: RewardsConfig, max_new_tokens: int) -> _Recipe:
-    if STYLES.get(task.style.name) is not task.style or type(task.grader) is not Grader:
-        raise SettingsError("rewards.workers needs a style and a checker of SlimRL's own; set rewards.workers=0")
-    return _Recipe(
-        task.style.name, task.grader.checker, task.instruction, config, max_new_tokens, rewards_digest(config)
-    )
-
-
 class _ScoringThread(threading.Thread):
     """A thread that takes jobs and asks a worker process of its own."""
 
@@ -186,7 +172,7 @@ class _ScoringThread(threading.Thread):
 
     def run(self) -> None:
         with contextlib.suppress(SettingsError):  # raised again by the first job
-            self._start()
+            self._start_worker()
         while (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():
                 try:
@@ -195,7 +181,7 @@ class _ScoringThread(threading.Thread):
                     job.future.set_exception(error)
         self.worker.end()
 
-    def _start(self) -> None:
+    def _start_worker(self) -> None:
         """By this thread, since on Linux the process ends with the thread that starts it."""
         try:
             self.worker.start()
@@ -207,7 +193,7 @@ class _ScoringThread(threading.Thread):
         names = [GRADES, *(reward.name for reward in self._rewards)]
         outcomes: dict[str, list[Any]] = {}
         while missing := [name for name in names if name not in outcomes]:
-            self._start()
+            self._start_worker()
             if self._stopped:  # read after the process is in its place, so `stop` cannot miss it
                 raise CancelledError
             try:
@@ -271,13 +257,19 @@ def worker_count(config: RewardsConfig) -> int:
     return max(1, min(4, cores() // 2)) if config.custom_paid else 0
 
 
-def _load(recipe: _Recipe) -> Answer:
+def _load(
+    style: str,
+    checker: Literal["numeric", "symbolic"],
+    instruction: str,
+    config: RewardsConfig,
+    max_new_tokens: int,
+    digest: str,
+) -> Answer:
     """In a worker: load task and rewards; returns the function that gives the outcomes of each name in turn."""
-    grader = Grader(recipe.checker)
     # without problems, which come one by one
-    task = Task("worker", (), (), (), STYLES[recipe.style], grader, recipe.instruction, {})
-    loaded = load_rewards(recipe.rewards, task, max_new_tokens=recipe.max_new_tokens)
-    if rewards_digest(recipe.rewards) != recipe.files:
+    task = Task("worker", (), (), (), STYLES[style], Grader(checker), instruction, {})
+    loaded = load_rewards(config, task, max_new_tokens=max_new_tokens)
+    if rewards_digest(config) != digest:
         raise SettingsError(
             "a file of rewards.custom changed while the run went on; bring it back, or start another run"
         )

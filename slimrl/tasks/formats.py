@@ -90,7 +90,7 @@ def _binary(data: bytes) -> tuple[str, str]:
 def refuse_layout(file: str, text: str) -> None:
     """Raises DataError, naming the format, for a text without a single row of JSON whose shape is known."""
     start = text.lstrip()
-    first, end = first_object(start)
+    first, end = _first_object(start)
     name = ""
     if looks_like_python(text):
         name = "holds Python dictionaries, which are not JSON (json.dumps writes them as JSON)"
@@ -128,9 +128,13 @@ def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
     return ""
 
 
-def is_wrapped(value: Mapping[str, object]) -> bool:
-    """True for an object of one list of objects and nothing else, as {"data": [{...}, {...}]}."""
-    return len(value) == 1 and all(map(_are_objects, value.values()))
+def wrapped(text: str) -> int:
+    """The place of the array in a text that is {"data": [{...}, {...}]}, with any name; 0 for any other text."""
+    fields, end = _first_object(text)
+    if len(fields) != 1 or not all(map(_are_objects, fields.values())) or text[end:].strip():
+        return 0
+    opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
+    return opening.end() if opening else 0
 
 
 def looks_like_python(text: str) -> bool:
@@ -146,7 +150,7 @@ def _any_has(values: Sequence[object], names: Sequence[str]) -> bool:
     return any(isinstance(value, dict) and value.keys() & {*names} for value in values)
 
 
-def first_object(text: str) -> tuple[dict[str, object], int]:
+def _first_object(text: str) -> tuple[dict[str, object], int]:
     """The JSON object that a text begins with, after blanks, and the place of its end; empty if there is none."""
     try:
         value, end = LENIENT.raw_decode(text, len(text) - len(text.lstrip()))

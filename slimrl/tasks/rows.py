@@ -18,16 +18,7 @@ from typing import Any, NoReturn
 
 from slimrl.errors import DataError
 from slimrl.records import Rejected
-from slimrl.tasks.formats import (
-    CONVERT,
-    LENIENT,
-    described,
-    first_object,
-    is_wrapped,
-    looks_like_python,
-    refuse_binary,
-    refuse_layout,
-)
+from slimrl.tasks.formats import CONVERT, LENIENT, described, looks_like_python, refuse_binary, refuse_layout, wrapped
 
 KEPT = 2000
 """Characters of a bad row that are kept."""
@@ -208,11 +199,8 @@ def _rows(file: str, text: str) -> Iterator[Row | Rejected]:
         if looks_like_python(text):
             refuse_layout(file, text)
         return _array(file, text, text.index("["))
-    value, end = first_object(text)
-    if is_wrapped(value) and not text[end:].strip():
-        opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
-        assert opening is not None
-        return _array(file, text, opening.end(), closing="}")
+    if start := wrapped(text):
+        return _array(file, text, start, closing="}")
     return _lines(file, text)
 
 
