@@ -77,7 +77,8 @@ def ours(job: Message, channel: Channel) -> None:
     from slimrl.config.schema import ModelConfig
     from slimrl.model.loading import load_policy
     from slimrl.randomness import uniforms
-    from slimrl.rollout.engine import Request, RolloutEngine
+    from slimrl.rollout import Request
+    from slimrl.rollout.engine import RolloutEngine
 
     policy = load_policy(ModelConfig(path=job["model"], device=job["device"]))
     sampler = policy if job["stop"] else replace(policy, stop_ids=())

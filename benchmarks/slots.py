@@ -36,7 +36,8 @@ def main() -> None:
     from slimrl.model.loading import load_policy
     from slimrl.model.prompts import make_prompter
     from slimrl.randomness import uniforms
-    from slimrl.rollout.engine import Request, RolloutEngine
+    from slimrl.rollout import Request
+    from slimrl.rollout.engine import RolloutEngine
     from slimrl.tasks import load_task
 
     task = load_task(TaskConfig(), instruction="Reason step by step.", seed=0)

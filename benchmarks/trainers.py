@@ -152,7 +152,8 @@ def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected],
     from slimrl.model.loading import load_policy
     from slimrl.randomness import uniforms
     from slimrl.records import Group, Problem, Rollout
-    from slimrl.rollout.engine import Request, RolloutEngine
+    from slimrl.rollout import Request
+    from slimrl.rollout.engine import RolloutEngine
 
     policy = load_policy(config.model)
     engine = RolloutEngine(replace(policy, stop_ids=()), slots=config.rollout.slots)

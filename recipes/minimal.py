@@ -23,12 +23,15 @@ from slimrl.algorithm.loss import clipped_surrogate, token_weights
 from slimrl.config.schema import ModelConfig, TaskConfig
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.head import token_logprobs
-from slimrl.model.loading import Policy, fingerprint, freeze, load_policy
+from slimrl.model.loading import load_policy
 from slimrl.model.packing import pack
+from slimrl.model.policy import Policy, freeze
 from slimrl.model.prompts import make_prompter
 from slimrl.randomness import uniforms
 from slimrl.records import Group, Rollout, Rows
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
+from slimrl.runs.durable import digest
 from slimrl.tasks import load_task
 from slimrl.tasks.order import problems_for_step
 
@@ -44,7 +47,7 @@ def train(steps: int) -> Policy:
     prompter = make_prompter(policy.tokenizer, "auto")
     task = load_task(TaskConfig(), instruction="", seed=SEED)
     engine = RolloutEngine(policy, slots=PROBLEMS * GROUP_SIZE)
-    optimizer = MasterAdamW(policy.model, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    optimizer = MasterAdamW(policy.trainable, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
 
     for step in range(steps):
         # Problems -> completions: the random number behind each token is a function of (seed, step, problem, sample, position).
@@ -101,4 +104,4 @@ def logprobs_of(policy: Policy, rows: Rows) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    print(fingerprint(train(int(sys.argv[1]) if len(sys.argv) > 1 else 20).model))
+    print(digest(train(int(sys.argv[1]) if len(sys.argv) > 1 else 20).trainable))

@@ -26,8 +26,9 @@ from slimrl.learner.recompute import checkpointed
 from slimrl.machine.signals import Stop, Stopped, seconds_of
 from slimrl.machine.threads import fix_threads
 from slimrl.model.head import token_logprobs
-from slimrl.model.loading import TAUGHT, Policy
+from slimrl.model.loading import TAUGHT
 from slimrl.model.packing import pack
+from slimrl.model.policy import Policy
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
@@ -103,7 +104,7 @@ def _sft(
     force: bool = False,
 ) -> SftSummary:
     """What is settled before the first update, and the run directory."""
-    setup = prepare(config, training=True, kept=None if interrupted is None else interrupted.plan)
+    setup = prepare(config, training=True, kept=None if interrupted is None else interrupted.plan, stop=stop)
     config = with_chosen(config, setup.chosen)
     if len(setup.task.train) < config.sft.batch_size:
         raise SettingsError(
@@ -152,9 +153,8 @@ def imitate_and_measure(
 ) -> SftSummary:
     """Held-out accuracy, the updates, held-out accuracy again; what is interrupted leaves a checkpoint."""
     policy = setup.policy
-    optimizer = make_optimizer(policy.model, setup.config.optimizer)
+    optimizer = make_optimizer(policy.trainable, setup.config.optimizer)
     state = SftState(**restore_policy(checkpoint, policy, optimizer)["run"]) if checkpoint else SftState()
-    setup.engine.stop = stop
     keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
 
     def write() -> Checkpoint:
@@ -164,6 +164,7 @@ def imitate_and_measure(
         while True:
             keeper.offer(state.step, write)
             if state.step in (0, config.steps) and state.step not in run.measured.summaries:
+                setup.engine.weights_changed()
                 found = evaluate(setup, step=state.step)
                 run.log_evaluation(found)
                 display.evaluation(found)

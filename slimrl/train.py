@@ -31,16 +31,16 @@ from slimrl.evaluate import Comparison, compare, evaluate
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner
 from slimrl.machine.limits import Limits, is_out_of_memory, measure_limits, peak_memory
-from slimrl.machine.profiler import OFF, Profiler, mean_profile
+from slimrl.machine.profiler import mean_profile
 from slimrl.machine.signals import Stop, Stopped, seconds_of
 from slimrl.machine.threads import fix_threads
-from slimrl.model.loading import digest, fingerprint
 from slimrl.preflight.doctor import examine, look
 from slimrl.preflight.effects import combine, confounded_switches, inert_switches, note_update
 from slimrl.preflight.memory import compare_memory
 from slimrl.preflight.setup import TrainSetup, prepare_training
 from slimrl.runs.checkpoints import Checkpoint, newest
 from slimrl.runs.directory import RunDirectory, versions
+from slimrl.runs.durable import digest
 from slimrl.session.keeping import Keeper
 from slimrl.session.resume import Interrupted, compare_identity, find_run, identity, known_evaluations
 from slimrl.session.state import RunState, are_finite, optimizer_tensors, restore, save
@@ -106,7 +106,7 @@ def train(
             return go_on(found.interrupted, display, stop, force=force)
         finally:
             found.interrupted.lock.release()
-    setup = prepare_training(config)
+    setup = prepare_training(config, stop=stop)
     with setup.scorer:
         display.opening(examine(setup), setup.notes, config)
         memory, known = setup.memory.table(), identity(setup)
@@ -128,7 +128,7 @@ def train(
 def go_on(interrupted: Interrupted[TrainConfig], display: Display, stop: Stop, *, force: bool) -> TrainSummary:
     """The rest of a run that was interrupted."""
     fix_threads(int(interrupted.recorded["threads"]))  # other threads, other sums
-    setup = prepare_training(interrupted.config, interrupted.plan)
+    setup = prepare_training(interrupted.config, interrupted.plan, stop)
     with setup.scorer:
         known = identity(setup)
         changes = compare_identity(interrupted, setup, known, force=force)
@@ -153,13 +153,11 @@ def train_and_measure(
 ) -> TrainSummary:
     """Held-out accuracy, the steps, held-out accuracy again; what is stopped leaves a checkpoint."""
     config = setup.config
-    watch = Profiler(setup.policy.device) if config.log.profile else OFF
-    microbatcher = Microbatcher(config, setup.memory.plan, profiler=watch, stop=stop)
+    microbatcher = Microbatcher(config, setup.memory.plan, profiler=setup.watch, stop=stop)
     weights = {reward.name: reward.weight for reward in setup.rewards}
-    learner = Learner(setup.policy, config, microbatcher, reward_weights=weights)
+    learner = Learner(setup.policy, config, microbatcher, reward_weights=weights, exact_sampler=setup.engine.exact)
     state = restore(checkpoint, setup, learner) if checkpoint else RunState()
     limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
-    setup.engine.watch, setup.engine.stop = watch, stop
     keeper = Keeper(run, config, display, safe=checkpoint.step if checkpoint else -1)
 
     def write() -> Checkpoint:
@@ -234,6 +232,7 @@ def take_step(
             "look at nonfinite/ for what went wrong"
         )
     updated = learner.update(collected.groups, step)
+    setup.engine.weights_changed()
     done = time.perf_counter()
 
     setup.curriculum.observe(collected.sampled)
@@ -378,7 +377,7 @@ def summarize(setup: TrainSetup, run: RunDirectory, learner: Learner, state: Run
         difference=compare(before, after),
         harder=harder,
         steps=state.step,
-        weights=fingerprint(setup.policy.model),
+        weights=digest(setup.policy.trainable),
         optimizer=digest(optimizer_tensors(learner)),
         tokens_generated=state.tokens,
         seconds=state.seconds,

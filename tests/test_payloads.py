@@ -184,7 +184,7 @@ def test_json_on_standard_output_is_ascii(capsys: pytest.CaptureFixture[str]) ->
 def test_samples_are_raw_in_a_pipe_alone(
     tty: bool, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("slimrl.model.loading.Policy.decode", lambda *_: "\u202e18\x07")
+    monkeypatch.setattr("slimrl.model.policy.Policy.decode", lambda *_: "\u202e18\x07")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: tty, raising=False)
     arguments = ["sample", str(tiny_folder), "1+1?", "rollout.max_new_tokens=2", "model.device=cpu"]
     monkeypatch.setattr(sys, "argv", ["slimrl", *arguments])

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from slimrl.randomness import generator, uniforms
-from slimrl.rollout.sampling import draw
+from slimrl.rollout.sampling import sample_tokens
 
 
 def test_every_part_of_the_key_matters_and_nothing_else() -> None:
@@ -39,11 +39,11 @@ def test_keys_do_not_run_together() -> None:
 def test_temperature_and_greedy_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).expand(6, 3)
     u = torch.tensor([0.0, 0.1999, 0.2001, 0.6999, 0.7001, 0.999999], dtype=torch.float64)
-    tokens, logprobs = draw(logits.clone(), u, temperature=1.0, greedy=False)
+    tokens, logprobs = sample_tokens(logits.clone(), u, temperature=1.0, greedy=False)
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.2, 0.5, 0.3])[tokens])
-    cold, _ = draw(logits.clone(), u, temperature=1e-3, greedy=False)
+    cold, _ = sample_tokens(logits.clone(), u, temperature=1e-3, greedy=False)
     assert cold.tolist() == [1] * 6
-    best, logprob = draw(logits.clone(), u, temperature=1.0, greedy=True)
+    best, logprob = sample_tokens(logits.clone(), u, temperature=1.0, greedy=True)
     assert best.tolist() == [1] * 6
     torch.testing.assert_close(logprob.exp(), torch.full((6,), 0.5))
 
@@ -51,5 +51,5 @@ def test_temperature_and_greedy_by_hand() -> None:
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).expand(1001, 5)
     u = torch.linspace(0, 1, 1002, dtype=torch.float64)[:-1]
-    tokens, _ = draw(logits.clone(), u, temperature=1.0, greedy=False)
+    tokens, _ = sample_tokens(logits.clone(), u, temperature=1.0, greedy=False)
     assert set(tokens.tolist()) == {1, 3}

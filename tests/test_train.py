@@ -13,7 +13,8 @@ from slimrl.config.files import build, load_config
 from slimrl.config.schema import ModelConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DivergedError
-from slimrl.model.loading import fingerprint, load_policy
+from slimrl.model.loading import load_policy
+from slimrl.runs.durable import digest
 from slimrl.train import TrainSummary, expected_steps, train
 from tests.conftest import ROOT
 
@@ -113,7 +114,7 @@ def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
     assert not same(first, second)
     assert first.weights != second.weights
     again = load_policy(ModelConfig(path=str(Path(first.run) / "final")), seed=0)
-    assert fingerprint(again.model) == first.weights
+    assert digest(again.trainable) == first.weights
 
 
 def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ from transformers import (
 from slimrl.config.schema import TrainConfig
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner
-from slimrl.model.loading import Policy, adopt
+from slimrl.model.loading import adopt
+from slimrl.model.policy import Policy
 from slimrl.records import Plan
 
 SHAPE = {

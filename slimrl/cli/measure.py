@@ -83,7 +83,8 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     from slimrl.machine.threads import settle_threads
     from slimrl.preflight.setup import prepare_model
     from slimrl.randomness import uniforms
-    from slimrl.rollout.engine import Request, RolloutEngine
+    from slimrl.rollout import Request
+    from slimrl.rollout.engine import RolloutEngine
     from slimrl.tasks import chat_messages
 
     settle_threads()

@@ -1,8 +1,8 @@
-"""Gradients of the vocabulary's tables, added where they lie.
+"""Gradients of the vocabulary's tables, added in place.
 
 The embedding, and the head that is mostly the same matrix, hold up to a third of a small model's weights. Left to
 autograd, every micro-batch makes a gradient of that size for each of the two and then adds both to the sum: with
-151,936 tokens of width 896, 1 GiB for a moment. Whoever sums gradients over micro-batches says so with `sum_in_place`.
+151,936 tokens of width 896, 1 GiB for a moment. `sum_in_place` marks the weights whose gradients are summed over micro-batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def sum_in_place(weights: Iterable[Tensor]) -> None:
 
 
 def running_gradient(weight: Tensor) -> Tensor | None:
-    """Where the gradient of a marked weight is to be added; None for others."""
+    """The tensor to which the gradient of a marked weight is added; None for other weights."""
     if not getattr(weight, MARK, False):
         return None
     if weight.grad is None:

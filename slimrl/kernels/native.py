@@ -141,7 +141,7 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _own_folder() -> Path:
-    """Where compiled code is kept; raises PermissionError where others could have put some."""
+    """The folder of compiled code; raises PermissionError where other users could have written to it."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     state = folder.stat()
@@ -155,12 +155,12 @@ def _load(command: Sequence[str], target: Path) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=target.parent) as place:
             made = Path(place) / target.name
             subprocess.run([*command, *OPTIONS, "-o", made, SOURCE], check=True, capture_output=True, timeout=120)
-            made.replace(target)  # at once, for whoever starts at the same time
+            made.replace(target)  # in one piece, for processes that start at the same time
     return ctypes.CDLL(str(target))
 
 
 def _processor() -> str:
-    """What -march=native goes by, so that a home shared by machines holds one library for each kind."""
+    """The features by which -march=native compiles, so that a home shared by machines holds one library for each kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -16,12 +16,11 @@ from slimrl.algorithm.advantages import value_loss
 from slimrl.algorithm.batch import to_device
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError
-from slimrl.kernels.embedding import use_summed_embeddings
 from slimrl.learner.forward import Microbatcher, packed_rows
 from slimrl.learner.optimizer import make_optimizer
 from slimrl.learner.recompute import checkpointed
-from slimrl.model.loading import Policy
 from slimrl.model.packing import Packed
+from slimrl.model.policy import Policy
 from slimrl.records import Batch, Rows
 
 CRITIC_RATE = 5
@@ -33,9 +32,7 @@ class Critic(nn.Module):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        trunk = copy.deepcopy(policy.model.base_model)
-        use_summed_embeddings(trunk)
-        self.trunk = trunk.requires_grad_(True)
+        self.trunk = copy.deepcopy(policy.trunk).requires_grad_(True)
         width = policy.head.weight.shape[1]
         self.head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
@@ -55,7 +52,7 @@ class CriticLearner:
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self.critic = Critic(policy)
-        self.optimizer = make_optimizer(self.critic, config.optimizer)
+        self.optimizer = make_optimizer(dict(self.critic.named_parameters()), config.optimizer)
         self.value_clip = config.critic.value_clip
         rate = config.critic.learning_rate
         self.peak_rate = CRITIC_RATE * config.optimizer.peak_rate if rate == "auto" else rate

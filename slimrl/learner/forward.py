@@ -23,8 +23,8 @@ from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.cost import cost_of
 from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
-from slimrl.model.loading import Policy
 from slimrl.model.packing import Packed, pack
+from slimrl.model.policy import Policy
 from slimrl.records import Plan, Rows
 
 

@@ -24,7 +24,7 @@ from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import learning_rate, make_optimizer
 from slimrl.learner.targets import Models, demand_finite, has_vocabulary_kl, make_batch, trained_rows, vocabulary_kl
-from slimrl.model.loading import Policy, freeze
+from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows
 
 SAMPLER_GAPS = ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max")
@@ -65,7 +65,7 @@ class Learner:
     ) -> None:
         """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with this very module."""
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
-        self.optimizer = make_optimizer(policy.model, config.optimizer)
+        self.optimizer = make_optimizer(policy.trainable, config.optimizer)
         self.reference = freeze(policy) if config.algorithm.kl_coef else None
         self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
         self.reward_weights, self.exact_sampler = reward_weights, exact_sampler

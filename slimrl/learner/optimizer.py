@@ -39,10 +39,10 @@ def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, 
     return peak * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> MasterAdamW:
-    """The optimizer that the settings ask for."""
+def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerConfig) -> MasterAdamW:
+    """The optimizer that the settings ask for, over parameters by name."""
     return MasterAdamW(
-        model,
+        parameters,
         beta1=settings.beta1,
         beta2=settings.beta2,
         epsilon=settings.epsilon,
@@ -56,7 +56,7 @@ class MasterAdamW:
 
     def __init__(
         self,
-        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         *,
         beta1: float,
         beta2: float,
@@ -64,8 +64,7 @@ class MasterAdamW:
         weight_decay: float,
         max_grad_norm: float,
     ) -> None:
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.names, self.parameters = list(named), list(named.values())
+        self.names, self.parameters = list(parameters), list(parameters.values())
         self.masters = [
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
         ]

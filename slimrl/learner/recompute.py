@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from slimrl.errors import SettingsError
 
 
 @contextmanager
-def checkpointed(model: PreTrainedModel, on: bool) -> Iterator[None]:
+def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
     """Within the block a forward pass with gradients keeps layer inputs only, if `on`; backward may come later.
 
     transformers checkpoints layers in training mode alone, which would turn dropout on and make the trainer's policy
@@ -38,10 +38,10 @@ def checkpointed(model: PreTrainedModel, on: bool) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
-def can_checkpoint(model: PreTrainedModel) -> bool:
-    """Whether the model has layers that can be computed again."""
+def can_checkpoint(model: nn.Module) -> bool:
+    """True where the model has layers that can be computed again."""
     return bool(_layers(model))
 
 
-def _layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+def _layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

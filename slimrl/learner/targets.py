@@ -27,7 +27,7 @@ from slimrl.config.schema import AlgorithmConfig, TrainConfig
 from slimrl.errors import NonFiniteError
 from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.records import Batch, Group, Rows
 
@@ -42,7 +42,7 @@ class Models:
     critic: CriticLearner | None
     """PPO's value function, where the baseline is one."""
     exact_sampler: bool = True
-    """The sampler is the trainer's own module, so in float32 its log-probabilities are the trainer's."""
+    """`Sampler.exact`: the sampler is the trainer's own module, so in float32 its log-probabilities are the trainer's."""
 
 
 def make_batch(
@@ -103,7 +103,7 @@ def _reference(rows: Rows, models: Models, microbatcher: Microbatcher, config: T
     # A penalty in the reward is one on every completion, also on those that carry no loss.
     reference = microbatcher.logprobs(models.reference, rows, rows.completion_mask)
     demand_finite("a log-probability of the reference", reference)
-    if is_narrow(models.policy.model):
+    if differs(models):
         recomputed = microbatcher.logprobs(models.policy, rows, rows.completion_mask)
         demand_finite("a recomputed log-probability", recomputed)
         # Groups that were carried over were sampled by an earlier policy.
@@ -111,16 +111,22 @@ def _reference(rows: Rows, models: Models, microbatcher: Microbatcher, config: T
     return reference, (sampler - reference) * rows.completion_mask
 
 
-def recomputes_old(models: Models, config: TrainConfig) -> bool:
-    """Whether the trainer computes the old log-probabilities again instead of taking the sampler's.
+def differs(models: Models) -> bool:
+    """True where sampler and trainer give a token log-probabilities that differ by more than float32 rounding.
 
-    In a type narrower than float32 a decode step and a packed row round differently, by more than GSPO's clip is wide. With
-    one update per batch the ratio is 1 by construction, and surrogates without a ratio have no use for them.
+    In a narrower type a decode step and a packed row round differently, by more than GSPO's clip is wide.
+    """
+    return not models.exact_sampler or is_narrow(models.policy.model)
+
+
+def recomputes_old(models: Models, config: TrainConfig) -> bool:
+    """True where the trainer computes the old log-probabilities again instead of taking the sampler's.
+
+    With one update per batch the ratio is 1 by construction, and surrogates without a ratio have no use for them.
     """
     several = config.optimizer.minibatches * config.optimizer.epochs > 1
     has_ratio = config.algorithm.surrogate not in ("reinforce", "gpg")
-    apart = is_narrow(models.policy.model) or not models.exact_sampler
-    return config.algorithm.importance != "off" or (several and has_ratio and apart)
+    return config.algorithm.importance != "off" or (several and has_ratio and differs(models))
 
 
 def _old(

@@ -1,7 +1,7 @@
 """Attention through transformers' own interface into plans that we own.
 
 A model's layers compute queries, keys and values as they always do; `attend` then hands them to the plan that was
-passed to the forward call as `plan=`. A plan knows where keys live and which of them a query may see. So the sampler
+passed to the forward call as `plan=`. A plan stores the keys and decides which of them a query may see. So the sampler
 (keys in a preallocated cache) and the trainer (plain causal rows) call one module with one set of weights.
 """
 
@@ -24,16 +24,16 @@ HARMLESS = frozenset(
         "return_dict", "seq_idx", "use_cache",
     }
 )  # fmt: skip
-"""Keywords of the interface that change nothing here: what to report, how rows are packed (the plan knows), and what acts
-in training mode alone, which the module never enters."""
+"""Keywords of the interface that change nothing here: they choose reports, describe packed rows (which the plan knows), or
+act in training mode alone, which the module never enters."""
 
 
 class UnsupportedAttentionError(Exception):
-    """A layer asks for more than softmax attention over keys and values; the text goes on after the model's name."""
+    """A layer asks for more than softmax attention over keys and values; the text continues after the model's name."""
 
 
 class AttentionPlan(Protocol):
-    """Where keys live and who sees them, for one forward call."""
+    """Stores keys and values, and decides which of them a query sees, for one forward call."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
@@ -116,10 +116,10 @@ class Block:
 
 
 class PackedRows:
-    """Rows that lie on one axis of N tokens; see `packing`."""
+    """Rows on one axis of N tokens; see `packing`."""
 
     def __init__(self, blocks: Sequence[Block], outputs: Tensor) -> None:
-        """`outputs` [N] says where, among the queries of all blocks, a token finds its own."""
+        """`outputs` [N] is the place of each token's query among the queries of all blocks."""
         self.blocks = blocks
         self.outputs = outputs
         self.masks: dict[tuple[int, int | None], Tensor] = {}

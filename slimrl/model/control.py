@@ -1,4 +1,4 @@
-"""Text that data brings stays text: what spells a control token in a question or a solution never becomes that token.
+"""Encoding of text from data: where a question or a solution spells a control token, it stays text.
 
 Everything else is encoded exactly as the tokenizer encodes it, so prompts without such text are those of
 `apply_chat_template`.
@@ -14,12 +14,12 @@ from typing import Any
 from slimrl.errors import DataError
 
 Span = tuple[int, int]
-"""First character and the one behind the last."""
+"""The first character, and the first one after it that is not included."""
 
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """The tokens of a tokenizer that a model reads as marks and not as text."""
+    """The tokens of a tokenizer that a model reads as marks, such as the end of a turn."""
 
     tokenizer: Any
     ids: Mapping[int, str]
@@ -29,7 +29,7 @@ class ControlTokens:
 
     def __post_init__(self) -> None:
         # Some tokenizers have thousands of them, nearly all with the same first character: the rest of the pattern is tried
-        # only there. Tokens may match after normalization, so case is not looked at; a hit that is no token changes nothing.
+        # only there. Tokens may match after normalization, so case is ignored; a match that is no token changes nothing.
         first = "".join(sorted({re.escape(token[0]) for token in self.ids.values()}))
         pattern = f"(?=[{first}])(?:{'|'.join(map(re.escape, self.ids.values()))})" if self.ids else r"(?!)"
         object.__setattr__(self, "spelled", re.compile(pattern, re.IGNORECASE))
@@ -64,10 +64,10 @@ class ControlTokens:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
             return ids
 
-        # behind a line break, since some tokenizers put a blank before the first character of a text
+        # after a line break, since some tokenizers put a blank before the first character of a text
         before, both = encode("\n"), encode("\n" + token)
         ids = both[len(before) :] if both[: len(before)] == before else encode(token)
-        if self.ids.keys() & set(ids):  # not marked as special, so found all the same: one character at a time
+        if self.ids.keys() & set(ids):  # not marked as special, so it is found again: one character at a time
             ids = [i for character in token for i in encode(character)]
         if self.ids.keys() & set(ids):
             raise DataError(

@@ -1,4 +1,4 @@
-"""What a token costs in operations and bytes, read off the module."""
+"""The cost of a token in operations and bytes, counted on the module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cost:
 
 def cost_of(policy: Policy) -> Cost:
     """Count a loaded policy."""
-    linear = [module for module in policy.model.base_model.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in policy.trunk.modules() if isinstance(module, nn.Linear)]
     weight = policy.head.projection.weight
     assert isinstance(weight, Tensor)
     return Cost(

@@ -1,13 +1,14 @@
 """Per-token log-probability and entropy from hidden states, in row chunks, never a [rows, tokens, vocabulary] tensor.
 
-Logits of a chunk are recomputed in the backward pass, so the peak is a few chunks whatever the number of tokens.
+Logits of a chunk are recomputed in the backward pass, so the peak is a few chunks for any number of tokens.
 Everything after the head is float32: log-probabilities are of softmax(logits / temperature), what was sampled from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from slimrl.kernels.embedding import running_gradient
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, twice that at the peak."""
+Gradients = tuple[Tensor, ...]
+"""[N] each: of the log-probabilities, the entropies and the divergences."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ def token_logprobs(
     The log-probability carries gradient; the entropy is a measurement and carries none.
     """
     size = max(1, chunk_elements // head.vocabulary)
-    weights = (head.weight, head.bias)
-    logprobs, entropy = _TokenLogprobs.apply(hidden, *weights, targets, temperature, head.softcap, size)  # type: ignore[no-untyped-call]
+    keeps = len(hidden) <= size and not head.softcap
+    values = _Logprobs(temperature, head.softcap, size, keeps)
+    logprobs, entropy, _ = _HeadFunction.apply(hidden, head.weight, head.bias, targets, values)  # type: ignore[no-untyped-call]
     return logprobs, entropy
 
 
@@ -88,9 +92,8 @@ def token_statistics(
     One pass over the chunks makes all of them, in forward and in backward; no gradient reaches the reference.
     """
     size = max(1, chunk_elements // head.vocabulary)
-    found: tuple[Tensor, Tensor, Tensor] = _TokenStatistics.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, temperature, head.softcap, size, reference
-    )
+    values = _Statistics(temperature, head.softcap, size, reference)
+    found: tuple[Tensor, Tensor, Tensor] = _HeadFunction.apply(hidden, head.weight, head.bias, targets, values)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -105,153 +108,140 @@ def mean_probabilities(
     return total
 
 
-class _TokenLogprobs(torch.autograd.Function):
-    """Chunks of logits, made again in the backward pass and turned into their own gradient in place.
+class _Chunk(NamedTuple):
+    """The values of n positions."""
 
-    With p = softmax(z), z = logits / temperature: d logprob[t] / d z = onehot(t) - p. So a chunk needs one buffer of
-    logits where autograd would hold four, and the weight's gradient is summed in one buffer over all chunks. Where one
-    chunk is all, what p is made of is kept, and nothing is made again (nor can it be differentiated twice).
+    logprobs: Tensor
+    entropy: Tensor
+    divergence: Tensor
+    saved: Tensor
+    """[n] for the backward pass."""
+    weights: Tensor | None = None
+    """[n, V] for the backward pass, where one chunk is all."""
+
+
+@dataclass(frozen=True)
+class _Logprobs:
+    """Values of chunks of which only the log-probability carries gradient.
+
+    With p = softmax(z), z = logits / temperature: d logprob[t] / d z = onehot(t) - p. So a chunk needs one buffer of logits,
+    which becomes their gradient, where autograd would hold four.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        softcap: float,
-        size: int,
-    ) -> tuple[Tensor, Tensor]:
-        found = []
-        keep = len(hidden) <= size and not softcap
-        kept = None
-        for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-            scaled = _logits(h, weight, bias, softcap)
-            if temperature != 1:
-                scaled /= temperature
-            top = scaled.amax(-1)
-            scaled -= top[:, None]
-            chosen = scaled.gather(-1, t[:, None]).squeeze(-1)
-            weights = scaled.exp()
-            total = weights.sum(-1)
-            entropy = total.log() - scaled.mul_(weights).sum(-1) / total
-            found.append((chosen - total.log(), entropy, total if keep else top + total.log()))
-            if keep:
-                kept = weights
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        logprobs, entropy, normalizer = (torch.cat([empty, *part]) for part in zip(*found, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, kept)
-        ctx.weight, ctx.temperature, ctx.softcap, ctx.size = weight, temperature, softcap, size
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+    temperature: float
+    softcap: float
+    size: int
+    """Positions of a chunk."""
+    keeps: bool
+    """There is one chunk: what p is made of is kept, and nothing is made again (nor can it be differentiated twice)."""
+    differentiable = False
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizer, kept = ctx.saved_tensors
-        of_hidden = torch.empty_like(hidden)
-        head = _HeadGradient(ctx.weight, weight, bias, wanted=ctx.needs_input_grad[1])
-        chunks = (torch.split(tensor, ctx.size) for tensor in (hidden, targets, normalizer, gradient, of_hidden))
-        for h, t, n, g, out in zip(*chunks, strict=True):
-            g = g / ctx.temperature
-            slope = None
-            if kept is None:
-                logits = _logits(h, weight, bias, ctx.softcap)
-                slope = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
-                if ctx.temperature != 1:
-                    logits /= ctx.temperature
-                d = logits.sub_(n[:, None]).exp_().mul_(-g[:, None])
-            else:
-                d = kept.mul_((-g / n)[:, None])
-            d.scatter_add_(1, t[:, None], g[:, None])
-            if slope is not None:
-                d *= slope
-            head.add(d, h, out)
-        return (of_hidden, *head.result(), *[None] * 4)
+    def forward(self, logits: Tensor, targets: Tensor, rows: slice) -> _Chunk:
+        """Overwrites the chunk's `logits` [n, V]; `targets` are those of all positions."""
+        if self.temperature != 1:
+            logits /= self.temperature
+        top = logits.amax(-1)
+        logits -= top[:, None]
+        chosen = logits.gather(-1, targets[rows][:, None]).squeeze(-1)
+        weights = logits.exp()
+        total = weights.sum(-1)
+        entropy = total.log() - logits.mul_(weights).sum(-1) / total
+        normalizer = total if self.keeps else top + total.log()
+        return _Chunk(
+            chosen - total.log(), entropy, torch.zeros_like(entropy), normalizer, weights if self.keeps else None
+        )
+
+    def backward(self, logits: Tensor, targets: Tensor, rows: slice, saved: Tensor, gradients: Gradients) -> Tensor:
+        """[n, V] gradient of the chunk's logits, in their buffer; kept weights take the place of logits."""
+        slope = 1 - (logits / self.softcap) ** 2 if self.softcap else None
+        gradient = gradients[0][rows] / self.temperature
+        if self.keeps:
+            d = logits.mul_((-gradient / saved[rows])[:, None])
+        else:
+            if self.temperature != 1:
+                logits /= self.temperature
+            d = logits.sub_(saved[rows][:, None]).exp_().mul_(-gradient[:, None])
+        d.scatter_add_(1, targets[rows][:, None], gradient[:, None])
+        return d if slope is None else d.mul_(slope)
 
 
-class _TokenStatistics(torch.autograd.Function):
-    """As `_TokenLogprobs`, with gradients of the entropy and of a divergence as well.
+@dataclass(frozen=True)
+class _Statistics:
+    """Values of chunks of which entropy and divergence carry gradient too.
 
     With H the entropy: dH / dz = -p (log p + H). A divergence knows its own slope.
     """
 
+    temperature: float
+    softcap: float
+    size: int
+    reference: Reference | None
+    differentiable = True
+
+    def forward(self, logits: Tensor, targets: Tensor, rows: slice) -> _Chunk:
+        logp = _log_softmax(logits, self.temperature)
+        chosen = logp.gather(-1, targets[rows][:, None]).squeeze(-1)
+        entropy = -(logp.exp() * logp).sum(-1)
+        divergence = torch.zeros_like(chosen)
+        if self.reference is not None:
+            divergence, _ = self.reference.divergence(logp, _reference_chunk(self.reference, rows, self.temperature))
+        return _Chunk(chosen, entropy, divergence, entropy)
+
+    def backward(self, logits: Tensor, targets: Tensor, rows: slice, saved: Tensor, gradients: Gradients) -> Tensor:
+        """[n, V] gradient of the chunk's logits; overwrites them."""
+        of_logprobs, of_entropy, of_divergence = (gradient[rows] for gradient in gradients)
+        bend = 1 - (logits / self.softcap) ** 2 if self.softcap else None
+        logp = _log_softmax(logits, self.temperature)
+        d: Tensor | None = None
+        if self.reference is not None:
+            _, d = self.reference.divergence(logp, _reference_chunk(self.reference, rows, self.temperature))
+            d *= of_divergence[:, None]
+        p = logp.exp()
+        logp += saved[rows][:, None]
+        slope: Tensor = logp.mul_(of_entropy[:, None]).add_(of_logprobs[:, None]).mul_(p).neg_()
+        slope = slope if d is None else d.add_(slope)
+        slope.scatter_add_(1, targets[rows][:, None], of_logprobs[:, None])
+        slope /= self.temperature
+        return slope if bend is None else slope.mul_(bend)
+
+
+class _HeadFunction(torch.autograd.Function):
+    """Chunks of logits, turned into values and forgotten; made again in the backward pass and turned into their gradient.
+
+    The weight's gradient is summed in one buffer over all chunks.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        softcap: float,
-        size: int,
-        reference: Reference | None,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, values: _Logprobs | _Statistics
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = []
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
-            logp = _log_softmax(_logits(hidden[rows], weight, bias, softcap), temperature)
-            chosen = logp.gather(-1, targets[rows][:, None]).squeeze(-1)
-            entropy = -(logp.exp() * logp).sum(-1)
-            apart = torch.zeros_like(chosen)
-            if reference is not None:
-                apart, _ = reference.divergence(logp, _reference_chunk(reference, rows, temperature))
-            found.append((chosen, entropy, apart))
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        logprobs, entropies, divergences = (
-            (torch.cat([empty, *part]) for part in zip(*found, strict=True)) if found else (empty,) * 3
-        )
-        ctx.save_for_backward(hidden, weight, bias, targets, entropies)
-        ctx.weight, ctx.temperature, ctx.softcap, ctx.size, ctx.reference = (
-            weight,
-            temperature,
-            softcap,
-            size,
-            reference,
-        )
-        return logprobs, entropies, divergences
+        chunks = [
+            values.forward(_logits(hidden[rows], weight, bias, values.softcap), targets, rows)
+            for rows in _chunks(hidden, values.size)
+        ]
+        *parts, weights = zip(*chunks, strict=True)
+        logprobs, entropy, divergence, saved = map(torch.cat, parts)
+        ctx.save_for_backward(hidden, weight, bias, targets, saved, weights[0])
+        ctx.weight, ctx.values = weight, values
+        if not values.differentiable:
+            ctx.mark_non_differentiable(entropy, divergence)
+        return logprobs, entropy, divergence
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, of_entropy: Tensor, of_divergence: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, entropies = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, saved, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden)
         head = _HeadGradient(ctx.weight, weight, bias, wanted=ctx.needs_input_grad[1])
-        for start in range(0, len(hidden), ctx.size):
-            rows = slice(start, start + ctx.size)
-            slopes = _slopes(
-                _logits(hidden[rows], weight, bias, ctx.softcap), targets[rows], entropies[rows], gradient[rows],
-                of_entropy[rows], of_divergence[rows], ctx, rows,
-            )  # fmt: skip
-            head.add(slopes, hidden[rows], of_hidden[rows])
-        return (of_hidden, *head.result(), *[None] * 5)
+        for rows in _chunks(hidden, ctx.values.size):
+            logits = _logits(hidden[rows], weight, bias, ctx.values.softcap) if kept is None else kept
+            head.add(ctx.values.backward(logits, targets, rows, saved, gradients), hidden[rows], of_hidden[rows])
+            del logits  # before the next chunk's are made
+        return (of_hidden, *head.result(), None, None)
 
 
-def _slopes(
-    logits: Tensor,
-    targets: Tensor,
-    entropies: Tensor,
-    of_logprobs: Tensor,
-    of_entropy: Tensor,
-    of_divergence: Tensor,
-    ctx: Any,
-    rows: slice,
-) -> Tensor:
-    """[n, V] gradient of a chunk's logits; a function of its own, so that its buffers are gone before the next chunk."""
-    bend = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
-    logp = _log_softmax(logits, ctx.temperature)
-    d: Tensor | None = None
-    if ctx.reference is not None:
-        _, d = ctx.reference.divergence(logp, _reference_chunk(ctx.reference, rows, ctx.temperature))
-        d *= of_divergence[:, None]
-    p = logp.exp()
-    logp += entropies[:, None]
-    slope: Tensor = logp.mul_(of_entropy[:, None]).add_(of_logprobs[:, None]).mul_(p).neg_()
-    slope = slope if d is None else d.add_(slope)
-    slope.scatter_add_(1, targets[:, None], of_logprobs[:, None])
-    slope /= ctx.temperature
-    return slope if bend is None else slope.mul_(bend)
+def _chunks(hidden: Tensor, size: int) -> Iterator[slice]:
+    """At least one chunk, which is empty where there is no position."""
+    return (slice(start, start + size) for start in range(0, max(1, len(hidden)), size))
 
 
 class _HeadGradient:

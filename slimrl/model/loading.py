@@ -1,29 +1,25 @@
-"""Loading a policy, and refusing at the door what could not be trained rightly."""
+"""Loading a policy from a folder or the Hub, and refusing what could not be sampled or trained rightly."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from slimrl.config.places import PICKLES, is_hub_name
 from slimrl.config.schema import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
-from slimrl.kernels.embedding import use_summed_embeddings
-from slimrl.kernels.linear import speed_up_linear
+from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches, give_back_large_blocks
-from slimrl.model.architecture import LayerAttention, context_of, install_hook
-from slimrl.model.attention import AttentionPlan
+from slimrl.model.architecture import context_of
 from slimrl.model.head import Head
-from slimrl.model.packing import Packed
+from slimrl.model.policy import Policy
+from slimrl.model.probe import install_hook
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
 
@@ -31,57 +27,7 @@ BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
 """Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
 LARGE = 2**28
-"""Bytes of weights from which on memory that is returned costs no time worth mentioning."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The one module that samples and learns, and what belongs to it."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    head: Head
-    stop_ids: tuple[int, ...]
-    """Every id that ends a completion: generation config, tokenizer and chat template together."""
-    pad_id: int
-    """Fills rows; never read, since masks come from lengths."""
-    context: int
-    """Longest prompt plus completion the model was made for, in tokens."""
-    attention: tuple[LayerAttention, ...] = ()
-    """What each layer hands to attention, as seen when the model was loaded."""
-    form_ids: frozenset[int] = frozenset()
-    """Special tokens that are part of the form of an answer, and so of a completion's text."""
-    notes: tuple[str, ...] = ()
-    """What a user should know about the files that were loaded, and about the model."""
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.model.device)
-
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """[N, T] ids and positions -> [N, T, D] hidden states after the final norm."""
-        out = self.model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, plan=plan)
-        last: Tensor = out.last_hidden_state
-        return last
-
-    def packed_hidden(self, packed: Packed) -> Tensor:
-        """[N, D] hidden states of packed tokens."""
-        return self.hidden(packed.ids[None], packed.positions[None], packed.plan)[0]
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion: without the stop token, and without special tokens except those of the answer's form."""
-        ids = list(token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids)
-        form = self.form_ids.intersection(ids)
-        if form:
-            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-            ids = [i for i in ids if i not in special or i in form]
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=not form)
-        return text
-
-    def read_back(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion of which these are the ids: it ends with its first stop token."""
-        end = next((n for n, i in enumerate(token_ids) if i in self.stop_ids), len(token_ids))
-        return self.decode(token_ids[:end])
+"""Bytes of weights from which on returning memory to the system costs hardly any time."""
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
@@ -98,66 +44,89 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     dtype = _dtype(config.dtype, device)
     if device.type == "cpu" and dtype != torch.float32:
         bound_kernel_caches()
-    code = {"trust_remote_code": config.trust_remote_code}
-    hub: dict[str, Any] = dict(code)
-    if not Path(path).is_dir():
-        hub["revision"] = config.revision
-    elif config.revision != "main" and not config.trust_remote_code:
-        raise SettingsError(
-            f"model.revision={config.revision} has no effect on the local folder {config.path}; remove it"
-        )
-    notes: list[str] = []
+    source = _source(config, path)
     try:
-        notes += check_code(config, path, hub)
-        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+        notes = check_code(config, path, source)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
         if config.init == "random":
-            with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
-                torch.random.manual_seed(seed)
-                shape = AutoConfig.from_pretrained(path, **hub)
-                model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="eager", **code)
-            missing: set[str] = set()
+            model = _random_model(config, path, source, dtype, seed)
         else:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                attn_implementation="eager",
-                use_safetensors=not config.pickled_weights,
-                weights_only=True,  # of a pickle, torch's restricted reader takes tensors and refuses anything that acts
-                output_loading_info=True,
-                **hub,
-            )
-            if config.pickled_weights:
-                notes.append(f"the weights were unpickled{f' from {pickled}' if pickled else ''}, tensors only")
-            missing = set(info["missing_keys"])
-            if info["unexpected_keys"]:
-                first = sorted(info["unexpected_keys"])[0]
-                notes.append(
-                    f"{len(info['unexpected_keys'])} saved tensors have no place in the model and are unused ({first})"
-                )
+            model, more = _saved_model(config, path, source, dtype, pickled)
+            notes += more
     except SlimError:
         raise
     except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
-        if config.pickled_weights and "Weights only load failed" in str(error):
-            raise DataError(
-                f"model.path={config.path}: {pickled or 'the pickle'} holds more than tensors, which could run code, so it is "
-                "not loaded; convert it to safetensors where you trust it"
-            ) from None
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "
-        raise DataError(
-            f"model.path={config.path}: {where}transformers cannot load it ({first.strip()[:300]})"
-        ) from error
-    if missing:
-        raise DataError(
-            f"model.path={config.path}: {len(missing)} weights are not in the files ({sorted(missing)[0]}) and would be "
-            "random; config.json and the safetensors do not belong together"
-        )
+        raise _unusable(config, path, pickled, error) from error
     if not tokenizer("1 a").input_ids:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
     if device.type == "cpu" and model.num_parameters() * model.dtype.itemsize >= LARGE:
         give_back_large_blocks()
     policy = adopt(model.to(device), tokenizer, name=config.path)
     return replace(policy, notes=(*notes, *policy.notes))
+
+
+def _source(config: ModelConfig, path: str) -> dict[str, Any]:
+    """The arguments of every from_pretrained; raises SettingsError for a revision that nothing reads."""
+    source: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if not Path(path).is_dir():
+        source["revision"] = config.revision
+    elif config.revision != "main" and not config.trust_remote_code:
+        raise SettingsError(
+            f"model.revision={config.revision} has no effect on the local folder {config.path}; remove it"
+        )
+    return source
+
+
+def _random_model(
+    config: ModelConfig, path: str, source: Mapping[str, Any], dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
+        torch.random.manual_seed(seed)
+        shape = AutoConfig.from_pretrained(path, **source)
+        code = {"trust_remote_code": config.trust_remote_code}
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            shape, dtype=dtype, attn_implementation="eager", **code
+        )
+    return model
+
+
+def _saved_model(
+    config: ModelConfig, path: str, source: Mapping[str, Any], dtype: torch.dtype, pickled: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model with its saved weights, and notes on them; raises DataError for weights that are not in the files."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        attn_implementation="eager",
+        use_safetensors=not config.pickled_weights,
+        weights_only=True,  # of a pickle, torch's restricted reader takes tensors and refuses anything that acts
+        output_loading_info=True,
+        **source,
+    )
+    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        raise DataError(
+            f"model.path={config.path}: {len(missing)} weights are not in the files ({missing[0]}) and would be "
+            "random; config.json and the safetensors do not belong together"
+        )
+    notes = []
+    if config.pickled_weights:
+        notes.append(f"the weights were unpickled{f' from {pickled}' if pickled else ''}, tensors only")
+    if unused:
+        notes.append(f"{len(unused)} saved tensors have no place in the model and are unused ({unused[0]})")
+    return model, notes
+
+
+def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) -> DataError:
+    """The error for a model that transformers cannot load."""
+    if config.pickled_weights and "Weights only load failed" in str(error):
+        return DataError(
+            f"model.path={config.path}: {pickled or 'the pickle'} holds more than tensors, which could run code, so it is "
+            "not loaded; convert it to safetensors where you trust it"
+        )
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "
+    return DataError(f"model.path={config.path}: {where}transformers cannot load it ({first.strip()[:300]})")
 
 
 def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
@@ -167,8 +136,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
     """
     # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
     model = model.eval()
-    speed_up_linear(model)
-    use_summed_embeddings(model)
+    speed_up(model)
     text_config = model.config.get_text_config()
     head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
     context, note = context_of(text_config)
@@ -187,33 +155,13 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
             "generation_config.json, or eos_token in its tokenizer_config.json"
         )
     try:
-        return replace(policy, attention=install_hook(model, head, policy.hidden, context))
+        return replace(policy, attention=install_hook(policy))
     except SettingsError as error:
         raise SettingsError(f"model.path={name}: {error}") from error.__cause__
 
 
-def freeze(policy: Policy) -> Policy:
-    """A copy that no optimizer touches: the reference of the KL penalty."""
-    model = copy.deepcopy(policy.model).requires_grad_(False)
-    return replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of the parameters' bytes, names and types: the same for models that are equal to the last bit."""
-    return digest(dict(model.named_parameters()))
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors' bytes, names and types."""
-    found = hashlib.sha256()
-    for name, tensor in tensors.items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().data)
-    return found.hexdigest()
-
-
 def resolve(path: str) -> str:
-    """A folder or Hub name that exists as far as can be told from here; raises SettingsError."""
+    """A folder with a model, or a name that may be on the Hub; raises SettingsError for any other path."""
     if path == "builtin":
         return str(BUILTIN)
     if not path:
@@ -275,13 +223,13 @@ def template_terminators(tokenizer: Any) -> set[int]:
         return set()
     try:
         end = find_template(tokenizer, arguments={}, now=datetime.now()).turn_end()
-    except SlimError:  # said by the prompter where the template is used; task.template=plain does without it
+    except SlimError:  # the prompter reports it where the template is used; task.template=plain does without it
         return set()
     return set() if end is None else {end}
 
 
 def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig:
-    """What `generate` must be told to sample as SlimRL does: the whole distribution, and the same stop ids.
+    """The settings with which transformers' `generate` samples as SlimRL does: the whole distribution, the same stop ids.
 
     Of the settings that came with a model, others, such as a repetition penalty, act on sampling elsewhere and not here.
     """

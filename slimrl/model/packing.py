@@ -30,7 +30,7 @@ class Packed:
     positions: Tensor
     """[N] long: place of a token in its row."""
     places: Tensor
-    """[B, L] long: where the row's token lies among the N; 0 beyond the row."""
+    """[B, L] long: the place of a row's token among the N; 0 beyond the row."""
     plan: PackedRows
 
 
@@ -73,7 +73,7 @@ def pack(inputs: Tensor, lengths: Tensor, prompt_lengths: Tensor, groups: Tensor
 
 
 def whole_rows(device: torch.device) -> bool:
-    """Whether attention runs over whole causal rows, prompt queries repeated, instead of over completions with a mask.
+    """True where attention runs over whole causal rows, prompt queries repeated, instead of over completions with a mask.
 
     A GPU's fused kernels share key heads and skip unseen keys in the causal case alone; a CPU's do both under any mask.
     """

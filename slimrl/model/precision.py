@@ -21,14 +21,14 @@ PICKING = frozenset(
 
 
 def is_narrow(model: nn.Module) -> bool:
-    """Whether the weights are narrower than float32."""
+    """True where the weights are narrower than float32."""
     return next(model.parameters()).dtype in NARROW
 
 
 def in_float32(model: nn.Module) -> AbstractContextManager[Any]:
     """While this is entered, every operation on the model's bfloat16 or float16 weights is computed in float32.
 
-    Weights are widened operation by operation, so that a forward pass holds one widened matrix at a time besides the
+    Weights are widened operation by operation, so that a forward pass holds one widened matrix at a time in addition to the
     model: a few hundred MiB for the layers of a model of 4 billion parameters, 1.5 GiB for its head. Nothing that is
     entered may write into a narrow tensor in place. A float32 model runs as it is.
     """

@@ -17,14 +17,14 @@ PRIVATE_USE = range(0xF0000, 0xFFFFD)
 
 @dataclass(frozen=True)
 class Prompter:
-    """Renders prompts; which template it uses is said at the start of every run."""
+    """Renders prompts with one template; every run names it at its start."""
 
     tokenizer: Any
     chat: ChatTemplate | None
     """None: the plain template."""
     control: ControlTokens
     form_ids: frozenset[int]
-    """Special tokens of which the form of an answer consists: in completions they are text."""
+    """Special tokens that belong to the form of an answer: in completions they are text."""
     turn_end: int | None
     """The token with which the chat template ends an assistant's turn, where there is one."""
 
@@ -39,7 +39,7 @@ class Prompter:
 
     @property
     def date(self) -> str:
-        """The moment that the template takes for now, in ISO's form; empty where it does not read the clock."""
+        """The time that the template sees, in ISO format; empty where it does not read the clock."""
         return self.chat.now.isoformat(timespec="seconds") if self.chat and self.chat.reads_clock else ""
 
     def text(self, messages: Messages) -> str:
@@ -63,8 +63,8 @@ class Prompter:
         return rendered
 
     def ids(self, messages: Messages) -> tuple[int, ...]:
-        """Prompt ids. A chat template writes its own special tokens, so none are added a second time; what spells a
-        control token in the question is text.
+        """Prompt ids. A chat template writes its own special tokens, so none are added a second time. A question that spells a
+        control token is encoded as text.
 
         Raises DataError as `text` and `ControlTokens.encode` do.
         """
@@ -93,14 +93,14 @@ class Prompter:
             self.completion_ids([completion])
 
     def misses_bos(self, messages: Messages) -> bool:
-        """Whether the tokenizer begins a text with BOS by itself, and the chat template leaves it out of this prompt."""
+        """True where the tokenizer begins a text with BOS by itself, and the chat template leaves it out of this prompt."""
         bos = self.tokenizer.bos_token_id
         if self.chat is None or bos is None or bos not in self.tokenizer("1 a").input_ids[:1]:
             return False
         return self.ids(messages)[:1] != (bos,)
 
     def _question_spans(self, messages: Messages, text: str) -> list[Span]:
-        """Where the question stands in the rendered text, found by marks around it in a second rendering."""
+        """The places of the question in the rendered text, found by marks around it in a second rendering."""
         question = messages[-1]["content"]
         opening, closing = _unused(text)
         core = question.strip()
@@ -119,7 +119,7 @@ class Prompter:
         return spans
 
     def _without_eos(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
-        """A prompt goes on, also where the tokenizer ends every text with EOS."""
+        """The ids without the EOS that some tokenizers put at the end of every text: a prompt is continued."""
         eos = self.tokenizer.eos_token_id
         if eos is None or ids[-1:] != (eos,):
             return ids
@@ -135,14 +135,14 @@ def make_prompter(
     now: datetime | None = None,
     form: str = "",
 ) -> Prompter:
-    """Decide on the template and try it out.
+    """Choose the template and try it out.
 
     Args:
         tokenizer: the policy's.
         template: the setting `task.template`.
-        arguments: what the chat template is given beside the messages.
-        now: what it takes for the time; None: the time it is.
-        form: what an answer's form consists of, without an answer; special tokens in it stay in completions.
+        arguments: further arguments of the chat template.
+        now: the time that the template sees; None for the present time.
+        form: the form of an answer without an answer in it; its special tokens stay in the text of completions.
 
     Raises SettingsError where a chat template is demanded and there is none, or arguments that nothing reads are given, and
     SettingsError or DataError for a template that cannot be used.
@@ -168,7 +168,7 @@ def fold_system(messages: Messages) -> list[dict[str, str]]:
 
 
 def _holds(rendered: str, content: str) -> bool:
-    """Whether a text stands in another, white space apart, which templates trim."""
+    """True where a text contains another, apart from white space, which templates trim."""
     return content.strip() in rendered or "".join(content.split()) in "".join(rendered.split())
 
 

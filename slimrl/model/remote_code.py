@@ -15,7 +15,7 @@ from slimrl.errors import DataError, SettingsError
 
 
 def check_code(config: ModelConfig, path: str, hub: Mapping[str, Any]) -> list[str]:
-    """Notes on code that lies beside the model and is not run; `hub` is what from_pretrained is called with.
+    """Notes on code in the model's folder that is not run; `hub` holds the arguments of from_pretrained.
 
     Raises DataError for a model or a tokenizer that is nothing without its code, and, where code may run,
     SettingsError for code that `model.revision` does not pin and for a model that brings none.

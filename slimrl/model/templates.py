@@ -1,7 +1,7 @@
-"""A tokenizer's chat template: which one it is, how it takes messages, and a clock that stands still.
+"""A tokenizer's chat template: choosing it, giving it messages in its form, and stopping its clock.
 
 A template may read the clock (Llama 3.2 writes today's date). Prompts must not depend on the day on which a run is
-resumed or evaluated, so a run settles the moment once and every rendering uses it.
+resumed or evaluated, so a run fixes the time once and every rendering uses it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ USER_TURN = {"role": "user", "content": "a question of the probe"}
 REPLY = "a reply to the probe"
 """Texts that no template writes by itself."""
 OURS = ("messages", "slimrl_clock", "strftime_now", "raise_exception")
-"""Names that a template gets from SlimRL or transformers, beside the parameters of `apply_chat_template`."""
+"""Names that a template gets from SlimRL or transformers, in addition to the parameters of `apply_chat_template`."""
 RENDERINGS = 16
-"""Of the same messages, which must agree: a template that draws at random passes with a chance of 2^-15 or less."""
+"""Renderings of the same messages, which must agree: a template that draws at random passes with a chance of at most 2^-15."""
 WITHOUT_TEMPLATE = "set task.template=plain"
 
 # A macro of the template's own hides transformers' function of this name. Arguments of a template are plain data, so the
@@ -47,9 +47,9 @@ class ChatTemplate:
     source: str
     """Jinja."""
     arguments: Mapping[str, Any]
-    """What it is given beside the messages."""
+    """Given in addition to the messages."""
     now: datetime
-    """What it takes for the time, as a local time without a zone."""
+    """The time that it sees, a local time without a zone."""
     parts: bool = False
     """Content goes in as a list with one part, `{"type": "text", "text": ...}`."""
     system_role: bool = True
@@ -57,13 +57,13 @@ class ChatTemplate:
 
     @property
     def reads_clock(self) -> bool:
-        """Whether renderings depend on `now`."""
+        """True where renderings depend on `now`."""
         return "strftime_now" in self.source
 
     def render(self, messages: Messages, *, reply: bool = True) -> str:
         """The text of a conversation; with `reply` it ends where the assistant's turn begins.
 
-        Raises DataError for whatever the template raises.
+        Raises DataError for any error of the template.
         """
         taken: list[dict[str, Any]] = [dict(message) for message in messages]
         if self.parts:
@@ -85,7 +85,7 @@ class ChatTemplate:
 
     @cached_property
     def _clock(self) -> dict[str, str]:
-        """What each of strftime's directives stands for: of those in the template, or of all where it has none written out."""
+        """The text of each strftime directive in the template, or of all of them where it writes none out."""
         every = [f"%{flag}{letter}" for flag in ("", *"-_0^#EO") for letter in string.ascii_letters]
         directives = [directive for directive in every if directive in self.source] or every
         texts = {directive: _strftime(self.now, directive) for directive in directives}
@@ -130,7 +130,7 @@ def find_template(tokenizer: Any, *, arguments: Mapping[str, Any], now: datetime
 
 
 def _try_out(template: ChatTemplate) -> ChatTemplate:
-    """The template with the form of content, and the place of the instruction, with which nothing is lost."""
+    """The template with the form of content and the place of the instruction that lose nothing."""
     first: DataError | None = None
     for turns in ([SYSTEM_TURN, USER_TURN], [USER_TURN]):
         for parts in (False, True):
@@ -147,12 +147,12 @@ def _try_out(template: ChatTemplate) -> ChatTemplate:
     if first is not None:
         raise first
     raise DataError(
-        f"the tokenizer's chat template leaves the question out of the prompt; mend the template, or {WITHOUT_TEMPLATE}"
+        f"the tokenizer's chat template leaves the question out of the prompt; correct the template, or {WITHOUT_TEMPLATE}"
     )
 
 
 def _check_arguments(tokenizer: Any, source: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that the template does not read, and those that are SlimRL's to give."""
+    """Raises SettingsError for arguments that the template does not read, and for those that SlimRL sets."""
     own = {*inspect.signature(tokenizer.apply_chat_template).parameters, *OURS}
     for name in arguments:
         if name in own:

@@ -12,7 +12,7 @@ import torch
 from slimrl.algorithm.groups import has_signal
 from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.preflight.effects import Seen, confounded_switches, inert_switches
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Group, Problem

@@ -21,8 +21,8 @@ from slimrl.learner.recompute import can_checkpoint, checkpointed
 from slimrl.machine.limits import free_memory, large_blocks_given_back, total_memory, used_memory
 from slimrl.model.cost import cost_of
 from slimrl.model.head import CHUNK_ELEMENTS
-from slimrl.model.loading import Policy
 from slimrl.model.packing import pack
+from slimrl.model.policy import Policy
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
 
@@ -190,14 +190,14 @@ def plan_memory(
 def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEstimate:
     """The parts that slots and micro-batches have no influence on."""
     cost, device, model = cost_of(policy), policy.device, policy.model
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in policy.trainable.values())
     narrow = model.dtype != torch.float32
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
     if config.memory_share < 1:  # of all memory, so that the use by others at this moment decides nothing
         budget = int(SHARE * config.memory_share * total_memory(device))
     in_place = not narrow and isinstance(model.get_input_embeddings(), SummedEmbedding)
-    apart = 0 if in_place else max(p.numel() * p.element_size() for p in model.parameters())
+    apart = 0 if in_place else max(p.numel() * p.element_size() for p in policy.trainable.values())
     algorithm = config.algorithm if isinstance(config, TrainConfig) else None
     return MemoryEstimate(
         process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
@@ -263,7 +263,7 @@ def _head_copies(config: RootConfig) -> int:
 
 
 def _critic_bytes(policy: Policy) -> int:
-    trunk = list(policy.model.base_model.parameters())
+    trunk = list(policy.trunk.parameters())
     count, held = sum(p.numel() for p in trunk), sum(p.numel() * p.element_size() for p in trunk)
     narrow = policy.model.dtype != torch.float32
     return int(held + (4 * narrow + 8 + 4) * count)
@@ -320,5 +320,5 @@ def _saved(policy: Policy, size: int, checkpointing: bool) -> int:
 
 def _widest(policy: Policy) -> int:
     """Numbers a token has at once, at most, in a layer of a forward pass without gradients."""
-    linear = (module for module in policy.model.base_model.modules() if isinstance(module, nn.Linear))
+    linear = (module for module in policy.trunk.modules() if isinstance(module, nn.Linear))
     return max(max(module.in_features, module.out_features) for module in linear)

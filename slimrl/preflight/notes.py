@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slimrl.config.schema import RootConfig
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.rewards import GoldReport
 from slimrl.tasks import Task

@@ -16,8 +16,11 @@ from slimrl.config.files import with_chosen
 from slimrl.config.schema import RolloutConfig, RootConfig, TrainConfig
 from slimrl.display.run import visible
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.profiler import OFF, Profiler
+from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
-from slimrl.model.loading import Policy, load_policy, sampling_settings, taught_instruction
+from slimrl.model.loading import load_policy, sampling_settings, taught_instruction
+from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.memory import MemoryEstimate, plan_memory
@@ -26,7 +29,8 @@ from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem
 from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request, Sampler
+from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
@@ -55,7 +59,9 @@ class Setup(Generic[Config]):
     policy: Policy
     task: Task
     prompter: Prompter
-    engine: RolloutEngine
+    engine: Sampler
+    watch: Profiler
+    stop: Stop
     held_out: tuple[Problem, ...]
     """The evaluation problems, the same ones every time."""
     harder: tuple[Problem, ...]
@@ -130,7 +136,7 @@ class TrainSetup(Setup[TrainConfig]):
             groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
 
         self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
-        with self.engine.watch.part("rewards"):
+        with self.watch.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
 
@@ -138,11 +144,11 @@ class TrainSetup(Setup[TrainConfig]):
         """Its result; raises Stopped where that is asked meanwhile."""
         while not group.done():
             wait([group], timeout=WAIT_SECONDS)
-            self.engine.stop.check()
+            self.stop.check()
         return group.result()
 
 
-def prepare(config: Config, *, training: bool = False, kept: Plan | None = None) -> Setup[Config]:
+def prepare(config: Config, *, training: bool = False, kept: Plan | None = None, stop: Stop = NEVER) -> Setup[Config]:
     """Load model and task, drop prompts that do not fit the context (counted, never cut), and plan the memory.
 
     A run that is resumed has `kept` its plan. Raises SettingsError or DataError, one sentence each.
@@ -176,6 +182,8 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None)
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
+    watch = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
+    engine = RolloutEngine(policy, slots=memory.plan.slots, compiled=config.rollout.compile, watch=watch, stop=stop)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [rejected_note(task), *left_out, memory.sentence()]
     return Setup(
@@ -183,7 +191,9 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None)
         policy=policy,
         task=replace(task, train=train),
         prompter=prompter,
-        engine=RolloutEngine(policy, slots=memory.plan.slots, compiled=config.rollout.compile),
+        engine=engine,
+        watch=watch,
+        stop=stop,
         held_out=tuple(held_out),
         harder=tuple(harder),
         notes=tuple(note for note in notes if note),
@@ -259,9 +269,9 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
     return policy, prompter, instruction
 
 
-def prepare_training(config: TrainConfig, kept: Plan | None = None) -> TrainSetup:
+def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER) -> TrainSetup:
     """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
-    setup = prepare(config, training=True, kept=kept)
+    setup = prepare(config, training=True, kept=kept, stop=stop)
     config = setup.config
     count, wanted = len(setup.task.train), config.rollout.problems
     if count < wanted:

@@ -1,1 +1,66 @@
-"""The rollout engine: cache, draws, scheduling."""
+"""Sampling completions. This room knows the policy and nothing of tasks, rewards, losses or settings.
+
+`Sampler` is the seam: everything outside of this room asks for completions through it. `RolloutEngine` in `engine`
+implements it with the trainer's own module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from slimrl.records import Completion
+
+OnGroup = Callable[[int, tuple["Completion", ...]], None]
+"""Receives the index of a request and its completions."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the uniform numbers of its samples."""
+
+    prompt_ids: tuple[int, ...]
+    uniforms: NDArray[np.float64]
+    """[samples, max_new_tokens] in [0, 1): the draws of every token; greedy decoding reads only the shape."""
+
+
+def ignore(_request: int, _completions: tuple[Completion, ...]) -> None:
+    """The `OnGroup` of a caller that waits for the whole result."""
+
+
+class Sampler(Protocol):
+    """Samples completions from the policy as it is now."""
+
+    slots: int
+    """Completions sampled at the same time. Speed and memory depend on it, tokens do not."""
+    exact: bool
+    """True where the log-probabilities come from the trainer's own module, so that they differ from the trainer's by rounding
+    alone. Where it is False the trainer computes the old log-probabilities of a ratio again."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        on_group: OnGroup = ignore,
+    ) -> list[tuple[Completion, ...]]:
+        """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
+
+        `on_group` is called when the last completion of a request is done, while others are still sampled.
+        """
+        ...
+
+    def weights_changed(self) -> None:
+        """Called after every change of the policy's weights: an optimizer update, or a checkpoint that is restored."""
+        ...
+
+    def limit_slots(self, slots: int) -> None:
+        """Use at most this many slots from now on."""
+        ...

@@ -1,8 +1,8 @@
-"""How decode steps are run: one by one from Python, or recorded once as CUDA graphs and replayed.
+"""Runners of decode steps: one by one from Python, or recorded once as CUDA graphs and replayed.
 
 A decode step of a small model is some hundred kernels of a few microseconds each. Started one by one from Python, the
-GPU waits most of the time; replayed as a graph, whole steps go out in one launch, several between looks from the host.
-A graph has fixed shapes and addresses, so a runner also says how shapes are rounded and whether buffers must stay.
+GPU waits most of the time; replayed as a graph, a whole step is one launch, and several run before the host looks at the
+result. A graph has fixed shapes and addresses, so a runner also decides how shapes are rounded and if buffers must stay.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Runner(Protocol):
     keeps: bool
     """Buffers must stay where they are from one call of the engine to the next."""
 
-    def room(self, count: int, unit: int) -> int:
-        """The size, at least `count`, at which something of `count` parts is run; `unit` is a usual step."""
+    def round_up(self, count: int, unit: int) -> int:
+        """The size, at least `count`, at which something of `count` parts is run; `unit` is the usual distance of sizes."""
         ...
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ class Eager:
     steps = 1
     keeps = False
 
-    def room(self, count: int, unit: int) -> int:
+    def round_up(self, count: int, unit: int) -> int:
         del unit
         return count
 
@@ -63,7 +63,7 @@ class CudaGraphs:
         self.seen: set[Hashable] = set()
         self.pool: Any = None
 
-    def room(self, count: int, unit: int) -> int:
+    def round_up(self, count: int, unit: int) -> int:
         """Few sizes, so that few graphs are recorded: two units apart from eight units on, powers of two below."""
         if count >= 8 * unit:
             return -(-count // (2 * unit)) * 2 * unit

@@ -1,4 +1,4 @@
-"""Draws by an exponential race: the token is a function of the distribution and of one given uniform number.
+"""Draws of tokens by an exponential race: a token is a function of the distribution and of one given uniform number.
 
 The token with the largest p_i / E_i, where the E_i are independent standard exponentials, is distributed as p (the
 Gumbel-max trick; Maddison, Tarlow and Minka, arXiv:1411.0030). The winner changes only where two candidates are within
@@ -24,7 +24,7 @@ _MANTISSA = 53
 
 
 @torch.no_grad()
-def draw(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
     """float32 logits [N, V], uniform [N] float64 in [0, 1) -> token ids [N] and their log-probabilities [N] in nats.
 
     The log-probability is under softmax(logits / temperature), also for greedy choices. Overwrites `logits`.
@@ -80,7 +80,7 @@ def _block_sums(weights: Tensor) -> Tensor:
 def _race(weights: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
     """[N, V], block sums and [N] -> [N, 1]: the winner of the winning block.
 
-    Logits that are not numbers win, so that their log-probability tells whoever reads it.
+    Logits that are not numbers win, so that the log-probability of the draw shows them.
     """
     vocabulary, blocks = weights.shape[1], sums.shape[1]
     width = min(BLOCK, vocabulary)

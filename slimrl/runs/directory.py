@@ -33,7 +33,7 @@ from slimrl.config.files import dump_yaml
 from slimrl.config.schema import RootConfig
 from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, SettingsError
 from slimrl.machine.signals import PREEMPTED, Stopped
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.records import Rejected
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
@@ -222,7 +222,7 @@ class RunDirectory:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             with full_disk_as_oserror(final):
-                policy.model.save_pretrained(temporary)
+                policy.merged().save_pretrained(temporary)
                 policy.tokenizer.save_pretrained(temporary)
             for file in files_within(temporary):
                 written_by_others(file)

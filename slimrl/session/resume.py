@@ -16,13 +16,13 @@ from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.evaluate import read_evaluations
-from slimrl.model.loading import fingerprint
 from slimrl.preflight.memory import read_plan
 from slimrl.preflight.setup import Setup
 from slimrl.records import Plan
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
 from slimrl.runs.directory import ENDED, new_run, run_path, versions
+from slimrl.runs.durable import digest
 from slimrl.runs.files import read_state
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
@@ -219,7 +219,7 @@ def identity(setup: Setup[Any]) -> dict[str, str]:
     return {
         "date": setup.prompter.date,
         "data": _data(setup),
-        "initial": fingerprint(setup.policy.model),
+        "initial": digest(dict(setup.policy.model.named_parameters())),
         "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
         "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
     }
@@ -262,11 +262,11 @@ def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _data(setup: Setup[Any]) -> str:
     train = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, ENDLESS_SAMPLE)
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for problem in (*train, *setup.held_out, *setup.harder):
         whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
         columns = sorted(problem.columns.items())  # rewards read them
-        digest.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
+        found.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
     for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
-        digest.update(repr(setup.prompt_ids(problem)).encode())
-    return digest.hexdigest()
+        found.update(repr(setup.prompt_ids(problem)).encode())
+    return found.hexdigest()

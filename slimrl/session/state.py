@@ -17,7 +17,7 @@ from torch import Tensor
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.preflight.effects import NOTHING_SEEN, Seen
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Completion, Group, Problem, Rollout
@@ -103,7 +103,8 @@ def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunS
         _copy(checkpoint, "critic", dict(learner.critic.critic.state_dict()))
         learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
-    setup.engine.slots = min(setup.engine.slots, int(plain["slots"]))  # what was found too many, or is wanted fewer now
+    setup.engine.limit_slots(int(plain["slots"]))  # what was found too many, or is wanted fewer now
+    setup.engine.weights_changed()
     learner.keep_microbatches(int(plain["microbatch_tokens"]))
     return from_json(plain["run"])
 
@@ -122,8 +123,8 @@ def _scale(saved: Sequence[float]) -> tuple[float, int]:
 
 
 def model_tensors(policy: Policy) -> dict[str, Tensor]:
-    """The module's tensors by name, shared ones once, as transformers' own files have them."""
-    seen: set[int] = set()
+    """The module's tensors by name, shared ones once, as transformers' own files have them; without frozen weights."""
+    seen = {p.data_ptr() for p in policy.model.parameters() if not p.requires_grad}
     found = {}
     for name, tensor in policy.model.state_dict().items():
         if tensor.data_ptr() not in seen:

@@ -16,7 +16,7 @@ from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.learner.learner import Learner
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.records import Batch, Group
 from tests.conftest import ROOT
 from tests.learner.test_update import SURROGATES, groups_of, made, settings

@@ -18,10 +18,11 @@ from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.targets import Models, critic_advantages, make_batch, trained_rows
-from slimrl.model.loading import Policy, freeze
+from slimrl.model.policy import Policy, freeze
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout, Rows
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
 from tests.conftest import ROOT
 from tests.tiny import FAMILIES, learner_of, microbatcher_of, tiny_policy
 
@@ -568,7 +569,7 @@ def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str, monkey
 
 
 def make_masters(policy: Policy) -> MasterAdamW:
-    return MasterAdamW(policy.model, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    return MasterAdamW(policy.trainable, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
 
 
 def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:

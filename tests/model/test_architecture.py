@@ -16,7 +16,8 @@ from slimrl.model.attention import CausalRows, UnsupportedAttentionError, attend
 from slimrl.model.cost import cost_of
 from slimrl.model.loading import adopt
 from slimrl.model.precision import in_float32
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
 from tests.tiny import NoTokenizer, tiny_model
 
 SIZES: dict[str, Any] = {

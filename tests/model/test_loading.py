@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from slimrl.config.schema import ModelConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.model.loading import adopt, freeze, load_policy, taught_instruction, template_terminators
+from slimrl.model.loading import adopt, load_policy, taught_instruction, template_terminators
+from slimrl.model.policy import freeze
 from slimrl.model.prompts import make_prompter
 from slimrl.rollout.engine import RolloutEngine
 from tests.conftest import SHARED

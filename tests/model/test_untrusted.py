@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from slimrl.config.schema import ModelConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.model.loading import fingerprint, load_policy
+from slimrl.model.loading import load_policy
 from slimrl.model.remote_code import fingerprint_of_code
+from slimrl.runs.durable import digest
 
 ZEROS = "0" * 40
 
@@ -108,16 +109,16 @@ def test_a_pickle_that_acts_is_refused_when_pickles_are_asked_for(legacy: bool, 
 
 
 def test_pickled_tensors_are_taken_when_asked_for(trap: Trap) -> None:
-    safe = fingerprint(trap.load().model)
+    safe = digest(trap.load().trainable)
     with pytest.raises(SettingsError, match=r"pickled_weights has no effect, since .* holds safetensors"):
         trap.load(pickled_weights=True)
     torch.save(load_file(trap.folder / "model.safetensors"), trap.folder / "pytorch_model.bin")
-    assert fingerprint(trap.load().model) == safe, "safetensors win"
+    assert digest(trap.load().trainable) == safe, "safetensors win"
     (trap.folder / "model.safetensors").unlink()
     with pytest.raises(SettingsError, match=r"model\.init=random reads no weights"):
         trap.load(pickled_weights=True, init="random")
     policy = trap.load(pickled_weights=True)
-    assert fingerprint(policy.model) == safe
+    assert digest(policy.trainable) == safe
     assert policy.notes == ("the weights were unpickled from pytorch_model.bin, tensors only",)
 
 

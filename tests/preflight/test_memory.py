@@ -14,7 +14,7 @@ import torch
 from slimrl.config.files import build
 from slimrl.config.schema import TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.preflight import memory
 from slimrl.preflight.memory import activation_bytes, compare_memory, plan_memory, read_plan
 from slimrl.records import Plan

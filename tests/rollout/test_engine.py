@@ -14,10 +14,11 @@ from slimrl.config.files import build
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.kernels import linear
-from slimrl.model.loading import Policy
+from slimrl.model.policy import Policy
 from slimrl.randomness import uniforms
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request, state
+from slimrl.rollout.engine import RolloutEngine
 from slimrl.rollout.graphs import CudaGraphs
 from tests.tiny import FAMILIES, microbatcher_of, tiny_policy
 
@@ -101,7 +102,7 @@ class Recorded:
         self.recorded: dict[Hashable, Callable[[], None]] = {}
         self.runs = 0
 
-    def room(self, count: int, unit: int) -> int:
+    def round_up(self, count: int, unit: int) -> int:
         return -(-count // unit) * unit
 
     def run(self, key: Hashable, step: Callable[[], None]) -> None:
@@ -138,8 +139,8 @@ def test_recorded_steps_draw_the_same_tokens(family: str, steps: int) -> None:
 
 def test_graph_sizes_are_few_and_large_enough() -> None:
     graphs = CudaGraphs()
-    sizes = {graphs.room(count, 16) for count in range(1, 513)}
-    assert all(graphs.room(count, 16) >= count for count in range(1, 513))
+    sizes = {graphs.round_up(count, 16) for count in range(1, 513)}
+    assert all(graphs.round_up(count, 16) >= count for count in range(1, 513))
     assert len(sizes) < 24
 
 
@@ -212,11 +213,11 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_a_prompt_is_prefilled_once_for_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_policy()
-    engine = RolloutEngine(policy, slots=2)
+    engine = RolloutEngine(tiny_policy(), slots=2)
     seen: list[tuple[int, ...]] = []
-    original = engine.prefill
-    monkeypatch.setattr(engine, "prefill", lambda prompts: (seen.extend(prompts), original(prompts))[1])
+    original = state.prefill
+    noted = lambda policy, prompts: (seen.extend(prompts), original(policy, prompts))[1]  # noqa: E731
+    monkeypatch.setattr("slimrl.rollout.engine.prefill", noted)
     asked = requests(5, 6, 8)
     engine.generate(asked, max_new_tokens=8)
     assert sorted(seen) == sorted(r.prompt_ids for r in asked)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from slimrl.rollout.sampling import BLOCK, draw, exponentials
+from slimrl.rollout.sampling import BLOCK, exponentials, sample_tokens
 
 WORD = 2**64 - 1
 
@@ -44,7 +44,7 @@ def test_token_and_logprob_are_those_of_the_definition(vocabulary: int, temperat
     rng = np.random.default_rng(vocabulary)
     logits = (rng.normal(size=(100, vocabulary)) * 4).astype(np.float32)
     uniform = rng.random(100)
-    tokens, logprobs = draw(
+    tokens, logprobs = sample_tokens(
         torch.from_numpy(logits.copy()), torch.from_numpy(uniform), temperature=temperature, greedy=False
     )
     assert tokens.tolist() == [naive(row, u, temperature) for row, u in zip(logits, uniform, strict=True)]
@@ -54,7 +54,7 @@ def test_token_and_logprob_are_those_of_the_definition(vocabulary: int, temperat
 
 def test_greedy_takes_the_largest() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])
-    tokens, logprobs = draw(logits.clone(), torch.zeros(2, dtype=torch.float64), temperature=2.0, greedy=True)
+    tokens, logprobs = sample_tokens(logits.clone(), torch.zeros(2, dtype=torch.float64), temperature=2.0, greedy=True)
     assert tokens.tolist() == [1, 0]
     torch.testing.assert_close(logprobs, torch.log_softmax(logits / 2, -1).amax(-1))
 
@@ -77,7 +77,7 @@ def test_draws_follow_the_distribution(vocabulary: int) -> None:
     rng = np.random.default_rng(vocabulary)
     logits = torch.from_numpy(rng.normal(size=vocabulary).astype(np.float32))
     n = 40_000
-    tokens, _ = draw(logits.repeat(n, 1), torch.from_numpy(rng.random(n)), temperature=0.8, greedy=False)
+    tokens, _ = sample_tokens(logits.repeat(n, 1), torch.from_numpy(rng.random(n)), temperature=0.8, greedy=False)
     expected = torch.softmax(logits.double() / 0.8, 0).numpy() * n
     assert stats.chisquare(np.bincount(tokens.numpy(), minlength=vocabulary), expected).pvalue > 1e-3
 
@@ -87,7 +87,9 @@ def test_a_token_without_probability_is_never_drawn(uniform: float) -> None:
     """Not even at the ends of the interval: exp(-200) is 0 in float32, in whole blocks and at the edges of one."""
     logits = torch.full((1, 3 * BLOCK), -200.0)
     logits[0, BLOCK + 3 : BLOCK + 40] = 0.0
-    tokens, logprobs = draw(logits.clone(), torch.tensor([uniform], dtype=torch.float64), temperature=1.0, greedy=False)
+    tokens, logprobs = sample_tokens(
+        logits.clone(), torch.tensor([uniform], dtype=torch.float64), temperature=1.0, greedy=False
+    )
     assert BLOCK + 3 <= tokens.item() < BLOCK + 40
     assert logprobs.item() == pytest.approx(-np.log(37), abs=1e-6)
 
@@ -95,7 +97,7 @@ def test_a_token_without_probability_is_never_drawn(uniform: float) -> None:
 def test_a_logit_that_is_not_a_number_shows() -> None:
     logits = torch.zeros((1, 2 * BLOCK + 1))
     logits[0, -1] = float("nan")
-    tokens, logprobs = draw(logits, torch.tensor([0.3], dtype=torch.float64), temperature=1.0, greedy=False)
+    tokens, logprobs = sample_tokens(logits, torch.tensor([0.3], dtype=torch.float64), temperature=1.0, greedy=False)
     assert tokens.item() <= 2 * BLOCK
     assert torch.isnan(logprobs).all()
 
@@ -107,7 +109,7 @@ def test_the_tail_of_a_large_vocabulary_is_reached() -> None:
     logits[0] = np.log(vocabulary - 1)
     uniform = torch.from_numpy(np.random.default_rng(0).random(n))
     tokens = torch.cat(
-        [draw(logits.repeat(100, 1), part, temperature=1.0, greedy=False)[0] for part in uniform.split(100)]
+        [sample_tokens(logits.repeat(100, 1), part, temperature=1.0, greedy=False)[0] for part in uniform.split(100)]
     )
     assert abs(int((tokens == 0).sum()) - n / 2) < 4 * (n / 4) ** 0.5
     tail = tokens[tokens > 0].double() / vocabulary
@@ -131,7 +133,7 @@ def test_other_rounding_changes_a_draw_no_more_often_than_it_must() -> None:
     sums = p.cumsum(-1), q.cumsum(-1)
     for _ in range(60):
         uniform = torch.from_numpy(rng.random(rows))
-        first, second = (draw(x.clone(), uniform, temperature=1.0, greedy=False)[0] for x in (logits, other))
+        first, second = (sample_tokens(x.clone(), uniform, temperature=1.0, greedy=False)[0] for x in (logits, other))
         differ += int((first != second).sum())
         drawn += rows
         found = [torch.searchsorted(s, uniform[:, None] * s[:, -1:], right=True) for s in sums]

@@ -22,7 +22,8 @@ from slimrl.machine.signals import Stopped
 from slimrl.model.head import Head
 from slimrl.randomness import uniforms
 from slimrl.records import Group
-from slimrl.rollout.engine import Request, RolloutEngine
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.checkpoints import checkpoints
 from slimrl.session.state import optimizer_tensors
 from slimrl.train import train

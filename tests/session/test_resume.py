@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,8 +213,13 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
 def test_fewer_slots_act_and_are_said_to_change_last_bits(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, slots = RolloutEngine._sample, set()
-    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
+    own, slots = RolloutEngine.generate, set()
+
+    def noted(self: RolloutEngine, *args: Any, **more: Any) -> Any:
+        slots.add(self.slots)
+        return own(self, *args, **more)
+
+    monkeypatch.setattr(RolloutEngine, "generate", noted)
     config = load_config(TrainConfig, [], [f"output={stopped.parent}", "name=a", *EVERYTHING, "rollout.slots=3"])
     train(config, Display(), resume=True)
     assert slots == {3}
@@ -247,7 +253,7 @@ def test_other_problems_and_other_first_weights_are_refused(stopped: Path, monke
         with pytest.raises(SettingsError, match="the problems of the task, or their prompts, are not those"):
             run(stopped.parent, "a", resume=True, force=True)
     with monkeypatch.context() as patch:
-        patch.setattr("slimrl.session.resume.fingerprint", lambda _: "other")
+        patch.setattr("slimrl.session.resume.digest", lambda _: "other")
         with pytest.raises(SettingsError, match=r"the weights of model\.path are not those"):
             run(stopped.parent, "a", resume=True, force=True)
 

@@ -1,0 +1,92 @@
+"""The policy: a causal language model of transformers, its head and tokenizer, and how they are called.
+
+Sampler and trainer call this one module with the same weights. Three doors are meant for a policy of which only a part is
+trained (`trunk`, `trainable`, `merged`): nothing else may assume that the whole module is trained and saved as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slimrl.model.architecture import LayerAttention
+from slimrl.model.attention import AttentionPlan
+from slimrl.model.head import Head
+from slimrl.model.packing import Packed
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The one module that samples and learns, and what belongs to it."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    head: Head
+    stop_ids: tuple[int, ...]
+    """Every id that ends a completion: generation config, tokenizer and chat template together."""
+    pad_id: int
+    """Fills rows; never read, since masks come from lengths."""
+    context: int
+    """Longest prompt plus completion that the model was made for, in tokens."""
+    attention: tuple[LayerAttention, ...] = ()
+    """Recorded layer by layer when the model was loaded."""
+    form_ids: frozenset[int] = frozenset()
+    """Special tokens that are part of the form of an answer, and so of a completion's text."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user about the files that were loaded, and about the model."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The module that turns ids into hidden states: the model without its head, and without what wraps it."""
+        trunk: nn.Module = self.model.base_model
+        return trunk
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer owns, by name: all that are not frozen, tied ones once."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def merged(self) -> PreTrainedModel:
+        """The model as it is saved: its own layers with plain weights, ready for from_pretrained."""
+        return self.model
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
+        """[N, T] ids and positions -> [N, T, D] hidden states after the final norm."""
+        out = self.trunk(input_ids=input_ids, position_ids=position_ids, use_cache=False, plan=plan)
+        last: Tensor = out.last_hidden_state
+        return last
+
+    def packed_hidden(self, packed: Packed) -> Tensor:
+        """[N, D] hidden states of packed tokens."""
+        return self.hidden(packed.ids[None], packed.positions[None], packed.plan)[0]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion: without the stop token, and without special tokens except those of the answer's form."""
+        ids = list(token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids)
+        form = self.form_ids.intersection(ids)
+        if form:
+            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            ids = [i for i in ids if i not in special or i in form]
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=not form)
+        return text
+
+    def read_back(self, token_ids: Sequence[int]) -> str:
+        """The text of a completion of which these are the ids: it ends with its first stop token."""
+        end = next((n for n, i in enumerate(token_ids) if i in self.stop_ids), len(token_ids))
+        return self.decode(token_ids[:end])
+
+
+def freeze(policy: Policy) -> Policy:
+    """A copy that no optimizer touches: the reference of the KL penalty."""
+    model = copy.deepcopy(policy.model).requires_grad_(False)
+    return replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))

@@ -1,0 +1,49 @@
+"""The check that decoding token by token gives the model's logits, made once, when an engine takes a policy."""
+
+from __future__ import annotations
+
+import torch
+
+from slimrl.errors import SettingsError
+from slimrl.model.attention import CausalRows
+from slimrl.model.policy import Policy
+from slimrl.model.precision import in_float32, is_narrow
+from slimrl.model.probe import TOLERANCE, probe_tokens, relative_gap
+from slimrl.rollout.cache import Cache, DecodeStep, RowLayout, StepShape
+from slimrl.rollout.state import prefill
+
+
+@torch.inference_mode()
+def demand_plain_decoding(policy: Policy) -> None:
+    """Two decode steps must give what the whole row gives, in float32; raises SettingsError where they do not.
+
+    Layers with a state of their own would start anew at every token, and positions that a model counts by itself
+    would begin again at 0.
+    """
+    ids, positions = probe_tokens(policy)
+    with in_float32(policy.model):
+        known, row = ids.shape[1] - 2, tuple(ids[0].tolist())
+        stored, places, logits = prefill(policy, [row[:known], row])
+        # The torch operations where a narrow model decodes with them, though its keys are float32 here.
+        cache = Cache(prompts=1, width=known, slots=1, columns=2, recorded=is_narrow(policy.model))
+        cache.fill(0, stored, places[:1, :known])
+        zero = torch.zeros(1, dtype=torch.long, device=policy.device)
+        heads = torch.arange(cache.heads, device=policy.device)
+        layout = RowLayout(heads[None, :, None], heads, zero)
+        for time in range(2):
+            shape = StepShape(rows=1, width=known, used_columns=time + 1, unmasked=True)
+            step = DecodeStep(cache, layout, shape, time=time, ages=zero + time, lengths=zero + known)
+            place = slice(known + time, known + time + 1)
+            hidden = policy.hidden(ids[:, place], positions[:, place], step)
+        gap = relative_gap(policy.head(hidden[:, 0]), logits[1])
+        if gap <= TOLERANCE:
+            return
+        forwards, backwards = (policy.hidden(ids, p, CausalRows()) for p in (positions, positions.flip(1)))
+        blind = relative_gap(backwards, forwards) <= TOLERANCE
+    reason = (
+        "does not read the positions that it is given, so a token that is fed by itself is taken for the first of its row"
+        if blind
+        else f"gives other logits token by token than over the whole row (by {gap:.1e} of the largest, in float32), so "
+        "it keeps more than keys and values, which SlimRL's sampler does not carry"
+    )
+    raise SettingsError(f"{type(policy.model).__name__} {reason}")
