@@ -67,8 +67,9 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(str(node.module))
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in names if module_file(name)}
+            found |= modules | ({str(node.module)} if names - modules else set())
     return {name for name in found if name.startswith("slimrl.") and name != "slimrl.__version__"}
 
 

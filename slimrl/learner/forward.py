@@ -19,7 +19,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.cost import cost_of
 from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
@@ -54,7 +54,7 @@ class Attempt:
 class Microbatcher:
     """Runs models over rows in micro-batches. Where memory runs out, `plan` has smaller ones from then on."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, *, profiler: Stopwatch = OFF, stop: Stop = NEVER) -> None:
+    def __init__(self, config: TrainConfig, plan: Plan, *, profiler: Profiler = OFF, stop: Stop = NEVER) -> None:
         self.plan = plan
         self.temperature = config.rollout.temperature
         self.fixed_split = config.algorithm.aggregation == "microbatch_token_mean"

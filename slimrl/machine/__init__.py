@@ -1,4 +1,4 @@
-"""What the machine is and says: its limits and threads, signals and time, child processes.
+"""The machine: its limits and threads, signals and time, and child processes.
 
 This room knows nothing of reinforcement learning.
 """

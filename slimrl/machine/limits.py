@@ -1,4 +1,4 @@
-"""What this machine can do and how much of it is free: measured, not looked up."""
+"""Speed and memory of this machine, measured instead of looked up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CGROUPS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What torch reaches here on the two things that bound a model's speed."""
+    """The two limits of a model's speed, as torch reaches them on this machine."""
 
     flops: float
     """Operations per second of a large matrix product in the module's precision."""
@@ -38,7 +38,7 @@ class Limits:
 
 @torch.inference_mode()
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """Best of a few tries of each; takes about a second."""
+    """The best of a few tries of each limit; takes about a second."""
     size = GEMM_SIZE[device.type]
     square = torch.ones((size, size), device=device, dtype=dtype)
     array = torch.ones(READ_BYTES[device.type] // 4, device=device)
@@ -66,7 +66,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take, the container's limit heeded."""
+    """Bytes that this process may still take, within the container's limit."""
     if device.type == "cuda":
         # What torch holds and does not use is free for it too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -80,7 +80,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that the device has in all, the container's limit heeded."""
+    """Bytes of the device in all, within the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     limits = [_field("/proc/meminfo", "MemTotal")]
@@ -94,37 +94,37 @@ def total_memory(device: torch.device) -> int:
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes held now: of the GPU by torch, of a CPU by the whole process (0 where the system does not say)."""
+    """Bytes held now: by torch on a GPU, by the whole process on a CPU (0 if the system does not tell)."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return _field("/proc/self/status", "VmRSS") or 0
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held since the start of the process, counted like `used_memory`."""
+    """The most bytes held since the start of the process, counted as in `used_memory`."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _field("/proc/self/status", "VmHWM") or 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or this process, had no memory left for what was asked."""
+    """True if the error says that the device or this process has no memory left."""
     told = isinstance(error, RuntimeError) and any(sentence in str(error) for sentence in NO_MEMORY)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
 
 
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch says of a CPU's, and what CUDA says outside of torch's own allocator."""
+"""Messages of torch for a CPU, and of CUDA outside of torch's own allocator."""
 _given_back = False
 
 
 def give_back_large_blocks() -> bool:
-    """Let the C library hand a freed block of a MiB or more back to the system at once; False where it cannot be told.
+    """Let the C library return freed blocks of a MiB or more to the system at once; False if it has no such option.
 
-    By default glibc puts blocks of up to 32 MiB side by side, and what is freed between those in use stays in the
-    process: 1.3 of 9.5 GiB in an update of 0.5 billion parameters, which is no slower without. Small models get their
-    memory back warm that way, and are slower without (10 % at 2.4 million). Who has set MALLOC_MMAP_THRESHOLD_ or
-    GLIBC_TUNABLES, or preloads a library (which may be another allocator), is left alone.
+    By default glibc places blocks of up to 32 MiB next to each other, and those freed between others in use stay in the
+    process: 1.3 of 9.5 GiB in an update of 0.5 billion parameters, which is no slower with this option. A model of 2.4
+    million parameters, which reuses such blocks, is 10 % slower with it. Nothing changes if the user has set
+    MALLOC_MMAP_THRESHOLD_ or GLIBC_TUNABLES, or preloads a library (which may be another allocator).
     """
     global _given_back
     chosen = any(name in os.environ for name in ALLOCATOR_SETTINGS)
@@ -134,30 +134,30 @@ def give_back_large_blocks() -> bool:
 
 
 def bound_kernel_caches() -> None:
-    """Let oneDNN keep few of the kernels that it compiles; to be called before the first product in a narrow type on a CPU.
+    """Let oneDNN keep few of the kernels that it compiles; call this before the first product in a narrow type on a CPU.
 
-    It compiles one for every shape and keeps 1,024, in each of two caches. Decode steps have another number of rows every
-    few steps, so these grow to half a GiB under a model of a million parameters, and are hardly used again: with 64 a run
-    takes no more CPU time (5.3 s against 5.7 s). Who has set a capacity is left alone.
+    It compiles a kernel for every shape and keeps 1,024 in each of two caches. The number of rows of decode steps changes
+    every few steps, so the caches grow to half a GiB with a model of a million parameters, and their kernels are hardly
+    used again: with 64 kernels a run takes no more CPU time (5.3 s against 5.7 s). A capacity that the user has set stays.
     """
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, str(KEPT_KERNELS))
 
 
 def large_blocks_given_back() -> bool:
-    """Whether `give_back_large_blocks` has taken effect in this process."""
+    """True if `give_back_large_blocks` has taken effect in this process."""
     return _given_back
 
 
 def _file_cache(path: Path) -> int:
-    """Bytes of a container's file cache that give way when memory is wanted."""
+    """Bytes of a container's file cache that the kernel frees on demand."""
     lines = path.read_text().splitlines() if path.is_file() else []
     found = dict(line.split()[:2] for line in lines)
     return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def _field(path: str, name: str) -> int | None:
-    """A line `name: N kB` of a proc file, in bytes; None on systems that have none."""
+    """The line `name: N kB` of a proc file, in bytes; None on systems without it."""
     if Path(path).is_file():
         for line in Path(path).read_text().splitlines():
             if line.startswith(f"{name}:"):

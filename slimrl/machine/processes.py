@@ -1,4 +1,4 @@
-"""Child processes that do not outlive who started them, however that ended."""
+"""Child processes that do not outlive the process that started them, however that ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 
 def die_with_the_parent() -> None:
-    """On Linux the kernel ends this process with its parent, whatever it is busy with; elsewhere nothing happens."""
+    """On Linux, let the kernel kill this process when the thread that started it ends; elsewhere nothing happens."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # 1: PR_SET_PDEATHSIG
 
@@ -32,9 +32,9 @@ for group in groups:
 
 
 class Guard:
-    """A small process that kills groups of others as soon as this one is gone: what a child started would stay otherwise.
+    """A small process that kills process groups as soon as this process has ended.
 
-    The kernel ends a child with its parent, but not that child's own children, and a process that was killed cannot do it.
+    The kernel kills a child with its parent, but not the processes that the child started.
     """
 
     def __init__(self) -> None:
@@ -49,15 +49,15 @@ class Guard:
         )
 
     def watch(self, group: int) -> None:
-        """Kill this process group when it is time."""
+        """Kill this process group when this process ends."""
         self._say(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """This group is gone; its number may soon be another's."""
+        """Do not kill this group, which has ended; its number may soon be another's."""
         self._say(f"-{group}\n")
 
     def close(self) -> None:
-        """End the guard, which kills what it still watches."""
+        """End the guard, which kills the groups that it still watches."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -65,5 +65,5 @@ class Guard:
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # killed by hand, or closed: nothing depends on it
+        with contextlib.suppress(OSError, ValueError):  # the guard was killed or closed: nothing depends on it
             self._process.stdin.write(line)

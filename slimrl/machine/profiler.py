@@ -1,4 +1,4 @@
-"""Where the time of a step goes. Off, it costs nothing; on, a GPU is waited for at every change of part."""
+"""Time of a step by part. A profiler that is off costs nothing; one that is on waits for the GPU at every change of part."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from slimrl.machine.limits import Limits, synchronize
 PARTS = ("prefill", "decode", "sampling", "rewards", "reference", "forward", "backward", "optimizer", "rest")
 
 
-class Stopwatch:
-    """Seconds by part, each moment counted once: a part within a part stops the outer one."""
+class Profiler:
+    """Seconds by part. Each moment counts once: a part within a part pauses the outer one."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """Without a device it is off."""
+        """A profiler without a device is off."""
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.flops = 0.0
-        """Operations of the model in all parts."""
+        """Floating-point operations of the model in all parts."""
         self.decode_bytes = 0.0
-        """Weights, keys and values read by decode steps, each once a step."""
+        """Bytes of weights, keys and values that decode steps read, each once a step."""
         self._part, self._since = "rest", time.perf_counter()
 
     @property
@@ -33,7 +33,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what happens within as `name`, one of PARTS."""
+        """Count the time within the context as `name`, one of PARTS."""
         if self.device is None:
             yield
             return
@@ -51,13 +51,13 @@ class Stopwatch:
             self.decode_bytes += decode_bytes
 
     def start(self) -> None:
-        """Forget what was counted."""
+        """Reset all counts."""
         self._change("rest")
         self.seconds.clear()
         self.flops = self.decode_bytes = 0.0
 
     def lap(self, tokens: int, limits: Limits) -> dict[str, float]:
-        """Metrics since `start`, with `tokens` sampled in that time."""
+        """Metrics of the time since `start`, in which `tokens` tokens were sampled."""
         self._change("rest")
         total = sum(self.seconds.values())
         metrics = {f"profile/{name}": self.seconds[name] / total for name in PARTS}
@@ -80,7 +80,7 @@ class Stopwatch:
 
 
 def mean_profile(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of the steps' profiles, weighted by their seconds; empty where there are none."""
+    """Means of the steps' profiles, weighted by their seconds; empty if no step has one."""
     rows = [row for row in history if "profile/seconds" in row]
     total = sum(row["profile/seconds"] for row in rows)
     keys = [key for key in (rows[0] if rows else {}) if key.startswith("profile/") and key != "profile/seconds"]
@@ -90,5 +90,5 @@ def mean_profile(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-OFF = Stopwatch()
-"""For whoever is not watched."""
+OFF = Profiler()
+"""The default of functions that are not profiled."""

@@ -1,7 +1,7 @@
-"""When a run is told to stop: SIGTERM from a scheduler, Ctrl-C, or the end of its time.
+"""Requests to stop a run: SIGTERM from a scheduler, Ctrl-C, or the end of its time.
 
-What is told first ends the run at the next moment at which nothing is lost: between decode steps, between micro-batches.
-What is told second ends the process at once.
+The first request stops the run at the next safe point, between decode steps or micro-batches; a second signal ends the
+process at once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 ECHO_SECONDS = 1.0
-"""A signal so soon after the first is the same one."""
+"""A signal within this time after the first one is a repetition of it."""
 PREEMPTED, INTERRUPTED = 75, 130
 """Exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C."""
 
 
-class Stopped(BaseException):  # not an Exception, for nothing that mends errors may swallow it
-    """The run was told to stop; `str()` says by what."""
+class Stopped(BaseException):  # not an Exception, so that no handler of errors swallows it
+    """The run was asked to stop; `str()` names the cause."""
 
     def __init__(self, cause: str, exit_code: int, where: str = ", before there was anything to lose") -> None:
         super().__init__(f"stopped by {cause}{where}")
@@ -28,7 +28,7 @@ class Stopped(BaseException):  # not an Exception, for nothing that mends errors
 
 
 class Stop:
-    """Whether to stop, asked at moments at which nothing would be lost."""
+    """A request to stop, checked at safe points: moments at which nothing would be lost."""
 
     def __init__(self) -> None:
         self._asked: Stopped | None = None
@@ -39,7 +39,7 @@ class Stop:
         self._started = time.monotonic()
 
     def after(self, seconds: float) -> None:
-        """Stop that long after this object was made; 0: never."""
+        """Stop `seconds` after this object was made; 0: never."""
         self._end = self._started + seconds if seconds else float("inf")
 
     def ask(self, cause: str, exit_code: int) -> None:
@@ -47,7 +47,7 @@ class Stop:
         self._asked = self._asked or Stopped(cause, exit_code)
 
     def check(self) -> None:
-        """Raises Stopped where it is time."""
+        """Raises Stopped if a stop was asked for or the time is over."""
         if self._asked is None and time.monotonic() >= self._end:
             self.ask("max_time", PREEMPTED)
         if self._asked is not None:
@@ -55,7 +55,7 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Listen to SIGTERM and SIGINT; the main thread only, as signals are. Until `defer` a signal raises Stopped at once."""
+        """Handle SIGTERM and SIGINT within the context, in the main thread. Until `defer`, a signal raises Stopped at once."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self._at_once = True
         for number in before:
@@ -67,7 +67,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def defer(self) -> None:
-        """From now on there is something to lose: a signal waits for the next `check`."""
+        """Let signals wait for the next `check`; call this as soon as a stop would lose something."""
         self._at_once = False
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
@@ -76,12 +76,12 @@ class Stop:
         self._heard = now if before is None else before
         if before is not None:
             if now - before > ECHO_SECONDS:
-                os._exit(code)  # what must not outlive this process notices by itself
-            return  # schedulers signal the whole job and its shell passes the word on: that is one word
+                os._exit(code)  # child processes notice the end of this one
+            return  # schedulers signal the whole job, and its shell passes the signal on: that is one signal
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()
 
 
 NEVER = Stop()
-"""For whoever is not told to stop."""
+"""The default of functions that nothing asks to stop."""

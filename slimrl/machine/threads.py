@@ -1,8 +1,8 @@
-"""CPU threads: how they wait for each other, and how many of them compute. Imports torch only where it is asked for threads.
+"""CPU threads: how they wait for each other, and how many of them compute. Torch is imported only by functions that set them.
 
 The threads of a parallel region wait for each other at its end. By default they spin while they wait: on a machine whose
 cores other processes use too, a thread then burns its time slice waiting for one that is not running, and the same
-training takes many times as long. So SlimRL lets them spin briefly, and takes fewer threads where cores are in use.
+training takes many times as long. So SlimRL lets them spin briefly, and uses fewer threads if cores are busy.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Variables with which a user settles how OpenMP's threads wait; one that is set is left alone, and so are the others."""
+"""Variables that decide how OpenMP's threads wait. If the user has set one of them, none is changed."""
 SPINS = 1000
-"""Turns of GNU's OpenMP before a waiting thread sleeps: some microseconds, about what lies between two parallel regions."""
+"""Turns of GNU's OpenMP before a waiting thread sleeps: some microseconds, about the time between two parallel regions."""
 BLOCKTIME = 1
 """The same for LLVM's and Intel's, in milliseconds (their default is 200)."""
 
 
 def settle_waiting() -> None:
-    """Let waiting threads sleep soon, in this process and its children. OpenMP reads this when torch is imported."""
+    """Let waiting threads sleep soon, in this process and its children. OpenMP reads the variables when torch is imported."""
     if not any(name in os.environ for name in WAITING):
         os.environ |= {"GOMP_SPINCOUNT": str(SPINS), "KMP_BLOCKTIME": str(BLOCKTIME)}
 
 
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Usage:
-    """Processor seconds up to a moment: of all processes on the cores that this one may use, and of this one."""
+    """Processor seconds up to a moment: of all processes on the cores that this process may use, and of this process."""
 
     at: float
     cores: int
@@ -37,7 +42,7 @@ class Usage:
 
 
 def usage() -> Usage | None:
-    """Now; None where the system does not say (Linux does)."""
+    """The usage up to now; None if the system does not tell (Linux does)."""
     own = os.times()
     if not hasattr(os, "sched_getaffinity") or not Path("/proc/stat").is_file():
         return None
@@ -59,7 +64,7 @@ def taken_by_others(before: Usage, after: Usage) -> float:
 
 
 SHORTEST = 0.5
-"""Seconds over which use is measured at least: the kernel counts in hundredths."""
+"""Shortest time, in seconds, over which use is measured: the kernel counts in hundredths."""
 _began = usage()
 _settled = False
 
@@ -74,9 +79,10 @@ def fix_threads(count: int) -> None:
 
 
 def settle_threads() -> str:
-    """Leave the cores to other processes that they have used since this one began, once; what a user should know of it.
+    """Leave to other processes the cores that they have used since this process began; returns a note for the user.
 
-    Nothing happens where OMP_NUM_THREADS is set, threads are fixed, or the use of cores is not known.
+    Only the first call acts, and only if OMP_NUM_THREADS is not set, `fix_threads` was not called, and the use of cores is
+    known. The note is empty if nothing changed.
     """
     global _settled
     before, after = _began, usage()

@@ -16,7 +16,7 @@ from slimrl.config.files import with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.config.sections import RolloutConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import load_policy, sampling_settings, taught_instruction
@@ -63,7 +63,7 @@ class Setup(Generic[Config]):
     task: Task
     prompter: Prompter
     engine: Sampler
-    profiler: Stopwatch
+    profiler: Profiler
     stop: Stop
     held_out: tuple[Problem, ...]
     """The evaluation problems, the same ones every time."""
@@ -185,7 +185,7 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
-    profiler = Stopwatch(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
+    profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
     engine = RolloutEngine(
         policy, slots=memory.plan.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.machine.profiler import OFF, Stopwatch
+from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.cost import cost_of
 from slimrl.model.policy import Policy
@@ -44,7 +44,7 @@ class RolloutEngine:
         slots: int,
         compiled: bool = False,
         runner: Runner | None = None,
-        profiler: Stopwatch = OFF,
+        profiler: Profiler = OFF,
         stop: Stop = NEVER,
     ) -> None:
         """`compiled` decode steps go through torch.compile, at the first of them; `runner` is by default the device's.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slimrl.errors import SettingsError
-from slimrl.machine.profiler import Stopwatch
+from slimrl.machine.profiler import Profiler
 from slimrl.model.attention import Prefill
 from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
@@ -101,7 +101,7 @@ class Step:
     greedy: bool
 
 
-def decode_step(policy: Policy, state: State, step: Step, profiler: Stopwatch) -> None:
+def decode_step(policy: Policy, state: State, step: Step, profiler: Profiler) -> None:
     """Feed the last token of each of the step's rows and draw the next.
 
     Where steps are recorded, every tensor that is read or written here must outlive the call: only the policy's, the
@@ -120,7 +120,7 @@ def decode_step(policy: Policy, state: State, step: Step, profiler: Stopwatch) -
         step.time.add_(1)
 
 
-def compiled_step() -> Callable[[Policy, State, Step, Stopwatch], None]:
+def compiled_step() -> Callable[[Policy, State, Step, Profiler], None]:
     """`decode_step` through torch.compile, for all sizes at once; raises SettingsError where that cannot work."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(1))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from slimrl.machine.threads import cores
+
 GRACE_SECONDS = 10.0
 """A run that is told to stop is killed after this time."""
 GPU_BYTES_PER_RUN = 20 * 2**30
@@ -67,13 +69,13 @@ def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
     `threads` is the number for each run, which a study keeps because sums in another order differ in their last bits; 0 divides
     the cores. `gpu_bytes` is the memory of a GPU.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = cores()
     if not count and gpus:
         count = gpus * max(1, min(MOST_RUNS_PER_GPU, gpu_bytes // GPU_BYTES_PER_RUN))
     elif not count:
-        count = max(1, cores // threads) if threads else cores
+        count = max(1, available // threads) if threads else available
     on_a_device = -(-count // gpus) if gpus else count
-    return Slots(count, threads or max(1, cores // count), 1 / on_a_device, gpus)
+    return Slots(count, threads or max(1, available // count), 1 / on_a_device, gpus)
 
 
 def threads_asked_for() -> int:
@@ -104,8 +106,8 @@ class LocalLauncher:
         with job.log.open("ab") as log:
             return _Process(
                 subprocess.Popen(
-                    [sys.executable, "-m", "slimrl.study.child", str(job.settings)],
-                    stdin=subprocess.PIPE,  # closed when this process ends, which the child watches
+                    [sys.executable, "-m", "slimrl.cli.child", str(job.settings)],
+                    stdin=subprocess.PIPE,  # its end tells the child that this process is gone
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=environment,

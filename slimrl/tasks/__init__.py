@@ -1,6 +1,6 @@
-"""What is asked and what counts as right.
+"""Tasks: problems, the form of an answer, and the checker that grades it.
 
-A task is data and three plain functions; `load_task` builds it from settings.
+This room knows nothing of models, rollouts and rewards. `load_task` builds a task from settings.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Task:
     test: Sequence[Problem]
     """Held out; never trained on."""
     harder: Sequence[Problem]
-    """Held out and harder than the training problems; empty where the task has none."""
+    """Held out and harder than the training problems; empty if the task has none."""
     style: Style
-    """How the answer must be written, read and rendered."""
+    """The form in which the answer is written, read and rendered."""
     grader: Grader
     """Compares an answer with the gold answer."""
     instruction: str
@@ -35,7 +35,7 @@ class Task:
     demonstrators: dict[str, Callable[[Problem, int], str]]
     """Texts to imitate by name, each a pure function of (problem, draw); `solution` is the right worked solution."""
     rejected: tuple[Rejected, ...] = ()
-    """Rows of the data that are left out."""
+    """Rows of the data that were left out."""
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The prompt as chat messages."""
@@ -51,7 +51,7 @@ class Task:
 
 
 def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
-    """A question as chat messages, with a system message where there is an instruction."""
+    """A question as chat messages, with a system message unless the instruction is empty."""
     system = [{"role": "system", "content": instruction}] if instruction else []
     return [*system, {"role": "user", "content": question}]
 
@@ -65,9 +65,8 @@ def load_task(
 ) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
 
-    `encode` gets the prompt of each row of data, as messages, and its gold text; a row for which it raises DataError is bad.
-
-    Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
+    `encode` is called with the prompt of each row of data, as messages, and its gold text; a row for which it raises
+    DataError is bad. Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files
 

@@ -1,4 +1,4 @@
-"""What counts as right: strict and lenient verdicts on a completion, always both."""
+"""Strict and lenient verdicts on a completion, always both."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class Grade:
     strict: bool
     """The answer stands in the required form and equals the gold answer."""
     lenient: bool
-    """Strict, or the last number (symbolic: the last box) behind the thinking equals the gold answer.
+    """Strict, or the last number (symbolic: the last box) after the thinking equals the gold answer.
 
-    A number in the required form is the answer, however it is written: the 5 of `#### $5$ million` is none.
-    Thinking that never ends counts for nothing here too: of the many numbers in it the last is one by chance.
+    A number in the required form is the answer, however it is written: `#### $5$ million` is never read as 5.
+    Thinking that never ends has no lenient answer either: its last number is one of many.
     """
     extracted_strict: str
-    """What the required form holds; empty where the completion is not in the form."""
+    """The answer in the required form; empty if the completion is not in the form."""
     extracted_lenient: str
     undecided: bool = False
-    """The symbolic checker gave no verdict in time on the strict answer, so that no reward may be built on it."""
+    """The symbolic checker gave no verdict on the strict answer in time, so no reward may depend on it."""
 
 
 class Grader:
     """Compares answers with gold answers.
 
-    `numeric` compares exact fractions and knows nothing else: what is not a number is never right. `symbolic` compares
-    numbers exactly and everything else first as normalised text, then piece by piece where it is a time, a ratio, a
-    choice, a list or an interval (`slimrl/tasks/forms.py`), and last through math-verify in a process of its own.
+    `numeric` compares exact fractions; an answer that is not a number is never right. `symbolic` compares numbers exactly,
+    and other answers first as normalised text, then piece by piece if they are times, ratios, choices, lists or intervals
+    (`slimrl/tasks/forms.py`), and last through math-verify in a process of its own.
     """
 
     def __init__(self, checker: Checker) -> None:
@@ -76,22 +76,22 @@ class Grader:
         if verdict:
             return Grade(True, True, extracted, extracted)
         lenient = self._lenient(committed(text), extracted)
-        # what no verdict was found for a moment ago is not asked again
+        # an answer without a verdict is not asked about again
         right = False if lenient == extracted else bool(self.compare(lenient, answer))
         return Grade(False, right, extracted, lenient, undecided=verdict is None)
 
     def same(self, guess: str, gold: str) -> bool:
-        """The guess is the gold answer."""
+        """True if the guess is the gold answer."""
         return self.compare(guess, gold) is True
 
     def compare(self, guess: str, gold: str) -> bool | None:
-        """As `same`, but None where the symbolic checker could not decide in time."""
+        """As `same`, but None if the symbolic checker did not decide in time."""
         if not guess:
             return False
         return same_number(guess, gold) if self._worker is None else self._cached(guess, gold)
 
     def close(self) -> None:
-        """Stop the checker's process, if it has one; it comes back when needed."""
+        """Stop the checker's process, if it has one; the next comparison starts another."""
         if self._worker is not None:
             self._worker.close()
 
@@ -142,7 +142,7 @@ class Grader:
         return self._whole(guess, gold)
 
     def _whole(self, guess: str, gold: str) -> bool | None:
-        """math-verify's verdict, where it may be asked."""
+        """math-verify's verdict; False if the guess is not plausible."""
         bare = without_plain_unit(guess)
         return plausible(bare, gold) and self._ask(bare, gold)
 
@@ -151,7 +151,7 @@ class Grader:
         return self._worker.same(guess, gold)
 
     def _ratio(self, guess: str, names: tuple[str, ...], terms: tuple[str, ...]) -> bool | None:
-        """Whether all terms stand to the first one as the gold answer's do; a fraction may state a ratio of two."""
+        """Compare the terms, each divided by the first, with the gold answer's; a fraction may state a ratio of two terms."""
         other_names, guessed = forms.ratio(guess)
         if not guessed:
             return len(terms) == 2 and self._compare(guess, _quotient(*terms))
@@ -162,9 +162,9 @@ class Grader:
         return _all(self._compare(_quotient(mine, guessed[0]), _quotient(theirs, terms[0])) for mine, theirs in pairs)
 
     def _list(self, guessed: list[str], pieces: list[str]) -> bool | None:
-        """Whether the pieces are the same in any order: by their names where they have names that differ.
+        """Compare the pieces in any order: by name if the gold answer names them differently.
 
-        Values without names stand for named ones only in the order of the gold answer.
+        Values without names match named ones only in the order of the gold answer.
         """
         mine, theirs = forms.named(guessed), forms.named(pieces)
         if len({name for name, _ in theirs}) == len(pieces) > 1:
@@ -194,13 +194,13 @@ class Grader:
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
-    """True where all are, False where one is, None (no verdict) otherwise."""
+    """True if all are, False if one is, None (no verdict) otherwise."""
     found = list(verdicts)
     return False if False in found else None if None in found else True
 
 
 def _quotient(above: str, below: str) -> str:
-    """Two terms of a ratio as a fraction in LaTeX, of whole numbers where they are numbers."""
+    """Two terms of a ratio as a fraction in LaTeX, of whole numbers if they are numbers."""
     left, right = parse_number(above, words=False), parse_number(below, words=False)
     if left is None or not right:
         return f"\\frac{{{above}}}{{{below}}}"
@@ -222,7 +222,7 @@ def _value(latex: str) -> str:
 
 
 def _without_one_name(elements: list[str]) -> list[str]:
-    """The values of `x=1, x=2` and of `x=1, 2`, where all belong to one name; else the elements as they stand."""
+    """The values of `x=1, x=2` and of `x=1, 2`, if all belong to one name; otherwise the elements as they are."""
     first, *rest = elements
     if all(forms.named([element]) for element in elements):
         pairs = forms.named(elements)
@@ -238,9 +238,9 @@ def _gold_number(gold: str) -> Fraction | None:
 
 
 def _number(guess: str) -> Fraction | None:
-    """The number that a LaTeX answer states, be it named, boxed or in brackets.
+    """The number that a LaTeX answer states, also if it is named, boxed or in brackets.
 
-    What has still to be computed is none: many a problem asks to compute \\binom{8}{4}, and who copies that has not.
+    An expression is no number: a problem may ask to compute \\binom{8}{4}, and a copy of that is no answer.
     """
     value = guess
     named = re.match(rf"\s*\$?\s*({NAME})\s*=(?!=)", guess) if guess.count("=") == 1 else None

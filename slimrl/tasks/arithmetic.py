@@ -52,7 +52,7 @@ def load(config: ArithmeticConfig, *, seed: int) -> Splits:
 
 @dataclass(frozen=True)
 class Problems(Sequence[Problem]):
-    """A lazy sequence: nothing is stored, an item is made when it is asked for."""
+    """A lazy sequence: an item is made at each access, and none is stored."""
 
     config: ArithmeticConfig
     split: Split
@@ -121,7 +121,7 @@ def split_of(question: str) -> Split:
 
 
 def apply(left: int, operator: Operator, right: int, limit: int) -> int | None:
-    """The result, or None where it is not a whole number of 1 .. limit."""
+    """The result, or None if it is not a whole number of 1 .. limit."""
     if operator == "/":
         result = left // right if left % right == 0 else 0
     else:
@@ -179,8 +179,8 @@ def _numbers(kind: Kind, value: int, limit: int) -> Sequence[int]:
 def demonstrators(config: ArithmeticConfig, style: Style) -> dict[str, Callable[[Problem, int], str]]:
     """Texts to imitate, by name: the right worked solution and six flawed ways to answer.
 
-    Each is a pure function of (problem, draw). Where a flaw is impossible (a single step cannot be skipped) the text
-    is the right one.
+    Each is a pure function of (problem, draw). If a flaw is impossible (a single step cannot be skipped), the text is the
+    right one.
     """
     limit = config.max_number
 
@@ -258,7 +258,7 @@ def _worked(steps: Sequence[Step]) -> str:
 
 
 def _carry_on(steps: Sequence[Step], index: int, changed: Step, limit: int) -> list[Step]:
-    """The steps with one of them changed and the later ones worked out from it; empty where one is not possible."""
+    """The steps with one of them changed and the later ones worked out from it; empty if one is not possible."""
     if not 1 <= changed.result <= limit:
         return []
     result = [*steps[:index], changed]
@@ -271,6 +271,6 @@ def _carry_on(steps: Sequence[Step], index: int, changed: Step, limit: int) -> l
 
 
 def _choose(candidates: Sequence[list[Step]], draws: Draws) -> list[Step]:
-    """One of the candidates that are possible; empty where none is."""
+    """One of the candidates that are possible; empty if none is."""
     possible = [candidate for candidate in candidates if candidate]
     return draws.pick(possible) if possible else []

@@ -39,13 +39,13 @@ class Kind:
     operator: Operator
     texts: tuple[str, ...]
     misread: tuple[Operator, ...]
-    """How a hasty reader takes it, most tempting first; the number stays the same."""
+    """Operators that a hasty reader may take it for, most tempting first; the number stays the same."""
     number: int = 0
-    """The number where the words fix it ("half", "twice"); 0: drawn."""
+    """The number that the words fix ("half", "twice"); 0: drawn."""
     passes_on: bool = False
     """The count is then {b}'s."""
     question: str = ""
-    """The question, where the kind asks its own; such a kind can only come last."""
+    """The question, if the kind has its own; such a kind can only come last."""
 
 
 OPENINGS: tuple[Kind, ...] = (

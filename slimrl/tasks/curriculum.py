@@ -1,7 +1,7 @@
-"""Which problems come when, where they do not come alike: easiest first, or those with most to learn.
+"""The order of problems that are not only shuffled: easiest first, or those with most to learn first.
 
-Both read a pool: a finite set whole, of an endless one the next few times as many as a step needs. A step's problems are a
-function of (seed, step, state), and only `learnability` has a state: what was right so far.
+Both choose from a pool: all of a finite set, or of an endless one the next POOL times as many as a step needs. A step's
+problems are a function of (seed, step, state), and only `learnability` has a state: how often each problem was right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slimrl.records import Group, Problem
 from slimrl.tasks.order import ENDLESS, permutation, problems_for_step
 
 POOL = 4
-"""Problems of an endless supply that are looked at for each that a step needs."""
+"""Problems of an endless supply in the pool, for each problem that a step needs."""
 
 
 class Curriculum:
@@ -25,9 +25,9 @@ class Curriculum:
 
     Args:
         problems: the training problems, finite or endless.
-        steps: of the run, over which `easy_first` moves from the easiest to the hardest.
+        steps: length of the run, over which `easy_first` moves from the easiest to the hardest.
 
-    Raises SettingsError for `easy_first` where no difficulty is known.
+    Raises SettingsError for `easy_first` if no difficulties are known.
     """
 
     def __init__(self, problems: Sequence[Problem], config: CurriculumConfig, *, seed: int, steps: int) -> None:
@@ -87,12 +87,12 @@ class Curriculum:
         return {key: [self._right[key], self._asked[key]] for key in self._asked}
 
     def restore(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Take up a state where a run left it."""
+        """Set the state, as an earlier run left it."""
         self._right = {key: float(right) for key, (right, _) in state.items()}
         self._asked = {key: float(asked) for key, (_, asked) in state.items()}
 
     def _pool(self, step: int, count: int) -> list[Problem]:
-        """In an order that has nothing to do with difficulty; never fewer than there are."""
+        """The problems to choose from, in an order independent of difficulty."""
         if not self._endless:
             order = permutation(len(self._problems), self._seed, step if self._config.order == "easy_first" else 0)
             return [self._problems[int(i)] for i in order]
@@ -100,5 +100,5 @@ class Curriculum:
         return [self._problems[(start + i) % len(self._problems)] for i in range(count * POOL)]
 
     def _key(self, problem: Problem) -> str:
-        """A problem of an endless supply is never met again, so there its kind is what is known."""
+        """The name under which a problem's success is kept: its difficulty in an endless supply, where none comes again."""
         return f"difficulty {problem.difficulty:g}" if self._endless else problem.id

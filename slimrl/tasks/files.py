@@ -1,4 +1,4 @@
-"""Problems from local files and from the Hub: GSM8K, AIME, MATH, SVAMP, and any JSONL of yours.
+"""Problems from local files and from the Hub: GSM8K, AIME, MATH, SVAMP, and the user's own JSONL.
 
 Each kind of row has one short function that turns it into a Problem; data sets from the Hub go through the same ones.
 """
@@ -26,7 +26,7 @@ class Splits:
     test: Sequence[Problem]
     harder: Sequence[Problem] = ()
     rejected: tuple[Rejected, ...] = ()
-    """Rows that are left out."""
+    """Rows that were left out."""
 
 
 Reader = Callable[[Row, str], Problem]
@@ -41,13 +41,12 @@ def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
     With `task.path` and without `task.test_path`, about a tenth of the file's questions is held out, chosen by a hash of the
-    question (`questions.held_out`), after repeats are gone. Without `task.path` the training problems come from the Hub, and
-    so do held-out ones where no `task.test_path` is given.
+    question (`questions.held_out`), after repeats are removed. Without `task.path` the training problems come from the Hub,
+    and without `task.test_path` the held-out ones do.
 
-    Bad are rows that cannot be read, repeat an id or a question of their file, that `encode` refuses, or that train on a
-    held-out question. With
-    `task.on_bad_row=error` they raise DataError, naming file:line; with `skip` they are left out, of a question that is
-    trained on and held out the training row, and an error is only raised where a split has no row left.
+    A row is bad if it cannot be read, repeats an id or a question of its file, is refused by `encode`, or is a training row
+    with a held-out question. With `task.on_bad_row=error` bad rows raise DataError, naming file:line; with `skip` they are
+    left out, and an error is raised only if a split has no row left.
     """
     if config.path and not config.test_path:
         train, rejected = _problems(config.name, config.name, scan_rows(config.path), encode)
@@ -65,9 +64,9 @@ def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
         )
     for split, kept in (("training", train), ("held-out", test)):
         if rejected and not kept:
-            mend = f"; no {split} row is left, so mend {'it' if len(rejected) == 1 else 'them'}"
-            # another format has no rows to mend, and its sentence says what to do
-            raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else mend))
+            correct = f"; no {split} row is left, so correct {'it' if len(rejected) == 1 else 'them'}"
+            # a file in another format has no rows to correct, and its sentence names the way out
+            raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else correct))
     return Splits(
         tuple(problem for _, problem in train.values()),
         tuple(problem for _, problem in test.values()),
@@ -76,7 +75,7 @@ def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
 
 
 def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | Rejected]]:
-    """Rows of the training and of the held-out file, from the Hub where no file is named."""
+    """Rows of the training and of the held-out file, from the Hub if no file is named."""
     if config.path:
         return scan_rows(config.path), scan_rows(config.test_path)
     if config.test_path:
@@ -89,11 +88,11 @@ def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | 
 
 
 def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected], encode: Encode) -> tuple[Asked, list[Rejected]]:
-    """The problems of a file by question, and its bad rows; a problem without an id is called by `prefix` and its row."""
+    """The problems of a file by question, and its bad rows; a problem without an id is named after `prefix` and its row."""
     kept: Asked = {}
     rejected: list[Rejected] = []
     ids: dict[str, str] = {}
-    for index, row in enumerate(rows):  # bad rows count too: mending one changes the id of no other
+    for index, row in enumerate(rows):  # bad rows count too, so correcting one changes no other id
         if isinstance(row, Rejected):
             rejected.append(row)
             continue
@@ -114,7 +113,7 @@ def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected], encode: En
 
 
 def _overlap(train: Asked, test: Asked) -> list[Rejected]:
-    """Take the questions out of `train` that are held out too; the evaluation stays what it is."""
+    """Remove the questions from `train` that are held out too, so that the evaluation stays the same."""
     rejected = []
     for question in [asked for asked in train if asked in test]:
         row, _ = train.pop(question)
@@ -152,7 +151,7 @@ def _aime(row: Row, new_id: str) -> Problem:
 
 
 def _math(row: Row, new_id: str) -> Problem:
-    """MATH and MATH-500; `level` is the difficulty, 1 to 5, also where it is written `Level 3`."""
+    """MATH and MATH-500; `level` is the difficulty, 1 to 5, also if it is written `Level 3`."""
     level = row.fields.get("level")
     digits = re.search(r"[0-9]", level) if isinstance(level, str) else None
     difficulty = float(digits[0]) if digits else 0.0 if isinstance(level, str) else row.number("level")
@@ -193,7 +192,7 @@ _HUB: Mapping[tuple[str, str], tuple[str, str | None, str]] = {
     ("svamp", "train"): ("ChilleD/SVAMP", None, "train"),
     ("svamp", "test"): ("ChilleD/SVAMP", None, "test"),
 }
-"""(task, split) -> (data set, its configuration where it has several, its split)"""
+"""(task, split) -> (data set, its configuration if it has several, its split)"""
 
 
 def _hub_rows(name: str, split: str) -> list[Row]:

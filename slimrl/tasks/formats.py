@@ -1,7 +1,7 @@
-"""Data files that are not JSONL and not one JSON array: each is named for what it is, with the way to one that can be read.
+"""Data files that are neither JSONL nor one JSON array: the sentence that names the format and the way to a readable file.
 
-Binary formats are known by their first bytes, text formats by their shape. A text format is only looked for where no
-row could be read, so a file with a few broken lines is never taken for something else.
+Binary formats are recognized by their first bytes, text formats by their shape. A text format is only looked for if no
+row could be read, so a file with a few broken lines is never taken for another format.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 """First bytes, the format's name, and the way out; no JSON text begins with any of them."""
 TAR = slice(257, 262)
-"""Where a tar archive says `ustar`."""
+"""Bytes of a tar archive that are `ustar`."""
 COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")
 """A name in the first line of a table."""
 TABLE_ROWS = 5
 """Lines of a table that must have as many cells as its first."""
 SHOWN = 6
 """Names of columns that a sentence lists."""
+LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
+"""Reads any JSON value, numbers as text; finds the end of one that is refused."""
 
 
 def refuse_binary(file: str, data: bytes) -> None:
@@ -86,15 +88,16 @@ def _binary(data: bytes) -> tuple[str, str]:
 
 
 def refuse_layout(file: str, text: str) -> None:
-    """Raises DataError, naming the format, for a text without a single row of JSON, where its shape is a known one."""
+    """Raises DataError, naming the format, for a text without a single row of JSON whose shape is known."""
     start = text.lstrip()
+    first, end = _first_object(start)
     name = ""
     if looks_like_python(text):
         name = "holds Python dictionaries, which are not JSON (json.dumps writes them as JSON)"
-    elif spread := _spread_object(start):
-        what = described(spread, ()).removeprefix("this ")
+    elif first and "\n" in start[:end]:
+        what = described(first, ()).removeprefix("this ")
         name = (
-            what or f"holds JSON objects spread over several lines (the first with the fields {_listed(list(spread))})"
+            what or f"holds JSON objects spread over several lines (the first with the fields {_listed(list(first))})"
         )
     elif columns := _table(start):
         delimiter, names = columns
@@ -109,7 +112,7 @@ def refuse_layout(file: str, text: str) -> None:
 
 
 def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
-    """What an object is that holds rows instead of being one, as the start of a sentence; empty where it may be a row.
+    """The description of an object that holds rows instead of being one, as the start of a sentence; empty if it may be a row.
 
     `wanted` are the names of a field that a row must have.
     """
@@ -125,13 +128,17 @@ def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
     return ""
 
 
-def is_wrapped(value: Mapping[str, object]) -> bool:
-    """Whether an object holds one list of objects and nothing else, as {"data": [{...}, {...}]}."""
-    return len(value) == 1 and all(map(_are_objects, value.values()))
+def wrapped(text: str) -> int:
+    """The place of the array in a text that is {"data": [{...}, {...}]}, with any name; 0 for any other text."""
+    fields, end = _first_object(text)
+    if len(fields) != 1 or not all(map(_are_objects, fields.values())) or text[end:].strip():
+        return 0
+    opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
+    return opening.end() if opening else 0
 
 
 def looks_like_python(text: str) -> bool:
-    """Whether a text begins as the repr of a dictionary, or of a list of them: with a key in single quotes."""
+    """True if a text begins as the repr of a dictionary, or of a list of them: with a key in single quotes."""
     return bool(re.match(r"\s*[\[(]?\s*\{\s*u?'", text))
 
 
@@ -143,13 +150,13 @@ def _any_has(values: Sequence[object], names: Sequence[str]) -> bool:
     return any(isinstance(value, dict) and value.keys() & {*names} for value in values)
 
 
-def _spread_object(text: str) -> dict[str, object]:
-    """The object that a text begins with where it takes several lines; an empty one elsewhere."""
+def _first_object(text: str) -> tuple[dict[str, object], int]:
+    """The JSON object that a text begins with, after blanks, and the place of its end; empty if there is none."""
     try:
-        value, end = json.JSONDecoder(parse_int=str).raw_decode(text)
+        value, end = LENIENT.raw_decode(text, len(text) - len(text.lstrip()))
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) and "\n" in text[:end] else {}
+        return {}, 0
+    return (value, end) if isinstance(value, dict) else ({}, 0)
 
 
 def _table(text: str) -> tuple[str, list[str]] | None:

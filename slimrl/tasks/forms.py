@@ -1,6 +1,6 @@
 """Answers that are more than one number or expression, taken to pieces: times, ratios, choices, lists, intervals.
 
-Each reader returns what it found, or nothing (`None`, an empty tuple) where the answer is not of its form.
+Each reader returns the pieces, or nothing (`None`, an empty tuple) if the answer is not of its form.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimrl.tasks.latex import NAME, normalise
+from slimrl.tasks.latex import NAME, TEXT, normalise
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.units import changes_meaning
 
@@ -31,16 +31,16 @@ class Clock:
     """A time of day."""
 
     hour: int
-    """As written: 1 to 12 where the half of the day is given, 0 to 24 otherwise."""
+    """As written: 1 to 12 if the half of the day is given, 0 to 24 otherwise."""
     minute: int
     second: int
     half: str
-    """`a`, `p`, or empty where it is not said."""
+    """`a`, `p`, or empty if it is not given."""
 
     def agrees(self, gold: Clock) -> bool:
-        """The same time as the gold answer; one without a half of the day is on the 24-hour clock.
+        """True if this is the time of the gold answer; a time without a half of the day is on the 24-hour clock.
 
-        Only where the gold answer leaves the half open, as 3:30 does, may the guess add either.
+        If the gold answer leaves the half open, as 3:30 does, the guess may add either.
         """
         if (self.minute, self.second) != (gold.minute, gold.second):
             return False
@@ -83,7 +83,7 @@ def ratio(latex: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def in_order(names: Sequence[str], terms: tuple[str, ...], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The terms of a named ratio in the order of other names, where both name the same things."""
+    """The terms of a named ratio in the order of other names, if both name the same things."""
     if names and wanted and Counter(names) == Counter(wanted) and len(set(names)) == len(names):
         return tuple(terms[names.index(name)] for name in wanted)
     return terms if not names or not wanted or list(names) == list(wanted) else ()
@@ -92,9 +92,9 @@ def in_order(names: Sequence[str], terms: tuple[str, ...], wanted: Sequence[str]
 def choice(latex: str) -> str:
     """The letter of a multiple-choice answer: `C`, `(C)`, `\\text{(C)}`, `C.`, `\\textbf{(C) }5`; else empty.
 
-    What stands behind the letter may say what the choice is, but no second letter and nothing that takes it back.
+    The text after the letter may describe the choice, but must not hold a second letter or take the choice back.
     """
-    plain = re.sub(r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)\s*\{([^{}]*)\}", r"\1", latex).strip(" $*")
+    plain = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", latex).strip(" $*")
     plain = re.sub(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~", " ", plain).strip()
     match = re.fullmatch(r"(?:(?i:option|choice)\s+)?(?:(\()\s*)?([A-Z])\s*(?(1)\)|(?:[).:]|\Z))(.*)", plain, re.DOTALL)
     if match is None:
@@ -127,7 +127,7 @@ def parts(latex: str, *, alternatives: bool) -> list[str]:
 
 
 def elements(pieces: Sequence[str]) -> list[str]:
-    """The coordinates of a single point `(1, 2)`; other pieces as they stand."""
+    """The coordinates of a single point `(1, 2)`; other pieces unchanged."""
     point = (
         re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL) if len(pieces) == 1 else None
     )
@@ -135,7 +135,7 @@ def elements(pieces: Sequence[str]) -> list[str]:
 
 
 def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, value) of every piece, where each has one; else empty."""
+    """(name, value) of every piece, if each has both; otherwise empty."""
     found = []
     for piece in pieces:
         name, equals, value = piece.partition("=")
@@ -146,7 +146,7 @@ def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def interval(latex: str) -> tuple[str, str, bool]:
-    """(variable, set in LaTeX, whether it was written as inequalities); the set is empty where it is no set of reals.
+    """(variable, set in LaTeX, whether it was written as inequalities); the set is empty if it is no set of reals.
 
     `-2 \\le x < 7` is x and `[-2,7)`, `x \\in (3,\\infty)` is x and `(3,\\infty)`; "or" and a comma join inequalities,
     "and" makes one of the two sides of an interval. `\\{x : x > 3\\}` is read as `x > 3`.

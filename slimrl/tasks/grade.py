@@ -28,7 +28,7 @@ class GradeSummary:
 def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSummary:
     """Grade rows of {"id", "answer", "completion"}; needs the task's style and checker, not its data.
 
-    Thinking and the end tokens that a stored output may still carry are passed over (`slimrl/tasks/thinking.py`).
+    Thinking, and end tokens that a stored output may still hold, are ignored (`slimrl/tasks/thinking.py`).
     With `out`, writes one JSON line a row: {"id", "strict", "lenient", "extracted_strict", "extracted_lenient"}. An id
     may occur several times (several samples of a problem).
 
@@ -58,7 +58,7 @@ def _grades(config: TaskConfig, grader: Grader, rows: list[Row]) -> Iterator[tup
         row.answer("id")
         answer, completion = row.answer("answer"), row.text("completion", blank=True)
         if config.checker == "numeric" and parse_number(answer) is None:
-            row.fail(f"answer {answer[:60]!r} is not one number; set task.checker=symbolic, or mend the answer")
+            row.fail(f"answer {answer[:60]!r} is not one number; set task.checker=symbolic, or correct the answer")
         yield row, grader.grade(completion, answer, style)
 
 

@@ -1,4 +1,4 @@
-"""LaTeX answers as text: what reads the same is spelt the same, and what math-verify may be asked about."""
+"""LaTeX answers as text: one spelling for answers that read the same, and the answers that math-verify may compare."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ NAME = (
     r"|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|phi|omega)(?![A-Za-z])|[A-Za-z]{1,4})"
     r"(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,4}\}))?(?:\([a-z0-9]{1,3}\))?"
 )
-"""What an answer may be called: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
+"""A name of an answer: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
+TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
+"""Commands whose argument is running text."""
 
-_TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
 _SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![A-Za-z]))"
 _MARKS = re.compile(
     r"_\{?[0-9]+|\\(?:approx|sim|simeq|cong|ne|not|dots|boxed|fbox|tag|label|\w*phantom|\w*cancel)(?![A-Za-z])|\.\.\."
@@ -66,7 +67,7 @@ def normalise(text: str) -> str:
     plain = re.sub(r"\\(?:leq|leqslant)(?![A-Za-z])|<=|\u2264", r"\\le", plain)
     plain = re.sub(r"\\(?:geq|geqslant)(?![A-Za-z])|>=|\u2265", r"\\ge", plain)
     plain = re.sub(r"\\lt(?![A-Za-z])", "<", re.sub(r"\\gt(?![A-Za-z])", ">", plain))
-    plain = re.sub(rf"{_TEXT}\s*\{{([^{{}}]*)\}}", r"\1", plain)
+    plain = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", plain)
     plain = re.sub(r"_\{([0-9])\}", r"_\1", plain)
     plain = _PRIME.sub("'", re.sub(r"\\(?:colon|ratio)(?![A-Za-z])", ":", plain))
     # a gap between digits is kept: 1 8 is not 18
@@ -77,11 +78,11 @@ def normalise(text: str) -> str:
 
 
 def plausible(guess: str, gold: str) -> bool:
-    """Whether a guess may be handed to math-verify at all.
+    """True if math-verify may compare the guess.
 
-    math-verify adds numbers that stand side by side, takes the last of several equations, and passes over words, bases of
-    numbers, dots and whatever stands behind a box. It multiplies letters in a row, so that their order and their case are
-    lost, and divides where a colon stands. Each would let a text that is not the answer pass for it.
+    math-verify adds adjacent numbers, takes the last of several equations, and ignores words, bases of numbers, dots and
+    all that follows a box. It multiplies adjacent letters, so that their order and case are lost, and reads a colon as a
+    division. In each case it would accept a text that is not the answer.
     """
     plain = normalise(guess)
     spaced = re.sub(r"\\log_\s*[0-9]", r"\\log", re.sub(r"\\[,;: ]|~", " ", guess))
@@ -102,9 +103,9 @@ def plausible(guess: str, gold: str) -> bool:
 
 
 def marks(latex: str) -> list[str]:
-    """Bases, relations, dots and what hides other signs: math-verify passes over them, and the answer hangs on them.
+    """Signs that math-verify ignores although the answer depends on them: bases, relations, dots, and commands that hide others.
 
-    So it does on the degrees of an angle whose sine is taken. The base of a logarithm is not among them: that is read.
+    The degrees of an angle whose sine is taken are among them; the base of a logarithm, which it reads, is not.
     """
     plain = normalise(re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", r"\1{}", latex))
     plain = re.sub(r"\\log_(?:\{[^{}]*\}|[0-9])", r"\\log", plain)
@@ -145,7 +146,7 @@ def _same_letters(guess: str, gold: str) -> bool:
 
 def _bare(latex: str) -> str:
     """The letters that are not those of commands or of running text."""
-    plain = _PRIME.sub("'", re.sub(rf"{_TEXT}\s*\{{[^{{}}]*\}}", "", latex))
+    plain = _PRIME.sub("'", re.sub(rf"{TEXT}\s*\{{[^{{}}]*\}}", "", latex))
     plain = re.sub(r"_\s*\{\s*([A-Za-z0-9]+)\s*\}", r"_\1", re.sub(r"\\[A-Za-z]+", "|", plain))
     return re.sub(r"[\s\\]", "", plain.replace("{", "|").replace("}", "|"))
 

@@ -78,11 +78,11 @@ _WRAPPINGS = [
         r"\\\((.+)\\\)([^\\]*)", r"\\\[(.+)\\\]([^\\]*)", r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})+)\}([^{}\\]*)",
     )
 ]  # fmt: skip
-"""What may stand around a number, and what may follow it: Markdown, math delimiters, a box."""
+"""Markup around a number, and the text after it: Markdown, math delimiters, a box."""
 
 
 def parse_number(text: str, *, words: bool = True) -> Fraction | None:
-    """The number that `text` *is*, exactly; None where it is not one number with at most a unit behind it.
+    """The number that `text` *is*, exactly; None if it is not one number with at most a unit after it.
 
     Read: `1,080`, `10,\\!080`, `-5`, `−5`, `.5`, `2/3`, `1 1/2`, `\\frac{2}{-3}`, `1e3`, `2.5 \\times 10^4`, `10^{-3}`,
     `0.\\overline{36}`, `10 080`, `$18.50`, `18 eggs`, `9 (apples)`, `5 million`, `2 dozen`, `18th`, `**18** eggs`,
@@ -136,7 +136,7 @@ def numbers(text: str) -> list[str]:
 
 
 def last_number(text: str) -> str:
-    """The last number in running text, the lenient answer; empty where there is none."""
+    """The last number in running text, the lenient answer; empty if there is none."""
     found = numbers(text)
     return found[-1] if found else ""
 
@@ -213,7 +213,7 @@ def _plain_latex(text: str) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    """`a/b` with its signs in front; behind a digit it is the fraction of a mixed number."""
+    """`a/b` with its signs in front; after a digit it is the fraction of a mixed number."""
     outer, *parts = match.groups()
     numerator, denominator = (part for part in parts if part)
     sign = "-" * ([outer or "", numerator[0], denominator[0]].count("-") % 2)
@@ -227,7 +227,7 @@ def _scientific(match: re.Match[str]) -> str:
 
 
 def repeating(match: re.Match[str]) -> str:
-    """What REPEATING found, as a fraction in lowest terms: `a/b`."""
+    """A match of REPEATING as a fraction in lowest terms: `a/b`."""
     whole, first, *period = match.groups()
     return _repeating(whole, first, "".join(digits or "" for digits in period))
 

@@ -1,4 +1,4 @@
-"""Which problems at which step: a pure function of (seed, step), so a resumed run needs only an integer."""
+"""The problems of each step: a pure function of (seed, step), so a resumed run needs only an integer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which questions are the same, and which of a file are held out: both rest on what a question asks, not on how it is typed."""
+"""Equal questions, and the held-out questions of a file: both depend on what a question asks, not on its spelling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 
 HELD_OUT = 0.1
-"""Share of a file's questions that is held out where no file of held-out ones is given, in expectation."""
+"""Share of a file's questions that is held out, in expectation, if no held-out file is given."""
 SPLIT = b"slimrl held out\n"
 """Keeps the split apart from other hashes of the same text; another word would be another split of every file."""
 FOLDED = {
@@ -36,7 +36,7 @@ DELIMITERS = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-"""Marks of formulas and of Markdown: what stands between them is kept."""
+"""Marks of formulas and of Markdown; the text between them is kept."""
 THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d)\]}]|,\d)")
 """1,080 and 1,080.5, but neither 1,08 nor 1, 080, and not the pair (1,080)."""
 OPERATOR = re.compile(
@@ -66,11 +66,11 @@ PUNCTUATION = re.compile(
 
 
 def normalized(question: str) -> str:
-    """A question without what makes no difference to a reader.
+    """A question without differences that mean nothing to a reader.
 
-    That is case, white space, sentence punctuation, quotes, Unicode's ways to write a letter, the marks around formulas and
-    in Markdown, blanks around operators, and commas between thousands. Digits, decimal points, signs and operators stay, so
-    that 3+4, 3-4, -5, 5, 1.5 and 15 remain different.
+    Removed are case, white space, sentence punctuation, quotes, Unicode's ways to write a letter, the marks around formulas
+    and in Markdown, blanks around operators, and commas between thousands. Digits, decimal points, signs and operators
+    stay, so that 3+4, 3-4, -5, 5, 1.5 and 15 remain different.
     """
     text = question if question.isascii() else _plain(question)
     text = DELIMITERS.sub(lambda found: found["formula"] or found["strong"] or "", text)
@@ -90,18 +90,17 @@ def _plain(text: str) -> str:
 
 
 def place(question: str) -> float:
-    """Where a normalized question lies in [0, 1]: uniform, and a function of the question alone."""
+    """A number in [0, 1] for a normalized question: uniform, and a function of the question alone."""
     digest = hashlib.sha256(SPLIT + question.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 
 def held_out(questions: Iterable[str]) -> list[str]:
-    """Those of different normalized questions that are held out, by `place`: the order of the others does not matter.
+    """The held-out ones of different normalized questions: those whose `place` is below `HELD_OUT`, in its order.
 
-    Held out are the questions whose place is below `HELD_OUT`, so a question stays on its side when others come or go.
-    The one exception: where a side would be empty (one file in eight of those with 20 questions, one in 40,000 of those
-    with 100), the question nearest to it changes sides. A single question is never held out. In the order of their places,
-    so that the first of them are no easier than the last where the file is sorted.
+    So a question stays on its side when others are added or removed, and the first held-out questions of a sorted file are
+    no easier than the last. One exception: if a side would be empty (one file in eight of those with 20 questions, one in
+    40,000 of those with 100), the question nearest to it changes sides. A single question is never held out.
     """
     ordered = sorted(questions, key=lambda question: (place(question), question))
     below = sum(place(question) < HELD_OUT for question in ordered)

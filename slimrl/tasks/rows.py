@@ -1,8 +1,8 @@
-"""Rows of local JSONL and JSON files, read so that nothing changes on the way and every complaint names file:line.
+"""Rows of local JSONL and JSON files, with values unchanged and errors that name file:line.
 
-Strings stay strings ("007", "1.50"); a number keeps the spelling that the file has, for where it is an answer. Other
-readers guess column types, turn 1.50 into 1.5, take the last of two equal keys and NaN for a number; this one refuses.
-A bad row does not hide the good ones: all are read, and the caller decides what becomes of the bad ones.
+Strings stay strings ("007", "1.50"), and a number keeps its spelling, since it may be an answer. Other readers guess column
+types, turn 1.50 into 1.5, and accept NaN and two equal keys; this one refuses the row. A bad row does not hide the good
+ones: all are read, and the caller decides what happens to the bad ones.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,19 @@ from typing import Any, NoReturn
 
 from slimrl.errors import DataError
 from slimrl.records import Rejected
-from slimrl.tasks.formats import CONVERT, described, is_wrapped, looks_like_python, refuse_binary, refuse_layout
+from slimrl.tasks.formats import CONVERT, LENIENT, described, looks_like_python, refuse_binary, refuse_layout, wrapped
 
 KEPT = 2000
 """Characters of a bad row that are kept."""
 PLACES = 4
-"""Bad rows that an error names beside the first."""
+"""Bad rows that an error names after the first."""
 FIELDS = 8
 """Fields of a row that an error lists."""
 ADD = "add it, or rename the field that holds it"
 
 
 class RowError(DataError):
-    """A row is bad; the rows around it need not be."""
+    """A bad row; the rows around it may be good."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where}: {reason}")
@@ -43,7 +44,7 @@ class Spelled:
     text: str
 
     def value(self) -> int | float:
-        """As a Python number; ValueError where it has no finite value."""
+        """The number for Python. Raises ValueError if it has no finite value."""
         try:
             number = int(self.text) if self.text.lstrip("-").isdigit() else float(self.text)
         except ValueError:  # Python reads no integer of more than 4,300 digits
@@ -64,16 +65,16 @@ class Row:
     """Its first `KEPT` characters as the file has them; empty for rows of the Hub."""
 
     def fail(self, what: str) -> NoReturn:
-        """Refuse this row; `what` goes on from the place."""
+        """Refuse this row; `what` follows the place in the sentence."""
         raise RowError(self.where, what)
 
     def rejected(self, reason: str) -> Rejected:
-        """This row as one that is left out."""
+        """The record of this row as left out."""
         source = self.source or json.dumps({name: plain(value) for name, value in self.fields.items()}, default=str)
         return Rejected(self.where, reason, source[:KEPT])
 
     def text(self, *names: str, blank: bool = False) -> str:
-        """The first of the fields that is there, which must be a string (not blank, unless `blank`)."""
+        """The first field of these names that the row has, which must be a string (not blank, unless `blank`)."""
         name = self._present(*names)
         value = self.fields[name]
         if not isinstance(value, str):
@@ -84,7 +85,7 @@ class Row:
         return value
 
     def answer(self, *names: str) -> str:
-        """As `text`, but a number is taken too, as it is spelt."""
+        """As `text`, but also a number, in its spelling."""
         name = self._present(*names)
         value = self.fields[name]
         if isinstance(value, Spelled):
@@ -94,12 +95,12 @@ class Row:
         return self.text(name)
 
     def optional_text(self, *names: str) -> str:
-        """As `text`; empty where no such field is there, or null."""
+        """As `text`; empty if the row has no such field, or null."""
         name = self._first(*names)
         return "" if name is None or self.fields[name] is None else self.text(name, blank=True)
 
     def number(self, *names: str) -> float:
-        """A number, or 0 where no such field is there, or null."""
+        """A number; 0 if the row has no such field, or null."""
         name = self._first(*names)
         value = None if name is None else plain(self.fields[name])
         if value is None:
@@ -125,7 +126,7 @@ class Row:
         return next((name for name in names if name in self.fields), None)
 
     def _unfit(self, sentence: str, names: Sequence[str]) -> NoReturn:
-        """Refuse this row with the sentence, or with what it is where it holds rows instead of being one."""
+        """Refuse this row with the sentence, or with a description if it holds rows instead of being one."""
         found = described(self.fields, names)
         self.fail(f"{found}; {CONVERT}" if found else sentence)
 
@@ -152,7 +153,7 @@ def plain(value: object) -> Any:
 
 
 def bad_rows(rejected: Sequence[Rejected]) -> str:
-    """One or more bad rows as the start of a sentence: what ails the first, how many more, and where the next few are."""
+    """The start of a sentence on bad rows: the reason of the first, the number of others, and the places of a few."""
     first, *more = rejected
     sentence = f"{first.where}: {first.reason}"
     if not more:
@@ -162,7 +163,7 @@ def bad_rows(rejected: Sequence[Rejected]) -> str:
 
 
 def read_rows(file: str) -> list[Row]:
-    """As `scan_rows`, but raises DataError where any row is bad."""
+    """As `scan_rows`, but raises DataError if any row is bad."""
     rows = scan_rows(file)
     rejected = [row for row in rows if isinstance(row, Rejected)]
     if rejected:
@@ -173,9 +174,9 @@ def read_rows(file: str) -> list[Row]:
 def scan_rows(file: str) -> list[Row | Rejected]:
     """Rows of a JSONL file, or of a JSON file that holds one array, bare or as the only field of an object.
 
-    Blank lines and a byte-order mark are skipped, and a CR alone ends a line too. A row is rejected that is not UTF-8, not
-    JSON, not an object, has a key twice or a number that is none. Raises DataError for a file in another format, naming it,
-    and, naming file:line, where the rest cannot be read: in an array that is not UTF-8 or not JSON.
+    Blank lines and a byte-order mark are skipped, and a CR alone ends a line too. A row is rejected if it is not UTF-8, not
+    JSON or not an object, or has a key twice or a number that JSON does not know. Raises DataError for a file in another
+    format, naming it, and, naming file:line, for an array that is not UTF-8 or not JSON.
     """
     try:
         data = Path(file).read_bytes()
@@ -198,22 +199,9 @@ def _rows(file: str, text: str) -> Iterator[Row | Rejected]:
         if looks_like_python(text):
             refuse_layout(file, text)
         return _array(file, text, text.index("["))
-    value = _only_object(text)
-    if is_wrapped(value):
-        opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
-        assert opening is not None
-        return _array(file, text, opening.end(), closing="}")
+    if start := wrapped(text):
+        return _array(file, text, start, closing="}")
     return _lines(file, text)
-
-
-def _only_object(text: str) -> dict[str, object]:
-    """The JSON object that is all of a text, or an empty one where there is no such object."""
-    start = _skip_space(text, 0)
-    try:
-        value, end = _LENIENT.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) and _skip_space(text, end) == len(text) else {}
 
 
 def _require_utf8(where: str, text: str) -> None:
@@ -250,28 +238,26 @@ def _line(where: str, line: str) -> Row | Rejected:
 
 
 def _array(file: str, text: str, start: int, closing: str = "") -> Iterator[Row | Rejected]:
-    """The elements of the array that begins at `start`; behind it stands `closing`."""
+    """The elements of the array that begins at `start` and is followed by `closing`."""
     for number, line in enumerate(text.split("\n"), start=1):
         _require_utf8(f"{file}:{number}", line)
-    position, line_number, counted = start + 1, 1, 0
-    expected = "value or end"
-    while True:
+    line_ends = [found.end() for found in re.finditer("\n", text)]
+
+    def where() -> str:
+        return f"{file}:{bisect(line_ends, position) + 1}"
+
+    position, comma = _skip_space(text, start + 1), False
+    while comma or text[position : position + 1] != "]":
+        row, position = _element(where(), text, position)
+        yield row
         position = _skip_space(text, position)
-        line_number, counted = line_number + text.count("\n", counted, position), position
-        where = f"{file}:{line_number}"
-        character = text[position : position + 1]
-        if character == "]" and expected != "value":
-            break
-        if expected == "comma or end":
-            if character != ",":
-                raise DataError(f"{where}: the array is not valid JSON, expected ',' or ']'; was the file cut short?")
-            position, expected = position + 1, "value"
-        else:
-            row, position = _element(where, text, position)
-            yield row
-            expected = "comma or end"
+        comma = text[position : position + 1] == ","
+        if comma:
+            position = _skip_space(text, position + 1)
+        elif text[position : position + 1] != "]":
+            raise DataError(f"{where()}: the array is not valid JSON, expected ',' or ']'; was the file cut short?")
     if text[position + 1 :].strip() != closing:
-        raise DataError(f"{where}: something follows the array; a file holds one array, or one object a line")
+        raise DataError(f"{where()}: something follows the array; a file holds one array, or one object a line")
 
 
 def _element(where: str, text: str, start: int) -> tuple[Row | Rejected, int]:
@@ -280,8 +266,8 @@ def _element(where: str, text: str, start: int) -> tuple[Row | Rejected, int]:
         return _row(where, value, text[start:end]), end
     except RowError as error:
         try:
-            _, end = _LENIENT.raw_decode(text, start)
-        except (ValueError, RecursionError):  # nobody knows where the element ends
+            _, end = LENIENT.raw_decode(text, start)
+        except (ValueError, RecursionError):  # the end of the element is unknown
             raise error from None
         return _reject(where, error, text[start:end]), end
 
@@ -331,8 +317,6 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=Spelled, parse_float=Spelled, parse_constant=_refuse_constant
 )
-_LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
-"""Finds where an element ends that the other refuses."""
 
 
 def _short(text: str) -> str:

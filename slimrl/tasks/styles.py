@@ -1,8 +1,8 @@
-"""How an answer must be written: the instruction that asks for it, how it is read, and how the gold answer is rendered.
+"""Forms of an answer: the instruction that asks for one, the reader of it, and the gold answer rendered in it.
 
-Strict reading is made to be hard to game: an answer counts only where the completion commits to it. A form that appears
-twice with different answers is not in the form, and an answer line that is followed by more text is not final. What is
-read begins behind the thinking of a completion (`slimrl/tasks/thinking.py`), for every style.
+Strict reading is hard to game: an answer counts only if the completion commits to it. A completion that holds the form
+twice with different answers is not in the form, and an answer line followed by more text is not final. Every style reads
+from the end of the thinking on (`slimrl/tasks/thinking.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import pairwise
 from slimrl.tasks.thinking import committed, ended, split
 
 MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
-"""What stands in an answer of each style, and so in an instruction that asks for it."""
+"""The mark of an answer in each style, which an instruction that asks for the style holds too."""
 MAX_ANSWER = 300
-"""Characters; what is longer is not an answer but text."""
+"""Characters of the longest answer."""
 
 TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
 """The case study's four tags, in order."""
@@ -31,15 +31,15 @@ class Style:
     instruction: str
     """System message that asks for this form."""
     extract: Callable[[str], str]
-    """The answer in a completion, strictly read; empty where the completion is not in the form."""
+    """The answer in a completion, strictly read; empty if the completion is not in the form."""
     well_formed: Callable[[str], bool]
-    """Whether the completion has the whole form, right or wrong."""
+    """True if the completion has the whole form, right or wrong."""
     render: Callable[[str, str], str]
-    """(solution, answer) as a completion in this form; marks of the form inside the solution are taken out of it."""
+    """(solution, answer) as a completion in this form; marks of the form inside the solution are removed."""
 
 
 def _answer(text: str) -> str:
-    """A candidate answer stripped; empty where it is too long to be one."""
+    """A candidate answer, stripped; empty if it is too long."""
     stripped = text.strip()
     return stripped if len(stripped) <= MAX_ANSWER else ""
 
@@ -56,7 +56,7 @@ _LABEL = re.compile(r"(\*\*)?(?:the\s)?(?:final\s)?answer(?:\s?[:=]|\sis\b:?)(\*
 
 
 def _unlabelled(answer: str) -> str:
-    """An answer without the word `Answer:` before it, which the form has already said."""
+    """An answer without the word `Answer:` before it, which repeats the form."""
     label = _LABEL.match(answer)
     if label is None:
         return answer
@@ -65,7 +65,7 @@ def _unlabelled(answer: str) -> str:
 
 
 def _extract_hashes(text: str) -> str:
-    """What follows the only `####`, up to the end of the completion, on one line."""
+    """The text after the only `####`, up to the end of the completion, on one line."""
     _, marker, after = text.partition("####")
     return "" if not marker or "####" in after or after.startswith("#") else _unlabelled(_one_line(after))
 
@@ -84,7 +84,7 @@ _NAMED_JOINS = (*_JOINS, "", ".")
 
 
 def boxes(text: str) -> list[tuple[int, int]]:
-    """Spans of what outermost balanced `\\boxed{...}` or `\\fbox{...}` hold, in order; linear in the text."""
+    """Spans of the contents of outermost balanced `\\boxed{...}` or `\\fbox{...}`, in order; linear in the text."""
     spans: list[tuple[int, int]] = []
     open_braces: list[int] = []  # start of a box's content, or -1 for any other brace
     for match in _BOXES.finditer(text):
@@ -105,15 +105,15 @@ def boxes(text: str) -> list[tuple[int, int]]:
 
 
 def last_box(text: str) -> str:
-    """What the last balanced box holds; empty where there is none."""
+    """The content of the last balanced box; empty if there is none."""
     spans = boxes(text)
     return _answer(text[slice(*spans[-1])]) if spans else ""
 
 
 def _extract_boxed(text: str) -> str:
-    """What the boxes hold, provided that all hold the same, or that they make up one list; a sentence may end after it.
+    """The content of the boxes, if all hold the same or make up one list; a sentence may end after it.
 
-    A list is joined by commas or "and". Values of different names (`k=4`, `n=2`) may also stand beside each other.
+    A list is joined by commas or "and". Values of different names (`k=4`, `n=2`) may also follow each other directly.
     """
     spans = boxes(text)
     held = [text[slice(*span)].strip() for span in spans]
@@ -137,7 +137,7 @@ def _render_boxed(solution: str, answer: str) -> str:
 
 
 def _extract_tags(text: str) -> str:
-    """What stands between the only <SOLUTION> and the only </SOLUTION>, which ends the completion."""
+    """The text between the only <SOLUTION> and the only </SOLUTION>, which ends the completion."""
     _, opening, after = text.partition(TAGS[2])
     inside, closing, rest = after.partition(TAGS[3])
     once = text.count(TAGS[2]) == text.count(TAGS[3]) == 1
@@ -160,7 +160,7 @@ def _render_tags(solution: str, answer: str) -> str:
 
 
 def _extract_answer(text: str) -> str:
-    """What follows `Answer:` on the last line, where no other line starts so."""
+    """The text after `Answer:` on the last line, if no other line starts so."""
     lines = text.rstrip().split("\n")
     marked = [line for line in lines if line.lstrip().startswith("Answer:")]
     if len(marked) != 1 or marked[0] is not lines[-1]:
@@ -179,9 +179,9 @@ def _style(
     render: Callable[[str, str], str],
     well_formed: Callable[[str], bool] | None = None,
 ) -> Style:
-    """A style that reads only what a completion commits to; without `well_formed` its form is nothing but its answer's.
+    """A style that reads only what a completion commits to; without `well_formed` its whole form is that of its answer.
 
-    A worked solution that thinks keeps its thinking in front of the form.
+    The thinking of a worked solution stays in front of the form.
     """
 
     def rendered(solution: str, answer: str) -> str:

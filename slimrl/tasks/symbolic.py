@@ -1,31 +1,21 @@
-"""math-verify in a process that can be killed.
+"""math-verify in a process that can be killed, asked one comparison at a time.
 
-A time-out inside the process cannot be relied on (a long integer power never looks at a signal), so there is one
-worker, started when first needed, asked one comparison at a time, killed and started again when it misses its deadline.
-It ends when its standard input closes, so it does not outlive the process that started it, however that ended.
+Its own time-outs cannot be relied on: a long integer power never looks at a signal.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib.util
-import json
-import os
 import re
-import select
-import subprocess
-import sys
 import threading
-import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from slimrl.errors import SettingsError
-from slimrl.machine.processes import die_with_the_parent
+from slimrl.machine.worker import Answer, Worker
 from slimrl.tasks.numbers import REPEATING, repeating
 from slimrl.tasks.units import without_latex_unit
 
@@ -38,15 +28,14 @@ MAX_DIGITS = 40
 MAX_EXPONENT = 1000
 """Largest integer power that is computed."""
 DIGITS = 400
-"""Digits to which two real numbers are told apart. Nothing is rounded, however small the numbers are."""
+"""Digits to which two real numbers are compared. Nothing is rounded, however small the numbers are."""
 ROUNDED_DIGITS = 12
 """Significant digits, at least, of a decimal that may stand for a real number, and how many of them must be right."""
-START_SECONDS = 120.0
 MEMORY_BYTES = 4 << 30
 
 
 def within_limits(latex: str) -> bool:
-    """Cheap to compare. Decided from the text alone, so a verdict does not depend on how busy the machine is."""
+    """True if the answer is cheap to compare, by its text alone: a verdict must not depend on the load of the machine."""
     if len(latex) > MAX_LENGTH:
         return False
     plain = re.sub(r"\s", "", latex)
@@ -67,146 +56,57 @@ def within_limits(latex: str) -> bool:
 
 
 class SymbolicWorker:
-    """Asks math-verify whether two LaTeX answers are the same.
+    """Asks math-verify whether two LaTeX answers are equal, in a process that is started at the first question.
 
     Args:
-        deadline: seconds for one comparison; a missed one is no verdict, and the process is killed.
+        deadline: seconds for one comparison. A missed deadline gives no verdict, and the process is killed and replaced.
 
-    Raises SettingsError where the extra is not installed.
+    Raises SettingsError if the extra is not installed.
     """
 
     def __init__(self, deadline: float = 10.0) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise SettingsError("task.checker=symbolic needs math-verify; run pip install 'slimrl[math]'")
         self.deadline = deadline
-        self.restarts = 0
-        """How often a process was killed because it missed the deadline or had died."""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
+        self.process = Worker(_load, memory=MEMORY_BYTES, output=lambda _: None)
         self._lock = threading.Lock()
-        _workers.add(self)
+        weakref.finalize(self, self.process.end)  # at the latest when this process ends
 
     def same(self, guess: str, gold: str) -> bool | None:
-        """True or False, or None where there was no verdict in time. Over the limits is False without being asked."""
+        """True or False, or None without a verdict in time. Answers over the limits are different without being asked."""
         if not (within_limits(guess) and within_limits(gold)):
             return False
         with self._lock:
+            self.process.start()
             try:
-                reply = self._ask(json.dumps([gold, guess]).encode() + b"\n")
-            except BaseException:
-                # an interrupt between question and reply must not leave a stale reply for the next question
-                self._kill()
+                self.process.ask((guess, gold))
+                verdict: bool | None = self.process.reply(self.deadline)
+                return verdict
+            except BaseException as error:
+                self.process.end()  # also after an interrupt: the next question must not get this reply
+                if isinstance(error, EOFError | OSError | RuntimeError):
+                    return None
                 raise
-        return {b"1": True, b"0": False}.get(reply)
 
     def close(self) -> None:
-        """Kill the process, if it runs."""
+        """Kill the process, if it runs; the next question starts another."""
         with self._lock:
-            self._kill()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the running worker, 0 where none runs."""
-        return self._process.pid if self._process is not None else 0
-
-    def _ask(self, request: bytes) -> bytes:
-        process = self._running()
-        reply = b""
-        if process is not None:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(request)
-                process.stdin.flush()
-                reply = _read_line(process, self.deadline)
-        if not reply:
-            self.restarts += 1
-            self._kill()
-        return reply
-
-    def _running(self) -> subprocess.Popen[bytes] | None:
-        if self._owner != os.getpid():  # forked: the pipes belong to the parent
-            self._process, self._owner = None, os.getpid()
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self._kill()
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from slimrl.tasks.symbolic import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
-        )
-        return self._process if _read_line(self._process, START_SECONDS) == b"ready" else None
-
-    def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                pipe.close()
+            self.process.end()
 
 
-_workers: weakref.WeakSet[SymbolicWorker] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for worker in list(_workers):
-        worker.close()
-
-
-def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """One line without its end; empty where the deadline passed or the process ended."""
-    assert process.stdout is not None
-    line, end = b"", time.monotonic() + seconds
-    while not line.endswith(b"\n"):
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, end - time.monotonic()))
-        chunk = os.read(process.stdout.fileno(), 1 << 12) if ready else b""
-        if not chunk:
-            return b""
-        line += chunk
-    return line[:-1]
-
-
-def serve() -> None:
-    """The worker's own main: answer questions from standard input until it closes."""
-    import queue
-    import signal
-
-    die_with_the_parent()  # also in the middle of a power that lets no thread look at standard input
-    # the parent decides when to stop; Ctrl-C reaches the whole process group
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    replies = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints must not become a reply
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def listen() -> None:
-        for line in sys.stdin.buffer:
-            requests.put(line)
-        os._exit(0)  # the parent is gone, perhaps in the middle of a long comparison
-
-    threading.Thread(target=listen, daemon=True).start()
+def _load() -> Answer:
+    """In the child: the function that answers (guess, gold) with a verdict, None if math-verify fails."""
     import math_verify  # noqa: F401  (before the first deadline starts to run)
 
-    os.write(replies, b"ready\n")
-    while True:
-        gold, guess = json.loads(requests.get())
+    def answer(request: tuple[str, str]) -> Iterator[bool | None]:
+        guess, gold = request
         try:
-            verdict = b"1" if _verify(gold, guess) else b"0"
-        except Exception:  # no verdict, whatever the cause
-            verdict = b"?"
-        os.write(replies, verdict + b"\n")
+            verdict: bool | None = _verify(gold, guess)
+        except Exception:
+            verdict = None
+        yield verdict
+
+    return answer
 
 
 def _verify(gold: str, guess: str) -> bool:
@@ -246,9 +146,9 @@ def as_fractions(latex: str) -> str:
 
 
 def _same_value(left: Any, right: Any, *, rounded: bool) -> bool:
-    """Whether two sympy objects without variables are the same: numbers, and matrices of them.
+    """True if two sympy objects without variables are equal: numbers, and matrices of them.
 
-    With `rounded`, a rational and an irrational number are the same where they agree to ROUNDED_DIGITS digits.
+    With `rounded`, a rational and an irrational number are equal if they agree to ROUNDED_DIGITS digits.
     """
     from sympy import MatrixBase  # type: ignore[import-untyped]
 
@@ -270,7 +170,7 @@ def _same_value(left: Any, right: Any, *, rounded: bool) -> bool:
 
 
 def _same_expression(left: Any, right: Any) -> bool:
-    """Whether two sympy objects with variables are the same for all values; those without are settled as numbers."""
+    """True if two sympy objects with variables are equal for all values; those without are compared as numbers."""
     from sympy import MatrixBase, simplify
 
     if not (left.free_symbols or right.free_symbols):

@@ -1,7 +1,7 @@
-"""Which part of a completion is read: what stands behind the thinking, without the end tokens of a stored output.
+"""The part of a completion that is read: all after the thinking, without the end tokens of a stored output.
 
-This is the one place that knows about thinking. The styles, the lenient verdict and the mended rewards of the case study
-all read `committed(text)`.
+No other module knows about thinking. The styles, the lenient verdict and the corrected rewards of the case study all read
+`committed(text)`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _END_TOKENS = (
 
 
 def split(text: str) -> tuple[str, str]:
-    """(thinking, what is read); the two make up the text.
+    """(thinking, rest); the two make up the text, and only the rest is read.
 
-    What is read begins behind the last mark that ends thinking, whether or not a mark that begins it is there: a prompt
-    may have written that one. Behind a beginning that no end follows nothing is read.
+    The rest begins after the last mark that ends thinking, even without a mark that begins it, which the prompt may hold.
+    After a beginning without an end, nothing is read.
     """
     end, closes = 0, True
     for mark in _MARK.finditer(text):
@@ -32,7 +32,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 def committed(text: str) -> str:
-    """The part of a completion that its author stands by; empty where the thinking never ends."""
+    """The completion after its thinking; empty if the thinking never ends."""
     return split(without_end_tokens(text))[1]
 
 
@@ -49,5 +49,5 @@ def without_end_tokens(text: str) -> str:
 
 
 def ended(text: str) -> str:
-    """The text, without its marks of thinking where nothing behind it would be read."""
+    """The text, without its marks of thinking if nothing added to it would be read."""
     return _MARK.sub("", text) if split(f"{text}.")[1] == "" else text

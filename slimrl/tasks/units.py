@@ -1,4 +1,4 @@
-"""What may stand behind a number: units, which change nothing, and magnitudes, which multiply it."""
+"""Words and signs after a number: units, which change nothing, and magnitudes, which multiply it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGE_NUMBERS = {
 MAGNITUDES = {f"{word}{plural}": value for word, value in _LARGE_NUMBERS.items() for plural in ("", "s")} | {"tens": 10}
 """Short scale, singular and plural. `pair` and `couple` are missing on purpose: 5 pairs of shoes are counted as 5."""
 _LAST_MAGNITUDES = {"grand": 1000, "gross": 144, "score": 20}
-"""Magnitudes only where nothing follows: there are grand pianos, gross income and score points too."""
+"""Magnitudes only if nothing follows: there are grand pianos, gross income and score points too."""
 
 # A unit that holds one of these is no unit: it names a second answer, takes the first back, or changes its value.
 _NO_UNIT_WORDS = """
@@ -52,7 +52,7 @@ def changes_meaning(text: str) -> set[str]:
 
 
 def unit_factor(unit: str, has_currency: bool, words: bool) -> int | None:
-    """What the text behind a number multiplies it by (1 for nearly all units); None where it is not a unit.
+    """The factor that the text after a number stands for (1 for nearly all units); None if it is not a unit.
 
     With `words=False` only signs are units, and the endings of ordinal numbers.
     """
@@ -91,7 +91,7 @@ def without_plain_unit(latex: str) -> str:
 
 
 def without_latex_unit(latex: str) -> str:
-    """A LaTeX number without the unit in \\text or \\mathrm at its end; as it stands where that is no unit."""
+    """A LaTeX number without the unit in \\text or \\mathrm at its end; unchanged if that is no unit."""
     unit = _LATEX_UNIT.search(latex) if "{" in latex else None
     if unit is None or unit.start() == 0:
         return latex

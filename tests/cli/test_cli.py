@@ -186,6 +186,9 @@ MISTAKES = {
     "solutions beyond the budget": (2, "could not be imitated whole", "sft", "model.path={tiny}", "rollout.max_new_tokens=8"),
     "a question beyond the context": (2, "exceed the model's context", "sample", "{tiny}", "apples " * 900),
     "a question that is not UTF-8": (2, "not UTF-8", "sample", "{tiny}", "\udcff"),
+    "a question behind the settings": (2, "'How many = 2?' is no settings file; the question comes second", "sample", "{tiny}", "seed=1", "How many = 2?"),
+    "eval: setting of a run": (2, "optimizer.epochs has an effect only in slimrl train", "eval", "{tiny}", "seed=1", "optimizer.epochs=2"),
+    "sample: setting of a run": (2, "steps has an effect only in slimrl train", "sample", "{tiny}", "How many?", "steps=3"),
     "grade: setting without effect": (2, "no effect on grading", "grade", "--task", "gsm8k", "{graded.jsonl}", "seed=4"),
     "eval: output in no folder": (2, "no such folder", "eval", "{tiny}", "--out", "none/x.jsonl"),
     "eval: misspelt section in a file": (2, "tsk is not a setting", "eval", "{tiny}", "{misspelt.yaml}"),
@@ -294,6 +297,16 @@ def test_settings_lists_every_key_with_its_meaning(slimrl) -> None:
     shown = slimrl("settings", "algorithm").out
     assert "algorithm.clip_high = 0.2" in shown
     assert "rollout." not in shown
+
+
+def test_settings_fit_the_terminal(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = slimrl("settings").out.splitlines()
+    assert max(map(len, lines)) <= 60
+    rows = json.loads(slimrl("settings", "--json").out)
+    assert [line.split()[0] for line in lines if line[0] != " "] == [row["key"] for row in rows]
+    text = " ".join(" ".join(lines).split())
+    assert [row["key"] for row in rows if " ".join(row["meaning"].split()) not in text] == []
 
 
 SMALL = (

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from slimrl.algorithm.groups import Collected
-from slimrl.cli import _config_of
+from slimrl.cli.arguments import model_settings
 from slimrl.config import foreign_names
 from slimrl.config.files import build, describe_settings, dump_yaml, load_config, parse_override, settings_of
 from slimrl.config.mistakes import closest, known_keys
@@ -548,8 +548,8 @@ def test_another_task_has_a_budget_of_its_own(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("task: {name: arithmetic}\nrollout: {max_new_tokens: 256, temperature: 0.7}\n")
     (run / "run.json").write_text('{"chosen": {"rollout.max_new_tokens": 256}}')
-    assert _config_of(str(run), (), None).rollout.max_new_tokens == 256
-    other = _config_of(str(run), (), "aime")
+    assert model_settings(str(run), (), None).rollout.max_new_tokens == 256
+    other = model_settings(str(run), (), "aime")
     assert (other.rollout.max_new_tokens, other.rollout.temperature) == ("auto", 0.7)
     (run / "run.json").write_text("{}")
-    assert _config_of(str(run), (), "aime").rollout.max_new_tokens == 256
+    assert model_settings(str(run), (), "aime").rollout.max_new_tokens == 256

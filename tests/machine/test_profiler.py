@@ -7,9 +7,9 @@ import contextlib
 import pytest
 import torch
 
-from slimrl.machine import profiler as stopwatch
+from slimrl.machine import profiler
 from slimrl.machine.limits import Limits, free_memory, measure_limits, peak_memory, used_memory
-from slimrl.machine.profiler import OFF, PARTS, Stopwatch, mean_profile
+from slimrl.machine.profiler import OFF, PARTS, Profiler, mean_profile
 
 CPU = torch.device("cpu")
 
@@ -26,12 +26,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(stopwatch.time, "perf_counter", found)
+    monkeypatch.setattr(profiler.time, "perf_counter", found)
     return found
 
 
 def test_a_part_within_a_part_stops_the_outer_one(clock: Clock) -> None:
-    watch = Stopwatch(CPU)
+    watch = Profiler(CPU)
     watch.start()
     clock.now += 1
     with watch.part("decode"):
@@ -56,7 +56,7 @@ def test_a_part_within_a_part_stops_the_outer_one(clock: Clock) -> None:
 
 
 def test_start_forgets_and_off_counts_nothing(clock: Clock) -> None:
-    watch = Stopwatch(CPU)
+    watch = Profiler(CPU)
     with watch.part("decode"):
         clock.now += 3
     watch.count(flops=5.0)

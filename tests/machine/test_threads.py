@@ -15,7 +15,7 @@ from slimrl.study.launcher import threads_asked_for
 from tests.conftest import ROOT
 
 ENTRIES = [
-    "slimrl", "slimrl.cli", "slimrl.__main__", "slimrl.study.child", "slimrl.rewards.workers", "slimrl.tasks.symbolic", "slimrl.train",
+    "slimrl", "slimrl.cli", "slimrl.__main__", "slimrl.cli.child", "slimrl.machine.worker", "slimrl.rewards.workers", "slimrl.tasks.symbolic", "slimrl.train",
 ]  # fmt: skip
 """What verbs, workers and the runs of a study begin with, and what Python code may import first."""
 

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer, GenerationConfig
 
-from slimrl.cli import _config_of, cli
+from slimrl.cli import cli
+from slimrl.cli.arguments import model_settings
 from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
@@ -109,11 +110,11 @@ def test_eval_and_sample_of_a_run_ask_as_the_run_asked(
     run = str(tmp_path / "a")
     question = [{"role": "user", "content": "1+1?"}]
     for task in (None, "arithmetic", "svamp"):
-        _, prompter, _ = prepare_model(_config_of(run, [], task))
+        _, prompter, _ = prepare_model(model_settings(run, [], task))
         assert prompter.text(question).startswith("Today is 28 Feb 2026 23:59.\n")
-    _, prompter, _ = prepare_model(_config_of(run, ["task.date=2020-01-01"], None))
+    _, prompter, _ = prepare_model(model_settings(run, ["task.date=2020-01-01"], None))
     assert prompter.text(question).startswith("Today is 01 Jan 2020 00:00.\n")
-    _, prompter, _ = prepare_model(_config_of(f"{run}/final", [], None))
+    _, prompter, _ = prepare_model(model_settings(f"{run}/final", [], None))
     assert prompter.text(question).startswith("Today is 01 Mar 2026 23:59.\n"), "a model has no date of its own"
 
 
@@ -134,7 +135,7 @@ def test_template_arguments_belong_to_a_run(tiny_folder: Path, tmp_path: Path) -
     brief = config(TrainConfig, folder, tmp_path, "task.template_arguments.brief=true", "steps=1")
     train(brief, Display(quiet=True))
     assert examine(prepare_training(brief)).first_prompt.startswith("Be brief.\n")
-    assert _config_of(str(tmp_path / "a"), [], "svamp").task.template_arguments == {"brief": True}
+    assert model_settings(str(tmp_path / "a"), [], "svamp").task.template_arguments == {"brief": True}
     state = tmp_path / "a" / "run.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"status": "interrupted"}))
     for other in ((), ("task.template_arguments={brief: false}",), ("task.template_arguments.long=1",)):

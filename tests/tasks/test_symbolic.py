@@ -124,7 +124,7 @@ def test_within_the_limits(latex: str) -> None:
 def test_a_missed_deadline_is_no_verdict_and_the_process_is_replaced() -> None:
     worker = SymbolicWorker(deadline=60.0)
     assert worker.same("x+1", "1+x") is True
-    first = worker.pid
+    first = worker.process.pid
     os.kill(first, signal.SIGSTOP)  # hangs for certain
     worker.deadline = 0.2
     assert worker.same("x+2", "2+x") is None
@@ -132,11 +132,11 @@ def test_a_missed_deadline_is_no_verdict_and_the_process_is_replaced() -> None:
         os.kill(first, 0)
     worker.deadline = 60.0
     assert worker.same("x+2", "2+x") is True
-    assert worker.restarts == 1
-    last = worker.pid
+    assert worker.process.starts == 2
+    last = worker.process.pid
     worker.close()
     worker.close()
-    assert worker.pid == 0
+    assert worker.process.pid == 0
     with pytest.raises(ProcessLookupError):
         os.kill(last, 0)
 
@@ -144,7 +144,7 @@ def test_a_missed_deadline_is_no_verdict_and_the_process_is_replaced() -> None:
 def test_a_worker_that_died_is_replaced() -> None:
     worker = SymbolicWorker()
     assert worker.same("x+1", "1+x") is True
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker.process.pid, signal.SIGKILL)
     verdicts = [worker.same("x+1", "1+x") for _ in range(2)]
     assert verdicts[-1] is True
     worker.close()
@@ -160,7 +160,7 @@ def test_no_verdict_is_undecided_not_wrong(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_orphan_when_the_parent_is_killed() -> None:
     code = (
         "import sys; from slimrl.tasks.symbolic import SymbolicWorker\n"
-        "w = SymbolicWorker(); w.same('x+1', '1+x'); print(w.pid, flush=True); sys.stdin.read()"
+        "w = SymbolicWorker(); w.same('x+1', '1+x'); print(w.process.pid, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None

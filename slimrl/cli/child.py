@@ -1,4 +1,4 @@
-"""A run of a study: `slimrl train --resume --quiet FILE`, in a process that ends with the driver that started it."""
+"""A run of a study: `slimrl train --resume --quiet FILE`, in a process that ends with the one that started it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 import sys
 import threading
 
+from slimrl.cli import main as slimrl
 from slimrl.machine.processes import die_with_the_parent
 
 
 def main() -> None:
-    """The settings file is the only argument; standard input is a pipe that the driver holds open."""
+    """Run with the settings file, the only argument; standard input is a pipe that the starting process holds open."""
     die_with_the_parent()
     threading.Thread(target=_watch, daemon=True).start()
-    from slimrl.cli import main as slimrl
-
     sys.argv = ["slimrl", "train", "--resume", "--quiet", *sys.argv[1:]]
     slimrl()
 

@@ -1,0 +1,116 @@
+"""The arguments that verbs share, and the settings that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimrl.errors import SettingsError
+
+if TYPE_CHECKING:
+    from slimrl.config.files import Root
+    from slimrl.config.schema import RootConfig
+
+SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+QUIET = click.option("--quiet", is_flag=True, help="No human text.")
+UNREAD = (
+    "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
+    "evaluation.every",
+)  # fmt: skip
+"""Settings, and sections of them, that only a run of train or sft reads."""
+
+
+def load_settings(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None = None) -> Root:
+    """Validated settings from files and overrides, which are told apart by the equals sign, merged over `base`."""
+    from slimrl.config.files import load_config
+
+    overrides = _overrides(settings)
+    return load_config(kind, [s for s in settings if s not in overrides], overrides, base=base)
+
+
+def _overrides(settings: Sequence[str]) -> list[str]:
+    return [setting for setting in settings if "=" in setting and not Path(setting).is_file()]
+
+
+def stray(settings: Sequence[str]) -> str:
+    """The first argument that can be neither a settings file nor section.key=value; empty if there is none."""
+    for setting in settings:
+        key, equals, _ = setting.partition("=")
+        if Path(setting).suffix not in (".yaml", ".yml") and (not equals or " " in key.strip()):
+            return setting
+    return ""
+
+
+def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force: bool) -> Root:
+    """Settings of a run to begin or, with `resume`, to continue: then those in its folder, if one is given, and overrides."""
+    from slimrl.config.files import read_yaml
+
+    if force and not resume:
+        raise SettingsError("--force has no effect without --resume; remove it")
+    folders = [setting for setting in settings if resume and Path(setting).is_dir()]
+    if not folders:
+        for setting in settings if resume else ():
+            if "=" not in setting and not Path(setting).exists() and Path(setting).suffix not in (".yaml", ".yml"):
+                raise SettingsError(f"{setting}: no such run, there is no such folder; check the path")
+        return load_settings(kind, settings)
+    if len(folders) > 1:
+        raise SettingsError("--resume takes one run folder")
+    folder = Path(folders[0])
+    if not (folder / "config.yaml").is_file():
+        raise SettingsError(f"{folder} is no run folder, it has no config.yaml; give runs/NAME")
+    elsewhere = [setting for setting in settings if setting.partition("=")[0].strip() in ("name", "output")]
+    if elsewhere:
+        raise SettingsError(
+            f"{elsewhere[0]} would be another run than {folder}; remove it, or move the folder and give --resume its new place"
+        )
+    place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
+    base = read_yaml(str(folder / "config.yaml")) | place
+    return load_settings(kind, [setting for setting in settings if setting not in folders], base)
+
+
+def model_settings(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
+    """Settings to measure a model with: those of its run or the defaults, then files and overrides.
+
+    `task` replaces the run's task and keeps its answer form. Raises SettingsError for overrides that only a run reads.
+    """
+    from slimrl.config.files import for_verb, merge, read_yaml
+    from slimrl.config.schema import RootConfig
+    from slimrl.runs.reader import read_state
+
+    for override in _overrides(settings):
+        key = override.partition("=")[0].strip()
+        if f"{key}.".startswith(tuple(f"{name}." for name in UNREAD)):
+            raise SettingsError(f"{key} has an effect only in slimrl train and slimrl sft; remove it")
+    base: dict[str, Any] = {}
+    recorded = Path(model_or_run) / "config.yaml"
+    if recorded.is_file():
+        base = for_verb(RootConfig, read_yaml(str(recorded)))
+        base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
+        # what a run leaves are safetensors, whatever it began from
+        base["model"].pop("pickled_weights", None)
+        base["task"] = {**base.get("task", {}), **_date_of(model_or_run, base)}
+    if task is not None and base.get("task", {}).get("name") != task:
+        # The answer form goes with the model, the data with the task.
+        form = {
+            key: value
+            for key, value in base.get("task", {}).items()
+            if key in ("style", "instruction", "template", "template_arguments", "date")
+        }
+        base["task"] = {**form, "name": task}
+        for key in read_state(Path(model_or_run)).get("chosen", {}):  # for the run's own task; this one has its own
+            section, _, name = key.partition(".")
+            base.get(section, {}).pop(name, None)
+        base.get("evaluation", {}).pop("harder_problems", None)
+    return load_settings(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
+
+
+def _date_of(run: str, settings: dict[str, Any]) -> dict[str, str]:
+    """The date that a run's prompts hold, if its settings leave that to the day on which it began."""
+    from slimrl.runs.reader import read_state
+
+    date = read_state(Path(run)).get("date")
+    return {"date": str(date)} if date and settings.get("task", {}).get("date", "auto") == "auto" else {}

@@ -1,0 +1,204 @@
+"""Verbs that measure a model, outputs or settings and leave no run: eval, sample, grade, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from slimrl.cli.arguments import JSON, QUIET, SETTINGS, load_settings, model_settings, stray
+from slimrl.cli.output import open_display, out, print_json
+from slimrl.errors import SettingsError
+
+
+@click.command(name="eval", short_help="Held-out accuracy of a model or a run.")
+@click.argument("model_or_run")
+@SETTINGS
+@click.option("--task", "task", help="Task to evaluate on; a run's own by default.")
+@click.option(
+    "--out", "file", type=click.Path(dir_okay=False), help="Write every completion with its verdicts (JSONL)."
+)
+@JSON
+@QUIET
+def evaluate(
+    model_or_run: str, settings: Sequence[str], task: str | None, file: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, with intervals.
+
+    \b
+    Examples:
+      slimrl eval runs/mine
+      slimrl eval ./my-model --task gsm8k evaluation.problems=200 --out answers.jsonl
+    """
+    config = model_settings(model_or_run, settings, task)
+    target = _writable(file) if file else None
+    display = open_display(config, quiet=quiet)
+    from slimrl.evaluate import evaluate as measure
+    from slimrl.preflight.setup import prepare
+    from slimrl.runs.directory import steps_taken
+    from slimrl.runs.files import write_jsonl
+
+    setup = prepare(config)
+    for note in setup.notes:
+        display.note(note)
+    steps = steps_taken(Path(model_or_run))
+    evaluation = measure(setup, step=steps or 0)
+    display.evaluation(evaluation, "" if steps is None else f" after step {steps}")
+    if target:
+        write_jsonl(target, evaluation.table())
+    if as_json:
+        print_json({"model": model_or_run, "step": steps, **evaluation.summaries()})
+
+
+@click.command(short_help="Ask one question; completions go to stdout.")
+@click.argument("model_or_run")
+@click.argument("question")
+@SETTINGS
+@click.option("-n", "count", default=1, show_default=True, type=click.IntRange(1), help="Completions to sample.")
+@click.option("--greedy", is_flag=True, help="Decode greedily, once.")
+@JSON
+def sample(model_or_run: str, question: str, settings: Sequence[str], count: int, greedy: bool, as_json: bool) -> None:
+    """Ask one question (`-`: from stdin); completions go to stdout, what separates several of them to stderr.
+
+    \b
+    Example:
+      slimrl sample runs/mine "Tom has 3 apples. Then Tom buys 4 more. How many apples does Tom have now?" -n 4
+    """
+    if text := stray(settings):
+        raise SettingsError(
+            f"{text!r} is no settings file; the question comes second: slimrl sample MODEL_OR_RUN QUESTION"
+        )
+    config = model_settings(model_or_run, settings, None)
+    question = _checked(question)
+    if greedy and count > 1:
+        raise SettingsError("-n has no effect with --greedy, which gives one completion; remove one of them")
+    open_display(config)
+    from slimrl.config.defaults import choose
+    from slimrl.config.files import with_chosen
+    from slimrl.machine.threads import settle_threads
+    from slimrl.preflight.setup import prepare_model
+    from slimrl.randomness import uniforms
+    from slimrl.rollout import Request
+    from slimrl.rollout.engine import RolloutEngine
+    from slimrl.tasks import chat_messages
+    from slimrl.text import visible
+
+    settle_threads()
+    policy, prompter, instruction = prepare_model(config)
+    ids = prompter.ids(chat_messages(instruction, question))
+    sizes = {"parameters": policy.model.num_parameters(), "context": policy.context}
+    chosen = choose(config, **sizes, longest_prompt=lambda: len(ids), longest_solution=lambda: 0)
+    budget = with_chosen(config, chosen.values).rollout.budget
+    if len(ids) + budget > policy.context:
+        raise SettingsError(
+            f"a prompt of {len(ids)} tokens and rollout.max_new_tokens={budget} exceed the model's context of "
+            f"{policy.context}; shorten the question or lower the budget"
+        )
+    draws = uniforms(config.seed, "sample", 0, question, samples=1 if greedy else count, positions=budget)
+    slots = count if config.rollout.slots == "auto" else config.rollout.slots
+    (group,) = RolloutEngine(policy, slots=slots, compiled=config.rollout.compile).generate(
+        [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
+    )
+    texts = [policy.decode(completion.token_ids) for completion in group]
+    if as_json:
+        rows = [
+            {"text": text, "finish": completion.finish, "tokens": len(completion.token_ids)}
+            for text, completion in zip(texts, group, strict=True)
+        ]
+        print_json({"model": model_or_run, "question": question, "completions": rows})
+        return
+    for number, (text, completion) in enumerate(zip(texts, group, strict=True), 1):
+        cut = f"cut off after {len(completion.token_ids)} tokens" if completion.finish == "length" else ""
+        if len(group) > 1:
+            click.echo(f"--- {number} of {len(group)}{f' ({cut})' if cut else ''}", err=True)
+        out(visible(text) if sys.stdout.isatty() else text)
+        if cut and len(group) == 1:
+            click.echo(f"({cut})", err=True)
+
+
+def _checked(question: str) -> str:
+    """The question, read from stdin for `-`. Raises SettingsError if it is empty or not UTF-8."""
+    if question == "-":
+        question = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
+    if any("\ud800" <= c <= "\udfff" for c in question):
+        raise SettingsError("the question is not UTF-8 text")
+    if not question.strip():
+        raise SettingsError("the question is empty; write it in quotes, or give - to read it from stdin")
+    return question
+
+
+@click.command(short_help="Score stored outputs with the checker of training.")
+@click.argument("file")
+@SETTINGS
+@click.option("--task", "task", required=True, help="Task whose answer form and checker apply.")
+@click.option("--out", "target", type=click.Path(dir_okay=False), help="Write a verdict per row (JSONL).")
+@JSON
+def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_json: bool) -> None:
+    """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses.
+
+    \b
+    Example:
+      slimrl grade outputs.jsonl --task gsm8k task.style=boxed --out verdicts.jsonl
+    """
+    from slimrl.config.schema import RootConfig
+    from slimrl.tasks.grade import grade_file
+
+    if "=" in file and not Path(file).exists():
+        raise SettingsError(f"FILE comes first: slimrl grade FILE --task {task} {file}; settings stand behind it")
+    for setting in settings:
+        acts = setting.startswith("task.") and not setting.startswith("task.on_bad_row")  # every row counts
+        if "=" in setting and not acts and not Path(setting).is_file():
+            raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
+    data = ["task.path=unread"] if task == "jsonl" else []
+    if extra := stray(settings):
+        raise SettingsError(f"{extra} stands where a settings file may; slimrl grade takes one FILE, which comes first")
+    config = load_settings(RootConfig, [*settings, f"task.name={task}", *data])
+    if target and Path(target).exists() and Path(file).exists() and Path(target).samefile(file):
+        raise SettingsError(f"--out {target} is the file to grade; name another")
+    summary = grade_file(config.task, file, str(_writable(target)) if target else None)
+    click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
+    if as_json:
+        print_json(summary)
+
+
+@click.command(short_help="Check settings, model, data and rewards first.")
+@SETTINGS
+@JSON
+def doctor(settings: Sequence[str], as_json: bool) -> None:
+    """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions.
+
+    \b
+    Example:
+      slimrl doctor recipes/gsm8k.yaml recipes/qwen2.5-0.5b.yaml
+    """
+    from slimrl.config.schema import TrainConfig
+
+    config = load_settings(TrainConfig, settings)
+    display = open_display(config)
+    from slimrl.preflight.doctor import examine
+    from slimrl.preflight.setup import prepare_training
+
+    setup = prepare_training(config)
+    with setup.scorer:
+        examination = examine(setup)
+    display.opening(examination, setup.notes, config)
+    display.probes(examination)
+    if as_json:
+        print_json(dataclasses.asdict(examination) | {"notes": setup.notes, "memory": setup.memory.table()})
+
+
+def _writable(path: str) -> Path:
+    """The path of --out, checked before the work begins; nothing in the file changes yet.
+
+    Raises SettingsError if it cannot be written.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise SettingsError(f"--out {path}: no such folder {target.parent}")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise SettingsError(f"--out {path}: cannot be written; name another file")
+    return target

@@ -1,0 +1,70 @@
+"""Output of verbs: data on stdout, human text on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from slimrl.config.schema import RootConfig
+    from slimrl.display.run import Display
+    from slimrl.display.study import ProgressDisplay
+
+
+def out(text: str, *, newline: bool = True) -> None:
+    """Print data on stdout. A reader that closes it, as `head` does, ends the command with exit code 0."""
+    try:
+        click.echo(text, nl=newline)
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
+
+
+def print_json(data: Any) -> None:
+    plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
+    # ASCII, since standard output may be a terminal and completions hold anything
+    out(json.dumps(plain))
+
+
+def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> Display:
+    """The display of a verb that loads a model; other libraries are silenced."""
+    from slimrl.config.places import is_hub_name
+    from slimrl.display.run import Display
+
+    _quieten_libraries()
+    display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
+    path = config.model.path
+    if is_hub_name(path) and not Path(path).is_dir():  # a misspelt folder can look like a name on the Hub
+        display.say(f"model.path={path} is no folder here, so it is taken from the Hugging Face Hub")
+    return display
+
+
+@contextlib.contextmanager
+def stopping(display: Display | ProgressDisplay) -> Iterator[None]:
+    """Take the progress bar off the screen, however the work ends."""
+    try:
+        yield
+    finally:
+        display.stop()
+
+
+def _quieten_libraries() -> None:
+    """Silence progress bars and warnings of libraries, which are for developers."""
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,110 @@
+"""Verbs that make a run, and take its model out of it: train, sft, export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from slimrl.cli.arguments import JSON, QUIET, SETTINGS, run_settings
+from slimrl.cli.output import open_display, out, print_json, stopping
+from slimrl.errors import DataError, SettingsError
+from slimrl.machine.signals import Stop
+
+if TYPE_CHECKING:
+    from slimrl.results import SftSummary, TrainSummary
+
+RESUME = click.option("--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with.")
+FORCE = click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
+
+
+@click.command(short_help="Train a model; without arguments the built-in one.")
+@SETTINGS
+@RESUME
+@FORCE
+@JSON
+@QUIET
+def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
+    """Train a model; without arguments the built-in one.
+
+    \b
+    Examples:
+      slimrl train
+      slimrl train recipes/gsm8k.yaml recipes/qwen2.5-0.5b.yaml recipes/dapo.yaml
+      slimrl train task.name=jsonl task.path=mine.jsonl model.path=./my-model
+      slimrl train steps=100 algorithm.kl_coef=0 name=mine seed=1
+      slimrl train --resume runs/mine
+    """
+    _run("train", settings, resume=resume, force=force, as_json=as_json, quiet=quiet)
+
+
+@click.command(short_help="Warm start: imitate a task's worked solutions.")
+@SETTINGS
+@RESUME
+@FORCE
+@JSON
+@QUIET
+def sft(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
+    """Warm start: imitate a task's worked solutions, loss on the solution only.
+
+    \b
+    Example:
+      slimrl sft task.name=jsonl task.path=mine.jsonl model.path=./my-model name=warm
+    """
+    _run("sft", settings, resume=resume, force=force, as_json=as_json, quiet=quiet)
+
+
+def _run(
+    verb: Literal["train", "sft"], settings: Sequence[str], *, resume: bool, force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Begin a run, or continue one, and print its summary."""
+    stop = Stop()
+    with stop.on_signals():
+        from slimrl.config.schema import SftRunConfig, TrainConfig
+
+        config = run_settings(TrainConfig if verb == "train" else SftRunConfig, settings, resume, force)
+        samples = (config.log.samples_every, config.log.samples) if isinstance(config, TrainConfig) else ()
+        display = open_display(config, quiet, *samples)
+        summary: TrainSummary | SftSummary
+        with stopping(display):
+            if isinstance(config, TrainConfig):
+                from slimrl.train import train as run_training
+
+                summary = run_training(config, display, stop=stop, resume=resume, force=force)
+            elif isinstance(config, SftRunConfig):
+                from slimrl.sft import sft as run_sft
+
+                summary = run_sft(config, display, stop=stop, resume=resume, force=force)
+    if as_json:
+        print_json(summary)
+
+
+@click.command(short_help="Copy a run's trained model to a folder.")
+@click.argument("run", type=click.Path())
+@click.argument("folder", type=click.Path())
+def export(run: str, folder: str) -> None:
+    """Copy a run's trained model to FOLDER, as transformers loads it.
+
+    \b
+    Example:
+      slimrl export runs/mine my-model
+    """
+    import shutil
+
+    from slimrl.runs.files import files_within
+
+    source, target = Path(run) / "final", Path(folder)
+    if not (source / "config.json").is_file():
+        raise DataError(f"{run} holds no final/ model; give the folder of a finished run")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
+    try:
+        for file in files_within(source):  # with the permissions that the umask gives, not those of the run
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    except OSError as error:
+        raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None
+    out(str(target))

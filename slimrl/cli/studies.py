@@ -1,0 +1,182 @@
+"""Verbs of studies: plan, run, report."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slimrl.cli.arguments import JSON, QUIET
+from slimrl.cli.output import out, print_json, stopping
+from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
+from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
+
+if TYPE_CHECKING:
+    from slimrl.study.spec import Expanded
+
+STUDY = click.argument("files", nargs=-1, required=True, metavar="STUDY [FILES...] [section.key=value ...]")
+STUDY_NAME = click.option("--name", default="", help="Name of the study's folder; by default its files' names.")
+STUDY_SEEDS = click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's.")
+STUDY_OUTPUT = click.option("--output", default="runs", show_default=True, help="Folder in which its folder lies.")
+STUDY_SLOTS = click.option("--slots", type=click.IntRange(1), help="Runs at once; by default what the machine bears.")
+
+
+@click.group(no_args_is_help=True, short_help="Compare settings over training seeds.")
+def study() -> None:
+    """Arms times training seeds: from a question about switches to an answer with an interval.
+
+    STUDY is a YAML file (studies/); further files are merged over it, section.key=value changes settings of all arms.
+
+    \b
+    Example:
+      slimrl study run studies/quick.yaml
+    """
+
+
+@study.command(name="plan", short_help="What a study takes here, and what it can see.")
+@STUDY
+@STUDY_NAME
+@STUDY_SEEDS
+@STUDY_OUTPUT
+@STUDY_SLOTS
+@click.option(
+    "--effect",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    help="A difference in points: how many seeds find it? Repeatable.",
+)
+@JSON
+def study_plan(
+    files: Sequence[str],
+    name: str,
+    seeds: int | None,
+    output: str,
+    slots: int | None,
+    effect: tuple[float, ...],
+    as_json: bool,
+) -> None:
+    """What a study takes here, and how small an effect it can see; names arms that cannot act."""
+    expanded, folder = _study(files, name, seeds, output)
+    from slimrl.display.run import Display
+    from slimrl.study.plan import plan_study, sentences
+
+    plan = plan_study(expanded, folder, slots=slots or 0, effects=tuple(points / 100 for points in effect))
+    display = Display()
+    for sentence in sentences(plan):
+        display.say(sentence)
+    if as_json:
+        print_json(plan)
+
+
+@study.command(name="run", short_help="Do what is left of a study, then report.")
+@STUDY
+@STUDY_NAME
+@STUDY_SEEDS
+@STUDY_OUTPUT
+@STUDY_SLOTS
+@JSON
+@QUIET
+def study_run(
+    files: Sequence[str], name: str, seeds: int | None, output: str, slots: int | None, as_json: bool, quiet: bool
+) -> None:
+    """Do what is left of a study, then report; the same command goes on after any interruption.
+
+    \b
+    Example:
+      slimrl study run studies/quick.yaml --seeds 3 --name first-look
+    """
+    expanded, folder = _study(files, name, seeds, output)
+    from slimrl.display.study import ProgressDisplay
+    from slimrl.study.runner import run_study
+
+    display = ProgressDisplay(expanded, folder, quiet=quiet)
+    try:
+        with _saying_how_to_go_on(), stopping(display):
+            failed = run_study(expanded, folder, slots=slots or 0, display=display)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise _no_room(error, folder, "the same command goes on") from error
+    _report(expanded, folder, as_json, quiet)
+    if failed:
+        names = ", ".join(run.name for run in failed)
+        raise DataError(f"{len(failed)} runs failed ({names}); mend the cause and run the same command again")
+
+
+@study.command(name="report", short_help="Write the report from the runs that are there.")
+@STUDY
+@STUDY_NAME
+@STUDY_SEEDS
+@STUDY_OUTPUT
+@JSON
+@QUIET
+def study_report(files: Sequence[str], name: str, seeds: int | None, output: str, as_json: bool, quiet: bool) -> None:
+    """Write report.html, report.md, results.csv and results.json from the runs that are there."""
+    expanded, folder = _study(files, name, seeds, output)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
+    _report(expanded, folder, as_json, quiet)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, name the command that continues the study."""
+    again = f"; the same command goes on: slimrl {shlex.join(sys.argv[1:])}"
+    try:
+        with Stop().on_signals():
+            yield
+    except Stopped as reason:
+        raise Stopped(reason.cause, reason.exit_code, again) from None
+    except KeyboardInterrupt:
+        raise Stopped("Ctrl-C", INTERRUPTED, again) from None
+
+
+def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:
+    """The study and its folder; every arm is checked."""
+    from slimrl.study.spec import load_study
+
+    names = [f for f in files if "=" not in f or Path(f).is_file()]
+    if not names:
+        raise SettingsError("name a study file first; studies/ holds some")
+    from slimrl.study.declaration import check_study
+
+    expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
+    folder = Path(output) / expanded.name
+    check_study(expanded, folder)
+    return expanded, folder
+
+
+def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:
+    """Write the reports, and print the verdict on each effect."""
+    from slimrl.display.run import Display
+    from slimrl.report.report import write_reports
+    from slimrl.report.tables import verdict_words
+    from slimrl.study.results import collect
+    from slimrl.text import points
+
+    results = collect(expanded, folder)
+    try:
+        path = write_reports(results, folder)
+    except OSError as error:
+        raise _no_room(
+            error, folder, "slimrl study report with the same arguments writes it; no run is lost"
+        ) from error
+    display = Display(quiet=quiet)
+    for effect in results.effects:
+        low, high = points(effect.difference.low), points(effect.difference.high)
+        display.say(f"{effect.name}: {points(effect.difference.mean)} [{low}, {high}], {verdict_words(effect)}")
+    display.say(f"report: {path}, report.md, results.csv, results.json")
+    if as_json:
+        out((folder / "results.json").read_text(encoding="utf-8"), newline=False)
+
+
+def _no_room(error: OSError, folder: Path, then: str) -> DiskError:
+    """The error for a file of a study that cannot be written."""
+    return DiskError(
+        f"{error.filename or folder} cannot be written ({error.strerror or error}); free space or make it writable, then {then}"
+    )
