@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.conftest import ROOT
 
@@ -222,3 +224,31 @@ def test_nothing_unsafe_and_no_global_randomness(path: Path) -> None:
             .replace("literal_eval(", "")
         )
         assert banned not in code, banned
+
+
+FRAMES = 6
+"""Of the package, from a verb of the command line to the loss."""
+
+
+def test_few_frames_from_the_verb_to_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted on the stack of a run whose surrogate is called."""
+    from slimrl.cli import cli
+    from slimrl.learner import learner
+
+    class Reached(BaseException):
+        """Ends the run; no handler of errors takes it."""
+
+    stack: list[str] = []
+
+    def note(*_: object) -> None:
+        frames = traceback.extract_stack()
+        stack.extend(frame.name for frame in frames if Path(frame.filename).is_relative_to(PACKAGE))
+        raise Reached
+
+    monkeypatch.setattr(learner, "surrogate", note)
+    small = ["rollout.problems=2", "rollout.group_size=2", "evaluation.problems=1", "evaluation.harder_problems=0"]
+    with pytest.raises(Reached):
+        CliRunner(catch_exceptions=False).invoke(cli, ["train", *small, f"output={tmp_path}", "name=a", "--quiet"])
+    assert stack[0] == "train"
+    assert stack[-1] == "_loss"
+    assert len(stack) <= FRAMES, stack

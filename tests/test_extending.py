@@ -52,7 +52,7 @@ print(json.dumps(found))
 """
 DIVERGENCE = """
 import torch
-from slimrl.algorithm.divergences import Divergence
+from slimrl.algorithm.kl import Divergence
 
 torch.set_default_dtype(torch.float64)
 x = torch.tensor([[0.3, -1.0, 0.5]], requires_grad=True)

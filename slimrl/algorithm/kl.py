@@ -43,7 +43,12 @@ def k3_k2(x: Tensor) -> Tensor:
     return value + square - square.detach()
 
 
-SAMPLED: Mapping[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "k3_k2": k3_k2}
+SAMPLED: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "k3_k2": k3_k2,
+}
 """Kinds that need no more than the sampled tokens."""
 
 
