@@ -51,7 +51,7 @@ class AlgorithmConfig(Section):
     prefix = "algorithm"
 
     baseline: Baseline = "group_mean"
-    """What a reward is compared with: the group's mean, the mean of its others (RLOO), nothing, or a critic (PPO)."""
+    """The value that a reward is compared with: the group's mean, the mean of its others (RLOO), nothing, or a critic (PPO)."""
     scale_rewards: Scale = "group"
     """Advantages are divided by the group's or the batch's standard deviation (+1e-4), by nothing (Dr. GRPO), or by the
     group's mean reward (MaxRL)."""
@@ -64,7 +64,7 @@ class AlgorithmConfig(Section):
     clip_high: Annotated[NonNegative, Needs("surrogate", *CLIPPING)] = 0.2
     """The importance ratio is clipped at 1 + clip_high; DAPO's clip-higher is 0.28."""
     dual_clip: Annotated[NonNegative, Needs("surrogate", "clip")] = 0.0
-    """What a token with a negative advantage costs is at most this many times the advantage (3 is usual); 0: no bound."""
+    """Largest cost of a token with a negative advantage, in multiples of the advantage (3 is usual); 0: no bound."""
     sapo_up: Annotated[Positive, Needs("surrogate", "sapo")] = 1.0
     """Temperature of SAPO's gate where the advantage is positive."""
     sapo_down: Annotated[Positive, Needs("surrogate", "sapo")] = 1.05
@@ -87,7 +87,7 @@ class AlgorithmConfig(Section):
     """Correction for a sampler whose log-probabilities differ from the trainer's: weights up to importance_cap, or none
     outside of it."""
     importance_level: Annotated[ImportanceLevel, Needs("importance", *get_args(Correction))] = "token"
-    """Whether a weight is a token's or a whole completion's."""
+    """One weight for each token, or one for a whole completion."""
     importance_cap: Annotated[float, Field(gt=1), Needs("importance", *get_args(Correction))] = 2.0
     """Largest weight; `mask` also drops those below its inverse."""
     overlong_filtering: bool = False
@@ -96,7 +96,7 @@ class AlgorithmConfig(Section):
     """Groups without a signal: kept, dropped, replaced by groups of further problems (DAPO), or by copies of groups that
     have one (POLARIS)."""
     signal: Annotated[Signal, Needs("dynamic_sampling", "filter", "refill", "replace")] = "correct"
-    """What must differ in a group: correctness (DAPO's own) or reward (by more than 1e-6)."""
+    """The quantity that must differ in a group: correctness (DAPO's own) or reward (by more than 1e-6)."""
     refill_budget: Annotated[float, Field(ge=1), Needs("dynamic_sampling", "refill")] = 3.0
     """Completions sampled for one step at most, in multiples of problems x group_size; then it trains on what it has."""
     refill_share: Annotated[float, Field(gt=0, le=1), Needs("dynamic_sampling", "refill")] = 1.0
