@@ -6,19 +6,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from slimrl import terms
 from slimrl.config.base import Needs, NonNegative, Positive, Section
-from slimrl.terms import (
-    Aggregation,
-    Baseline,
-    Correction,
-    GklWeights,
-    Importance,
-    ImportanceLevel,
-    KlEstimator,
-    Scale,
-    Selection,
-    Signal,
-)
 
 CLIPPING = ("clip", "cispo", "gspo", "gspo_token")
 """Surrogates that clip the importance ratio."""
@@ -31,7 +20,7 @@ class GklConfig(Section):
     """Factor of half the weighted variance of the log-ratio."""
     cross_entropy: NonNegative = 1.0
     """Factor of the cross-entropy with the reference as soft labels."""
-    weights: GklWeights = "policy"
+    weights: terms.GklWeights = "policy"
     """Of the variance: the policy's probabilities, the reference's, or the reference's mean over the step's tokens."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Exponent of reference and global weights; below 1 they are smoother."""
@@ -50,9 +39,9 @@ class GklConfig(Section):
 class AlgorithmConfig(Section):
     prefix = "algorithm"
 
-    baseline: Baseline = "group_mean"
-    """What a reward is compared with: the group's mean, the mean of its others (RLOO), nothing, or a critic (PPO)."""
-    scale_rewards: Scale = "group"
+    baseline: terms.Baseline = "group_mean"
+    """The value that a reward is compared with: the group's mean, the mean of its others (RLOO), nothing, or a critic (PPO)."""
+    scale_rewards: terms.Scale = "group"
     """Advantages are divided by the group's or the batch's standard deviation (+1e-4), by nothing (Dr. GRPO), or by the
     group's mean reward (MaxRL)."""
     normalize_components: bool = False
@@ -64,16 +53,16 @@ class AlgorithmConfig(Section):
     clip_high: Annotated[NonNegative, Needs("surrogate", *CLIPPING)] = 0.2
     """The importance ratio is clipped at 1 + clip_high; DAPO's clip-higher is 0.28."""
     dual_clip: Annotated[NonNegative, Needs("surrogate", "clip")] = 0.0
-    """What a token with a negative advantage costs is at most this many times the advantage (3 is usual); 0: no bound."""
+    """Largest cost of a token with a negative advantage, in multiples of the advantage (3 is usual); 0: no bound."""
     sapo_up: Annotated[Positive, Needs("surrogate", "sapo")] = 1.0
     """Temperature of SAPO's gate where the advantage is positive."""
     sapo_down: Annotated[Positive, Needs("surrogate", "sapo")] = 1.05
     """Temperature of SAPO's gate elsewhere."""
-    aggregation: Aggregation = "sequence_mean"
+    aggregation: terms.Aggregation = "sequence_mean"
     """GRPO, DAPO over the batch, DAPO's equation to the letter, Dr. GRPO; the last one only replicates TRL's bnpo."""
     kl_coef: NonNegative = 0.04
     """Weight of the KL penalty to the initial model; 0 loads no reference at all."""
-    kl_estimator: Annotated[KlEstimator, Needs("kl_coef")] = "k3"
+    kl_estimator: Annotated[terms.KlEstimator, Needs("kl_coef")] = "k3"
     """Of the sampled token (Schulman 2020), or exact over the whole vocabulary: KL either way, or the generalized KL."""
     kl_place: Annotated[Literal["loss", "reward"], Needs("kl_coef")] = "loss"
     """A term of the loss, or subtracted from the reward (k1 of the sampled tokens)."""
@@ -83,20 +72,20 @@ class AlgorithmConfig(Section):
     """Weight of the entropy, which is raised."""
     entropy_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Only this share of the tokens, those of highest entropy, carries the policy gradient (arXiv:2506.01939)."""
-    importance: Importance = "off"
+    importance: terms.Importance = "off"
     """Correction for a sampler whose log-probabilities differ from the trainer's: weights up to importance_cap, or none
     outside of it."""
-    importance_level: Annotated[ImportanceLevel, Needs("importance", *get_args(Correction))] = "token"
-    """Whether a weight is a token's or a whole completion's."""
-    importance_cap: Annotated[float, Field(gt=1), Needs("importance", *get_args(Correction))] = 2.0
+    importance_level: Annotated[terms.ImportanceLevel, Needs("importance", *get_args(terms.Correction))] = "token"
+    """One weight for each token, or one for a whole completion."""
+    importance_cap: Annotated[float, Field(gt=1), Needs("importance", *get_args(terms.Correction))] = 2.0
     """Largest weight; `mask` also drops those below its inverse."""
     overlong_filtering: bool = False
     """Truncated completions carry no loss; they still count in their group's baseline and in denominators."""
-    dynamic_sampling: Selection = "off"
+    dynamic_sampling: terms.Selection = "off"
     """Groups without a signal: kept, dropped, replaced by groups of further problems (DAPO), or by copies of groups that
     have one (POLARIS)."""
-    signal: Annotated[Signal, Needs("dynamic_sampling", "filter", "refill", "replace")] = "correct"
-    """What must differ in a group: correctness (DAPO's own) or reward (by more than 1e-6)."""
+    signal: Annotated[terms.Signal, Needs("dynamic_sampling", "filter", "refill", "replace")] = "correct"
+    """The quantity that must differ in a group: correctness (DAPO's own) or reward (by more than 1e-6)."""
     refill_budget: Annotated[float, Field(ge=1), Needs("dynamic_sampling", "refill")] = 3.0
     """Completions sampled for one step at most, in multiples of problems x group_size; then it trains on what it has."""
     refill_share: Annotated[float, Field(gt=0, le=1), Needs("dynamic_sampling", "refill")] = 1.0

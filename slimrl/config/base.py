@@ -1,4 +1,4 @@
-"""What every section of settings is made of: the frozen base, types of numbers, and the mark of a setting that needs another."""
+"""The parts of every section of settings: the frozen base, types of numbers, and the mark of a setting that needs another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TRL and verl call the settings of SlimRL, and why some of theirs have no equivalent.
+"""The names of TRL and verl for the settings of SlimRL, and the reasons why some of theirs have no equivalent.
 
 docs/names.md is this table as a page; a test holds the two together.
 """
@@ -21,9 +21,9 @@ class Foreign:
     ours: str = ""
     """The setting of SlimRL; empty where there is none."""
     values: dict[str, str] = field(default_factory=dict)
-    """What values become: `value` of the same setting, or `section.key=value` where another one is meant."""
+    """Our values by theirs: `value` of the same setting, or `section.key=value` where another one is meant."""
     note: str = ""
-    """What differs, or why there is no equivalent."""
+    """The difference, or the reason why there is no equivalent."""
 
 
 _LOSS_TYPES = {
@@ -210,7 +210,7 @@ VALUES: dict[str, dict[str, str]] = {
 
 
 def find(key: str) -> Foreign | None:
-    """What another library means by a dotted key, spelled with `_` or `-`; the longest name that ends it is meant."""
+    """The setting of another library that a dotted key names, spelled with `_` or `-`; the longest name that ends it is meant."""
     wanted = "." + key.lower().replace("-", "_")
     fitting = [name for name in NAMES if wanted.endswith("." + name.name) or ("." + name.name).endswith(wanted)]
     exact = [name for name in fitting if wanted.endswith("." + name.name)]

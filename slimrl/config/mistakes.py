@@ -1,4 +1,4 @@
-"""From what pydantic finds wrong with settings to one sentence each, and from unknown names to those that were meant.
+"""Sentences for the errors that pydantic finds in settings, and the names that were meant by unknown ones.
 
 An unknown name is looked for as the same name in another section, then among the names of TRL and verl, then among
 names that differ by a slip of the fingers; where none fits, nothing is suggested.
@@ -68,7 +68,7 @@ def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def close_names(key: str, value: object = None, kind: type[BaseModel] | None = None, *, given: bool = True) -> str:
-    """What may be meant by a name that is no setting, as the end of a sentence; empty where nothing is near.
+    """The end of a sentence on a name that is no setting, with the names that may be meant; empty where none is near.
 
     `given` is false where the name is only asked about, so that there is nothing to remove.
     """
@@ -130,7 +130,7 @@ def sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
 
 
 def _wanted(message: str) -> str:
-    """What pydantic asks for, in plain words."""
+    """The kind of value that pydantic asks for, in plain words."""
     words = message.removeprefix("Input should be ").removeprefix("a valid ").replace("'", "")
     return WORDS.get(words.partition(",")[0], words)
 

@@ -1,7 +1,7 @@
 """Settings that name a place on a disk, and what they are relative to.
 
 In a YAML file a path is relative to the folder of that file; on the command line and in Python to the working directory.
-`output` is always relative to the working directory, since it says where new runs go and not where something lies.
+`output` is always relative to the working directory, since it names the place of new runs and not of something that exists.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def is_hub_name(path: str, folder: Path = Path()) -> bool:
-    """Whether a model.path can only be `owner/name` on the Hub, and not a path below `folder`.
+    """True if a model.path can only be `owner/name` on the Hub, and not a path below `folder`.
 
     A path begins with `.`, `/` or `~`, ends with `/`, has another number of parts than two, or begins with the name of a
     folder that exists or with `runs/`.

@@ -1,4 +1,4 @@
-"""The settings of what is paid: a weight for each built-in reward, functions of the user's own, and the processes that score."""
+"""The settings of the rewards: a weight for each built-in reward, functions of the user's own, and the processes that score."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CustomReward(Section):
     high: float
     """Highest value it can return; the gold answer must earn it."""
     completions: CompletionForm = "text"
-    """Whether it takes strings or, as TRL's conversational data sets, lists of {"role", "content"}."""
+    """The form of a completion: strings or, as TRL's conversational data sets, lists of {"role", "content"}."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -57,7 +57,7 @@ class RewardsConfig(Section):
     """Use the case study's four functions with their published defects (docs/techniques.md lists them)."""
     soft_overlong: Annotated[NonNegative, Weight()] = 0.0
     """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13). DAPO pays 1 and -1,
-    so that the punishment is at most half of what right and wrong differ by; beside a reward of 1 and 0 that is 0.5."""
+    so that the punishment is at most half of what right and wrong differ by; with a reward of 1 and 0 that is 0.5."""
     zero_truncated: bool = False
     """A truncated completion is paid 0, whatever it would have earned; rewards that can fall below 0 then favour it."""
     overlong_buffer: Annotated[Count | Literal["auto"], Needs("soft_overlong")] = "auto"
@@ -75,7 +75,7 @@ class RewardsConfig(Section):
     unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run stops where a larger share of the completions of 20 steps was unscorable; 1: never."""
     gold_check: Literal["refuse", "report"] = "refuse"
-    """What happens when a gold answer cannot earn the maximum: refuse to start, or only report."""
+    """The consequence of a gold answer that cannot earn the maximum: refuse to start, or only report."""
 
     def buffer(self, max_new_tokens: int) -> int:
         """The overlong buffer in tokens."""

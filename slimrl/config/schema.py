@@ -36,7 +36,7 @@ def seconds_of(text: str) -> float:
 
 
 class RootConfig(Section):
-    """What `train` and `sft` have in common."""
+    """The settings that `train` and `sft` have in common."""
 
     name: Annotated[str, Field(max_length=64, pattern=r"^([a-z0-9][a-z0-9._-]*)?$")] = ""
     """Name of the run, lower case; empty: made from the task and the time."""
@@ -51,15 +51,15 @@ class RootConfig(Section):
     model: ModelConfig = ModelConfig()
     """The policy."""
     task: TaskConfig = TaskConfig()
-    """What is asked and what counts as right."""
+    """The problems, and the answers that count as right."""
     rollout: RolloutConfig = RolloutConfig()
-    """How completions are sampled."""
+    """The sampling of completions."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and how a batch is cut for it."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out measurement."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """What a run that was interrupted goes on from."""
+    """The states from which an interrupted run continues."""
     max_time: str = ""
     """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
 
@@ -101,15 +101,15 @@ class TrainConfig(RootConfig):
     max_tokens: CountOrZero = 0
     """Sampled tokens, for comparisons at equal cost: the run ends with the step that comes nearest; 0: `steps` decides."""
     rewards: RewardsConfig = RewardsConfig()
-    """What is paid."""
+    """The rewards of a completion."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """The policy gradient; a method is a set of these."""
     critic: CriticConfig = CriticConfig()
     """PPO's value function."""
     curriculum: CurriculumConfig = CurriculumConfig()
-    """Which problems come when."""
+    """The order of the problems."""
     log: LogConfig = LogConfig()
-    """What is shown and stored on the way."""
+    """Output during the run, on the screen and on the disk."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

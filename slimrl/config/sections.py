@@ -63,7 +63,7 @@ class ArithmeticConfig(Section):
 
 class TaskConfig(Section):
     name: Literal["arithmetic", "gsm8k", "aime", "math", "svamp", "jsonl"] = "arithmetic"
-    """What is asked: `arithmetic` is built in; the others read local files or the Hub; `jsonl` any file of yours."""
+    """Source of the problems: `arithmetic` is built in; the others read local files or the Hub; `jsonl` any file of yours."""
     path: str = ""
     """Local file of training problems (JSONL or JSON); empty: the Hub (not for `jsonl`)."""
     test_path: str = ""
@@ -74,16 +74,16 @@ class TaskConfig(Section):
     """`error`: a row that is malformed, repeated, both trained on and held out, or changed by the chat template ends the run;
     `skip` leaves it out."""
     style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
-    """How an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
+    """Form in which an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
     instruction: str = "auto"
     """The system message; empty sends none. `auto`: what `slimrl sft` taught the model with, else the style's own."""
     template: Template = "auto"
     """`chat`: the tokenizer's chat template; `plain`: "Question: ... Answer:"; `auto`: chat where there is one."""
     template_arguments: dict[str, bool | int | float | str] = Field(default={})
-    """What the chat template is given beside the messages, as `{enable_thinking: false}` for Qwen3."""
+    """Arguments of the chat template besides the messages, as `{enable_thinking: false}` for Qwen3."""
     date: Moment = "auto"
-    """What a chat template takes for today, with or without a time of day (2026-11-25T09:30:00). `auto`: the moment at which the
-    run or the study begins, which stays when it is resumed or evaluated later."""
+    """The date that a chat template takes for today, with or without a time of day (2026-11-25T09:30:00). `auto`: the moment at
+    which the run or the study begins, which stays when it is resumed or evaluated later."""
     checker: Checker = "numeric"
     """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`)."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()
@@ -189,19 +189,19 @@ class CurriculumConfig(Section):
     prefix = "curriculum"
 
     order: Literal["shuffled", "easy_first", "learnability"] = "shuffled"
-    """Every problem alike; by known difficulty or number of steps, easiest first; or by how much there is to learn, p(1-p)
-    with p the success rate so far. Evaluation is never weighted."""
+    """All problems with equal weight; by known difficulty or number of steps, easiest first; or by how much there is to learn,
+    p(1-p) with p the success rate so far. Evaluation is never weighted."""
     floor: Annotated[float, Field(ge=0, le=1), Needs("order", "learnability")] = 0.05
-    """Weight of every problem beside p(1-p), so that none is forgotten."""
+    """Weight of every problem in addition to p(1-p), so that none is forgotten."""
     decay: Annotated[float, Field(gt=0, le=1), Needs("order", "learnability")] = 0.9
-    """What earlier successes and failures of a problem still count when it is seen again."""
+    """Factor on earlier successes and failures of a problem each time it is seen again."""
 
 
 class LogConfig(Section):
     samples_every: CountOrZero = 10
     """Show a few completions after every this many steps; 0 is off."""
     samples: Count = 2
-    """How many to show."""
+    """Completions shown each time."""
     rollouts: bool = True
     """Store every completion with its scores under rollouts/."""
     model: bool = True
@@ -223,6 +223,6 @@ class CheckpointConfig(Section):
     every: CountOrZero = 10
     """Steps from one checkpoint to the next; 0: only when the run is told to stop."""
     keep: Count = 2
-    """Newest checkpoints that stay while the run goes on; one is written before another is removed."""
+    """Newest checkpoints that are kept during the run; one is written before another is removed."""
     keep_best: bool = True
     """The checkpoint with the best held-out accuracy stays as well, and outlives the run; needs evaluation.every."""

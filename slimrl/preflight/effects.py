@@ -359,7 +359,7 @@ class Remark:
 
 
 def remarks(reference: TrainConfig, arm: TrainConfig, name: str) -> tuple[Remark, ...]:
-    """What follows from the settings of an arm and of its reference, called `name`."""
+    """The facts that follow from the settings of an arm and of its reference, called `name`."""
     pair = Pair(reference, arm)
     if not pair.changed:
         return (Remark("inert", f"its settings are those of {name}"),)
