@@ -32,11 +32,10 @@ from slimrl.randomness import generator
 from slimrl.records import Problem
 from slimrl.results import SftSummary
 from slimrl.runs.checkpoints import Checkpoint
-from slimrl.runs.directory import RunDirectory
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
-from slimrl.session.state import read_run_state, restore_policy, save_policy
+from slimrl.session.state import Progress, read_run_state, restore_policy, save_policy
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
@@ -54,18 +53,8 @@ class Example:
 Demonstrate = Callable[[Problem, int], Example | None]
 
 
-@dataclass(frozen=True)
-class SftState:
-    """The state after `step` updates; problems and demonstrators are functions of (seed, step), so there is no more to it."""
-
-    step: int = 0
-    tokens: int = 0
-    """Imitated in all updates."""
-    seconds: float = 0.0
-    """Spent in updates."""
-
-
-SFT_STATE = TypeAdapter(SftState)
+PROGRESS = TypeAdapter(Progress)
+"""Problems and demonstrators are functions of (seed, step), so a checkpoint needs no more than this and the weights."""
 
 
 def sft(
@@ -94,12 +83,12 @@ def sft(
         setup = replace(setup, notes=tuple(filter(None, notes)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
         policy, optimizer = setup.policy, make_optimizer(setup.policy.trainable, setup.config.optimizer)
-        state = SftState()
+        state = Progress()
         if found.checkpoint:
             restore_policy(found.checkpoint, policy, optimizer)
-            state = read_run_state(found.checkpoint, SFT_STATE.validate_python)
+            state = read_run_state(found.checkpoint, PROGRESS.validate_python)
 
-        def save(state: SftState) -> Checkpoint:
+        def save(state: Progress) -> Checkpoint:
             return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
 
         session = Session(run, setup, screen, sinks, state, save)
@@ -109,14 +98,16 @@ def sft(
             take_update(session, optimizer, demonstrate, config)
         taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
         setattr(policy.model.config, TAUGHT, taught)
-        summary = summarize(run, session.state)
+        end, measured = session.state, run.measured.summaries
+        before, after = measured[0]["test"], measured[end.step]["test"]
+        summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
         session.finish(summary, store_model=True)
         screen.say(f"the model is in {run.path}/final")
         return summary
 
 
 def take_update(
-    session: Session[SftState], optimizer: MasterAdamW, demonstrate: Demonstrate, config: SftRunConfig
+    session: Session[Progress], optimizer: MasterAdamW, demonstrate: Demonstrate, config: SftRunConfig
 ) -> None:
     """One update on `sft.batch_size` demonstrations."""
     setup, state, step = session.setup, session.state, session.state.step
@@ -136,7 +127,7 @@ def take_update(
     )
     updated = optimizer.step(rate, optimizer.clip())
     tokens = state.tokens + sum(len(example.target_ids) for example in examples)
-    after = SftState(step + 1, tokens, state.seconds + time.perf_counter() - started)
+    after = Progress(step + 1, tokens, state.seconds + time.perf_counter() - started)
     session.record(after, {"loss": loss, "num_tokens": tokens, **updated})
     if after.step % config.sft.show_every == 0:
         session.screen.loss(after.step, config.steps, loss, after.seconds)
@@ -232,9 +223,3 @@ def _stop_id(setup: Setup[SftRunConfig]) -> int:
     policy, end = setup.policy, setup.prompter.turn_end
     eos = policy.tokenizer.eos_token_id if end is None else end
     return int(eos) if eos in policy.stop_ids else policy.stop_ids[0]
-
-
-def summarize(run: RunDirectory, state: SftState) -> SftSummary:
-    """The summary of a run after its last update."""
-    before, after = run.measured.summaries[0], run.measured.summaries[state.step]
-    return SftSummary(str(run.path), before["test"], after["test"], state.step, state.tokens, state.seconds)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
@@ -26,21 +26,7 @@ from slimrl.session.identity import compare_identity, identity
 from slimrl.session.keeper import Keeper
 from slimrl.session.listeners import Screen, Sink, Sinks
 from slimrl.session.resume import Config, RunLookup, known_evaluations
-
-
-class Progress(Protocol):
-    """The part of a run's state that every session needs."""
-
-    @property
-    def step(self) -> int:
-        """Steps taken."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens trained on, of all steps."""
-
-
-State = TypeVar("State", bound=Progress)
+from slimrl.session.state import State
 
 
 @contextmanager

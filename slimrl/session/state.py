@@ -25,21 +25,25 @@ from slimrl.records import Group
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
 from slimrl.runs.directory import RunDirectory
 
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a run after `step` steps; a step makes a new one, so a step that is dropped half-way changes nothing."""
+
+    step: int = 0
+    tokens: int = 0
+    """Sampled, or imitated, in all steps."""
+    seconds: float = 0.0
+    """Spent in steps by all processes that worked on the run."""
 
 
 @dataclass(frozen=True)
-class RunState:
-    """The state after `step` steps; a step makes a new one, so a step that is dropped half-way has changed nothing.
+class RunState(Progress):
+    """The state of a training run.
 
     Example: RunState(step=2, tokens=5120, seconds=3.5, carried=(Group(...),), unscorable={"timed out": 1})
     """
 
-    step: int = 0
-    tokens: int = 0
-    """Sampled in all steps."""
-    seconds: float = 0.0
-    """Spent in steps by all processes that worked on the run."""
     carried: tuple[Group, ...] = ()
     """Surplus groups of dynamic sampling."""
     seen: Observed = field(default=NOTHING_OBSERVED)
@@ -55,6 +59,7 @@ class RunState:
     """Number of completions without a reward, by reason."""
 
 
+State = TypeVar("State", bound=Progress)
 RUN_STATE = TypeAdapter(RunState)
 COLUMNS = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns"}}}}}}
 """Data columns of carried groups: they may hold anything, and nothing reads them again."""
@@ -129,7 +134,7 @@ def restore_policy(checkpoint: Checkpoint, policy: Policy, optimizer: MasterAdam
     return plain
 
 
-def read_run_state(checkpoint: Checkpoint, read: Callable[[Any], T]) -> T:
+def read_run_state(checkpoint: Checkpoint, read: Callable[[Any], State]) -> State:
     """The state of the run in a checkpoint; raises DataError for one of another version of SlimRL."""
     try:
         return read(checkpoint.state()["run"])
