@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slimrl.statistics import CONFIDENCE, Interval, attainable, within
+from slimrl.statistics import CONFIDENCE, Interval
 from slimrl.study.compare import ArmResult, Effect
 from slimrl.study.results import Results
 from slimrl.text import UNKNOWN, percent, signed
@@ -183,8 +183,7 @@ def compared(effect: Effect) -> str:
 
 
 def _judged(effect: Effect) -> tuple[Cell, ...]:
-    most = attainable(effect.weights)
-    d, problems = within(effect.difference, -most, most), effect.problems
+    d, problems = effect.difference, effect.problems
     partly = 0 < effect.identical < len(effect.seeds)
     same = f"equal to the last bit on {effect.identical} of {len(effect.seeds)} seeds" if partly else ""
     over = span(problems["low"], problems["high"], sign=True) if problems else ""
@@ -199,8 +198,7 @@ def _judged(effect: Effect) -> tuple[Cell, ...]:
 
 
 def _accuracy(interval: Interval) -> Cell:
-    possible = within(interval, 0.0, 1.0)
-    return Cell(percent(interval.mean), span(possible.low, possible.high, sign=False))
+    return Cell(percent(interval.mean), span(interval.low, interval.high, sign=False))
 
 
 def _costs(arm: ArmResult, results: Results) -> tuple[Cell, ...]:

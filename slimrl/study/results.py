@@ -101,20 +101,14 @@ def collect(expanded: Expanded, folder: Path) -> Results:
 
 def _samples(expanded: Expanded, by_arm: Mapping[str, Sequence[Run]], folder: Path) -> tuple[Mapping[str, Any], ...]:
     """The same problems across arms, before and after training, of the first seed; those on which arms disagree first."""
-    split, mode = expanded.study.primary.split("/")
-    after: dict[str, dict[str, Any]] = {}
     before: dict[str, Any] = {}
+    after: dict[str, dict[str, Any]] = {}
     for arm in expanded.arms:
-        run = folder / by_arm[arm.name][0].folder
-        steps = list(read_summaries(run))
-        if arm.is_repeat or len(steps) < 2 or by_arm[arm.name][0].status != "finished":
-            continue
-        for step, target in ((steps[-1], after.setdefault(arm.name, {})), (steps[0], before)):
-            for row in read_answers(run, step):
-                if (row["split"], row["mode"], row["sample"]) == (split, mode, 0):
-                    target[row["id"]] = row
-    if not after:
-        return ()
+        first = by_arm[arm.name][0]
+        steps = list(read_summaries(folder / first.folder))
+        if first.status == "finished" and len(steps) > 1 and not arm.is_repeat:
+            before |= _answers(folder / first.folder, steps[0], expanded.study.primary)
+            after[arm.name] = _answers(folder / first.folder, steps[-1], expanded.study.primary)
 
     def disagreement(problem: str) -> float:
         right = [rows[problem]["strict"] for rows in after.values() if problem in rows]
@@ -133,6 +127,12 @@ def _samples(expanded: Expanded, by_arm: Mapping[str, Sequence[Run]], folder: Pa
         }
         for problem in sorted(before, key=lambda problem: (disagreement(problem), problem))[:SHOWN_PROBLEMS]
     )
+
+
+def _answers(run: Path, step: int, primary: str) -> dict[str, dict[str, Any]]:
+    """The first answer to each problem of the primary measure, by problem."""
+    rows = [row for row in read_answers(run, step) if row["sample"] == 0]
+    return {row["id"]: row for row in rows if f"{row['split']}/{row['mode']}" == primary}
 
 
 def _versions(runs: Sequence[Run], folder: Path) -> dict[str, list[str]]:

@@ -114,7 +114,6 @@ def test_no_interval_leaves_what_is_possible() -> None:
     assert (statistics.within(wide, 0, 1).low, statistics.within(wide, 0, 1).high) == (0, 1)
     assert statistics.within(statistics.interval([0.5]), 0, 1).high == math.inf, "one value has no interval"
     results = make_results(dict(list(LINES.items())[:2]), seeds=2, steps=3, status={("base", 0): "diverged"})
-    assert min(arm.primary.low for arm in results.arms) < 0, "Student's own interval"
     cells = [cell.more for table in tables.verdict_tables(results) for row in table.rows for cell in row.cells]
     shown = [tuple(map(float, cell[1:-1].split(", "))) for cell in cells if cell.startswith("[")]
     assert len(shown) >= 6

@@ -183,7 +183,7 @@ def _over_seeds(arm: Arm, runs: Sequence[Run]) -> ArmResult:
         finished=len(finished),
         diverged=sum(r.status == "diverged" for r in runs),
         failed=sum(r.status == "failed" for r in runs),
-        primary=statistics.interval([r.value(PRIMARY) for r in counted]),
+        primary=statistics.within(statistics.interval([r.value(PRIMARY) for r in counted]), 0.0, 1.0),
         measures=measures,
     )
 
