@@ -23,7 +23,7 @@ from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import COLUMNS, WIDTH, Display, duration, fitted
 from slimrl.errors import SettingsError
 from slimrl.preflight.effects import NOTHING_SEEN, inert_switches, set_by_hand
-from slimrl.preflight.setup import _form_note
+from slimrl.preflight.notes import form_note
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.styles import MARKERS, STYLES
 from tests.cli.test_cli import SMALL, slimrl  # noqa: F401
@@ -108,13 +108,13 @@ def test_text_in_a_file_is_text(tmp_path: Path) -> None:
 def test_an_instruction_without_the_form_is_noted(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("task:\n  instruction: Think, then write #### and the number.\n")
-    assert "does not name ####" in _form_note(load_config(TrainConfig, [str(file)]))
+    assert "does not name ####" in form_note(load_config(TrainConfig, [str(file)]))
     for name, style in STYLES.items():
         assert MARKERS[name] in style.instruction
-        assert not _form_note(build(RootConfig, {"task": {"style": name, "instruction": style.instruction}}))
-        assert MARKERS[name] in _form_note(build(RootConfig, {"task": {"style": name, "instruction": "Think."}}))
-    assert not _form_note(RootConfig())
-    assert not _form_note(build(RootConfig, {"task": {"instruction": ""}}))
+        assert not form_note(build(RootConfig, {"task": {"style": name, "instruction": style.instruction}}))
+        assert MARKERS[name] in form_note(build(RootConfig, {"task": {"style": name, "instruction": "Think."}}))
+    assert not form_note(RootConfig())
+    assert not form_note(build(RootConfig, {"task": {"instruction": ""}}))
 
 
 # --- names that were meant ---------------------------------------------------------------------------------------------
