@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from slimrl.evaluate import ADDED_TO_CHANGE, ADDED_TO_MEAN, interval_of_moments
+from slimrl.statistics import ADDED_TO_CHANGE, ADDED_TO_MEAN, interval_of_moments
 
 Array = NDArray[np.float64]
 Method = Callable[[int, int, Array, Array], tuple[Array, Array]]

@@ -74,7 +74,7 @@ def ours(job: Message, channel: Channel) -> None:
     """SlimRL's engine. It returns log-probabilities always; the uniforms that decide its draws are made in the run."""
     from dataclasses import replace
 
-    from slimrl.config.schema import ModelConfig
+    from slimrl.config.sections import ModelConfig
     from slimrl.model.loading import load_policy
     from slimrl.randomness import uniforms
     from slimrl.rollout import Request

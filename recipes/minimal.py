@@ -20,7 +20,7 @@ from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import at_tokens, make_rows, microbatches, rewards_of, take
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import clipped_surrogate, token_weights
-from slimrl.config.schema import ModelConfig, TaskConfig
+from slimrl.config.sections import ModelConfig, TaskConfig
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.head import token_logprobs
 from slimrl.model.loading import load_policy

@@ -13,7 +13,8 @@ from slimrl import cli
 from slimrl.errors import DiskError
 from slimrl.runs import directory
 from slimrl.runs.checkpoints import checkpoints, newest
-from slimrl.runs.durable import Written, damage, seal
+from slimrl.runs.durable import damage, seal
+from slimrl.runs.files import Written
 from tests.session.test_resume import interrupt, run
 
 FEW = ("steps=2", "optimizer.schedule=constant", "evaluation.every=0", "rollout.problems=2", "checkpoint.every=1")

@@ -16,17 +16,18 @@ from markdown_it import MarkdownIt
 
 from slimrl import cli
 from slimrl.algorithm.groups import Collected
-from slimrl.display.run import HIDDEN, Display
-from slimrl.evaluate import Answered, Evaluation, SplitEvaluation, compare
-from slimrl.preflight.doctor import Examination
+from slimrl.config.files import build
+from slimrl.config.schema import TrainConfig
+from slimrl.display.run import Display
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.report import plots as pictures
+from slimrl.report import plots
 from slimrl.report.report import as_csv, as_html, as_json, as_markdown
+from slimrl.results import DoctorReport, Evaluation, GradedCompletion, SplitEvaluation, TrainSummary, compare
 from slimrl.study.results import Results
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
-from slimrl.train import TrainSummary
+from slimrl.text import HIDDEN
 from tests.report.test_report import SPITE, Page, check_inert, spiteful
 
 ESCAPES = [
@@ -91,9 +92,13 @@ def test_there_are_enough_of_them() -> None:
 # --- terminal ----------------------------------------------------------------------------------------------------------
 
 
+CHOSEN = "algorithm.clip_high"
+"""A switch that a user chose, of which it is said that it is inert."""
+
+
 def show(payloads: list[str]) -> None:
     """Each payload wherever the display of a run shows text that is not ours."""
-    display = Display(samples_every=1, samples=1)
+    display, config = Display(samples_every=1, samples=1), build(TrainConfig, {"algorithm": {"clip_high": 0.28}})
     grader = Grader("numeric")
     steps = len(payloads)
     for number, text in enumerate(payloads):
@@ -101,24 +106,25 @@ def show(payloads: list[str]) -> None:
         rollout = Rollout(problem, Completion((1,), (2,), (0.0,), "stop"), text, False, {}, 0.0, text)
         group = Group((rollout,), number)
         sample: dict[str, Any] = {"question": text, "text": text, "extracted": text, "answer": text, "reward": 0.0}
-        examination = Examination(
+        report = DoctorReport(
             first_prompt=text, stop_ids={"2": text}, completions=1, stop=1.0, parses=1.0, right=1.0, groups=1, signal=1.0,
-            gold_checked=1, gold_failed=1, reward_maximum=1.0, inert=[text], confounded=[text], warnings=[text], samples=[sample],
+            gold_checked=1, gold_failed=1, reward_maximum=1.0, inert=[f"{CHOSEN}: {text}"], confounded=[text], warnings=[text], samples=[sample],
         )  # fmt: skip
-        display.opening(examination, [text])
-        display.probes(examination)
+        display.opening(report, [text], config)
+        display.probes(report)
         task = Task(text, (problem,), (), (), STYLES["answer"], grader, text, {})
-        metrics = {"num_tokens": 1.0, "update/skipped": 1.0, "sampling/fell_back": 0.0}
-        display.step(number, steps, metrics, Collected((group,), (), (group,), 1), 1.0, task)
-        row = Answered("a", "sampled", 0, False, False, False, "stop", 1, text, text, text, text, text)
+        metrics = {"num_tokens": 1.0, "time/total": 1.0, "update/skipped": 1.0, "sampling/fell_back": 0.0}
+        display.step(number, steps, metrics, Collected((group,), (), (group,), 1), task)
+        row = GradedCompletion("a", "sampled", 0, False, False, False, "stop", 1, text, text, text, text, text)
         evaluation = Evaluation(number, SplitEvaluation((row,)), SplitEvaluation(()))
         display.evaluation(evaluation)
+        row_summary = evaluation.test.summary()
         summary = TrainSummary(
-            run=text, before={}, after={}, difference=compare(evaluation, evaluation), harder={}, steps=1, weights="", optimizer="", unscorable={text: 1},
-            tokens_generated=1, seconds=1.0, inert=[text], confounded=[text], profile={},
+            run=str(Path("runs") / re.sub("[/\x00]", "", text)[:40]), before=row_summary, after=row_summary, difference=compare(evaluation, evaluation), harder={}, steps=1, weights="", optimizer="", unscorable={text: 1},
+            tokens_generated=1, seconds=1.0, inert=[f"{CHOSEN}: {text}"], confounded=[text], profile={},
             memory={"measured": 1.0, "estimated": 1.0, "error": 0.0, "planned": 1.0},
         )  # fmt: skip
-        display.closing(Path("runs") / re.sub("[/\x00]", "", text)[:40], evaluation, evaluation, summary)
+        display.closing(summary, config)
     display.stop()
 
 
@@ -201,8 +207,8 @@ def hostile() -> Results:
 
 
 def test_the_page_shows_them_as_text(hostile: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_PANELS", 3)
-    monkeypatch.setattr(pictures, "KINDS", pictures.KINDS[:1])
+    monkeypatch.setattr(plots, "MOST_PANELS", 3)
+    monkeypatch.setattr(plots, "KINDS", plots.KINDS[:1])
     html = as_html(hostile)
     page = Page(html)
     check_inert(page)

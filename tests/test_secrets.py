@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slimrl.config.files import known_keys
+from slimrl.config.mistakes import known_keys
 from slimrl.config.schema import TrainConfig
 from tests.conftest import ROOT
 

@@ -156,9 +156,9 @@ def test_a_warm_start_that_is_stopped_ends_as_if_it_had_not_been(tiny_folder: Pa
     moments = -1 - never.left
     for moment in (1, moments // 2, moments - 8, moments):
         config = config_of(tiny_folder, tmp_path, *settings, f"name=s{moment}")
-        with pytest.raises(Stopped, match=rf"slimrl sft --resume {tmp_path}/s{moment} goes on"):
+        with pytest.raises(Stopped, match=rf"resume with slimrl sft --resume {tmp_path}/s{moment}$"):
             sft(config, Display(quiet=True), stop=StopAt(moment), resume=True)
-        with pytest.raises(SettingsError, match="go on with slimrl sft --resume"):
+        with pytest.raises(SettingsError, match="resume it with slimrl sft --resume"):
             sft(config, Display(quiet=True))
         sft(config, Display(quiet=True), resume=True)
         for file in ("final/model.safetensors", "metrics.jsonl", "evals/step-00000006.jsonl"):
@@ -172,5 +172,5 @@ def test_a_warm_start_is_no_training_run(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "run.json").write_text('{"verb": "sft", "status": "running"}')
     config = load_config(TrainConfig, [], [f"output={tmp_path}", "name=s"])
-    with pytest.raises(SettingsError, match="is no run of slimrl train"):
-        find_run(config, "train", resume=True)
+    with pytest.raises(SettingsError, match="is no run of slimrl train"), find_run(config, "train", resume=True):
+        pass

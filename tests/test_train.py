@@ -9,13 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slimrl.config.files import build, load_config
-from slimrl.config.schema import ModelConfig, TrainConfig
+from slimrl.config.files import load_config
+from slimrl.config.schema import TrainConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.display.run import Display
 from slimrl.errors import DivergedError
 from slimrl.model.loading import load_policy
+from slimrl.results import TrainSummary
 from slimrl.runs.durable import digest
-from slimrl.train import TrainSummary, expected_steps, train
+from slimrl.train import train
 from tests.conftest import ROOT
 
 SMALL = (
@@ -99,15 +101,6 @@ def test_a_token_budget_ends_the_run_and_changes_nothing_before(tmp_path: Path) 
     assert [m["loss"] for m in metrics(short)] == [m["loss"] for m in metrics(whole)][:2]
 
 
-@pytest.mark.parametrize(
-    ("step", "tokens", "expected"),
-    [(0, 0, 9), (0, 100, 5), (2, 300, 5), (4, 500, 5), (4, 480, 5), (4, 450, 6), (0, 1, 9)],
-)
-def test_steps_are_reckoned_from_the_tokens_so_far(step: int, tokens: int, expected: int) -> None:
-    assert expected_steps(build(TrainConfig, {"steps": 9, "max_tokens": 500}), step + 1, tokens) == expected
-    assert expected_steps(build(TrainConfig, {"steps": 9}), step + 1, tokens) == 9
-
-
 def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
     first = run(tmp_path, "a", *SMALL)
     second = run(tmp_path, "b", *SMALL, "optimizer.learning_rate=2.00001e-4")
@@ -135,19 +128,6 @@ def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(tmp_path: 
     assert any(sentence.startswith("algorithm.clip_low and clip_high") for sentence in second.inert)
     third = run(tmp_path, "c", *SMALL, "algorithm.clip_high=0.28", "optimizer.minibatches=2", "seed=1")
     assert not any(sentence.startswith("algorithm.clip_low") for sentence in third.inert)
-
-
-def test_evaluation_is_paired_and_stored(tmp_path: Path) -> None:
-    summary = run(tmp_path, "a", *SMALL, "evaluation.samples=2")
-    before, after = (
-        [json.loads(line) for line in (Path(summary.run) / "evals" / name).read_text().splitlines()]
-        for name in ("step-00000000.jsonl", "step-00000003.jsonl")
-    )
-    assert [(r["id"], r["mode"], r["sample"]) for r in before] == [(r["id"], r["mode"], r["sample"]) for r in after]
-    assert len(before) == (8 + 4) * (2 + 1)
-    drawn = [r["strict"] for r in before if r["split"] == "test" and r["mode"] == "sampled"]
-    assert summary.before["accuracy"] == pytest.approx(sum(drawn) / 16)
-    assert {r["id"].split("/")[1] for r in before} == {"test", "harder"}
 
 
 def test_dynamic_sampling_trains_on_groups_with_a_signal_only(tmp_path: Path) -> None:

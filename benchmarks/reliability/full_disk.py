@@ -20,7 +20,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.runs.checkpoints import newest
-from slimrl.runs.durable import _Hashed
+from slimrl.runs.files import HashedFile
 from slimrl.train import train
 
 LARGEST = 14_000_000
@@ -33,9 +33,9 @@ class Disk:
     def __init__(self, draws: random.Random, folder: Path) -> None:
         self.draws, self.folder, self.room = draws, folder, draws.randrange(LARGEST)
         self.refused = self.lost = self.safe = 0
-        self.write = _Hashed.write
+        self.write = HashedFile.write
 
-    def take(self, file: _Hashed, data: bytes | memoryview) -> None:
+    def take(self, file: HashedFile, data: bytes | memoryview) -> None:
         self.room -= len(data)
         if self.room >= 0:
             self.write(file, data)
@@ -60,14 +60,14 @@ def main() -> None:
         output = Path(name)
         run(output, "undisturbed")
         expected = content(output / "undisturbed")
-        own = _Hashed.write
+        own = HashedFile.write
         while refused < args.places:
             disk = Disk(draws, output / f"run-{runs}")
-            _Hashed.write = lambda file, data, disk=disk: disk.take(file, data)
+            HashedFile.write = lambda file, data, disk=disk: disk.take(file, data)
             try:
                 run(output, f"run-{runs}")
             finally:
-                _Hashed.write = own
+                HashedFile.write = own
             equal += content(output / f"run-{runs}") == expected
             refused, lost, runs = refused + disk.refused, lost + disk.lost, runs + 1
     found: dict[str, object] = {

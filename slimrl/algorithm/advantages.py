@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from slimrl.terms import GroupBaseline, Scale
+
 SCALE_EPSILON = 1e-4
 """Added to a standard deviation before dividing, as TRL does; verl takes 1e-6."""
 
-Baseline = Literal["group_mean", "leave_one_out", "none"]
-Scale = Literal["group", "batch", "none", "mean"]
 
-
-def group_advantages(rewards: Tensor, scorable: Tensor, scale: Scale, baseline: Baseline = "group_mean") -> Tensor:
+def group_advantages(rewards: Tensor, scorable: Tensor, scale: Scale, baseline: GroupBaseline = "group_mean") -> Tensor:
     """rewards [P, G], scorable [P, G] bool -> advantages [P, G]: less a baseline, divided by a spread.
 
     Baselines: the group's mean (GRPO); the mean of the group's other rewards (RLOO, arXiv:2402.14740), which is G / (G - 1)
@@ -52,7 +50,10 @@ def group_advantages(rewards: Tensor, scorable: Tensor, scale: Scale, baseline: 
 
 
 def component_advantages(
-    components: Mapping[str, Tensor], weights: Mapping[str, float], scorable: Tensor, baseline: Baseline = "group_mean"
+    components: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    scorable: Tensor,
+    baseline: GroupBaseline = "group_mean",
 ) -> Tensor:
     """Every reward component [P, G] normalised within its groups, the weighted sum normalised over the batch (GDPO,
     arXiv:2601.05242): components of different spread then count by their weights. NaN where one does not apply.

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Literal
 
 from slimrl.records import Group, Problem
+from slimrl.terms import Selection, Signal
 
-Selection = Literal["off", "filter", "refill", "replace"]
 SIGNAL_TOLERANCE = 1e-6
 """Rewards closer than this are equal: float noise must not let a constant group through."""
 
@@ -36,7 +35,7 @@ class Collected:
         return self.lacking > 0
 
 
-def has_signal(group: Group, signal: Literal["correct", "reward"]) -> bool:
+def has_signal(group: Group, signal: Signal) -> bool:
     """Whether the scorable rollouts differ: not all right and not all wrong (DAPO), or rewards apart by > 1e-6."""
     scored = [rollout for rollout in group.rollouts if not rollout.unscorable]
     if not scored:
@@ -52,7 +51,7 @@ class DynamicSampling:
     """The setting `algorithm.dynamic_sampling` and those that go with it."""
 
     kind: Selection = "off"
-    signal: Literal["correct", "reward"] = "correct"
+    signal: Signal = "correct"
     refill_budget: float = 3.0
     refill_share: float = 1.0
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Weights = Literal["policy", "reference", "global"]
+from slimrl.terms import GklWeights
 
 
 def k1(x: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ class Divergence:
     """Factor of half the weighted variance; with policy weights its gradient is that of KL(policy || reference)."""
     cross_entropy: float = 1.0
     """Factor of the soft-label cross-entropy; its gradient is that of KL(reference || policy)."""
-    weights: Weights = "policy"
+    weights: GklWeights = "policy"
     """p; or q^gamma, normalised; or the mean of q over many positions, to the gamma, normalised."""
     gamma: float = 1.0
     prior: Tensor | None = None

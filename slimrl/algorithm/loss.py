@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]
+from slimrl.terms import Aggregation, Correction, ImportanceLevel
+
 FLOAT_NOISE = 1e-4
 """Nats by which the same policy, computed twice in float32, may differ."""
-
-Surrogate = Literal["clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Options:
 
 
 def surrogate(
-    name: Surrogate, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, options: Options
+    name: str, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, options: Options
 ) -> Tensor:
-    """The surrogate of that name; mask [B, L] bool says which tokens a sequence's own ratio is made of."""
+    """The surrogate of that name; mask [B, L] bool marks the tokens that a sequence's own ratio is made of."""
     low, high = options.clip_low, options.clip_high
     match name:
         case "clip":
@@ -53,9 +51,10 @@ def surrogate(
             return clipped(ratio, advantages, clip_low=low, clip_high=high)
         case "sapo":
             return sapo(logprobs, old_logprobs, advantages, up=options.sapo_up, down=options.sapo_down)
+    raise ValueError(f"there is no surrogate {name}")
 
 
-def clipped_ratio(name: Surrogate, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
+def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
     """[B, L] the ratio that a surrogate clips; None for one that has no clip."""
     if name in ("reinforce", "gpg", "sapo"):
         return None
@@ -135,8 +134,8 @@ def importance_weights(
     sampler_logprobs: Tensor,
     mask: Tensor,
     *,
-    level: Literal["token", "sequence"],
-    correction: Literal["truncate", "mask"],
+    level: ImportanceLevel,
+    correction: Correction,
     cap: float,
 ) -> Tensor:
     """[B, L] factors for a sampler whose log-probabilities differ from the trainer's; no gradient.

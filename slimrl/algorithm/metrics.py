@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from slimrl.algorithm.groups import Collected, has_signal
 from slimrl.records import Group
+from slimrl.terms import Signal
 
 Metrics = dict[str, float]
 
 
-def describe(collected: Collected, signal: Literal["correct", "reward"]) -> Metrics:
+def describe(collected: Collected, signal: Signal) -> Metrics:
     """Metrics of everything sampled for a step, before selection, and what selection did."""
     groups = collected.sampled
     metrics: Metrics = {
@@ -95,7 +95,7 @@ def _difficulty(groups: Sequence[Group]) -> Metrics:
     return {"difficulty/mean": float(np.mean(levels)), **shares}
 
 
-def _signals(groups: Sequence[Group], signal: Literal["correct", "reward"]) -> Metrics:
+def _signals(groups: Sequence[Group], signal: Signal) -> Metrics:
     tokens = [sum(len(r.completion.token_ids) for r in g.rollouts) for g in groups]
     useful = sum(n for n, g in zip(tokens, groups, strict=True) if has_signal(g, signal))
     all_right = [all(r.correct for r in g.rollouts) for g in groups]

@@ -81,7 +81,7 @@ def _no_such_option(error: click.NoSuchOption) -> str:
 
 
 def _end(sentence: str, code: int) -> None:
-    from slimrl.display.run import visible
+    from slimrl.text import visible
 
     click.echo(f"error: {visible(' '.join(sentence.split()))}", err=True)
     sys.exit(code)

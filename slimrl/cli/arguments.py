@@ -79,7 +79,7 @@ def model_settings(model_or_run: str, settings: Sequence[str], task: str | None)
     """
     from slimrl.config.files import for_verb, merge, read_yaml
     from slimrl.config.schema import RootConfig
-    from slimrl.runs.files import read_state
+    from slimrl.runs.reader import read_state
 
     for override in _overrides(settings):
         key = override.partition("=")[0].strip()
@@ -110,7 +110,7 @@ def model_settings(model_or_run: str, settings: Sequence[str], task: str | None)
 
 def _date_of(run: str, settings: dict[str, Any]) -> dict[str, str]:
     """The date that a run's prompts hold, if its settings leave that to the day on which it began."""
-    from slimrl.runs.files import read_state
+    from slimrl.runs.reader import read_state
 
     date = read_state(Path(run)).get("date")
     return {"date": str(date)} if date and settings.get("task", {}).get("date", "auto") == "auto" else {}

@@ -79,13 +79,13 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     open_display(config)
     from slimrl.config.defaults import choose
     from slimrl.config.files import with_chosen
-    from slimrl.display.run import visible
     from slimrl.machine.threads import settle_threads
     from slimrl.preflight.setup import prepare_model
     from slimrl.randomness import uniforms
     from slimrl.rollout import Request
     from slimrl.rollout.engine import RolloutEngine
     from slimrl.tasks import chat_messages
+    from slimrl.text import visible
 
     settle_threads()
     policy, prompter, instruction = prepare_model(config)

@@ -16,7 +16,7 @@ import click
 if TYPE_CHECKING:
     from slimrl.config.schema import RootConfig
     from slimrl.display.run import Display
-    from slimrl.display.study import FleetDisplay
+    from slimrl.display.study import ProgressDisplay
 
 
 def out(text: str, *, newline: bool = True) -> None:
@@ -49,7 +49,7 @@ def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0
 
 
 @contextlib.contextmanager
-def stopping(display: Display | FleetDisplay) -> Iterator[None]:
+def stopping(display: Display | ProgressDisplay) -> Iterator[None]:
     """Take the progress bar off the screen, however the work ends."""
     try:
         yield

@@ -14,8 +14,7 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop
 
 if TYPE_CHECKING:
-    from slimrl.sft import SftSummary
-    from slimrl.train import TrainSummary
+    from slimrl.results import SftSummary, TrainSummary
 
 RESUME = click.option("--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with.")
 FORCE = click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
@@ -94,7 +93,7 @@ def export(run: str, folder: str) -> None:
     """
     import shutil
 
-    from slimrl.runs.durable import files_within
+    from slimrl.runs.files import files_within
 
     source, target = Path(run) / "final", Path(folder)
     if not (source / "config.json").is_file():

@@ -91,10 +91,10 @@ def study_run(
       slimrl study run studies/quick.yaml --seeds 3 --name first-look
     """
     expanded, folder = _study(files, name, seeds, output)
-    from slimrl.display.study import FleetDisplay
+    from slimrl.display.study import ProgressDisplay
     from slimrl.study.runner import run_study
 
-    display = FleetDisplay(expanded, folder, quiet=quiet)
+    display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
         with _saying_how_to_go_on(), stopping(display):
             failed = run_study(expanded, folder, slots=slots or 0, display=display)
@@ -143,7 +143,7 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
         raise SettingsError("name a study file first; studies/ holds some")
-    from slimrl.study.runner import check_study
+    from slimrl.study.declaration import check_study
 
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
     folder = Path(output) / expanded.name
@@ -156,8 +156,8 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
     from slimrl.display.run import Display
     from slimrl.report.report import write_reports
     from slimrl.report.tables import verdict_words
-    from slimrl.statistics import points
     from slimrl.study.results import collect
+    from slimrl.text import points
 
     results = collect(expanded, folder)
     try:

@@ -21,7 +21,7 @@ NEW_WEIGHTS = 2e-4
 TINY_BUDGET = 64
 """New tokens of a tiny model, whatever the task."""
 BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "jsonl": 512, "math": 1024, "aime": 4096}
-"""New tokens of other models by task."""
+"""New tokens of other models by task; a task that is not here gets those of `jsonl`."""
 MOST_BY_SOLUTION = 4096
 """New tokens that long worked solutions may ask for."""
 
@@ -60,7 +60,7 @@ def choose(
         values["optimizer.learning_rate"] = rate
         reasons.append(f"optimizer.learning_rate={rate:g} ({'new weights' if config.model.init == 'random' else size})")
     if config.rollout.max_new_tokens == "auto":
-        wanted = TINY_BUDGET if parameters < TINY else BUDGETS[config.task.name]
+        wanted = TINY_BUDGET if parameters < TINY else BUDGETS.get(config.task.name, BUDGETS["jsonl"])
         why = size if parameters < TINY else f"task {config.task.name}"
         if config.task.name == "jsonl" and parameters >= TINY and longest_solution() > wanted:
             wanted = min(MOST_BY_SOLUTION, 1 << (longest_solution() - 1).bit_length())

@@ -1,4 +1,4 @@
-"""From YAML files and `section.key=value` to the settings objects of config.py; mistakes.py has the sentences on mistakes.
+"""From YAML files and `section.key=value` to the settings objects of `config/schema.py`.
 
 Files merge left to right, then overrides. A setting that is text is taken as it is written, so `0123456` and `2026-01-05` need
 no quotes. Paths in a file are relative to the file, those of overrides to the working directory.
@@ -14,9 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from slimrl.config.mistakes import close_names, sentence, type_words
-from slimrl.config.mistakes import known_keys as known_keys  # for those that read settings
-from slimrl.config.mistakes import nearest as nearest
+from slimrl.config.mistakes import close_names, nearest, sentence, type_words
 from slimrl.config.places import anchored
 from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
@@ -92,7 +90,7 @@ def read_yaml(file: str) -> dict[str, Any]:
 
 
 def _read(text: str) -> Any:
-    """What a YAML document holds, settings that are text as they are written."""
+    """The contents of a YAML document; settings that are text stay as they are written."""
     loader = SettingsLoader(text)
     try:
         node = loader.get_single_node()

@@ -26,10 +26,16 @@ class Foreign:
     """What differs, or why there is no equivalent."""
 
 
-_AGGREGATIONS = {
+_LOSS_TYPES = {
     "grpo": "sequence_mean", "dapo": "token_mean", "bnpo": "microbatch_token_mean", "dr_grpo": "fixed_length",
     "cispo": "algorithm.surrogate=cispo", "sapo": "algorithm.surrogate=sapo", "gspo": "algorithm.surrogate=gspo",
 }  # fmt: skip
+"""Of TRL."""
+_LOSS_AGG_MODES = {
+    "token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean", "seq-mean-token-sum": "fixed_length",
+    "seq-mean-token-sum-norm": "fixed_length",
+}  # fmt: skip
+_KL_TYPES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "low_var_kl+": "k3_k2", "k3+": "k3_k2", "full": "reverse"}
 _SWITCH = {"true": "on", "false": "off"}
 _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
@@ -63,10 +69,8 @@ NAMES: tuple[Foreign, ...] = (
     Foreign("actor_rollout_ref.actor.kl_loss_coef", "verl", "algorithm.kl_coef"),
     Foreign("use_kl_loss", "verl", "algorithm.kl_place", {"true": "loss", "false": "algorithm.kl_coef=0"}),
     Foreign("use_kl_in_reward", "verl", "algorithm.kl_place", {"true": "reward", "false": "loss"}),
-    Foreign("kl_loss_type", "verl", "algorithm.kl_estimator", {
-        "kl": "k1", "mse": "k2", "low_var_kl": "k3", "low_var_kl+": "k3_k2", "k3+": "k3_k2", "full": "reverse",
-    }),
-    Foreign("kl_penalty", "verl", "algorithm.kl_estimator", {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "full": "reverse"}),
+    Foreign("kl_loss_type", "verl", "algorithm.kl_estimator", _KL_TYPES),
+    Foreign("kl_penalty", "verl", "algorithm.kl_estimator", _KL_TYPES),
     Foreign("epsilon", "TRL", "algorithm.clip_low", note="optimizer.epsilon is AdamW's"),
     Foreign("epsilon_low", "TRL", "algorithm.clip_low"),
     Foreign("epsilon_high", "TRL", "algorithm.clip_high"),
@@ -76,11 +80,8 @@ NAMES: tuple[Foreign, ...] = (
     Foreign("cliprange", "TRL", "algorithm.clip_low", note="and algorithm.clip_high"),
     Foreign("clip_ratio_c", "verl", "algorithm.dual_clip"),
     Foreign("delta", "TRL", "algorithm.dual_clip"),
-    Foreign("loss_type", "TRL", "algorithm.aggregation", _AGGREGATIONS),
-    Foreign("loss_agg_mode", "verl", "algorithm.aggregation", {
-        "token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean", "seq-mean-token-sum": "fixed_length",
-        "seq-mean-token-sum-norm": "fixed_length",
-    }),
+    Foreign("loss_type", "TRL", "algorithm.aggregation", _LOSS_TYPES),
+    Foreign("loss_agg_mode", "verl", "algorithm.aggregation", _LOSS_AGG_MODES),
     Foreign("importance_sampling_level", "TRL", "algorithm.surrogate", {
         "token": "clip", "sequence": "gspo", "sequence_token": "gspo_token",
     }),
@@ -189,14 +190,11 @@ VALUES: dict[str, dict[str, str]] = {
         "torch.bfloat16": "bfloat16", "torch.float16": "float16", "torch.float32": "float32",
     },
     "model.device": {"gpu": "cuda", "cuda:0": "cuda"},
-    "algorithm.aggregation": _AGGREGATIONS | {
-        "token-mean": "token_mean", "seq-mean-token-mean": "sequence_mean", "seq-mean-token-sum": "fixed_length",
-        "seq-mean-token-sum-norm": "fixed_length",
-    },
+    "algorithm.aggregation": _LOSS_TYPES | _LOSS_AGG_MODES,
     "algorithm.surrogate": {"ppo": "clip", "grpo": "clip", "dapo": "clip", "vanilla": "clip", "sequence": "gspo"},
     "algorithm.baseline": {"rloo": "leave_one_out", "gae": "critic", "grpo": "group_mean", "mean": "group_mean"},
     "algorithm.scale_rewards": {"true": "group", "false": "none", "std": "group", "off": "none"},
-    "algorithm.kl_estimator": {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "low_var_kl+": "k3_k2", "full": "reverse"},
+    "algorithm.kl_estimator": _KL_TYPES,
     "algorithm.dynamic_sampling": {"true": "refill", "false": "off", "on": "refill"},
     "algorithm.importance": {"true": "truncate", "false": "off"},
     "optimizer.activation_checkpointing": _SWITCH,

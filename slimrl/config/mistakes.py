@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from slimrl.config import foreign_names
-from slimrl.config.schema import CustomReward, SftRunConfig, TrainConfig
+from slimrl.config.rewards import CustomReward
+from slimrl.config.schema import SftRunConfig, TrainConfig
 
 SHORTEST = 4
 """Letters of a name that may stand for a longer one which begins with it."""

@@ -1,1 +1,1 @@
-"""What a person sees in the terminal. Nothing below the command line imports this room."""
+"""The terminal: the screens of a run and of a study. Nothing below the command line imports this room."""

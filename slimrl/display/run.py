@@ -1,34 +1,30 @@
-"""What a person sees, on stderr: the opening, a row per step with a bar below, a few completions, the closing table.
+"""The terminal of a run, on stderr: the preflight, a row per step with a bar below, a few completions, the closing table.
 
-Model-made text never reaches the terminal raw: control characters are made visible first.
+`Display` is the `Screen` of slimrl/session/listeners.py. Text that a model or a data set wrote never reaches the terminal raw:
+control characters are made visible first.
 """
 
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from slimrl.algorithm.groups import Collected
+from slimrl.algorithm.metrics import Metrics
+from slimrl.config.schema import TrainConfig
+from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
+from slimrl.results import DoctorReport, Evaluation, Mode, TrainSummary
+from slimrl.tasks import Task
+from slimrl.text import visible
 
-if TYPE_CHECKING:
-    from slimrl.algorithm.groups import Collected
-    from slimrl.config.schema import TrainConfig
-    from slimrl.evaluate import Evaluation
-    from slimrl.preflight.doctor import Examination
-    from slimrl.tasks import Task
-    from slimrl.train import TrainSummary
-
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
 
@@ -74,15 +70,6 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def visible(text: str) -> str:
-    """The text with characters of the kinds HIDDEN as escapes; line breaks and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
 class Display:
     """Human text on stderr; `quiet` shows errors only."""
 
@@ -104,38 +91,42 @@ class Display:
         self.console.print(Text(visible(text), style=style), soft_wrap=not self.console.is_terminal)
 
     def note(self, text: str, head: str = "note", style: str = "") -> None:
-        """What a user should know of the run, said once however often it is found."""
+        """A sentence on the run that is shown once, however often it is found."""
         if text not in self._said:
             self._said.add(text)
             self.say(f"{head}: {text}", style)
 
-    def opening(self, examination: Examination, notes: Sequence[str], config: TrainConfig | None = None) -> None:
-        """The preflight: what the model sees, how it stops, what a probe of completions shows.
+    def opening(self, report: DoctorReport, notes: Sequence[str], config: TrainConfig) -> None:
+        """The preflight: what the model sees, how it stops, and what a probe of completions shows.
 
-        Of inert switches those that `config` leaves at their defaults are not named; `slimrl doctor --json` has them all.
+        Inert switches that `config` leaves at their defaults are not named; `slimrl doctor --json` has them all.
         """
-        e = examination
         self.say("first prompt", "bold")
-        self.say(e.first_prompt, "dim")
-        self.say("stops at " + ", ".join(f"{text} ({i})" for i, text in e.stop_ids.items()))
+        self.say(report.first_prompt, "dim")
+        self.say("stops at " + ", ".join(f"{text} ({i})" for i, text in report.stop_ids.items()))
         self.say(
-            f"probe of {e.completions} completions: {e.stop:.0%} stop, {e.parses:.0%} parse, {e.right:.0%} right; "
-            f"{e.signal:.0%} of {e.groups} groups carry a signal"
+            f"probe of {report.completions} completions: {report.stop:.0%} stop, {report.parses:.0%} parse, "
+            f"{report.right:.0%} right; {report.signal:.0%} of {report.groups} groups carry a signal"
         )
-        failed = f", {e.gold_failed} cannot earn the maximum" if e.gold_failed else ", all earn it"
-        self.say(f"gold answers: {e.gold_checked} checked against the maximum reward {e.reward_maximum:g}{failed}")
+        failed = f", {report.gold_failed} cannot earn the maximum" if report.gold_failed else ", all earn it"
+        self.say(
+            f"gold answers: {report.gold_checked} checked against the maximum reward {report.reward_maximum:g}{failed}"
+        )
         for note in notes:
             self.note(note)
-        for warning in e.warnings:
+        for warning in report.warnings:
             self.note(warning, "warning", "yellow")
-        for sentence in e.inert if config is None else set_by_hand(e.inert, config):
-            self.note(sentence, "inert", "yellow")
-        for sentence in e.confounded:
-            self.note(sentence, "mixed up", "yellow")
+        self._effects(report.inert, report.confounded, config)
 
-    def probes(self, examination: Examination) -> None:
-        """The sampled completions of an examination."""
-        for sample in examination.samples:
+    def _effects(self, inert: Sequence[str], confounded: Sequence[str], config: TrainConfig, where: str = "") -> None:
+        for sentence in set_by_hand(inert, config):
+            self.note(sentence, f"inert{where}", "yellow")
+        for sentence in confounded:
+            self.note(sentence, f"confounded{where}", "yellow")
+
+    def probes(self, report: DoctorReport) -> None:
+        """The sampled completions of a preflight."""
+        for sample in report.samples:
             self._completion(
                 str(sample["question"]),
                 str(sample["text"]),
@@ -145,7 +136,7 @@ class Display:
             )
 
     def evaluation(self, evaluation: Evaluation, when: str | None = None) -> None:
-        """One line per split; `when` says after what, by default after the evaluation's step."""
+        """One line per split; `when` follows the split's name, by default with the evaluation's step."""
         when = f" after step {evaluation.step}" if when is None else when
         for name, s in evaluation.summaries().items():
             greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
@@ -158,20 +149,18 @@ class Display:
             if s["truncated"] > 0.5:
                 self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
-    def step(
-        self, step: int, steps: int, metrics: dict[str, float], collected: Collected, seconds: float, task: Task
-    ) -> None:
-        """A row of the table, the bar, and now and then some completions."""
+    def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Task) -> None:
+        """A row of the table, the bar, and at every `samples_every`-th step some completions."""
         if not self.progress.live.is_started and self.console.is_terminal:
             self.progress.start()
         if not self.titled:
             self.titled = True
             self.say(_row("step", [c.title for c in COLUMNS], "tokens/s", "left"), "bold")
         cells = [_cell(column, metrics[column.key]) if column.key in metrics else "-" for column in COLUMNS]
-        speed = metrics["num_tokens"] / seconds
-        left = seconds / (step + 1) * (steps - step - 1)
-        self.say(_row(f"{step + 1}/{steps}", cells, fitted(speed, 0, SPEED), duration(left)))
-        self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{duration(left)} left")
+        seconds = metrics["time/total"]
+        left = duration(seconds / (step + 1) * (steps - step - 1))
+        self.say(_row(f"{step + 1}/{steps}", cells, fitted(metrics["num_tokens"] / seconds, 0, SPEED), left))
+        self.progress.update(self.bar, total=steps, completed=step + 1, visible=True, rest=f"{left} left")
         if not collected.groups:
             self.say("no update: no group with a signal within the budget of dynamic sampling", "yellow")
         elif metrics["update/skipped"] == 1.0:
@@ -194,55 +183,46 @@ class Display:
             self.stop()
 
     def loss(self, update: int, updates: int, loss: float, seconds: float) -> None:
-        """Progress of `slimrl sft`."""
+        """A line on the progress of `slimrl sft`."""
         left = seconds / update * (updates - update)
         self.say(f"{update:>6}/{updates} loss {loss:.4f} nats per token, {duration(left)} left")
 
-    def closing(
-        self,
-        path: Path,
-        before: Evaluation,
-        after: Evaluation,
-        summary: TrainSummary,
-        config: TrainConfig | None = None,
-    ) -> None:
-        """The before/after table, what the run took, inert switches, and where everything lies.
+    def closing(self, summary: TrainSummary, config: TrainConfig) -> None:
+        """The before/after table, the time and memory of the run, its inert switches, and its files.
 
-        Of the switches those that `config` leaves at their defaults are not named; run.json has them all.
+        Inert switches that `config` leaves at their defaults are not named; run.json has them all.
         """
-        from slimrl.evaluate import compare
-        from slimrl.machine.profiler import PARTS
-
         self.stop()
-        self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for title in ("", "before", "after", "paired change"):
-            table.add_column(title, no_wrap=True)
-        first, last = before.summaries(), after.summaries()
-        for name, modes in compare(before, after).items():
-            for mode, difference in modes.items():
-                prefix = "" if mode == "sampled" else "greedy_"
-                table.add_row(f"{name}, {mode}", *_cells(first[name], last[name], prefix), _change(difference))
-        self.console.print(table)
-        if summary.profile:
-            shares = ", ".join(
-                f"{part} {summary.profile[part]:.0%}" for part in PARTS if summary.profile[part] >= 0.005
-            )
+        self._accuracy_table(summary)
+        if profile := summary.profile:
+            shares = ", ".join(f"{part} {profile[part]:.0%}" for part in PARTS if profile[part] >= 0.005)
             self.say(
-                f"time: {shares}; {summary.profile['tokens_per_second']:,.0f} sampled tokens/s; "
-                f"{summary.profile['flops_utilisation']:.0%} of this machine's arithmetic over the whole step, "
-                f"{summary.profile.get('decode_bandwidth_utilisation', 0):.0%} of its memory bandwidth while decoding"
+                f"time: {shares}; {profile['tokens_per_second']:,.0f} sampled tokens/s; "
+                f"{profile['flops_utilisation']:.0%} of this machine's arithmetic over the whole step, "
+                f"{profile.get('decode_bandwidth_utilisation', 0):.0%} of its memory bandwidth while decoding"
             )
         self.say(
             f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
             f"({summary.memory['error']:+.0%})"
         )
-        for sentence in summary.inert if config is None else set_by_hand(summary.inert, config):
-            self.note(sentence, "inert in this run", "yellow")
-        for sentence in summary.confounded:
-            self.note(sentence, "mixed up in this run", "yellow")
+        self._effects(summary.inert, summary.confounded, config, " in this run")
+        path = Path(summary.run)
         found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
-        self.say(f"everything lies in {path}: {found}, metrics.jsonl, curves.png")
+        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png")
+
+    def _accuracy_table(self, summary: TrainSummary) -> None:
+        self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        for title in ("", "before", "after", "paired change"):
+            table.add_column(title, no_wrap=True)
+        ends = {"test": (summary.before, summary.after)}
+        if summary.harder:
+            ends["harder"] = (summary.harder["before"], summary.harder["after"])
+        for name, modes in summary.difference.items():
+            for mode, difference in modes.items():
+                before, after = (_accuracy(end, mode) for end in ends[name])
+                table.add_row(f"{name}, {mode}", before, after, _change(difference))
+        self.console.print(table)
 
     def stop(self) -> None:
         """Take the bar off the screen."""
@@ -267,12 +247,9 @@ def _cell(column: Column, value: float) -> str:
     return fitted(value, column.digits, column.width)
 
 
-def _cells(before: dict[str, float], after: dict[str, float], prefix: str) -> tuple[str, str]:
-    key = "greedy" if prefix else "accuracy"
-    first, last = (
-        f"{100 * s[key]:.1f} [{100 * s[prefix + 'low']:.1f}, {100 * s[prefix + 'high']:.1f}]" for s in (before, after)
-    )
-    return first, last
+def _accuracy(summary: dict[str, float], mode: Mode) -> str:
+    key, prefix = ("accuracy", "") if mode == "sampled" else ("greedy", "greedy_")
+    return f"{100 * summary[key]:.1f} [{100 * summary[prefix + 'low']:.1f}, {100 * summary[prefix + 'high']:.1f}]"
 
 
 def _change(difference: dict[str, float]) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from slimrl.config.schema import OptimizerConfig
+from slimrl.config.sections import OptimizerConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import sum_in_place
+from slimrl.terms import Schedule
 
 PROBE_ELEMENTS = 4096
 """Weights per tensor watched for `update/applied_fraction`: a sample, since watching all would cost a copy."""
@@ -25,8 +25,6 @@ GROWTH_INTERVAL = 200
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """As torch's AdamW calls what it keeps of a parameter."""
-
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, total: int) -> float:

@@ -23,7 +23,8 @@ from slimrl.algorithm.groups import SIGNAL_TOLERANCE
 from slimrl.algorithm.kl import SAMPLED, Divergence, global_weights
 from slimrl.algorithm.loss import importance_weights
 from slimrl.algorithm.metrics import Metrics
-from slimrl.config.schema import AlgorithmConfig, TrainConfig
+from slimrl.config.algorithm import AlgorithmConfig
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError
 from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl

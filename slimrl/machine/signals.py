@@ -7,7 +7,6 @@ process at once.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -82,15 +81,6 @@ class Stop:
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()
-
-
-def seconds_of(text: str) -> float:
-    """`3h50m`, `45m`, `90s`, `1d` as seconds; empty is 0. Raises ValueError for anything else."""
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a time like 3h50m, 45m or 90s")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 NEVER = Stop()

@@ -1,1 +1,4 @@
-"""The policy: a transformers causal LM, and how we call it (attention hook, chunked head, float32 masters)."""
+"""The policy: a causal language model of transformers, its prompts, and how it is called (attention hook, packed rows, head).
+
+This room knows nothing of sampling, rewards, losses or optimizers.
+"""

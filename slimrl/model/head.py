@@ -74,7 +74,9 @@ def token_logprobs(
     size = max(1, chunk_elements // head.vocabulary)
     keeps = len(hidden) <= size and not head.softcap
     values = _Logprobs(temperature, head.softcap, size, keeps)
-    logprobs, entropy, _ = _HeadFunction.apply(hidden, head.weight, head.bias, targets, values)  # type: ignore[no-untyped-call]
+    logprobs, entropy, _ = _HeadFunction.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, values
+    )
     return logprobs, entropy
 
 
@@ -93,7 +95,9 @@ def token_statistics(
     """
     size = max(1, chunk_elements // head.vocabulary)
     values = _Statistics(temperature, head.softcap, size, reference)
-    found: tuple[Tensor, Tensor, Tensor] = _HeadFunction.apply(hidden, head.weight, head.bias, targets, values)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor, Tensor] = _HeadFunction.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, values
+    )
     return found
 
 

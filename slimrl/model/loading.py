@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from slimrl.config.places import PICKLES, is_hub_name
-from slimrl.config.schema import ModelConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches, give_back_large_blocks

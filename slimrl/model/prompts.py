@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
 from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
+from slimrl.terms import Template, UsedTemplate
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
@@ -29,7 +30,7 @@ class Prompter:
     """The token with which the chat template ends an assistant's turn, where there is one."""
 
     @property
-    def template(self) -> Literal["chat", "plain"]:
+    def template(self) -> UsedTemplate:
         return "plain" if self.chat is None else "chat"
 
     @property
@@ -129,7 +130,7 @@ class Prompter:
 
 def make_prompter(
     tokenizer: Any,
-    template: Literal["auto", "chat", "plain"],
+    template: Template,
     *,
     arguments: Mapping[str, Any] | None = None,
     now: datetime | None = None,

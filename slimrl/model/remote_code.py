@@ -10,7 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
-from slimrl.config.schema import ModelConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
 
 

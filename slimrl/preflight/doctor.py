@@ -1,53 +1,27 @@
-"""Before the first step: what the model will see, whether it can stop, whether a reward can teach it anything."""
+"""A look at a run before its first step: the prompt, the ends of completions, the form of answers, and the signal of rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
 from slimrl.algorithm.groups import has_signal
-from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.policy import Policy
-from slimrl.preflight.effects import Seen, confounded_switches, inert_switches
+from slimrl.preflight.effects import confounded_switches, inert_switches
+from slimrl.preflight.observed import observe
 from slimrl.preflight.setup import TrainSetup
 from slimrl.records import Group, Problem
+from slimrl.results import DoctorReport
 
 PROBE_PROBLEMS = 16
 
 
-@dataclass(frozen=True)
-class Examination:
-    """What `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
-
-    first_prompt: str
-    stop_ids: dict[str, str]
-    """Stop id to its text."""
-    completions: int
-    stop: float
-    """Share that ends with a stop id within the budget."""
-    parses: float
-    """Share in the required form."""
-    right: float
-    """Share that is right, strictly."""
-    groups: int
-    signal: float
-    """Share of groups whose rewards differ: only these can teach."""
-    gold_checked: int
-    gold_failed: int
-    reward_maximum: float
-    inert: list[str]
-    confounded: list[str]
-    warnings: list[str]
-    samples: list[dict[str, str | float]]
-
-
-def examine(setup: TrainSetup) -> Examination:
-    """Sample a few groups from the training problems with draws of their own, and look at them."""
+def examine(setup: TrainSetup) -> DoctorReport:
+    """The findings on a few groups of training problems, sampled with random numbers of their own."""
     problems = list(islice(setup.training_problems(step=0, count=PROBE_PROBLEMS), PROBE_PROBLEMS))
     groups = setup.roll_out(problems, stream="probe", step=0, strict=True)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -57,7 +31,8 @@ def examine(setup: TrainSetup) -> Examination:
     right = float(np.mean([r.correct for r in rollouts]))
     signal = float(np.mean([has_signal(group, "reward") for group in groups]))
     tokenizer = setup.policy.tokenizer
-    return Examination(
+    observed = observe(groups, setup.config)
+    return DoctorReport(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
         stop_ids={str(i): str(tokenizer.convert_ids_to_tokens(i)) for i in setup.policy.stop_ids},
         completions=len(rollouts),
@@ -69,14 +44,15 @@ def examine(setup: TrainSetup) -> Examination:
         gold_checked=setup.gold.n,
         gold_failed=len({failure.id for failure in setup.gold.failures}),
         reward_maximum=setup.gold.maximum,
-        inert=inert_switches(setup.config, look(groups, setup.config)),
-        confounded=confounded_switches(setup.config, look(groups, setup.config)),
+        inert=inert_switches(setup.config, observed),
+        confounded=confounded_switches(setup.config, observed),
         warnings=[
             *_slow(setup.policy),
             *_without_bos(setup, problems[0]),
             *_thinks(setup, stop),
             *_unscorable(groups),
-            *_warnings(stop, parses, right, signal, len(groups), style.name, setup.config),
+            *_no_signal(signal, len(groups)),
+            *_out_of_form(stop, parses, right, setup),
         ],
         samples=[
             {
@@ -88,21 +64,6 @@ def examine(setup: TrainSetup) -> Examination:
             }
             for r in (group.rollouts[0] for group in groups[:3])
         ],
-    )
-
-
-def look(groups: Sequence[Group], config: TrainConfig, *, carried: int = 0) -> Seen:
-    """Count what the switches depend on."""
-    completions = [rollout.completion for group in groups for rollout in group.rollouts]
-    lengths = [len(completion.token_ids) for completion in completions]
-    return Seen(
-        completions=len(completions),
-        truncated=sum(completion.finish == "length" for completion in completions),
-        longest=max(lengths, default=0),
-        shortest=min(lengths, default=0),
-        groups=len(groups),
-        constant=sum(not has_signal(group, config.algorithm.signal) for group in groups),
-        carried=carried,
     )
 
 
@@ -141,22 +102,25 @@ def _unscorable(groups: Sequence[Group]) -> list[str]:
     return [f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})"] if share else []
 
 
-def _warnings(
-    stop: float, parses: float, right: float, signal: float, groups: int, style: str, config: TrainConfig
-) -> list[str]:
+def _no_signal(signal: float, groups: int) -> list[str]:
+    if signal:
+        return []
+    return [
+        f"none of {groups} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
+        "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
+    ]
+
+
+def _out_of_form(stop: float, parses: float, right: float, setup: TrainSetup) -> list[str]:
     found = []
-    if signal == 0:
-        found.append(
-            f"none of {groups} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
-            "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
-        )
     if stop < 0.5:
         found.append(
-            f"only {stop:.0%} of the completions stop by themselves within {config.rollout.budget} tokens; raise "
+            f"only {stop:.0%} of the completions stop by themselves within {setup.config.rollout.budget} tokens; raise "
             "rollout.max_new_tokens, or check the stop ids above"
         )
     if parses < 0.05 and right == 0:
         found.append(
-            f"{parses:.0%} of the completions have the required form ({style}); see task.style and task.instruction"
+            f"{parses:.0%} of the completions have the required form ({setup.task.style.name}); see task.style and "
+            "task.instruction"
         )
     return found

@@ -1,220 +1,378 @@
-"""Which switches cannot act under some settings, and which act as something else, given what was sampled."""
+"""The catalogue of effects: each rule on when a setting cannot act, acts as something else, or changes more than it names.
+
+`RUN_RULES` judge one run by its settings and by what was sampled: doctor, run summary and study plan read them. `ARM_RULES`
+judge an arm of a study by its settings and its reference's: study plan and report read them. A setting that has no effect
+under the value of another one of its section is refused before that, by the `Needs` at its field (`slimrl/config/base.py`).
+
+This module imports no torch, so that a study can be planned without it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
-from slimrl.config.schema import AlgorithmConfig, TrainConfig
+from slimrl.config.algorithm import AlgorithmConfig
+from slimrl.config.files import settings_of
+from slimrl.config.schema import TrainConfig
+from slimrl.preflight.observed import Observed
 
 EARLIEST = 3
 """Steps after which something that held in all of them is worth saying."""
+NEVER_CLIPS = 1e6
+"""optimizer.max_grad_norm from which on no gradient is scaled down."""
+SPEED_ONLY = ("rollout.slots", "rollout.compile", "rewards.workers", "optimizer.activation_checkpointing")
+"""Settings that change speed and memory, and numbers at most in their last bits."""
+SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
+"""The same, unless the aggregation depends on the split into micro-batches."""
+WITHOUT_RATIO = ("reinforce", "gpg")
+"""Surrogates that take no importance ratio."""
+ON_RATIOS = [key for key, needs in AlgorithmConfig.needs().items() if needs.setting == "surrogate"]
+"""The parameters of surrogates, which do nothing where every importance ratio is 1."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What has been sampled and done so far, as far as switches depend on it."""
+class Run:
+    """A run as its rules see it: settings, and what was sampled and done so far."""
 
-    completions: int
-    truncated: int
-    longest: int
-    """Tokens of the longest completion."""
-    shortest: int
-    groups: int
-    constant: int
-    """Groups without a signal in the sense of algorithm.signal."""
-    carried: int = 0
-    """Groups trained on that an earlier policy sampled."""
-    steps: int = 0
-    """Those with an update."""
-    clipped: int = 0
-    """Of these, steps in which every update's gradient was scaled down."""
-    corrected: int = 0
-    """Of these, steps in which an importance correction was not exactly 1."""
-    bounded: int = 0
-    """Of these, steps in which some importance ratio lay beyond a bound."""
-    alphas: frozenset[float] = frozenset()
-    """Values of GPG's alpha."""
+    config: TrainConfig
+    observed: Observed
 
+    @property
+    def algorithm(self) -> AlgorithmConfig:
+        return self.config.algorithm
 
-NOTHING_SEEN = Seen(completions=0, truncated=0, longest=0, shortest=0, groups=0, constant=0)
+    @property
+    def on_policy(self) -> bool:
+        """True if each update learns from what the present policy sampled."""
+        return one_update(self.config) and not self.observed.carried
 
+    @property
+    def ratio_is_one(self) -> bool:
+        """True if every importance ratio is exactly 1; a run without any update has no ratios."""
+        return self.on_policy and (self.observed.steps > 0 or not self.observed.skipped)
 
-def combine(first: Seen, second: Seen) -> Seen:
-    """Both together."""
-    lengths = [seen.shortest for seen in (first, second) if seen.completions]
-    return Seen(
-        completions=first.completions + second.completions,
-        truncated=first.truncated + second.truncated,
-        longest=max(first.longest, second.longest),
-        shortest=min(lengths, default=0),
-        groups=first.groups + second.groups,
-        constant=first.constant + second.constant,
-        carried=first.carried + second.carried,
-        steps=first.steps + second.steps,
-        clipped=first.clipped + second.clipped,
-        corrected=first.corrected + second.corrected,
-        bounded=first.bounded + second.bounded,
-        alphas=first.alphas | second.alphas,
-    )
+    @property
+    def penalty_beside_rewards(self) -> bool:
+        """True if the size of advantages decides how much a KL penalty weighs against them."""
+        return kl_in_loss(self.algorithm) and not self.algorithm.normalize_components
 
+    @property
+    def carried_over(self) -> str:
+        refills = self.algorithm.dynamic_sampling == "refill"
+        return " (but for groups that dynamic sampling may carry over)" if refills else ""
 
-def note_update(seen: Seen, metrics: Mapping[str, float]) -> Seen:
-    """What a step's update adds."""
-    if "update/clipped" not in metrics:
-        return seen
-    exact = metrics.get("importance/max", 1.0) == 1.0 == metrics.get("importance/mean", 1.0)
-    alpha = {metrics["gpg_alpha"]} if "gpg_alpha" in metrics else set()
-    return replace(
-        seen,
-        steps=seen.steps + 1,
-        clipped=seen.clipped + (metrics["update/clipped"] == 1.0),
-        corrected=seen.corrected + (not exact),
-        bounded=seen.bounded + (metrics.get("clip_ratio/region_mean", 0.0) > 0),
-        alphas=seen.alphas | alpha,
-    )
+    @property
+    def leave_one_out(self) -> str:
+        size = self.config.rollout.group_size
+        return f"leave_one_out is group_mean times {size}/{size - 1}"
+
+    @property
+    def free_tokens(self) -> int:
+        """Longest completion that the soft overlong punishment leaves alone."""
+        return self.config.rollout.budget - self.config.rewards.buffer(self.config.rollout.budget)
+
+    @property
+    def alpha(self) -> float:
+        """The value of GPG's alpha, if it had only one."""
+        return next(iter(self.observed.alphas))
 
 
-def inert_switches(config: TrainConfig, seen: Seen) -> list[str]:
-    """Switches that cannot have changed anything, given the settings and what was sampled, in plain words."""
-    algorithm, rewards = config.algorithm, config.rewards
-    found = []
-    if config.optimizer.minibatches * config.optimizer.epochs == 1 and not seen.carried:
-        carried = (
-            " (but for groups that dynamic sampling may carry over)" if algorithm.dynamic_sampling == "refill" else ""
-        )
-        found += [
-            f"{names}: with one optimizer update per rollout batch every importance ratio is exactly 1, so {so}{carried}; "
-            "optimizer.minibatches=2 lets them act"
-            for names, so in ratio_switches(algorithm)
-        ]
-    elif algorithm.surrogate in ("clip", "gspo", "gspo_token") and seen.steps >= EARLIEST and not seen.bounded:
-        found.append(f"algorithm.clip_low and clip_high: no importance ratio lay beyond them in {seen.steps} steps")
-    if algorithm.baseline == "leave_one_out" and (not _kl_in_loss(algorithm) or algorithm.normalize_components):
-        size = config.rollout.group_size
-        found.append(
-            f"algorithm.baseline: leave_one_out is group_mean times {size}/{size - 1}, a constant factor, which AdamW divides out"
-        )
-    if algorithm.overlong_filtering and not seen.truncated:
-        found.append(f"algorithm.overlong_filtering: none of {seen.completions} completions was truncated")
-    if rewards.zero_truncated and not seen.truncated:
-        found.append(f"rewards.zero_truncated: none of {seen.completions} completions was truncated")
-    if rewards.soft_overlong and seen.longest <= (threshold := _free_tokens(config)):
-        found.append(
-            f"rewards.soft_overlong: it begins above {threshold} tokens and the longest of {seen.completions} "
-            f"completions has {seen.longest}"
-        )
-    if algorithm.dynamic_sampling != "off" and not seen.constant:
-        found.append(f"algorithm.dynamic_sampling: every one of {seen.groups} groups carries a signal")
-    if algorithm.aggregation != "sequence_mean" and seen.completions and seen.longest == seen.shortest:
-        found.append(
-            f"algorithm.aggregation: all completions have {seen.longest} tokens, so every choice is the same up to scale"
-        )
-    if algorithm.importance != "off" and seen.steps and not seen.corrected:
-        found.append(
-            f"algorithm.importance: sampler and trainer gave the same log-probabilities in all of {seen.steps} steps"
-        )
-    if algorithm.surrogate == "gpg" and seen.steps >= EARLIEST and len(seen.alphas) == 1:
-        found.append(
-            f"algorithm.surrogate: GPG's alpha was {next(iter(seen.alphas)):g} in all of {seen.steps} steps, and AdamW divides a "
-            "constant factor out"
-        )
-    if algorithm.normalize_components and len(paid_rewards(config)) == 1:
-        found.append(
-            f"algorithm.normalize_components: only {paid_rewards(config)[0]} is paid, so there is nothing to weigh"
-        )
-    return found
+@dataclass(frozen=True)
+class Pair:
+    """An arm of a study and its reference, as their rules see them."""
+
+    reference: TrainConfig
+    arm: TrainConfig
+
+    @property
+    def changed(self) -> list[str]:
+        return changed_settings(self.reference, self.arm)
+
+    @property
+    def both(self) -> tuple[TrainConfig, TrainConfig]:
+        return self.reference, self.arm
+
+    @property
+    def kl(self) -> bool:
+        """True if both have a KL penalty, and at least one of them in the loss."""
+        algorithms = [config.algorithm for config in self.both]
+        return all(a.kl_coef for a in algorithms) and any(map(kl_in_loss, algorithms))
+
+    @property
+    def fixed_length(self) -> bool:
+        """True if one of them divides by a number that does not depend on the tokens there are."""
+        return any(config.algorithm.aggregation == "fixed_length" for config in self.both)
+
+    @property
+    def refills(self) -> bool:
+        return any(config.algorithm.dynamic_sampling == "refill" for config in self.both)
+
+    @property
+    def ratio_is_one(self) -> bool:
+        """True if no importance ratio of either can differ from 1."""
+        return all(map(one_update, self.both)) and not self.refills
+
+    @property
+    def dearer(self) -> str:
+        """The one of them that refills, in words."""
+        return "it" if self.arm.algorithm.dynamic_sampling == "refill" else "its reference"
+
+    @property
+    def refill_budget(self) -> float:
+        return max(config.algorithm.refill_budget for config in self.both)
+
+
+def one_update(config: TrainConfig) -> bool:
+    """True if a rollout batch gets a single optimizer update."""
+    return config.optimizer.minibatches * config.optimizer.epochs == 1
+
+
+def kl_in_loss(algorithm: AlgorithmConfig) -> bool:
+    """True if the KL penalty is a term of the loss."""
+    return algorithm.kl_coef > 0 and algorithm.kl_place == "loss"
+
+
+def split_matters(config: TrainConfig) -> bool:
+    """True if the loss depends on the split into micro-batches."""
+    return config.algorithm.aggregation == "microbatch_token_mean"
+
+
+def rounding_only(config: TrainConfig) -> set[str]:
+    """Dotted keys of the settings that change no more than speed, memory and the last bits of numbers."""
+    return {*SPEED_ONLY} if split_matters(config) else {*SPEED_ONLY, *SPLIT_ONLY}
+
+
+def changed_settings(reference: TrainConfig, arm: TrainConfig) -> list[str]:
+    """Dotted keys in which two settings objects differ."""
+    theirs, ours = settings_of(reference), settings_of(arm)
+    return [key for key in ours if ours[key] != theirs[key]]
+
+
+Facts = TypeVar("Facts", Run, Pair)
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Facts]):
+    """A row of the catalogue; in its texts `{facts...}` is filled in."""
+
+    kind: Literal["inert", "confounded", "reward"]
+    """Cannot act, or cannot differ from its reference; acts, but on more than it names; gives the training reward another
+    meaning."""
+    settings: str
+    """The settings concerned: `algorithm.clip_low and clip_high`, one without a section, or the name of a section."""
+    sentence: str
+    when: Callable[[Facts], object]
+    """True of the facts to which the rule applies; one on an arm applies only where it changes one of the settings."""
+
+    def text(self, facts: Facts) -> str:
+        return self.sentence.format(facts=facts)
+
+    def named_text(self, facts: Facts) -> str:
+        """The sentence after the names of its settings, as runs have it."""
+        return f"{self.settings}: {self.sentence}".format(facts=facts)
+
+    def concerns(self, key: str) -> bool:
+        """True of the dotted key of one of the settings."""
+        section, _, names = self.settings.partition(".")
+        if not names:
+            return key.partition(".")[0] == section
+        return key.startswith(f"{section}.") and key.rpartition(".")[2] in WORD.findall(names)
+
+
+WORD = re.compile(r"\w+")
+RATIO_IS_ONE = "with one optimizer update per rollout batch every importance ratio is exactly 1, so "
+LETS_THEM_ACT = "{facts.carried_over}; optimizer.minibatches=2 lets them act"
+K1_IS_FLAT = "the gradient of k1 in the loss is 0 on average"
+AGAINST_KL = "and algorithm.kl_coef={facts.algorithm.kl_coef:g} weighs the more or the less against them"
+NO_RATIO = "{facts.algorithm.surrogate} takes no importance ratio, and "
+NONE_TRUNCATED = "none of {facts.observed.completions} completions was truncated"
+UNDONE_BY_ADAMW = (
+    ", which AdamW undoes but optimizer.max_grad_norm does not: where it clips one arm and not the other, that is a difference "
+    "too (grad_norm in metrics.jsonl)"
+)
+
+RUN_RULES: tuple[Rule[Run], ...] = (
+    Rule("inert", "algorithm.clip_low and clip_high", f"{RATIO_IS_ONE}nothing is clipped{LETS_THEM_ACT}",
+         lambda run: run.ratio_is_one and run.algorithm.surrogate == "clip"),
+    Rule("inert", "algorithm.dual_clip", f"{RATIO_IS_ONE}nothing is bounded{LETS_THEM_ACT}",
+         lambda run: run.ratio_is_one and run.algorithm.dual_clip),
+    Rule("inert", "algorithm.surrogate, clip and gate of {facts.algorithm.surrogate}",
+         f"{RATIO_IS_ONE}its gradient is that of reinforce{LETS_THEM_ACT}",
+         lambda run: run.ratio_is_one and run.algorithm.surrogate not in ("clip", *WITHOUT_RATIO)),
+    Rule("inert", "algorithm.clip_low and clip_high",
+         "no importance ratio lay beyond them in {facts.observed.steps} steps",
+         lambda run: run.algorithm.surrogate in ("clip", "gspo", "gspo_token") and not run.on_policy
+         and run.observed.steps >= EARLIEST and not run.observed.bounded),
+    Rule("inert", "algorithm.baseline", "{facts.leave_one_out}, a constant factor, which AdamW divides out",
+         lambda run: run.algorithm.baseline == "leave_one_out" and not run.penalty_beside_rewards),
+    Rule("inert", "algorithm.overlong_filtering", NONE_TRUNCATED,
+         lambda run: run.algorithm.overlong_filtering and not run.observed.truncated),
+    Rule("inert", "rewards.zero_truncated", NONE_TRUNCATED,
+         lambda run: run.config.rewards.zero_truncated and not run.observed.truncated),
+    Rule("inert", "rewards.soft_overlong",
+         "it begins above {facts.free_tokens} tokens and the longest of {facts.observed.completions} completions has "
+         "{facts.observed.longest}",
+         lambda run: run.config.rewards.soft_overlong and run.observed.longest <= run.free_tokens),
+    Rule("inert", "algorithm.dynamic_sampling", "every one of {facts.observed.groups} groups carries a signal",
+         lambda run: run.algorithm.dynamic_sampling != "off" and not run.observed.constant),
+    Rule("inert", "algorithm.aggregation",
+         "all completions have {facts.observed.longest} tokens, so every choice is the same up to scale",
+         lambda run: run.algorithm.aggregation != "sequence_mean" and run.observed.completions
+         and run.observed.longest == run.observed.shortest),
+    Rule("inert", "algorithm.importance",
+         "sampler and trainer gave the same log-probabilities in all of {facts.observed.steps} steps",
+         lambda run: run.algorithm.importance != "off" and run.observed.steps and not run.observed.corrected),
+    Rule("inert", "algorithm.surrogate",
+         "GPG's alpha was {facts.alpha:g} in all of {facts.observed.steps} steps, and AdamW divides a constant factor out",
+         lambda run: run.algorithm.surrogate == "gpg" and run.observed.steps >= EARLIEST
+         and len(run.observed.alphas) == 1),
+    Rule("inert", "algorithm.normalize_components",
+         "only {facts.config.rewards.paid[0]} is paid, so there is nothing to weigh",
+         lambda run: run.algorithm.normalize_components and len(run.config.rewards.paid) == 1),
+    Rule("confounded", "algorithm.kl_estimator", f"{K1_IS_FLAT}, so the penalty pulls nowhere",
+         lambda run: kl_in_loss(run.algorithm) and run.algorithm.kl_estimator == "k1"),
+    Rule("confounded", "algorithm.normalize_components", f"advantages have another size, {AGAINST_KL}",
+         lambda run: kl_in_loss(run.algorithm) and run.algorithm.normalize_components),
+    Rule("confounded", "algorithm.scale_rewards",
+         f"with {{facts.algorithm.scale_rewards}} advantages have another size than with group, {AGAINST_KL}",
+         lambda run: kl_in_loss(run.algorithm) and run.algorithm.scale_rewards != "group"),
+    Rule("confounded", "optimizer.max_grad_norm",
+         "every update of all {facts.observed.steps} steps was scaled down to {facts.config.optimizer.max_grad_norm:g}, so "
+         "what changes the gradient's size (aggregation, scale_rewards, GPG's alpha) changes nothing",
+         lambda run: run.observed.steps >= EARLIEST and run.observed.clipped == run.observed.steps),
+    Rule("confounded", "algorithm.surrogate",
+         f"{NO_RATIO}all but the first of a batch's updates learn from what another policy sampled",
+         lambda run: run.algorithm.surrogate in WITHOUT_RATIO and not one_update(run.config)),
+    Rule("confounded", "algorithm.surrogate",
+         f"{NO_RATIO}{{facts.observed.carried}} carried groups were learned from what another policy sampled",
+         lambda run: run.algorithm.surrogate in WITHOUT_RATIO and one_update(run.config) and run.observed.carried),
+    Rule("confounded", "algorithm.baseline",
+         "{facts.leave_one_out}, so beside the penalty it only weighs rewards more",
+         lambda run: run.algorithm.baseline == "leave_one_out" and run.penalty_beside_rewards),
+)  # fmt: skip
+
+ARM_RULES: tuple[Rule[Pair], ...] = (
+    Rule("inert", f"algorithm.{' and '.join(ON_RATIOS)}",
+         "acts on importance ratios, and with one update per rollout batch every one is exactly 1",
+         lambda pair: pair.ratio_is_one),
+    Rule("inert", "algorithm.surrogate",
+         "makes no difference with one update per rollout batch, where every surrogate has the gradient of reinforce",
+         lambda pair: pair.ratio_is_one and not any(c.algorithm.surrogate == "gpg" for c in pair.both)),
+    Rule("inert", "algorithm.signal", "makes no difference where the reward is correctness alone",
+         lambda pair: all(c.rewards.paid == ("correct",) and not c.rewards.zero_truncated for c in pair.both)),
+    *(Rule[Pair]("inert", key, "changes speed and memory, and numbers in their last bits only", lambda _: True)
+      for key in SPEED_ONLY),
+    *(Rule[Pair]("inert", key, "changes speed and memory, and numbers in their last bits only",
+                 lambda pair: not any(map(split_matters, pair.both))) for key in SPLIT_ONLY),
+    Rule("confounded", "algorithm.scale_rewards and normalize_components",
+         "advantages change their scale and algorithm.kl_coef does not, so the weight of the KL penalty against the reward "
+         "changes too; compare without KL, or scale kl_coef along",
+         lambda pair: pair.kl),
+    Rule("confounded", "algorithm.scale_rewards", f"advantages change their scale{UNDONE_BY_ADAMW}",
+         lambda pair: pair.arm.optimizer.max_grad_norm < NEVER_CLIPS),
+    Rule("confounded", "algorithm.aggregation",
+         f"fixed_length divides by rollout.max_new_tokens instead of the tokens there are{UNDONE_BY_ADAMW}",
+         lambda pair: pair.fixed_length),
+    Rule("confounded", "algorithm.aggregation",
+         "the KL penalty is aggregated in the same way, so its weight per token changes along",
+         lambda pair: pair.fixed_length and pair.kl),
+    Rule("confounded", "rewards.correct and format", "the reward changes its scale and algorithm.kl_coef does not",
+         lambda pair: pair.kl and pair.arm.algorithm.scale_rewards == "none"),
+    Rule("confounded", "optimizer.minibatches and epochs",
+         "it takes another number of optimizer updates on the same rollouts", lambda _: True),
+    Rule("confounded", "rollout.max_new_tokens",
+         "evaluation uses rollout.max_new_tokens too, so the measure changes with the training", lambda _: True),
+    Rule("confounded", "rollout.temperature",
+         "evaluation uses rollout.temperature too, so the measure changes with the training", lambda _: True),
+    Rule("confounded", "rollout.problems and group_size",
+         "it samples another number of completions a step; see budget.equal=tokens", lambda _: True),
+    Rule("confounded", "steps", "it takes another number of steps than its reference", lambda _: True),
+    Rule("confounded", "algorithm.dynamic_sampling",
+         "at equal steps {facts.dearer} may sample up to {facts.refill_budget:g} times the tokens; budget.equal=tokens compares "
+         "at equal cost",
+         lambda pair: pair.refills and not pair.arm.max_tokens),
+    Rule("confounded", "algorithm.kl_estimator", f"{K1_IS_FLAT}, so with it the KL penalty pulls nowhere",
+         lambda pair: any(kl_in_loss(c.algorithm) and c.algorithm.kl_estimator == "k1" for c in pair.both)),
+    Rule("reward", "rewards", "what is paid changes, so training rewards are not comparable",
+         lambda pair: any(key.startswith("rewards.") and key != "rewards.workers" for key in pair.changed)),
+    Rule("reward", "curriculum",
+         "what it is asked is chosen by difficulty or success, so training rewards are not comparable", lambda _: True),
+    Rule("reward", "algorithm.dynamic_sampling and signal",
+         "what it trains on is selected by reward, so train/reward is not comparable", lambda _: True),
+)  # fmt: skip
+
+
+def inert_switches(config: TrainConfig, observed: Observed) -> list[str]:
+    """Sentences on the settings that cannot have changed anything in a run."""
+    return _sentences("inert", Run(config, observed))
+
+
+def confounded_switches(config: TrainConfig, observed: Observed) -> list[str]:
+    """Sentences on the settings that act in a run, but also in another way than they say."""
+    return _sentences("confounded", Run(config, observed))
+
+
+def _sentences(kind: str, run: Run) -> list[str]:
+    return [rule.named_text(run) for rule in RUN_RULES if rule.kind == kind and rule.when(run)]
 
 
 def set_by_hand(sentences: Sequence[str], config: TrainConfig) -> list[str]:
-    """Those of `inert_switches` about a setting that somebody chose: it is not the default, or was given as it.
+    """Those of the sentences on a run about a setting that somebody chose: it is not the default, or was given as it.
 
-    A section in which every setting is given was written by a run, and says nothing of what was chosen.
+    A section in which every setting is given was written by a run, and does not show what was chosen.
     """
-    return [sentence for sentence in sentences if _is_chosen(sentence.partition(":")[0], config)]
+    return [sentence for sentence in sentences if _is_chosen(sentence, config)]
 
 
-def _is_chosen(head: str, config: TrainConfig) -> bool:
-    """Whether one of the settings of a section was chosen: `algorithm.clip_low and clip_high`."""
-    name, _, rest = head.partition(".")
-    section = getattr(config, name)
+def _is_chosen(sentence: str, config: TrainConfig) -> bool:
+    section = getattr(config, sentence.partition(".")[0])
     fields = type(section).model_fields
     written_out = section.model_fields_set == {*fields}
     return any(
         getattr(section, key) != fields[key].default or (key in section.model_fields_set and not written_out)
-        for key in re.findall(r"\w+", rest)
+        for key in _named(sentence)
         if key in fields
     )
 
 
-def confounded_switches(config: TrainConfig, seen: Seen) -> list[str]:
-    """Switches that act, but also in another way than they say, in plain words."""
-    algorithm = config.algorithm
-    found = []
-    if _kl_in_loss(algorithm) and algorithm.kl_estimator == "k1":
-        found.append(
-            "algorithm.kl_estimator: the gradient of k1 in the loss is 0 on average, so the penalty pulls nowhere"
-        )
-    if algorithm.normalize_components and _kl_in_loss(algorithm):
-        found.append(
-            f"algorithm.normalize_components: advantages have another size, and algorithm.kl_coef={algorithm.kl_coef:g} weighs "
-            "the more or the less against them"
-        )
-    if algorithm.scale_rewards != "group" and _kl_in_loss(algorithm):
-        found.append(
-            f"algorithm.scale_rewards: with {algorithm.scale_rewards} advantages have another size than with group, and "
-            f"algorithm.kl_coef={algorithm.kl_coef:g} weighs the more or the less against them"
-        )
-    if seen.steps >= EARLIEST and seen.clipped == seen.steps:
-        found.append(
-            f"optimizer.max_grad_norm: every update of all {seen.steps} steps was scaled down to "
-            f"{config.optimizer.max_grad_norm:g}, so what changes the gradient's size (aggregation, scale_rewards, GPG's alpha) "
-            "changes nothing"
-        )
-    several = config.optimizer.minibatches * config.optimizer.epochs > 1
-    if algorithm.surrogate in ("reinforce", "gpg") and (several or seen.carried):
-        what = (
-            "all but the first of a batch's updates learn" if several else f"{seen.carried} carried groups were learned"
-        )
-        found.append(
-            f"algorithm.surrogate: {algorithm.surrogate} takes no importance ratio, and {what} from what another policy sampled"
-        )
-    if algorithm.baseline == "leave_one_out" and _kl_in_loss(algorithm) and not algorithm.normalize_components:
-        size = config.rollout.group_size
-        found.append(
-            f"algorithm.baseline: leave_one_out is group_mean times {size}/{size - 1}, so beside the penalty it only weighs "
-            "rewards more"
-        )
-    return found
+def _named(sentence: str) -> list[str]:
+    """The words before the colon of a sentence on a run, among them the names of its settings."""
+    return WORD.findall(sentence.partition(":")[0])
 
 
-def _free_tokens(config: TrainConfig) -> int:
-    """Longest completion that the soft overlong punishment leaves alone."""
-    return config.rollout.budget - config.rewards.buffer(config.rollout.budget)
+def concerning(sentences: Sequence[str], reference: TrainConfig, arm: TrainConfig) -> list[str]:
+    """Those of the sentences on a run that are about a setting which an arm changes."""
+    changed = {key.rpartition(".")[2] for key in changed_settings(reference, arm)}
+    return [sentence for sentence in sentences if not changed.isdisjoint(_named(sentence))]
 
 
-def _kl_in_loss(algorithm: AlgorithmConfig) -> bool:
-    return algorithm.kl_coef > 0 and algorithm.kl_place == "loss"
+@dataclass(frozen=True)
+class Remark:
+    """A fact to know about an arm before it runs."""
+
+    kind: Literal["inert", "confounded", "reward"]
+    """As of a rule."""
+    text: str
 
 
-def ratio_switches(algorithm: AlgorithmConfig) -> list[tuple[str, str]]:
-    """Settings that act on importance ratios, and what becomes of them where every ratio is 1."""
-    match algorithm.surrogate:
-        case "clip":
-            dual = [("algorithm.dual_clip", "nothing is bounded")] if algorithm.dual_clip else []
-            return [("algorithm.clip_low and clip_high", "nothing is clipped"), *dual]
-        case "reinforce" | "gpg":
-            return []
-        case name:
-            return [(f"algorithm.surrogate, clip and gate of {name}", "its gradient is that of reinforce")]
+def remarks(reference: TrainConfig, arm: TrainConfig, name: str) -> tuple[Remark, ...]:
+    """What follows from the settings of an arm and of its reference, called `name`."""
+    pair = Pair(reference, arm)
+    if not pair.changed:
+        return (Remark("inert", f"its settings are those of {name}"),)
+    reasons = {key: _without_effect(key, pair) for key in pair.changed}
+    if all(reasons.values()):
+        text = "; ".join(dict.fromkeys(f"{key} {why}" for key, why in reasons.items()))
+        return (Remark("inert", f"it cannot differ from {name}: {text}"),)
+    idle = [Remark("confounded", f"{key} {why}, so it adds nothing here") for key, why in reasons.items() if why]
+    rules = [rule for rule in ARM_RULES if rule.kind != "inert" and any(map(rule.concerns, pair.changed))]
+    return (*idle, *(Remark(rule.kind, rule.text(pair)) for rule in rules if rule.when(pair)))
 
 
-def paid_rewards(config: TrainConfig) -> list[str]:
-    """Names of the rewards whose weight is not 0."""
-    rewards = config.rewards
-    names = (
-        "correct", "format", "match_format_exactly", "match_format_approximately", "check_answer", "check_numbers",
-        "soft_overlong",
-    )  # fmt: skip
-    return [name for name in names if getattr(rewards, name)] + [n for n, c in rewards.custom.items() if c.weight]
+def _without_effect(key: str, pair: Pair) -> str:
+    """The reason why a changed setting can change no result; empty where there is none."""
+    rules = [rule for rule in ARM_RULES if rule.kind == "inert" and rule.concerns(key) and rule.when(pair)]
+    return rules[0].text(pair) if rules else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from slimrl.config.schema import RootConfig
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
-from slimrl.rewards import GoldReport
+from slimrl.rewards.gold import GoldReport
 from slimrl.tasks import Task
 from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import MARKERS

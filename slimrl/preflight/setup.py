@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
-from slimrl.config.schema import RolloutConfig, RootConfig, TrainConfig
-from slimrl.display.run import visible
+from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.sections import RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
@@ -27,7 +27,9 @@ from slimrl.preflight.memory import MemoryEstimate, plan_memory
 from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, template_notes
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem
-from slimrl.rewards import GoldReport, Reward, Submit, check_gold, load_rewards, unpaid_when_truncated
+from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.scoring import unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
@@ -36,6 +38,7 @@ from slimrl.tasks.curriculum import Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.styles import STYLES
+from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
 
@@ -60,7 +63,7 @@ class Setup(Generic[Config]):
     task: Task
     prompter: Prompter
     engine: Sampler
-    watch: Profiler
+    profiler: Profiler
     stop: Stop
     held_out: tuple[Problem, ...]
     """The evaluation problems, the same ones every time."""
@@ -136,7 +139,7 @@ class TrainSetup(Setup[TrainConfig]):
             groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
 
         self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
-        with self.watch.part("rewards"):
+        with self.profiler.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
 
@@ -182,8 +185,10 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
-    watch = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    engine = RolloutEngine(policy, slots=memory.plan.slots, compiled=config.rollout.compile, watch=watch, stop=stop)
+    profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
+    engine = RolloutEngine(
+        policy, slots=memory.plan.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop
+    )
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [rejected_note(task), *left_out, memory.sentence()]
     return Setup(
@@ -192,7 +197,7 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
         task=replace(task, train=train),
         prompter=prompter,
         engine=engine,
-        watch=watch,
+        profiler=profiler,
         stop=stop,
         held_out=tuple(held_out),
         harder=tuple(harder),

@@ -1,1 +1,1 @@
-"""The report of a study: tables, plots, sentences, one HTML page."""
+"""The report of a study: tables, sentences, figures, and its four forms. Reads no run and decides no verdict."""

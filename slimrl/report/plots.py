@@ -1,15 +1,8 @@
-"""The figures of a study's report: SVG to stand inside the page, in the page's own colours.
-
-Every colour is drawn as a stand-in that no figure would use and then replaced by a CSS variable, so a figure follows its
-page from light to dark. Names of arms stay outside where they can, in the page's text.
-"""
+"""The figures of a study's report: effects, and curves over training."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,71 +10,34 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
-from scipy import stats
 
-from slimrl.display.run import visible
-from slimrl.report.tables import signed, verdict_of
-from slimrl.runs.reader import Run
-from slimrl.statistics import CONFIDENCE
-from slimrl.study.results import Effect
+from slimrl.report.svg import ACCENT, COLOURS, INK, STYLE, as_svg
+from slimrl.report.tables import verdict_of
+from slimrl.statistics import student_t
+from slimrl.study.compare import Effect
+from slimrl.study.runs import Run
+from slimrl.text import one_line, signed
 
 Array = NDArray[np.float64]
 
-INK, ACCENT = "#010100", "#010101"
-COLOURS = {
-    INK: "currentColor",
-    ACCENT: "var(--accent)",
-    "#010102": "var(--better)",
-    "#010103": "var(--worse)",
-    "#010104": "var(--same)",
-    "#010105": "var(--undecided)",
-    "#010106": "var(--identical)",
-    "#010107": "var(--line-2)",
-    "#010108": "var(--line-3)",
-    "#010109": "var(--line-4)",
-}
 MARKS = {
-    "better": ("#010102", "^"),
-    "worse": ("#010103", "v"),
-    "no difference": ("#010104", "s"),
-    "undecided": ("#010105", "o"),
-    "identical": ("#010106", "D"),
-    "noise": (INK, "P"),
-}
+    "better": ("#010102", "^"), "worse": ("#010103", "v"), "no difference": ("#010104", "s"), "undecided": ("#010105", "o"),
+    "identical": ("#010106", "D"), "noise": (INK, "P"),
+}  # fmt: skip
 """Colour and marker of a verdict."""
 LINES: tuple[tuple[str, tuple[float, ...]], ...] = (
     (INK, ()), (INK, (1, 1.5)), (ACCENT, ()), ("#010107", (5, 2)), ("#010108", (7, 2, 1.5, 2)), ("#010109", (2.5, 1.2)),
 )  # fmt: skip
-"""Colour and dashes of arms in one panel, the reference and its A/A arm first."""
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "slimrl",
-    "font.size": 8.5,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "axes.unicode_minus": False,
-}
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+"""Colour and dashes of the arms in a panel, the reference and its A/A arm first."""
 BELOW, ABOVE = -0.38, 0.15
-"""Of a row of the effects, where its marks are; its name stands above."""
+"""Ends of a row of the effects that hold its marks; its name is above them."""
 GRID_POINTS = 40
 FEWEST_FOR_BAND = 3
-"""The interval of two runs is 13 times as wide as they are apart, and would fill every panel."""
+"""Runs; the interval of two is 13 times as wide as they are apart, and would fill every panel."""
 MOST_PANELS = 20
 """Arms that have a panel of their own."""
 LONGEST_LABEL = 34
@@ -92,23 +48,29 @@ AXES = {"tokens": "sampled tokens", "seconds": "seconds of training", "step": "s
 
 @dataclass(frozen=True)
 class Kind:
-    """A curve of a run, what it is drawn over, its title with the unit, and the factor to that unit."""
+    """A curve of a run, what it is drawn over, and its title with the unit."""
 
     name: str
     over: str
     title: str
-    scale: float
+    scale: float = 1.0
+    """Factor to the unit."""
+    lowest: float = 0.0
+    highest: float = math.inf
+    """The values that are possible."""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, over {AXES[self.over]}"
 
 
-SHARES = ("accuracy", "truncated")
-"""Curves that are shares, 0 to 1."""
 KINDS = (
-    Kind("accuracy", "tokens", "Accuracy in training, %", 100.0),
-    Kind("accuracy", "seconds", "Accuracy in training, %", 100.0),
-    Kind("length", "step", "Completion length, tokens", 1.0),
-    Kind("truncated", "step", "Completions cut off, %", 100.0),
-    Kind("entropy", "step", "Entropy, nats per token", 1.0),
-    Kind("kl", "step", "KL to the initial model, nats per token", 1.0),
+    Kind("accuracy", "tokens", "Accuracy in training, %", 100.0, highest=1.0),
+    Kind("accuracy", "seconds", "Accuracy in training, %", 100.0, highest=1.0),
+    Kind("length", "step", "Completion length, tokens"),
+    Kind("truncated", "step", "Completions cut off, %", 100.0, highest=1.0),
+    Kind("entropy", "step", "Entropy, nats per token"),
+    Kind("kl", "step", "KL to the initial model, nats per token", lowest=-math.inf),
 )
 
 
@@ -120,22 +82,30 @@ class Line:
     colour: str
     dashes: tuple[float, ...]
 
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.status == "finished"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The common layout of all panels of a kind."""
+
+    kind: Kind
+    limits: tuple[float, float, float, float]
+    """Left, right, bottom and top."""
+    size: tuple[float, float]
+    """Inches."""
+
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure, which is empty where nothing was measured, and the arms for which that holds."""
+    """A small figure, empty if nothing was measured."""
 
     title: str
     picture: Markup
     missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Key:
-    """A line of the legend."""
-
-    name: str
-    swatch: Markup
+    """Arms for which nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +114,8 @@ class Group:
 
     title: str
     panels: tuple[Panel, ...]
-    keys: tuple[Key, ...]
+    legend: Mapping[str, Markup]
+    """A swatch by arm; empty if every panel has one arm."""
 
 
 @dataclass(frozen=True)
@@ -158,24 +129,23 @@ class Curve:
 
 
 def mean_curve(runs: Sequence[Run], over: str, name: str) -> Curve | None:
-    """Mean and Student's 95 % band of a curve, up to where the shortest run ends; None where nothing was measured."""
+    """Mean and Student's 95 % band of a curve, up to the end of the shortest run; None if nothing was measured."""
     known = [xy for xy in (_known(run, over, name) for run in runs) if len(xy[0])]
     if not known:
         return None
     start, end = max(x[0] for x, _ in known), min(x[-1] for x, _ in known)
     grid = np.linspace(start, max(start, end), min(GRID_POINTS, max(len(x) for x, _ in known)))
     values = np.stack([np.interp(grid, x, y) for x, y in known])
-    n = len(values)
-    half = np.full(len(grid), math.nan)
-    if n >= FEWEST_FOR_BAND:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
     mean = values.mean(axis=0)
+    half = _half_width(values) if len(values) >= FEWEST_FOR_BAND else np.full(len(grid), math.nan)
     return Curve(grid, mean, mean - half, mean + half)
 
 
-def _possible(name: str) -> tuple[float, float]:
-    """Lowest and highest value that a curve can have."""
-    return (0.0, 1.0) if name in SHARES else (-math.inf, math.inf) if name == "kl" else (0.0, math.inf)
+def _half_width(values: Array) -> Array:
+    """[runs, ...] -> [...]: half the width of Student's 95 % interval of the mean over at least two runs."""
+    n = len(values)
+    half: Array = student_t(n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
+    return half
 
 
 def _known(run: Run, over: str, name: str) -> tuple[Array, Array]:
@@ -192,19 +162,15 @@ def held_out_points(runs: Sequence[Run], over: str) -> list[tuple[float, float, 
     measured = [points for points in measured if points]
     if not measured:
         return []
-    common = min(map(len, measured))
     found = []
-    for place in [*range(common - 1), -1]:
+    for place in [*range(min(map(len, measured)) - 1), -1]:
         x, y = np.array([points[place] for points in measured]).T
-        half = 0.0
-        if len(y) > 1:
-            half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(y) - 1) * y.std(ddof=1) / math.sqrt(len(y)))
-        found.append((float(x.mean()), float(y.mean()), half))
+        found.append((float(x.mean()), float(y.mean()), float(_half_width(y)) if len(y) > 1 else 0.0))
     return found
 
 
 def effect_plot(effects: Sequence[Effect], floor: float, margin: float) -> Markup:
-    """One row per effect: seeds as dots, mean and 95 % interval, the noise floor as a band, the margin dotted."""
+    """One row per effect: seeds as dots, mean and 95 % interval, the noise floor as a band, the margin as dotted lines."""
     left, right = (_reach(effects, floor, margin, side) for side in (-1, 1))
     height = 0.56 + 0.44 * len(effects)
     with mpl.style.context(["default", STYLE]):
@@ -220,13 +186,13 @@ def effect_plot(effects: Sequence[Effect], floor: float, margin: float) -> Marku
             _draw_scale(axes, -row, floor, margin)
             _draw_effect(axes, -row, effect, (-left, right))
         spoken = "; ".join(f"{e.name} {signed(e.difference.mean)}, {e.judgement.verdict}" for e in effects)
-        return _svg(figure, "effects", f"Difference of every effect in points with its 95 % interval: {spoken}")
+        return as_svg(figure, "effects", f"Difference of every effect in points with its 95 % interval: {spoken}")
 
 
 def _reach(effects: Sequence[Effect], floor: float, margin: float, side: int) -> float:
-    """How far the picture reaches to a side, in points.
+    """The end of the picture on a side, in points.
 
-    Every mean lies within it; an interval of two seeds, or a seed that diverged, would leave no room for all else.
+    It includes every mean, but not all of a very wide interval or a seed that diverged, which would squeeze all else.
     """
     means = [side * e.difference.mean for e in effects]
     ends = [side * x for e in effects for x in (*e.pairs, e.difference.low, e.difference.high)]
@@ -235,7 +201,7 @@ def _reach(effects: Sequence[Effect], floor: float, margin: float, side: int) ->
 
 
 def _draw_scale(axes: Any, y: float, floor: float, margin: float) -> None:
-    """Noise floor, zero and margin behind a row, and not behind the names above it."""
+    """Noise floor, zero and margin behind the marks of a row, but not behind its name."""
     bottom, top = y + BELOW, y + ABOVE
     if math.isfinite(floor):
         axes.fill_between([-100 * floor, 100 * floor], bottom, top, color=INK, alpha=0.1, linewidth=0)
@@ -247,8 +213,7 @@ def _draw_scale(axes: Any, y: float, floor: float, margin: float) -> None:
 def _draw_effect(axes: Any, y: float, effect: Effect, limits: tuple[float, float]) -> None:
     colour, marker = MARKS[verdict_of(effect)]
     d = effect.difference
-    beside = axes.get_yaxis_transform()
-    label = {"y": y + 0.28, "transform": beside, "va": "baseline", "fontsize": 9}
+    label = {"y": y + 0.28, "transform": axes.get_yaxis_transform(), "va": "baseline", "fontsize": 9}
     axes.text(0.0, s=_label(effect.name), ha="left", weight="bold", **label)
     axes.text(1.0, s=signed(d.mean) if d.n else "no result yet", ha="right", **label)
     if not d.n:
@@ -266,10 +231,10 @@ def _draw_effect(axes: Any, y: float, effect: Effect, limits: tuple[float, float
 
 
 def curve_groups(arms: Sequence[str], runs: Sequence[Run]) -> tuple[Group, ...]:
-    """Learning curves and what goes with them; `arms` as they are to be shown, the reference first.
+    """Learning curves, with `arms` in the order in which they are shown, the reference first.
 
-    Few arms share a panel for each curve; of more, each has a panel of its own before the reference in grey, MOST_PANELS at
-    most.
+    Few arms share a panel for each kind of curve. Of more, at most MOST_PANELS, each has a panel of its own, with the reference
+    in grey behind it.
     """
     by = {arm: [run for run in runs if run.arm == arm] for arm in arms[:MOST_PANELS]}
     with mpl.style.context(["default", STYLE]):
@@ -278,26 +243,22 @@ def curve_groups(arms: Sequence[str], runs: Sequence[Run]) -> tuple[Group, ...]:
 
 def _shared(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
     lines = {arm: Line(runs, *look) for (arm, runs), look in zip(by.items(), LINES, strict=False)}
-    keys = tuple(Key(arm, _swatch(line)) for arm, line in lines.items())
-    panels = []
-    for kind in KINDS:
-        title = f"{kind.title}, over {AXES[kind.over]}"
-        panels.append(_panel(f"{kind.name}-{kind.over}", title, lines, kind, _limits([*lines.values()], kind), PANEL))
-    return (Group("All arms", tuple(panels), keys),)
+    frames = [Frame(kind, _limits([*lines.values()], kind), PANEL) for kind in KINDS]
+    panels = tuple(_panel(frame, "", frame.kind.heading, lines) for frame in frames)
+    return (Group("All arms", panels, {arm: _swatch(line) for arm, line in lines.items()}),)
 
 
 def _one_each(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
     lines = {arm: Line(runs, ACCENT, ()) for arm, runs in by.items()}
-    reference, *others = lines
+    reference = next(iter(lines))
     groups = []
     for kind in KINDS:
-        limits = _limits([*lines.values()], kind)
-        behind = {arm: [lines[reference]] for arm in others}
-        panels = [
-            _panel(f"{kind.name}-{kind.over}-{i}", arm, {arm: line}, kind, limits, SMALL_PANEL, behind.get(arm, ()))
+        frame = Frame(kind, _limits([*lines.values()], kind), SMALL_PANEL)
+        panels = tuple(
+            _panel(frame, f"-{i}", arm, {arm: line}, () if arm == reference else lines[reference].finished)
             for i, (arm, line) in enumerate(lines.items())
-        ]
-        groups.append(Group(f"{kind.title}, over {AXES[kind.over]}", tuple(panels), ()))
+        )
+        groups.append(Group(kind.heading, panels, {}))
     return tuple(groups)
 
 
@@ -306,67 +267,54 @@ def _limits(lines: Sequence[Line], kind: Kind) -> tuple[float, float, float, flo
 
     Means of finished runs decide: a band of two seeds or a run that diverged may leave the panel.
     """
-    curves = [mean_curve(_finished(line.runs), kind.over, kind.name) for line in lines]
+    curves = [mean_curve(line.finished, kind.over, kind.name) for line in lines]
     known = [(c.x, c.mean) for c in curves if c is not None]
     known = known or [xy for line in lines for run in line.runs if len((xy := _known(run, kind.over, kind.name))[0])]
     if not known:
         return 0.0, 1.0, 0.0, 1.0
     x, y = np.concatenate([x for x, _ in known]), kind.scale * np.concatenate([y for _, y in known])
     if kind.name == "accuracy":
-        measured = [p[1] for line in lines for p in held_out_points(_finished(line.runs), kind.over)]
+        measured = [p[1] for line in lines for p in held_out_points(line.finished, kind.over)]
         x, y = np.append(x, 0.0), np.append(y, [kind.scale * value for value in measured])
     low, high = float(y.min()), float(y.max())
     room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
     left, right = float(x.min()), float(x.max())
     wide = 0.03 * (right - left) or 1.0
-    top = min(high + room, 103.0) if kind.name in SHARES else high + room
+    top = min(high + room, 1.03 * kind.scale * kind.highest)
     return left - wide, right + wide, low - room if low < 0 else max(low - room, -0.3 * room), top
 
 
-def _finished(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.status == "finished"]
-
-
-def _panel(
-    prefix: str,
-    title: str,
-    lines: Mapping[str, Line],
-    kind: Kind,
-    limits: tuple[float, float, float, float],
-    size: tuple[float, float],
-    behind: Sequence[Line] = (),
-) -> Panel:
-    """Curves of some arms; `behind` them the means of others, faintly."""
-    width, height = size
-    figure = Figure(figsize=size)
+def _panel(frame: Frame, suffix: str, title: str, lines: Mapping[str, Line], behind: Sequence[Run] = ()) -> Panel:
+    """Curves of some arms, with the mean of the runs `behind` them in grey; `suffix` makes the picture's names unique."""
+    kind, (width, height) = frame.kind, frame.size
+    figure = Figure(figsize=frame.size)
     axes = figure.add_axes((0.42 / width, 0.40 / height, 1 - 0.50 / width, 1 - 0.46 / height))
-    axes.set(xlim=limits[:2], ylim=limits[2:])
+    axes.set(xlim=frame.limits[:2], ylim=frame.limits[2:])
     axes.set_xlabel(AXES[kind.over], labelpad=1)
     axes.grid(color=INK, alpha=0.12, linewidth=0.5)
     for axis, whole in ((axes.xaxis, kind.over in ("step", "tokens")), (axes.yaxis, False)):
         axis.set_major_locator(MaxNLocator(4, integer=whole, min_n_ticks=1 if whole else 2))
         axis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
-    for line in behind:
-        curve = mean_curve(_finished(line.runs), kind.over, kind.name)
-        if curve is not None:
-            axes.plot(curve.x, kind.scale * curve.mean, color=INK, alpha=0.4, linewidth=1.1)
+    grey = mean_curve(behind, kind.over, kind.name)
+    if grey is not None:
+        axes.plot(grey.x, kind.scale * grey.mean, color=INK, alpha=0.4, linewidth=1.1)
     ends = {arm: _draw_line(axes, line, kind) for arm, line in lines.items()}
     missing = tuple(arm for arm, end in ends.items() if not end)
     if len(missing) == len(lines):
         return Panel(title, Markup(), missing)
     at_end = ", ".join(f"{arm} {end}" for arm, end in ends.items() if end)
-    return Panel(title, _svg(figure, prefix, f"{kind.title}, over {AXES[kind.over]}; at the end {at_end}"), missing)
+    picture = as_svg(figure, f"{kind.name}-{kind.over}{suffix}", f"{kind.heading}; at the end {at_end}")
+    return Panel(title, picture, missing)
 
 
 def _draw_line(axes: Any, line: Line, kind: Kind) -> str:
-    """Draw an arm; its mean at the end in words, or nothing where nothing was measured."""
+    """Draw an arm; returns its last mean in words, empty if nothing was measured."""
     end = ""
-    curve = mean_curve(_finished(line.runs), kind.over, kind.name)
+    curve = mean_curve(line.finished, kind.over, kind.name)
     if curve is not None:
         mean, low, high = (kind.scale * y for y in (curve.mean, curve.low, curve.high))
         if np.isfinite(low).all():
-            least, most = (kind.scale * end for end in _possible(kind.name))
-            low, high = np.maximum(low, least), np.minimum(high, most)
+            low, high = np.maximum(low, kind.scale * kind.lowest), np.minimum(high, kind.scale * kind.highest)
             axes.fill_between(curve.x, low, high, color=line.colour, alpha=0.14, linewidth=0)
         axes.plot(curve.x, mean, color=line.colour, linestyle=(0, line.dashes) if line.dashes else "-")
         end = f"{mean[-1]:.3g}"
@@ -377,7 +325,7 @@ def _draw_line(axes: Any, line: Line, kind: Kind) -> str:
             axes.plot(x[-1:], kind.scale * y[-1:], "x", color=line.colour, markersize=5)
             end = end or "diverged"
     if kind.name == "accuracy":
-        for place, middle, half in held_out_points(_finished(line.runs), kind.over):
+        for place, middle, half in held_out_points(line.finished, kind.over):
             ends = [kind.scale * max(0.0, middle - half), kind.scale * min(1.0, middle + half)]
             axes.plot([place, place], ends, color=line.colour, linewidth=1)
             axes.plot([place], [kind.scale * middle], "o", color=line.colour, markersize=4.5, mew=1)
@@ -401,32 +349,5 @@ def _short(value: float) -> str:
 
 
 def _label(text: str) -> str:
-    line = " ".join(visible(text).split())
+    line = one_line(text)
     return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…"
-
-
-def _svg(figure: Figure, prefix: str, spoken: str) -> Markup:
-    """A figure as an element of a page: no header, no metadata, no names that another figure has, the page's colours."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        # the page's own fonts draw the text, so it does not matter which signs matplotlib's font has
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", buffer.getvalue(), count=1, flags=re.DOTALL)
-    _, _, body = body[body.index("<svg") :].partition(">")
-    body = re.sub(r"<[^>]*>\s*", lambda tag: _adapted(tag[0], prefix), body)
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    label = escape(visible(spoken))
-    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{body.strip()}')
-
-
-def _adapted(tag: str, prefix: str) -> str:
-    """A tag, which holds no text, with the page's colours and the figure's own names."""
-    if tag.startswith("<g "):
-        tag = re.sub(r' id="[^"]*"', "", tag)
-    tag = re.sub(r' id="', f' id="{prefix}-', tag)
-    tag = tag.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
-    tag = re.sub(r" font-family: [^;]*;", "", tag)
-    tag = re.sub(r"#0101[0-9a-f]{2}", lambda colour: COLOURS[colour[0]], tag)
-    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
-    return " ".join(tag.split())

@@ -1,16 +1,18 @@
-"""What a study's report says in sentences: the answer, how sure it is, and what the columns mean."""
+"""The sentences of a study's report: the answer, its uncertainty, and the meaning of the columns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from slimrl.report.tables import NOISE, SYMBOLS, one_to_one, ordered_effects, percent
+from slimrl.report.tables import NOISE, SYMBOLS, one_to_one, ordered_effects
 from slimrl.statistics import FEWEST_SEEDS
-from slimrl.study.results import Effect, Results
+from slimrl.study.compare import Effect
+from slimrl.study.results import Results
+from slimrl.text import counted, points
 
 MOST_NAMES = 6
-"""Of a list within a sentence."""
+"""In a sentence."""
 SPLITS = {"test": "held-out test problems", "harder": "held-out problems with one more step"}
 MODES = {"sampled": "completions sampled as in training", "greedy": "greedy completions"}
 DESIGNS = {
@@ -21,13 +23,14 @@ DESIGNS = {
 
 
 def lead(results: Results) -> str:
-    """What was compared, in a sentence."""
+    """The design and the measure, in words."""
     design = DESIGNS[results.design].format(reference=results.reference)
-    return f"{design}. Measured by accuracy on {measure(results.primary)}. {_seeds(results.seeds)} per arm, {results.budget}."
+    seeds = counted(results.seeds, "seed")
+    return f"{design}. Measured by accuracy on {measure(results.primary)}. {seeds} per arm, {results.budget}."
 
 
 def answer(results: Results) -> tuple[str, ...]:
-    """What was found, from the verdicts on the switches alone; the first sentence says most of it."""
+    """The findings, by the verdicts on the switches; the first sentence has the changes."""
     effects = ordered_effects(results)
     switches = [effect for effect in effects if effect.kind == "switch"]
     if not switches:
@@ -48,7 +51,8 @@ def answer(results: Results) -> tuple[str, ...]:
     if changed:
         first = _changes(by["better"], by["worse"], len(switches))
     elif len(by["undecided"]) == len(switches):
-        first = f"Nothing is decided: with {_seeds(results.seeds)} a change of held-out accuracy is neither shown nor ruled out"
+        seeds = counted(results.seeds, "seed")
+        first = f"Nothing is decided: with {seeds} a change of held-out accuracy is neither shown nor ruled out"
     else:
         subject = "The switch is not" if len(switches) == 1 else f"None of {len(switches)} switches is"
         first = f"{subject} shown to change held-out accuracy"
@@ -74,7 +78,7 @@ def answer(results: Results) -> tuple[str, ...]:
 
 
 def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int) -> str:
-    """The first sentence, where there is something to tell."""
+    """The first sentence of the answer if a switch changes something."""
     parts: list[str] = []
     for effects, verb in ((better, "raise"), (worse, "lower")):
         if effects:
@@ -86,11 +90,14 @@ def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int) -> s
 
 
 def notices(results: Results) -> tuple[tuple[str, str], ...]:
-    """Why to hold back: a word, and a sentence."""
+    """Reasons for caution: a word, and a sentence."""
     found = []
     if results.exploratory:
         found.append(
-            ("Exploratory", f"{_seeds(results.seeds)} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence.")
+            (
+                "Exploratory",
+                f"{counted(results.seeds, 'seed')} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence.",
+            )
         )
     missing = sum(not run.counts for run in results.runs)
     if not results.complete:
@@ -101,7 +108,7 @@ def notices(results: Results) -> tuple[tuple[str, str], ...]:
 
 
 def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
-    """How sure the answer is: title, figure, meaning."""
+    """The uncertainty of the answer: title, figure, meaning."""
     finished, diverged = (sum(run.status == status for run in results.runs) for status in ("finished", "diverged"))
     return (
         ("Seeds", f"{results.seeds} per arm", "Training runs of each arm; they differ only in the random seed."),
@@ -130,7 +137,7 @@ def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
 
 
 def legend(results: Results) -> tuple[tuple[str, str], ...]:
-    """Each column of the verdict table, once."""
+    """Title and meaning of each column of the verdict tables."""
     return (
         ("Arm", "One set of settings, trained once for each seed; below its name stands what it changes."),
         (
@@ -184,7 +191,7 @@ def measure(primary: str) -> str:
 
 
 def _repeats(results: Results) -> int:
-    """Runs that the noise floor is a statement on: those of the reference or of its A/A arm, where these are fewer."""
+    """The runs of a set that the noise floor is about: those of the reference or of its A/A arm, whichever are fewer."""
     twins = {results.reference, *(effect.name for effect in results.effects if effect.kind == NOISE)}
     counted = [arm.finished + arm.diverged for arm in results.arms if arm.name in twins]
     return min((n for n in counted if n > 1), default=results.seeds)
@@ -195,17 +202,8 @@ def floor(results: Results) -> str:
     return f"± {points(results.noise.floor)}" if math.isfinite(results.noise.floor) else "unknown"
 
 
-def points(difference: float) -> str:
-    """A difference of shares without its sign."""
-    return f"{percent(difference)} points" if math.isfinite(difference) else "unknown"
-
-
 def listed(names: Iterable[str], most: int = MOST_NAMES) -> str:
-    """Names in a sentence, the first of many."""
+    """Names in a sentence, at most the first few of them."""
     all_names = list(names)
     shown = all_names if len(all_names) <= most + 1 else [*all_names[:most], f"{len(all_names) - most} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' if n != 1 else ''}"

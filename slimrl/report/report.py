@@ -1,6 +1,6 @@
-"""A study's report in four forms with equal numbers: a page, Markdown, a table of runs, and data.
+"""A study's report in four forms with equal numbers: a page, Markdown, a table of runs (CSV), and data (JSON).
 
-Everything that a report shows comes from outside: names, completions and reasons are escaped in each form's own way.
+Names, completions and reasons come from outside, so each form escapes them in its own way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,26 +18,25 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from slimrl.display.run import visible
-from slimrl.report import plots as pictures
-from slimrl.report import prose as words
-from slimrl.report import tables
+from slimrl.report import plots, prose, tables
 from slimrl.report.tables import Table
-from slimrl.runs.reader import Run
+from slimrl.runs.files import write_text
 from slimrl.study.results import Results
+from slimrl.study.runs import Run
+from slimrl.text import UNKNOWN, one_line, points, visible
 
 CURVE_POINTS = 60
-"""Of a run, in results.json."""
+"""Of a curve in results.json."""
 LONGEST_TEXT = 3000
 """Characters of a completion on the page."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""A cell that begins so is a formula to a spreadsheet, to some in full width too."""
+"""A spreadsheet takes a cell that begins so for a formula; some know the full-width forms too."""
 
 
 def write_reports(results: Results, folder: Path) -> Path:
     """Write report.html, report.md, results.csv and results.json into a folder; returns the page's path.
 
-    The same results give the same bytes. A file is replaced as a whole or not at all.
+    The same results give the same bytes. A file is replaced as a whole or not at all. Raises OSError.
     """
     forms = {
         "results.json": as_json(results),
@@ -48,21 +46,8 @@ def write_reports(results: Results, folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in forms.items():
-        _replace(folder / name, text)
+        write_text(folder / name, text)
     return folder / "report.html"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno:
-            error.filename, error.filename2 = str(path), None  # the name that a reader knows
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def as_html(results: Results) -> str:
@@ -80,17 +65,19 @@ def as_html(results: Results) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         tables=tables,
-        words=words,
+        prose=prose,
         arms=arms,
-        effect_plot=pictures.effect_plot(tables.ordered_effects(results), results.noise.floor, results.margin),
-        curves=pictures.curve_groups(arms, results.runs),
-        drawn=pictures.MOST_PANELS,
+        effect_plot=plots.effect_plot(tables.ordered_effects(results), results.noise.floor, results.margin),
+        curves=plots.curve_groups(arms, results.runs),
+        drawn=plots.MOST_PANELS,
         shortened=_shortened,
+        points=points,
+        unknown=UNKNOWN,
     )
 
 
 def _shown(value: Any) -> Any:
-    """Plain text of the page with its control characters made visible; markup of our own is of another type."""
+    """A value of the page, plain text with control characters made visible; our own markup is of another type."""
     return visible(value) if type(value) is str else value
 
 
@@ -100,26 +87,26 @@ def _shortened(text: str) -> str:
 
 
 def as_markdown(results: Results) -> str:
-    """The page without its pictures and completions."""
-    parts = [f"# {prose(results.question or results.name)}", prose(words.lead(results))]
-    first, *others = map(prose, words.answer(results))
+    """The report without its figures and completions."""
+    parts = [f"# {escaped(results.question or results.name)}", escaped(prose.lead(results))]
+    first, *others = map(escaped, prose.answer(results))
     parts += [f"**{first}**", " ".join(others)]
-    parts += [f"**{word}.** {prose(text)}" for word, text in words.notices(results)]
+    parts += [f"**{word}.** {escaped(text)}" for word, text in prose.notices(results)]
     parts.append(
-        _bullets(f"**{title}: {prose(figure)}.** {prose(text)}" for title, figure, text in words.facts(results))
+        _bullets(f"**{title}: {escaped(figure)}.** {escaped(text)}" for title, figure, text in prose.facts(results))
     )
     for table in tables.verdict_tables(results):
         parts += [f"## {table.caption}", _markdown_table(table)]
     if remarks := tables.remarks(results):
         parts += [
             "### Remarks",
-            _bullets(f"**{prose(words.listed(names))}**, {kind}: {prose(text)}" for names, kind, text in remarks),
+            _bullets(f"**{escaped(prose.listed(names))}**, {kind}: {escaped(text)}" for names, kind, text in remarks),
         ]
-    parts += ["### Columns", _bullets(f"**{title}**: {prose(text)}" for title, text in words.legend(results))]
+    parts += ["### Columns", _bullets(f"**{title}**: {escaped(text)}" for title, text in prose.legend(results))]
     for table in (tables.cost_table(results), tables.form_table(results), tables.troubled_runs(results)):
         if table.rows:
             parts += [f"## {table.caption}", _markdown_table(table)]
-    parts += ["## What this study cannot tell", _bullets(prose(text) for text in results.cannot_tell)]
+    parts += ["## What this study cannot tell", _bullets(escaped(text) for text in results.cannot_tell)]
     for title, values in (("Settings of the reference", results.settings), ("Versions", results.versions)):
         rows = [f"| {code(str(key))} | {code(tables.setting(value))} |" for key, value in values.items()]
         parts += [f"## {title}", "\n".join(["| setting | value |", "| --- | --- |", *rows])]
@@ -134,10 +121,10 @@ def _markdown_table(table: Table) -> str:
     first, *others = table.titles
     detailed = any(row.detail for row in table.rows)
     titles = [first, *(["What it is"] if detailed else []), *others]
-    lines = [" | ".join(map(prose, titles)), " | ".join(["---"] * len(titles))]
+    lines = [" | ".join(map(escaped, titles)), " | ".join(["---"] * len(titles))]
     for row in table.rows:
-        detail = [prose(row.detail)] if detailed else []
-        lines.append(" | ".join([code(row.name), *detail, *(prose(str(cell)) for cell in row.cells)]))
+        detail = [escaped(row.detail)] if detailed else []
+        lines.append(" | ".join([code(row.name), *detail, *(escaped(str(cell)) for cell in row.cells)]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -151,27 +138,23 @@ MARKUP = re.compile(
 ADDRESS = re.compile(r"@|:(?=/)|(?<=www)\.", re.IGNORECASE)
 
 
-def prose(text: str) -> str:
-    """Text as one line of Markdown that is no markup.
+def escaped(text: str) -> str:
+    """Text as one line of Markdown without markup.
 
-    What could be is written as entities, which nothing that stands before can undo, as it can a backslash. Addresses are
-    broken by a gap of no width, since many programs make links of bare ones.
+    Signs of markup become entities, which no text before them can undo, as it could undo a backslash. A zero-width space breaks
+    addresses, of which many programs make links.
     """
 
     def entities(match: re.Match[str]) -> str:
         return "".join(sign if sign.isdigit() else f"&#{ord(sign)};" for sign in match[0])
 
-    return ADDRESS.sub(lambda match: f"{entities(match)}&#8203;", MARKUP.sub(entities, _line(text)))
+    return ADDRESS.sub(lambda match: f"{entities(match)}&#8203;", MARKUP.sub(entities, one_line(text)))
 
 
 def code(text: str) -> str:
-    """Text as a code span of Markdown, or as prose where a span could end early."""
-    line = _line(text)
-    return prose(line) if not line or re.search(r"[`|\\]", line) else f"`{line}`"
-
-
-def _line(text: str) -> str:
-    return " ".join(visible(text).split())
+    """Text as a code span of Markdown; escaped instead if its signs could end a span early."""
+    line = one_line(text)
+    return escaped(line) if not line or re.search(r"[`|\\]", line) else f"`{line}`"
 
 
 def as_csv(results: Results) -> str:
@@ -194,22 +177,20 @@ def as_csv(results: Results) -> str:
 def _csv_cell(value: Any) -> str:
     if not isinstance(value, str):
         return repr(value) if math.isfinite(value) else ""
-    # looked at before and after spaces are folded: either may be what a program strips
-    line = _line(value)
+    # both before and after spaces are folded, since some programs strip them
+    line = one_line(value)
     return f"'{line}" if value.startswith(FORMULA) or line.startswith(FORMULA) else line
 
 
 def as_json(results: Results) -> str:
-    """All of it in full, but for answers by problem, with CURVE_POINTS of each curve at six digits; null where unknown."""
-    data = {field.name: getattr(results, field.name) for field in dataclasses.fields(results)}
-    data["runs"] = [_json_run(run) for run in results.runs]
-    whole = {"answer": words.answer(results), **data}
+    """All results but the answers by problem, with CURVE_POINTS of each curve at six digits; null for an unknown number."""
+    whole = {"answer": prose.answer(results), **vars(results), "runs": [_json_run(run) for run in results.runs]}
     return json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
 
 
 def _json_run(run: Run) -> dict[str, Any]:
-    data = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name != "items"}
-    return data | {"curves": {name: _thinned(values) for name, values in run.curves.items()}}
+    curves = {name: _thinned(values) for name, values in run.curves.items()}
+    return {name: value for name, value in vars(run).items() if name != "items"} | {"curves": curves}
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
@@ -218,9 +199,9 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 
 def _plain(value: Any) -> Any:
-    """Records and mappings as JSON has them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    """Records and mappings as objects of JSON."""
+    if dataclasses.is_dataclass(value):
+        return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The tables of a study's report as text: every number is rounded here, once for all forms."""
+"""The tables of a study's report, as text for the page and for Markdown: every number is rounded here, once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimrl.statistics import CONFIDENCE, Interval, attainable, within
-from slimrl.study.results import ArmResult, Effect, Results
+from slimrl.study.compare import ArmResult, Effect
+from slimrl.study.results import Results
+from slimrl.text import UNKNOWN, percent, signed
 
-UNKNOWN = "–"
 NOISE = "noise"
 SYMBOLS = {"better": "▲", "worse": "▼", "no difference": "■", "undecided": "○", "identical": "◆", NOISE: "✚"}
-"""A verdict is never told by colour alone."""
+"""By verdict, which is never shown by colour alone."""
 REMARKS = {
     "inert": "cannot act",
     "confounded": "changes more than one thing",
@@ -31,7 +32,7 @@ CELLS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A number, and what belongs beside it."""
+    """A number, and what is shown next to it."""
 
     main: str
     more: str = ""
@@ -48,33 +49,24 @@ class Row:
     detail: str
     cells: tuple[Cell, ...]
     verdict: str = ""
-    """Key of SYMBOLS, or nothing."""
+    """Key of SYMBOLS, or empty."""
     marks: tuple[str, ...] = ()
-    """Kinds of remarks that the arm has."""
+    """Kinds of remarks on the arm."""
     shares: tuple[float, ...] = ()
-    """To be drawn as a bar: parts of 1."""
+    """Parts of 1, drawn as a bar."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under titles; the first title is that of the names."""
+    """Rows under titles, the first of which is that of the names."""
 
     caption: str
     titles: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}" if math.isfinite(share) else UNKNOWN
-
-
-def signed(difference: float) -> str:
-    """In points; what rounds to zero has no minus."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}" if math.isfinite(difference) else UNKNOWN
-
-
 def span(low: float, high: float, *, sign: bool) -> str:
-    """An interval of shares in percent, or of differences in points; nothing where it has no end."""
+    """An interval of shares in percent, or of differences (`sign`) in points; empty if it is infinite."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
     return f"[{signed(low)}, {signed(high)}]" if sign else f"[{percent(low)}, {percent(high)}]"
@@ -84,8 +76,8 @@ def probability(p: float) -> str:
     return UNKNOWN if not math.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def count(value: float) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else UNKNOWN
+def count(value: float, digits: int = 0) -> str:
+    return f"{value:,.{digits}f}" if math.isfinite(value) else UNKNOWN
 
 
 def times(value: float, reference: float) -> str:
@@ -94,31 +86,31 @@ def times(value: float, reference: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting as a settings file might say it."""
+    """A setting as it may stand in a settings file."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def ordered_effects(results: Results) -> list[Effect]:
-    """Noise first, then all switches together, the switches, and interactions, largest difference first."""
+    """The A/A comparison, all switches together, the switches, and interactions; of a kind, the largest difference first."""
     kinds = (NOISE, "together", "switch", "interaction")
     return sorted(results.effects, key=lambda e: (kinds.index(e.kind), _descending(e.difference.mean), e.name))
 
 
 def ordered_arms(results: Results) -> list[ArmResult]:
-    """The reference, its A/A arm, and the others as their verdicts stand, or by accuracy where an arm has none."""
+    """The reference, its A/A arm, and the others in the order of their effects, or by accuracy if an arm has no effect."""
     rank = {effect.name: place for place, effect in enumerate(ordered_effects(results))}
-    again = {effect.name for effect in results.effects if effect.kind == NOISE}
+    repeats = {effect.name for effect in results.effects if effect.kind == NOISE}
     by_verdict = one_to_one(results)
 
     def place(arm: ArmResult) -> tuple[int, float, str]:
-        first = 0 if arm.name == results.reference else 1 if arm.name in again else 2
+        first = 0 if arm.name == results.reference else 1 if arm.name in repeats else 2
         return first, rank[arm.name] if by_verdict and first else _descending(arm.primary.mean), arm.name
 
     return sorted(results.arms, key=place)
 
 
 def one_to_one(results: Results) -> bool:
-    """Whether every effect is that of one arm against the reference, so that one table holds both."""
+    """True if every effect is that of one arm against the reference, so that one table can hold both."""
     others = sorted(arm.name for arm in results.arms if arm.name != results.reference)
     plain = all(effect.weights == {effect.name: 1.0, results.reference: -1.0} for effect in results.effects)
     return plain and others == sorted(effect.name for effect in results.effects)
@@ -129,7 +121,7 @@ def _descending(value: float) -> float:
 
 
 def verdict_words(effect: Effect) -> str:
-    """The verdict; the A/A arm is no switch, so for it this says how well chance was met."""
+    """The verdict; for the A/A arm, which changes nothing, a statement on its difference as one of chance."""
     d = effect.difference
     if effect.kind != NOISE:
         return effect.judgement.words
@@ -150,7 +142,7 @@ def verdict_of(effect: Effect) -> str:
 
 
 def verdict_tables(results: Results) -> tuple[Table, ...]:
-    """One table where every effect is an arm's; otherwise the effects, then the arms."""
+    """One table if every effect is that of an arm; otherwise one of the effects and one of the arms."""
     effects = ordered_effects(results)
     arms = ordered_arms(results)
     cost = ("Tokens, relative", "Seconds, relative", "Seeds finished")
@@ -178,7 +170,7 @@ def verdict_tables(results: Results) -> tuple[Table, ...]:
 
 
 def compared(effect: Effect) -> str:
-    """What an effect is the difference of."""
+    """The arms that an effect compares, in words."""
     plus = [arm for arm, weight in effect.weights.items() if weight > 0]
     minus = [arm for arm, weight in effect.weights.items() if weight < 0]
     if effect.kind == NOISE:
@@ -238,7 +230,7 @@ def _marks(arm: ArmResult) -> tuple[str, ...]:
 
 
 def remarks(results: Results) -> list[tuple[tuple[str, ...], str, str]]:
-    """Arms, kind in words, text: what the settings say of arms, and what runs found inert beyond the reference's."""
+    """Arms, kind in words, text: remarks on arms, and settings that their runs found inert, but not those of the reference."""
     everywhere = {text for run in results.runs if run.arm == results.reference for text in run.inert}
     found: dict[tuple[str, str], list[str]] = {}
     for arm in ordered_arms(results):
@@ -251,19 +243,17 @@ def remarks(results: Results) -> list[tuple[tuple[str, ...], str, str]]:
 
 
 def cost_table(results: Results) -> Table:
-    """What each arm took, means over its runs."""
+    """The cost of each arm, as means over its runs."""
     rows = []
     for arm in ordered_arms(results):
-        of = arm.measures.get
-        relative = _costs(arm, results)
-        seconds = of("seconds", math.nan)
+        tokens, seconds, _ = _costs(arm, results)
         cells = (
-            Cell(count(of("tokens", math.nan)), relative[0].main),
-            Cell(f"{seconds:,.1f}" if math.isfinite(seconds) else UNKNOWN, relative[1].main),
-            Cell(count(of("steps", math.nan))),
-            Cell(percent(of("no_signal", math.nan))),
-            Cell(count(of("mean_length", math.nan))),
-            Cell(percent(of("truncated", math.nan))),
+            Cell(count(_measured(arm, "tokens")), tokens.main),
+            Cell(count(_measured(arm, "seconds"), digits=1), seconds.main),
+            Cell(count(_measured(arm, "steps"))),
+            Cell(percent(_measured(arm, "no_signal"))),
+            Cell(count(_measured(arm, "mean_length"))),
+            Cell(percent(_measured(arm, "truncated"))),
         )
         rows.append(Row(arm.name, "", cells))
     titles = (
@@ -274,10 +264,8 @@ def cost_table(results: Results) -> Table:
 
 
 def form_table(results: Results) -> Table:
-    """Sampled test completions by answer and form; the untrained model has no cells, only their sums."""
-    before: dict[str, float] = {}
-    for run in results.runs:
-        before = before or dict(run.before)
+    """Sampled test completions by answer and form; of the untrained model only the sums are known."""
+    before: Mapping[str, float] = next((run.before for run in results.runs if run.before), {})
     named: list[tuple[str, str, Mapping[str, float]]] = [("before training", "the untrained model", before)]
     named += [(arm.name, "", arm.measures) for arm in ordered_arms(results)]
     rows = []
@@ -291,7 +279,7 @@ def form_table(results: Results) -> Table:
 
 
 def troubled_runs(results: Results) -> Table:
-    """Runs that diverged or failed, with the reason; those that are missing are but counted, with their arm."""
+    """Runs that diverged or failed, with the reason; the others are only counted, with their arm."""
     order = {arm.name: place for place, arm in enumerate(ordered_arms(results))}
     rows = tuple(
         Row(run.arm, "", (Cell(str(run.index)), Cell(run.status), Cell(run.reason or UNKNOWN), Cell(str(run.steps))))

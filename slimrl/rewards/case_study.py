@@ -1,15 +1,15 @@
-"""The case study's four rewards, at most 3 + 2 + 3 + 1.5 = 9.5 points: mended, and as they were published.
+"""The case study's four rewards, at most 3 + 2 + 3 + 1.5 = 9.5 points: corrected, and as they were published.
 
-The point values are those of the study. What its functions do wrong, and what the mended ones do instead:
+The point values are those of the study. These are the errors of its functions, and what the corrected ones do instead:
 
 - match_format_exactly searched anywhere in the text, any line could be the first and the last, and anything could stand
-  between the tags. Mended: the whole completion is the form, each tag once, only white space between the parts.
-- match_format_approximately counted tags wherever they are named, so prose about the tags earned all points. Mended: a
+  between the tags. Corrected: the whole completion is the form, each tag once, only white space between the parts.
+- match_format_approximately counted tags wherever they are named, so prose about the tags earned all points. Corrected: a
   tag must also be in its place.
 - check_answer asked for the whole format first, paid half for `<SOLUTION> 18 </SOLUTION>`, read "1,080" as no number,
-  and divided by a gold answer of 0. Mended: needs the solution tags only, and compares numbers exactly.
+  and divided by a gold answer of 0. Corrected: needs the solution tags only, and compares numbers exactly.
 - check_numbers dropped signs, read "1,080" as 1 and could not read such a gold answer at all (82 training and 16 test
-  answers of GSM8K cannot earn their points), and took the first of several numbers. Mended: one number, read exactly.
+  answers of GSM8K cannot earn their points), and took the first of several numbers. Corrected: one number, read exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from slimrl.tasks.answers import normalise
+from slimrl.tasks.latex import normalise
 from slimrl.tasks.numbers import numbers, parse_number
 from slimrl.tasks.styles import STYLES, TAGS
 from slimrl.tasks.thinking import committed

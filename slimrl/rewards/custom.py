@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from slimrl.config.schema import RewardsConfig
+from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 
 

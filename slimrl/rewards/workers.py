@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from slimrl.config.schema import RewardsConfig
+from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
 from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
 from slimrl.records import Completion, Group, Problem
-from slimrl.rewards import Outcome, Reward, Unscored, assemble, load_rewards, outcomes_of, score
+from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.custom import rewards_digest
+from slimrl.rewards.scoring import Outcome, Sampled, Unscored, assemble, outcomes_of, score
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
+from slimrl.terms import Checker
 
 GRADES = ""
 """Stands for the task's own verdicts where a reward's name is expected."""
@@ -109,7 +111,7 @@ class Scorer:
             self._jobs.put(_Job(future, problem, tuple(completions), tuple(texts), step, strict))
             return future
         try:
-            future.set_result(score(problem, completions, texts, self._rewards, self._task, step=step, strict=strict))
+            future.set_result(score(Sampled(problem, completions, texts, step, strict), self._rewards, self._task))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -209,9 +211,8 @@ class _ScoringThread(threading.Thread):
                 outcomes[name] = self._lost(job, name, error)
         correct = outcomes.pop(GRADES)
         # of the caller's own records; the worker saw only what rewards see
-        return assemble(
-            job.problem, job.completions, job.texts, self._rewards, correct, outcomes, step=job.step, strict=job.strict
-        )
+        sampled = Sampled(job.problem, job.completions, job.texts, job.step, job.strict)
+        return assemble(sampled, self._rewards, correct, outcomes)
 
     def _outcomes(self, name: str) -> list[Any]:
         answered, outcomes = self.worker.reply(self._deadline(name))
@@ -259,7 +260,7 @@ def worker_count(config: RewardsConfig) -> int:
 
 def _load(
     style: str,
-    checker: Literal["numeric", "symbolic"],
+    checker: Checker,
     instruction: str,
     config: RewardsConfig,
     max_new_tokens: int,
@@ -284,7 +285,7 @@ def _load(
             if name == GRADES:
                 yield name, [task.grade(text, problem.answer).strict for text in texts]
             else:
-                yield name, outcomes_of(rewards[name], problem, completions, texts, task)
+                yield name, outcomes_of(rewards[name], Sampled(problem, completions, texts, step=0), task)
 
     return answer
 

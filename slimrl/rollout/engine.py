@@ -44,7 +44,7 @@ class RolloutEngine:
         slots: int,
         compiled: bool = False,
         runner: Runner | None = None,
-        watch: Profiler = OFF,
+        profiler: Profiler = OFF,
         stop: Stop = NEVER,
     ) -> None:
         """`compiled` decode steps go through torch.compile, at the first of them; `runner` is by default the device's.
@@ -58,7 +58,7 @@ class RolloutEngine:
         self.runner = runner or make_runner(policy.device)
         self.state: State | None = None
         """Buffers of the last call, where addresses must stay."""
-        self.watch, self.stop = watch, stop
+        self.profiler, self.stop = profiler, stop
         demand_plain_decoding(policy)
         self.step = compiled_step() if compiled else decode_step
         self.compiled = compiled
@@ -136,7 +136,7 @@ class _Run:
         greedy: bool,
         on_group: OnGroup,
     ) -> None:
-        self.engine, self.policy, self.runner, self.watch = engine, engine.policy, engine.runner, engine.watch
+        self.engine, self.policy, self.runner, self.profiler = engine, engine.policy, engine.runner, engine.profiler
         self.requests, self.max_new_tokens = requests, max_new_tokens
         self.temperature, self.greedy, self.on_group = temperature, greedy, on_group
         self.schedule = Scheduler([len(r.uniforms) for r in requests])
@@ -153,7 +153,7 @@ class _Run:
         self.admit()
         while self.schedule.active:
             self.engine.stop.check()
-            with self.watch.part("decode"):
+            with self.profiler.part("decode"):
                 if self.max_new_tokens > 1:  # else the tokens drawn on entering are all there are
                     self.decode()
                 self.settle()
@@ -191,9 +191,9 @@ class _Run:
         shape = StepShape(rows, width, used_columns, unmasked=own_all and bool((lengths == width).all()))
         self.layout = layout = self.layout or self._new_layout(rows)
         time = self.state.time if runner.keeps else schedule.time
-        watch = OFF if runner.keeps or self.engine.compiled else self.watch
+        profiler = OFF if runner.keeps or self.engine.compiled else self.profiler
         step = Step(layout, shape, time, self.temperature, self.greedy)
-        run = partial(self.engine.step, self.policy, self.state, step, watch)
+        run = partial(self.engine.step, self.policy, self.state, step, profiler)
         key = (layout.table.shape, shape, self.temperature, self.greedy)
         for _ in range(runner.steps):
             runner.run(key, run)
@@ -206,7 +206,7 @@ class _Run:
         pairs = active * (shape.width + shape.used_columns)
         places = len(self.schedule.stored) * shape.width + active * shape.used_columns
         read = cost.weight_bytes + cost.cache_bytes * places
-        self.watch.count(flops=steps * cost.forward(active, active, pairs), decode_bytes=float(steps * read))
+        self.profiler.count(flops=steps * cost.forward(active, active, pairs), decode_bytes=float(steps * read))
 
     def settle(self) -> None:
         """Let finished rows leave and waiting ones enter, once there are enough of them."""
@@ -231,7 +231,7 @@ class _Run:
             if group := self.schedule.finish(sample):
                 completions = tuple(self.drawn.pop(i) for i in group)
                 # The scoring that this starts may be a user's code, with gradients of its own.
-                with self.watch.part("rewards"), torch.inference_mode(False):
+                with self.profiler.part("rewards"), torch.inference_mode(False):
                     self.on_group(request, completions)
 
     def _buffers(self) -> State:
@@ -263,10 +263,10 @@ class _Run:
         while len(left):
             lengths = self.prompt_lengths[left].cumsum()
             batch = left[: max(1, int((lengths <= PREFILL_TOKENS).sum()))]
-            with self.watch.part("prefill"):
+            with self.profiler.part("prefill"):
                 own = self.prompt_lengths[batch]
                 pairs = float((own**2).sum() / 2)
-                self.watch.count(flops=self.engine.cost.forward(int(own.sum()), len(batch), pairs))
+                self.profiler.count(flops=self.engine.cost.forward(int(own.sum()), len(batch), pairs))
                 stored, places, logits = prefill(self.policy, [self.requests[r].prompt_ids for r in batch])
                 self.state.cache.fill(len(self.schedule.stored), stored, places)
             self.schedule.stored = np.concatenate([self.schedule.stored, batch])

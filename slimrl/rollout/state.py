@@ -101,7 +101,7 @@ class Step:
     greedy: bool
 
 
-def decode_step(policy: Policy, state: State, step: Step, watch: Profiler) -> None:
+def decode_step(policy: Policy, state: State, step: Step, profiler: Profiler) -> None:
     """Feed the last token of each of the step's rows and draw the next.
 
     Where steps are recorded, every tensor that is read or written here must outlive the call: only the policy's, the
@@ -114,7 +114,7 @@ def decode_step(policy: Policy, state: State, step: Step, watch: Profiler) -> No
     plan = DecodeStep(state.cache, step.layout, step.shape, time=step.time, ages=ages, lengths=lengths)
     hidden = policy.hidden(fed, (lengths + ages)[:, None], plan)
     logits = policy.head(hidden[:, 0])
-    with watch.part("sampling"):
+    with profiler.part("sampling"):
         state.record(slice(0, rows), logits, temperature=step.temperature, greedy=step.greedy)
     if isinstance(step.time, Tensor):
         step.time.add_(1)

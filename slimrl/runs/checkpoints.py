@@ -1,8 +1,8 @@
-"""checkpoints/step-00000100/: whole and unharmed, or not used.
+"""checkpoints/step-00000100/: whole and undamaged, or not used.
 
-A checkpoint is written beside the others under a name of its own, each file on the disk before the manifest names it, and
-gets its place by one rename. No pointer says which is the newest: whoever looks scans, and takes the newest whose manifest
-holds. There is no pickle in it.
+A checkpoint is written under a temporary name, each file on the disk before the manifest names it, and gets its place by one
+rename. No pointer says which is the newest: a reader scans the folder and takes the newest whose manifest holds. There is no
+pickle in it. This module does not know what the tensors are.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from torch import Tensor
 
 from slimrl.runs.durable import (
     MANIFEST,
-    Written,
     damage,
-    files_within,
     full_disk_as_oserror,
     read_tensors,
     seal,
     sync_folder,
-    write_bytes,
     write_tensors,
     written_by_others,
 )
+from slimrl.runs.files import Written, files_within, write_bytes
 
 STATE = "state.json"
 UNFINISHED, REPLACED = ".writing-", ".replaced-"
@@ -43,7 +41,7 @@ class Checkpoint:
     step: int
 
     def state(self) -> dict[str, Any]:
-        """Everything that is no tensor."""
+        """The data that are not tensors."""
         found: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         return found
 
@@ -58,9 +56,9 @@ def write_checkpoint(
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
-    beside: Callable[[Path], object] = lambda _: None,
+    write_more: Callable[[Path], object] = lambda _: None,
 ) -> Checkpoint:
-    """Write `tensors` by file name, `state`, and whatever `beside` puts into the folder it is given.
+    """Write `tensors` by file name, `state`, and the files that `write_more` puts into the folder it is given.
 
     Raises OSError where the disk is full or the folder cannot be written; nothing that was there before is touched then.
     """
@@ -77,7 +75,7 @@ def write_checkpoint(
         text = json.dumps(state, allow_nan=False) + "\n"
         files[STATE] = write_bytes(temporary / STATE, text.encode())
         with full_disk_as_oserror(folder):
-            beside(temporary)
+            write_more(temporary)
         for extra in files_within(temporary):
             name = extra.relative_to(temporary).as_posix()
             if name not in files:
@@ -96,7 +94,7 @@ def write_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
-    """Every folder that calls itself one, newest first, looked into or not."""
+    """Every folder with the name of a checkpoint, newest first, unchecked."""
     if not folder.is_dir():
         return []
     found = [(entry, re.fullmatch(r"step-(\d{8,})", entry.name)) for entry in folder.iterdir()]
@@ -106,22 +104,22 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest(folder: Path, *, before: float = float("inf")) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, of a step not beyond `before`; and a sentence on each newer one that is not.
+    """The newest undamaged checkpoint of a step not beyond `before`, and a sentence on each newer one that is damaged.
 
-    Such a one is set aside under another name, where no run finds it and a person does.
+    A damaged checkpoint gets another name, under which a person finds it and no run does.
     """
-    said: list[str] = []
+    damaged: list[str] = []
     for checkpoint in checkpoints(folder):
         if checkpoint.step > before:
             continue
         reason = damage(checkpoint.path)
         if not reason:
-            return checkpoint, said
-        said.append(f"{checkpoint.path} is damaged and not used: {reason}")
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint.path} is damaged and not used: {reason}")
         aside = checkpoint.path.with_name(f"damaged-{checkpoint.path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.path.rename(aside)
-    return None, said
+    return None, damaged
 
 
 def prune(folder: Path, *, keep: int, also: Iterable[int] = ()) -> None:
@@ -133,13 +131,13 @@ def prune(folder: Path, *, keep: int, also: Iterable[int] = ()) -> None:
 
 
 def remove(checkpoint: Checkpoint) -> None:
-    """The manifest first: what is removed in part must not look whole."""
+    """Remove a checkpoint, its manifest first: one that is removed in part must not look whole."""
     (checkpoint.path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint.path)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed process left of a checkpoint; only whoever holds the run's lock may do this."""
+    """Remove what a killed process left of a checkpoint that it was writing; the caller holds the run's lock."""
     for entry in folder.glob(f"{REPLACED}*"):
         place = folder / f"step-{entry.name.removeprefix(REPLACED)}"
         if not place.exists():  # killed before the new one had its name

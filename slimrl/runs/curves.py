@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""curves.png: the curves of a run as one picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ mpl.use("Agg")  # no screen is needed, and none may be opened
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from slimrl.runs.measured import Summaries
+from slimrl.results import Summaries
 
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("held-out accuracy", {}),
@@ -26,15 +26,15 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("entropy, nats per token", {"entropy": "entropy"}),
     ("KL to the initial model, nats per token", {"kl": "KL"}),
 )
-"""Title of a panel, and the metrics in it with their names in the legend."""
-ROOM = 0.03
-"""Of a panel of shares above 1 and below 0, where points and the ends of intervals would be cut in half."""
+"""Title of a panel, and its metrics with their names in the legend."""
+MARGIN = 0.03
+"""Above 1 and below 0 in a panel of shares, for the whole marks of points there."""
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Mapping[int, Summaries]) -> None:
-    """Six panels over steps under the name of the run's folder, `measured` held out by step.
+    """Draw six panels over steps, under the name of the run's folder; a panel without values is marked as not measured.
 
-    A panel whose metric was never logged says so.
+    `measured` has the summaries of evaluations by step.
     """
     figure = Figure(figsize=(12, 6.8), layout="constrained")
     figure.suptitle(_title(path.parent.resolve().name, measured), fontsize=11, parse_math=False)
@@ -55,12 +55,12 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
         else:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         if not names or title == "shares":
-            axes.set_ylim(-ROOM, 1 + ROOM)
+            axes.set_ylim(-MARGIN, 1 + MARGIN)
     figure.savefig(path, dpi=110)
 
 
 def _title(run: str, measured: Mapping[int, Summaries]) -> str:
-    """The run's name, and what became of its held-out accuracy."""
+    """The run's name, and its held-out accuracy before and after."""
     if not measured:
         return run
     first, last = min(measured), max(measured)
@@ -69,7 +69,7 @@ def _title(run: str, measured: Mapping[int, Summaries]) -> str:
 
 
 def _draw_accuracy(axes: Any, measured: Mapping[int, Summaries]) -> None:
-    """Accuracies with their intervals; a line joins them only where some were measured on the way."""
+    """Accuracies with their intervals, joined by a line if there are more than two."""
     steps = [*measured]
     line = "-" if len(steps) > 2 else "none"
     for name in measured[steps[0]] if steps else ():

@@ -1,8 +1,8 @@
 """runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/; and
 rejected.jsonl where rows of the data were.
 
-No database is the truth; anything else can be rebuilt from here. A run never overwrites another, and one process at a time
-works on it.
+The directory is the only record of a run; anything else can be rebuilt from it. A run never overwrites another, and one process
+at a time works on it. This module does not know how a run trains, nor who watches it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +18,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import numpy as np
-import torch
-import transformers
 from torch import Tensor
 
-from slimrl import __version__
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import dump_yaml
@@ -35,22 +30,15 @@ from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, Setti
 from slimrl.machine.signals import PREEMPTED, Stopped
 from slimrl.model.policy import Policy
 from slimrl.records import Rejected
+from slimrl.results import Evaluation, SftSummary, TrainSummary
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import (
-    files_within,
-    full_disk_as_oserror,
-    sync_folder,
-    sync_folders,
-    write_tensors,
-    written_by_others,
-)
+from slimrl.runs.durable import full_disk_as_oserror, sync_folder, sync_folders, write_tensors, written_by_others
 from slimrl.runs.files import (
     as_json,
     as_jsonl,
     as_line,
-    read_metrics,
-    read_state,
+    files_within,
     remove_unfinished_files,
     rollout_rows,
     write_jsonl,
@@ -58,49 +46,40 @@ from slimrl.runs.files import (
 )
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
-
-if TYPE_CHECKING:
-    from slimrl.evaluate import Evaluation
-
-ENDED = ("finished", "diverged")
-"""Statuses of a run that is over; any other is one that can go on."""
+from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status
 
 
 class RunDirectory:
-    """Writes one run; `history` keeps the metrics of every step for the picture at the end."""
+    """Writes one run; `history` keeps the metrics of every step, `measured` its evaluations."""
 
-    def __init__(self, path: Path, lock: Lock | None = None) -> None:
+    def __init__(
+        self, path: Path, lock: Lock | None = None, *, measured: Measured | None = None, rewards_since: int = 0
+    ) -> None:
         self.path = path
         self.history: list[Metrics] = []
-        self.measured = Measured()
-        self.mended = 0
-        """Step from which on its rewards were others, where that was forced."""
+        self.measured = measured or Measured()
+        self.rewards_since = rewards_since
+        """Step after which the rewards of the user changed, where resuming with other ones was forced."""
         self._lock = lock or Lock(path)
         self._lines: list[str] = []
-        """Of metrics.jsonl, not written yet."""
+        """Rows of metrics.jsonl that are not written yet."""
         self._files: dict[Path, str] = {}
-        """Whole files, not written yet: there are some only while the disk is full."""
+        """Whole files that are not written yet: there are some only while the disk is full."""
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def resume_command(self) -> str:
+        return f"slimrl {read_state(self.path).get('verb', 'train')} --resume {self.path}"
+
     @classmethod
-    def create(
-        cls,
-        path: Path,
-        config: RootConfig,
-        policy: Policy,
-        *,
-        verb: str,
-        memory: Mapping[str, Any],
-        rejected: Sequence[Rejected],
-        **known: Any,
-    ) -> Self:
+    def create(cls, path: Path, config: RootConfig, record: Mapping[str, Any], rejected: Sequence[Rejected]) -> Self:
         """Make the directory with config.yaml, run.json and, where rows were rejected, rejected.jsonl.
 
-        `memory` is the plan, `known` goes into run.json as it is. A folder without run.json was given up before anything was
-        in it, and is taken.
+        `record` goes into run.json as it is. A folder without run.json was given up before anything was in it, and is taken.
+        Raises SettingsError where another process has begun the run meanwhile.
         """
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
@@ -110,43 +89,42 @@ class RunDirectory:
         write_text(path / "config.yaml", dump_yaml(config))
         if rejected:
             write_jsonl(path / "rejected.jsonl", [dataclasses.asdict(row) for row in rejected])
-        run._write_state(
-            {
-                "verb": verb,
-                "memory": memory,
-                "status": "running",
-                "started": _now(),
-                **versions(policy),
-                "parameters": sum(p.numel() for p in policy.model.parameters()),
-                **known,
-            }
-        )
+        run._write_state({**record, "status": "running", "started": _now()})
         return run
 
     @classmethod
-    def reopen(cls, path: Path, config: RootConfig, lock: Lock, *, step: int, **known: Any) -> Self:
-        """Go on with a run that was interrupted, after `step` of its steps; what lies beyond is forgotten.
+    def reopen(
+        cls,
+        path: Path,
+        config: RootConfig,
+        lock: Lock | None,
+        *,
+        step: int,
+        measured: Measured,
+        made_from: Mapping[str, Any],
+    ) -> Self:
+        """Resume an interrupted run after `step` of its steps; records of later steps are removed.
 
-        `known` is what made the result from here on, which is not what it was where that was forced.
-
-        Raises DataError where its records of those steps are not there.
+        `measured` are its evaluations up to this step, and `made_from` the parts of run.json that say what decides the rest of
+        it. Raises DataError where its records of those steps are missing.
         """
-        run = cls(path, lock)
+        changed = read_state(path).get("rewards") != made_from["rewards"]
+        run = cls(path, lock, measured=measured, rewards_since=step if changed else 0)
         for folder in (path, path / "evals", path / "rollouts"):
             remove_unfinished_files(folder)
         run.rewind(step)
         write_text(path / "config.yaml", dump_yaml(config))
-        run._change_state(status="running", reason="", **known)
+        run._change_state(status="running", reason="", **made_from)
         run.note(step, "resumed")
         return run
 
     def rewind(self, step: int) -> None:
-        """Forget all records beyond this step."""
-        known = self.history or read_metrics(self.path / "metrics.jsonl")
+        """Remove all records beyond this step."""
+        known = self.history or read_metrics(self.path)
         rows = [row for row in known if row["step"] <= step]
         if [row["step"] for row in rows] != list(range(1, step + 1)):
             raise DataError(
-                f"{self.path}/metrics.jsonl does not hold steps 1 to {step}, after which the run would go on; restore it, or "
+                f"{self.path}/metrics.jsonl does not hold steps 1 to {step}, after which the run would continue; restore it, or "
                 "start the run anew under another name"
             )
         for checkpoint in checkpoints(self.checkpoints):  # before the records that they need
@@ -163,7 +141,7 @@ class RunDirectory:
                     file.unlink()
 
     def sync(self) -> None:
-        """What a checkpoint relies on is on the disk when this returns; raises OSError where it could not be written."""
+        """Put on the disk what a checkpoint relies on; raises OSError where it cannot be written."""
         if (refused := self._flush()) is not None:
             raise refused
         for path in (self.path / "metrics.jsonl", self.path / "run.json", self.path / "config.yaml"):
@@ -175,13 +153,13 @@ class RunDirectory:
                 sync_folder(folder)
 
     def note(self, step: int, event: str, **more: Any) -> None:
-        """One line of events.jsonl: what happened to the run beside its steps."""
+        """One line of events.jsonl: an event in the run other than a step."""
         row = {"at": _now(), "step": step, "event": event, **more}
         with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def log_step(self, step: int, metrics: Metrics, collected: Collected | None = None) -> None:
-        """One line of metrics.jsonl, and the rollouts of the step where they are wanted; kept back while the disk is full."""
+        """One line of metrics.jsonl, and the rollouts of the step where they are given; both wait while the disk is full."""
         row = {"step": step + 1, **metrics}
         self.history.append(row)
         self._lines.append(as_line(row))
@@ -190,7 +168,7 @@ class RunDirectory:
         self._flush()
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
-        """Every held-out completion with its verdicts, and the summary."""
+        """Store every held-out completion with its verdicts, and the summary."""
         self.measured.add(evaluation)
         path = self.path / "evals" / f"step-{evaluation.step:08d}.jsonl"
         # the rows last: they say that there is an evaluation
@@ -199,7 +177,7 @@ class RunDirectory:
         self._flush()
 
     def _flush(self) -> OSError | None:
-        """Write what waits; the error where the disk took not all of it, which then goes on waiting."""
+        """Write what waits; returns the error where the disk did not take all of it, and the rest waits on."""
         metrics = self.path / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
         try:
@@ -234,19 +212,19 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)  # half a model helps nobody, and its room may
             raise
 
-    def finish(self, summary: Any) -> None:
-        """Close the run: what still waits, curves as a picture, summary into run.json.
+    def finish(self, summary: TrainSummary | SftSummary) -> None:
+        """Close the run: write what still waits, the curves as a picture, and the summary into run.json.
 
         Raises OSError where one of them cannot be written.
         """
         self.sync()
         with full_disk_as_oserror(self.path / "curves.png"):
             draw_curves(self.path / "curves.png", self.history, self.measured.summaries)
-        # last of all: who finds a run finished finds all of it
+        # last of all: a reader that finds a run finished finds all of it
         self._change_state(status="finished", ended=_now(), summary=dataclasses.asdict(summary))
 
     def keep_fault(self, step: int, tensors: Mapping[str, Tensor], what: str) -> None:
-        """nonfinite/: the batch of an update that was dropped, for inspection."""
+        """Store the batch of a dropped update in nonfinite/, for inspection."""
         with contextlib.suppress(OSError):  # a full disk ends no run
             (self.path / "nonfinite").mkdir(exist_ok=True)
             write_tensors(self.path / "nonfinite" / f"step-{step:08d}.safetensors", tensors)
@@ -254,11 +232,11 @@ class RunDirectory:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever ends the block early is noted in run.json, and goes on; a full disk as a DiskError that says what to do."""
+        """Record in run.json what ends the block early, and raise it again; a full disk as a DiskError that says what to do."""
         try:
             yield
         except BaseException as error:
-            if read_state(self.path).get("status") == "finished":  # what fails after the end does not undo it
+            if read_status(self.path) == "finished":  # what fails after the end does not undo it
                 raise
             ended: BaseException = error
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -272,13 +250,12 @@ class RunDirectory:
             self._lock.release()
 
     def unwritable(self, error: OSError) -> DiskError:
-        """What a user reads where the run cannot be written, and how it goes on once it can."""
+        """The error that a user reads where the run cannot be written: the way to resume it once it can."""
         last = next((checkpoint.step for checkpoint in checkpoints(self.checkpoints)), 0)
-        where = f"after step {last}" if last else "again from its beginning, to the same end"
-        verb = read_state(self.path).get("verb", "train")
+        where = f"after step {last}" if last else "from its beginning, to the same end"
         return DiskError(
             f"{error.filename or self.path} cannot be written ({error.strerror or error}); free space or make it writable, then "
-            f"slimrl {verb} --resume {self.path} goes on {where}"
+            f"{self.resume_command} continues {where}"
         )
 
     def _change_state(self, **changes: Any) -> None:
@@ -288,22 +265,8 @@ class RunDirectory:
         write_text(self.path / "run.json", as_json(state))
 
 
-def versions(policy: Policy) -> dict[str, Any]:
-    """What else decides the last bits of a result."""
-    return {
-        "slimrl": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": _device_name(policy),
-        "dtype": str(policy.model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _ending(error: BaseException) -> str:
-    """How a run.json calls an end that is not success."""
+def _ending(error: BaseException) -> Status:
+    """The status in run.json of an end that is not success."""
     if isinstance(error, Stopped):
         return "preempted" if error.exit_code == PREEMPTED else "interrupted"
     if isinstance(error, KeyboardInterrupt):
@@ -330,7 +293,7 @@ def steps_taken(model: Path) -> int | None:
 
 
 def run_path(config: RootConfig, verb: str) -> Path:
-    """Where this run lies, or will lie; raises SettingsError where no folder can be named so."""
+    """The folder of this run, which need not exist; raises SettingsError for a name that no folder can have."""
     if "\0" in config.output:
         raise SettingsError(f"output={config.output!r}: no folder can be named so; remove the NUL character")
     name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -338,20 +301,20 @@ def run_path(config: RootConfig, verb: str) -> Path:
 
 
 def new_run(config: RootConfig, verb: str) -> Path:
-    """Where this run will lie. Asked before any work, so that what cannot be written is said at once.
+    """The folder of a run that is to begin, checked before any work is done.
 
     Raises SettingsError for a run that exists already, or an output folder that cannot be written.
     """
     path = run_path(config, verb)
     # a link is neither followed nor replaced, wherever it leads
     if path.exists() or path.is_symlink():
-        status = read_state(path).get("status")
+        status = read_status(path)
         if status in ENDED:
             raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
-        if status is not None:
+        if status:
             raise SettingsError(
-                f"{path} is not finished, and a run is never overwritten; go on with slimrl {verb} --resume {path}, or choose "
-                "another name=..."
+                f"{path} is not finished, and a run is never overwritten; resume it with slimrl {verb} --resume {path}, or "
+                "choose another name=..."
             )
         raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
@@ -363,9 +326,3 @@ def new_run(config: RootConfig, verb: str) -> Path:
             f"output={config.output}: {parent} is not a folder that can be written; choose another output"
         ) from None
     return path
-
-
-def _device_name(policy: Policy) -> str:
-    if policy.device.type == "cuda":
-        return str(torch.cuda.get_device_name(policy.device))
-    return f"{policy.device.type} ({platform.machine()})"

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: hashed as they are written, on the disk before anything names them.
+"""Sealed folders: tensors and other files with a manifest of their sizes and hashes, which is written last.
 
-A safetensors file is a length, a JSON header and the tensors' bytes, so it is written tensor by tensor here: no second copy
-of the weights in memory, and one pass for writing and hashing. It is read with the library.
+A safetensors file is a length, a JSON header and the tensors' bytes. It is written here tensor by tensor, in one pass for
+writing and hashing and without a second copy of the weights in memory, and read with the library.
 """
 
 from __future__ import annotations
@@ -12,58 +12,27 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from slimrl.runs.files import Written, hashed, write_bytes
+
 MANIFEST = "manifest.json"
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}
-"""The words for a disk that is full, and for a quota that is used up."""
+"""The system's words for a full disk and for an exceeded quota."""
 BLOCK = 1 << 24
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL",
 }  # fmt: skip
-"""As the safetensors format names them."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a manifest says of a file."""
-
-    size: int
-    sha256: str
-
-
-class _Hashed:
-    """A file that counts and hashes what goes into it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest, self._size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._size += len(data)
-
-    @property
-    def written(self) -> Written:
-        return Written(self._size, self._digest.hexdigest())
-
-
-def write_bytes(path: Path, data: bytes) -> Written:
-    """The file, on the disk when this returns."""
-    with _hashed(path) as file:
-        file.write(data)
-    return file.written
+"""Names of the safetensors format."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
-    """A safetensors file of tensors on any device, each copied to the host by itself."""
+    """Write a safetensors file of tensors on any device, copying them to the host one at a time."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -71,7 +40,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the tensors
-    with _hashed(path) as file:
+    with hashed(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
@@ -96,21 +65,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, file.get_tensor(name)
 
 
-def files_within(folder: Path) -> list[Path]:
-    """The files of a folder and of the folders in it: tokenizers put named chat templates into one of their own."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def readable(path: Path) -> None:
-    """Give a file the permissions of one that is made in its folder, as the umask has them: safetensors writes through a
-    temporary file that only its owner may read.
-    """
-    path.chmod(path.parent.stat().st_mode & 0o666)
-
-
 def written_by_others(path: Path) -> Written:
-    """What a library wrote: hashed, readable by whom its folder is, and put on the disk."""
-    readable(path)
+    """Bring a file that a library wrote to the disk, hash it, and give it the permissions of its folder."""
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors leaves a file that only its owner may read
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return _reread(path)
@@ -126,16 +83,8 @@ def _reread(path: Path) -> Written:
 
 
 @contextmanager
-def _hashed(path: Path) -> Iterator[_Hashed]:
-    with path.open("wb") as file:
-        yield _Hashed(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
 def full_disk_as_oserror(path: Path) -> Iterator[None]:
-    """tokenizers and safetensors say with errors of their own kinds that the disk is full."""
+    """Raise OSError for a full disk, also where tokenizers and safetensors raise errors of their own kinds."""
     try:
         yield
     except OSError:
@@ -148,7 +97,7 @@ def full_disk_as_oserror(path: Path) -> Iterator[None]:
 
 
 def sync_folders(folder: Path) -> None:
-    """As `sync_folder`, for a folder and all folders in it."""
+    """`sync_folder` for a folder and all folders in it."""
     for inner in folder.rglob("*"):
         if inner.is_dir():
             sync_folder(inner)
@@ -156,7 +105,7 @@ def sync_folders(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Names that were made or changed in a folder are on the disk when this returns."""
+    """Bring the names of a folder's files to the disk, after files were made or renamed."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -165,14 +114,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(folder: Path, files: Mapping[str, Written]) -> None:
-    """Write the manifest, last of all: what it names is on the disk already. Names are relative, with / between folders."""
+    """Write the manifest of files that are on the disk. Names are relative to the folder, with / between folders."""
     table = {name: {"bytes": written.size, "sha256": written.sha256} for name, written in sorted(files.items())}
     write_bytes(folder / MANIFEST, (json.dumps({"files": table, "sha256": _own(table)}, indent=1) + "\n").encode())
     sync_folders(folder)
 
 
-def _lies_within(folder: Path, name: str) -> bool:
-    """Whether a relative name stays in its folder: no .. and no link leads out of it."""
+def _is_within(folder: Path, name: str) -> bool:
+    """True if a relative name stays in its folder: neither .. nor a link leads out of it."""
     parts = PurePosixPath(name).parts
     if not parts or "/".join(parts) != name or ".." in parts:  # an absolute name begins with a part "/"
         return False
@@ -180,12 +129,12 @@ def _lies_within(folder: Path, name: str) -> bool:
 
 
 def _own(table: object) -> str:
-    """The manifest's own digest: a bit of it may flip too."""
+    """The manifest's digest of its own table, which may be damaged too."""
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def damage(folder: Path) -> str:
-    """Why a sealed folder must not be used, naming the file; empty where every byte is as it was written."""
+    """The first damage of a sealed folder, in words that name the file; empty if every byte is as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         table = manifest["files"]
@@ -197,7 +146,7 @@ def damage(folder: Path) -> str:
         return f"{MANIFEST} is {'missing' if missing else 'damaged'}"
     for name, (size, _) in expected.items():  # sizes first: they cost nothing
         path = folder / name
-        if not _lies_within(folder, name) or not path.is_file():
+        if not _is_within(folder, name) or not path.is_file():
             return f"{name} is missing"
         if (found := path.stat().st_size) != size:
             return f"{name} has {found} bytes instead of {size}"

@@ -1,25 +1,73 @@
-"""The files of a run directory: whole or not there, and JSON that has no NaN."""
+"""Files that are written as a whole or not at all, and are on the disk when a function returns; JSON without NaN.
+
+It needs no torch: studies and reports write with it too.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
-from slimrl.algorithm.groups import Collected
-from slimrl.algorithm.metrics import Metrics
-from slimrl.errors import DataError
-from slimrl.runs.durable import write_bytes
+if TYPE_CHECKING:
+    from slimrl.algorithm.groups import Collected
 
 UNFINISHED = ".unfinished-"
 
 
+@dataclass(frozen=True)
+class Written:
+    """The entry of a file in a manifest."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+class HashedFile:
+    """A file that counts and hashes the bytes that are written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._size += len(data)
+
+    @property
+    def written(self) -> Written:
+        return Written(self._size, self._digest.hexdigest())
+
+
+@contextmanager
+def hashed(path: Path) -> Iterator[HashedFile]:
+    """Open a file for writing; it is on the disk when the block ends."""
+    with path.open("wb") as file:
+        yield HashedFile(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_bytes(path: Path, data: bytes) -> Written:
+    """Write a file in place, to the disk."""
+    with hashed(path) as file:
+        file.write(data)
+    return file.written
+
+
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
+    """Replace a file as a whole, or leave it as it is; its folder is made.
+
+    Raises OSError, which names `path` and not the temporary file.
+    """
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:
@@ -27,37 +75,26 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         if error.errno:
-            error.filename, error.filename2 = str(path), None  # the name that a reader knows
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a file by one JSON object per line."""
+    write_text(path, as_jsonl(rows))
+
+
+def files_within(folder: Path) -> list[Path]:
+    """The files of a folder and of all folders in it: tokenizers save named chat templates in a folder of their own."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def remove_unfinished_files(folder: Path) -> None:
-    """What a killed process left of files that it was writing."""
+    """Remove the temporary files of a process that was killed while it wrote."""
     for file in folder.glob(f"{UNFINISHED}*"):
         file.unlink()
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """run.json of a run folder; empty where there is none that can be read."""
-    try:
-        state = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def read_metrics(path: Path) -> list[Metrics]:
-    """The rows of metrics.jsonl; a last line that was cut off, as by a kill, is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        rows = [json.loads(line) for line in lines]
-        return [{key: float(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
-    except FileNotFoundError:
-        return []
-    except (ValueError, AttributeError, TypeError):
-        raise DataError(f"{path} is damaged; restore it, or start the run anew under another name") from None
 
 
 def as_json(data: Any) -> str:
@@ -66,6 +103,16 @@ def as_json(data: Any) -> str:
 
 def as_line(row: Mapping[str, float]) -> str:
     return json.dumps({key: finite(value) for key, value in row.items()}) + "\n"
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> str:
+    """One JSON object per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def finite(value: float) -> float | str:
+    """The number; one that JSON does not have, such as NaN, as a string."""
+    return value if math.isfinite(value) else str(value)
 
 
 def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
@@ -92,18 +139,3 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
         for group in groups
         for sample, rollout in enumerate(group.rollouts)
     ]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object per line."""
-    write_text(path, as_jsonl(rows))
-
-
-def as_jsonl(rows: list[dict[str, Any]]) -> str:
-    """One JSON object per line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def finite(value: float) -> float | str:
-    """JSON has no NaN: it is written as a string, never as a number that it is not."""
-    return value if math.isfinite(value) else str(value)

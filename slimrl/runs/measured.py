@@ -1,17 +1,19 @@
-"""What a run remembers of its evaluations: the first and the last whole, of all the summaries.
+"""The evaluations of a run: read back from evals/, and remembered, the first and the last whole, of all the summaries.
 
-An evaluation holds the text of every completion (megabytes for a thousand problems), which lies in evals/ anyway.
+An evaluation holds the text of every completion (megabytes for a thousand problems), which is in evals/ anyway.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from slimrl.evaluate import Evaluation
+from pydantic import TypeAdapter
 
-Summaries = dict[str, dict[str, float]]
-"""By split, as `Evaluation.summaries` returns them."""
+from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation, Summaries
+
+ROW = TypeAdapter(GradedCompletion)
 
 
 class Measured:
@@ -23,7 +25,7 @@ class Measured:
         self._whole: list[Evaluation] = []
 
     def add(self, evaluation: Evaluation) -> None:
-        """The newest; the one before it is forgotten but for its summaries, unless it is the first."""
+        """Add the newest; of the one before it only the summaries stay, unless it is the first."""
         self.summaries[evaluation.step] = evaluation.summaries()
         self._whole = [*self._whole[:1], evaluation]
 
@@ -39,3 +41,21 @@ class Measured:
         """Forget all beyond this step. Until the next is added the last may then be the first."""
         self.summaries = {at: found for at, found in self.summaries.items() if at <= step}
         self._whole = [evaluation for evaluation in self._whole if evaluation.step <= step]
+
+
+def read_evaluations(folder: Path, *, up_to: int) -> Iterator[Evaluation]:
+    """Evaluations that were stored as `Evaluation.table` in files step-N.jsonl, by step, none beyond `up_to`.
+
+    A file that cannot be read, or holds no completion of the test split, is left out.
+    """
+    for path in sorted(folder.glob("step-*.jsonl")):
+        splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": []}
+        try:
+            step = int(path.stem.removeprefix("step-"))
+            # only \n ends a line: U+2028 and its like may stand inside a JSON string
+            for row in (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line):
+                splits[row.pop("split")].append(ROW.validate_python(row))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if splits["test"] and step <= up_to:
+            yield Evaluation(step, SplitEvaluation(tuple(splits["test"])), SplitEvaluation(tuple(splits["harder"])))

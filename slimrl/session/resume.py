@@ -1,34 +1,33 @@
-"""Going on with a run that was interrupted: only where it then ends as it would have ended.
+"""Finding a run, and resuming one that was interrupted: only where it then ends as it would have ended.
 
-What may change between the two, a user may want to change; what must not is named and refused.
+Settings that decide nothing about the end may differ on resume; any other difference is named and refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.evaluate import read_evaluations
+from slimrl.machine.threads import fix_threads
 from slimrl.preflight.memory import read_plan
-from slimrl.preflight.setup import Setup
 from slimrl.records import Plan
-from slimrl.rewards.custom import files_digest, rewards_digest
+from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished
-from slimrl.runs.directory import ENDED, new_run, run_path, versions
-from slimrl.runs.durable import digest
-from slimrl.runs.files import read_state
+from slimrl.runs.directory import new_run, run_path
 from slimrl.runs.lock import Lock
-from slimrl.runs.measured import Measured
-from slimrl.tasks.order import ENDLESS
+from slimrl.runs.measured import Measured, read_evaluations
+from slimrl.runs.reader import ENDED, read_state
 
 Config = TypeVar("Config", bound=RootConfig)
+Summary = TypeVar("Summary", TrainSummary, SftSummary)
 
 MAY_CHANGE = (
     "name", "output", "max_time", "memory_share", "rollout.slots", "evaluation.every",
@@ -36,103 +35,94 @@ MAY_CHANGE = (
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
 )  # fmt: skip
-"""Settings that no weight depends on, but for rounding under other slots, and for completions that a reward fails on."""
+"""Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""
 PLACES = ("model.path", "task.path", "task.test_path")
-"""And these, as long as what lies there is the same: `identity` tells."""
+"""These too, as long as `identity` (identity.py) finds the same model and data there."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
-CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
-"""What else must be as it was, unless --force says otherwise; another machine is only said."""
 GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl")
-"""What is in a run's folder before it is a run."""
-ENDLESS_SAMPLE = 64
-"""Problems that stand for an endless supply in its fingerprint."""
-PACKAGE = Path(__file__).parent.parent
-PROMPTS = 8
-"""Prompts that stand for what makes prompts of problems."""
+"""Files of a folder that is not a run yet."""
 
 
 @dataclass(frozen=True)
-class Interrupted(Generic[Config]):
-    """A run to go on with."""
+class RunLookup(Generic[Config]):
+    """The run that settings name."""
 
+    status: Literal["new", "interrupted", "finished"]
+    verb: str
     path: Path
     wanted: Config
     """The settings as they are now."""
     config: Config
-    """The same with the date of the run's prompts."""
-    plan: Plan | None
-    """Its sizes, for settings that say `auto`; None where run.json has none."""
-    checkpoint: Checkpoint | None
-    """None: it begins again, which leads to the same end."""
+    """The settings to prepare with: those of an interrupted run have the date of its prompts."""
     recorded: Mapping[str, Any]
-    """Its run.json."""
-    notes: tuple[str, ...]
-    lock: Lock
-    """Held from here on, so that no other process works on it."""
+    """Its run.json; empty for a new run."""
+    checkpoint: Checkpoint | None = None
+    """None: from the first step."""
+    plan: Plan | None = None
+    """The sizes of an interrupted run, for settings that say `auto`."""
+    notes: tuple[str, ...] = ()
+    lock: Lock | None = None
+    """Of a run that is begun: held within the block of `find_run`, so that no other process works on it."""
 
     @property
     def step(self) -> int:
         return self.checkpoint.step if self.checkpoint else 0
 
 
-@dataclass(frozen=True)
-class Found(Generic[Config]):
-    """The run that settings name."""
+@contextmanager
+def find_run(config: Config, verb: str, *, resume: bool) -> Iterator[RunLookup[Config]]:
+    """Look up the run that settings name: new, or with `resume` also interrupted or finished.
 
-    path: Path
-    summary: dict[str, Any] | None = None
-    """Of one that is finished."""
-    interrupted: Interrupted[Config] | None = None
-    """None: it is to be begun."""
-
-
-def find_run(config: Config, verb: str, *, resume: bool) -> Found[Config]:
-    """Where a run lies and whether it is finished, interrupted or new; the damaged checkpoints of one are set aside.
-
-    Raises SettingsError for a run that exists and is not to be gone on with, is being worked on, or was begun with settings
-    that must not differ; DataError where its record is damaged.
+    Damaged checkpoints of an interrupted run are set aside, and this process gets its number of threads. Raises SettingsError
+    for a run that exists and is not to be resumed, is being worked on, or was begun with settings that must not differ;
+    DataError where its record is damaged.
     """
     path = run_path(config, verb)
-    if not resume:
-        return Found(new_run(config, verb))
-    if not config.name:
+    if resume and not config.name:
         raise SettingsError("--resume needs to know which run; give its folder, or name=...")
-    if path.is_symlink() or (path / "checkpoints").is_symlink():
-        raise SettingsError(
-            f"{path} is a link to another place, where nothing is written; resume the run where it lies"
-        )
-    if not path.exists():
-        return Found(new_run(config, verb))
-    if not (path / "run.json").exists():
-        others = sorted(entry.name for entry in path.iterdir() if entry.name not in GIVEN_UP and entry.name[0] != ".")
-        if others:
-            raise SettingsError(f"{path} is no run, it has no run.json but {others[0]}; choose another name=...")
-        return Found(path)  # given up before anything was in it
+    if not resume or not _is_begun(path):
+        given_up = resume and path.exists()  # before anything was in it
+        yield RunLookup("new", verb, path if given_up else new_run(config, verb), config, config, {})
+        return
     lock = Lock(path)
     try:
-        return _look_into(config, verb, path, lock)
-    except BaseException:
+        found = _look_into(config, verb, path, lock)
+        if found.status == "interrupted":
+            fix_threads(int(found.recorded["threads"]))  # other threads, other sums
+        yield found
+    finally:
         lock.release()
-        raise
 
 
-def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Config]:
+def _is_begun(path: Path) -> bool:
+    """Whether a folder holds a run; raises SettingsError where no run may be in it."""
+    if path.is_symlink() or (path / "checkpoints").is_symlink():
+        raise SettingsError(
+            f"{path} is a link to another place, where nothing is written; resume the run by its real folder"
+        )
+    if not path.exists() or (path / "run.json").exists():
+        return path.exists()
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in GIVEN_UP and entry.name[0] != ".")
+    if others:
+        raise SettingsError(f"{path} is no run, it has no run.json but {others[0]}; choose another name=...")
+    return False
+
+
+def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> RunLookup[Config]:
     recorded = read_state(path)
     if not recorded:
         raise DataError(f"{path}/run.json is damaged; restore it, or start the run anew under another name")
     if recorded.get("verb") != verb:
         raise SettingsError(f"{path} is no run of slimrl {verb}; choose another name=...")
     config = with_chosen(config, recorded.get("chosen", {}))  # what was `auto` then and is now is the same number
-    if recorded.get("status") == "finished":
-        refuse_another_end(build(type(config), read_yaml(str(path / "config.yaml"))), config, path)
-        lock.release()
-        return Found(path, summary=recorded["summary"])
-    if recorded.get("status") in ENDED:
-        raise SettingsError(
-            f"{path} has {recorded['status']} and would again; choose another name=... and other settings"
-        )
+    status = recorded.get("status")
+    if status in ENDED and status != "finished":
+        raise SettingsError(f"{path} has {status} and would again; choose another name=... and other settings")
     before = build(type(config), read_yaml(str(path / "config.yaml")), str(path / "config.yaml"))
+    if status == "finished":
+        refuse_another_end(before, config, path)
+        return RunLookup("finished", verb, path, config, config, recorded)
     refuse_changes(before, config, path)
     remove_unfinished(path / "checkpoints")
     checkpoint, notes = newest(path / "checkpoints")
@@ -145,22 +135,31 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> Found[Confi
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")
     plan = read_plan(recorded["memory"]) if recorded.get("memory") else None
     dated = _with_date(config, recorded)
-    return Found(path, interrupted=Interrupted(path, config, dated, plan, checkpoint, recorded, tuple(notes), lock))
+    return RunLookup("interrupted", verb, path, config, dated, recorded, checkpoint, plan, tuple(notes), lock)
 
 
-def known_evaluations(interrupted: Interrupted[Any]) -> Measured:
-    """What was measured up to the step from which the run goes on; raises DataError where some of it is missing."""
-    folder = interrupted.path / "evals"
-    found = Measured()
-    for evaluation in read_evaluations(folder, up_to=interrupted.step):
-        found.add(evaluation)
-    wanted = interrupted.checkpoint.state()["evaluated"] if interrupted.checkpoint else []
-    missing = sorted({*wanted} - {*found.summaries})
+def recorded_summary(found: RunLookup[Any], kind: type[Summary]) -> Summary:
+    """The summary of a finished run; raises DataError where its run.json does not hold one."""
+    try:
+        return TypeAdapter(kind).validate_python(found.recorded["summary"])
+    except (KeyError, ValidationError):
+        raise DataError(
+            f"{found.path}/run.json holds no whole summary; restore it, or start the run anew under another name"
+        ) from None
+
+
+def known_evaluations(found: RunLookup[Any]) -> Measured:
+    """The evaluations up to the step after which a run is resumed; raises DataError where one of them is missing."""
+    folder, measured = found.path / "evals", Measured()
+    for evaluation in read_evaluations(folder, up_to=found.step):
+        measured.add(evaluation)
+    wanted = found.checkpoint.state()["evaluated"] if found.checkpoint else []
+    missing = sorted({*wanted} - {*measured.summaries})
     if missing:
         raise DataError(
             f"{folder}/step-{missing[0]:08d}.jsonl is missing or damaged; restore it, or start the run anew under another name"
         )
-    return found
+    return measured
 
 
 def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
@@ -179,7 +178,7 @@ def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
 
 
 def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
-    """Raises SettingsError for a setting with which a finished run would have ended otherwise: nothing is left to heed it.
+    """Raises SettingsError for a setting with which a finished run would have ended otherwise: it cannot act any more.
 
     A finished run keeps its weights and not the state of its optimizer, so it cannot take further steps either. Settings
     that decide nothing about the end, such as the `max_time` of a scheduler's job, may differ.
@@ -188,7 +187,7 @@ def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
     changed = [key for key in ours if key not in (*MAY_CHANGE, *PLACES) and ours[key] != theirs[key]]
     if changed and changed[0] == "steps" and now.steps < before.steps:
         raise SettingsError(
-            f"{path} is finished with steps={before.steps}, so steps={now.steps} lies behind it; remove it"
+            f"{path} is finished with steps={before.steps}, so steps={now.steps} is already past; remove it"
         )
     if longer := [key for key in changed if key in LENGTH]:
         key = longer[0]
@@ -210,63 +209,3 @@ def _with_date(config: Config, recorded: Mapping[str, Any]) -> Config:
     if config.task.date != "auto" or not recorded.get("date"):
         return config
     return config.model_copy(update={"task": config.task.model_copy(update={"date": recorded["date"]})})
-
-
-def identity(setup: Setup[Any]) -> dict[str, str]:
-    """What a run is made from, beside its settings: the date in its prompts, and SHA-256 of its data, its first weights, this
-    code, and the user's rewards.
-    """
-    return {
-        "date": setup.prompter.date,
-        "data": _data(setup),
-        "initial": digest(dict(setup.policy.model.named_parameters())),
-        "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
-        "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
-    }
-
-
-def compare_identity(
-    interrupted: Interrupted[Any], setup: Setup[Any], found: Mapping[str, str], *, force: bool
-) -> list[str]:
-    """What a user must know of the differences; raises SettingsError for those that would make it another run."""
-    before, path = interrupted.recorded, interrupted.path
-    for key, what in (
-        ("data", "the problems of the task, or their prompts,"),
-        ("initial", "the weights of model.path"),
-    ):
-        if before.get(key) != found[key]:
-            raise SettingsError(
-                f"{what} are not those that {path} began with; bring them back, or choose another name=..."
-            )
-    now: dict[str, Any] = {**versions(setup.policy), **found}
-    changed = [key for key in CODE if before.get(key) != now[key]]
-    if changed and not force:
-        names = ", ".join(_named(key, before, now) for key in changed)
-        raise SettingsError(
-            f"{path} was begun with other software ({names}), so it would not end as it would have; bring that back, choose "
-            "another name=..., or go on all the same with --force"
-        )
-    notes = [f"{_named(key, before, now)} since the run began, so its last bits may differ" for key in changed]
-    if before.get("device") != now["device"]:
-        notes.append(
-            f"this machine ({now['device']}) is not the one before ({before.get('device')}); last bits may differ"
-        )
-    return notes
-
-
-def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    if key in ("code", "rewards"):
-        return {"code": "SlimRL's own code", "rewards": "the files of rewards.custom"}[key] + " changed"
-    return f"{key} {before.get(key)} became {now[key]}"
-
-
-def _data(setup: Setup[Any]) -> str:
-    train = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, ENDLESS_SAMPLE)
-    found = hashlib.sha256()
-    for problem in (*train, *setup.held_out, *setup.harder):
-        whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
-        columns = sorted(problem.columns.items())  # rewards read them
-        found.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
-    for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
-        found.update(repr(setup.prompt_ids(problem)).encode())
-    return found.hexdigest()

@@ -1,56 +1,68 @@
-"""Where a run stands: with the weights and the optimizers, everything that its next step depends on.
+"""The state of a run: with weights and optimizers everything that its next step depends on, to a checkpoint and back.
 
-Problems and draws are functions of (seed, step), so what is left is little: counters, groups that dynamic sampling carries over,
-what a curriculum has learned, and what was found out about memory and faults on the way.
+Problems and draws are functions of (seed, step), so the rest is small: counters, groups that dynamic sampling carries over, the
+success rates of a curriculum, and the memory sizes and faults that were met.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.policy import Policy
-from slimrl.preflight.effects import NOTHING_SEEN, Seen
+from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import TrainSetup
-from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.records import Group
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
 from slimrl.runs.directory import RunDirectory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunState:
-    """After `step` steps; a step makes a new one, so one that is dropped half-way has changed nothing."""
+    """The state after `step` steps; a step makes a new one, so a step that is dropped half-way has changed nothing.
+
+    Example: RunState(step=2, tokens=5120, seconds=3.5, carried=(Group(...),), unscorable={"timed out": 1})
+    """
 
     step: int = 0
     tokens: int = 0
-    """Sampled."""
+    """Sampled in all steps."""
     seconds: float = 0.0
-    """Spent in steps, by all processes that worked on the run."""
+    """Spent in steps by all processes that worked on the run."""
     carried: tuple[Group, ...] = ()
     """Surplus groups of dynamic sampling."""
-    seen: Seen = field(default=NOTHING_SEEN)
-    """What decides which switches were inert."""
+    seen: Observed = field(default=NOTHING_OBSERVED)
+    """Observations that decide which switches were inert."""
     faults: int = 0
-    """Steps in a row, up to this one, with a number that was not finite."""
+    """Consecutive steps, up to this one, with a number that was not finite."""
     suspects: tuple[str, ...] = ()
     """Ids of the problems of these steps."""
     rolled_back: bool = False
     excluded: tuple[str, ...] = ()
     """Ids of the problems that a roll-back left behind."""
     unscorable: Mapping[str, int] = field(default_factory=dict)
-    """Completions that no reward could be found for, by reason."""
+    """Number of completions without a reward, by reason."""
+
+
+RUN_STATE = TypeAdapter(RunState)
+COLUMNS = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns"}}}}}}
+"""Data columns of carried groups: they may hold anything, and nothing reads them again."""
 
 
 def save(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState) -> Checkpoint:
-    """A checkpoint of the run as it stands; raises as `save_policy` does."""
+    """Write a checkpoint of the run in this state; raises as `save_policy` does."""
+    learner.drop()  # gradients of a step that was stopped half-way
     tensors: dict[str, Mapping[str, Tensor]] = {}
     plain = {
         "run": as_json(state),
@@ -73,7 +85,7 @@ def save_policy(
     tensors: Mapping[str, Mapping[str, Tensor]],
     plain: Mapping[str, Any],
 ) -> Checkpoint:
-    """A checkpoint of a policy, its optimizer, and what else the next step depends on: `tensors` by file, `plain` data.
+    """Write a checkpoint of a policy, its optimizer, and the rest of the state: `tensors` by file, and `plain` data.
 
     Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
     """
@@ -83,13 +95,13 @@ def save_policy(
             raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
-    def beside(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
+    def write_model_files(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
         policy.model.config.save_pretrained(folder)
         policy.model.generation_config.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
 
     plain = {**plain, "scale": optimizer.scale, "evaluated": [*run.measured.summaries]}
-    return write_checkpoint(run.checkpoints, step, whole, plain, beside)
+    return write_checkpoint(run.checkpoints, step, whole, plain, write_model_files)
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
@@ -97,24 +109,35 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunState:
-    """Bring policy, optimizers, critic, curriculum and what was found of memory back to where a checkpoint was written."""
+    """Bring policy, optimizers, critic, curriculum and memory sizes back to a checkpoint; returns its state."""
     plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:
         _copy(checkpoint, "critic", dict(learner.critic.critic.state_dict()))
         learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
-    setup.engine.limit_slots(int(plain["slots"]))  # what was found too many, or is wanted fewer now
+    setup.engine.limit_slots(int(plain["slots"]))  # memory ran out, or settings want fewer now
     setup.engine.weights_changed()
     learner.keep_microbatches(int(plain["microbatch_tokens"]))
-    return from_json(plain["run"])
+    return read_run_state(checkpoint, from_json)
 
 
 def restore_policy(checkpoint: Checkpoint, policy: Policy, optimizer: MasterAdamW) -> dict[str, Any]:
-    """Bring both back to where the checkpoint was written; its plain data."""
+    """Bring policy and optimizer back to a checkpoint; returns its plain data."""
     plain = checkpoint.state()
     _copy(checkpoint, "model", model_tensors(policy))
     optimizer.restore(checkpoint.tensors("optimizer"), _scale(plain["scale"]))
     return plain
+
+
+def read_run_state(checkpoint: Checkpoint, read: Callable[[Any], T]) -> T:
+    """The state of the run in a checkpoint; raises DataError for one of another version of SlimRL."""
+    try:
+        return read(checkpoint.state()["run"])
+    except (KeyError, TypeError, ValidationError):
+        raise DataError(
+            f"{checkpoint.path}/state.json was written by another version of SlimRL; resume with that version, or start the run "
+            "anew under another name"
+        ) from None
 
 
 def _scale(saved: Sequence[float]) -> tuple[float, int]:
@@ -150,37 +173,22 @@ def _copy(checkpoint: Checkpoint, name: str, targets: Mapping[str, Tensor]) -> N
 
 
 def as_json(state: RunState) -> dict[str, Any]:
-    """Plain data; `from_json` gives an equal state, but for the data columns of carried groups, which nothing reads again."""
-    seen = asdict(state.seen) | {"alphas": sorted(state.seen.alphas)}
-    plain = {f.name: getattr(state, f.name) for f in fields(RunState)}
-    return plain | {"seen": seen, "carried": [_group_as_json(group) for group in state.carried]}
+    """Plain data; `from_json` gives an equal state but for the data columns of carried groups.
+
+    Each carried group holds its problem once: {"step", "problem", "rollouts": [{"text", "reward", ...}]}.
+    """
+    plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=COLUMNS)
+    plain["seen"]["alphas"].sort()  # a set has no order, a file should
+    for group in plain["carried"]:
+        problems = [rollout.pop("problem") for rollout in group["rollouts"]]
+        group["problem"] = problems[0]
+    return plain
 
 
 def from_json(data: Mapping[str, Any]) -> RunState:
-    """The inverse of `as_json`."""
-    seen = Seen(**{**data["seen"], "alphas": frozenset(data["seen"]["alphas"])})
-    carried = tuple(_group_from_json(group) for group in data["carried"])
-    names = {key: tuple(data[key]) for key in ("suspects", "excluded")}
-    return RunState(**{**data, **names, "seen": seen, "carried": carried})
-
-
-def _group_as_json(group: Group) -> dict[str, Any]:
-    problem = group.problem
-    return {
-        "step": group.step,
-        "problem": {f.name: getattr(problem, f.name) for f in fields(Problem) if f.name != "columns"},
-        "rollouts": [
-            {f.name: getattr(rollout, f.name) for f in fields(Rollout) if f.name not in ("problem", "completion")}
-            | {"scores": dict(rollout.scores), "completion": asdict(rollout.completion)}
-            for rollout in group.rollouts
-        ],
-    }
-
-
-def _group_from_json(data: Mapping[str, Any]) -> Group:
-    problem = Problem(**data["problem"])
-    rollouts = []
-    for saved in data["rollouts"]:
-        drawn = {key: tuple(value) if isinstance(value, list) else value for key, value in saved["completion"].items()}
-        rollouts.append(Rollout(**{**saved, "problem": problem, "completion": Completion(**cast(Any, drawn))}))
-    return Group(tuple(rollouts), data["step"])
+    """The inverse of `as_json`; raises KeyError, TypeError or ValidationError for data of another shape."""
+    carried = [
+        group | {"rollouts": [rollout | {"problem": group["problem"]} for rollout in group["rollouts"]]}
+        for group in data["carried"]
+    ]
+    return RUN_STATE.validate_python({**data, "carried": carried})

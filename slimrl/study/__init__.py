@@ -1,1 +1,1 @@
-"""From a question about switches to an answer with an interval: a study is data, its unit is the training seed."""
+"""Studies: arms of settings times training seeds, compared with intervals. Knows no page and no screen."""

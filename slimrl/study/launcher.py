@@ -1,4 +1,4 @@
-"""Runs as processes of this machine, in slots; the seam at which a cluster's launcher would take its place."""
+"""Starting the runs of a study: `Launcher` is the seam for other machines, `LocalLauncher` starts processes on this one."""
 
 from __future__ import annotations
 
@@ -15,53 +15,59 @@ from typing import Protocol
 from slimrl.machine.threads import cores
 
 GRACE_SECONDS = 10.0
-"""How long a run that is told to stop may take."""
+"""A run that is told to stop is killed after this time."""
 GPU_BYTES_PER_RUN = 20 * 2**30
 MOST_RUNS_PER_GPU = 4
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what `slimrl train` is called with, and where what it prints goes."""
+    """One run of `slimrl train`."""
 
     settings: Path
     log: Path
+    """For everything that the run prints."""
+
+    def last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
 
 
 class Running(Protocol):
     """A job that was started."""
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs; negative: the signal that ended it."""
+        """The exit code, negative for a signal; None while the job runs."""
 
     def stop(self) -> None:
-        """End it and everything it started, and wait until that is done."""
+        """End the job and everything that it started, and wait for the end."""
 
 
 class Launcher(Protocol):
-    """Where runs happen."""
+    """Starts jobs in slots."""
 
     def start(self, job: Job, slot: int) -> Running:
-        """Begin a job in a slot, which is free."""
+        """Start a job in a slot that is free."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """How many runs go on at once, and what each may take."""
+    """The number of runs at once, and what each may take."""
 
     count: int
     threads: int
     """CPU threads of a run."""
     memory_share: float
-    """Of the device that a run is on."""
+    """Share of its device's memory that a run may take."""
     gpus: int = 0
 
 
 def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
-    """`count` slots, or, for 0, as many as this machine serves well: one per core, or up to four per GPU.
+    """`count` slots; for 0 as many as this machine serves well: one per core, or up to four per GPU.
 
-    `threads` keeps a study that was begun at what it had, since sums in another order differ in their last bits, or is what
-    the user asks for; 0 divides the cores.
+    `threads` is the number for each run, which a study keeps because sums in another order differ in their last bits; 0 divides
+    the cores. `gpu_bytes` is the memory of a GPU.
     """
     available = cores()
     if not count and gpus:
@@ -73,17 +79,17 @@ def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
 
 
 def threads_asked_for() -> int:
-    """What OMP_NUM_THREADS says; 0 where it says nothing that is a number of threads."""
+    """The threads of OMP_NUM_THREADS; 0 if it is not set to a number."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is one number a level of nesting
     return int(text) if text.isdecimal() else 0
 
 
 class LocalLauncher:
-    """Child processes of this one. They share its lock, and none outlives it, however it ends.
+    """Child processes, which end when this process ends, in whatever way.
 
     Args:
-        slots: threads of a run, and GPUs to share out in turn.
-        lock: descriptor that children keep open, so that a study stays locked while one of them is alive.
+        slots: threads of a run, and the number of GPUs, which runs get in turn.
+        lock: descriptor of the study's lock, which children inherit: the study stays locked while one of them is alive.
     """
 
     def __init__(self, slots: Slots, lock: int) -> None:
@@ -106,7 +112,7 @@ class LocalLauncher:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     pass_fds=[self._lock],
-                    process_group=0,  # Ctrl-C is for the driver, which decides
+                    process_group=0,  # Ctrl-C is for this process only
                 )
             )
 

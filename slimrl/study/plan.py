@@ -1,46 +1,49 @@
-"""Before a study: what it will take here, and how small an effect it can see."""
+"""Planning a study: the time that it takes on this machine, and the smallest difference that it can find."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from slimrl.config.files import dump_yaml, with_chosen
+from slimrl.config.files import with_chosen
 from slimrl.errors import DataError
-from slimrl.preflight.effects import Seen, inert_switches
-from slimrl.runs.reader import read_chosen
+from slimrl.preflight.effects import concerning, inert_switches
+from slimrl.preflight.observed import Observed
+from slimrl.runs.lock import Lock
+from slimrl.runs.reader import read_chosen, read_metrics, read_state, read_status
 from slimrl.statistics import MOST_SEEDS, detectable_effect, seeds_needed
-from slimrl.study.effects import concerning
-from slimrl.study.launcher import Job, LocalLauncher, Slots
-from slimrl.study.results import collect
-from slimrl.study.runner import DONE, choose_slots, locked, planned_runs
+from slimrl.study.compare import spread_of_differences
+from slimrl.study.launcher import LocalLauncher, Slots
+from slimrl.study.results import Results, collect
+from slimrl.study.runner import LOCK_SECONDS, choose_slots, write_job
+from slimrl.study.runs import planned_runs
 from slimrl.study.spec import Arm, Expanded
+from slimrl.text import counted, points
 
 PROBE_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run takes here, beside others in the other slots."""
+    """The cost of a run of the reference while the other slots are busy."""
 
     runs: int
-    """Finished runs of this study that this rests on; 0: a probe of a few steps."""
+    """Finished runs of this study that were measured; 0 if a probe of a few steps was."""
     step_seconds: float
     other_seconds: float
     """Start, evaluations, and everything else."""
     step_tokens: float
-    seen: Seen
-    """What was sampled, as far as switches depend on it."""
+    seen: Observed
+    """Statistics of the samples, on which effects of settings depend."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers that the runs chose where settings say `auto`."""
+    """Values that the runs chose where settings say `auto`."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,16 @@ class ArmPlan:
     name: str
     overrides: tuple[str, ...]
     tokens: float
-    """Sampled in training, estimated, by all of its runs."""
+    """Estimate of those sampled in training by all of its runs."""
     seconds: float
     """Of all of its runs, one after another."""
     remarks: tuple[tuple[str, str], ...]
-    """Kind and text: what follows from the settings, and (kind `probe`) what the probe adds."""
+    """Kind and text: what follows from the settings, and (kind `probe`) from what was sampled."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `slimrl study plan` prints."""
+    """The output of `slimrl study plan`."""
 
     name: str
     runs: int
@@ -70,42 +73,43 @@ class Plan:
     arms: tuple[ArmPlan, ...]
     tokens: float
     hours: float
-    """Of what is left, in these slots."""
+    """Of the runs that are left, in these slots."""
     spread: float
-    """Standard deviation over seeds of a difference; `spread_from` says whether it was measured."""
+    """Standard deviation of a difference over seeds."""
     spread_from: str
+    """The source of `spread`, in words."""
     detectable: float
-    """Smallest true difference that 80 of 100 such studies find, Holm's method heeded."""
+    """Smallest true difference that 80 of 100 such studies find with Holm's method."""
     margin: float
     seeds_for_margin: int
     """Seeds that find a true difference of the margin with the same power."""
     needed: Mapping[str, int]
-    """Seeds by effect, in points."""
+    """The same for other differences, by their size in points."""
     measured_on: int
-    """Finished runs that the estimates rest on; 0: a probe."""
+    """Finished runs that the estimates are based on; 0: a probe."""
 
 
 def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[float, ...]) -> Plan:
-    """Estimate from finished runs where there are some, else from a few steps of the reference in every slot at once.
+    """Estimate from finished runs of the reference; without any, from a few steps of it in every slot at once.
 
-    Raises DataError where the probe fails, with its last words.
+    Raises DataError if the probe fails, with its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    study, tested = expanded.study, expanded.tested
     runs = planned_runs(expanded, folder)
-    left = [run for run in runs if run.status not in DONE]
-    with locked(folder) as lock:
+    left = [run for run in runs if not run.ended]
+    with Lock(folder, patience=LOCK_SECONDS) as lock:
         chosen = choose_slots(folder, expanded, slots, keep=False)
-        measured = _from_runs(expanded, folder) or _probe(expanded, folder, chosen, lock)
+        results = collect(expanded, folder)
+        measured = _from_runs(expanded, results, folder) or _probe(expanded, folder, chosen, lock.descriptor)
     arms = tuple(_arm_plan(arm, expanded, measured) for arm in expanded.arms)
-    seconds = {arm.name: arm.seconds / expanded.study.seeds for arm in arms}
-    spread, spread_from = _spread(expanded, folder)
-    tested = max(1, expanded.tested)
-    steps = {f"{100 * effect:g}": seeds_needed(effect, spread, tested) for effect in effects}
+    seconds = {arm.name: arm.seconds / study.seeds for arm in arms}
+    spread, spread_from = spread_of_differences(results.effects, study.spread)
     return Plan(
         name=expanded.name,
         runs=len(runs),
         left=len(left),
-        seeds=expanded.study.seeds,
+        seeds=study.seeds,
         slots=chosen.count,
         threads=chosen.threads,
         arms=arms,
@@ -113,10 +117,10 @@ def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[f
         hours=sum(seconds[run.arm.name] for run in left) / chosen.count / 3600,
         spread=spread,
         spread_from=spread_from,
-        detectable=detectable_effect(expanded.study.seeds, spread, tested),
-        margin=expanded.study.margin,
-        seeds_for_margin=seeds_needed(expanded.study.margin, spread, tested),
-        needed=steps,
+        detectable=detectable_effect(study.seeds, spread, tested),
+        margin=study.margin,
+        seeds_for_margin=seeds_needed(study.margin, spread, tested),
+        needed={f"{100 * effect:g}": seeds_needed(effect, spread, tested) for effect in effects},
         measured_on=measured.runs,
     )
 
@@ -124,16 +128,16 @@ def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[f
 def sentences(plan: Plan) -> list[str]:
     """The plan for a person."""
     find = (
-        f"80 of 100 such studies would find a true difference of {100 * plan.detectable:.1f} points"
+        f"80 of 100 such studies would find a true difference of {points(plan.detectable)}"
         if math.isfinite(plan.detectable)
         else "one seed finds nothing"
     )
     found = [
         f"{plan.runs} runs ({len(plan.arms)} arms x {plan.seeds} seeds), {plan.left} left: about {_hours(plan.hours)} here, "
-        f"{plan.slots} at once with {plan.threads} thread{'s' if plan.threads > 1 else ''} each, and "
+        f"{plan.slots} at once with {counted(plan.threads, 'thread')} each, and "
         f"{plan.tokens / 1e6:.1f} million sampled tokens in all "
         f"({f'by {plan.measured_on} finished runs' if plan.measured_on else 'by a probe of a few steps'})",
-        f"{find} (spread of a difference over seeds: {100 * plan.spread:.1f} points, {plan.spread_from}); one of "
+        f"{find} (spread of a difference over seeds: {points(plan.spread)}, {plan.spread_from}); one of "
         f"{100 * plan.margin:g} points, the margin, takes {_seeds(plan.seeds_for_margin)} seeds",
     ]
     found += [f"a difference of {effect} points takes {_seeds(n)} seeds" for effect, n in plan.needed.items()]
@@ -150,36 +154,26 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 1.5 else f"{60 * hours:.0f} minutes"
 
 
-def _spread(expanded: Expanded, folder: Path) -> tuple[float, str]:
-    results = collect(expanded, folder)
-    measured = [e.difference.sd for e in results.effects if e.kind == "switch" and e.difference.n > 2]
-    measured = [sd for sd in measured if sd > 0]
-    if measured:
-        return math.sqrt(fmean(sd * sd for sd in measured)), f"measured on {len(measured)} arms"
-    return expanded.study.spread, "as the study file expects"
-
-
 def _arm_plan(arm: Arm, expanded: Expanded, measured: Measured) -> ArmPlan:
-    """Cost relative to the probe of the reference; what dynamic sampling adds follows from the groups without a signal."""
-    reference = expanded.arm(expanded.reference).config
-    batch = (arm.config.rollout.problems * arm.config.rollout.group_size) / (
-        reference.rollout.problems * reference.rollout.group_size
-    )
-    batch *= _refill(arm, measured) / _refill(expanded.arm(expanded.reference), measured)
+    """Cost relative to the reference's; what dynamic sampling adds follows from the groups without a signal."""
+    reference = expanded.arm(expanded.reference)
+    ours, theirs, seeds = arm.config.rollout, reference.config.rollout, expanded.study.seeds
+    batch = (ours.problems * ours.group_size) / (theirs.problems * theirs.group_size)
+    batch *= _refill(arm, measured) / _refill(reference, measured)
     tokens = arm.config.steps * measured.step_tokens * batch
     if arm.config.max_tokens:
         tokens = min(tokens, float(arm.config.max_tokens))
     seconds = measured.other_seconds + tokens / measured.step_tokens * measured.step_seconds
     known: list[tuple[str, str]] = [(remark.kind, remark.text) for remark in arm.remarks]
-    if not any(kind == "inert" for kind, _ in known) and arm.name != expanded.reference and not arm.again:
+    if not any(kind == "inert" for kind, _ in known) and arm.name != expanded.reference and not arm.is_repeat:
         idle = inert_switches(with_chosen(arm.config, measured.chosen), measured.seen)
         idle = concerning(idle, expanded.against(arm).config, arm.config)
         known += [("probe", sentence) for sentence in idle]
-    return ArmPlan(arm.name, arm.overrides, tokens * expanded.study.seeds, seconds * expanded.study.seeds, tuple(known))
+    return ArmPlan(arm.name, arm.overrides, tokens * seeds, seconds * seeds, tuple(known))
 
 
 def _refill(arm: Arm, measured: Measured) -> float:
-    """How many times the groups of a step dynamic sampling is likely to sample."""
+    """The factor by which dynamic sampling is likely to increase the groups of a step."""
     algorithm = arm.config.algorithm
     if algorithm.dynamic_sampling != "refill":
         return 1.0
@@ -187,64 +181,58 @@ def _refill(arm: Arm, measured: Measured) -> float:
     return min(algorithm.refill_budget, max(1.0, algorithm.refill_share / max(1e-9, useful)))
 
 
-def _from_runs(expanded: Expanded, folder: Path) -> Measured | None:
-    """What finished runs of the reference took."""
-    results = collect(expanded, folder)
+def _from_runs(expanded: Expanded, results: Results, folder: Path) -> Measured | None:
+    """The cost of finished runs of the reference; None if there are none."""
     runs = [r for r in results.runs if r.status == "finished" and r.arm == expanded.reference and r.steps]
     if not runs:
         return None
-    walls = [_wall(folder / run.folder) for run in runs]
+    folders = [folder / run.folder for run in runs]
     return Measured(
         runs=len(runs),
         step_seconds=fmean(run.seconds / run.steps for run in runs),
-        other_seconds=max(0.0, fmean(w - run.seconds for w, run in zip(walls, runs, strict=True))),
+        other_seconds=max(0.0, fmean(_wall(f) - run.seconds for f, run in zip(folders, runs, strict=True))),
         step_tokens=fmean(run.tokens / run.steps for run in runs),
-        seen=_seen(expanded, [folder / run.folder for run in runs]),
-        chosen=read_chosen(folder / runs[0].folder),
+        seen=_seen(expanded, [read_metrics(folder) for folder in folders]),
+        chosen=read_chosen(folders[0]),
     )
 
 
 def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measured:
-    """A few steps of the reference in every slot at once, in a folder that is removed again."""
+    """Run a few steps of the reference in every slot at once, in a folder that is removed again."""
     config = expanded.arm(expanded.reference).config
     probes = folder / "probe"
     shutil.rmtree(probes, ignore_errors=True)
+    probes.mkdir()
     launcher = LocalLauncher(slots, lock)
-    running, started = [], time.monotonic()
+    jobs, running, started = [], [], time.monotonic()
     try:
         for slot in range(slots.count):
-            steps = min(PROBE_STEPS, config.steps)
-            own = config.model_copy(
-                update={
-                    "seed": slot,
-                    "name": f"probe-{slot}",
-                    "output": str(probes),
-                    "steps": steps,
-                    "memory_share": slots.memory_share,
-                    "log": config.log.model_copy(update={"model": False}),
-                }
-            )
-            probes.mkdir(exist_ok=True)
-            settings = probes / f"{slot}.yaml"
-            settings.write_text(dump_yaml(own), encoding="utf-8")
-            running.append(launcher.start(Job(settings, probes / f"{slot}.txt"), slot))
+            update = {
+                "seed": slot,
+                "name": f"probe-{slot}",
+                "output": str(probes),
+                "steps": min(PROBE_STEPS, config.steps),
+                "memory_share": slots.memory_share,
+                "log": config.log.model_copy(update={"model": False}),
+            }
+            jobs.append(write_job(probes, f"{slot}", config.model_copy(update=update)))
+            running.append(launcher.start(jobs[-1], slot))
         while any(process.poll() is None for process in running):
             time.sleep(0.1)
         wall = time.monotonic() - started
         folders = [probes / f"probe-{slot}" for slot in range(slots.count)]
-        for slot, run in enumerate(folders):
-            if not _finished(run):
-                said = (probes / f"{slot}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise DataError(f"the probe of {expanded.reference} failed: {said[-1] if said else 'it said nothing'}")
-        rows = [row for run in folders for row in _history(run)]
+        for run, job in zip(folders, jobs, strict=True):
+            if read_status(run) != "finished":
+                raise DataError(f"the probe of {expanded.reference} failed: {job.last_words()}")
+        histories = [read_metrics(run) for run in folders]
+        rows = [row for history in histories for row in history]
         later = [row for row in rows if row["step"] > 1] or rows  # the first step warms up
-        spent = fmean(_history(run)[-1]["time/total"] for run in folders)
         return Measured(
             runs=0,
             step_seconds=median(row["time/rollout"] + row["time/update"] for row in later),
-            other_seconds=max(0.0, wall - spent),
-            step_tokens=fmean(_history(run)[-1]["num_tokens"] / len(_history(run)) for run in folders),
-            seen=_seen(expanded, folders),
+            other_seconds=max(0.0, wall - fmean(history[-1]["time/total"] for history in histories)),
+            step_tokens=fmean(history[-1]["num_tokens"] / len(history) for history in histories),
+            seen=_seen(expanded, histories),
             chosen=read_chosen(folders[0]),
         )
     finally:
@@ -253,12 +241,12 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measure
         shutil.rmtree(probes, ignore_errors=True)
 
 
-def _seen(expanded: Expanded, folders: list[Path]) -> Seen:
-    """What metrics.jsonl says was sampled, in the form in which switches ask for it."""
+def _seen(expanded: Expanded, histories: Sequence[Sequence[Mapping[str, float]]]) -> Observed:
+    """Statistics of the samples of runs of the reference, from the rows of metrics.jsonl."""
     group = expanded.arm(expanded.reference).config.rollout.group_size
-    rows = [row for folder in folders for row in _history(folder) if "completions/max_length" in row]
+    rows = [row for history in histories for row in history if "completions/max_length" in row]
     groups = sum(int(row["sampling/groups"]) for row in rows)
-    return Seen(
+    return Observed(
         completions=groups * group,
         truncated=round(sum(row["completions/clipped_ratio"] * row["sampling/groups"] * group for row in rows)),
         longest=int(max((row["completions/max_length"] for row in rows), default=0)),
@@ -268,17 +256,7 @@ def _seen(expanded: Expanded, folders: list[Path]) -> Seen:
     )
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def _finished(folder: Path) -> bool:
-    path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["status"] == "finished"
-
-
 def _wall(folder: Path) -> float:
-    """Seconds from making a run's folder to its end; start-up before it is not seen."""
-    state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    """Seconds from the making of a run's folder to its end; the start before that is not included."""
+    state = read_state(folder)
     return (datetime.fromisoformat(state["ended"]) - datetime.fromisoformat(state["started"])).total_seconds()

@@ -1,76 +1,43 @@
-"""Running a study: which runs are left, starting them in slots, and surviving whatever ends this process.
+"""Running a study: the runs that are left are started in slots, watched, and tried once more when they fail.
 
-The run directories are the only state. A run whose run.json says finished or diverged is never repeated; any other goes on
-from its last checkpoint, or begins again with the same draws, so an interrupted study ends as an undisturbed one does.
+The run directories are the only state. A run that is finished or diverged is never repeated; any other is resumed from its last
+checkpoint, or started again with the same random draws, so an interrupted study ends as an undisturbed one does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
+import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from statistics import fmean
+from typing import Protocol
 
-from slimrl.config.files import build, dump_yaml, read_yaml, settings_of, with_chosen
+from slimrl.config.files import dump_yaml
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.runs.reader import DECLARED, read_chosen, read_declaration, read_json, run_folder
-from slimrl.study.effects import rounding_only
+from slimrl.runs.files import as_json, write_text
+from slimrl.runs.lock import Lock
+from slimrl.runs.reader import count_steps, read_json
+from slimrl.study.declaration import check_study, declare
 from slimrl.study.launcher import Job, Launcher, LocalLauncher, Running, Slots, divide, threads_asked_for
-from slimrl.study.spec import Arm, Expanded
+from slimrl.study.runs import Planned, planned_runs
+from slimrl.study.spec import Expanded
+from slimrl.text import counted
 
 ATTEMPTS = 2
 REFUSED = (SettingsError.exit_code, DataError.exit_code)
-DONE = ("finished", "diverged")
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 15.0
-"""How long to wait for the runs of a driver that was killed to be gone."""
+"""Time for the runs of a study that was killed to end."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One run of a study, whether it is there or not."""
-
-    arm: Arm
-    index: int
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def status(self) -> str:
-        """As run.json says; empty where there is none."""
-        try:
-            state = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return ""
-        return str(state.get("status", ""))
-
-    def config(self, slots: Slots, date: str = "auto") -> TrainConfig:
-        """The settings of this run; `date` is what its prompts take for today where the study's settings do not say."""
-        task = self.arm.config.task
-        update = {
-            "task": task.model_copy(update={"date": date}) if task.date == "auto" else task,
-            "seed": self.arm.seed(self.index),
-            "name": self.name,
-            "output": str(self.folder.parent),
-            "memory_share": slots.memory_share,
-        }
-        return self.arm.config.model_copy(update=update)
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """What a person wants to know while a study runs."""
+class Progress:
+    """The state of a study that is running."""
 
     done: int
     total: int
@@ -81,234 +48,133 @@ class Fleet:
 
 
 class Observer(Protocol):
-    """Who tells a person how it goes."""
+    """Tells a person how a study progresses."""
 
     def say(self, text: str) -> None:
         """Something happened."""
 
-    def watch(self, fleet: Fleet) -> None:
+    def watch(self, progress: Progress) -> None:
         """Called several times a second."""
 
     def ended(self, run: Planned, seconds: float) -> None:
         """A run is a result, after this much wall time."""
 
 
-def planned_runs(expanded: Expanded, folder: Path) -> list[Planned]:
-    """Every run, seed by seed, so that comparisons within a seed are there early."""
-    return [
-        Planned(arm, index, run_folder(folder, arm.name, index))
-        for index in range(expanded.study.seeds)
-        for arm in expanded.arms
-    ]
+def run_study(
+    expanded: Expanded,
+    folder: Path,
+    *,
+    slots: int,
+    display: Observer,
+    launcher: Callable[[Slots, int], Launcher] = LocalLauncher,
+) -> list[Planned]:
+    """Do what is left of a study, `slots` runs at once (0: as many as the machine serves well); returns the failed runs.
 
+    `launcher` makes a launcher from the slots and the descriptor of the study's lock.
 
-def run_study(expanded: Expanded, folder: Path, *, slots: int, display: Observer) -> list[Planned]:
-    """Do what is left of a study, `slots` runs at once (0: as many as the machine serves well); returns those that failed.
-
-    Raises SettingsError where the study is being run already, its folder holds runs with other settings, or its first runs
-    all fail.
+    Raises SettingsError if the study is being run already or its folder holds runs with other settings; DataError if the first
+    run fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) as lock:
+    with Lock(folder, patience=LOCK_SECONDS) as lock:
         check_study(expanded, folder)
-        declared = read_declaration(folder) or declaration(expanded)
-        if "date" not in declared:
-            declared["date"] = datetime.now().isoformat(timespec="seconds")
-            write_json(folder / DECLARED, declared)
+        date = declare(expanded, folder)
         runs = planned_runs(expanded, folder)
+        todo = [run for run in runs if not run.ended]
         chosen = choose_slots(folder, expanded, slots)
-        todo = [run for run in runs if run.status not in DONE]
         display.say(
-            f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with {chosen.threads} "
-            f"CPU thread{'s' if chosen.threads > 1 else ''} each"
+            f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with "
+            f"{counted(chosen.threads, 'CPU thread')} each"
         )
-        driver = _Driver(LocalLauncher(chosen, lock), chosen, folder, display, len(runs), declared["date"])
+        runner = _Runner(launcher(chosen, lock.descriptor), chosen, folder, date, display)
         try:
-            return driver.work(todo)
+            return runner.work(todo, len(runs))
         finally:
-            driver.stop()
+            runner.stop()
 
 
-class _Driver:
-    """Slots, and what is in them."""
+class _Runner:
+    """Slots, and the runs in them."""
 
-    def __init__(
-        self, launcher: Launcher, slots: Slots, folder: Path, display: Observer, total: int, date: str
-    ) -> None:
-        self._launcher, self._slots, self._folder, self._date = launcher, slots, folder, date
-        self._display, self._total = display, total
-        self._busy: dict[int, tuple[Planned, Running, float]] = {}
+    def __init__(self, launcher: Launcher, slots: Slots, folder: Path, date: str, display: Observer) -> None:
+        self._launcher, self._slots, self._folder, self._date, self._display = launcher, slots, folder, date, display
+        self._busy: dict[int, tuple[Planned, Job, Running, float]] = {}
+        """By slot; the time is that of the start."""
+        self._attempts: Counter[str] = Counter()
         self._seconds: list[float] = []
+        """Of the runs that ended here."""
 
-    def work(self, todo: list[Planned]) -> list[Planned]:
-        """Until nothing is left; returns the runs that failed ATTEMPTS times."""
+    def work(self, todo: list[Planned], total: int) -> list[Planned]:
+        """Run everything in `todo`, which is what is left of `total` runs; returns those that failed ATTEMPTS times."""
         waiting = list(todo)
-        attempts: dict[str, int] = {}
         failed: list[Planned] = []
-        results = self._total - len(todo)
         while waiting or self._busy:
             for slot in range(self._slots.count):
                 if slot not in self._busy and waiting:
-                    run = waiting.pop(0)
-                    attempts[run.name] = attempts.get(run.name, 0) + 1
-                    self._busy[slot] = (run, self._launcher.start(self._job(run), slot), time.monotonic())
-            for slot, (run, process, started) in list(self._busy.items()):
+                    self._start(waiting.pop(0), slot)
+            for slot, (run, job, process, started) in list(self._busy.items()):
                 code = process.poll()
                 if code is None:
                     continue
                 del self._busy[slot]
-                if run.status in DONE:
+                if run.ended:
                     self._seconds.append(time.monotonic() - started)
-                    results += 1
                     self._display.ended(run, self._seconds[-1])
-                    continue
-                reason = self._reason(run, code)
-                if attempts[run.name] < ATTEMPTS:
-                    if code in REFUSED:  # nothing to go on with there
-                        _remove(run.folder)
-                    self._display.say(f"{run.name} failed and is tried once more: {reason}")
+                elif self._may_be_repeated(run, job, code, first=len(todo) == total and not self._seconds):
                     waiting.insert(0, run)
-                    continue
-                failed.append(run)
-                self._display.say(f"{run.name} failed {ATTEMPTS} times: {reason}")
-                if not results:
-                    raise DataError(f"{run.name}, the first run to end, failed {ATTEMPTS} times: {reason}")
-            self._display.watch(self._fleet(results + len(failed)))
+                else:
+                    failed.append(run)
+            self._display.watch(self._progress(total - len(todo) + len(self._seconds) + len(failed), total))
             time.sleep(POLL_SECONDS)
         return failed
 
     def stop(self) -> None:
-        """End what is still running."""
-        for _, process, _ in self._busy.values():
+        """End the runs that are still there."""
+        for _, _, process, _ in self._busy.values():
             process.stop()
         self._busy.clear()
 
-    def _job(self, run: Planned) -> Job:
-        settings = self._folder / "settings" / f"{run.name}.yaml"
-        settings.parent.mkdir(exist_ok=True)
-        settings.write_text(dump_yaml(run.config(self._slots, self._date)), encoding="utf-8")
-        return Job(settings, self._log(run))
+    def _start(self, run: Planned, slot: int) -> None:
+        self._attempts[run.name] += 1
+        job = write_job(self._folder, run.name, run.config(self._slots.memory_share, self._date))
+        self._busy[slot] = (run, job, self._launcher.start(job, slot), time.monotonic())
 
-    def _log(self, run: Planned) -> Path:
-        return self._folder / "logs" / f"{run.name}.txt"
-
-    def _reason(self, run: Planned, code: int) -> str:
-        """Why a process ended that left no result: its last words."""
-        lines = self._log(run).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    def _may_be_repeated(self, run: Planned, job: Job, code: int, *, first: bool) -> bool:
+        """Report a process that left no result; raises DataError if it was the last attempt of the `first` run."""
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{lines[-1] if lines else 'it said nothing'} ({how}; {self._log(run)})"
+        reason = f"{job.last_words()} ({how}; {job.log})"
+        if self._attempts[run.name] < ATTEMPTS:
+            if code in REFUSED:  # its folder holds nothing that could be resumed
+                _remove(run.folder)
+            self._display.say(f"{run.name} failed and is tried once more: {reason}")
+            return True
+        self._display.say(f"{run.name} failed {ATTEMPTS} times: {reason}")
+        if first:
+            raise DataError(f"{run.name}, the first run to end, failed {ATTEMPTS} times: {reason}")
+        return False
 
-    def _fleet(self, done: int) -> Fleet:
-        left = self._total - done
-        spent = sum(time.monotonic() - started for _, _, started in self._busy.values())
-        each = sum(self._seconds) / len(self._seconds) if self._seconds else float("nan")
-        return Fleet(
+    def _progress(self, done: int, total: int) -> Progress:
+        spent = sum(time.monotonic() - started for *_, started in self._busy.values())
+        left = (total - done) * fmean(self._seconds) - spent if self._seconds else math.nan
+        return Progress(
             done=done,
-            total=self._total,
-            running={run.name: _steps(run.folder) for run, _, _ in self._busy.values()},
-            seconds_left=max(0.0, left * each - spent) / self._slots.count,
+            total=total,
+            running={run.name: count_steps(run.folder) for run, *_ in self._busy.values()},
+            seconds_left=left if math.isnan(left) else max(0.0, left) / self._slots.count,
         )
 
 
-def _steps(folder: Path) -> int:
-    try:
-        return (folder / "metrics.jsonl").read_bytes().count(b"\n")
-    except OSError:
-        return 0
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold a study's lock; its descriptor is handed to runs, so it is free only when they are gone too.
-
-    Raises SettingsError where another driver holds it.
-    """
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip()
-                if _alive(holder) or time.monotonic() > deadline:
-                    raise SettingsError(
-                        f"{folder} is being run already (process {holder or 'unknown'}); wait for it, or end it first"
-                    ) from None
-                time.sleep(POLL_SECONDS)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
-def _alive(process: str) -> bool:
-    """Whether the driver that took the lock is there; its runs end soon after it."""
-    if not process.isdigit():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def check_study(expanded: Expanded, folder: Path) -> None:
-    """Raises SettingsError where a study is not what it was when its first run began, or results have other settings.
-
-    What a study declares beforehand stands in declared.json from its first run on; only seeds may be added.
-    """
-    now = declaration(expanded)
-    began = read_declaration(folder)
-    for key in began:
-        if key in now and key != "seeds" and began[key] != now[key]:
-            raise SettingsError(
-                f"{folder} was begun with {key}={began[key]!r}, and the study now says {now[key]!r}; what is declared before "
-                "the first run stays, so give the changed study another --name"
-            )
-    for run in planned_runs(expanded, folder):
-        check_unchanged(run)
-
-
-def declaration(expanded: Expanded) -> dict[str, Any]:
-    """What a study says before its first run, as JSON."""
-    study = expanded.study
-    return {
-        "primary": study.primary,
-        "margin": study.margin,
-        "design": study.design,
-        "arms": {arm.name: list(arm.overrides) for arm in expanded.arms},
-        "budget": study.budget.model_dump(),
-        "seeds": study.seeds,
-    }
-
-
-def check_unchanged(run: Planned) -> None:
-    """Raises SettingsError where a result was made with other settings than the study has now."""
-    if run.status not in DONE:
-        return
-    recorded = build(TrainConfig, read_yaml(str(run.folder / "config.yaml")), str(run.folder))
-    theirs = settings_of(recorded, absolute=True)
-    ours = settings_of(with_chosen(run.arm.config, read_chosen(run.folder)), absolute=True)
-    ours["seed"] = run.arm.seed(run.index)
-    free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
-    if ours["task.date"] == "auto":
-        free.add("task.date")
-    changed = [key for key in ours if key not in free and ours[key] != theirs[key]]
-    if changed:
-        key = changed[0]
-        raise SettingsError(
-            f"{run.folder} was made with {key}={theirs[key]!r}, and the study now says {ours[key]!r}; give the study "
-            "another --name, or remove that folder"
-        )
+def write_job(folder: Path, name: str, config: TrainConfig) -> Job:
+    """Write the settings of a run into settings/ of a folder; its log is to be in logs/."""
+    settings = folder / "settings" / f"{name}.yaml"
+    write_text(settings, dump_yaml(config))
+    return Job(settings, folder / "logs" / f"{name}.txt")
 
 
 def choose_slots(folder: Path, expanded: Expanded, wanted: int, *, keep: bool = True) -> Slots:
-    """Threads and memory of a run are settled when a study begins (`keep`) and stay: sums in another order, or in other
-    micro-batches, differ in their last bits.
+    """The slots on this machine, with the threads and memory of a run that the study began with.
+
+    With `keep` these are recorded: sums in another order, or in other micro-batches, differ in their last bits.
     """
     path = folder / "slots.json"
     began = read_json(path)
@@ -317,19 +183,12 @@ def choose_slots(folder: Path, expanded: Expanded, wanted: int, *, keep: bool = 
     slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes)
     slots = replace(slots, memory_share=float(began.get("memory_share", slots.memory_share)))
     if keep and not began:
-        write_json(path, {"threads": slots.threads, "memory_share": slots.memory_share})
+        write_text(path, as_json({"threads": slots.threads, "memory_share": slots.memory_share}))
     return slots
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def _gpus(expanded: Expanded) -> tuple[int, int]:
-    """How many GPUs the study's runs would use, and the memory of the smallest, in bytes."""
+    """The number of GPUs for the study's runs, and the memory of the smallest in bytes."""
     if expanded.arm(expanded.reference).config.model.device == "cpu":
         return 0, 0
     import torch
@@ -339,7 +198,7 @@ def _gpus(expanded: Expanded) -> tuple[int, int]:
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_symlink():  # what it leads to is none of the study's
+    if folder.is_symlink():  # the folder that it leads to is not the study's
         folder.unlink()
     elif folder.exists():
         shutil.rmtree(folder)

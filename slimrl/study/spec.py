@@ -1,29 +1,31 @@
-"""A study is data: base, arms, seeds, measure. Reading it, expanding its design, refusing what cannot be compared.
+"""A study file: base, arms, seeds and measure. Reads it, expands its design, and refuses arms that cannot be compared.
 
-Every arm is built and checked here, before the first run starts.
+The settings of every arm are built and checked here, before the first run starts.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from slimrl.config.files import build, merge, nearest, parse_override, read_yaml
+from slimrl.config.base import Count, CountOrZero, Positive, Section
+from slimrl.config.files import build, merge, parse_override, read_yaml
+from slimrl.config.mistakes import nearest
 from slimrl.config.places import anchored
-from slimrl.config.schema import Count, CountOrZero, Positive, Section, TrainConfig
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.study.effects import Remark, remarks
+from slimrl.preflight.effects import Remark, remarks
 
-BASE, AGAIN, ALL = "base", "base_again", "all"
-RESERVED = {BASE, AGAIN, ALL, "all_again"}
-AGAIN_SEED = 1_000_000
-"""The A/A arm's seeds start here, far from any that a study gives its arms."""
+BASE, ALL, REPEAT = "base", "all", "_again"
+RESERVED = {BASE, ALL, BASE + REPEAT, ALL + REPEAT}
+REPEAT_SEED = 1_000_000
+"""First seed of the A/A arm, far from those of all other arms."""
 MOST_FACTORS = 6
 LONGEST_STUDY_NAME = 100
 ARM_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -32,22 +34,21 @@ FIXED = {
     "name": "the study names its runs",
     "output": "the study has a folder of its own",
     "log": "what is logged is the study's",
-    "evaluation": "every arm is measured alike; set it under settings",
+    "evaluation": "every arm is measured in the same way; set it under settings",
     "task": "arms with different tasks have no measure in common; set it under settings",
     "max_tokens": "the budget is the study's; see budget",
     "memory_share": "the study shares out the device",
 }
 """Settings that an arm may not change, and why."""
 SET_BY_THE_STUDY = {"seed", "name", "output", "max_tokens", "memory_share"}
-"""Of these, what not even the settings of all arms may say."""
+"""Those of FIXED that may not be under settings either."""
 
 
 class Budget(Section):
     equal: Literal["steps", "tokens"] = "steps"
-    """`steps`: every arm takes the base's steps. `tokens`: every arm samples as many tokens as `tokens` says, in as many
-    steps as that takes."""
+    """`steps`: every arm takes the base's steps. `tokens`: every arm samples `tokens` tokens, in as many steps as that takes."""
     tokens: CountOrZero = 0
-    """Sampled tokens of a run, evaluation not counted; only with equal: tokens."""
+    """Sampled tokens of a run without evaluation; only with equal: tokens."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -57,47 +58,47 @@ class Budget(Section):
 
 
 class Study(Section):
-    """What a study file may say."""
+    """The contents of a study file."""
 
     question: str = ""
-    """What the reader wants to know, in a sentence."""
+    """The question that the study answers, in a sentence."""
     base: tuple[str, ...] = ()
     """Settings files, relative to this one, merged in order."""
     settings: Mapping[str, Any] = {}
     """Settings over those files, for all arms."""
     arms: dict[str, str | list[str]]
-    """One line each: a name, and what it changes, spelled section.key=value."""
+    """By name: the settings that the arm changes, as section.key=value."""
     design: Literal["one_at_a_time", "leave_one_out", "factorial"] = "one_at_a_time"
-    """Base plus each arm; all arms together less each; or every combination of arms."""
+    """The base with each arm alone; all arms together without each; or every combination of arms."""
     seeds: Count = 5
-    """Runs of every arm: seeds 0, 1, 2 and so on."""
+    """Runs of every arm, with seeds 0, 1, 2 and so on."""
     primary: Literal["test/sampled", "test/greedy", "harder/sampled", "harder/greedy"] = "test/sampled"
-    """Held-out accuracy on which verdicts rest, declared before the first run."""
+    """The held-out accuracy that verdicts are based on, declared before the first run."""
     margin: Positive = 0.02
-    """Differences below this do not matter to the reader; 0.02 is two points of accuracy."""
+    """The smallest difference that matters to the reader; 0.02 is two points of accuracy."""
     spread: Positive = 0.02
-    """Expected standard deviation over seeds of a difference, for planning; measured ones replace it."""
+    """Expected standard deviation of a difference over seeds, for planning until one is measured."""
     budget: Budget = Budget()
-    """What every arm may spend."""
+    """The cost at which arms are compared."""
     keep_models: bool = False
-    """Keep every run's trained weights."""
+    """Keep the trained weights of every run."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of a study, built."""
+    """An arm with its settings."""
 
     name: str
     overrides: tuple[str, ...]
     config: TrainConfig
-    """With seed 0; `seeded` gives those of a run."""
-    again: bool
-    """The A/A arm: the reference once more, with other seeds."""
+    """With seed 0; `Planned.config` gives the settings of a run."""
+    is_repeat: bool
+    """True for the A/A arm, which repeats the reference with other seeds."""
     remarks: tuple[Remark, ...]
-    """What to know before the first run: that it cannot act, that it changes more than it says."""
+    """Known before the first run: changes that have no effect, or more than one."""
 
     def seed(self, index: int) -> int:
-        return AGAIN_SEED + index if self.again else index
+        return REPEAT_SEED + index if self.is_repeat else index
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,22 @@ class Comparison:
     weights: Mapping[str, float]
     """By arm; they sum to 0."""
     kind: Literal["switch", "interaction", "together", "noise"]
-    """`noise` is the A/A comparison, which stands outside of Holm's method, as does `together`."""
+    """`noise` is the A/A comparison; `together` is all switches at once. Neither is part of Holm's method."""
+
+    @property
+    def tested(self) -> bool:
+        """True if Holm's method covers it."""
+        return self.kind in ("switch", "interaction")
+
+    @property
+    def is_pair(self) -> bool:
+        """True if it is one arm less another."""
+        return sorted(self.weights.values()) == [-1.0, 1.0]
 
 
 @dataclass(frozen=True)
 class Expanded:
-    """A study ready to run."""
+    """A study that is ready to run."""
 
     name: str
     file: str
@@ -125,21 +136,27 @@ class Expanded:
 
     @property
     def tested(self) -> int:
-        """Comparisons that Holm's method holds together."""
-        return sum(comparison.kind in ("switch", "interaction") for comparison in self.comparisons)
+        """The number of comparisons that Holm's method covers, at least 1."""
+        return max(1, sum(comparison.tested for comparison in self.comparisons))
+
+    @property
+    def repeat(self) -> str:
+        """The name of the A/A arm and of its comparison."""
+        return self.reference + REPEAT
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
     def against(self, arm: Arm) -> Arm:
-        """What an arm is compared with; the reference itself with itself."""
+        """The arm that an arm is compared with; the reference is compared with itself."""
         return self.arm(BASE if arm.name == ALL else self.reference)
 
 
 def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str = "", seeds: int = 0) -> Expanded:
     """Read a study file, merge further ones over it, expand its design and check every arm.
 
-    Further files may hold anything a study file may; their `base` is added. `overrides` are settings of all arms.
+    Further files may hold anything that a study file may; their `base` is added. `overrides` are settings of all arms; `name` and
+    `seeds` replace those of the files.
     Raises SettingsError, one sentence that names the file or the arm.
     """
     merged: dict[str, Any] = {}
@@ -147,11 +164,10 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
     folders: dict[str, Path] = {}
     for file in files:
         read = read_yaml(file)
-        if not {*read} <= {*Study.model_fields}:
-            unknown = min({*read} - {*Study.model_fields})
+        if unknown := sorted(read.keys() - Study.model_fields.keys()):
             raise SettingsError(
-                f"{file}: {unknown} is not part of a study{nearest(unknown, Study.model_fields)}; settings of all arms go "
-                "under settings"
+                f"{file}: {unknown[0]} is not part of a study{nearest(unknown[0], Study.model_fields)}; settings of all arms "
+                "go under settings"
             )
         own = read.pop("base", [])
         if not isinstance(own, list) or not all(isinstance(entry, str) for entry in own):
@@ -169,18 +185,9 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
         study = Study.model_validate({**merged, "base": tuple(base)})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(
-            f"{files[0]}: {where or 'the study'}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
-    settings: dict[str, Any] = {}
-    for entry in base:
-        settings = merge(settings, anchored(_without_sft(read_yaml(entry)), Path(entry).parent))
-    settings = merge(settings, study.settings)
-    for override in overrides:
-        settings = merge(settings, parse_override(override))
-    for key in SET_BY_THE_STUDY & settings.keys():
-        raise SettingsError(f"{key} is not a setting of a study, since {FIXED[key]}; remove it")
+        where = ".".join(map(str, first["loc"])) or "the study"
+        raise SettingsError(f"{files[0]}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    settings = _common_settings(base, study, overrides)
     name = name or "-".join(Path(file).stem for file in files).lower()
     if not re.fullmatch(rf"[a-z0-9][a-z0-9._-]{{0,{LONGEST_STUDY_NAME - 1}}}", name):
         raise SettingsError(
@@ -191,20 +198,34 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
     return Expanded(name, files[0], study, arms, comparisons, reference)
 
 
-def _without_sft(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "sft"}
+def _common_settings(base: Sequence[str], study: Study, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of all arms: the base's files, the study's own, the overrides."""
+    settings: dict[str, Any] = {}
+    for entry in base:
+        own = {key: value for key, value in read_yaml(entry).items() if key != "sft"}
+        settings = merge(settings, anchored(own, Path(entry).parent))
+    settings = merge(settings, study.settings)
+    for override in overrides:
+        settings = merge(settings, parse_override(override))
+    for key in SET_BY_THE_STUDY & settings.keys():
+        raise SettingsError(f"{key} is not a setting of a study, since {FIXED[key]}; remove it")
+    return settings
 
 
 def expand(
-    study: Study, settings: Mapping[str, Any], folders: Mapping[str, Path] | None = None
+    study: Study, settings: Mapping[str, Any], folders: Mapping[str, Path]
 ) -> tuple[tuple[Arm, ...], tuple[Comparison, ...], str]:
-    """The arms of the design with their settings built, the comparisons, and the reference.
+    """The arms of the design with their settings, the comparisons, and the name of the reference.
 
-    `folders` has the folder of the file that an override stands in, to which its paths are relative.
+    `folders` is the folder of the file of each override, to which its paths are relative; by default the working directory.
     """
     lines = {name: tuple([line] if isinstance(line, str) else line) for name, line in study.arms.items()}
     for name, overrides in lines.items():
         _check_arm(name, overrides)
+
+    def together(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(itertools.chain(*(lines[name] for name in names)))
+
     plans: dict[str, tuple[str, ...]] = {BASE: ()}
     comparisons: list[Comparison] = []
     reference = BASE
@@ -215,10 +236,10 @@ def expand(
         case "leave_one_out":
             _check_combinable(lines)
             reference = ALL
-            plans[ALL] = tuple(itertools.chain(*lines.values()))
+            plans[ALL] = together(lines)
             comparisons = [Comparison(ALL, {ALL: 1.0, BASE: -1.0}, "together")]
             for name in lines:
-                plans[f"without_{name}"] = tuple(itertools.chain(*(o for other, o in lines.items() if other != name)))
+                plans[f"without_{name}"] = together(other for other in lines if other != name)
                 comparisons.append(Comparison(name, {ALL: 1.0, f"without_{name}": -1.0}, "switch"))
         case "factorial":
             _check_combinable(lines)
@@ -228,17 +249,17 @@ def expand(
                 )
             names = list(lines)
             cells = [c for size in range(len(names) + 1) for c in itertools.combinations(names, size)]
-            plans = {"+".join(cell) or BASE: tuple(itertools.chain(*(lines[n] for n in cell))) for cell in cells}
+            plans = {"+".join(cell) or BASE: together(cell) for cell in cells}
             comparisons = _effects(names, cells)
-    again = f"{reference}_again"
-    plans[again] = plans[reference]
-    comparisons.append(Comparison(again, {again: 1.0, reference: -1.0}, "noise"))
-    built = {name: _build(name, overrides, settings, study, folders or {}) for name, overrides in plans.items()}
+    repeat = reference + REPEAT
+    plans[repeat] = plans[reference]
+    comparisons.append(Comparison(repeat, {repeat: 1.0, reference: -1.0}, "noise"))
+    built = {name: _build(name, overrides, settings, study, folders) for name, overrides in plans.items()}
     arms = []
     for name, config in built.items():
         other = BASE if name == ALL else reference
-        known = () if name in (other, again) else remarks(built[other], config, other)
-        arms.append(Arm(name, plans[name], config, name == again, known))
+        known = () if name in (other, repeat) else remarks(built[other], config, other)
+        arms.append(Arm(name, plans[name], config, name == repeat, known))
     return tuple(arms), tuple(comparisons), reference
 
 
@@ -256,7 +277,7 @@ def _check_arm(name: str, overrides: Sequence[str]) -> None:
 
 
 def _check_combinable(lines: Mapping[str, Sequence[str]]) -> None:
-    """Arms that set the same thing cannot both be on."""
+    """Raises SettingsError if two arms set the same key, since they cannot both be on."""
     owner: dict[str, str] = {}
     for name, overrides in lines.items():
         for key in {override.partition("=")[0].strip() for override in overrides}:
@@ -268,7 +289,7 @@ def _check_combinable(lines: Mapping[str, Sequence[str]]) -> None:
 
 
 def _effects(names: Sequence[str], cells: Sequence[tuple[str, ...]]) -> list[Comparison]:
-    """Main effects, averaged over the other factors, and how much two factors do to each other's effect."""
+    """Main effects, averaged over the other factors, and interactions of two factors."""
 
     def weights(factors: tuple[str, ...]) -> dict[str, float]:
         share = 2.0 ** (len(factors) - len(names))
@@ -284,7 +305,7 @@ def _effects(names: Sequence[str], cells: Sequence[tuple[str, ...]]) -> list[Com
 def _build(
     name: str, overrides: Sequence[str], settings: Mapping[str, Any], study: Study, folders: Mapping[str, Path]
 ) -> TrainConfig:
-    """An arm's settings; its mistakes name it."""
+    """An arm's settings; raises SettingsError, which names the arm."""
     merged: dict[str, Any] = dict(settings)
     try:
         for override in overrides:

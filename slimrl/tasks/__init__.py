@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slimrl.config.schema import TaskConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem, Rejected
 from slimrl.tasks.answers import Grade, Grader

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from slimrl.tasks import forms
 from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
@@ -15,6 +15,7 @@ from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
 from slimrl.tasks.thinking import committed
 from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
+from slimrl.terms import Checker
 
 if TYPE_CHECKING:
     from slimrl.tasks.symbolic import SymbolicWorker
@@ -58,7 +59,7 @@ class Grader:
     (`slimrl/tasks/forms.py`), and last through math-verify in a process of its own.
     """
 
-    def __init__(self, checker: Literal["numeric", "symbolic"]) -> None:
+    def __init__(self, checker: Checker) -> None:
         self.checker = checker
         self._worker: SymbolicWorker | None = None
         if checker == "symbolic":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, cast, overload
 
-from slimrl.config.schema import ArithmeticConfig
+from slimrl.config.sections import ArithmeticConfig
 from slimrl.records import Problem
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.arithmetic_texts import Kind, Operator

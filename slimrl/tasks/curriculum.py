@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from slimrl.config.schema import CurriculumConfig
+from slimrl.config.sections import CurriculumConfig
 from slimrl.errors import SettingsError
 from slimrl.randomness import generator
 from slimrl.records import Group, Problem

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimrl.config.schema import TaskConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
-from slimrl.tasks.answers import Grade, Grader, parse_number
+from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.rows import Row, plain, read_rows
 from slimrl.tasks.styles import STYLES
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from slimrl import cli
-from slimrl.study.runner import planned_runs
+from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
 from tests.study.folders import write_run
@@ -327,7 +327,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert {"run", "before", "after", "steps", "tokens_generated", "seconds"} <= set(summary)
     assert {"accuracy", "low", "high", "greedy", "n"} <= set(summary["before"])
     assert summary["before"]["n"] == 6
-    assert "everything lies in runs/r" in trained.err
+    assert "everything is in runs/r" in trained.err
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final", "lock",
@@ -395,7 +395,7 @@ def test_rows_left_out_are_noted_and_kept(slimrl, files: dict[str, Path], tiny_f
 def test_final_loads_with_bitwise_equal_logits(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from slimrl.config.schema import ModelConfig
+    from slimrl.config.sections import ModelConfig
     from slimrl.model.loading import load_policy
 
     assert slimrl("train", f"model.path={tiny_folder}", "name=r", *SMALL, "rewards.format=1.0").code == 0

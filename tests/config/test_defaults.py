@@ -15,9 +15,9 @@ from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.preflight.setup import prepare, prepare_training
-from slimrl.rewards.length import soft_overlong
+from slimrl.rewards.builtin import soft_overlong
 from slimrl.sft import sft
-from slimrl.study.runner import planned_runs
+from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from slimrl.train import train
 from tests.conftest import ROOT
@@ -219,7 +219,7 @@ def test_dapo_pays_a_right_answer_at_the_budget_half_way_between_right_and_wrong
 def test_a_study_knows_its_runs_again(tmp_path: Path) -> None:
     """A result has numbers where the study says `auto`: the same study, as long as they were chosen."""
     from slimrl.config.files import dump_yaml
-    from slimrl.study.runner import check_unchanged
+    from slimrl.study.declaration import check_unchanged
 
     (tmp_path / "some.yaml").write_text("arms:\n  a: algorithm.kl_coef=0\nseeds: 1\n")
     run = planned_runs(load_study([str(tmp_path / "some.yaml")], []), tmp_path)[0]

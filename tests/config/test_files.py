@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slimrl.config.files import build, describe_settings, dump_yaml, known_keys, load_config, merge, parse_override
-from slimrl.config.schema import CustomReward, RootConfig, Section, SftRunConfig, TrainConfig
+from slimrl.config.base import Section
+from slimrl.config.files import build, describe_settings, dump_yaml, load_config, merge, parse_override
+from slimrl.config.mistakes import known_keys
+from slimrl.config.rewards import CustomReward
+from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.sft import sft

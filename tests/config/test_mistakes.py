@@ -22,8 +22,9 @@ from slimrl.config.places import anchored, is_hub_name
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import COLUMNS, WIDTH, Display, duration, fitted
 from slimrl.errors import SettingsError
-from slimrl.preflight.effects import NOTHING_SEEN, inert_switches, set_by_hand
+from slimrl.preflight.effects import inert_switches, set_by_hand
 from slimrl.preflight.notes import form_note
+from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.styles import MARKERS, STYLES
 from tests.cli.test_cli import SMALL, slimrl  # noqa: F401
@@ -366,7 +367,8 @@ def test_a_step_is_one_line_of_80_columns(factor: float, steps: int) -> None:
     groups = (None,)
     collected = Collected(groups, (), (), 1)  # type: ignore[arg-type]
     for step in (0, steps - 2):
-        display.step(step, steps, metrics, collected, seconds=0.5 + 1e4 * step, task=None)  # type: ignore[arg-type]
+        timed = metrics | {"time/total": 0.5 + 1e4 * step}
+        display.step(step, steps, timed, collected, task=None)  # type: ignore[arg-type]
     display.stop()
     lines = display.console.export_text().splitlines()
     assert len(lines) == 3, "a title and two rows"
@@ -394,15 +396,15 @@ def test_times_fit() -> None:
 
 
 def test_the_default_run_does_not_warn_about_itself() -> None:
-    inert = inert_switches(TrainConfig(), NOTHING_SEEN)
+    inert = inert_switches(TrainConfig(), NOTHING_OBSERVED)
     assert inert, "run.json and studies have it"
     assert set_by_hand(inert, TrainConfig()) == []
     chosen = load_config(TrainConfig, [], ["algorithm.clip_high=0.28"])
-    assert len(set_by_hand(inert_switches(chosen, NOTHING_SEEN), chosen)) == 1
+    assert len(set_by_hand(inert_switches(chosen, NOTHING_OBSERVED), chosen)) == 1
     as_default = load_config(TrainConfig, [], ["algorithm.clip_high=0.2"])
-    assert len(set_by_hand(inert_switches(as_default, NOTHING_SEEN), as_default)) == 1
+    assert len(set_by_hand(inert_switches(as_default, NOTHING_OBSERVED), as_default)) == 1
     written = build(TrainConfig, TrainConfig().model_dump())
-    assert set_by_hand(inert_switches(written, NOTHING_SEEN), written) == []
+    assert set_by_hand(inert_switches(written, NOTHING_OBSERVED), written) == []
 
 
 def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -440,7 +442,7 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
     assert "after step" not in slimrl("eval", tiny, *SMALL[3:]).err
     for change, words in (
         ("steps=5", "finished with steps=2 and keeps no state of the optimizer"),
-        ("steps=1", "finished with steps=2, so steps=1 lies behind it"),
+        ("steps=1", "finished with steps=2, so steps=1 is already past"),
         ("optimizer.learning_rate=0.5", "would have no effect"),
     ):
         said = slimrl("train", "--resume", "runs/r", change)

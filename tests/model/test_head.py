@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrl.model.head import Head, token_logprobs
+from slimrl.model.head import Head, token_logprobs, token_statistics
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
@@ -42,10 +42,9 @@ def test_chunks_equal_the_plain_computation(softcap: float, temperature: float) 
 
 
 def test_no_token_is_no_error() -> None:
-    logprobs, entropy = token_logprobs(
-        Head(nn.Linear(8, 5)), torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), temperature=1.0
-    )
-    assert len(logprobs) == len(entropy) == 0
+    nothing = (Head(nn.Linear(8, 5)), torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))
+    for found in (token_logprobs(*nothing, temperature=1.0), token_statistics(*nothing, temperature=1.0)):
+        assert [len(part) for part in found] == [0] * len(found)
 
 
 class Outputs(TorchDispatchMode):

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from slimrl.config.schema import ModelConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.loading import adopt, load_policy, taught_instruction, template_terminators
 from slimrl.model.policy import freeze

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slimrl.config.schema import ModelConfig
+from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.loading import load_policy
 from slimrl.model.remote_code import fingerprint_of_code

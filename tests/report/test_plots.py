@@ -10,20 +10,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from slimrl import statistics
+from slimrl.config.schema import TrainConfig
 from slimrl.display.run import WIDTH
-from slimrl.evaluate import Evaluation, SplitEvaluation, compare
-from slimrl.report import plots as pictures
-from slimrl.report import tables
+from slimrl.report import plots, tables
+from slimrl.results import Evaluation, SplitEvaluation, TrainSummary, compare
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.reader import Run
 from slimrl.study.results import collect
-from slimrl.study.runner import planned_runs
+from slimrl.study.runs import Run, planned_runs
 from slimrl.study.spec import load_study
-from slimrl.train import TrainSummary
 from tests.config.test_mistakes import on_a_terminal
 from tests.study.folders import write_run
 from tests.study.synthetic import LINES, make_results
-from tests.test_evaluate import answered
+from tests.test_results import answered
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def test_names_of_effects_lie_on_no_line(drawn: list[Figure]) -> None:
     results = make_results(dict(list(LINES.items())[:4]), seeds=3, steps=3)
     effects = tables.ordered_effects(results)
     long = [replace(e, name=f"{e.name}_with_a_very_long_name"[:40]) for e in effects]
-    pictures.effect_plot(long, 0.05, 0.04)
+    plots.effect_plot(long, 0.05, 0.04)
     (figure,) = drawn
     figure.canvas.draw()
     (axes,) = figure.axes
@@ -80,7 +78,7 @@ def test_names_of_effects_lie_on_no_line(drawn: list[Figure]) -> None:
 
 def panels(results: object, drawn: list[Figure]) -> list[Figure]:
     arms = [arm.name for arm in tables.ordered_arms(results)]  # type: ignore[arg-type]
-    pictures.curve_groups(arms, results.runs)  # type: ignore[attr-defined]
+    plots.curve_groups(arms, results.runs)  # type: ignore[attr-defined]
     return drawn
 
 
@@ -150,10 +148,10 @@ def write_study(folder: Path) -> Path:
 def test_the_closing_table_fits(before: int, after: int) -> None:
     first, last = evaluation(0, before), evaluation(3, after)
     summary = TrainSummary(
-        run="runs/x", before={}, after={}, difference=compare(first, last), harder={}, steps=3, weights="", optimizer="", tokens_generated=1,
+        run="runs/x", before=first.test.summary(), after=last.test.summary(), difference=compare(first, last), harder={}, steps=3, weights="", optimizer="", tokens_generated=1,
         seconds=1.0, inert=[], confounded=[], unscorable={}, profile={},
         memory={"measured": 1.0, "estimated": 1.0, "error": 0.0, "planned": 1.0},
     )  # fmt: skip
     display = on_a_terminal()
-    display.closing(Path("runs/x"), first, last, summary)
+    display.closing(summary, TrainConfig())
     assert max(map(len, display.console.export_text().splitlines())) <= WIDTH

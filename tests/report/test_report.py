@@ -22,15 +22,14 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
-from slimrl.display.run import visible
-from slimrl.report import plots as pictures
-from slimrl.report import prose as words
-from slimrl.report import tables
+from slimrl.report import plots, prose, tables
 from slimrl.report.plots import curve_groups, effect_plot, held_out_points, mean_curve
-from slimrl.report.report import as_csv, as_html, as_json, as_markdown, code, prose, write_reports
-from slimrl.runs.reader import Run
+from slimrl.report.report import as_csv, as_html, as_json, as_markdown, code, escaped, write_reports
 from slimrl.statistics import Judgement, interval, judge
-from slimrl.study.results import Effect, Results
+from slimrl.study.compare import Effect
+from slimrl.study.results import Results
+from slimrl.study.runs import Run
+from slimrl.text import visible
 from tests.study.synthetic import LINES, PRIMARY, make_results, renamed
 
 FEW = dict(list(LINES.items())[:4])
@@ -276,7 +275,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = make_results(FEW, seeds=1)
     old = {path.name: path.read_bytes() for path in write_reports(results, tmp_path).parent.iterdir()}
-    monkeypatch.setattr(words, "legend", lambda _: 1 / 0)
+    monkeypatch.setattr(prose, "legend", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_reports(replace(results, question="another"), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
@@ -343,14 +342,14 @@ def judged(*verdicts: str) -> Results:
     ],
 )  # fmt: skip
 def test_the_answer_follows_from_the_verdicts(verdicts: tuple[str, ...], sentences: list[str]) -> None:
-    assert list(words.answer(judged(*verdicts))) == sentences
+    assert list(prose.answer(judged(*verdicts))) == sentences
 
 
 def test_a_doubtful_winner_is_marked() -> None:
     results = judged("better", "better")
     doubtful = replace(results.arms[1], remarks=(("confounded", "two things at once"),))
     results = replace(results, arms=(results.arms[0], doubtful, *results.arms[2:]))
-    assert words.answer(results) == (
+    assert prose.answer(results) == (
         "2 of 2 switches raise held-out accuracy: no-kl by 5.0 points and clip_higher by 4.0 points.",
         "Of these, with more than one change (see the remarks): no-kl.",
     )
@@ -359,7 +358,7 @@ def test_a_doubtful_winner_is_marked() -> None:
 
 def test_a_winner_below_the_margin_is_marked() -> None:
     results = judged("better", "worse")
-    assert words.answer(replace(results, margin=0.045)) == (
+    assert prose.answer(replace(results, margin=0.045)) == (
         "1 of 2 switches raises held-out accuracy: no-kl by 5.0 points; 1 of 2 lowers it: clip_higher by 4.0 points.",
         "Of these, by less than the margin of 4.5 points: clip_higher.",
     )
@@ -367,7 +366,7 @@ def test_a_winner_below_the_margin_is_marked() -> None:
 
 def test_the_noise_floor_is_of_the_runs_that_are_there() -> None:
     results = make_results(FEW, seeds=4, steps=3, status={("base_again", 1): "missing", ("base", 0): "diverged"})
-    meaning = next(text for title, _, text in words.facts(results) if title == "Noise floor")
+    meaning = next(text for title, _, text in prose.facts(results) if title == "Noise floor")
     assert meaning.startswith("Two sets of 3 runs")
 
 
@@ -402,7 +401,7 @@ def test_remarks_and_inert_switches_are_told() -> None:
 
 @pytest.mark.parametrize("arms", [FEW, LINES], ids=["shared", "one each"])
 def test_what_was_not_measured_is_said(arms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_PANELS", 7)
+    monkeypatch.setattr(plots, "MOST_PANELS", 7)
     results = make_results(arms, seeds=1, steps=4, unmeasured={"no-kl": ["kl"]})
     names = [arm.name for arm in tables.ordered_arms(results)]
     lost = [(g.title, p) for g in curve_groups(names, results.runs) for p in g.panels if p.missing]
@@ -421,7 +420,7 @@ def test_one_seed_is_exploratory_and_undecided() -> None:
     page = Page(as_html(results))
     assert "Exploratory." in page.text
     assert "1 seed per arm, fewer than 5: a hint, not evidence." in page.text
-    assert words.answer(results)[0].startswith(("Nothing is decided", "None of 4"))
+    assert prose.answer(results)[0].startswith(("Nothing is decided", "None of 4"))
     assert page.tables[0]["no-kl"]["p (Holm)"] == "–"
     assert "[" not in page.tables[0]["no-kl"]["Accuracy, %"]
     assert "nan" not in page.text.lower()
@@ -475,7 +474,7 @@ def test_designs_whose_effects_are_no_arms(design: str) -> None:
         assert effects["no-kl"]["Chance of improvement"] == "–"
     else:
         assert notes[0]["no-kl"]["What it is"] == "all less without_no-kl"
-        assert any(s.startswith("All switches together: ") for s in words.answer(results))
+        assert any(s.startswith("All switches together: ") for s in prose.answer(results))
 
 
 def test_an_interaction_is_put_into_words() -> None:
@@ -490,12 +489,12 @@ def test_an_interaction_is_put_into_words() -> None:
             judgement=Judgement("worse", "worse by 3.0 points", 0.04, 0),
         )
 
-    sentence = words.answer(replace(results, effects=tuple(map(decided, results.effects))))[-1]
+    sentence = prose.answer(replace(results, effects=tuple(map(decided, results.effects))))[-1]
     assert sentence == "no-kl x clip_higher: both together give 3.0 points less than the sum of each."
 
 
 def test_more_arms_than_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_PANELS", 7)
+    monkeypatch.setattr(plots, "MOST_PANELS", 7)
     results = make_results(seeds=1, steps=3)
     page = Page(as_html(results))
     assert "Drawn are the first 7 of 12 arms" in page.text
@@ -553,7 +552,7 @@ def test_held_out_points_by_hand() -> None:
 def test_the_effect_plot_has_room_for_every_mean() -> None:
     results = make_results(FEW, seeds=2, status={("no-kl", 0): "diverged"})
     effects = results.effects
-    reach = [pictures._reach(effects, results.noise.floor, results.margin, side) for side in (-1, 1)]
+    reach = [plots._reach(effects, results.noise.floor, results.margin, side) for side in (-1, 1)]
     for effect in effects:
         assert -reach[0] < 100 * effect.difference.mean < reach[1]
     assert min(reach) > 100 * results.margin
@@ -673,8 +672,8 @@ def test_hostile_text_stays_text_on_the_page(
     panels: str, hostile: Results, harmless: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if panels == "one each":
-        monkeypatch.setattr(pictures, "MOST_PANELS", 7)
-        monkeypatch.setattr(pictures, "KINDS", pictures.KINDS[:1])
+        monkeypatch.setattr(plots, "MOST_PANELS", 7)
+        monkeypatch.setattr(plots, "KINDS", plots.KINDS[:1])
         results, tame = hostile, harmless
     else:
         names = dict(zip(["base", "base_again", *FEW], SPITE, strict=False))
@@ -711,13 +710,13 @@ def test_hostile_text_stays_text_in_markdown(hostile: Results, harmless: Results
 
 @pytest.mark.parametrize("text", SPITE)
 def test_escaped_markdown_reads_as_it_was(text: str) -> None:
-    for escaped in (prose(text), code(text)):
-        (_, inline, _) = MarkdownIt("commonmark").parse(f"- x {escaped}")[2:5]
+    for shown in (escaped(text), code(text)):
+        (_, inline, _) = MarkdownIt("commonmark").parse(f"- x {shown}")[2:5]
         read = "".join(child.content for child in inline.children or ()).replace("\u200b", "")
         assert squeezed(read) == squeezed(f"x {visible(text)}")
-    bare = MarkdownIt("commonmark").parse(f"x\n\n{prose(text)}")
+    bare = MarkdownIt("commonmark").parse(f"x\n\n{escaped(text)}")
     assert [token.type for token in bare] == ["paragraph_open", "inline", "paragraph_close"] * 2
-    assert not re.search(r"www\.|://|[^;]@|@\w", prose(text))
+    assert not re.search(r"www\.|://|[^;]@|@\w", escaped(text))
 
 
 def test_numbers_and_plain_words_are_not_defaced_in_markdown() -> None:
@@ -729,7 +728,7 @@ def test_numbers_and_plain_words_are_not_defaced_in_markdown() -> None:
         "▲ better by 4.5 points",
         "algorithm.kl_coef=0.0",
     ):
-        assert prose(text) == text
+        assert escaped(text) == text
     assert code("no-kl") == "`no-kl`"
 
 
@@ -767,12 +766,6 @@ def test_long_completions_are_cut_and_say_so() -> None:
 @pytest.mark.parametrize(
     ("form", "value", "text"),
     [
-        (tables.signed, -0.0004, "+0.0"),
-        (tables.signed, 0.0, "+0.0"),
-        (tables.signed, -0.0006, "-0.1"),
-        (tables.signed, math.nan, "–"),
-        (tables.percent, 0.12345, "12.3"),
-        (tables.percent, math.inf, "–"),
         (tables.probability, 0.0004, "< 0.001"),
         (tables.probability, 0.049, "0.049"),
         (tables.count, 1234567.4, "1,234,567"),

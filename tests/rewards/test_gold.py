@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from slimrl.config.schema import RewardsConfig, TaskConfig
-from slimrl.rewards import check_gold, load_rewards
+from slimrl.config.rewards import RewardsConfig
+from slimrl.config.sections import TaskConfig
+from slimrl.rewards import load_rewards
 from slimrl.rewards.case_study import check_numbers_published
+from slimrl.rewards.gold import check_gold
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.files import load

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from slimrl.config.schema import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Problem
-from slimrl.rewards import Reward, check_gold, load_rewards, score, soft_overlong
-from slimrl.rewards.answer import UNDECIDED
+from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.builtin import BUILT_IN, UNDECIDED, soft_overlong
+from slimrl.rewards.gold import check_gold
+from slimrl.rewards.scoring import Sampled, score
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES, TAGS
@@ -33,7 +35,7 @@ def _completions(n: int, length: int = 3) -> list[Completion]:
 
 
 def _score(reward: Reward, texts: list[str], *, strict: bool = False, task: Task | None = None) -> Any:
-    return score(PROBLEM, _completions(len(texts)), texts, [reward], task or _task(), step=4, strict=strict)
+    return score(Sampled(PROBLEM, _completions(len(texts)), texts, step=4, strict=strict), [reward], task or _task())
 
 
 def _reward(function: Any, low: float = 0.0, high: float = 1.0, weight: float = 1.0, kind: Any = "text") -> Reward:
@@ -43,17 +45,25 @@ def _reward(function: Any, low: float = 0.0, high: float = 1.0, weight: float = 
 def test_correct_and_format_are_paid_by_weight() -> None:
     rewards = load_rewards(RewardsConfig(correct=2.0, format=0.5), _task(), max_new_tokens=64)
     texts = ["#### 18", "#### 17", "18", "#### 18 eggs"]
-    group = score(PROBLEM, _completions(4), texts, rewards, _task(), step=4)
+    group = score(Sampled(PROBLEM, _completions(4), texts, step=4), rewards, _task())
     assert [rollout.reward for rollout in group.rollouts] == [2.5, 0.5, 0.0, 2.5]
     assert [rollout.correct for rollout in group.rollouts] == [True, False, False, True]
     assert group.rollouts[1].scores == {"correct": 0.0, "format": 1.0}
     assert (group.step, group.problem, group.rollouts[0].text) == (4, PROBLEM, "#### 18")
 
 
+def test_every_weight_has_a_row_in_the_table_and_every_row_a_weight() -> None:
+    weights = RewardsConfig.weights()
+    assert list(weights) == list(BUILT_IN)
+    assert {name for name, weight in weights.items() if weight.case_study} == {
+        name for name, row in BUILT_IN.items() if row.as_published is not None
+    }
+
+
 def test_correct_is_recorded_when_it_is_not_paid() -> None:
     rewards = load_rewards(RewardsConfig(correct=0.0, format=1.0), _task(), max_new_tokens=64)
     assert [reward.name for reward in rewards] == ["format"]
-    assert score(PROBLEM, _completions(1), ["#### 18"], rewards, _task(), step=0).rollouts[0].correct
+    assert score(Sampled(PROBLEM, _completions(1), ["#### 18"], step=0), rewards, _task()).rollouts[0].correct
 
 
 EXPLOITS = [
@@ -76,7 +86,7 @@ EXPLOITS = [
 @pytest.mark.parametrize("text", EXPLOITS, ids=range(len(EXPLOITS)))
 def test_exploits_do_not_earn_correct(text: str) -> None:
     rewards = load_rewards(RewardsConfig(), _task(), max_new_tokens=64)
-    rollout = score(PROBLEM, _completions(1), [text], rewards, _task(), step=0).rollouts[0]
+    rollout = score(Sampled(PROBLEM, _completions(1), [text], step=0), rewards, _task()).rollouts[0]
     assert (rollout.reward, rollout.correct, rollout.unscorable) == (0.0, False, "")
 
 
@@ -117,7 +127,10 @@ def test_as_published_changes_the_function() -> None:
     for published, points in ((True, 1.5), (False, 3.0)):
         config = RewardsConfig(correct=0.0, check_answer=1.0, as_published=published)
         rewards = load_rewards(config, _task("tags"), max_new_tokens=64)
-        assert score(PROBLEM, _completions(1), [text], rewards, _task("tags"), step=0).rollouts[0].reward == points
+        assert (
+            score(Sampled(PROBLEM, _completions(1), [text], step=0), rewards, _task("tags")).rollouts[0].reward
+            == points
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +144,7 @@ def test_soft_overlong_by_hand(length: int, value: float) -> None:
 def test_soft_overlong_is_added_once_to_the_sum() -> None:
     config = RewardsConfig(correct=1.0, format=1.0, soft_overlong=0.5, overlong_buffer=4)
     rewards = load_rewards(config, _task(), max_new_tokens=16)
-    group = score(PROBLEM, _completions(1, length=14), ["#### 18"], rewards, _task(), step=0)
+    group = score(Sampled(PROBLEM, _completions(1, length=14), ["#### 18"], step=0), rewards, _task())
     assert group.rollouts[0].scores == {"correct": 1.0, "format": 1.0, "soft_overlong": -0.5}
     assert group.rollouts[0].reward == 1.75
 
@@ -144,7 +157,7 @@ def test_a_function_receives_what_trl_passes() -> None:
         return [0.0] * len(completions)
 
     task = _task(instruction="Be brief.")
-    score(PROBLEM, _completions(2), ["a", "b"], [_reward(spy)], task, step=0)
+    score(Sampled(PROBLEM, _completions(2), ["a", "b"], step=0), [_reward(spy)], task)
     assert seen == {
         "prompts": ["Be brief.\n\n" + PROBLEM.question] * 2,
         "completions": ["a", "b"],
@@ -156,7 +169,7 @@ def test_a_function_receives_what_trl_passes() -> None:
         "difficulty": [1.0] * 2,
         "tag": ["easy"] * 2,
     }
-    score(PROBLEM, _completions(1), ["a"], [_reward(spy, kind="messages")], task, step=0)
+    score(Sampled(PROBLEM, _completions(1), ["a"], step=0), [_reward(spy, kind="messages")], task)
     assert seen["completions"] == [[{"role": "assistant", "content": "a"}]]
     assert seen["prompts"] == [task.messages(PROBLEM)]
 
@@ -172,7 +185,9 @@ def test_none_is_left_out_of_the_sum_as_in_trl() -> None:
     """Two rewards for two kinds of problems, each None on the other's."""
     first = Reward("first", lambda completions, **_: [1.0, None], 2.0, 0.0, 1.0)
     second = Reward("second", lambda completions, **_: [None, 0.5], 1.0, 0.0, 1.0)
-    rollouts = score(PROBLEM, _completions(2), ["a", "b"], [first, second], _task(), step=0, strict=True).rollouts
+    rollouts = score(
+        Sampled(PROBLEM, _completions(2), ["a", "b"], step=0, strict=True), [first, second], _task()
+    ).rollouts
     assert [r.reward for r in rollouts] == [2.0, 0.5]
     assert [r.unscorable for r in rollouts] == ["", ""]
     assert [dict(r.scores) for r in rollouts] == [{"first": 1.0}, {"second": 0.5}]
@@ -181,14 +196,14 @@ def test_none_is_left_out_of_the_sum_as_in_trl() -> None:
 def test_a_reward_that_fails_makes_the_row_unscorable_whatever_the_others_say() -> None:
     good = Reward("good", lambda completions, **_: [1.0], 1.0, 0.0, 1.0)
     bad = _reward(lambda completions, **_: [math.nan])
-    rollout = score(PROBLEM, _completions(1), ["#### 18"], [good, bad], _task(), step=0).rollouts[0]
+    rollout = score(Sampled(PROBLEM, _completions(1), ["#### 18"], step=0), [good, bad], _task()).rollouts[0]
     assert (rollout.scores, rollout.reward, rollout.correct) == ({"good": 1.0}, 0.0, True)
     assert rollout.unscorable == "reward mine returned nan"
 
 
 def test_a_missed_deadline_is_unscorable_and_no_fault_of_the_function() -> None:
     slow = Reward("slow", lambda completions, **_: [UNDECIDED], 1.0, 0.0, 1.0)
-    rollout = score(PROBLEM, _completions(1), ["#### 18"], [slow], _task(), step=0, strict=True).rollouts[0]
+    rollout = score(Sampled(PROBLEM, _completions(1), ["#### 18"], step=0, strict=True), [slow], _task()).rollouts[0]
     assert rollout.unscorable == "reward slow reached no verdict in time"
 
 
@@ -197,7 +212,10 @@ def test_columns_may_have_any_name(column: str) -> None:
     problem = Problem("p/1", "q", "18", columns={column: "math"})
     config = RewardsConfig(correct=1.0, format=1.0, soft_overlong=1.0)
     rewards = load_rewards(config, _task(), max_new_tokens=64)
-    assert score(problem, _completions(1), ["#### 18"], rewards, _task(), step=0, strict=True).rollouts[0].reward == 2.0
+    assert (
+        score(Sampled(problem, _completions(1), ["#### 18"], step=0, strict=True), rewards, _task()).rollouts[0].reward
+        == 2.0
+    )
 
 
 @pytest.mark.parametrize("values", [np.array([0.5]), [np.float32(0.5)], torch.tensor([0.5]), [torch.tensor(0.5)]])
@@ -278,7 +296,7 @@ def test_custom_functions_are_loaded_from_files(tmp_path: Path, monkeypatch: pyt
     config = _custom(tmp_path / "my_rewards.py", CODE, weight=0.5)
     rewards = load_rewards(config, _task(), max_new_tokens=64)
     assert [(reward.name, reward.weight, reward.best) for reward in rewards] == [("mine", 0.5, 2.0)]
-    assert score(PROBLEM, _completions(1), ["18"], rewards, _task(), step=0).rollouts[0].reward == 1.0
+    assert score(Sampled(PROBLEM, _completions(1), ["18"], step=0), rewards, _task()).rollouts[0].reward == 1.0
     monkeypatch.chdir(tmp_path)
     relative = RewardsConfig(custom={"my_rewards.py:mine": CustomReward(low=0.0, high=2.0)})
     assert [reward.name for reward in load_rewards(relative, _task(), max_new_tokens=64)] == ["correct", "mine"]

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from slimrl import errors
-from slimrl.config.schema import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem
-from slimrl.rewards import load_rewards, score
+from slimrl.rewards import load_rewards
+from slimrl.rewards.scoring import Sampled, score
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
@@ -174,7 +175,7 @@ def test_groups_are_those_of_score(rewards: str, workers: int, mine: Path) -> No
     style = "hashes" if rewards in ("built in", "custom") else "tags"
     task, texts = _task(style), TEXTS[style]
     completions, loaded = _completions(texts), load_rewards(config, task, max_new_tokens=8)
-    expected = [score(problem, completions, texts, loaded, task, step=4) for problem in PROBLEMS]
+    expected = [score(Sampled(problem, completions, texts, step=4), loaded, task) for problem in PROBLEMS]
     with _scorer(config, workers, task) as scorer:
         futures = [scorer.submit(problem, completions, texts, step=4) for problem in PROBLEMS * 3]
         groups = [future.result(SECONDS) for future in futures]
@@ -328,7 +329,7 @@ def test_symbolic_checker_in_a_worker(mine: Path) -> None:
 
 PARENT = """
 import json, sys, time
-from slimrl.config.schema import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.records import Completion, Problem
 from slimrl.rewards import load_rewards
 from slimrl.rewards.workers import Scorer, worker_count

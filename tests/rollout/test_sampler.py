@@ -14,10 +14,11 @@ from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.machine.signals import Stopped
 from slimrl.model.policy import Policy
+from slimrl.results import TrainSummary
 from slimrl.rollout import Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.sft import sft
-from slimrl.train import TrainSummary, train
+from slimrl.train import train
 from tests.scripted import Scripted, Tape, recorder, total
 from tests.session.test_resume import StopAt
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.evaluate import Evaluation, SplitEvaluation, compare, read_evaluations
+from slimrl.results import Evaluation, SplitEvaluation, compare
 from slimrl.runs.files import as_jsonl
-from slimrl.runs.measured import Measured
-from tests.test_evaluate import answered
+from slimrl.runs.measured import Measured, read_evaluations
+from tests.test_results import answered
 
 
 def evaluation(step: int, right: int) -> Evaluation:

@@ -11,10 +11,10 @@ import pytest
 from slimrl.config.files import build, load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.report.report import _replace
 from slimrl.runs.directory import new_run
-from slimrl.runs.reader import run_folder
-from slimrl.study.runner import Planned, _remove, planned_runs
+from slimrl.runs.files import write_text
+from slimrl.study.runner import _remove
+from slimrl.study.runs import Planned, planned_runs, run_folder
 from slimrl.study.spec import load_study
 
 NAMES = [
@@ -128,7 +128,7 @@ def test_a_study_removes_a_link_and_not_what_it_leads_to(around: Path) -> None:
         assert not run.folder.is_symlink()
     report = Path("out") / "report.html"
     report.symlink_to(kept)
-    _replace(report, "text")
+    write_text(report, "text")
     assert kept.read_text() == ""
     assert report.read_text() == "text"
 

@@ -334,7 +334,7 @@ def test_what_was_found_of_memory_is_remembered(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Microbatcher, "statistics", limited)
     monkeypatch.setattr(
-        "slimrl.session.keeping.Keeper.finish", lambda *_: None
+        "slimrl.session.keeper.Keeper.finish", lambda *_: None
     )  # so that the checkpoint of the last step stays
     planned = "optimizer.microbatch_tokens=512"
     run(tmp_path, "a", planned, "steps=2", "checkpoint.every=1")

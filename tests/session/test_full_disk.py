@@ -17,7 +17,7 @@ from slimrl.config.schema import SftRunConfig
 from slimrl.display.run import Display
 from slimrl.errors import DiskError
 from slimrl.runs import checkpoints as checkpoint_files
-from slimrl.runs import directory, durable
+from slimrl.runs import directory, durable, files
 from slimrl.runs.checkpoints import checkpoints
 from slimrl.sft import sft
 from tests.session.test_resume import content, run
@@ -85,7 +85,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_run(
         else:
             fill(where, patch)
         with pytest.raises(
-            DiskError, match=rf"free space .*slimrl train --resume {tmp_path}/a goes on after step {left}$"
+            DiskError, match=rf"free space .*slimrl train --resume {tmp_path}/a continues after step {left}$"
         ):
             run(tmp_path, "a")
     state = json.loads((tmp_path / "a" / "run.json").read_text())
@@ -111,7 +111,7 @@ def test_what_waits_in_memory_is_written_before_a_run_counts_as_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(directory, "write_text", write)
-        with pytest.raises(DiskError, match=r"goes on after step 4$"):  # a checkpoint never outruns what it relies on
+        with pytest.raises(DiskError, match=r"continues after step 4$"):  # a checkpoint never outruns what it relies on
             run(tmp_path, "a")
     run(tmp_path, "a", resume=True)
     assert content(tmp_path / "a") == content(undisturbed)
@@ -122,7 +122,7 @@ def test_without_a_checkpoint_it_is_said_that_the_run_begins_again(
 ) -> None:
     monkeypatch.setattr(checkpoint_files, "write_tensors", refuse(FULL))
     fill("model", monkeypatch)
-    with pytest.raises(DiskError, match="goes on again from its beginning, to the same end"):
+    with pytest.raises(DiskError, match="continues from its beginning, to the same end"):
         run(tmp_path, "a")
 
 
@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_at_the_end_of_imitation(
     config = load_config(SftRunConfig, [], [*settings, *held_out])
     with monkeypatch.context() as patch:
         fill(where, patch)
-        with pytest.raises(DiskError, match=rf"slimrl sft --resume {tmp_path}/s goes on after step 3$"):
+        with pytest.raises(DiskError, match=rf"slimrl sft --resume {tmp_path}/s continues after step 3$"):
             sft(config, Display(quiet=True))
     assert sft(config, Display(quiet=True), resume=True).steps == 3
     assert (tmp_path / "s" / "final" / "model.safetensors").is_file()
@@ -164,7 +164,7 @@ def test_the_command_ends_with_a_code_of_its_own(
 
 
 def test_a_report_that_finds_no_room_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimrl.study.runner import planned_runs
+    from slimrl.study.runs import planned_runs
     from slimrl.study.spec import load_study
 
     (tmp_path / "s.yaml").write_text("seeds: 2\narms: {kl: algorithm.kl_coef=0}\n")
@@ -172,15 +172,15 @@ def test_a_report_that_finds_no_room_is_written_later(tmp_path: Path, monkeypatc
     for planned in planned_runs(expanded, tmp_path / "runs" / expanded.name):
         write_run(planned, [1, 2])
     command = ["study", "report", str(tmp_path / "s.yaml"), "--output", str(tmp_path / "runs")]
-    own = Path.write_text
+    own = files.write_bytes
 
-    def write(path: Path, *args: object, **more: object) -> int:
+    def write(path: Path, data: bytes) -> files.Written:
         if "report.md" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return own(path, *args, **more)  # type: ignore[arg-type]
+        return own(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write)
+        patch.setattr(files, "write_bytes", write)
         with pytest.raises(DiskError, match=r"report\.md cannot be written .*free space .*slimrl study report"):
             cli.cli.main(command, standalone_mode=False)
     cli.cli.main(command, standalone_mode=False)

@@ -9,7 +9,6 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,12 +19,13 @@ from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.loading import load_policy
+from slimrl.results import TrainSummary
 from slimrl.rollout.engine import RolloutEngine
-from slimrl.runs import durable
 from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, write_checkpoint
-from slimrl.runs.files import read_metrics
+from slimrl.runs.files import HashedFile
+from slimrl.runs.reader import read_metrics
 from slimrl.session.resume import LENGTH, MAY_CHANGE
-from slimrl.train import TrainSummary, train
+from slimrl.train import train
 from tests.conftest import ROOT
 
 EVERYTHING = (
@@ -38,14 +38,18 @@ EVERYTHING = (
 
 
 class StopAt(Stop):
-    """Asks to stop at the n-th moment at which that is possible."""
+    """Asks to stop at the n-th moment of a run at which that is possible."""
 
     def __init__(self, moment: int) -> None:
         super().__init__()
-        self.left = moment
+        self.left, self.begun = moment, False
+
+    def defer(self) -> None:
+        self.begun = True
+        super().defer()
 
     def check(self) -> None:
-        self.left -= 1
+        self.left -= self.begun
         if self.left == 0:
             self.ask("a test", 75)
         super().check()
@@ -101,7 +105,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(
     assert interrupt(tmp_path, "a", max(1, round(share * moments))) == 75
     state = json.loads((tmp_path / "a" / "run.json").read_text())
     assert state["status"] == "preempted"
-    taken = len(read_metrics(tmp_path / "a" / "metrics.jsonl"))
+    taken = len(read_metrics(tmp_path / "a"))
     assert newest(tmp_path / "a" / "checkpoints")[0].step == taken, "nothing that was done is lost"  # type: ignore[union-attr]
     run(tmp_path, "a", resume=True)
     assert content(tmp_path / "a") == content(folder)
@@ -178,7 +182,7 @@ def stopped(tmp_path: Path, undisturbed: tuple[Path, int]) -> Iterator[Path]:
 
 
 def test_an_unfinished_run_says_how_to_go_on(stopped: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"go on with slimrl train --resume {stopped}, or choose another name"):
+    with pytest.raises(SettingsError, match=rf"resume it with slimrl train --resume {stopped}, or choose another name"):
         run(stopped.parent, "a")
 
 
@@ -213,13 +217,8 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
 def test_fewer_slots_act_and_are_said_to_change_last_bits(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, slots = RolloutEngine.generate, set()
-
-    def noted(self: RolloutEngine, *args: Any, **more: Any) -> Any:
-        slots.add(self.slots)
-        return own(self, *args, **more)
-
-    monkeypatch.setattr(RolloutEngine, "generate", noted)
+    own, slots = RolloutEngine._sample, set()
+    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
     config = load_config(TrainConfig, [], [f"output={stopped.parent}", "name=a", *EVERYTHING, "rollout.slots=3"])
     train(config, Display(), resume=True)
     assert slots == {3}
@@ -241,7 +240,7 @@ def test_more_steps_go_further(tmp_path: Path) -> None:
 
 
 def test_other_software_is_refused_unless_forced(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimrl.session.resume.files_digest", lambda paths: f"other {len(list(paths))}")
+    monkeypatch.setattr("slimrl.session.identity.files_digest", lambda paths: f"other {len(list(paths))}")
     with pytest.raises(SettingsError, match=r"SlimRL's own code changed.*--force"):
         run(stopped.parent, "a", resume=True)
     assert run(stopped.parent, "a", resume=True, force=True).steps == 5
@@ -249,11 +248,11 @@ def test_other_software_is_refused_unless_forced(stopped: Path, monkeypatch: pyt
 
 def test_other_problems_and_other_first_weights_are_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("slimrl.session.resume._data", lambda _: "other")
+        patch.setattr("slimrl.session.identity._data", lambda _: "other")
         with pytest.raises(SettingsError, match="the problems of the task, or their prompts, are not those"):
             run(stopped.parent, "a", resume=True, force=True)
     with monkeypatch.context() as patch:
-        patch.setattr("slimrl.session.resume.digest", lambda _: "other")
+        patch.setattr("slimrl.session.identity.digest", lambda _: "other")
         with pytest.raises(SettingsError, match=r"the weights of model\.path are not those"):
             run(stopped.parent, "a", resume=True, force=True)
 
@@ -414,7 +413,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     train(config, Display(), resume=True)
     said = capsys.readouterr().err
     assert f"{last.path} is damaged and not used: optimizer.safetensors has another sha256" in said
-    assert f"going on after step {previous.step}" in said
+    assert f"resuming after step {previous.step}" in said
     assert content(stopped) == content(undisturbed[0])
 
 
@@ -430,9 +429,9 @@ class FullDisk:
 
     def __init__(self, room: int, refusals: int) -> None:
         self.room, self.refusals, self.refused = room, refusals, 0
-        self.write = durable._Hashed.write
+        self.write = HashedFile.write
 
-    def take(self, file: durable._Hashed, data: bytes | memoryview) -> None:
+    def take(self, file: HashedFile, data: bytes | memoryview) -> None:
         self.room -= len(data)
         if self.room < 0 and self.refused < self.refusals:
             self.refused += 1
@@ -468,7 +467,7 @@ def test_a_full_disk_loses_no_checkpoint_and_ends_no_run(
     disk = FullDisk(random.Random(seed).randrange(60_000, 12_000_000), refusals=3)
     safe: list[int] = []
 
-    def write(file: durable._Hashed, data: bytes | memoryview) -> None:
+    def write(file: HashedFile, data: bytes | memoryview) -> None:
         try:
             disk.take(file, data)
         except OSError:
@@ -476,7 +475,7 @@ def test_a_full_disk_loses_no_checkpoint_and_ends_no_run(
             safe.append(found.step if found else 0)
             raise
 
-    monkeypatch.setattr(durable._Hashed, "write", write)
+    monkeypatch.setattr(HashedFile, "write", write)
     run(tmp_path, "a", "checkpoint.every=1")
     assert disk.refused == len(safe) == 3
     assert safe == sorted(safe), "no checkpoint was lost"

@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 
 from slimrl.config.files import dump_yaml
-from slimrl.study.launcher import Slots
-from slimrl.study.runner import Planned
+from slimrl.study.runs import Planned
 
 PROBLEMS = 10
 
@@ -48,7 +47,7 @@ def write_run(
 ) -> None:
     """A run after which the problems with these numbers are right."""
     (run.folder / "evals").mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.yaml").write_text(dump_yaml(run.config(Slots(1, 1, 1.0))))
+    (run.folder / "config.yaml").write_text(dump_yaml(run.config(1.0)))
     rows = [
         {
             "step": step + 1, "num_tokens": tokens * (step + 1), "time/total": 2.0 * (step + 1), "time/rollout": 1.0,

@@ -14,8 +14,9 @@ from scipy import stats
 
 from slimrl import statistics
 from slimrl.config.files import settings_of
-from slimrl.runs.reader import CURVES, Run, Status, value
-from slimrl.study.results import ArmResult, Noise, Results, compare
+from slimrl.study.compare import ArmResult, Noise, compare
+from slimrl.study.results import Results
+from slimrl.study.runs import CURVES, Outcome, Run
 from slimrl.study.spec import Arm, Expanded, Study, expand
 
 PRIMARY = "test/sampled"
@@ -43,13 +44,13 @@ def make_results(
     design: str = "one_at_a_time",
     seeds: int = 5,
     steps: int = 30,
-    status: Mapping[tuple[str, int], Status] | None = None,
+    status: Mapping[tuple[str, int], Outcome] | None = None,
     unmeasured: Mapping[str, Collection[str]] | None = None,
     spread: float = 0.012,
 ) -> Results:
     """A study of these arms; `status` of runs by arm and seed index (else finished), curves that an arm lacks by arm."""
     study = Study.model_validate({"question": QUESTION, "arms": dict(lines), "design": design, "seeds": seeds})
-    arms, comparisons, reference = expand(study, {})
+    arms, comparisons, reference = expand(study, {}, {})
     expanded = Expanded("synthetic", "synthetic.yaml", study, arms, comparisons, reference)
     known = status or {}
     runs = {
@@ -75,12 +76,12 @@ def make_results(
         arms=tuple(_over_seeds(arm, runs[arm.name]) for arm in arms),
         effects=effects,
         noise=_noise([*runs[reference], *runs[f"{reference}_again"]], seeds),
-        detectable=statistics.detectable_effect(seeds, spread, max(1, expanded.tested)),
+        detectable=statistics.detectable_effect(seeds, spread, expanded.tested),
         cannot_tell=(
             "True differences below about 2.6 points would mostly go unseen.",
             "One model (builtin), one task (arithmetic), one learning rate (0.0002) and one batch size: nothing follows for others.",
         ),
-        samples=_samples([arm for arm in arms if not arm.again and runs[arm.name][0].status == "finished"]),
+        samples=_samples([arm for arm in arms if not arm.is_repeat and runs[arm.name][0].status == "finished"]),
         settings=settings_of(expanded.arm(reference).config),
         versions={"slimrl": "0.1.0", "torch": "2.11.0", "device": "cpu"},
         runs=tuple(every),
@@ -91,7 +92,7 @@ def make_run(
     arm: Arm,
     index: int,
     steps: int,
-    status: Status = "finished",
+    status: Outcome = "finished",
     unmeasured: Collection[str] = (),
     spread: float = 0.012,
 ) -> Run:
@@ -182,13 +183,13 @@ def _over_seeds(arm: Arm, runs: Sequence[Run]) -> ArmResult:
         finished=len(finished),
         diverged=sum(r.status == "diverged" for r in runs),
         failed=sum(r.status == "failed" for r in runs),
-        primary=statistics.interval([value(r, PRIMARY) for r in counted]),
+        primary=statistics.interval([r.value(PRIMARY) for r in counted]),
         measures=measures,
     )
 
 
 def _noise(runs: Sequence[Run], seeds: int) -> Noise:
-    values = [value(run, PRIMARY) for run in runs if run.counts]
+    values = [run.value(PRIMARY) for run in runs if run.counts]
     if len(values) < 3:
         return Noise(math.nan, math.nan)
     sd = float(np.std(values, ddof=1))

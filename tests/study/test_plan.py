@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DataError
-from slimrl.preflight.effects import Seen
+from slimrl.preflight.observed import Observed
 from slimrl.statistics import detectable_effect, seeds_needed
 from slimrl.study import plan as planning
 from slimrl.study.plan import Measured, plan_study, sentences
-from slimrl.study.runner import planned_runs
+from slimrl.study.results import collect
+from slimrl.study.runs import planned_runs
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import write_run
 
@@ -24,7 +25,7 @@ arms:
   dynamic: algorithm.dynamic_sampling=refill
   clip: algorithm.clip_high=0.3
 """
-SEEN = Seen(completions=64, truncated=0, longest=20, shortest=3, groups=8, constant=4)
+SEEN = Observed(completions=64, truncated=0, longest=20, shortest=3, groups=8, constant=4)
 
 
 @pytest.fixture
@@ -77,7 +78,24 @@ def test_a_measured_spread_replaces_the_expected_one(expanded: Expanded, tmp_pat
         write_run(run, list(right), weights="" if run.arm.name == "dynamic" else f"{run.index}")
     plan = plan_study(expanded, tmp_path, slots=1, effects=())
     assert plan.spread == pytest.approx(0.1 / 3**0.5), "differences of 0, 0.1, 0, 0.1"
-    assert plan.spread_from == "measured on 1 arms"
+    assert plan.spread_from == "measured on 1 arm"
+
+
+@pytest.mark.parametrize(
+    ("right", "source"), [((1, 9), "measured on the A/A arm"), ((4, 4), "as the study file expects")]
+)
+def test_noise_replaces_the_expected_spread_where_it_is_larger_and_no_switch_is_measured(
+    expanded: Expanded, tmp_path: Path, right: tuple[int, int], source: str
+) -> None:
+    for run in planned_runs(expanded, tmp_path):
+        if run.arm.name in ("base", "base_again"):
+            write_run(run, list(range(right[run.index % 2] if run.arm.is_repeat else right[0])), steps=10)
+    plan = plan_study(expanded, tmp_path, slots=1, effects=())
+    sd = 0.1 * (right[1] - right[0]) / 3**0.5
+    assert plan.spread == pytest.approx(max(sd, expanded.study.spread)), "differences of 0, 0.8, 0 and 0.8, or none"
+    assert plan.spread_from == source
+    results = collect(expanded, tmp_path)
+    assert (results.detectable, plan.detectable) == (plan.detectable, detectable_effect(4, plan.spread, 3))
 
 
 def test_what_the_probe_shows_to_be_idle_is_said(

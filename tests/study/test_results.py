@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DataError
-from slimrl.evaluate import paired_difference
-from slimrl.runs.reader import LONGEST_NAME, read_run, run_folder
-from slimrl.study.results import Effect, Results, collect
-from slimrl.study.runner import planned_runs
+from slimrl.statistics import paired_difference
+from slimrl.study.compare import Effect
+from slimrl.study.results import Results, collect
+from slimrl.study.runs import planned_runs, run_folder
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import PROBLEMS, write_run
 
@@ -236,24 +236,6 @@ def test_an_unreadable_file_makes_a_run_missing_and_no_traceback(expanded: Expan
     fill(expanded, tmp_path)
     (run_folder(tmp_path, "good", 0) / "run.json").write_text("{")
     assert [run.status for run in collect(expanded, tmp_path).runs].count("missing") == 1
-
-
-def test_a_completion_with_line_ends_of_other_kinds_loses_no_row(expanded: Expanded, tmp_path: Path) -> None:
-    run = planned_runs(expanded, tmp_path)[0]
-    write_run(run, [1, 2])
-    whole = read_run(run.folder, run.arm, run.index, "test/sampled")
-    path = run.folder / "evals" / "step-00000003.jsonl"
-    path.write_text(path.read_text().replace("text of 2", "\u2028\u2029\x85"))
-    assert read_run(run.folder, run.arm, run.index, "test/sampled").items == whole.items
-    assert len(whole.items) == 10
-
-
-def test_folders_of_long_names_stay_short_and_apart(tmp_path: Path) -> None:
-    names = {
-        run_folder(tmp_path, "+".join([*parts, "x" * 30]), 0).name for parts in (["a" * 40], ["a" * 40, "b"], ["b"])
-    }
-    assert len(names) == 3
-    assert max(map(len, names)) <= LONGEST_NAME + 2
 
 
 def test_everything_is_plain_data(expanded: Expanded, tmp_path: Path) -> None:

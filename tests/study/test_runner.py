@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,20 +18,13 @@ import pytest
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.runs.reader import read_declaration
-from slimrl.study import runner as drive
-from slimrl.study.launcher import Job, LocalLauncher, Slots, divide
+from slimrl.runs.lock import Lock
+from slimrl.study import declaration, runner
+from slimrl.study.declaration import check_study, check_unchanged, read_declaration
+from slimrl.study.launcher import Job
 from slimrl.study.results import collect
-from slimrl.study.runner import (
-    Fleet,
-    Planned,
-    check_study,
-    check_unchanged,
-    choose_slots,
-    locked,
-    planned_runs,
-    run_study,
-)
+from slimrl.study.runner import Progress, choose_slots, run_study
+from slimrl.study.runs import Planned, planned_runs
 from slimrl.study.spec import Expanded, load_study
 from tests.study.folders import write_run
 
@@ -44,12 +38,14 @@ class Quiet:
         self.said: list[str] = []
         self.done: list[str] = []
         self.most_at_once = 0
+        self.progress: list[Progress] = []
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def watch(self, fleet: Fleet) -> None:
-        self.most_at_once = max(self.most_at_once, len(fleet.running))
+    def watch(self, progress: Progress) -> None:
+        self.most_at_once = max(self.most_at_once, len(progress.running))
+        self.progress.append(progress)
 
     def ended(self, run: Planned, seconds: float) -> None:
         assert seconds >= 0
@@ -57,7 +53,7 @@ class Quiet:
 
 
 class Scripted:
-    """A launcher whose runs take two looks and end as `outcome` says; it replaces the local one."""
+    """A second `Launcher`: its runs take two looks and end as `outcome` says."""
 
     def __init__(self, runs: list[Planned], outcome: Callable[[str, int], str]) -> None:
         self.runs = {run.name: run for run in runs}
@@ -96,39 +92,38 @@ def expanded(tmp_path: Path) -> Expanded:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drive, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(drive, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(runner, "LOCK_SECONDS", 0.2)
 
 
 def go(
     expanded: Expanded,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
     outcome: Callable[[str, int], str] = lambda *_: "finished",
     slots: int = 2,
 ) -> tuple[Scripted, Quiet, list[Planned]]:
     launcher, display = Scripted(planned_runs(expanded, folder), outcome), Quiet()
-    monkeypatch.setattr(drive, "LocalLauncher", lambda *_: launcher)
-    failed = run_study(expanded, folder, slots=slots, display=display)
+    failed = run_study(expanded, folder, slots=slots, display=display, launcher=lambda *_: launcher)
     return launcher, display, failed
 
 
 ALL = ["base-0", "kl-0", "base_again-0", "base-1", "kl-1", "base_again-1"]
 
 
-def test_runs_are_started_seed_by_seed_in_the_slots_there_are(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launcher, display, failed = go(expanded, tmp_path, monkeypatch)
+def test_runs_are_started_seed_by_seed_in_the_slots_there_are(expanded: Expanded, tmp_path: Path) -> None:
+    launcher, display, failed = go(expanded, tmp_path)
     assert launcher.started == ALL
     assert display.most_at_once == 2
     assert sorted(display.done) == sorted(ALL)
     assert failed == []
+    first, last = display.progress[0], display.progress[-1]
+    assert (first.done, first.total, math.isnan(first.seconds_left)) == (0, 6, True), (
+        "nothing is known before a run has ended"
+    )
+    assert (last.done, last.seconds_left, dict(last.running)) == (6, 0.0, {})
 
 
-def test_what_is_finished_is_never_repeated_and_what_broke_off_goes_on(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_finished_is_never_repeated_and_what_broke_off_goes_on(expanded: Expanded, tmp_path: Path) -> None:
     runs = {run.name: run for run in planned_runs(expanded, tmp_path)}
     write_run(runs["base-0"], [1])
     write_run(runs["kl-0"], [1], status="diverged")
@@ -136,88 +131,58 @@ def test_what_is_finished_is_never_repeated_and_what_broke_off_goes_on(
     write_run(runs["base-1"], [1], status="failed")
     (runs["kl-1"].folder / "evals").mkdir(parents=True)  # killed before it wrote anything
     (runs["base_again-0"].folder / "kept").touch()
-    launcher, _, _ = go(expanded, tmp_path, monkeypatch)
+    launcher, _, _ = go(expanded, tmp_path)
     assert launcher.started == ALL[2:]
     assert (runs["base_again-0"].folder / "kept").exists(), "slimrl train --resume goes on in its folder"
-    again, _, _ = go(expanded, tmp_path, monkeypatch)
+    again, _, _ = go(expanded, tmp_path)
     assert again.started == []
 
 
-def test_a_diverged_run_is_a_result(expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher, display, failed = go(
-        expanded, tmp_path, monkeypatch, lambda name, _: "diverged" if name == "kl-1" else "finished"
-    )
+def test_a_diverged_run_is_a_result(expanded: Expanded, tmp_path: Path) -> None:
+    launcher, display, failed = go(expanded, tmp_path, lambda name, _: "diverged" if name == "kl-1" else "finished")
     assert launcher.started.count("kl-1") == 1
     assert "kl-1" in display.done
     assert failed == []
 
 
-def test_a_run_that_crashes_is_tried_once_more_and_the_others_go_on(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    once, display, failed = go(
-        expanded, tmp_path, monkeypatch, lambda name, n: "crash" if (name, n) == ("kl-0", 1) else "finished"
-    )
+def test_a_run_that_crashes_is_tried_once_more_and_the_others_go_on(expanded: Expanded, tmp_path: Path) -> None:
+    once, display, failed = go(expanded, tmp_path, lambda name, n: "crash" if (name, n) == ("kl-0", 1) else "finished")
     assert once.started.count("kl-0") == 2
     assert failed == []
     assert "kl-0 failed and is tried once more: error: no such model (exit code 2" in display.said[1]
 
 
 def test_a_run_that_always_crashes_is_reported_and_tried_again_by_the_next_command(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    expanded: Expanded, tmp_path: Path
 ) -> None:
-    _, _, failed = go(expanded, tmp_path, monkeypatch, lambda name, _: "crash" if name == "kl-1" else "finished")
+    _, _, failed = go(expanded, tmp_path, lambda name, _: "crash" if name == "kl-1" else "finished")
     assert [run.name for run in failed] == ["kl-1"]
     assert not collect(expanded, tmp_path).complete
-    launcher, _, failed = go(expanded, tmp_path, monkeypatch)
+    launcher, _, failed = go(expanded, tmp_path)
     assert (launcher.started, failed) == (["kl-1"], [])
 
 
-def test_where_the_first_run_cannot_succeed_the_study_ends_at_once(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_first_run_cannot_succeed_the_study_ends_at_once(expanded: Expanded, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="base-0, the first run to end, failed 2 times: error: no such model"):
-        go(expanded, tmp_path, monkeypatch, lambda *_: "crash", slots=1)
+        go(expanded, tmp_path, lambda *_: "crash", slots=1)
 
 
-def test_what_still_runs_is_stopped_when_the_driver_is(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_still_runs_is_stopped_when_the_driver_is(expanded: Expanded, tmp_path: Path) -> None:
     launcher = Scripted(planned_runs(expanded, tmp_path), lambda *_: "endless")
-    monkeypatch.setattr(drive, "LocalLauncher", lambda *_: launcher)
 
     class Impatient(Quiet):
-        def watch(self, _fleet: Fleet) -> None:
+        def watch(self, _progress: Progress) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(expanded, tmp_path, slots=2, display=Impatient())
+        run_study(expanded, tmp_path, slots=2, display=Impatient(), launcher=lambda *_: launcher)
     assert launcher.stopped == ALL[:2]
 
 
-def test_a_second_driver_is_refused_and_a_dead_ones_lock_is_not_in_the_way(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with locked(tmp_path), pytest.raises(SettingsError, match=f"being run already .process {os.getpid()}"):
-        go(expanded, tmp_path, monkeypatch)
-    go(expanded, tmp_path, monkeypatch)
-
-
-def test_a_lock_outlives_its_driver_while_a_run_is_alive(tmp_path: Path) -> None:
-    """Else a run that takes a moment to die would be done twice at once."""
-    holder = subprocess.Popen(["sleep", "0"])
-    holder.wait()
-    with locked(tmp_path) as lock:
-        orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
-    (tmp_path / "lock").write_text(str(holder.pid))
-    try:
-        with pytest.raises(SettingsError, match="being run already"), locked(tmp_path):
-            pass
-    finally:
-        orphan.kill()
-        orphan.wait()
-    with locked(tmp_path):
-        pass
+def test_a_second_driver_is_refused_and_a_dead_ones_lock_is_not_in_the_way(expanded: Expanded, tmp_path: Path) -> None:
+    with Lock(tmp_path), pytest.raises(SettingsError, match=f"is being worked on by another process .{os.getpid()}"):
+        go(expanded, tmp_path)
+    go(expanded, tmp_path)
 
 
 def test_results_of_other_settings_are_not_mixed_in(expanded: Expanded, tmp_path: Path) -> None:
@@ -242,25 +207,23 @@ def test_results_of_other_settings_are_not_mixed_in(expanded: Expanded, tmp_path
     ],
 )
 def test_what_was_declared_before_the_first_run_stays(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, key: str
+    expanded: Expanded, tmp_path: Path, change: str, key: str
 ) -> None:
-    go(expanded, tmp_path, monkeypatch)
+    go(expanded, tmp_path)
     text = "seeds: 2\n" + change if key == "arms" else STUDY + change
     (tmp_path / "study.yaml").write_text(text)
     changed = load_study([str(tmp_path / "study.yaml")])
     with pytest.raises(SettingsError, match=f"was begun with {key}="):
         check_study(changed, tmp_path)
     with pytest.raises(SettingsError, match="another --name"):
-        go(changed, tmp_path, monkeypatch)
+        go(changed, tmp_path)
 
 
-def test_seeds_may_be_added_and_the_report_says_that_they_were(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go(expanded, tmp_path, monkeypatch)
+def test_seeds_may_be_added_and_the_report_says_that_they_were(expanded: Expanded, tmp_path: Path) -> None:
+    go(expanded, tmp_path)
     assert not any("was given more" in sentence for sentence in collect(expanded, tmp_path).cannot_tell)
     more = load_study([str(tmp_path / "study.yaml")], seeds=3)
-    launcher, _, _ = go(more, tmp_path, monkeypatch)
+    launcher, _, _ = go(more, tmp_path)
     assert launcher.started == ["base-2", "kl-2", "base_again-2"]
     assert any("began with 2 seeds and was given more" in sentence for sentence in collect(more, tmp_path).cannot_tell)
 
@@ -274,22 +237,22 @@ def test_all_runs_of_a_study_have_the_date_on_which_it_began(
             def now(cls, _tz: object = None) -> datetime:  # type: ignore[override]
                 return datetime.fromisoformat(day)
 
-        monkeypatch.setattr(drive, "datetime", Clock)
+        monkeypatch.setattr(declaration, "datetime", Clock)
 
     on("2026-02-28T23:59:00")
-    go(expanded, tmp_path, monkeypatch)
+    go(expanded, tmp_path)
     on("2026-03-01T00:01:00")
-    go(load_study([str(tmp_path / "study.yaml")], seeds=3), tmp_path, monkeypatch)
+    go(load_study([str(tmp_path / "study.yaml")], seeds=3), tmp_path)
     files = sorted((tmp_path / "settings").glob("*.yaml"))
     assert len(files) == 9
     assert {load_config(TrainConfig, [str(file)]).task.date for file in files} == {"2026-02-28T23:59:00"}
     assert read_declaration(tmp_path)["date"] == "2026-02-28T23:59:00"
 
 
-def test_a_study_that_names_its_date_keeps_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_names_its_date_keeps_to_it(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY + "settings: {task: {date: 2026-01-05}}\n")
     dated = load_study([str(tmp_path / "study.yaml")])
-    go(dated, tmp_path, monkeypatch)
+    go(dated, tmp_path)
     files = sorted((tmp_path / "settings").glob("*.yaml"))
     assert {load_config(TrainConfig, [str(file)]).task.date for file in files} == {"2026-01-05"}
     (tmp_path / "study.yaml").write_text(STUDY + "settings: {task: {date: 2026-01-06}}\n")
@@ -299,11 +262,9 @@ def test_a_study_that_names_its_date_keeps_to_it(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("left", ["", "{", "7"])
-def test_a_damaged_note_on_slots_is_written_anew(
-    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
-) -> None:
+def test_a_damaged_note_on_slots_is_written_anew(expanded: Expanded, tmp_path: Path, left: str) -> None:
     (tmp_path / "slots.json").write_text(left)
-    go(expanded, tmp_path, monkeypatch, slots=2)
+    go(expanded, tmp_path, slots=2)
     assert json.loads((tmp_path / "slots.json").read_text())["memory_share"] == 0.5
     assert choose_slots(tmp_path, expanded, 1).memory_share == 0.5, "what a run may take stays, whatever --slots says"
 
@@ -318,36 +279,6 @@ def test_where_the_split_matters_its_size_is_a_setting_like_any_other(tmp_path: 
             check_unchanged(run)
     with pytest.raises(SettingsError, match="microbatch_tokens=256"):
         check_unchanged(run)
-
-
-def test_slots_divide_threads_and_keep_what_a_study_began_with() -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert divide(0, threads=0, gpus=0, gpu_bytes=0) == Slots(cores, 1, 1 / cores)
-    assert divide(1, threads=0, gpus=0, gpu_bytes=0) == Slots(1, cores, 1.0)
-    assert divide(1, threads=1, gpus=0, gpu_bytes=0) == Slots(1, 1, 1.0)
-    assert divide(0, threads=cores, gpus=0, gpu_bytes=0) == Slots(1, cores, 1.0)
-    gpus = divide(0, threads=0, gpus=2, gpu_bytes=80 * 2**30)
-    assert (gpus.count, gpus.memory_share) == (8, 0.25)
-    assert divide(0, threads=0, gpus=1, gpu_bytes=2**34).count == 1
-
-
-def test_a_run_gets_its_slots_gpu_and_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, str]] = []
-
-    class Recorded:
-        def __init__(self, *_: object, env: dict[str, str], **__: object) -> None:
-            seen.append(env)
-
-    monkeypatch.setattr(subprocess, "Popen", Recorded)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    launcher = LocalLauncher(Slots(4, 3, 0.5, gpus=2), lock=0)
-    for slot in range(3):
-        launcher.start(Job(tmp_path / "s.yaml", tmp_path / "logs" / "s.txt"), slot)
-    assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["0", "1", "0"]
-    assert {env["OMP_NUM_THREADS"] for env in seen} == {"3"}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    launcher.start(Job(tmp_path / "s.yaml", tmp_path / "logs" / "s.txt"), 1)
-    assert seen[-1]["CUDA_VISIBLE_DEVICES"] == "7"
 
 
 REAL = """

@@ -8,7 +8,7 @@ import pytest
 
 from slimrl.config.files import read_yaml
 from slimrl.errors import SettingsError
-from slimrl.study.spec import AGAIN_SEED, Expanded, Study, load_study
+from slimrl.study.spec import REPEAT_SEED, Expanded, Study, load_study
 from tests.conftest import ROOT
 
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -47,7 +47,7 @@ def test_one_at_a_time_is_the_base_each_arm_and_the_base_again(tmp_path: Path) -
 def test_arms_share_seeds_and_the_a_a_arm_has_its_own(tmp_path: Path) -> None:
     found = study(tmp_path, TWO)
     assert [found.arm(name).seed(2) for name in ("base", "a", "b")] == [2, 2, 2]
-    assert found.arm("base_again").seed(2) == AGAIN_SEED + 2
+    assert found.arm("base_again").seed(2) == REPEAT_SEED + 2
     assert found.arm("base_again").config == found.arm("base").config
 
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimrl.tasks.answers import Grader, last_number, normalise, numbers, parse_number, plausible, same_number
+from slimrl.tasks.answers import Grader
+from slimrl.tasks.latex import normalise, plausible
+from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import STYLES
 
 READ = {

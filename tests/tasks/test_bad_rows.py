@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slimrl.config.schema import TaskConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
 from slimrl.records import Rejected
 from slimrl.tasks import load_task

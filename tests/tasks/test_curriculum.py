@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from slimrl.config.schema import CurriculumConfig
+from slimrl.config.sections import CurriculumConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.tasks.curriculum import Curriculum

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrl.config.schema import TaskConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem
 from slimrl.tasks.files import Splits, load

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimrl.config.schema import TaskConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
 from slimrl.tasks.files import load
 from slimrl.tasks.grade import grade_file

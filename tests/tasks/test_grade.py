@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config.schema import TaskConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
 from slimrl.tasks.grade import grade_file
 

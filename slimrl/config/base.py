@@ -1,0 +1,56 @@
+"""What every section of settings is made of: the frozen base, types of numbers, and the mark of a setting that needs another."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Needs:
+    """Marks a setting that has no effect unless another one of its section has one of these values, or is above 0.
+
+    Example: `sapo_up: Annotated[Positive, Needs("surrogate", "sapo")] = 1.0` is refused with any other surrogate.
+    """
+
+    def __init__(self, setting: str, *values: str) -> None:
+        self.setting, self.values = setting, values
+
+    def met_by(self, section: Section) -> bool:
+        """True where the other setting lets the marked one act."""
+        value = getattr(section, self.setting)
+        return value in self.values if self.values else value > 0
+
+    def __str__(self) -> str:
+        *others, last = self.values or ("",)
+        listed = f"{', '.join(others)} or {last}" if others else last
+        return f"{self.setting}={listed}" if self.values else f"{self.setting} above 0"
+
+
+class Section(BaseModel):
+    """A frozen group of settings; the string under a field documents it."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
+    prefix: ClassVar[str] = ""
+    """Dotted name of the section in messages on `Needs`."""
+
+    @classmethod
+    def needs(cls) -> dict[str, Needs]:
+        """The settings that act only under another one, by name."""
+        marks = ((key, mark) for key, field in cls.model_fields.items() for mark in field.metadata)
+        return {key: mark for key, mark in marks if isinstance(mark, Needs)}
+
+    @model_validator(mode="after")
+    def _every_setting_acts(self) -> Self:
+        for key, needs in self.needs().items():
+            if getattr(self, key) != type(self).model_fields[key].default and not needs.met_by(self):
+                raise ValueError(f"{self.prefix}.{key} has no effect without {self.prefix}.{needs}; remove one")
+        return self

@@ -1,0 +1,130 @@
+"""The settings of what is paid: a weight for each built-in reward, functions of the user's own, and the processes that score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section
+from slimrl.terms import CompletionForm
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Marks the weight of a built-in reward, whose function of the same name is in `slimrl/rewards/builtin.py`."""
+
+    case_study: bool = False
+    """One of the four that `as_published` switches."""
+
+
+class CustomReward(Section):
+    """A reward function of yours, named `file.py:function`, with TRL's signature."""
+
+    weight: float = 1.0
+    """Factor before the sum."""
+    low: float
+    """Lowest value it can return."""
+    high: float
+    """Highest value it can return; the gold answer must earn it."""
+    completions: CompletionForm = "text"
+    """Whether it takes strings or, as TRL's conversational data sets, lists of {"role", "content"}."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+class RewardsConfig(Section):
+    prefix = "rewards"
+
+    correct: Annotated[float, Weight()] = 1.0
+    """Weight of: 1 when the strict answer equals the gold answer, else 0."""
+    format: Annotated[float, Weight()] = 0.0
+    """Weight of: 1 when the completion has the required form, else 0."""
+    match_format_exactly: Annotated[float, Weight(case_study=True)] = 0.0
+    """Weight of the case study's exact format reward (0 or 3 points; needs task.style=tags)."""
+    match_format_approximately: Annotated[float, Weight(case_study=True)] = 0.0
+    """Weight of the case study's tag counts (-2 to 2 points; needs task.style=tags)."""
+    check_answer: Annotated[float, Weight(case_study=True)] = 0.0
+    """Weight of the case study's tiered answer reward (-1 to 3 points; needs task.style=tags)."""
+    check_numbers: Annotated[float, Weight(case_study=True)] = 0.0
+    """Weight of the case study's number reward (0 or 1.5 points; needs task.style=tags)."""
+    as_published: bool = False
+    """Use the case study's four functions with their published defects (docs/techniques.md lists them)."""
+    soft_overlong: Annotated[NonNegative, Weight()] = 0.0
+    """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13). DAPO pays 1 and -1,
+    so that the punishment is at most half of what right and wrong differ by; beside a reward of 1 and 0 that is 0.5."""
+    zero_truncated: bool = False
+    """A truncated completion is paid 0, whatever it would have earned; rewards that can fall below 0 then favour it."""
+    overlong_buffer: Annotated[Count | Literal["auto"], Needs("soft_overlong")] = "auto"
+    """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
+    custom: dict[str, CustomReward] = Field(default={})
+    """Your own functions by `file.py:function`, each with its bounds `low` and `high`, and with `weight` (1) and `completions`
+    (`text`) where these differ."""
+    workers: CountOrZero | Literal["auto"] = "auto"
+    """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
+    few where there are functions of your own, none where all is built in."""
+    deadline: Positive = 10.0
+    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable."""
+    memory: Positive = 4.0
+    """GiB that a worker may take."""
+    unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """The run stops where a larger share of the completions of 20 steps was unscorable; 1: never."""
+    gold_check: Literal["refuse", "report"] = "refuse"
+    """What happens when a gold answer cannot earn the maximum: refuse to start, or only report."""
+
+    def buffer(self, max_new_tokens: int) -> int:
+        """The overlong buffer in tokens."""
+        return max(1, max_new_tokens // 5) if self.overlong_buffer == "auto" else self.overlong_buffer
+
+    def check_buffer(self, max_new_tokens: int) -> None:
+        """Raises ValueError for a buffer that is larger than the budget."""
+        if self.soft_overlong and self.buffer(max_new_tokens) > max_new_tokens:
+            raise ValueError(
+                f"rewards.overlong_buffer={self.overlong_buffer} exceeds rollout.max_new_tokens={max_new_tokens}; lower it"
+            )
+
+    @classmethod
+    def weights(cls) -> dict[str, Weight]:
+        """The built-in rewards by name."""
+        marks = ((key, mark) for key, field in cls.model_fields.items() for mark in field.metadata)
+        return {key: mark for key, mark in marks if isinstance(mark, Weight)}
+
+    @property
+    def custom_paid(self) -> tuple[str, ...]:
+        """The user's own functions whose weight is not 0, as `file.py:function`."""
+        return tuple(spec for spec, custom in self.custom.items() if custom.weight)
+
+    @property
+    def paid(self) -> tuple[str, ...]:
+        """Names of all rewards whose weight is not 0."""
+        return (*(name for name in self.weights() if getattr(self, name)), *self.custom_paid)
+
+    @model_validator(mode="after")
+    def _workers_have_work(self) -> Self:
+        for key in ("deadline", "memory"):
+            idle = self.workers == 0 or not self.custom_paid
+            if idle and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_paid(self) -> Self:
+        if not {*self.paid} - {"soft_overlong"}:  # a punishment alone pays nothing
+            raise ValueError("every reward has weight 0; set rewards.correct=1 or another one")
+        if self.zero_truncated and self.soft_overlong:
+            raise ValueError(
+                "rewards.zero_truncated pays a completion that is cut off more than rewards.soft_overlong pays one that "
+                "nearly is; set one"
+            )
+        if self.as_published and not any(
+            self.weights()[name].case_study for name in self.paid if name in self.weights()
+        ):
+            raise ValueError(
+                "rewards.as_published has no effect without one of the case study's four rewards; remove it"
+            )
+        return self

@@ -1,0 +1,228 @@
+"""The sections of settings other than rewards and the algorithm: model, task, rollout, optimizer, evaluation and the rest."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section, Share
+from slimrl.terms import Checker, Schedule, Template
+
+
+def _moment(value: str) -> str:
+    """The value, if it is `auto` or a local date or time in ISO's form; raises ValueError for anything else."""
+    if value != "auto":
+        try:
+            zone = datetime.fromisoformat(value).tzinfo
+        except ValueError:
+            raise ValueError(f"task.date={value!r} is no date; write it as 2026-11-25, or auto") from None
+        if zone is not None:
+            raise ValueError(f"task.date={value!r} has a time zone, and chat templates read local time; remove it")
+    return value
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+
+
+class ModelConfig(Section):
+    path: str = "builtin"
+    """Folder or Hub name of a transformers causal LM; `builtin` is the tiny model shipped with SlimRL."""
+    revision: str = "main"
+    """Hub revision (branch, tag or commit). For a local folder only with `trust_remote_code`: 40 digits that stand for its
+    Python files, which the refusal of any others names."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` draws new weights for the config found at `path` (for training from scratch with `slimrl sft`)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the module; `auto` is float32 on a CPU and bfloat16 on a GPU. Masters are always float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is a GPU where there is one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; needs a `revision` that pins it: the full commit hash."""
+    pickled_weights: bool = False
+    """Take weights from `pytorch_model.bin`: tensors only, torch refuses a pickle that holds anything else."""
+
+
+class ArithmeticConfig(Section):
+    max_steps: Annotated[int, Field(ge=1, le=6)] = 3
+    """Training and test problems take 1 to this many reasoning steps."""
+    harder_steps: Annotated[int, Field(ge=1, le=8)] = 4
+    """The harder split takes exactly this many steps; more than `max_steps`."""
+    max_number: Annotated[int, Field(ge=10, le=999)] = 20
+    """Largest number in a question, a solution or an answer."""
+
+    @model_validator(mode="after")
+    def _harder_is_harder(self) -> Self:
+        if self.harder_steps <= self.max_steps:
+            raise ValueError(
+                f"harder_steps ({self.harder_steps}) must exceed max_steps ({self.max_steps}); raise harder_steps"
+            )
+        return self
+
+
+class TaskConfig(Section):
+    name: Literal["arithmetic", "gsm8k", "aime", "math", "svamp", "jsonl"] = "arithmetic"
+    """What is asked: `arithmetic` is built in; the others read local files or the Hub; `jsonl` any file of yours."""
+    path: str = ""
+    """Local file of training problems (JSONL or JSON); empty: the Hub (not for `jsonl`)."""
+    test_path: str = ""
+    """Local file of held-out problems; empty: the Hub's test split, or, with a local `path`, about
+    a tenth of its questions, chosen by a hash of the question: the order of the file does not matter, and rows stay on their
+    side when others are added."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`error`: a row that is malformed, repeated, both trained on and held out, or changed by the chat template ends the run;
+    `skip` leaves it out."""
+    style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
+    """How an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
+    instruction: str = "auto"
+    """The system message; empty sends none. `auto`: what `slimrl sft` taught the model with, else the style's own."""
+    template: Template = "auto"
+    """`chat`: the tokenizer's chat template; `plain`: "Question: ... Answer:"; `auto`: chat where there is one."""
+    template_arguments: dict[str, bool | int | float | str] = Field(default={})
+    """What the chat template is given beside the messages, as `{enable_thinking: false}` for Qwen3."""
+    date: Moment = "auto"
+    """What a chat template takes for today, with or without a time of day (2026-11-25T09:30:00). `auto`: the moment at which the
+    run or the study begins, which stays when it is resumed or evaluated later."""
+    checker: Checker = "numeric"
+    """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`)."""
+    arithmetic: ArithmeticConfig = ArithmeticConfig()
+    """Shape of the built-in task's problems."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name == "jsonl" and not self.path:
+            raise ValueError("task.name=jsonl needs task.path=FILE.jsonl with fields question and answer")
+        if self.name == "arithmetic" and (self.path or self.test_path):
+            raise ValueError("task.name=arithmetic makes its own problems; remove task.path, or set task.name=jsonl")
+        if self.name == "arithmetic" and self.on_bad_row != "error":
+            raise ValueError("task.on_bad_row has no effect with task.name=arithmetic, which reads no rows; remove it")
+        if self.name != "arithmetic" and self.arithmetic != ArithmeticConfig():
+            raise ValueError(f"task.arithmetic has no effect with task.name={self.name}; remove it")
+        return self
+
+
+class RolloutConfig(Section):
+    problems: Count = 32
+    """P: problems per step."""
+    group_size: Count = 8
+    """G: completions per problem; the baseline is taken within them."""
+    max_new_tokens: Count | Literal["auto"] = "auto"
+    """Token budget of a completion, in training and in evaluation. `auto`: by task and model (64 for the built-in model, 512
+    for GSM8K, at most what the context leaves; docs/defaults.md), shown when the run begins."""
+    temperature: Positive = 1.0
+    """Log-probabilities are of softmax(logits / temperature), the distribution that was sampled."""
+    top_p: float = 1.0
+    """Must stay 1: a truncated support makes importance ratios wrong (huggingface/trl#6789)."""
+    top_k: int = 0
+    """Must stay 0 (off), for the same reason."""
+    compile: bool = False
+    """Decode steps through torch.compile: about a minute at the start (a C++ compiler on a CPU), then a third faster."""
+    slots: Count | Literal["auto"] = "auto"
+    """Completions decoded at once; `auto`: all of a step, as far as memory allows. Other slots round otherwise, which now
+    and then decides a draw (docs/reliability.md, Rounding)."""
+
+    @property
+    def budget(self) -> int:
+        """`max_new_tokens` as a number, which it is wherever a run has begun (slimrl/config/defaults.py)."""
+        assert self.max_new_tokens != "auto"
+        return self.max_new_tokens
+
+    @model_validator(mode="after")
+    def _full_support(self) -> Self:
+        if self.top_p != 1.0:
+            raise ValueError(f"rollout.top_p={self.top_p} would train on another distribution than it samples; set 1.0")
+        if self.top_k != 0:
+            raise ValueError(f"rollout.top_k={self.top_k} would train on another distribution than it samples; set 0")
+        return self
+
+
+class OptimizerConfig(Section):
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """Peak rate of AdamW. `auto`: by model size (2e-4 for the built-in model, 1e-6 from 50 million parameters on, 2e-5 there in
+    slimrl sft; docs/defaults.md), shown when the run begins."""
+    schedule: Schedule = "constant"
+    """Course of the rate after warm-up; linear and cosine end at 0."""
+    warmup_steps: CountOrZero = 0
+    """Optimizer updates over which the rate rises linearly from 0."""
+    beta1: Share = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Share = 0.99
+    """Decay of AdamW's second moment."""
+    epsilon: Positive = 1e-8
+    """AdamW's denominator constant."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global norm."""
+    minibatches: Count = 1
+    """Optimizer updates per pass over the rollout batch; whole groups stay together."""
+    epochs: Count = 1
+    """Passes over a rollout batch."""
+    microbatch_tokens: Count | Literal["auto"] = "auto"
+    """Tokens in one forward pass, a shared prompt counted once; `auto`: up to 16,384, as far as memory allows. The
+    gradient depends on it by no more than rounding."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Compute layers again in the backward pass instead of keeping what they computed; `auto`: where memory is short."""
+
+    @property
+    def peak_rate(self) -> float:
+        """`learning_rate` as a number, which it is wherever a run has begun (slimrl/config/defaults.py)."""
+        assert self.learning_rate != "auto"
+        return self.learning_rate
+
+
+class EvaluationConfig(Section):
+    problems: Count = 400
+    """Held-out problems; the same ones before, during and after."""
+    samples: Count = 1
+    """Sampled completions per held-out problem, at the training temperature."""
+    greedy: bool = True
+    """Also decode greedily."""
+    harder_problems: CountOrZero = 200
+    """Problems of the harder split, where the task has one, evaluated before and after; 0 is off."""
+    every: CountOrZero = 0
+    """Evaluate after every this many steps as well; 0: only before and after."""
+
+
+class CurriculumConfig(Section):
+    prefix = "curriculum"
+
+    order: Literal["shuffled", "easy_first", "learnability"] = "shuffled"
+    """Every problem alike; by known difficulty or number of steps, easiest first; or by how much there is to learn, p(1-p)
+    with p the success rate so far. Evaluation is never weighted."""
+    floor: Annotated[float, Field(ge=0, le=1), Needs("order", "learnability")] = 0.05
+    """Weight of every problem beside p(1-p), so that none is forgotten."""
+    decay: Annotated[float, Field(gt=0, le=1), Needs("order", "learnability")] = 0.9
+    """What earlier successes and failures of a problem still count when it is seen again."""
+
+
+class LogConfig(Section):
+    samples_every: CountOrZero = 10
+    """Show a few completions after every this many steps; 0 is off."""
+    samples: Count = 2
+    """How many to show."""
+    rollouts: bool = True
+    """Store every completion with its scores under rollouts/."""
+    model: bool = True
+    """Store the trained model under final/."""
+    profile: bool = False
+    """Measure where each step's time goes, and which share of this machine's limits it reaches."""
+
+
+class SftConfig(Section):
+    batch_size: Count = 64
+    """Solutions per optimizer update."""
+    mixture: dict[str, NonNegative] = Field(default={"solution": 1.0})
+    """Shares of the task's demonstrators; `solution` is the right worked solution, the built-in task has others."""
+    show_every: Count = 50
+    """Report the loss after every this many updates."""
+
+
+class CheckpointConfig(Section):
+    every: CountOrZero = 10
+    """Steps from one checkpoint to the next; 0: only when the run is told to stop."""
+    keep: Count = 2
+    """Newest checkpoints that stay while the run goes on; one is written before another is removed."""
+    keep_best: bool = True
+    """The checkpoint with the best held-out accuracy stays as well, and outlives the run; needs evaluation.every."""

@@ -1,0 +1,184 @@
+"""What a run says: its evaluations, its summary, and what the preflight found.
+
+Plain records without torch, which run directories store, readers read back, and screens and reports show. This module knows
+neither how a result is measured nor where it is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from slimrl.statistics import accuracy_interval, paired_difference
+
+Mode = Literal["sampled", "greedy"]
+Summaries = dict[str, dict[str, float]]
+"""By split: see `SplitEvaluation.summary`."""
+Comparison = dict[str, dict[Mode, dict[str, float]]]
+"""Split, then mode, then `change`, `low`, `high`, `n`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradedCompletion:
+    """One held-out completion and its verdicts."""
+
+    id: str
+    """Of the problem."""
+    mode: Mode
+    sample: int
+    strict: bool
+    lenient: bool
+    well_formed: bool
+    finish: str
+    tokens: int
+    question: str
+    answer: str
+    extracted_strict: str
+    extracted_lenient: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SplitEvaluation:
+    """All completions of one split."""
+
+    rows: tuple[GradedCompletion, ...]
+
+    def by_problem(self, mode: Mode) -> dict[str, float]:
+        """Strict accuracy of each problem, over its samples."""
+        verdicts: dict[str, list[bool]] = {}
+        for row in self.rows:
+            if row.mode == mode:
+                verdicts.setdefault(row.id, []).append(row.strict)
+        return {problem: float(np.mean(v)) for problem, v in verdicts.items()}
+
+    def summary(self) -> dict[str, float]:
+        """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
+        `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions.
+        """
+        accuracy = list(self.by_problem("sampled").values())
+        low, high = accuracy_interval(accuracy)
+        drawn = [row for row in self.rows if row.mode == "sampled"]
+        summary = {
+            "accuracy": float(np.mean(accuracy)),
+            "low": low,
+            "high": high,
+            "n": len(accuracy),
+            "lenient": float(np.mean([row.lenient for row in drawn])),
+            "format": float(np.mean([row.well_formed for row in drawn])),
+            "truncated": float(np.mean([row.finish == "length" for row in drawn])),
+            "mean_length": float(np.mean([row.tokens for row in drawn])),
+        }
+        greedy = list(self.by_problem("greedy").values())
+        if greedy:
+            low, high = accuracy_interval(greedy)
+            summary |= {"greedy": float(np.mean(greedy)), "greedy_low": low, "greedy_high": high}
+            decoded = [row for row in self.rows if row.mode == "greedy"]
+            summary["greedy_lenient"] = float(np.mean([row.lenient for row in decoded]))
+        return summary
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out accuracy after `step` training steps."""
+
+    step: int
+    test: SplitEvaluation
+    harder: SplitEvaluation
+    """Without rows where the task has no harder split."""
+
+    @property
+    def splits(self) -> dict[str, SplitEvaluation]:
+        """Those that were measured, by name."""
+        return {name: split for name, split in (("test", self.test), ("harder", self.harder)) if split.rows}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Every completion with its verdicts, as rows of JSON."""
+        return [{"split": name, **asdict(row)} for name, split in self.splits.items() for row in split.rows]
+
+    def summaries(self) -> Summaries:
+        """The summary of each split."""
+        return {name: split.summary() for name, split in self.splits.items()}
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Paired change of strict accuracy by split and mode, over the same problems."""
+    modes: tuple[Mode, ...] = ("sampled", "greedy")
+    return {
+        name: {
+            m: paired_difference(b.by_problem(m), after.splits[name].by_problem(m)) for m in modes if b.by_problem(m)
+        }
+        for name, b in before.splits.items()
+    }
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
+
+    first_prompt: str
+    stop_ids: dict[str, str]
+    """Stop id to its text."""
+    completions: int
+    stop: float
+    """Share that ends with a stop id within the budget."""
+    parses: float
+    """Share in the required form."""
+    right: float
+    """Share that is right, strictly."""
+    groups: int
+    signal: float
+    """Share of groups whose rewards differ: only these can teach."""
+    gold_checked: int
+    gold_failed: int
+    reward_maximum: float
+    inert: list[str]
+    confounded: list[str]
+    warnings: list[str]
+    samples: list[dict[str, str | float]]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What `slimrl train --json` prints."""
+
+    run: str
+    before: dict[str, float]
+    after: dict[str, float]
+    difference: Comparison
+    harder: dict[str, dict[str, float]]
+    """`before` and `after` on the harder split; empty without one."""
+    steps: int
+    """Taken; fewer than asked for where max_tokens ended the run."""
+    weights: str
+    """SHA-256 of the trained weights: equal where two runs are equal to the last bit."""
+    optimizer: str
+    """The same of the optimizers' masters and moments."""
+    tokens_generated: int
+    seconds: float
+    """Training without set-up and evaluation."""
+    inert: list[str]
+    """Switches that cannot have changed anything."""
+    confounded: list[str]
+    """Switches that acted, but also as something else."""
+    unscorable: dict[str, int]
+    """Completions that could not be scored, by reason."""
+    memory: dict[str, float]
+    """Peaks in GiB, `planned` for at most, `estimated` for what came up and `measured`; `error` of the estimate."""
+    profile: dict[str, float]
+    """Means over the steps, weighted by their time; empty without log.profile."""
+
+
+@dataclass(frozen=True)
+class SftSummary:
+    """What `slimrl sft --json` prints."""
+
+    run: str
+    before: dict[str, float]
+    after: dict[str, float]
+    steps: int
+    tokens_trained: int
+    seconds: float
+    """Updates without set-up and evaluation."""

@@ -1,0 +1,121 @@
+"""The built-in rewards: their functions, and the one table that has each by its name with its bounds and its needs.
+
+A reward is a weight of this name in `slimrl/config/rewards.py` and a row here. The case study's four functions are long and
+have a file of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from slimrl.rewards.case_study import (
+    check_answer,
+    check_answer_published,
+    check_numbers,
+    check_numbers_published,
+    match_format_approximately,
+    match_format_approximately_published,
+    match_format_exactly,
+    match_format_exactly_published,
+)
+
+if TYPE_CHECKING:
+    from slimrl.tasks import Task
+
+
+class Undecided(Enum):
+    """The verdict that a checker did not reach before its deadline: neither right nor wrong."""
+
+    UNDECIDED = "reached no verdict in time"
+
+
+UNDECIDED = Undecided.UNDECIDED
+
+
+def correct(
+    task: Task,
+    /,
+    completions: Sequence[str],
+    *,
+    answer: Sequence[str],
+    **columns: object,  # noqa: ARG001
+) -> list[float | Undecided]:
+    """1 where the strictly read answer is the gold answer, else 0; UNDECIDED where the checker gave no verdict in time.
+
+    The task is positional only: a data set may well have a column of that name.
+    """
+    grades = [task.grade(text, gold) for text, gold in zip(completions, answer, strict=True)]
+    return [UNDECIDED if grade.undecided else float(grade.strict) for grade in grades]
+
+
+def format_(
+    task: Task,
+    /,
+    completions: Sequence[str],
+    **columns: object,  # noqa: ARG001
+) -> list[float]:
+    """1 where the completion has the whole required form, right or wrong, else 0."""
+    return [float(task.style.well_formed(text)) for text in completions]
+
+
+def soft_overlong(length: int, max_new_tokens: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment, equation 13 of arXiv:2503.14476, between -1 and 0.
+
+    Args:
+        length: tokens of the completion, its stop token included.
+        max_new_tokens: L_max, the budget.
+        buffer: L_cache, tokens before the budget at which the punishment begins to grow.
+    """
+    free = max_new_tokens - buffer
+    if length <= free:
+        return 0.0
+    return (free - length) / buffer if length <= max_new_tokens else -1.0
+
+
+def soft_overlong_reward(
+    max_new_tokens: int,
+    buffer: int,
+    /,
+    completions: Sequence[object],  # noqa: ARG001  (part of the signature)
+    *,
+    completion_ids: Sequence[Sequence[int]],
+    **columns: object,  # noqa: ARG001
+) -> list[float]:
+    """`soft_overlong` of each completion, with TRL's signature."""
+    return [soft_overlong(len(ids), max_new_tokens, buffer) for ids in completion_ids]
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A row of the table."""
+
+    function: Callable[..., Any]
+    """TRL's signature, after the positional arguments that `needs` names."""
+    low: float
+    high: float
+    """Bounds before the weight."""
+    needs: tuple[str, ...] = ()
+    """Of `task`, `max_new_tokens` and `buffer`: the arguments that come first."""
+    style: str = ""
+    """The task.style that the function reads; empty: any."""
+    as_published: Callable[..., Any] | None = None
+    """The function with its published defects, for rewards.as_published."""
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    "correct": BuiltIn(correct, 0.0, 1.0, needs=("task",)),
+    "format": BuiltIn(format_, 0.0, 1.0, needs=("task",)),
+    "match_format_exactly": BuiltIn(
+        match_format_exactly, 0.0, 3.0, style="tags", as_published=match_format_exactly_published
+    ),
+    "match_format_approximately": BuiltIn(
+        match_format_approximately, -2.0, 2.0, style="tags", as_published=match_format_approximately_published
+    ),
+    "check_answer": BuiltIn(check_answer, -1.0, 3.0, style="tags", as_published=check_answer_published),
+    "check_numbers": BuiltIn(check_numbers, 0.0, 1.5, style="tags", as_published=check_numbers_published),
+    "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
+}
+"""Every built-in reward by the name of its weight, in the order in which scores are written."""

@@ -1,0 +1,85 @@
+"""The check that gold answers earn the maximum, before anything is trained on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slimrl.records import Completion, Group, Problem
+from slimrl.rewards import Reward
+from slimrl.rewards.scoring import Sampled, score
+
+if TYPE_CHECKING:
+    from slimrl.tasks import Task
+
+
+@dataclass(frozen=True)
+class GoldFailure:
+    """A gold answer that does not earn what it should."""
+
+    id: str
+    answer: str
+    reward: str
+    """`correct` also where that reward has no weight: accuracy is measured by it whatever is paid."""
+    got: float | None
+    expected: float
+    text: str
+    """The text that was scored."""
+
+
+@dataclass(frozen=True)
+class GoldReport:
+    """The result of checking gold answers."""
+
+    n: int
+    """Problems checked."""
+    failures: tuple[GoldFailure, ...]
+    maximum: float
+    """Weighted sum that a perfect completion earns."""
+
+
+Submit = Callable[[Problem, Sequence[Completion], Sequence[str]], Future[Group]]
+"""Scores the completions of a problem strictly, now or later."""
+ReadBack = Callable[[Sequence[str]], Sequence[str]]
+"""Texts as a tokenizer encodes and decodes them."""
+
+
+def check_gold(
+    task: Task,
+    problems: Sequence[Problem],
+    rewards: Sequence[Reward],
+    submit: Submit | None = None,
+    read_back: ReadBack | None = None,
+) -> GoldReport:
+    """Checks that each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
+
+    An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0. For an endless training set
+    pass a sample. With `submit` rewards are asked through it. With `read_back` gold texts are scored as they come back from
+    the policy's tokenizer, which is how completions are. Raises SettingsError where a reward function misbehaves.
+    """
+    empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
+    texts: Sequence[str] = [task.gold_text(problem) for problem in problems]
+    texts = texts if read_back is None else read_back(texts)
+    pairs = list(zip(problems, texts, strict=True))
+
+    def scored(problem: Problem, text: str) -> Group:
+        return score(Sampled(problem, [empty], [text], step=0, strict=True), rewards, task)
+
+    asked = [] if submit is None else [submit(problem, [empty], [text]) for problem, text in pairs]
+    failures = []
+    for index, (problem, text) in enumerate(pairs):
+        rollout = (asked[index].result() if asked else scored(problem, text)).rollouts[0]
+        wanted = {reward.name: reward.best for reward in rewards}
+        got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
+        if "correct" not in wanted:
+            wanted["correct"], got["correct"] = 1.0, float(rollout.correct)
+        for name, best in wanted.items():
+            value = got[name]
+            if value is None and not rollout.unscorable:
+                continue  # a reward that does not apply to this row
+            if value is None or abs(value - best) > 1e-6:
+                failures.append(GoldFailure(problem.id, problem.answer, name, value, best, text))
+    return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in rewards))

@@ -1,0 +1,104 @@
+"""The identity of a run: everything but its settings that decides its result, and what of it may differ on resume."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from slimrl import __version__
+from slimrl.config.schema import TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.model.policy import Policy
+from slimrl.preflight.setup import Setup
+from slimrl.rewards.custom import files_digest, rewards_digest
+from slimrl.runs.durable import digest
+from slimrl.tasks.order import ENDLESS
+
+CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
+"""Keys of `identity` that must be equal unless --force is given; another machine is only noted."""
+ENDLESS_SAMPLE = 64
+"""Problems of an endless supply that its fingerprint is made of."""
+PACKAGE = Path(__file__).parent.parent
+PROMPTS = 8
+"""Prompts that the fingerprint of the data holds: they depend on tokenizer, template and instruction."""
+
+
+def identity(setup: Setup[Any]) -> dict[str, Any]:
+    """Everything but settings that decides the result of a run: versions, device and threads, the date in its prompts, and the
+    SHA-256 of its data, its first weights, this code, and the user's rewards.
+    """
+    return {
+        "slimrl": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": _device_name(setup.policy),
+        "dtype": str(setup.policy.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "date": setup.prompter.date,
+        "data": _data(setup),
+        "initial": digest(dict(setup.policy.model.named_parameters())),
+        "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
+        "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
+    }
+
+
+def _device_name(policy: Policy) -> str:
+    if policy.device.type == "cuda":
+        return str(torch.cuda.get_device_name(policy.device))
+    return f"{policy.device.type} ({platform.machine()})"
+
+
+def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:
+    """Notes on the differences between the identity that a run began with, which its run.json holds, and that of now.
+
+    Raises SettingsError for those that make it another run; `force` turns those of software into notes.
+    """
+    for key, what in (
+        ("data", "the problems of the task, or their prompts,"),
+        ("initial", "the weights of model.path"),
+    ):
+        if before.get(key) != now[key]:
+            raise SettingsError(
+                f"{what} are not those that {path} began with; bring them back, or choose another name=..."
+            )
+    changed = [key for key in CODE if before.get(key) != now[key]]
+    if changed and not force:
+        names = ", ".join(_named(key, before, now) for key in changed)
+        raise SettingsError(
+            f"{path} was begun with other software ({names}), so it would not end as it would have; bring that back, choose "
+            "another name=..., or resume it all the same with --force"
+        )
+    notes = [f"{_named(key, before, now)} since the run began, so its last bits may differ" for key in changed]
+    if before.get("device") != now["device"]:
+        notes.append(
+            f"this machine ({now['device']}) is not the one before ({before.get('device')}); last bits may differ"
+        )
+    return notes
+
+
+def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if key in ("code", "rewards"):
+        return {"code": "SlimRL's own code", "rewards": "the files of rewards.custom"}[key] + " changed"
+    return f"{key} {before.get(key)} became {now[key]}"
+
+
+def _data(setup: Setup[Any]) -> str:
+    train = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, ENDLESS_SAMPLE)
+    found = hashlib.sha256()
+    for problem in (*train, *setup.held_out, *setup.harder):
+        whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
+        columns = sorted(problem.columns.items())  # rewards read them
+        found.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
+    for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
+        found.update(repr(setup.prompt_ids(problem)).encode())
+    return found.hexdigest()

@@ -1,0 +1,95 @@
+"""The listeners of a run: the screen that a person reads, and sinks that take its numbers.
+
+Both are protocols. Nothing here knows a terminal or a tracker: the command line brings them, and tests bring their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from slimrl.algorithm.groups import Collected
+from slimrl.algorithm.metrics import Metrics
+from slimrl.config.schema import TrainConfig
+from slimrl.results import DoctorReport, Evaluation, Summaries, TrainSummary
+from slimrl.tasks import Task
+
+
+class Screen(Protocol):
+    """The view of a person on a run: `slimrl.display.run.Display` is the terminal's."""
+
+    def say(self, text: str, style: str = "") -> None:
+        """A line of our own words; `style` is a colour or a weight by rich's name."""
+
+    def note(self, text: str) -> None:
+        """A sentence on the run that is shown once, however often it is found."""
+
+    def opening(self, report: DoctorReport, notes: Sequence[str], config: TrainConfig) -> None:
+        """The preflight of a new training run."""
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Held-out accuracy."""
+
+    def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Task) -> None:
+        """A training step, counted from 0, of `steps` in the whole run."""
+
+    def loss(self, update: int, updates: int, loss: float, seconds: float) -> None:
+        """The loss of an imitation update, in nats per token, `seconds` after the first update began."""
+
+    def closing(self, summary: TrainSummary, config: TrainConfig) -> None:
+        """The end of a training run."""
+
+
+class Sink(Protocol):
+    """A tracker of numbers, such as TensorBoard or W&B.
+
+    Steps are counted as in metrics.jsonl, from 1; step 0 is the untrained model. After a roll-back steps come a second time, and
+    a resumed run begins again at the step after which it was interrupted. An Exception ends the sink and not the run: the user
+    is told once, and no further call reaches the sink.
+    """
+
+    def begin(self, run: Path, settings: Mapping[str, object], step: int) -> None:
+        """The first call: the run's folder, its settings by dotted key, and the steps that are taken already."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of a step (docs/metrics.md)."""
+
+    def evaluation(self, step: int, summaries: Summaries) -> None:
+        """Held-out accuracy after `step` steps, by split: see `SplitEvaluation.summary`."""
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """The summary of a run that is finished, as in run.json."""
+
+    def close(self) -> None:
+        """The last call, also where the run was stopped or failed."""
+
+
+class Sinks:
+    """All sinks of a run as one; a sink that fails is reported by `complain` and left out from then on."""
+
+    def __init__(self, sinks: Sequence[Sink], complain: Callable[[str], None]) -> None:
+        self._sinks, self._complain = [*sinks], complain
+
+    def begin(self, run: Path, settings: Mapping[str, object], step: int) -> None:
+        self._tell(lambda sink: sink.begin(run, settings, step))
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._tell(lambda sink: sink.step(step, metrics))
+
+    def evaluation(self, step: int, summaries: Summaries) -> None:
+        self._tell(lambda sink: sink.evaluation(step, summaries))
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        self._tell(lambda sink: sink.finish(summary))
+
+    def close(self) -> None:
+        self._tell(lambda sink: sink.close())
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        for sink in [*self._sinks]:
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self._complain(f"{type(sink).__name__} failed ({error}) and gets no further metrics of this run")

@@ -1,0 +1,182 @@
+"""The life of a run, the same for training and for imitation: opened, measured, kept in checkpoints, stopped, finished.
+
+    find_run -> prepare -> open_run -> Session: measure, steps, measure, finish
+
+This module does not know what a step does, nor what a checkpoint of the run holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from slimrl.algorithm.groups import Collected
+from slimrl.algorithm.metrics import Metrics
+from slimrl.config.files import settings_of, with_chosen
+from slimrl.evaluate import evaluate
+from slimrl.machine.signals import Stop, Stopped
+from slimrl.preflight.setup import Setup
+from slimrl.results import SftSummary, TrainSummary
+from slimrl.runs.checkpoints import Checkpoint
+from slimrl.runs.directory import RunDirectory
+from slimrl.session.identity import compare_identity, identity
+from slimrl.session.keeper import Keeper
+from slimrl.session.listeners import Screen, Sink, Sinks
+from slimrl.session.resume import Config, RunLookup, known_evaluations
+
+
+class Progress(Protocol):
+    """The part of a run's state that every session needs."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, of all steps."""
+
+
+State = TypeVar("State", bound=Progress)
+
+
+@contextmanager
+def open_run(
+    found: RunLookup[Config], setup: Setup[Any], screen: Screen, stop: Stop, *, force: bool
+) -> Iterator[RunDirectory]:
+    """The directory of a run, new or reopened; the block's end, however it comes, is recorded in it.
+
+    From here on a signal waits for the next safe point. Raises SettingsError for an interrupted run that would end otherwise
+    than it would have, unless only software changed and `force` is given; DataError where some of its records are missing.
+    """
+    made_from = identity(setup)
+    resumed = found.status == "interrupted"
+    changes = compare_identity(found.path, found.recorded, made_from, force=force) if resumed else []
+    for note in (*setup.notes, *found.notes, *changes):
+        screen.note(note)
+    if resumed:
+        measured = known_evaluations(found)
+        stop.defer()
+        run = RunDirectory.reopen(
+            found.path, found.wanted, found.lock, step=found.step, measured=measured, made_from=made_from
+        )
+    else:
+        record = {
+            "verb": found.verb,
+            "memory": setup.memory.table(),
+            "parameters": sum(p.numel() for p in setup.policy.model.parameters()),
+            "chosen": setup.chosen,
+            **made_from,
+        }
+        stop.defer()
+        run = RunDirectory.create(
+            found.path, with_chosen(found.wanted, setup.chosen), record, rejected=setup.task.rejected
+        )
+    with run.recording():
+        if resumed:
+            screen.say(f"resuming after step {found.step}")
+        yield run
+
+
+@dataclass
+class Session(Generic[State]):
+    """A run on its way: its state, and all that has to happen around its steps."""
+
+    run: RunDirectory
+    setup: Setup[Any]
+    screen: Screen
+    sinks: Sequence[Sink]
+    state: State
+    """After the last step; `record` replaces it."""
+    save: Callable[[State], Checkpoint]
+    """Writes a checkpoint of the run in a state."""
+    max_tokens: int = 0
+    """Tokens after which the run ends; 0: its steps decide."""
+    keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        checkpoint = self.setup.config.checkpoint
+        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say)
+        self._sinks = Sinks(self.sinks, self._complain)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The block of the run's steps and its end; a run that is told to stop leaves a checkpoint."""
+        self._sinks.begin(self.run.path, settings_of(self.setup.config), self.state.step)
+        try:
+            yield
+        except Stopped as reason:  # raised only where no weight has moved since the last step
+            self.keeper.keep(self.state.step)
+            where = f" after step {self.state.step}; resume with {self.run.resume_command}"
+            raise Stopped(reason.cause, reason.exit_code, where) from None
+        finally:
+            self._sinks.close()
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, counted from 0; between them checkpoints are kept and held-out accuracy is measured."""
+        while True:
+            step, total = self.state.step, self.total_steps()
+            self.keeper.offer(step)
+            if self._is_measured(step, total) and step not in self.run.measured.summaries:
+                self._measure(step)
+                if step < total:
+                    self.keeper.offer_best(step)
+            if step >= total:
+                return
+            yield step
+
+    def total_steps(self) -> int:
+        """Steps of the whole run, as far as it is known; exact once it is over."""
+        return expected_steps(self.setup.config.steps, self.max_tokens, self.state.step, self.state.tokens)
+
+    def record(self, state: State, metrics: Metrics, collected: Collected | None = None) -> None:
+        """Take the state after a step; log its metrics and, where they are given, its rollouts."""
+        self.run.log_step(self.state.step, metrics, collected)
+        self.state = state
+        self._sinks.step(state.step, metrics)
+
+    def roll_back(self, state: State) -> None:
+        """Take an earlier state, to which weights, optimizer and records are back already."""
+        self.state = state
+        self.keeper.start_over()
+
+    def finish(self, summary: TrainSummary | SftSummary, *, store_model: bool) -> None:
+        """Write the last files of the run, and remove the checkpoints that only served to resume it."""
+        with self.keeper.ending(self.state.step):
+            if store_model:
+                self.run.save_final(self.setup.policy)
+            self.run.finish(summary)
+        self.keeper.finish(self.state.step)
+        self._sinks.finish(asdict(summary))
+
+    def _is_measured(self, step: int, total: int) -> bool:
+        every = self.setup.config.evaluation.every
+        return step in (0, total) or bool(every and step % every == 0)
+
+    def _measure(self, step: int) -> None:
+        if step == 0:
+            problems = len(self.setup.held_out) + len(self.setup.harder)
+            self.screen.say(f"measuring held-out accuracy on {problems} problems")
+        self.setup.engine.weights_changed()
+        found = evaluate(self.setup, step=step)
+        self.run.log_evaluation(found)
+        self.screen.evaluation(found)
+        self._sinks.evaluation(step, self.run.measured.summaries[step])
+
+    def _complain(self, sentence: str) -> None:
+        self.screen.say(sentence, "yellow")
+        self.run.note(self.state.step, "sink failed", why=sentence)
+
+
+def expected_steps(steps: int, max_tokens: int, taken: int, tokens: int) -> int:
+    """Steps of a whole run, estimated after `taken` of them with `tokens` so far; exact once it is over.
+
+    A token budget ends a run at the step whose end is nearest to it: runs that all overshoot would do so by chance.
+    """
+    if not max_tokens or tokens == 0:
+        return steps
+    rest = max(0, max_tokens - tokens)
+    return min(steps, taken + math.floor(rest * taken / tokens + 0.5))

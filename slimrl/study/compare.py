@@ -1,0 +1,247 @@
+"""From the runs of a study to its arms over their seeds, and to the differences between arms with a verdict on each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+
+from slimrl import statistics
+from slimrl.preflight.effects import changed_settings, concerning
+from slimrl.statistics import Interval, Judgement, paired_difference
+from slimrl.study.runs import Run
+from slimrl.study.spec import Arm, Comparison, Expanded, Study
+from slimrl.text import counted
+
+Runs = Mapping[str, Sequence[Run]]
+"""By arm, in the order of the seeds."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm over its seeds."""
+
+    name: str
+    overrides: tuple[str, ...]
+    remarks: tuple[tuple[str, str], ...]
+    """Kind and text: what was known before the first run, and what all finished runs found."""
+    planned: int
+    finished: int
+    diverged: int
+    failed: int
+    primary: Interval
+    measures: Mapping[str, float]
+    """Means over finished runs of `Run.after`, and over runs that count of `tokens`, `seconds`, `steps` and `no_signal`."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One comparison, over seeds and over problems."""
+
+    name: str
+    kind: Literal["switch", "interaction", "together", "noise"]
+    weights: Mapping[str, float]
+    seeds: Sequence[int]
+    """Indices of the seeds for which every arm of it has a result."""
+    pairs: Sequence[float]
+    """The difference within each of these seeds."""
+    difference: Interval
+    adjusted_p: float
+    """By Holm's method over the study's switches; the plain p of a comparison that is not part of it."""
+    judgement: Judgement
+    probability_of_improvement: float
+    """NaN for a comparison of more than two arms."""
+    problems: Mapping[str, float]
+    """`change`, `low`, `high`, `n`: the difference with its interval over held-out problems, as a mean over seeds."""
+    identical: int
+    """Seeds for which both runs ended with the same weights, to the last bit."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The difference between two sets of runs with the same settings and other seeds."""
+
+    sd: float
+    """Standard deviation over seeds, of the reference and the A/A arm together."""
+    floor: float
+    """Means of n runs each differ by less than this in 95 of 100 studies."""
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """A comparison over the seeds for which every arm of it has a result."""
+
+    comparison: Comparison
+    seeds: list[int]
+    runs: dict[str, list[Run]]
+    """By arm, in the order of `seeds`."""
+    pairs: list[float]
+    """The difference within each seed."""
+    difference: Interval
+
+    @property
+    def identical(self) -> int:
+        """Seeds for which the runs of two arms ended with the same weights; 0 for more arms."""
+        if not self.comparison.is_pair:
+            return 0
+        return sum(bool(a.weights) and a.weights == b.weights for a, b in zip(*self.runs.values(), strict=True))
+
+    def improvement(self, primary: str) -> float:
+        """The chance that a run of the arm beats one of its reference; NaN for more arms."""
+        if not self.comparison.is_pair:
+            return math.nan
+        ours, theirs = sorted(self.runs, key=lambda arm: -self.comparison.weights[arm])
+        values = {arm: [run.value(primary) for run in runs] for arm, runs in self.runs.items()}
+        return statistics.probability_of_improvement(values[ours], values[theirs])
+
+    def over_problems(self) -> Mapping[str, float]:
+        """The difference by problem, as a mean over the seeds whose runs all finished; empty without any."""
+        finished = [i for i in range(len(self.seeds)) if all(r[i].status == "finished" for r in self.runs.values())]
+        sums: dict[str, float] = {}
+        for arm, weight in self.comparison.weights.items():
+            for i in finished:
+                for problem, share in self.runs[arm][i].items.items():
+                    sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
+        reach = statistics.attainable(self.comparison.weights)
+        return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if finished else {}
+
+
+def compare(expanded: Expanded, runs: Runs) -> tuple[Effect, ...]:
+    """Every comparison with its verdict; Holm's method covers all switches, and one without a result has p = 1."""
+    paired = [_pair(comparison, runs, expanded.study) for comparison in expanded.comparisons]
+    adjusted = iter(statistics.holm([own.difference.p for own in paired if own.comparison.tested]))
+    return tuple(
+        _effect(own, next(adjusted) if own.comparison.tested else own.difference.p, expanded) for own in paired
+    )
+
+
+def _pair(comparison: Comparison, runs: Runs, study: Study) -> _Paired:
+    weights = comparison.weights
+    seeds = [i for i in range(study.seeds) if all(runs[arm][i].counts for arm in weights)]
+    pairs = [math.fsum(w * runs[arm][i].value(study.primary) for arm, w in weights.items()) for i in seeds]
+    most = statistics.attainable(weights)
+    difference = statistics.within(statistics.interval(pairs), -most, most)
+    return _Paired(comparison, seeds, {arm: [runs[arm][i] for i in seeds] for arm in weights}, pairs, difference)
+
+
+def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:
+    comparison, study, difference = own.comparison, expanded.study, own.difference
+    over_problems = own.over_problems()
+    all_identical = 0 < own.identical == len(own.seeds)
+    if all_identical:  # so they are for any seed and any problem
+        difference = replace(difference, low=0.0, high=0.0)
+        over_problems = {**over_problems, "low": 0.0, "high": 0.0}
+    judgement = statistics.judge(
+        difference,
+        p,
+        study.margin,
+        expanded.tested if comparison.tested else 1,
+        identical=all_identical,
+        diverged=sum(run.status == "diverged" for runs in own.runs.values() for run in runs),
+    )
+    return Effect(
+        name=comparison.name,
+        kind=comparison.kind,
+        weights=comparison.weights,
+        seeds=own.seeds,
+        pairs=own.pairs,
+        difference=difference,
+        adjusted_p=p,
+        judgement=judgement,
+        probability_of_improvement=own.improvement(study.primary),
+        problems=over_problems,
+        identical=own.identical,
+    )
+
+
+def noise(reference: Sequence[Run], repeat: Sequence[Run], primary: str) -> Noise:
+    """Pooled over both arms, whose runs differ in nothing but the seed; NaN where nothing is known."""
+    groups = [[run.value(primary) for run in runs if run.counts] for runs in (reference, repeat)]
+    groups = [g for g in groups if len(g) > 1]
+    if not groups:
+        return Noise(math.nan, math.nan)
+    freedom = sum(len(g) - 1 for g in groups)
+    sd = math.sqrt(sum((len(g) - 1) * float(np.var(g, ddof=1)) for g in groups) / freedom)
+    if sd < statistics.NO_SPREAD:  # equal counts do not show that others would be equal
+        return Noise(0.0, math.nan)
+    n = min(len(g) for g in groups)
+    return Noise(sd, statistics.student_t(freedom) * sd * math.sqrt(2 / n))
+
+
+def spread_of_differences(effects: Sequence[Effect], declared: float) -> tuple[float, str]:
+    """Standard deviation of a difference over seeds, and where it comes from.
+
+    It is that of the switches. Until one is measured it is the declared one, or that of the A/A arm if this is larger.
+    """
+    switches = [e.difference.sd for e in effects if e.kind == "switch" and e.difference.sd > 0]
+    if switches:
+        return math.sqrt(fmean(sd * sd for sd in switches)), f"measured on {counted(len(switches), 'arm')}"
+    repeats = [e.difference.sd for e in effects if e.kind == "noise" and e.difference.sd > declared]
+    return (repeats[0], "measured on the A/A arm") if repeats else (declared, "as the study file expects")
+
+
+def arm_result(arm: Arm, by_arm: Runs, expanded: Expanded) -> ArmResult:
+    """An arm over its seeds."""
+    runs = by_arm[arm.name]
+    finished = [run for run in runs if run.status == "finished"]
+    counting = [run for run in runs if run.counts]
+    measures = {key: fmean(run.after[key] for run in finished) for key in (finished[0].after if finished else ())}
+    if counting:
+        measures |= {
+            "tokens": fmean(run.tokens for run in counting),
+            "seconds": fmean(run.seconds for run in counting),
+            "steps": fmean(run.steps for run in counting),
+        }
+        shares = [x for run in counting for x in run.curves["no_signal"] if math.isfinite(x)]
+        measures["no_signal"] = fmean(shares) if shares else math.nan
+    values = [run.value(expanded.study.primary) for run in counting]
+    return ArmResult(
+        name=arm.name,
+        overrides=arm.overrides,
+        remarks=(*((remark.kind, remark.text) for remark in arm.remarks), *_found_by_runs(arm, by_arm, expanded)),
+        planned=len(runs),
+        finished=len(finished),
+        diverged=sum(run.status == "diverged" for run in runs),
+        failed=sum(run.status == "failed" for run in runs),
+        primary=statistics.within(statistics.interval(values), 0.0, 1.0),
+        measures=measures,
+    )
+
+
+def _found_by_runs(arm: Arm, by_arm: Runs, expanded: Expanded) -> list[tuple[str, str]]:
+    """Remarks of all finished runs on settings that the arm changes; none if the arm was known to be inert.
+
+    An arm is inert if all settings that it changes are; one that is inert among others adds nothing. A setting that an arm
+    switches off is inert if it was in the runs of the reference.
+    """
+    other = expanded.against(arm)
+    if arm.is_repeat or arm.name == other.name or any(remark.kind == "inert" for remark in arm.remarks):
+        return []
+    ours, theirs = ([run for run in by_arm[a.name] if run.status == "finished"] for a in (arm, other))
+    always_inert = [*_in_all([run.inert for run in ours]), *_in_all([run.inert for run in theirs])]
+    by_setting = {_setting(text): text for text in concerning(always_inert, other.config, arm.config)}
+    changed = [key.rpartition(".")[2] for key in changed_settings(other.config, arm.config)]
+    all_inert = bool(by_setting) and all(any(key in setting for setting in by_setting) for key in changed)
+    always = f"in each of its {len(ours)} runs, as in the first"
+    found = [
+        ("inert", f"{always}, {text}") if all_inert else ("confounded", f"adds nothing here: {text}")
+        for text in by_setting.values()
+    ]
+    confounded = concerning(_in_all([run.confounded for run in ours]), other.config, arm.config)
+    return found + [("confounded", f"{always}, {text}") for text in confounded]
+
+
+def _in_all(told: Sequence[Sequence[str]]) -> list[str]:
+    """The sentences of the first run on settings that every run has a sentence on."""
+    settings = [{_setting(text) for text in texts} for texts in told]
+    first = {_setting(text): text for text in told[0]} if told else {}
+    return [text for setting, text in first.items() if all(setting in others for others in settings)]
+
+
+def _setting(text: str) -> str:
+    """The setting that a sentence is about."""
+    return text.partition(":")[0]

@@ -1,0 +1,199 @@
+"""The runs of a study: their settings and folders, and a record of each as far as it came."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from slimrl.config.schema import TrainConfig
+from slimrl.errors import DataError
+from slimrl.runs.reader import ENDED, read_answers, read_metrics, read_state, read_status, read_summaries
+from slimrl.study.spec import Arm, Expanded
+
+DIVERGED_VALUE = 0.0
+"""Primary measure of a run that diverged: its model is of no use, so it counts as no answer right and is not left out."""
+CURVES = {
+    "step": "step", "tokens": "num_tokens", "seconds": "time/total", "accuracy": "accuracy", "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio", "entropy": "entropy", "kl": "kl", "reward": "reward",
+    "no_signal": "sampling/no_signal",
+}  # fmt: skip
+"""Keys of metrics.jsonl by the curve that they make."""
+CELLS = {
+    (True, True): "right", (True, False): "right_out_of_form",
+    (False, True): "wrong_in_form", (False, False): "wrong_out_of_form",
+}  # fmt: skip
+"""By whether the answer is right and whether the form is."""
+MODES = {"sampled": "accuracy", "greedy": "greedy"}
+"""Keys of a summary by the mode of decoding."""
+LONGEST_NAME = 56
+Outcome = Literal["finished", "diverged", "failed", "missing"]
+"""State of a run; one that is `missing` has not begun, or was interrupted."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a study, whether it has begun or not."""
+
+    arm: Arm
+    index: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def status(self) -> str:
+        """A `Status` of slimrl.runs.reader; empty before the run begins."""
+        return read_status(self.folder)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    def config(self, memory_share: float, date: str = "auto") -> TrainConfig:
+        """The settings of this run; `date` is used in its prompts unless the study's settings have one."""
+        task = self.arm.config.task
+        update = {
+            "task": task.model_copy(update={"date": date}) if task.date == "auto" else task,
+            "seed": self.arm.seed(self.index),
+            "name": self.name,
+            "output": str(self.folder.parent),
+            "memory_share": memory_share,
+        }
+        return self.arm.config.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of one run."""
+
+    arm: str
+    index: int
+    seed: int
+    status: Outcome
+    reason: str
+    folder: str
+    """Relative to the study's."""
+    steps: int
+    tokens: int
+    """Sampled in training."""
+    seconds: float
+    """Of training, without set-up and evaluation."""
+    weights: str
+    """SHA-256 of the trained weights."""
+    before: Mapping[str, float]
+    """Held-out measures of the untrained model, with the keys of `after`."""
+    after: Mapping[str, float]
+    """`test/sampled`, `test/greedy` and so on (strict accuracy), and of sampled test completions `lenient`, `format`,
+    `truncated` (shares), `mean_length` (tokens), `right`, `right_out_of_form`, `wrong_in_form`, `wrong_out_of_form`."""
+    items: Mapping[str, float]
+    """Share right of the primary measure, by problem."""
+    curves: Mapping[str, Sequence[float]]
+    """Each of CURVES by step; NaN for a step without a value."""
+    held_out: Sequence[tuple[float, float, float]]
+    """Tokens and seconds so far, and the primary measure, of every evaluation."""
+    inert: Sequence[str]
+    """Settings that had no effect in this run."""
+    confounded: Sequence[str]
+    """Settings that had a further effect in this run."""
+
+    @property
+    def counts(self) -> bool:
+        """True for a run that is a result."""
+        return self.status in ENDED
+
+    def value(self, primary: str) -> float:
+        """The primary measure of a run that counts; raises DataError if the run was finished without it."""
+        if self.status == "diverged":
+            return DIVERGED_VALUE
+        if primary not in self.after:
+            raise DataError(
+                f"{self.folder} is finished and has no measure {primary}; remove that folder and run the study again"
+            )
+        return self.after[primary]
+
+
+def planned_runs(expanded: Expanded, folder: Path) -> list[Planned]:
+    """Every run of a study, seed by seed, so that arms can be compared early."""
+    return [
+        Planned(arm, index, run_folder(folder, arm.name, index))
+        for index in range(expanded.study.seeds)
+        for arm in expanded.arms
+    ]
+
+
+def run_folder(folder: Path, arm: str, index: int) -> Path:
+    """The folder of a run within its study's; a name that is too long ends in a hash of it."""
+    name = arm.replace("+", ".")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return folder / "runs" / f"{name}-{index}"
+
+
+def read_run(planned: Planned, primary: str) -> Run:
+    """The record of a run; it has no measures unless the run counts.
+
+    Raises DataError if its metrics are damaged.
+    """
+    folder, state = planned.folder, read_state(planned.folder)
+    recorded, summary = state.get("status"), state.get("summary", {})
+    counts, finished = recorded in ENDED, recorded == "finished"
+    status: Outcome = state["status"] if counts or recorded == "failed" else "missing"
+    history = read_metrics(folder) if counts else []
+    summaries = read_summaries(folder) if counts else {}
+    measures = {step: _measures(splits) for step, splits in summaries.items()}
+    spent = {int(row["step"]): (float(row["num_tokens"]), float(row["time/total"])) for row in history}
+    last = max(measures, default=0)
+    rows = read_answers(folder, last) if finished else []
+    return Run(
+        arm=planned.arm.name,
+        index=planned.index,
+        seed=planned.arm.seed(planned.index),
+        status=status,
+        reason=str(state.get("reason", "")),
+        folder=f"runs/{planned.name}",
+        steps=len(history),
+        tokens=int(history[-1]["num_tokens"]) if history else 0,
+        seconds=float(history[-1]["time/total"]) if history else 0.0,
+        weights=str(summary.get("weights", "")),
+        before=measures[min(measures)] if measures else {},
+        after=measures.get(last, {}) | _form(rows) if finished else {},
+        items=_items(rows, primary),
+        curves={name: [float(row.get(key, math.nan)) for row in history] for name, key in CURVES.items()},
+        held_out=[(*spent.get(step, (0.0, 0.0)), found.get(primary, math.nan)) for step, found in measures.items()],
+        inert=summary.get("inert", []),
+        confounded=summary.get("confounded", []),
+    )
+
+
+def _measures(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The held-out measures of an evaluation, as `Run.after` has them, from its summaries by split."""
+    found: dict[str, float] = {}
+    for split, summary in summaries.items():
+        found |= {f"{split}/{mode}": summary[key] for mode, key in MODES.items() if key in summary}
+    if "test" in summaries:
+        found |= {key: summaries["test"][key] for key in ("lenient", "format", "truncated", "mean_length")}
+    return found
+
+
+def _form(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Shares of sampled test completions by answer (read leniently) and form."""
+    sampled = [row for row in rows if row["split"] == "test" and row["mode"] == "sampled"]
+    cells = Counter((row["lenient"] or row["strict"], row["well_formed"]) for row in sampled)
+    return {name: cells[cell] / len(sampled) for cell, name in CELLS.items()} if sampled else {}
+
+
+def _items(rows: Sequence[Mapping[str, Any]], primary: str) -> dict[str, float]:
+    split, mode = primary.split("/")
+    verdicts: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["split"], row["mode"]) == (split, mode):
+            verdicts.setdefault(row["id"], []).append(float(row["strict"]))
+    return {problem: fmean(values) for problem, values in verdicts.items()}

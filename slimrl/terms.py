@@ -1,0 +1,41 @@
+"""The words that settings take, each set once: the settings accept them, and algorithm, learner, tasks and rewards act on them.
+
+This module imports nothing of the package. The surrogates are not here: their names stand in `AlgorithmConfig`, next to the
+parameters that a new one brings, and `slimrl/algorithm/loss.py` has their functions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# the task
+Checker = Literal["numeric", "symbolic"]
+UsedTemplate = Literal["chat", "plain"]
+Template = Literal["auto", UsedTemplate]
+
+# rewards
+CompletionForm = Literal["text", "messages"]
+
+# advantages
+GroupBaseline = Literal["group_mean", "leave_one_out", "none"]
+Baseline = Literal[GroupBaseline, "critic"]
+Scale = Literal["group", "batch", "none", "mean"]
+
+# the loss
+Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]
+SampledKl = Literal["k1", "k2", "k3", "k3_k2"]
+"""KL kinds that need only the sampled token's log-probabilities."""
+FullKl = Literal["reverse", "forward", "gkl"]
+"""KL kinds over the whole vocabulary."""
+KlEstimator = Literal[SampledKl, FullKl]
+GklWeights = Literal["policy", "reference", "global"]
+Correction = Literal["truncate", "mask"]
+Importance = Literal["off", Correction]
+ImportanceLevel = Literal["token", "sequence"]
+
+# the choice of groups
+Selection = Literal["off", "filter", "refill", "replace"]
+Signal = Literal["correct", "reward"]
+
+# the optimizer
+Schedule = Literal["constant", "linear", "cosine"]

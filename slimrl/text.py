@@ -1,0 +1,49 @@
+"""Text for people: numbers as they are read, and control characters made visible. Knows neither screen nor page."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
+UNKNOWN = "–"
+
+
+def visible(text: str) -> str:
+    """The text with characters of the kinds HIDDEN as escapes; line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def one_line(text: str) -> str:
+    """The text on one line, every run of white space as one space."""
+    return " ".join(visible(text).split())
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a percentage, without its sign: 0.125 is 12.5."""
+    return f"{100 * share:.{digits}f}" if math.isfinite(share) else UNKNOWN
+
+
+def signed(difference: float) -> str:
+    """A difference of shares in points: 0.125 is +12.5, and a difference that rounds to zero is +0.0."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}" if math.isfinite(difference) else UNKNOWN
+
+
+def points(difference: float) -> str:
+    """A size in points: 0.125 is 12.5 points."""
+    return f"{percent(difference)} points" if math.isfinite(difference) else "unknown"
+
+
+def signed_points(difference: float) -> str:
+    """A difference in points: 0.125 is +12.5 points."""
+    return f"{signed(difference)} points" if math.isfinite(difference) else "unknown"
+
+
+def counted(n: int, noun: str) -> str:
+    """A number of things: 1 seed, 2 seeds."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"

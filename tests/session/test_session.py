@@ -1,0 +1,135 @@
+"""What sinks hear of a run, and that none can harm it; how long a run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from slimrl.config.files import load_config
+from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.display.run import Display
+from slimrl.machine.signals import Stop, Stopped
+from slimrl.results import Summaries
+from slimrl.session.session import expected_steps
+from slimrl.sft import sft
+from slimrl.train import train
+from tests.session.test_resume import content
+
+SMALL = (
+    "steps=3", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=16", "evaluation.problems=2", "evaluation.harder_problems=0",
+    "evaluation.greedy=false", "evaluation.every=2", "checkpoint.every=1",
+)  # fmt: skip
+
+
+class Collector:
+    """A sink that keeps all that it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+        self.settings: Mapping[str, object] = {}
+        self.rows: list[dict[str, float]] = []
+        self.accuracy: dict[int, float] = {}
+        self.summary: Mapping[str, object] = {}
+
+    def begin(self, run: Path, settings: Mapping[str, object], step: int) -> None:
+        self.told.append((f"begin {run.name}", step))
+        self.settings = settings
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.told.append(("step", step))
+        self.rows.append({"step": step, **metrics})
+
+    def evaluation(self, step: int, summaries: Summaries) -> None:
+        self.told.append(("evaluation", step))
+        self.accuracy[step] = summaries["test"]["accuracy"]
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        self.told.append(("finish", 0))
+        self.summary = summary
+
+    def close(self) -> None:
+        self.told.append(("close", 0))
+
+
+class Broken(Collector):
+    """A tracker whose server is gone after the first step."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().step(step, metrics)
+        raise ConnectionError("no route to host")
+
+
+def config(output: Path, name: str, *more: str) -> TrainConfig:
+    return load_config(TrainConfig, [], [f"output={output}", f"name={name}", *SMALL, *more])
+
+
+def test_a_sink_hears_the_numbers_of_a_run(tmp_path: Path) -> None:
+    sink = Collector()
+    train(config(tmp_path, "a"), Display(quiet=True), sinks=[sink])
+    assert sink.told == [
+        ("begin a", 0), ("evaluation", 0), ("step", 1), ("step", 2), ("evaluation", 2), ("step", 3), ("evaluation", 3),
+        ("finish", 0), ("close", 0),
+    ]  # fmt: skip
+    assert sink.settings["rollout.group_size"] == 2
+    assert sink.rows == [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    stored = json.loads((tmp_path / "a" / "evals" / "step-00000002.json").read_text())
+    assert sink.accuracy[2] == stored["test"]["accuracy"]
+    assert sink.summary == json.loads((tmp_path / "a" / "run.json").read_text())["summary"]
+
+
+def test_a_run_that_is_stopped_closes_its_sinks_and_begins_them_again(tmp_path: Path) -> None:
+    first, second, stop = Collector(), Collector(), Stop()
+    own = first.step
+
+    def stopping(step: int, metrics: Mapping[str, float]) -> None:
+        own(step, metrics)
+        if step == 2:
+            stop.ask("a test", 75)
+
+    first.step = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=rf"after step 2; resume with slimrl train --resume {tmp_path}/a$"):
+        train(config(tmp_path, "a"), Display(quiet=True), sinks=[first], stop=stop)
+    train(config(tmp_path, "a"), Display(quiet=True), sinks=[second], resume=True)
+    assert first.told[-1] == ("close", 0)
+    assert ("finish", 0) not in first.told
+    assert second.told == [
+        ("begin a", 2), ("evaluation", 2), ("step", 3), ("evaluation", 3), ("finish", 0), ("close", 0),
+    ]  # fmt: skip
+
+
+def test_a_sink_that_fails_is_left_out_and_the_run_is_what_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, whole = Broken(), Collector()
+    train(config(tmp_path, "a"), Display(quiet=True))
+    train(config(tmp_path, "b"), Display(), sinks=[broken, whole])
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+    assert broken.told == [("begin b", 0), ("evaluation", 0), ("step", 1)]
+    assert whole.told[-1] == ("close", 0)
+    sentence = "Broken failed (no route to host) and gets no further metrics of this run"
+    assert " ".join(capsys.readouterr().err.split()).count(sentence) == 1
+    (event,) = [json.loads(line) for line in (tmp_path / "b" / "events.jsonl").read_text().splitlines()]
+    assert (event["event"], event["step"], event["why"]) == ("sink failed", 1, sentence)
+
+
+def test_imitation_tells_its_sinks_too(tiny_folder: Path, tmp_path: Path) -> None:
+    sink = Collector()
+    settings = ("steps=2", "sft.batch_size=4", "evaluation.problems=2", "evaluation.harder_problems=0")
+    where = (f"model.path={tiny_folder}", f"output={tmp_path}", "name=s", "evaluation.greedy=false")
+    sft(load_config(SftRunConfig, [], [*settings, *where]), Display(quiet=True), sinks=[sink])
+    assert [what for what, _ in sink.told] == ["begin s", "evaluation", "step", "step", "evaluation", "finish", "close"]
+    assert [row["loss"] for row in sink.rows] == [
+        json.loads(line)["loss"] for line in (tmp_path / "s" / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "tokens", "expected"),
+    [(0, 0, 9), (0, 100, 5), (2, 300, 5), (4, 500, 5), (4, 480, 5), (4, 450, 6), (0, 1, 9)],
+)
+def test_steps_are_reckoned_from_the_tokens_so_far(step: int, tokens: int, expected: int) -> None:
+    assert expected_steps(9, 500, step + 1, tokens) == expected
+    assert expected_steps(9, 0, step + 1, tokens) == 9

@@ -1,0 +1,79 @@
+"""The state of a run as a checkpoint holds it: the format of state.json, and its way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimrl.errors import DataError
+from slimrl.preflight.observed import NOTHING_OBSERVED
+from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.runs.checkpoints import write_checkpoint
+from slimrl.session.state import RunState, as_json, from_json, read_run_state
+
+PROBLEM = Problem("p/1", "1+1?", "2", "2 it is", 1.0)
+
+
+def rollout(token: int) -> Rollout:
+    completion = Completion((5, 6), (token, 2), (-0.12345678901234568, -1.5), "stop")
+    return Rollout(PROBLEM, completion, "#### 2", True, {"correct": 1.0}, 1.0)
+
+
+STATE = RunState(
+    step=3,
+    tokens=64,
+    seconds=1.25,
+    carried=(Group((rollout(8), rollout(9)), 2),),
+    seen=dataclasses.replace(NOTHING_OBSERVED, completions=4, alphas=frozenset({2.0, 1.0})),
+    suspects=("p/2",),
+    excluded=("p/3", "p/4"),
+    unscorable={"timed out": 2},
+)
+STORED: dict[str, Any] = {
+    "step": 3, "tokens": 64, "seconds": 1.25, "faults": 0, "suspects": ["p/2"], "rolled_back": False, "excluded": ["p/3", "p/4"],
+    "unscorable": {"timed out": 2},
+    "seen": {
+        "completions": 4, "truncated": 0, "longest": 0, "shortest": 0, "groups": 0, "constant": 0, "carried": 0, "steps": 0,
+        "clipped": 0, "corrected": 0, "bounded": 0, "alphas": [1.0, 2.0],
+    },
+    "carried": [
+        {
+            "step": 2,
+            "problem": {"id": "p/1", "question": "1+1?", "answer": "2", "solution": "2 it is", "difficulty": 1.0},
+            "rollouts": [
+                {
+                    "text": "#### 2", "correct": True, "scores": {"correct": 1.0}, "reward": 1.0, "unscorable": "",
+                    "completion": {
+                        "prompt_ids": [5, 6], "token_ids": [token, 2], "logprobs": [-0.12345678901234568, -1.5], "finish": "stop",
+                    },
+                }
+                for token in (8, 9)
+            ],
+        }
+    ],
+}  # fmt: skip
+"""STATE as checkpoints have held it since they were first written."""
+
+
+def test_the_format_of_a_checkpoint_stays() -> None:
+    assert as_json(STATE) == STORED
+    assert from_json(json.loads(json.dumps(STORED))) == STATE
+    assert from_json(json.loads(json.dumps(as_json(RunState())))) == RunState()
+
+
+def test_data_columns_are_not_stored() -> None:
+    """They may hold what JSON does not."""
+    odd = dataclasses.replace(PROBLEM, columns={"image": object()})
+    group = Group(tuple(dataclasses.replace(r, problem=odd) for r in STATE.carried[0].rollouts), 2)
+    assert as_json(dataclasses.replace(STATE, carried=(group,))) == STORED
+
+
+@pytest.mark.parametrize("spoilt", [{}, {"run": {**STORED, "step": "many"}}, {"run": {**STORED, "carried": [3]}}])
+def test_a_state_of_another_version_is_one_sentence(spoilt: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, 3, {}, spoilt)
+    with pytest.raises(DataError, match=r"state\.json was written by another version of SlimRL"):
+        read_run_state(checkpoint, from_json)
