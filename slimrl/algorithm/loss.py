@@ -170,7 +170,7 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
 def token_weights(
     loss_mask: Tensor, completion_mask: Tensor, groups: Tensor, aggregation: Aggregation, *, max_new_tokens: int
 ) -> Tensor:
-    """How much each token counts towards the loss of one optimizer step: [B, L] float32.
+    """The weight of each token in the loss of one optimizer update: [B, L] float32.
 
     loss_mask and completion_mask [B, L] bool, groups [B] long. Denominators count every completion, also those that
     carry no loss (overlong filtering), so a step with half its rows masked is half a step.

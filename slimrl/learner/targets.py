@@ -194,7 +194,7 @@ def trained_rows(rows: Rows, advantages: Tensor, algorithm: AlgorithmConfig) -> 
 
 
 def has_vocabulary_kl(algorithm: AlgorithmConfig) -> bool:
-    """Whether the loss has a divergence over the whole vocabulary."""
+    """True where the loss has a divergence over the whole vocabulary."""
     return algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED
 
 
