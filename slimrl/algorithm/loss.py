@@ -54,10 +54,8 @@ def surrogate(
     raise ValueError(f"there is no surrogate {name}")
 
 
-def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
-    """[B, L] the ratio that a surrogate clips; None for one that has no clip."""
-    if name in ("reinforce", "gpg", "sapo"):
-        return None
+def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, L] the ratio that a surrogate clips."""
     if name in ("gspo", "gspo_token"):
         return sequence_ratio(logprobs, old_logprobs, mask, per_token=False)
     return (logprobs - old_logprobs).exp()

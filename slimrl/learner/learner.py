@@ -17,6 +17,7 @@ from slimrl.algorithm.batch import make_rows, minibatches, packed_tokens, take, 
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import Options, clipped_ratio, surrogate, token_weights, top_entropy_mask
 from slimrl.algorithm.metrics import Metrics
+from slimrl.config.algorithm import SURROGATES
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.learner.critic import CriticLearner
@@ -227,8 +228,8 @@ class Learner:
         if algorithm.kl_coef and algorithm.kl_place == "loss":
             means.add("kl", kl, mask)
         means.add("entropy", entropy, mask)
-        ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
-        if ratio is not None:
+        if SURROGATES[algorithm.surrogate].clips:
+            ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
             low = (ratio < 1 - algorithm.clip_low) & (batch.advantages < 0)
             high = (ratio > 1 + algorithm.clip_high) & (batch.advantages > 0)
             means.add("clip_ratio/low_mean", low, mask)
