@@ -140,8 +140,8 @@ class Rows:
 class Batch(Rows):
     """Rows with everything that their loss needs, made once per step before any weight moves (`learner/targets.py`).
 
-    All tensors are [B, L] float32 on the CPU and 0 off the completion. Where the settings have no use for one of them, it
-    holds the neutral value that is given below.
+    All tensors are [B, L] float32 on the CPU and, except for `importance`, 0 off the completion. Where the settings have no
+    use for one of them, it holds the neutral value that is given below.
 
     Example: for the row above, advantages [0, 0.71, 0.71], old_logprobs [0, -0.1, -0.2], importance [1, 1, 1].
     """
@@ -149,7 +149,10 @@ class Batch(Rows):
     advantages: Tensor
     """Reward units, or standard deviations when rewards are scaled; one number a row except with a critic."""
     old_logprobs: Tensor
-    """Nats under the policy before the step's first update, from which importance ratios are taken."""
+    """Nats under the policy before the step's first update, from which importance ratios are taken: the sampler's, unless
+    these are not exact enough. With one update per step every ratio is 1 except in groups that were carried over, and only
+    theirs are read.
+    """
     reference_logprobs: Tensor
     """Nats under the reference; 0 without a KL penalty on sampled tokens."""
     importance: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -93,7 +94,7 @@ def learner_of(policy: Policy, config: TrainConfig, reference: Policy | None = N
     """A learner for groups whose rewards, where they are told apart, are one called `a`."""
     learner = Learner(policy, config, microbatcher_of(config), reward_weights={"a": 1.0})
     if reference is not None:
-        learner.reference = reference
+        learner.targets = replace(learner.targets, reference=reference)
     return learner
 
 

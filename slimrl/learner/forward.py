@@ -1,6 +1,7 @@
 """Forward passes of models over rows, in micro-batches that fit the memory plan.
 
-Rows are on the CPU, where their layout is made; results are on the model's device, [B, L] with 0 where nothing was asked.
+Rows are on the CPU, where their layout is made. Results are [B, L] with 0 where nothing was asked: those of `statistics`,
+which carry gradients, on the model's device, all others on the CPU.
 """
 
 from __future__ import annotations
@@ -141,30 +142,36 @@ class Microbatcher:
         return self.over_parts(rows, mask.any(1), lambda part: self.statistics(policy, part)[0])
 
     @torch.no_grad()
-    def entropies(self, policy: Policy, rows: Rows) -> Tensor:
-        """[B, L] nats on the CPU."""
-        return self.over_parts(rows, rows.loss_mask.any(1), lambda part: self.statistics(policy, part)[1])
+    def entropies(self, policy: Policy, rows: Rows, *, may_stop: bool) -> Tensor:
+        """[B, L] nats on the CPU. Raises Stopped between micro-batches only if it `may_stop`."""
+        wanted = rows.loss_mask.any(1)
+        return self.over_parts(rows, wanted, lambda part: self.statistics(policy, part)[1], may_stop=may_stop)
 
     @torch.no_grad()
     def mean_probabilities(self, policy: Policy, rows: Rows) -> Tensor:
         """[V] float32 mean of the policy's probabilities over the tokens that carry loss."""
-        total = torch.zeros(policy.head.vocabulary, dtype=torch.float64, device=policy.device)
-        count = 0
-        for chosen in self.split(rows, rows.loss_mask.any(1).nonzero().squeeze(-1)):
-            part = take(rows, chosen)
-            packed = packed_rows(part, policy.device)
-            hidden = policy.packed_hidden(packed).index_select(0, packed.places[part.loss_mask.to(policy.device)])
-            total += mean_probabilities(policy.head, hidden, temperature=self.temperature)
-            count += len(hidden)
-        return (total / max(1, count)).float()
+        for attempt in self.attempts(rows):
+            with attempt:
+                total = torch.zeros(policy.head.vocabulary, dtype=torch.float64, device=policy.device)
+                for chosen in self.split(rows, rows.loss_mask.any(1).nonzero().squeeze(-1)):
+                    self.stop.check()
+                    part = take(rows, chosen)
+                    packed = packed_rows(part, policy.device)
+                    places = packed.places[part.loss_mask.to(policy.device)]
+                    hidden = policy.packed_hidden(packed).index_select(0, places)
+                    total += mean_probabilities(policy.head, hidden, temperature=self.temperature)
+        return (total / max(1, int(rows.loss_mask.sum()))).float()
 
-    def over_parts(self, rows: Rows, wanted: Tensor, compute: Callable[[Rows], Tensor]) -> Tensor:
+    def over_parts(
+        self, rows: Rows, wanted: Tensor, compute: Callable[[Rows], Tensor], *, may_stop: bool = True
+    ) -> Tensor:
         """[B, L] on the CPU, from what `compute` returns for parts of the `wanted` rows [B] bool."""
         result = torch.zeros(rows.inputs.shape)
         for attempt in self.attempts(rows):
             with attempt:
                 for chosen in self.split(rows, wanted.nonzero().squeeze(-1)):
-                    self.stop.check()
+                    if may_stop:
+                        self.stop.check()
                     part = compute(take(rows, chosen))
                     result[chosen, : part.shape[1]] = part.cpu()
         return result

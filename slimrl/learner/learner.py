@@ -24,7 +24,7 @@ from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import learning_rate, make_optimizer
-from slimrl.learner.targets import Models, demand_finite, has_vocabulary_kl, make_batch, trained_rows, vocabulary_kl
+from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows
 
@@ -67,9 +67,9 @@ class Learner:
         """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with the policy's own module."""
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
         self.optimizer = make_optimizer(policy.trainable, config.optimizer)
-        self.reference = freeze(policy) if config.algorithm.kl_coef else None
+        reference = freeze(policy) if config.algorithm.kl_coef else None
         self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
-        self.reward_weights, self.exact_sampler = reward_weights, exact_sampler
+        self.targets = Targets(policy, reference, self.critic, microbatcher, config, reward_weights, exact_sampler)
         self.options = Options(**{f.name: getattr(config.algorithm, f.name) for f in fields(Options)})
 
     @property
@@ -83,7 +83,7 @@ class Learner:
         Raises Stopped, nothing changed, where a stop is asked for before the first update is applied; SettingsError where
         memory does not suffice for a single completion.
         """
-        optimizer, vocabulary = self.config.optimizer, None
+        optimizer = self.config.optimizer
         if not groups:
             return UpdateResult({"update/skipped": 1.0})
         filtering = self.config.algorithm.overlong_filtering
@@ -91,10 +91,8 @@ class Learner:
         if not rows.loss_mask.any():
             return UpdateResult({"update/skipped": 1.0})
         try:
-            if self.reference is not None and has_vocabulary_kl(self.config.algorithm):
-                vocabulary = vocabulary_kl(rows, self.reference, self.microbatcher, self.config.algorithm)
-            models = Models(self.policy, self.reference, self.critic, self.exact_sampler)
-            batch, measured = make_batch(groups, rows, models, self.microbatcher, self.config, self.reward_weights)
+            batch, measured = self.targets.batch(groups, rows)
+            vocabulary = self.targets.vocabulary_kl(rows)
         except NonFiniteError as error:
             return UpdateResult({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), rows))
         parts = minibatches(batch.groups, count=optimizer.minibatches)
@@ -133,7 +131,7 @@ class Learner:
         for attempt in self.microbatcher.attempts(batch):  # again with smaller micro-batches where memory runs out
             with attempt:
                 means = TokenMeans()
-                mask = self._gradient_mask(batch)
+                mask = self._gradient_mask(batch, may_stop=number == 0)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
                 for chosen in parts:
                     self._check_stop(number)
@@ -142,9 +140,8 @@ class Learner:
                     weight = weights[chosen, :width]
                     if algorithm.aggregation == "microbatch_token_mean":  # TRL's bnpo, which depends on the split
                         weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
-                    loss = self._loss(micro, weight, mask[chosen, :width], vocabulary, means)
-                    with profiler.part("backward"):
-                        self.optimizer.backward(loss)
+                    # No name for the loss: its graph would stay alive while a failed attempt is repeated.
+                    self._backward(self._loss(micro, weight, mask[chosen, :width], vocabulary, means))
                 if self.critic is not None:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:
@@ -200,6 +197,10 @@ class Learner:
         self._measure(batch, logprobs.detach(), old, entropy.detach(), kl.detach(), means)
         return loss
 
+    def _backward(self, loss: Tensor) -> None:
+        with self.microbatcher.profiler.part("backward"):
+            self.optimizer.backward(loss)
+
     def _old_logprobs(self, batch: Batch, logprobs: Tensor) -> Tensor:
         """[B, L] nats of the policy that importance ratios are taken from.
 
@@ -210,12 +211,13 @@ class Learner:
             return batch.old_logprobs
         return torch.where(batch.on_policy[:, None], logprobs.detach(), batch.old_logprobs)
 
-    def _gradient_mask(self, batch: Batch) -> Tensor:
+    def _gradient_mask(self, batch: Batch, *, may_stop: bool) -> Tensor:
         """[B, L] bool: tokens with a surrogate; under entropy_share those of highest entropy over the whole update."""
         share = self.config.algorithm.entropy_share
         if share == 1:
             return batch.loss_mask
-        return top_entropy_mask(self.microbatcher.entropies(self.policy, batch), batch.loss_mask, share)
+        entropies = self.microbatcher.entropies(self.policy, batch, may_stop=may_stop)
+        return top_entropy_mask(entropies, batch.loss_mask, share)
 
     def _measure(
         self, batch: Batch, logprobs: Tensor, old: Tensor, entropy: Tensor, kl: Tensor, means: TokenMeans

@@ -34,149 +34,203 @@ from slimrl.records import Batch, Group, Rows
 
 
 @dataclass(frozen=True)
-class Models:
-    """The policy and the models that it is compared with."""
+class Targets:
+    """The policy, the models that it is compared with, and the settings that say how: everything that makes a batch."""
 
     policy: Policy
     reference: Policy | None
     """The initial policy, where there is a KL penalty."""
     critic: CriticLearner | None
     """PPO's value function, where the baseline is one."""
+    microbatcher: Microbatcher
+    config: TrainConfig
+    reward_weights: Mapping[str, float]
     exact_sampler: bool = True
     """`Sampler.exact`: the sampler is the trainer's own module, so in float32 its log-probabilities are the trainer's."""
 
+    def batch(self, groups: Sequence[Group], rows: Rows) -> tuple[Batch, Metrics]:
+        """The complete batch of a step, and metrics of its advantages; `rows` are those of `groups`.
 
-def make_batch(
-    groups: Sequence[Group],
-    rows: Rows,
-    models: Models,
-    microbatcher: Microbatcher,
-    config: TrainConfig,
-    reward_weights: Mapping[str, float],
-) -> tuple[Batch, Metrics]:
-    """The complete batch of a step, and metrics of its advantages.
+        Raises NonFiniteError, naming the number, and Stopped between micro-batches.
+        """
+        timed = self.microbatcher.profiler.part
+        demand_finite("a log-probability of the sampler", rows.sampler_logprobs)
+        with timed("reference"):
+            reference, log_ratio = self._reference(rows)
+        means: Metrics = {}
+        if self.config.algorithm.kl_coef and self.config.algorithm.kl_place == "reward":
+            means["kl"] = float(log_ratio.sum() / rows.completion_mask.sum())
+        values, returns = torch.zeros_like(log_ratio), torch.zeros_like(log_ratio)
+        if self.critic is not None:
+            with timed("reference"):
+                values = self.critic.values(rows, self.microbatcher)
+            demand_finite("a value of the critic", values)
+            advantages, returns, measured = self.critic_advantages(groups, rows, values, log_ratio)
+        else:
+            found, measured = self._advantages(groups, log_ratio)
+            advantages = at_tokens(found, rows.completion_mask)
+        demand_finite("an advantage", advantages)
+        with timed("reference"):
+            old, importance = self._old(rows, advantages)
+        batch = Batch(
+            **tensors_of(rows),
+            advantages=advantages,
+            old_logprobs=old,
+            reference_logprobs=reference,
+            importance=importance,
+            values=values,
+            returns=returns,
+        )
+        return batch, means | measured
 
-    `rows` are those of `groups`. Raises NonFiniteError, naming the number, and Stopped between micro-batches.
-    """
-    demand_finite("a log-probability of the sampler", rows.sampler_logprobs)
-    with microbatcher.profiler.part("reference"):
-        reference, log_ratio = _reference(rows, models, microbatcher, config)
-    means: Metrics = {}
-    if config.algorithm.kl_coef and config.algorithm.kl_place == "reward":
-        means["kl"] = float(log_ratio.sum() / rows.completion_mask.sum())
-    values, returns = torch.zeros_like(log_ratio), torch.zeros_like(log_ratio)
-    if models.critic is not None:
-        with microbatcher.profiler.part("reference"):
-            values = models.critic.values(rows, microbatcher)
-        demand_finite("a value of the critic", values)
-        advantages, returns, measured = critic_advantages(groups, rows, values, log_ratio, config)
-    else:
-        found, measured = advantages_of(groups, log_ratio, config, reward_weights)
-        advantages = at_tokens(found, rows.completion_mask)
-    demand_finite("an advantage", advantages)
-    with microbatcher.profiler.part("reference"):
-        old, importance = _old(rows, advantages, models, microbatcher, config)
-    batch = Batch(
-        **tensors_of(rows),
-        advantages=advantages,
-        old_logprobs=old,
-        reference_logprobs=reference,
-        importance=importance,
-        values=values,
-        returns=returns,
-    )
-    return batch, means | measured
+    def vocabulary_kl(self, rows: Rows) -> VocabularyKl | None:
+        """The divergence over the whole vocabulary, where the loss has one; global weights are a mean over these rows."""
+        algorithm = self.config.algorithm
+        if self.reference is None or not self._has_vocabulary_kl:
+            return None
+        gkl, prior = algorithm.gkl, None
+        if algorithm.kl_estimator == "gkl" and gkl.weights == "global":
+            with self.microbatcher.profiler.part("reference"):
+                prior = global_weights(self.microbatcher.mean_probabilities(self.reference, rows), gkl.gamma)
+        parts = Divergence(algorithm.kl_estimator, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma, prior)
+        return VocabularyKl(self.reference, parts)
 
+    @property
+    def _has_vocabulary_kl(self) -> bool:
+        return self.config.algorithm.kl_coef > 0 and self.config.algorithm.kl_estimator not in SAMPLED
 
-def _reference(rows: Rows, models: Models, microbatcher: Microbatcher, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """[B, L] nats each: the reference's log-probabilities, and the log-ratio that a penalty in the reward is made of.
+    @property
+    def _differs(self) -> bool:
+        """True where sampler and trainer give a token log-probabilities that differ by more than float32 rounding.
 
-    In a narrow type both sides of the ratio are the trainer's, since a decode step rounds differently, by some hundredths of
-    a nat per token, which would be a reward for nothing.
-    """
-    algorithm, sampler = config.algorithm, rows.sampler_logprobs
-    if models.reference is None or algorithm.kl_estimator not in SAMPLED:
-        return torch.zeros_like(sampler), torch.zeros_like(sampler)
-    if algorithm.kl_place == "loss":
-        reference = microbatcher.logprobs(models.reference, rows, rows.loss_mask)
+        In a narrower type a decode step and a packed row round differently, by more than GSPO's clip is wide.
+        """
+        return not self.exact_sampler or is_narrow(self.policy.model)
+
+    @property
+    def _recomputes_old(self) -> bool:
+        """True where the trainer computes the old log-probabilities again instead of taking the sampler's.
+
+        With one update per batch the ratio is 1 by construction, and surrogates without a ratio have no use for them.
+        """
+        several = self.config.optimizer.minibatches * self.config.optimizer.epochs > 1
+        has_ratio = SURROGATES[self.config.algorithm.surrogate].ratio
+        return self.config.algorithm.importance != "off" or (several and has_ratio and self._differs)
+
+    def _reference(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """[B, L] nats each: the reference's log-probabilities, and the log-ratio that a penalty in the reward is made of.
+
+        In a narrow type both sides of the ratio are the trainer's, since a decode step rounds differently, by some hundredths
+        of a nat per token, which would be a reward for nothing.
+        """
+        algorithm, sampler = self.config.algorithm, rows.sampler_logprobs
+        if self.reference is None or algorithm.kl_estimator not in SAMPLED:
+            return torch.zeros_like(sampler), torch.zeros_like(sampler)
+        # A penalty in the reward is one on every completion, also on those that carry no loss.
+        in_reward = algorithm.kl_place == "reward"
+        mask = rows.completion_mask if in_reward else rows.loss_mask
+        reference = self.microbatcher.logprobs(self.reference, rows, mask)
         demand_finite("a log-probability of the reference", reference)
-        return reference, torch.zeros_like(sampler)
-    # A penalty in the reward is one on every completion, also on those that carry no loss.
-    reference = microbatcher.logprobs(models.reference, rows, rows.completion_mask)
-    demand_finite("a log-probability of the reference", reference)
-    if differs(models):
-        recomputed = microbatcher.logprobs(models.policy, rows, rows.completion_mask)
+        if not in_reward:
+            return reference, torch.zeros_like(sampler)
+        if self._differs:
+            recomputed = self.microbatcher.logprobs(self.policy, rows, mask)
+            demand_finite("a recomputed log-probability", recomputed)
+            # Groups that were carried over were sampled by an earlier policy.
+            sampler = torch.where(rows.on_policy[:, None], recomputed, sampler)
+        return reference, (sampler - reference) * rows.completion_mask
+
+    def _old(self, rows: Rows, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L] each: old log-probabilities in nats, and the factors of the importance correction.
+
+        Groups that were carried over keep the log-probabilities of the earlier policy that sampled them.
+        """
+        algorithm, sampler = self.config.algorithm, rows.sampler_logprobs
+        if not self._recomputes_old:
+            return sampler, torch.ones_like(sampler)
+        recomputed = self._as_updates_compute(rows, advantages)
         demand_finite("a recomputed log-probability", recomputed)
-        # Groups that were carried over were sampled by an earlier policy.
-        sampler = torch.where(rows.on_policy[:, None], recomputed, sampler)
-    return reference, (sampler - reference) * rows.completion_mask
+        old = torch.where(rows.on_policy[:, None], recomputed, sampler)
+        if algorithm.importance == "off":
+            return old, torch.ones_like(sampler)
+        return old, importance_weights(
+            old,
+            sampler,
+            rows.loss_mask,
+            level=algorithm.importance_level,
+            correction=algorithm.importance,
+            cap=algorithm.importance_cap,
+        )
 
+    def _as_updates_compute(self, rows: Rows, advantages: Tensor) -> Tensor:
+        """[B, L] nats of the policy as it is, in the minibatches, rows and micro-batches of the updates that follow, and the
+        sampler's where no update computes a row.
 
-def differs(models: Models) -> bool:
-    """True where sampler and trainer give a token log-probabilities that differ by more than float32 rounding.
+        Equal shapes and the same functions give equal rounding, so ratios are exactly 1 until a weight has moved. Gradients
+        stay enabled, though none is taken, since torch chooses attention kernels by that.
+        """
+        result = rows.sampler_logprobs.clone()
+        # With a divergence over the vocabulary the update takes the same path through the head as with an entropy.
+        with_entropy = self.config.algorithm.entropy_coef > 0 or self._has_vocabulary_kl
+        for attempt in self.microbatcher.attempts(rows):
+            with attempt:
+                for chosen in minibatches(rows.groups, count=self.config.optimizer.minibatches):
+                    part = take(rows, chosen)
+                    trained = trained_rows(part, advantages[chosen], self.config.algorithm)
+                    for inside in self.microbatcher.split(part, trained):
+                        self.microbatcher.stop.check()
+                        micro = take(part, inside)
+                        # Detached at once: a graph that is alive would stand in the way of the next attempt.
+                        found = self.microbatcher.statistics(self.policy, micro, with_entropy=with_entropy)[0].detach()
+                        result[chosen[inside], : found.shape[1]] = found.cpu()
+        return result
 
-    In a narrower type a decode step and a packed row round differently, by more than GSPO's clip is wide.
-    """
-    return not models.exact_sampler or is_narrow(models.policy.model)
+    def _advantages(self, groups: Sequence[Group], log_ratio: Tensor) -> tuple[Tensor, Metrics]:
+        """Advantages [P, G] of completions, by the baseline and the scale that the settings name.
 
+        `log_ratio` [B, L] is the KL penalty in the reward, before its coefficient; 0 without one.
+        """
+        algorithm = self.config.algorithm
+        assert algorithm.baseline != "critic"
+        rewards, scorable = rewards_of(groups)
+        alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # before any penalty
+        if algorithm.kl_place == "reward":
+            rewards = rewards - algorithm.kl_coef * log_ratio.sum(1).view_as(rewards).double()
+        if algorithm.normalize_components:
+            found = component_advantages(components_of(groups), self.reward_weights, scorable, algorithm.baseline)
+        else:
+            found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
+        if algorithm.surrogate == "gpg":
+            return alpha * found, {"gpg_alpha": alpha}
+        return found, {}
 
-def recomputes_old(models: Models, config: TrainConfig) -> bool:
-    """True where the trainer computes the old log-probabilities again instead of taking the sampler's.
+    def critic_advantages(
+        self, groups: Sequence[Group], rows: Rows, values: Tensor, log_ratio: Tensor
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Advantages and returns [B, L] with a critic's values [B, L], and metrics of the values.
 
-    With one update per batch the ratio is 1 by construction, and surrogates without a ratio have no use for them.
-    """
-    several = config.optimizer.minibatches * config.optimizer.epochs > 1
-    has_ratio = SURROGATES[config.algorithm.surrogate].ratio
-    return config.algorithm.importance != "off" or (several and has_ratio and differs(models))
-
-
-def _old(
-    rows: Rows, advantages: Tensor, models: Models, microbatcher: Microbatcher, config: TrainConfig
-) -> tuple[Tensor, Tensor]:
-    """[B, L] each: old log-probabilities in nats, and the factors of the importance correction.
-
-    Groups that were carried over keep the log-probabilities of the earlier policy that sampled them.
-    """
-    algorithm, sampler = config.algorithm, rows.sampler_logprobs
-    if not recomputes_old(models, config):
-        return sampler, torch.ones_like(sampler)
-    recomputed = as_updates_compute(models.policy, rows, advantages, microbatcher, config)
-    demand_finite("a recomputed log-probability", recomputed)
-    old = torch.where(rows.on_policy[:, None], recomputed, sampler)
-    if algorithm.importance == "off":
-        return old, torch.ones_like(sampler)
-    return old, importance_weights(
-        old,
-        sampler,
-        rows.loss_mask,
-        level=algorithm.importance_level,
-        correction=algorithm.importance,
-        cap=algorithm.importance_cap,
-    )
-
-
-def as_updates_compute(
-    policy: Policy, rows: Rows, advantages: Tensor, microbatcher: Microbatcher, config: TrainConfig
-) -> Tensor:
-    """[B, L] nats of the policy as it is, in the minibatches, rows and micro-batches of the updates that follow, and the
-    sampler's where no update computes a row.
-
-    Equal shapes and the same functions give equal rounding, so ratios are exactly 1 until a weight has moved. Gradients
-    stay enabled, though none is taken, since torch chooses attention kernels by that.
-    """
-    result = rows.sampler_logprobs.clone()
-    # With a divergence over the vocabulary the update takes the same path through the head as with an entropy.
-    with_entropy = config.algorithm.entropy_coef > 0 or has_vocabulary_kl(config.algorithm)
-    for attempt in microbatcher.attempts(rows):
-        with attempt:
-            for chosen in minibatches(rows.groups, count=config.optimizer.minibatches):
-                part = take(rows, chosen)
-                trained = trained_rows(part, advantages[chosen], config.algorithm)
-                for inside in microbatcher.split(part, trained):
-                    microbatcher.stop.check()
-                    logprobs, _, _ = microbatcher.statistics(policy, take(part, inside), with_entropy=with_entropy)
-                    result[chosen[inside], : logprobs.shape[1]] = logprobs.detach().cpu()
-    return result
+        A completion's reward comes with its last token; a KL penalty in the reward with each token.
+        """
+        settings, algorithm = self.config.critic, self.config.algorithm
+        rewards, _ = rewards_of(groups)
+        mask, carried = rows.completion_mask, rows.loss_mask
+        last = torch.arange(mask.shape[1])[None] == rows.lengths[:, None] - 1
+        paid = rewards.reshape(-1, 1).float() * last
+        if algorithm.kl_place == "reward":
+            paid = paid - algorithm.kl_coef * log_ratio
+        advantages, returns = generalized_advantages(
+            paid, values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
+        )
+        errors = (returns - values)[carried]
+        spread = returns[carried].var(correction=0)
+        means = {
+            "critic/value_mean": float(values[carried].mean()),
+            "critic/explained_variance": float(1 - errors.var(correction=0) / spread) if spread > 0 else 0.0,
+        }
+        if settings.whiten and carried.sum() > 1:
+            centred = advantages - advantages[carried].mean()
+            advantages = torch.where(mask, centred / (advantages[carried].std() + SCALE_EPSILON), 0.0)
+        return advantages, returns, means
 
 
 def trained_rows(rows: Rows, advantages: Tensor, algorithm: AlgorithmConfig) -> Tensor:
@@ -191,73 +245,6 @@ def trained_rows(rows: Rows, advantages: Tensor, algorithm: AlgorithmConfig) -> 
         moving = wanted & (advantages != 0).any(1)
         wanted = moving if moving.any() else wanted & (wanted.cumsum(0) == 1)
     return wanted.nonzero().squeeze(-1)
-
-
-def has_vocabulary_kl(algorithm: AlgorithmConfig) -> bool:
-    """True where the loss has a divergence over the whole vocabulary."""
-    return algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED
-
-
-def vocabulary_kl(
-    rows: Rows, reference: Policy, microbatcher: Microbatcher, algorithm: AlgorithmConfig
-) -> VocabularyKl:
-    """The divergence that the settings ask for; global weights are a mean over the tokens of these rows."""
-    gkl, prior = algorithm.gkl, None
-    if algorithm.kl_estimator == "gkl" and gkl.weights == "global":
-        prior = global_weights(microbatcher.mean_probabilities(reference, rows), gkl.gamma)
-    parts = Divergence(algorithm.kl_estimator, gkl.mse, gkl.cross_entropy, gkl.weights, gkl.gamma, prior)
-    return VocabularyKl(reference, parts)
-
-
-def advantages_of(
-    groups: Sequence[Group], log_ratio: Tensor, config: TrainConfig, reward_weights: Mapping[str, float]
-) -> tuple[Tensor, Metrics]:
-    """Advantages [P, G] of completions, by the baseline and the scale that the settings name.
-
-    `log_ratio` [B, L] is the KL penalty in the reward, before its coefficient; 0 without one.
-    """
-    algorithm = config.algorithm
-    assert algorithm.baseline != "critic"
-    rewards, scorable = rewards_of(groups)
-    alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # before any penalty
-    if algorithm.kl_place == "reward":
-        rewards = rewards - algorithm.kl_coef * log_ratio.sum(1).view_as(rewards).double()
-    if algorithm.normalize_components:
-        found = component_advantages(components_of(groups), reward_weights, scorable, algorithm.baseline)
-    else:
-        found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
-    if algorithm.surrogate == "gpg":
-        return alpha * found, {"gpg_alpha": alpha}
-    return found, {}
-
-
-def critic_advantages(
-    groups: Sequence[Group], rows: Rows, values: Tensor, log_ratio: Tensor, config: TrainConfig
-) -> tuple[Tensor, Tensor, Metrics]:
-    """Advantages and returns [B, L] with a critic's values [B, L], and metrics of the values.
-
-    A completion's reward comes with its last token; a KL penalty in the reward with each token.
-    """
-    settings, algorithm = config.critic, config.algorithm
-    rewards, _ = rewards_of(groups)
-    mask, carried = rows.completion_mask, rows.loss_mask
-    last = torch.arange(mask.shape[1])[None] == rows.lengths[:, None] - 1
-    paid = rewards.reshape(-1, 1).float() * last
-    if algorithm.kl_place == "reward":
-        paid = paid - algorithm.kl_coef * log_ratio
-    advantages, returns = generalized_advantages(
-        paid, values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
-    )
-    errors = (returns - values)[carried]
-    spread = returns[carried].var(correction=0)
-    means = {
-        "critic/value_mean": float(values[carried].mean()),
-        "critic/explained_variance": float(1 - errors.var(correction=0) / spread) if spread > 0 else 0.0,
-    }
-    if settings.whiten and carried.sum() > 1:
-        centred = advantages - advantages[carried].mean()
-        advantages = torch.where(mask, centred / (advantages[carried].std() + SCALE_EPSILON), 0.0)
-    return advantages, returns, means
 
 
 def demand_finite(what: str, numbers: Tensor) -> None:

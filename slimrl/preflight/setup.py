@@ -178,9 +178,12 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
             f"rollout.max_new_tokens={config.rollout.budget} fills the model's context of {policy.context} "
             "tokens; lower it"
         )
-    splits, left_out = _splits_that_fit(config, task, length, policy.context - config.rollout.budget)
+    room = policy.context - config.rollout.budget
+    splits, left_out = _splits_that_fit(config, task, length, room)
     train, held_out, harder = splits
-    longest = max((length(problem) for problem in (*islice(train, LOOKED_AT), *held_out, *harder)), default=1)
+    longest = max(
+        (n for problem in (*islice(train, LOOKED_AT), *held_out, *harder) if (n := length(problem)) <= room), default=1
+    )
     rows = max(len(held_out), len(harder)) * config.evaluation.samples
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)

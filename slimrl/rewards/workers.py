@@ -173,7 +173,7 @@ class _ScoringThread(threading.Thread):
         self.worker.kill()
 
     def run(self) -> None:
-        with contextlib.suppress(SettingsError):  # raised again by the first job
+        with contextlib.suppress(Exception):  # raised again by the first job
             self._start_worker()
         while (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():

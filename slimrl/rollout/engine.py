@@ -89,8 +89,8 @@ class RolloutEngine:
         left = list(range(len(requests)))
 
         def hand_over(place: int, completions: tuple[Completion, ...]) -> None:
-            done[left[place]] = completions
             on_group(left[place], completions)
+            done[left[place]] = completions
 
         while left:
             try:

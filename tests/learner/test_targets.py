@@ -171,7 +171,7 @@ def test_a_sampler_of_its_own_is_not_taken_at_its_word() -> None:
     """Another module than the trainer's, such as an inference server, may differ from it also in float32."""
     config, policy = settings(**still()), tiny_policy()
     learner = learner_of(policy, config)
-    learner.exact_sampler = False
+    learner.targets = dataclasses.replace(learner.targets, exact_sampler=False)
     groups = groups_of(tiny_policy(seed=2), config)
     batch, _ = made(learner, groups)
     trained = batch.loss_mask & (batch.advantages != 0).any(1, keepdim=True)

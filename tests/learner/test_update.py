@@ -17,7 +17,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import MasterAdamW
-from slimrl.learner.targets import Models, critic_advantages, make_batch, trained_rows
+from slimrl.learner.targets import trained_rows
 from slimrl.model.policy import Policy, freeze
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout, Rows
@@ -85,9 +85,7 @@ def filled(rows: Rows, advantages: torch.Tensor) -> Batch:
 
 def made(learner: Learner, groups: tuple[Group, ...], *, step: int = 0) -> tuple[Batch, dict[str, float]]:
     """The batch of a step as the learner makes it, and its metrics."""
-    config = learner.config
-    models = Models(learner.policy, learner.reference, learner.critic, learner.exact_sampler)
-    return make_batch(groups, rows_of(groups, config, step=step), models, learner.microbatcher, config, {"a": 1.0})
+    return learner.targets.batch(groups, rows_of(groups, learner.config, step=step))
 
 
 def logprobs_of(policy: Policy, batch: Rows, config: TrainConfig) -> torch.Tensor:
@@ -265,10 +263,10 @@ def test_the_first_advantages_of_ppo_are_those_of_no_baseline() -> None:
     batch = rows_of(groups, config)
     assert batch.lengths.max() > 60
     blank = torch.zeros_like(batch.sampler_logprobs)
-    critic = learner_of(policy, config).critic
-    assert critic is not None
-    values = critic.values(batch, microbatcher_of(config))
-    found, _, _ = critic_advantages(groups, batch, values, blank, config)
+    targets = learner_of(policy, config).targets
+    assert targets.critic is not None
+    values = targets.critic.values(batch, targets.microbatcher)
+    found, _, _ = targets.critic_advantages(groups, batch, values, blank)
     alone = group_advantages(*rewards_of(groups), "none", "none")
     expected = alone.reshape(-1, 1).float() * batch.completion_mask
     assert expected.abs().max() > 0
@@ -370,7 +368,7 @@ def test_the_entropy_bonus_raises_entropy_and_the_top_share_leaves_the_rest_alon
     policy = tiny_policy()
     config = settings(algorithm={"kl_coef": 0.0, "entropy_share": 0.3})
     batch = batch_of(policy, config)
-    steered = learner_of(policy, config)._gradient_mask(batch)
+    steered = learner_of(policy, config)._gradient_mask(batch, may_stop=True)
     assert steered.sum() == pytest.approx(0.3 * batch.loss_mask.sum(), abs=1)
     assert not (steered & ~batch.loss_mask).any()
 

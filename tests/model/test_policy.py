@@ -107,8 +107,8 @@ def test_an_update_moves_the_addition_and_nothing_else(adapted: AdaptedPolicy) -
     assert {name.rpartition(".")[2] for name in moved} == {"a", "b"}
     assert {name.partition(":")[0] for name in learner.optimizer.tensors()} == moved
     assert model_tensors(adapted).keys() == moved
-    assert learner.reference is not None
-    assert not torch.equal(logits(learner.reference), logits(adapted))
+    assert learner.targets.reference is not None
+    assert not torch.equal(logits(learner.targets.reference), logits(adapted))
 
 
 def test_what_is_saved_is_a_plain_model_with_the_same_logits(adapted: AdaptedPolicy, tmp_path: Path) -> None:

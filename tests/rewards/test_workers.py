@@ -18,6 +18,7 @@ import pytest
 from slimrl import errors
 from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.errors import SettingsError
+from slimrl.machine.worker import Worker
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import load_rewards
 from slimrl.rewards.scoring import Sampled, score
@@ -280,6 +281,21 @@ def test_a_worker_that_cannot_be_started_is_said(mine: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "executable", str(mine.parent / "no_python"))
     with pytest.raises(SettingsError, match=r"^a reward worker cannot be started .*; lower rewards\.workers$"):
         _scorer(_custom(mine, "pid"))
+
+
+def test_a_thread_survives_an_early_start_that_failed(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any error, such as no room for one more thread: the first job starts the worker again."""
+    start, tried = Worker.start, []
+
+    def first_fails(worker: Worker) -> None:
+        tried.append(1)
+        if len(tried) == 1:
+            raise RuntimeError("can't start new thread")
+        start(worker)
+
+    monkeypatch.setattr(Worker, "start", first_fails)
+    with _scorer(_custom(mine, "pid")) as scorer:
+        assert _submit(scorer, ["a"]).result(SECONDS).rollouts[0].reward > 0
 
 
 def test_workers_hold_no_torch(mine: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import NonFiniteError, SettingsError
+from slimrl.learner import forward
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner
 from slimrl.machine.limits import is_out_of_memory
@@ -227,6 +229,46 @@ def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: py
         found, halved = losses(fail_at)
         assert halved == 25
         assert found == pytest.approx(undisturbed, abs=1e-5)
+
+
+def test_nothing_of_an_attempt_that_failed_is_alive_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of the first loss would need as much memory again."""
+    config = settings("grpo", "optimizer.microbatch_tokens=50")
+    learner = learner_of(tiny_policy(), config)
+    groups = groups_of(learner.policy, config)
+    backward, losses = learner.optimizer.backward, []
+
+    def first_fails(loss: torch.Tensor) -> None:
+        if losses:
+            assert losses[0]() is None
+        losses.append(weakref.ref(loss))
+        if len(losses) == 1:
+            raise type(OOM)(*OOM.args)  # OOM itself holds on to the frames that it left
+        backward(loss)
+
+    monkeypatch.setattr(learner.optimizer, "backward", first_fails)
+    assert learner.update(groups, 0).fault is None
+    assert len(losses) > 2
+
+
+def test_memory_that_runs_out_for_global_weights_halves_the_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    gkl = ("algorithm.kl_coef=0.1", "algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global")
+    config = settings("grpo", *gkl, "optimizer.microbatch_tokens=50")
+    groups = groups_of(tiny_policy(), config)
+    plain = learner_of(tiny_policy(), config)
+    wanted = plain.update(groups, 0).metrics["loss"]
+    whole, calls = forward.mean_probabilities, []
+
+    def first_fails(*args: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OOM
+        return whole(*args, **more)
+
+    monkeypatch.setattr(forward, "mean_probabilities", first_fails)
+    learner = learner_of(tiny_policy(), config)
+    assert learner.update(groups, 0).metrics["loss"] == pytest.approx(wanted, abs=1e-5)
+    assert learner.plan.microbatch_tokens == 25
 
 
 def test_memory_that_never_suffices_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

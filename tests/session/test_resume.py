@@ -121,6 +121,18 @@ def test_stopped_again_and_again(undisturbed: tuple[Path, int], tmp_path: Path) 
     assert content(folder) == content(undisturbed[0])
 
 
+def test_a_step_whose_first_update_is_applied_is_completed(tmp_path: Path) -> None:
+    """Also while the tokens of highest entropy are found, before each of its updates."""
+    several = ("algorithm.entropy_share=0.2", "optimizer.minibatches=2", "optimizer.epochs=2", "steps=2")
+    stop = StopAt(-1)
+    run(tmp_path, "whole", *several, stop=stop)
+    for moment in range(1, -stop.left, max(1, -stop.left // 5)):
+        name = f"stopped-{moment}"
+        assert interrupt(tmp_path, name, moment, *several) == 75
+        run(tmp_path, name, *several, resume=True)
+        assert content(tmp_path / name) == content(tmp_path / "whole"), moment
+
+
 @pytest.mark.parametrize("recipe", ["ppo.yaml", "gpg.yaml"])
 def test_other_methods_too(recipe: str, tmp_path: Path) -> None:
     settings = ("curriculum.order=shuffled", "steps=3", "optimizer.minibatches=1", "optimizer.schedule=constant")
