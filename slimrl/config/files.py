@@ -26,11 +26,7 @@ STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 def load_config(
-    kind: type[Root],
-    files: Sequence[str],
-    overrides: Sequence[str] = (),
-    *,
-    base: Mapping[str, Any] | None = None,
+    kind: type[Root], files: Sequence[str], overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
 ) -> Root:
     """Merge YAML files left to right over `base`, then overrides `section.key=value`, and validate.
 

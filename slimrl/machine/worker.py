@@ -131,12 +131,7 @@ class _Child:
     """One process and the pipe to it."""
 
     def __init__(
-        self,
-        code: str,
-        folder: str,
-        load: Callable[[], Answer],
-        output: Callable[[bytes], object],
-        guard: Guard | None,
+        self, code: str, folder: str, load: Callable[[], Answer], output: Callable[[bytes], object], guard: Guard | None
     ) -> None:
         self.parent = os.getpid()
         self.connection, theirs = Pipe()

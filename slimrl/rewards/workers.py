@@ -259,12 +259,7 @@ def worker_count(config: RewardsConfig) -> int:
 
 
 def _load(
-    style: str,
-    checker: Checker,
-    instruction: str,
-    config: RewardsConfig,
-    max_new_tokens: int,
-    digest: str,
+    style: str, checker: Checker, instruction: str, config: RewardsConfig, max_new_tokens: int, digest: str
 ) -> Answer:
     """In a worker: load task and rewards; returns the function that gives the outcomes of each name in turn."""
     # without problems, which come one by one

@@ -20,16 +20,7 @@ from slimrl.terms import Checker
 if TYPE_CHECKING:
     from slimrl.tasks.symbolic import SymbolicWorker
 
-__all__ = [
-    "Grade",
-    "Grader",
-    "last_number",
-    "normalise",
-    "numbers",
-    "parse_number",
-    "plausible",
-    "same_number",
-]
+__all__ = ["Grade", "Grader", "last_number", "normalise", "numbers", "parse_number", "plausible", "same_number"]
 
 
 @dataclass(frozen=True)
