@@ -6,8 +6,6 @@ Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverge
 75 told to stop (run again with --resume), 130 interrupted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 

@@ -1,7 +1,5 @@
 """Verbs that measure a model, outputs or settings and leave no run: eval, sample, grade, doctor."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

@@ -1,7 +1,5 @@
 """The verb that lists settings."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import textwrap

@@ -1,7 +1,5 @@
 """The settings of the policy gradient, with the parts of the generalized KL divergence and the critic."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator

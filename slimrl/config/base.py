@@ -1,7 +1,5 @@
 """The parts of every section of settings: the frozen base, types of numbers, and the mark of a setting that needs another."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,7 +20,7 @@ class Needs:
     def __init__(self, setting: str, *values: str) -> None:
         self.setting, self.values = setting, values
 
-    def met_by(self, section: Section) -> bool:
+    def met_by(self, section: "Section") -> bool:
         """True where the other setting lets the marked one act."""
         value = getattr(section, self.setting)
         return value in self.values if self.values else value > 0

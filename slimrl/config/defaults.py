@@ -4,8 +4,6 @@ These are optimizer.learning_rate and rollout.max_new_tokens; docs/defaults.md h
 once, where a run begins, and stand as numbers in its config.yaml: no later stage meets `auto`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

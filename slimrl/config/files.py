@@ -4,8 +4,6 @@ Files merge left to right, then overrides. A setting that is text is taken as it
 no quotes. Paths in a file are relative to the file, those of overrides to the working directory.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 docs/names.md is this table as a page; a test holds the two together.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -4,8 +4,6 @@ An unknown name is looked for as the same name in another section, then among th
 names that differ by a slip of the fingers; where none fits, nothing is suggested.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ In a YAML file a path is relative to the folder of that file; on the command lin
 `output` is always relative to the working directory, since it names the place of new runs and not of something that exists.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

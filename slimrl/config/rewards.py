@@ -1,7 +1,5 @@
 """The settings of the rewards: a weight for each built-in reward, functions of the user's own, and the processes that score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 

@@ -1,7 +1,5 @@
 """The sections of settings other than rewards and the algorithm: model, task, rollout, optimizer, evaluation and the rest."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Literal, Self
 

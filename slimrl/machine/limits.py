@@ -1,7 +1,5 @@
 """Speed and memory of this machine, measured instead of looked up."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

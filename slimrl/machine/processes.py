@@ -1,7 +1,5 @@
 """Child processes that do not outlive the process that started them, however that ended."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import signal

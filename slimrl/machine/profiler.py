@@ -1,7 +1,5 @@
 """Time of a step by part. A profiler that is off costs nothing; one that is on waits for the GPU at every change of part."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ The first request stops the run at the next safe point, between decode steps or 
 process at once.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

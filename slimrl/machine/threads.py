@@ -5,8 +5,6 @@ cores other processes use too, a thread then burns its time slice waiting for on
 training takes many times as long. So SlimRL lets them spin briefly, and uses fewer threads if cores are busy.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass

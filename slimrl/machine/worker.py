@@ -5,8 +5,6 @@ would not do either: one worker that dies fails every request that waits, worker
 multiprocessing imports the main script again, with its torch, in each of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue
@@ -115,12 +113,12 @@ class Worker:
         child, self._child = self._own_child(), None  # first: its id may soon be another's, which must not be killed
         return child.end() if child else ""
 
-    def _own_child(self) -> _Child | None:
+    def _own_child(self) -> "_Child | None":
         """The child; None in a fork of the process that started it, to which the pipe belongs."""
         child = self._child  # read once: another thread may end it
         return child if child and child.parent == os.getpid() else None
 
-    def _running(self) -> _Child:
+    def _running(self) -> "_Child":
         child = self._own_child()
         if child is None:
             raise EOFError

@@ -10,21 +10,17 @@ other field of the data row. None means "does not apply here" and is left out of
 tasks has a reward for each); a completion to which no reward applies is unscorable, which is not 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.rewards.builtin import BUILT_IN
 from slimrl.rewards.custom import load_function
+from slimrl.tasks import Task
 from slimrl.terms import CompletionForm
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
 
 
 @dataclass(frozen=True)

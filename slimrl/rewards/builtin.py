@@ -4,12 +4,10 @@ A reward is a weight of this name in `slimrl/config/rewards.py` and a row here. 
 have a file of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimrl.rewards.case_study import (
     check_answer,
@@ -21,9 +19,7 @@ from slimrl.rewards.case_study import (
     match_format_exactly,
     match_format_exactly_published,
 )
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
+from slimrl.tasks import Task
 
 
 class Undecided(Enum):

@@ -12,8 +12,6 @@ The point values are those of the study. These are the errors of its functions, 
   answers of GSM8K cannot earn their points), and took the first of several numbers. Corrected: one number, read exactly.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from fractions import Fraction

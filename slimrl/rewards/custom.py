@@ -1,7 +1,5 @@
 """Reward functions of the user's own, loaded from a file."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import inspect

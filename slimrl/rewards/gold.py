@@ -1,19 +1,14 @@
 """The check that gold answers earn the maximum, before anything is trained on them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward
 from slimrl.rewards.scoring import Sampled, score
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
+from slimrl.tasks import Task
 
 
 @dataclass(frozen=True)

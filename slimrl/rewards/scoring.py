@@ -1,21 +1,17 @@
 """From the completions of one problem to a scored group: call each reward, check its values, pay the weighted sum."""
 
-from __future__ import annotations
-
 import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import Reward
 from slimrl.rewards.builtin import UNDECIDED
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
+from slimrl.tasks import Task
 
 
 @dataclass(frozen=True)

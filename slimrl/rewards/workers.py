@@ -1,7 +1,5 @@
 """Groups scored while generation runs: in worker processes, or in this process if there are none."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading

@@ -3,8 +3,6 @@
 This room knows nothing of models, rollouts and rewards. `load_task` builds a task from settings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,24 +1,19 @@
 """Strict and lenient verdicts on a completion, always both."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from slimrl.tasks import forms
 from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
 from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
+from slimrl.tasks.symbolic import SymbolicWorker
 from slimrl.tasks.thinking import committed
 from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
 from slimrl.terms import Checker
-
-if TYPE_CHECKING:
-    from slimrl.tasks.symbolic import SymbolicWorker
 
 __all__ = ["Grade", "Grader", "last_number", "normalise", "numbers", "parse_number", "plausible", "same_number"]
 
@@ -52,11 +47,7 @@ class Grader:
 
     def __init__(self, checker: Checker) -> None:
         self.checker = checker
-        self._worker: SymbolicWorker | None = None
-        if checker == "symbolic":
-            from slimrl.tasks.symbolic import SymbolicWorker
-
-            self._worker = SymbolicWorker()
+        self._worker = SymbolicWorker() if checker == "symbolic" else None
         # a completion is graded for `correct`, for each reward and for the record
         self._cached = lru_cache(maxsize=8192)(self._compare)
 

@@ -4,8 +4,6 @@ A problem is a pure function of (split, seed, index). A hash of the question's t
 belong, so train, test and harder are disjoint by construction, for any seed and any settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Both choose from a pool: all of a finite set, or of an endless one the next POOL
 problems are a function of (seed, step, state), and only `learnability` has a state: how often each problem was right.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Each kind of row has one short function that turns it into a Problem; data sets from the Hub go through the same ones.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

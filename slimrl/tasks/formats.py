@@ -4,8 +4,6 @@ Binary formats are recognized by their first bytes, text formats by their shape.
 row could be read, so a file with a few broken lines is never taken for another format.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

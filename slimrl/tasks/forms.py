@@ -3,8 +3,6 @@
 Each reader returns the pieces, or nothing (`None`, an empty tuple) if the answer is not of its form.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +35,7 @@ class Clock:
     half: str
     """`a`, `p`, or empty if it is not given."""
 
-    def agrees(self, gold: Clock) -> bool:
+    def agrees(self, gold: "Clock") -> bool:
         """True if this is the time of the gold answer; a time without a half of the day is on the 24-hour clock.
 
         If the gold answer leaves the half open, as 3:30 does, the guess may add either.

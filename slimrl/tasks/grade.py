@@ -1,7 +1,5 @@
 """Stored outputs through the same checker that training and evaluation use."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack

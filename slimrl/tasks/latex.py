@@ -1,7 +1,5 @@
 """LaTeX answers as text: one spelling for answers that read the same, and the answers that math-verify may compare."""
 
-from __future__ import annotations
-
 import re
 
 from slimrl.tasks.units import changes_meaning

@@ -4,8 +4,6 @@ Everything here is ASCII-only on purpose (digits of other scripts are not number
 refuses absurd sizes before computing anything.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 

@@ -1,7 +1,5 @@
 """The problems of each step: a pure function of (seed, step), so a resumed run needs only an integer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 

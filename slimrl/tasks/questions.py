@@ -1,7 +1,5 @@
 """Equal questions, and the held-out questions of a file: both depend on what a question asks, not on its spelling."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

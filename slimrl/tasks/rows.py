@@ -5,8 +5,6 @@ types, turn 1.50 into 1.5, and accept NaN and two equal keys; this one refuses t
 ones: all are read, and the caller decides what happens to the bad ones.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -5,8 +5,6 @@ twice with different answers is not in the form, and an answer line followed by 
 from the end of the thinking on (`slimrl/tasks/thinking.py`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

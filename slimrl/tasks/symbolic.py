@@ -3,8 +3,6 @@
 Its own time-outs cannot be relied on: a long integer power never looks at a signal.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import threading

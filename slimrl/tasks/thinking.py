@@ -4,8 +4,6 @@ No other module knows about thinking. The styles, the lenient verdict and the co
 `committed(text)`.
 """
 
-from __future__ import annotations
-
 import re
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
