@@ -105,7 +105,7 @@ def study_run(
     _report(expanded, folder, as_json, quiet)
     if failed:
         names = ", ".join(run.name for run in failed)
-        raise DataError(f"{len(failed)} runs failed ({names}); mend the cause and run the same command again")
+        raise DataError(f"{len(failed)} runs failed ({names}); correct the cause and run the same command again")
 
 
 @study.command(name="report", short_help="Write the report from the runs that are there.")

@@ -82,10 +82,8 @@ def mean_profile(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     rows = [row for row in history if "profile/seconds" in row]
     total = sum(row["profile/seconds"] for row in rows)
     keys = [key for key in (rows[0] if rows else {}) if key.startswith("profile/") and key != "profile/seconds"]
-    return {
-        key.removeprefix("profile/"): sum(row.get(key, 0.0) * row["profile/seconds"] for row in rows) / total
-        for key in keys
-    }
+    weighted = {key: sum(row.get(key, 0.0) * row["profile/seconds"] for row in rows) for key in keys}
+    return {key.removeprefix("profile/"): value / total for key, value in weighted.items()}
 
 
 OFF = Profiler()

@@ -9,7 +9,6 @@ import contextlib
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from functools import cached_property
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from typing import IO, Any
 
 from slimrl.errors import SlimError
@@ -119,10 +119,9 @@ class Worker:
         return child if child and child.parent == os.getpid() else None
 
     def _running(self) -> "_Child":
-        child = self._own_child()
-        if child is None:
-            raise EOFError
-        return child
+        if child := self._own_child():
+            return child
+        raise EOFError
 
 
 class _Child:
@@ -134,13 +133,9 @@ class _Child:
         self.parent = os.getpid()
         self.connection, theirs = Pipe()
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-                cwd=folder,
+            command = [sys.executable, "-c", code]
+            self.process = Popen(
+                command, stdin=theirs.fileno(), stdout=PIPE, stderr=STDOUT, process_group=0, cwd=folder
             )
         self._guard = guard
         if guard is not None:
@@ -180,9 +175,8 @@ class _Child:
     def end(self) -> str:
         self.kill()
         code = self.process.wait()
-        self._drain.join(
-            DRAIN_SECONDS
-        )  # the last output is shown; a pipe that some process holds open is not waited for
+        # the last output is shown; a pipe that some process holds open is not waited for
+        self._drain.join(DRAIN_SECONDS)
         if self._guard is not None:
             self._guard.forget(self.process.pid)
         self.connection.close()

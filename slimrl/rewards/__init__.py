@@ -1,7 +1,6 @@
-"""The rewards of a run: loading those whose weight is not 0, calling them, and the check that gold answers earn them.
+"""The rewards of a run: those whose weight is not 0, each a function with TRL's signature, a weight and declared bounds.
 
-This room knows tasks and settings, and nothing of models, sampling or training. A reward is a function with TRL's signature,
-a weight and declared bounds:
+This room knows tasks and settings, and nothing of models, sampling or training.
 
     def reward(completions, **columns) -> list[float | None]
 
@@ -45,7 +44,7 @@ class Reward:
 def load_rewards(
     config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False
 ) -> tuple[Reward, ...]:
-    """The rewards whose weight is not 0; with `elsewhere` the user's code is not run here, since workers call it.
+    """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here.
 
     Raises SettingsError where a reward needs another style than the task's, a custom function cannot be loaded, or two
     rewards have the same name.

@@ -28,22 +28,22 @@ _PUBLISHED_FORM = re.compile(
 _PUBLISHED_NUMBER = re.compile(rf"{_OPEN}.*?([\d\.]{{1,}})")
 
 
-def match_format_exactly(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_exactly(completions: Sequence[str], **_: object) -> list[float]:
     """3 where the whole completion is in the form, else 0."""
     return [3.0 if STYLES["tags"].well_formed(text) else 0.0 for text in completions]
 
 
-def match_format_approximately(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_approximately(completions: Sequence[str], **_: object) -> list[float]:
     """For each of the four tags 0.5 where it occurs once and in its place, else -0.5: -2 to 2."""
     return [sum(0.5 if placed else -0.5 for placed in _in_place(committed(text))) for text in completions]
 
 
-def check_answer(completions: Sequence[str], *, answer: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def check_answer(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """3 for the gold answer, 0.5 within 10 %, 0.25 within 20 %, -1 for other numbers, -0.5 for words, 0 for nothing."""
     return [_answer_points(STYLES["tags"].extract(text), gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def check_numbers(completions: Sequence[str], *, answer: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def check_numbers(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """1.5 where the only number after the only <SOLUTION> is the gold number, else 0."""
     pairs = zip(completions, answer, strict=True)
     return [1.5 if _one_number(committed(text), gold) else 0.0 for text, gold in pairs]
@@ -93,32 +93,22 @@ def _one_number(text: str, gold: str) -> bool:
     return len(found) == 1 and found[0] == target
 
 
-def match_format_exactly_published(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_exactly_published(completions: Sequence[str], **_: object) -> list[float]:
     """3 where the published pattern is found anywhere, else 0."""
     return [3.0 if _PUBLISHED_FORM.search(text) else 0.0 for text in completions]
 
 
-def match_format_approximately_published(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_approximately_published(completions: Sequence[str], **_: object) -> list[float]:
     """0.5 for each tag that occurs exactly once, wherever, else -0.5."""
     return [sum(0.5 if text.count(tag) == 1 else -0.5 for tag in TAGS) for text in completions]
 
 
-def check_answer_published(
-    completions: Sequence[str],
-    *,
-    answer: Sequence[str],
-    **columns: object,  # noqa: ARG001
-) -> list[float]:
+def check_answer_published(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """Points for the string between the solution tags, only where the whole published pattern is found."""
     return [_published_points(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def check_numbers_published(
-    completions: Sequence[str],
-    *,
-    answer: Sequence[str],
-    **columns: object,  # noqa: ARG001
-) -> list[float]:
+def check_numbers_published(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """1.5 where the first run of digits and points after <SOLUTION>, on its line, is float-equal to the gold answer."""
     return [1.5 if _published_number(text, gold) else 0.0 for text, gold in zip(completions, answer, strict=True)]
 

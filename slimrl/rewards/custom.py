@@ -60,5 +60,7 @@ def _module(path: Path, setting: str) -> object:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        raise SettingsError(f"{setting}: running the file raised {type(error).__name__}: {reason}; mend it") from None
+        raise SettingsError(
+            f"{setting}: running the file raised {type(error).__name__}: {reason}; correct it"
+        ) from None
     return module

@@ -81,14 +81,5 @@ def load_task(
         demonstrators = {"solution": lambda problem, _: style.render(problem.solution, problem.answer)}
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
-    return Task(
-        name=config.name,
-        train=splits.train,
-        test=splits.test,
-        harder=splits.harder,
-        style=style,
-        grader=Grader(config.checker),
-        instruction=instruction,
-        demonstrators=demonstrators,
-        rejected=splits.rejected,
-    )
+    problems = splits.train, splits.test, splits.harder
+    return Task(config.name, *problems, style, Grader(config.checker), instruction, demonstrators, splits.rejected)

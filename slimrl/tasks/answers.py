@@ -8,14 +8,12 @@ from functools import lru_cache
 
 from slimrl.tasks import forms
 from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
-from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
+from slimrl.tasks.numbers import last_number, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
 from slimrl.tasks.symbolic import SymbolicWorker
 from slimrl.tasks.thinking import committed
 from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
 from slimrl.terms import Checker
-
-__all__ = ["Grade", "Grader", "last_number", "normalise", "numbers", "parse_number", "plausible", "same_number"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Grade:
     """Strict, or the last number (symbolic: the last box) after the thinking equals the gold answer.
 
     A number in the required form is the answer, however it is written: `#### $5$ million` is never read as 5.
-    Thinking that never ends has no lenient answer either: its last number is one of many.
+    Thinking that never ends has no lenient answer either.
     """
     extracted_strict: str
     """The answer in the required form; empty if the completion is not in the form."""
@@ -59,22 +57,18 @@ class Grader:
             return Grade(True, True, extracted, extracted)
         lenient = self._lenient(committed(text), extracted)
         # an answer without a verdict is not asked about again
-        right = False if lenient == extracted else bool(self.compare(lenient, answer))
+        right = lenient != extracted and bool(self.compare(lenient, answer))
         return Grade(False, right, extracted, lenient, undecided=verdict is None)
 
-    def same(self, guess: str, gold: str) -> bool:
-        """True if the guess is the gold answer."""
-        return self.compare(guess, gold) is True
-
     def compare(self, guess: str, gold: str) -> bool | None:
-        """As `same`, but None if the symbolic checker did not decide in time."""
+        """True if the guess is the gold answer; None if the symbolic checker did not decide in time."""
         if not guess:
             return False
         return same_number(guess, gold) if self._worker is None else self._cached(guess, gold)
 
     def close(self) -> None:
         """Stop the checker's process, if it has one; the next comparison starts another."""
-        if self._worker is not None:
+        if self._worker:
             self._worker.close()
 
     def _lenient(self, text: str, extracted: str) -> str:
@@ -111,12 +105,12 @@ class Grader:
         if wanted and found and (as_inequality or guess_as_inequality):
             same_variable = not variable or not other or variable == other
             return same_variable and plausible(found, wanted) and self._ask(found, wanted)
-        if re.search(r"[<>]|\\[lg]e", gold) and _said(_OR, gold) and _said(_AND, guess):
+        if re.search(r"[<>]|\\[lg]e", gold) and re.search(_OR, gold) and re.search(_AND, guess):
             return False  # both sides of x<1 or x>4 hold for no x
         pieces = forms.parts(gold, alternatives=True)
         guessed = forms.parts(guess, alternatives=True)
         # x=1 or x=2 lists solutions; 1 or 2 is a choice, unless the gold answer leaves it too
-        if not _said(_OR, gold) and _without_one_name(guessed) == guessed:
+        if not re.search(_OR, gold) and _without_one_name(guessed) == guessed:
             guessed = forms.parts(guess, alternatives=False)
         is_list = 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS
         if is_list and not re.search(r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold):
@@ -191,10 +185,6 @@ def _quotient(above: str, below: str) -> str:
 
 _AND = r"(?<![A-Za-z])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])"
 _OR = r"(?<![A-Za-z])or(?![A-Za-z])"
-
-
-def _said(word: str, latex: str) -> bool:
-    return re.search(word, latex) is not None
 
 
 def _value(latex: str) -> str:

@@ -5,7 +5,7 @@ belong, so train, test and harder are disjoint by construction, for any seed and
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, cast, overload
 
@@ -41,11 +41,8 @@ class Step(NamedTuple):
 
 def load(config: ArithmeticConfig, *, seed: int) -> Splits:
     """The three splits; `seed` decides the training problems only, held-out problems are the same in every run."""
-    return Splits(
-        train=Problems(config, "train", seed, TRAIN_PROBLEMS),
-        test=Problems(config, "test", 0, HELD_OUT_PROBLEMS),
-        harder=Problems(config, "harder", 0, HELD_OUT_PROBLEMS),
-    )
+    test, harder = (Problems(config, split, 0, HELD_OUT_PROBLEMS) for split in ("test", "harder"))
+    return Splits(Problems(config, "train", seed, TRAIN_PROBLEMS), test, harder)
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,6 @@ class Problems(Sequence[Problem]):
         if isinstance(positions, range):
             return [self._make(i) for i in positions]
         return self._make(positions)
-
-    def __iter__(self) -> Iterator[Problem]:
-        return (self._make(i) for i in range(self.size))
 
     def _make(self, index: int) -> Problem:
         name = f"train/{self.seed}/{index}" if self.split == "train" else f"{self.split}/{index}"
@@ -164,7 +158,7 @@ def _compose(draws: Draws, count: int, limit: int) -> tuple[str, list[Step], lis
 
 def _numbers(kind: Kind, value: int, limit: int) -> Sequence[int]:
     """The numbers with which a step of this kind can follow `value`."""
-    # "has 1 apples" would be wrong English, and "2 times as many" is said as "twice", which is a kind of its own.
+    # "has 1 apples" would be wrong English, and "2 times as many" is "twice", which is a kind of its own
     if kind.operator == "+":
         return range(2 if kind.question else 1, limit - value + 1)
     if kind.operator == "-":
@@ -188,7 +182,7 @@ def demonstrators(config: ArithmeticConfig, style: Style) -> dict[str, Callable[
     return {
         "solution": lambda problem, _: style.render(problem.solution, problem.answer),
         "slip": lambda problem, draw: render(slip(problem, draw, limit)),
-        "skips_step": lambda problem, _: render(skip_step(problem)),
+        "skips_step": lambda problem, _: render(steps_of(problem)[:-1] or steps_of(problem)),
         "misreads": lambda problem, draw: render(misread(problem, draw, limit)),
         "bare": bare,
         "stops_early": stop_early,
@@ -205,12 +199,6 @@ def slip(problem: Problem, draw: int, limit: int) -> list[Step]:
         for error in (-2, -1, 1, 2)
     ]
     return _choose(changed, Draws(f"slip/{problem.id}/{draw}")) or steps
-
-
-def skip_step(problem: Problem) -> list[Step]:
-    """The last step is left out."""
-    steps = steps_of(problem)
-    return steps[:-1] or steps
 
 
 def misread(problem: Problem, draw: int, limit: int) -> list[Step]:

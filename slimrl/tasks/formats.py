@@ -33,10 +33,7 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "HDF5", CONVERT),
     (b"SQLite format 3\x00", "an SQLite database", CONVERT),
     (b"\x93NUMPY", "a NumPy array", CONVERT),
-    (b"\x80\x02", "a Python pickle", CONVERT),
-    (b"\x80\x03", "a Python pickle", CONVERT),
-    (b"\x80\x04", "a Python pickle", CONVERT),
-    (b"\x80\x05", "a Python pickle", CONVERT),
+    *((bytes((0x80, protocol)), "a Python pickle", CONVERT) for protocol in range(2, 6)),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook (xls)", CONVERT),
     (b"%PDF", "PDF", CONVERT),
     (b"\xff\xfe\x00\x00", "UTF-32 text", UTF8),
@@ -46,8 +43,6 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data", "fetch the file itself (git lfs pull)"),
 )
 """First bytes, the format's name, and the way out; no JSON text begins with any of them."""
-TAR = slice(257, 262)
-"""Bytes of a tar archive that are `ustar`."""
 COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")
 """A name in the first line of a table."""
 TABLE_ROWS = 5
@@ -71,7 +66,7 @@ def _binary(data: bytes) -> tuple[str, str]:
     for magic, name, way_out in MAGIC:
         if data.startswith(magic):
             return name, way_out
-    if data[TAR] == b"ustar":
+    if data[257:262] == b"ustar":
         return "a tar archive", UNPACK
     # JSON begins with two ASCII characters, so zeros among its first bytes tell a wider encoding
     zeros = [not byte for byte in data[:4]]
@@ -93,10 +88,8 @@ def refuse_layout(file: str, text: str) -> None:
     if looks_like_python(text):
         name = "holds Python dictionaries, which are not JSON (json.dumps writes them as JSON)"
     elif first and "\n" in start[:end]:
-        what = described(first, ()).removeprefix("this ")
-        name = (
-            what or f"holds JSON objects spread over several lines (the first with the fields {_listed(list(first))})"
-        )
+        spread = f"holds JSON objects spread over several lines (the first with the fields {_listed(list(first))})"
+        name = described(first, ()).removeprefix("this ") or spread
     elif columns := _table(start):
         delimiter, names = columns
         kind = {",": "CSV", "\t": "TSV (tab-separated)", ";": "CSV with semicolons", "|": "a table with |"}[delimiter]

@@ -22,6 +22,12 @@ _CLOCK = re.compile(
     r"(?P<half>a\.?m\.?|p\.?m\.?|noon|midnight)?(?:hours|hrs?|h|o'clock)?\.?",
     re.IGNORECASE,
 )
+_OR, _AND = (
+    re.compile(
+        rf"\\(?:text|mbox|mathrm)\s*\{{\s*{word}\s*\}}|(?<![A-Za-z\\]){word}(?![A-Za-z])|\\(?:{signs})(?![A-Za-z])"
+    )
+    for word, signs in (("or", "vee|lor"), ("and", "wedge|land"))
+)
 
 
 @dataclass(frozen=True)
@@ -126,10 +132,8 @@ def parts(latex: str, *, alternatives: bool) -> list[str]:
 
 def elements(pieces: Sequence[str]) -> list[str]:
     """The coordinates of a single point `(1, 2)`; other pieces unchanged."""
-    point = (
-        re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL) if len(pieces) == 1 else None
-    )
-    return _split(point[1], ",") if point else list(pieces)
+    point = re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL)
+    return _split(point[1], ",") if point and len(pieces) == 1 else list(pieces)
 
 
 def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
@@ -151,9 +155,7 @@ def interval(latex: str) -> tuple[str, str, bool]:
     """
     plain = latex.strip().strip("$").strip()
     plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
-    plain = re.sub(
-        r"\\(?:text|mbox|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])", ";", plain
-    )
+    plain = _OR.sub(";", plain)
     plain = re.sub(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264", " <= ", plain)
     plain = re.sub(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265", " >= ", plain)
     plain = re.sub(r"\\lt(?![A-Za-z])", " < ", re.sub(r"\\gt(?![A-Za-z])", " > ", plain))
@@ -165,11 +167,7 @@ def interval(latex: str) -> tuple[str, str, bool]:
         return (variable, plain, False) if _is_set(plain) else ("", "", False)
     if _is_set(plain):
         return "", plain, False
-    plain = re.sub(
-        r"\\(?:text|mbox|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])",
-        "&",
-        plain,
-    )
+    plain = _AND.sub("&", plain)
     pieces = [_both_sides(piece.strip()) for piece in _split(plain, ",;")]
     # all numbers are one or the other of x > -1, x < 1, so that it cannot mean "or"
     if ";" not in plain and len(pieces) == 2 and _overlap(both := _both_sides(plain.replace(",", "&"))[1]):
@@ -208,9 +206,8 @@ def _overlap(interval: str) -> bool:
 def _piece(inequality: str) -> tuple[str, str]:
     """(variable, interval) of `a < x <= b`, `x < a` or `a < x`; two empty texts for anything else."""
     tokens = [token.strip() for token in re.split(r"(<=|>=|<|>)", inequality)]
-    variable = next(
-        (token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")), ""
-    )
+    names = [token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")]
+    variable = names[0] if names else ""
     if not variable or not all(tokens) or len(tokens) not in (3, 5) or len({token[0] for token in tokens[1::2]}) != 1:
         return "", ""
     if tokens[1][0] == ">":

@@ -111,16 +111,6 @@ def marks(latex: str) -> list[str]:
     return sorted([*degrees, *(mark.replace("{", "") for mark in _MARKS.findall(plain))])
 
 
-def is_product(letters: str) -> bool:
-    """Two or three lower-case letters that are no word: variables, which commute."""
-    return re.fullmatch(r"[a-z]{2,3}", letters) is not None and letters not in _SHORT_WORDS
-
-
-def only_letters(latex: str) -> bool:
-    """The answer is a name, a word, or variables in a row."""
-    return re.fullmatch(r"[A-Za-z]+", normalise(latex)) is not None
-
-
 def _is_word(letters: str) -> bool:
     """Five letters or more, a known short word, or a short one that is not written in capitals, as Bob."""
     if len(letters) > 4 or letters.lower() in _SHORT_WORDS:
@@ -130,13 +120,16 @@ def _is_word(letters: str) -> bool:
 
 def _same_letters(guess: str, gold: str) -> bool:
     """The names in both are the same, letter by letter, and no letter changes its case between them."""
-    if only_letters(guess) and only_letters(gold):
+    if all(re.fullmatch(r"[A-Za-z]+", normalise(latex)) for latex in (guess, gold)):
         mine, theirs = (re.sub(r"[\s$]", "", latex) for latex in (guess, gold))
-        return is_product(mine) and is_product(theirs) and sorted(mine) == sorted(theirs)
+        # two or three lower-case letters that are no word are variables, which commute
+        products = all(re.fullmatch(r"[a-z]{2,3}", text) and text not in _SHORT_WORDS for text in (mine, theirs))
+        return products and sorted(mine) == sorted(theirs)
     here, there = _bare(guess), _bare(gold)
     if ("=" in here) != ("=" in there):
         here, there = here.rpartition("=")[2], there.rpartition("=")[2]
-    if _names(here) != _names(there) or _primed(here) != _primed(there):
+    primed = [sorted(re.findall(r"[A-Za-z]'+", text)) for text in (here, there)]  # math-verify drops primes
+    if _names(here) != _names(there) or primed[0] != primed[1]:
         return False
     used = [set(re.findall("[A-Za-z]", text)) for text in (here, there)]
     return not any(letter.swapcase() in used[1] and letter not in used[1] for letter in used[0])
@@ -147,11 +140,6 @@ def _bare(latex: str) -> str:
     plain = _PRIME.sub("'", re.sub(rf"{TEXT}\s*\{{[^{{}}]*\}}", "", latex))
     plain = re.sub(r"_\s*\{\s*([A-Za-z0-9]+)\s*\}", r"_\1", re.sub(r"\\[A-Za-z]+", "|", plain))
     return re.sub(r"[\s\\]", "", plain.replace("{", "|").replace("}", "|"))
-
-
-def _primed(bare: str) -> list[str]:
-    """The letters with a prime, which math-verify drops."""
-    return sorted(re.findall(r"[A-Za-z]'+", bare))
 
 
 def _names(bare: str) -> list[str]:

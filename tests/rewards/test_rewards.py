@@ -256,7 +256,7 @@ def test_faults(what: str) -> None:
     with pytest.raises(SettingsError) as caught:
         _score(reward, ["a", "b"], strict=True)
     assert str(caught.value).startswith(f"reward mine {what}")
-    assert "on problem p/1, completion 'a'; mend the function" in str(caught.value)
+    assert "on problem p/1, completion 'a'; correct the function" in str(caught.value)
 
 
 def test_one_bad_value_spoils_one_row() -> None:
