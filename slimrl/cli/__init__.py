@@ -11,10 +11,9 @@ import sys
 
 import click
 
-from slimrl.cli.measure import doctor, evaluate, grade, sample
+from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
 from slimrl.cli.runs import export, sft, train
-from slimrl.cli.settings import list_settings
 from slimrl.cli.studies import study
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
 from slimrl.machine.signals import INTERRUPTED, Stopped

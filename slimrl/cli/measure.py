@@ -1,8 +1,11 @@
-"""Verbs that measure a model, outputs or settings and leave no run: eval, sample, grade, doctor."""
+"""Verbs that measure or show something and leave no run: eval, sample, grade, doctor, settings."""
 
 import dataclasses
+import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import click
 from slimrl.cli.arguments import JSON, QUIET, SETTINGS, load_settings, model_settings, stray
 from slimrl.cli.output import open_display, out, print_json
 from slimrl.errors import SettingsError
+
+INDENT = "    "
 
 
 @click.command(name="eval", short_help="Held-out accuracy of a model or a run.")
@@ -187,6 +192,30 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     display.probes(examination)
     if as_json:
         print_json(dataclasses.asdict(examination) | {"notes": setup.notes, "memory": setup.memory.table()})
+
+
+@click.command(name="settings", short_help="List settings with their defaults and meanings.")
+@click.argument("wanted", metavar="[SECTION | WORD]", required=False)
+@JSON
+def list_settings(wanted: str | None, as_json: bool) -> None:
+    """List every setting with its default and meaning, those of a section, or those that a word is found in.
+
+    \b
+    Examples:
+      slimrl settings algorithm
+      slimrl settings kl
+    """
+    from slimrl.config.files import describe_settings
+
+    rows = describe_settings(wanted)
+    if as_json:
+        print_json(rows)
+        return
+    width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    for row in rows:
+        out(wrapper.fill(f"{row['key']} = {json.dumps(row['default'])}  ({row['type']})"))
+        out(wrapper.fill(INDENT + row["meaning"]))
 
 
 def _writable(path: str) -> Path:

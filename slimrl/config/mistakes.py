@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from slimrl.config import foreign_names
+from slimrl.config.base import subsection, walk
 from slimrl.config.rewards import CustomReward
 from slimrl.config.schema import SftRunConfig, TrainConfig
 
@@ -55,14 +56,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close}?" if close else ""
 
 
-def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+def known_keys(kind: type[BaseModel]) -> list[str]:
     """Every dotted key of a settings class, sections included."""
-    keys = []
-    for name, info in kind.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
-    return keys
+    return [key for key, _, _ in walk(kind)]
 
 
 def close_names(key: str, value: object = None, kind: type[BaseModel] | None = None, *, given: bool = True) -> str:
@@ -149,11 +145,8 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type
             owner = CustomReward if found[1] == "custom" else None
             found = (None, part)
             continue
-        found = (owner, part)
-        annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
-        owner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-        if part not in found[0].model_fields:
-            found = (None, part)
+        found = (owner if part in owner.model_fields else None, part)
+        owner = subsection(owner, part)
     return ".".join(parts), *found
 
 
@@ -191,11 +184,10 @@ def _choice(where: str, value: object, choices: list[str]) -> str:
 def _bounds(where: str, value: object, name: str) -> str:
     """A reward function of the user's own without its bounds."""
     spec = where.removesuffix(f".{name}") if name else where
-    given = dict(value) if isinstance(value, Mapping) else {"weight": value if isinstance(value, (int, float)) else 1}
-    given = {"weight": 1, "low": 0, "high": 1} | given
-    written = ", ".join(
-        f"{key}: {entry:g}" if isinstance(entry, float) else f"{key}: {entry}" for key, entry in given.items()
-    )
+    given: dict[str, Any] = {"weight": 1, "low": 0, "high": 1}
+    given |= value if isinstance(value, Mapping) else {"weight": value} if isinstance(value, int | float) else {}
+    shown = {key: f"{entry:g}" if isinstance(entry, float) else entry for key, entry in given.items()}
+    written = ", ".join(f"{key}: {entry}" for key, entry in shown.items())
     return (
         f"{spec} needs low and high, the least and the most that it can return; write for example {spec}={{{written}}}"
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from slimrl.config.algorithm import AlgorithmConfig
+from slimrl.config.base import Needs
 from slimrl.config.files import settings_of
 from slimrl.config.schema import TrainConfig
 from slimrl.preflight.observed import Observed
@@ -29,7 +30,7 @@ SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
 """The same, unless the aggregation depends on the split into micro-batches."""
 WITHOUT_RATIO = ("reinforce", "gpg")
 """Surrogates that take no importance ratio."""
-ON_RATIOS = [key for key, needs in AlgorithmConfig.needs().items() if needs.setting == "surrogate"]
+ON_RATIOS = [key for key, needs in AlgorithmConfig.marked(Needs).items() if needs.setting == "surrogate"]
 """The parameters of surrogates, which do nothing where every importance ratio is 1."""
 
 

@@ -514,7 +514,7 @@ def test_ctrl_c_of_a_study_says_how_to_go_on(slimrl, tmp_path: Path, monkeypatch
         monkeypatch.setattr("slimrl.study.runner.run_study", lambda *_, n=number, **__: signal.raise_signal(n))
         said = slimrl("study", "run", "mine.yaml", "--name", "my-study")
         assert said.code == code
-        assert "the same command goes on: slimrl study run mine.yaml --name my-study" in said.err
+        assert "the same command continues: slimrl study run mine.yaml --name my-study" in said.err
 
 
 def test_the_readme_s_question_is_one_of_the_task() -> None:
