@@ -70,15 +70,8 @@ def _answer_points(guess: str, gold: str) -> float:
         return 3.0
     if value is None or target is None:
         return -0.5
-    if target == 0:
-        return -1.0
-    return _closeness(value / target)
-
-
-def _closeness(ratio: Fraction) -> float:
-    if Fraction(9, 10) <= ratio <= Fraction(11, 10):
-        return 0.5
-    return 0.25 if Fraction(8, 10) <= ratio <= Fraction(12, 10) else -1.0
+    miss = abs(value - target) / abs(target) if target else 1
+    return 0.5 if miss <= Fraction(1, 10) else 0.25 if miss <= Fraction(2, 10) else -1.0
 
 
 def _one_number(text: str, gold: str) -> bool:
@@ -126,16 +119,12 @@ def _published_points(text: str, gold: str) -> float:
         ratio = float(guess) / float(gold)
     except (ValueError, ZeroDivisionError, OverflowError):
         return -0.5
-    if 0.9 <= ratio <= 1.1:
-        return 0.5
-    return 0.25 if 0.8 <= ratio <= 1.2 else -1.0
+    return 0.5 if 0.9 <= ratio <= 1.1 else 0.25 if 0.8 <= ratio <= 1.2 else -1.0
 
 
 def _published_number(text: str, gold: str) -> bool:
     match = _PUBLISHED_NUMBER.search(text)
-    if match is None:
-        return False
     try:
-        return float(match[1].strip()) == float(gold.strip())
+        return match is not None and float(match[1].strip()) == float(gold.strip())
     except ValueError:
         return False

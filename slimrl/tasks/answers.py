@@ -80,7 +80,9 @@ class Grader:
 
     def _compare(self, guess: str, gold: str) -> bool | None:
         guess = unwrapped(guess)
-        number = _gold_number(gold)
+        number = parse_number(gold, words=False)
+        if number is None and changes_meaning(gold) & MAGNITUDES.keys():
+            number = parse_number(gold)
         if number is not None:
             found = _number(guess)
             # a gold answer such as 10^{-9} or 0.\overline{3} is an expression too, which others may equal
@@ -171,7 +173,7 @@ class Grader:
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     """True if all are, False if one is, None (no verdict) otherwise."""
-    found = list(verdicts)
+    found = set(verdicts)
     return False if False in found else None if None in found else True
 
 
@@ -200,13 +202,6 @@ def _without_one_name(elements: list[str]) -> list[str]:
         pairs = forms.named(elements)
         return [value for _, value in pairs] if len({name for name, _ in pairs}) == 1 else elements
     return [forms.named([first])[0][1], *rest] if forms.named([first]) and "=" not in "".join(rest) else elements
-
-
-def _gold_number(gold: str) -> Fraction | None:
-    """The number that a gold answer is, with a magnitude in words if it has one."""
-    number = parse_number(gold, words=False)
-    magnitude = number is None and changes_meaning(gold) & MAGNITUDES.keys()
-    return parse_number(gold) if magnitude else number
 
 
 def _number(guess: str) -> Fraction | None:

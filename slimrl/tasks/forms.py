@@ -212,17 +212,11 @@ def _piece(inequality: str) -> tuple[str, str]:
         return "", ""
     if tokens[1][0] == ">":
         tokens = [token.replace(">", "<") for token in reversed(tokens)]
-    if len(tokens) == 5:
-        middle = tokens[2] == variable
-        low, high, first, last = tokens[0], tokens[4], tokens[1], tokens[3]
-        return (variable, _brackets(low, first, high, last)) if middle else ("", "")
-    if tokens[0] == variable:
-        return variable, _brackets("-\\infty", "<", tokens[2], tokens[1])
-    return variable, _brackets(tokens[0], tokens[1], "\\infty", "<")
-
-
-def _brackets(low: str, first: str, high: str, last: str) -> str:
-    return f"{'[' if first == '<=' else '('}{low},{high}{']' if last == '<=' else ')'}"
+    if len(tokens) == 3:
+        tokens = ["-\\infty", "<", *tokens] if tokens[0] == variable else [*tokens, "<", "\\infty"]
+    low, first, middle, last, high = tokens
+    piece = f"{'[' if first == '<=' else '('}{low},{high}{']' if last == '<=' else ')'}"
+    return (variable, piece) if middle == variable else ("", "")
 
 
 def _split(latex: str, separators: str) -> list[str]:

@@ -95,9 +95,8 @@ def plausible(guess: str, gold: str) -> bool:
     products = [sorted(run) for run in re.findall("[a-z]+", gold)]
     if any(sorted(word) not in products for word in said):
         return False
-    if set(_NUMBERED.findall(guess)) - set(_NUMBERED.findall(gold)):
-        return False
-    return marks(guess) == marks(gold) and _same_letters(guess, gold)
+    numbered = set(_NUMBERED.findall(guess)) <= set(_NUMBERED.findall(gold))
+    return numbered and marks(guess) == marks(gold) and _same_letters(guess, gold)
 
 
 def marks(latex: str) -> list[str]:
@@ -113,9 +112,7 @@ def marks(latex: str) -> list[str]:
 
 def _is_word(letters: str) -> bool:
     """Five letters or more, a known short word, or a short one that is not written in capitals, as Bob."""
-    if len(letters) > 4 or letters.lower() in _SHORT_WORDS:
-        return True
-    return len(letters) > 2 and letters[1:].islower()
+    return len(letters) > 4 or letters.lower() in _SHORT_WORDS or (len(letters) > 2 and letters[1:].islower())
 
 
 def _same_letters(guess: str, gold: str) -> bool:
@@ -144,9 +141,8 @@ def _bare(latex: str) -> str:
 
 def _names(bare: str) -> list[str]:
     """Letters in a row with a capital among them, such as BCA and H_2O, and letters before a digit, such as A5."""
-    names = []
-    for run in _LETTERS.findall(bare):
-        letters = re.sub("[0-9_]", "", run)
-        if (letters != letters.lower() and len(letters) > 1) or re.search("[A-Za-z][0-9]", run):
-            names.append(run.replace("_", ""))
-    return sorted(names)
+    runs = ((run, re.sub("[0-9_]", "", run)) for run in _LETTERS.findall(bare))
+    is_name = [
+        run for run, letters in runs if re.search("[A-Za-z][0-9]", run) or (len(letters) > 1 and not letters.islower())
+    ]
+    return sorted(run.replace("_", "") for run in is_name)

@@ -76,15 +76,15 @@ class SymbolicWorker:
             return False
         with self._lock:
             self.process.start()
+            verdict: bool | None = None
             try:
                 self.process.ask((guess, gold))
-                verdict: bool | None = self.process.reply(self.deadline)
-                return verdict
+                verdict = self.process.reply(self.deadline)
             except BaseException as error:
                 self.process.end()  # also after an interrupt: the next question must not get this reply
-                if isinstance(error, EOFError | OSError | RuntimeError):
-                    return None
-                raise
+                if not isinstance(error, EOFError | OSError | RuntimeError):
+                    raise
+            return verdict
 
     def close(self) -> None:
         """Kill the process, if it runs; the next question starts another."""
@@ -99,10 +99,9 @@ def _load() -> Answer:
     def answer(request: tuple[str, str]) -> Iterator[bool | None]:
         guess, gold = request
         try:
-            verdict: bool | None = _verify(gold, guess)
+            yield _verify(gold, guess)
         except Exception:
-            verdict = None
-        yield verdict
+            yield None
 
     return answer
 
@@ -121,12 +120,10 @@ def _verify(gold: str, guess: str) -> bool:
 
     def read(latex: str) -> list[object]:
         boxed = "\\boxed{" + as_fractions(without_latex_unit(latex.strip().strip("$"))) + "}"
-        found = parse(boxed, extraction_config=config, parsing_timeout=None, fallback_mode="no_fallback")
-        return list(found)
+        return list(parse(boxed, extraction_config=config, parsing_timeout=None, fallback_mode="no_fallback"))
 
-    rounded = any(
-        len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in _DECIMAL.findall(gold + " " + guess)
-    )
+    decimals = _DECIMAL.findall(f"{gold} {guess}")
+    rounded = any(len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in decimals)
     grader.sympy_numeric_eq = lambda left, right, *_: _same_value(left, right, rounded=rounded)
     grader.sympy_symbolic_eq = _same_expression
     left, right = read(gold), read(guess)
