@@ -1,4 +1,5 @@
 """The life of a run: begun or resumed, measured, saved, stopped, finished.
 
-What a step does is train.py's and sft.py's; who watches a run is known by protocols alone (listeners.py).
+This room does not know what a step does: `slimrl/train.py` and `slimrl/sft.py` do. It knows the listeners of a run by their
+protocols alone.
 """
