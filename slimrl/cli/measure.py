@@ -107,20 +107,18 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
     )
     texts = [policy.decode(completion.token_ids) for completion in group]
+    pairs = list(zip(texts, group, strict=True))
     if as_json:
-        rows = [
-            {"text": text, "finish": completion.finish, "tokens": len(completion.token_ids)}
-            for text, completion in zip(texts, group, strict=True)
-        ]
+        rows = [{"text": text, "finish": one.finish, "tokens": len(one.token_ids)} for text, one in pairs]
         print_json({"model": model_or_run, "question": question, "completions": rows})
         return
-    for number, (text, completion) in enumerate(zip(texts, group, strict=True), 1):
-        cut = f"cut off after {len(completion.token_ids)} tokens" if completion.finish == "length" else ""
+    for number, (text, completion) in enumerate(pairs, 1):
+        cut = f"(cut off after {len(completion.token_ids)} tokens)" if completion.finish == "length" else ""
         if len(group) > 1:
-            click.echo(f"--- {number} of {len(group)}{f' ({cut})' if cut else ''}", err=True)
+            click.echo(f"--- {number} of {len(group)} {cut}".rstrip(), err=True)
         out(visible(text) if sys.stdout.isatty() else text)
         if cut and len(group) == 1:
-            click.echo(f"({cut})", err=True)
+            click.echo(cut, err=True)
 
 
 def _checked(question: str) -> str:
@@ -219,10 +217,7 @@ def list_settings(wanted: str | None, as_json: bool) -> None:
 
 
 def _writable(path: str) -> Path:
-    """The path of --out, checked before the work begins; nothing in the file changes yet.
-
-    Raises SettingsError if it cannot be written.
-    """
+    """The path of --out. Raises SettingsError if it cannot be written, before the work begins."""
     target = Path(path)
     if not target.parent.is_dir():
         raise SettingsError(f"--out {path}: no such folder {target.parent}")

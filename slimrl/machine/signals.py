@@ -30,11 +30,9 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked: Stopped | None = None
-        self._end = float("inf")
+        self._started, self._end = time.monotonic(), float("inf")
         self._at_once = False
-        self._heard: float | None = None
-        """When the first signal came."""
-        self._started = time.monotonic()
+        self._heard: float | None = None  # when the first signal came
 
     def after(self, seconds: float) -> None:
         """Stop `seconds` after this object was made; 0: never."""
@@ -70,12 +68,11 @@ class Stop:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        now, before = time.monotonic(), self._heard
-        self._heard = now if before is None else before
-        if before is not None:
-            if now - before > ECHO_SECONDS:
+        if self._heard is not None:
+            if time.monotonic() - self._heard > ECHO_SECONDS:
                 os._exit(code)  # child processes notice the end of this one
             return  # schedulers signal the whole job, and its shell passes the signal on: that is one signal
+        self._heard = time.monotonic()
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()

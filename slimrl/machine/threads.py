@@ -97,8 +97,5 @@ def settle_threads() -> str:
     if left >= threads:
         return ""
     torch.set_num_threads(left)
-    computing = f"{left} thread{'s compute' if left > 1 else ' computes'}"
-    return (
-        f"other processes use {others:.1f} of {after.cores} cores, so {computing} "
-        f"instead of {threads}; OMP_NUM_THREADS={threads} takes all"
-    )
+    use, compute = f"{others:.1f} of {after.cores} cores", f"{left} thread{'s compute' if left > 1 else ' computes'}"
+    return f"other processes use {use}, so {compute} instead of {threads}; OMP_NUM_THREADS={threads} takes all"

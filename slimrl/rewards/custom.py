@@ -35,10 +35,10 @@ def load_function(spec: str) -> Callable[..., Any]:
     setting = f"rewards.custom: {spec!r}"
     if not colon or not file or not name.isidentifier():
         raise SettingsError(f"{setting} does not have the form file.py:function; write it so")
-    path = Path(file).expanduser()
+    path = Path(file).expanduser().resolve()
     if not path.is_file():
-        raise SettingsError(f"{setting}: there is no file {path.resolve()}; check the path")
-    function = getattr(_module(path.resolve(), setting), name, None)
+        raise SettingsError(f"{setting}: there is no file {path}; check the path")
+    function = getattr(_module(path, setting), name, None)
     if function is None:
         raise SettingsError(f"{setting}: {file} defines no {name}; check the name")
     if not callable(function):

@@ -127,16 +127,15 @@ class _Job(NamedTuple):
     sampled: Sampled
 
 
+_Jobs = queue.SimpleQueue[_Job | None]
+"""None ends the thread that takes it."""
+
+
 class _ScoringThread(threading.Thread):
     """A thread that takes jobs and asks a worker process of its own."""
 
     def __init__(
-        self,
-        worker: Worker,
-        task: Task,
-        rewards: Sequence[Reward],
-        config: RewardsConfig,
-        jobs: queue.SimpleQueue[_Job | None],
+        self, worker: Worker, task: Task, rewards: Sequence[Reward], config: RewardsConfig, jobs: _Jobs
     ) -> None:
         # a daemon: a program that ends without closing the scorer does not wait for a reward that never returns
         super().__init__(name="reward worker", daemon=True)
@@ -177,7 +176,10 @@ class _ScoringThread(threading.Thread):
             try:
                 self.worker.ask((sampled.problem, [c.token_ids for c in sampled.completions], sampled.texts, missing))
                 for name in missing:
-                    outcomes[name] = self._outcomes(name)
+                    answered, found = self.worker.reply(self._deadline(name))
+                    if answered != name:
+                        raise EOFError
+                    outcomes[name] = list(found)
             except LoadTimeoutError:
                 raise SettingsError(
                     f"the files of rewards.custom take longer than {LOAD_SECONDS:g} s to load; make them load faster"
@@ -186,12 +188,6 @@ class _ScoringThread(threading.Thread):
                 name = next(name for name in missing if name not in outcomes)
                 outcomes[name] = self._lost(sampled, name, error)
         return assemble(sampled, self._rewards, outcomes.pop(GRADES), outcomes)
-
-    def _outcomes(self, name: str) -> list[Any]:
-        answered, outcomes = self.worker.reply(self._deadline(name))
-        if answered != name:
-            raise EOFError
-        return list(outcomes)
 
     def _deadline(self, name: str) -> float:
         """Built-in rewards bound their own work, but share the process with all that the user's functions have left running."""

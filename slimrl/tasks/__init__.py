@@ -54,17 +54,14 @@ def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": question}]
 
 
-def load_task(
-    config: TaskConfig,
-    *,
-    instruction: str,
-    seed: int,
-    encode: Callable[[list[dict[str, str]], str], object] = lambda *_: None,
-) -> Task:
+Encode = Callable[[list[dict[str, str]], str], object]
+
+
+def load_task(config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
 
-    `encode` is called with the prompt of each row of data, as messages, and its gold text; a row for which it raises
-    DataError is bad. Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
+    `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
+    Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files
 

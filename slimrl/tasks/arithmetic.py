@@ -128,13 +128,12 @@ def _compose(draws: Draws, count: int, limit: int) -> tuple[str, list[Step], lis
     steps: list[Step] = []
     kinds: list[Kind] = []
     if draws.below(8) == 0:
-        kind = draws.pick(texts.OPENINGS)
+        kinds.append(draws.pick(texts.OPENINGS))
         boxes = 2 + draws.below(LARGEST_FACTOR - 1)
         each = 2 + draws.below(limit // boxes - 1)
-        sentences.append(draws.pick(kind.texts).format(a=holder, m=boxes, n=each, things=things))
-        steps.append(Step(boxes, "*", each, boxes * each))
-        kinds.append(kind)
         value = boxes * each
+        sentences.append(draws.pick(kinds[0].texts).format(a=holder, m=boxes, n=each, things=things))
+        steps.append(Step(boxes, "*", each, value))
     else:
         value = 2 + draws.below(limit - 1)
         sentences.append(draws.pick(texts.STARTS).format(a=holder, n=value, things=things))

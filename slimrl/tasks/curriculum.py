@@ -99,8 +99,7 @@ class Curriculum:
         if self._config.order != "learnability":
             return
         for group in groups:
-            key = self._key(group.problem)
-            decay = self._config.decay
+            key, decay = self._key(group.problem), self._config.decay
             self._right[key] = decay * self._right.get(key, 0.0) + sum(r.correct for r in group.rollouts)
             self._asked[key] = decay * self._asked.get(key, 0.0) + len(group.rollouts)
 

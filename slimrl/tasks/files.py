@@ -72,13 +72,13 @@ def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | 
     """Rows of the training and of the held-out file, from the Hub if no file is named."""
     if config.path:
         return scan_rows(config.path), scan_rows(config.test_path)
-    if config.test_path:
-        test = scan_rows(config.test_path)
-        try:
-            return _hub_rows(config.name, "train"), test
-        except DataError as error:
-            raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
-    return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
+    if not config.test_path:
+        return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
+    test = scan_rows(config.test_path)
+    try:
+        return _hub_rows(config.name, "train"), test
+    except DataError as error:
+        raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
 
 
 def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected], encode: Encode) -> tuple[Asked, list[Rejected]]:
@@ -193,10 +193,9 @@ def _hub_rows(name: str, split: str) -> list[Row]:
         raw = [dict(fields) for fields in found]
     except Exception as error:  # whatever the network, the cache or the library raises, the way out is the same
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        raise DataError(
-            f"data set {repository} could not be read from the Hub ({type(error).__name__}: {reason}); "
-            f"set task.path{'' if split == 'train' else ' and task.test_path'} to a local file"
-        ) from None
+        way_out = f"set task.path{'' if split == 'train' else ' and task.test_path'} to a local file"
+        sentence = f"data set {repository} could not be read from the Hub ({type(error).__name__}: {reason}); {way_out}"
+        raise DataError(sentence) from None
     rows = [
         Row(f"{repository} {hub_split} row {index}", {key: _spelled(value) for key, value in fields.items()})
         for index, fields in enumerate(raw)
