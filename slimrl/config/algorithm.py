@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 from slimrl import terms
 from slimrl.config.base import Needs, NonNegative, Positive, Section
 
-CLIPPING = ("clip", "cispo", "gspo", "gspo_token")
-"""Surrogates that clip the importance ratio."""
+CLIPPING = ("clip", "cispo", "gspo", "gspo_token")  # surrogates that clip the importance ratio
 
 
 class GklConfig(Section):

@@ -15,10 +15,8 @@ from slimrl.config.base import subsection, walk
 from slimrl.config.rewards import CustomReward
 from slimrl.config.schema import SftRunConfig, TrainConfig
 
-SHORTEST = 4
-"""Letters of a name that may stand for a longer one which begins with it."""
-DEEPEST = 3
-"""Dots in the longest names of settings, ours and others'."""
+SHORTEST = 4  # letters of a name that may stand for a longer one which begins with it
+DEEPEST = 3  # dots in the longest names of settings, ours and others'
 WORDS = {
     "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
     "dictionary": "a mapping", "list": "a list",

@@ -98,8 +98,8 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
+        idle = self.workers == 0 or not self.custom_paid
         for key in ("deadline", "memory"):
-            idle = self.workers == 0 or not self.custom_paid
             if idle and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")
         return self

@@ -13,10 +13,9 @@ PARTS = ("prefill", "decode", "sampling", "rewards", "reference", "forward", "ba
 
 
 class Profiler:
-    """Seconds by part. Each moment counts once: a part within a part pauses the outer one."""
+    """Seconds by part, off without a device. Each moment counts once: a part within a part pauses the outer one."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """A profiler without a device is off."""
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.flops = 0.0
@@ -86,5 +85,4 @@ def mean_profile(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key.removeprefix("profile/"): value / total for key, value in weighted.items()}
 
 
-OFF = Profiler()
-"""The default of functions that are not profiled."""
+OFF = Profiler()  # the default of functions that are not profiled

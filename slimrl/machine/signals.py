@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ECHO_SECONDS = 1.0
-"""A signal within this time after the first one is a repetition of it."""
-PREEMPTED, INTERRUPTED = 75, 130
-"""Exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C."""
+ECHO_SECONDS = 1.0  # a signal within this time after the first one is a repetition of it
+PREEMPTED, INTERRUPTED = 75, 130  # exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C
 
 
 class Stopped(BaseException):  # not an Exception, so that no handler of errors swallows it
@@ -78,5 +76,4 @@ class Stop:
             self.check()
 
 
-NEVER = Stop()
-"""The default of functions that nothing asks to stop."""
+NEVER = Stop()  # the default of functions that nothing asks to stop

@@ -25,15 +25,12 @@ from slimrl.errors import SlimError
 from slimrl.machine.processes import Guard, die_with_the_parent
 
 READY = "ready"
-POLL_SECONDS = 0.1
-"""Interval at which a silent child is checked for having ended; mostly its pipe tells at once."""
-LOAD_SECONDS = 120.0
-"""For Python, and for whatever `load` imports."""
+POLL_SECONDS = 0.1  # interval at which a silent child is checked for having ended; mostly its pipe tells at once
+LOAD_SECONDS = 120.0  # for Python, and for whatever `load` imports
 DRAIN_SECONDS = 1.0
 ROOT = str(Path(__file__).resolve().parents[2])
 
-Answer = Callable[[Any], Iterable[object]]
-"""Answers a request with replies, sent one by one."""
+Answer = Callable[[Any], Iterable[object]]  # answers a request with replies, sent one by one
 
 
 class LoadTimeoutError(RuntimeError):
@@ -68,16 +65,13 @@ class Worker:
     @property
     def pid(self) -> int:
         """Process id of the child; 0 if there is none."""
-        child = self._own_child()
-        return child.process.pid if child else 0
+        return child.process.pid if (child := self._own_child()) else 0
 
     def start(self) -> None:
         """Start the child, unless it runs. Raises OSError if the system refuses."""
-        child = self._own_child()
-        if child is not None and child.ended:
+        if (child := self._own_child()) and child.ended:
             self.end()
-            child = None
-        if child is None:
+        if not self._own_child():
             self._child = _Child(self._code, self._folder, self._load, self._output, self._guard)
             self.starts += 1
 
@@ -98,8 +92,7 @@ class Worker:
         Raises TimeoutError after `seconds`, EOFError or OSError if the child has ended, or the exception of the answer,
         which has no further replies.
         """
-        reply = self._running().receive(seconds)
-        if isinstance(reply, Exception):
+        if isinstance(reply := self._running().receive(seconds), Exception):
             raise reply
         return reply
 

@@ -1,6 +1,6 @@
 """The case study's four rewards, at most 3 + 2 + 3 + 1.5 = 9.5 points: corrected, and as they were published.
 
-The point values are those of the study. These are the errors of its functions, and what the corrected ones do instead:
+The points are the study's. These are the errors of its functions, and the behaviour of the corrected ones:
 
 - match_format_exactly searched anywhere in the text, any line could be the first and the last, and anything could stand
   between the tags. Corrected: the whole completion is the form, each tag once, only white space between the parts.

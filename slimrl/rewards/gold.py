@@ -27,17 +27,15 @@ class GoldFailure:
 
 @dataclass(frozen=True)
 class GoldReport:
-    """The result of checking gold answers."""
+    """The result of checking the gold answers of `n` problems."""
 
     n: int
-    """Problems checked."""
     failures: tuple[GoldFailure, ...]
     maximum: float
     """Weighted sum that a perfect completion earns."""
 
 
-Submit = Callable[[Sampled], Future[Group]]
-"""Scores the completions of a problem, now or later."""
+Submit = Callable[[Sampled], Future[Group]]  # scores the completions of a problem, now or later
 
 
 def check_gold(

@@ -40,8 +40,7 @@ class Unscored:
     """No fault of the function: a checker found no verdict in time."""
 
 
-Outcome = float | Unscored | None
-"""The result of one reward for one completion; None: the reward does not apply."""
+Outcome = float | Unscored | None  # the result of one reward for one completion; None: the reward does not apply
 
 
 def score(sampled: Sampled, rewards: Sequence[Reward], task: Task) -> Group:

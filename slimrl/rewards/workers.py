@@ -22,12 +22,9 @@ from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
 from slimrl.terms import Checker
 
-GRADES = ""
-"""Stands for the task's own verdicts where a reward's name is expected."""
-BUILT_IN_SECONDS = 600.0
-"""Deadline of a built-in reward for a group."""
-OUTPUT_BYTES = 1 << 16
-"""Shown of what rewards print, in all."""
+GRADES = ""  # stands for the task's own verdicts where a reward's name is expected
+BUILT_IN_SECONDS = 600.0  # deadline of a built-in reward for a group
+OUTPUT_BYTES = 1 << 16  # shown of what rewards print, in all
 GIB = 2**30
 
 
@@ -127,8 +124,7 @@ class _Job(NamedTuple):
     sampled: Sampled
 
 
-_Jobs = queue.SimpleQueue[_Job | None]
-"""None ends the thread that takes it."""
+_Jobs = queue.SimpleQueue[_Job | None]  # None ends the thread that takes it
 
 
 class _ScoringThread(threading.Thread):

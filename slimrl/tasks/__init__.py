@@ -25,9 +25,7 @@ class Task:
     harder: Sequence[Problem]
     """Held out and harder than the training problems; empty if the task has none."""
     style: Style
-    """The form in which the answer is written, read and rendered."""
     grader: Grader
-    """Compares an answer with the gold answer."""
     instruction: str
     """System message; empty for none."""
     demonstrators: dict[str, Callable[[Problem, int], str]]
@@ -44,7 +42,7 @@ class Task:
         return self.grader.grade(text, answer, self.style)
 
     def gold_text(self, problem: Problem) -> str:
-        """The gold answer in the required form; what every reward must pay in full."""
+        """The gold answer in the required form, which every reward must pay in full."""
         return self.style.render(problem.solution, problem.answer)
 
 

@@ -21,10 +21,8 @@ T = TypeVar("T")
 
 TRAIN_PROBLEMS = 2**31
 HELD_OUT_PROBLEMS = 100_000
-LARGEST_FACTOR = 5
-"""Factors and divisors are 2 to this, as in a first multiplication table."""
-RAMBLE_STEPS = 10
-"""Worked steps in a rambling text; a step takes six tokens or more, so it overruns a budget of 64."""
+LARGEST_FACTOR = 5  # factors and divisors are 2 to this, as in a first multiplication table
+RAMBLE_STEPS = 10  # worked steps in a rambling text; a step takes six tokens or more, so it overruns a budget of 64
 
 
 class Step(NamedTuple):

@@ -18,8 +18,7 @@ from slimrl.records import Group, Problem
 
 ENDLESS = 2**24
 """Sequences at least this long are made on demand, already in random order: they are read straight through."""
-POOL = 4
-"""Problems of an endless supply in the pool, for each problem that a step needs."""
+POOL = 4  # problems of an endless supply in the pool, for each problem that a step needs
 
 
 def problems_for_step(problems: Sequence[Problem], *, seed: int, step: int, count: int) -> Iterator[Problem]:

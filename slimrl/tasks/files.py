@@ -27,12 +27,10 @@ class Splits:
     """Rows that were left out."""
 
 
-Reader = Callable[[Row, str], Problem]
-"""(row, id for problems that have none) -> Problem"""
+Reader = Callable[[Row, str], Problem]  # (row, id for problems that have none) -> Problem
 Encode = Callable[[Problem], object]
 """Raises DataError for a problem that the tokenizer or its template cannot write as it is."""
-Asked = dict[str, tuple[Row, Problem]]
-"""Problems by normalized question, each with its row."""
+Asked = dict[str, tuple[Row, Problem]]  # problems by normalized question, each with its row
 
 
 def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:

@@ -43,12 +43,9 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data", "fetch the file itself (git lfs pull)"),
 )
 """First bytes, the format's name, and the way out; no JSON text begins with any of them."""
-COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")
-"""A name in the first line of a table."""
-TABLE_ROWS = 5
-"""Lines of a table that must have as many cells as its first."""
-SHOWN = 6
-"""Names of columns that a sentence lists."""
+COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")  # a name in the first line of a table
+TABLE_ROWS = 5  # lines of a table that must have as many cells as its first
+SHOWN = 6  # names of columns that a sentence lists
 LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
 """Reads any JSON value, numbers as text; finds the end of one that is refused."""
 

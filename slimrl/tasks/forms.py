@@ -12,8 +12,7 @@ from slimrl.tasks.latex import NAME, TEXT, normalise
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.units import changes_meaning
 
-MAX_PARTS = 12
-"""Parts of a list; a longer one is left to math-verify whole."""
+MAX_PARTS = 12  # parts of a list; a longer one is left to math-verify whole
 MAX_ASKED = 4
 """Parts of a list whose spelling differs from all of the gold answer's; more are left to math-verify whole."""
 
@@ -57,10 +56,7 @@ class Clock:
 
 
 def clock(latex: str) -> Clock | None:
-    """The time of day that an answer states: `3:30`, `9:45 \\text{ a.m.}`, `15:00:20`, `3 p.m.`
-
-    `4:6` is none, since minutes have two digits; `45:30` is none, since no day has 45 hours. Both are ratios.
-    """
+    """The time of day that an answer states: `3:30`, `9:45 \\text{ a.m.}`, `15:00:20`, `3 p.m.`; `4:6` and `45:30` are ratios."""
     match = _CLOCK.fullmatch(re.sub(r"[\s{}$]", "", normalise(latex)))
     if match is None or not (match["minute"] or match["half"]):
         return None

@@ -10,8 +10,7 @@ NAME = (
     r"(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,4}\}))?(?:\([a-z0-9]{1,3}\))?"
 )
 """A name of an answer: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
-TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
-"""Commands whose argument is running text."""
+TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"  # commands whose argument is running text
 
 _SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![A-Za-z]))"
 _MARKS = re.compile(

@@ -9,10 +9,8 @@ from fractions import Fraction
 
 from slimrl.tasks.units import MAGNITUDES, NO_UNITS, unit_factor, without_latex_unit
 
-MAX_LENGTH = 120
-"""Characters of a text that is to be one number; a longer one is none."""
-MAX_EXPONENT = 100
-"""Largest power of ten that `1e3` notation may name."""
+MAX_LENGTH = 120  # characters of a text that is to be one number; a longer one is none
+MAX_EXPONENT = 100  # largest power of ten that `1e3` notation may name
 
 # 1,080 is well formed, 1,08 and 0,080 are not.
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]++)"

@@ -18,12 +18,9 @@ from slimrl.errors import DataError
 from slimrl.records import Rejected
 from slimrl.tasks.formats import CONVERT, LENIENT, described, looks_like_python, refuse_binary, refuse_layout, wrapped
 
-KEPT = 2000
-"""Characters of a bad row that are kept."""
-PLACES = 4
-"""Bad rows that an error names after the first."""
-FIELDS = 8
-"""Fields of a row that an error lists."""
+KEPT = 2000  # characters of a bad row that are kept
+PLACES = 4  # bad rows that an error names after the first
+FIELDS = 8  # fields of a row that an error lists
 
 
 class RowError(DataError):

@@ -14,11 +14,9 @@ from slimrl.tasks.thinking import committed, ended, split
 
 MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
 """The mark of an answer in each style, which an instruction that asks for the style holds too."""
-MAX_ANSWER = 300
-"""Characters of the longest answer."""
+MAX_ANSWER = 300  # characters of the longest answer
 
-TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
-"""The case study's four tags, in order."""
+TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")  # the case study's four tags, in order
 
 
 @dataclass(frozen=True)

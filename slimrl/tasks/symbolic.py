@@ -17,16 +17,11 @@ from slimrl.machine.worker import Answer, Worker
 from slimrl.tasks.numbers import REPEATING, repeating
 from slimrl.tasks.units import without_latex_unit
 
-MAX_LENGTH = 300
-"""Characters of an answer; a longer one is compared as text only."""
-MAX_NESTING = 20
-"""Open brackets of any kind at once."""
-MAX_DIGITS = 40
-"""Digits in a row."""
-MAX_EXPONENT = 1000
-"""Largest integer power that is computed."""
-DIGITS = 400
-"""Digits to which two real numbers are compared. Nothing is rounded, however small the numbers are."""
+MAX_LENGTH = 300  # characters of an answer; a longer one is compared as text only
+MAX_NESTING = 20  # open brackets of any kind at once
+MAX_DIGITS = 40  # digits in a row
+MAX_EXPONENT = 1000  # largest integer power that is computed
+DIGITS = 400  # digits to which two real numbers are compared. Nothing is rounded, however small the numbers are.
 ROUNDED_DIGITS = 12
 """Significant digits, at least, of a decimal that may stand for a real number, and how many of them must be right."""
 MEMORY_BYTES = 4 << 30
@@ -109,8 +104,8 @@ def _load() -> Answer:
 def _verify(gold: str, guess: str) -> bool:
     """math-verify's verdict on two LaTeX answers; its own time-outs are off, since the process has one that holds.
 
-    It compares numbers by rounding to decimals, which makes all small numbers equal, so that part is replaced: rationals
-    are compared exactly (decimals are read as fractions), reals to DIGITS digits. See `_same_value`.
+    It rounds numbers to decimals, which makes all small ones equal, so `_same_value` replaces that comparison: rationals are
+    compared exactly (decimals are read as fractions), reals to DIGITS digits.
     """
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
