@@ -13,7 +13,7 @@ from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
 from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
-from slimrl.records import Completion, Group, Problem
+from slimrl.records import Completion, Group
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.custom import rewards_digest
 from slimrl.rewards.scoring import Outcome, Sampled, Unscored, assemble, outcomes_of, score
@@ -197,9 +197,8 @@ class _ScoringThread(threading.Thread):
         if name == GRADES:  # no reward was running, so the kill was not meant for one
             return [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
         late = f"took longer than rewards.deadline={self._deadline(name):g} s"
-        return [Unscored(late if isinstance(error, TimeoutError) else f"ended its worker by {how}")] * len(
-            sampled.texts
-        )
+        unscored = Unscored(late if isinstance(error, TimeoutError) else f"ended its worker by {how}")
+        return [unscored] * len(sampled.texts)
 
 
 class _Output:
@@ -210,11 +209,10 @@ class _Output:
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            if not self._left:
-                return
             kept, self._left = data[: self._left], max(0, self._left - len(data))
-            self._show(kept.decode("utf-8", "replace"))
-            if not self._left:
+            if kept:
+                self._show(kept.decode("utf-8", "replace"))
+            if kept and not self._left:
                 self._show("\n(what reward functions print from here on is not shown)\n")
 
 
@@ -236,10 +234,8 @@ def _load(
         raise SettingsError("a file of rewards.custom changed during the run; bring it back, or start another run")
     rewards = {reward.name: reward for reward in loaded}
 
-    def answer(
-        request: tuple[Problem, list[tuple[int, ...]], Sequence[str], list[str]],
-    ) -> Iterator[tuple[str, Sequence[Outcome]]]:
-        problem, tokens, texts, names = request
+    def answer(request: Any) -> Iterator[tuple[str, Sequence[Outcome]]]:
+        problem, tokens, texts, names = request  # as _group asks
         completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
         for name in names:
             if name == GRADES:

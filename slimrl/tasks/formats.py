@@ -104,8 +104,12 @@ def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
 
     `wanted` are the names of a field that a row must have.
     """
+
+    def holds_rows(field: object) -> bool:
+        return isinstance(field, list) and any(isinstance(item, dict) and item.keys() & {*wanted} for item in field)
+
     values = fields.values()
-    holding = [name for name, field in fields.items() if isinstance(field, list) and _any_has(field, wanted)]
+    holding = [name for name, field in fields.items() if holds_rows(field)]
     if holding and not fields.keys() & {*wanted}:
         apart = ", each of which needs a file of its own (task.path, task.test_path)" if len(holding) > 1 else ""
         return f"this is no row but holds rows in {_listed(holding)}{apart}"
@@ -132,10 +136,6 @@ def looks_like_python(text: str) -> bool:
 
 def _are_objects(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _any_has(values: Sequence[object], names: Sequence[str]) -> bool:
-    return any(isinstance(value, dict) and value.keys() & {*names} for value in values)
 
 
 def _first_object(text: str) -> tuple[dict[str, object], int]:

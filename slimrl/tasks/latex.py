@@ -1,6 +1,7 @@
 """LaTeX answers as text: one spelling for answers that read the same, and the answers that math-verify may compare."""
 
 import re
+from itertools import accumulate
 
 from slimrl.tasks.units import changes_meaning
 
@@ -44,12 +45,8 @@ def unwrapped(latex: str) -> str:
 
 
 def _balanced(latex: str) -> bool:
-    depth = 0
-    for brace in re.findall(r"(?<!\\)[{}]", latex):
-        depth += 1 if brace == "{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
+    depths = list(accumulate(1 if brace == "{" else -1 for brace in re.findall(r"(?<!\\)[{}]", latex)))
+    return not depths or (min(depths) >= 0 and depths[-1] == 0)
 
 
 def normalise(text: str) -> str:
@@ -141,7 +138,5 @@ def _bare(latex: str) -> str:
 def _names(bare: str) -> list[str]:
     """Letters in a row with a capital among them, such as BCA and H_2O, and letters before a digit, such as A5."""
     runs = ((run, re.sub("[0-9_]", "", run)) for run in _LETTERS.findall(bare))
-    is_name = [
-        run for run, letters in runs if re.search("[A-Za-z][0-9]", run) or (len(letters) > 1 and not letters.islower())
-    ]
-    return sorted(run.replace("_", "") for run in is_name)
+    names = [run for run, word in runs if re.search("[A-Za-z][0-9]", run) or (len(word) > 1 and not word.islower())]
+    return sorted(name.replace("_", "") for name in names)

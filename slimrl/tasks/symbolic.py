@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 from slimrl.errors import SettingsError
@@ -35,12 +36,9 @@ def within_limits(latex: str) -> bool:
     powers = re.findall(r"(?:\^|\*\*)\{?[-+]?([0-9]+)", plain)
     tower = re.search(r"\^\{?[-+]?[0-9.]*\{?\(?[0-9.]+\}?\^", plain)
     factorial = re.search(r"[0-9]{3,}!|!!|\)!|\}!", plain)
-    depth = deepest = 0
-    for character in latex:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
+    depths = accumulate((character in "([{") - (character in ")]}") for character in latex)
     return (
-        deepest <= MAX_NESTING
+        max(depths, default=0) <= MAX_NESTING
         and not re.search(rf"[0-9]{{{MAX_DIGITS + 1},}}", plain)
         and all(len(power) <= 4 and int(power) <= MAX_EXPONENT for power in powers)
         and not tower
