@@ -173,10 +173,9 @@ def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
 
 def _choice(where: str, value: object, choices: list[str]) -> str:
     """The hint for a value that is none of the choices."""
-    meant = foreign_names.VALUES.get(where, {}).get(str(value).lower(), "")
-    if not meant:
-        return nearest(str(value), choices)
-    return f"; did you mean {meant if '=' in meant else f'{where}={meant}'}?"
+    if meant := foreign_names.VALUES.get(where, {}).get(str(value).lower(), ""):
+        return f"; did you mean {meant if '=' in meant else f'{where}={meant}'}?"
+    return nearest(str(value), choices)
 
 
 def _bounds(where: str, value: object, name: str) -> str:

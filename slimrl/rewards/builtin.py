@@ -42,10 +42,7 @@ def soft_overlong(length: int, max_new_tokens: int, buffer: int) -> float:
         max_new_tokens: L_max, the budget.
         buffer: L_cache, tokens before the budget at which the punishment begins to grow.
     """
-    free = max_new_tokens - buffer
-    if length <= free:
-        return 0.0
-    return (free - length) / buffer if length <= max_new_tokens else -1.0
+    return max(-1.0, min(0.0, (max_new_tokens - buffer - length) / buffer))
 
 
 def soft_overlong_reward(
