@@ -21,8 +21,10 @@ Scale = Literal["group", "batch", "none", "mean"]
 
 # the loss
 Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]
-SampledKl = Literal["k1", "k2", "k3", "k3_k2"]  # KL kinds that need only the sampled token's log-probabilities
-FullKl = Literal["reverse", "forward", "gkl"]  # KL kinds over the whole vocabulary
+SampledKl = Literal["k1", "k2", "k3", "k3_k2"]
+"""KL kinds that need only the sampled token's log-probabilities."""
+FullKl = Literal["reverse", "forward", "gkl"]
+"""KL kinds over the whole vocabulary."""
 KlEstimator = Literal[SampledKl, FullKl]
 GklWeights = Literal["policy", "reference", "global"]
 Correction = Literal["truncate", "mask"]

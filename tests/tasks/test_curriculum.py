@@ -151,14 +151,6 @@ def test_spares_never_repeat_a_problem_and_end_with_the_set() -> None:
         assert sorted(got, key=int) == [str(i) for i in range(10)]
 
 
-class Endless:
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, index: int) -> Problem:
-        return Problem(str(index), "?", "1")
-
-
 def test_endless_supply_is_read_straight_through_with_spares_from_elsewhere() -> None:
     def take(step: int, n: int) -> list[int]:
         return [int(p.id) for p in islice(problems_for_step(Endless(), seed=0, step=step, count=4), n)]  # type: ignore[arg-type]
