@@ -1,12 +1,7 @@
 """The settings of the policy gradient, with the parts of the generalized KL divergence and the critic."""
 
-<<<<<<< HEAD
-=======
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
->>>>>>> origin/main
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -14,9 +9,6 @@ from pydantic import Field, model_validator
 from slimrl import terms
 from slimrl.config.base import Needs, NonNegative, Positive, Section
 
-<<<<<<< HEAD
-CLIPPING = ("clip", "cispo", "gspo", "gspo_token")  # surrogates that clip the importance ratio
-=======
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -41,7 +33,6 @@ SURROGATES: Mapping[str, Surrogate] = {
 }
 """The surrogates by name; slimrl/algorithm/loss.py has their functions."""
 CLIPPING = tuple(name for name, surrogate in SURROGATES.items() if surrogate.clips)
->>>>>>> origin/main
 
 
 class GklConfig(Section):

@@ -14,12 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-<<<<<<< HEAD
-from slimrl.config.algorithm import AlgorithmConfig
-from slimrl.config.base import Needs
-=======
 from slimrl.config.algorithm import SURROGATES, AlgorithmConfig, Surrogate
->>>>>>> origin/main
+from slimrl.config.base import Needs
 from slimrl.config.files import settings_of
 from slimrl.config.schema import TrainConfig
 from slimrl.preflight.observed import Observed
@@ -34,15 +30,11 @@ SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
 """The same, unless the aggregation depends on the split into micro-batches."""
 WITHOUT_RATIO = tuple(name for name, surrogate in SURROGATES.items() if not surrogate.ratio)
 """Surrogates that take no importance ratio."""
-<<<<<<< HEAD
-ON_RATIOS = [key for key, needs in AlgorithmConfig.marked(Needs).items() if needs.setting == "surrogate"]
-=======
 ON_RATIOS = [
     key
-    for key, needs in AlgorithmConfig.needs().items()
+    for key, needs in AlgorithmConfig.marked(Needs).items()
     if needs.setting == "surrogate" and not {*needs.values} <= {*WITHOUT_RATIO}
 ]
->>>>>>> origin/main
 """The parameters of surrogates, which do nothing where every importance ratio is 1."""
 
 

@@ -51,6 +51,10 @@ def _answer(text: str) -> str:
     return stripped if len(stripped) <= MAX_ANSWER else ""
 
 
+def _one_line(text: str) -> str:
+    return "" if "\n" in text.strip() else _answer(text)
+
+
 def _join(solution: str, last_line: str) -> str:
     return f"{solution.strip()}\n{last_line}" if solution.strip() else last_line
 
@@ -70,9 +74,7 @@ def _unlabelled(answer: str) -> str:
 def _extract_hashes(text: str) -> str:
     """The text after the only `####`, up to the end of the completion, on one line."""
     _, marker, after = text.partition("####")
-    if not marker or "####" in after or after.startswith("#") or "\n" in after.strip():
-        return ""
-    return _unlabelled(_answer(after))
+    return "" if not marker or "####" in after or after.startswith("#") else _unlabelled(_one_line(after))
 
 
 def _render_hashes(solution: str, answer: str) -> str:
