@@ -19,7 +19,7 @@ class Surrogate:
     clips: bool = False
     """`clip_low` and `clip_high` bound its ratio."""
     plain_at_one: bool = True
-    """Where every ratio is 1, its gradient is that of `reinforce`."""
+    """Its gradient is that of `reinforce` where every ratio is 1."""
 
 
 SURROGATES: Mapping[str, Surrogate] = {
