@@ -33,7 +33,7 @@ from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.durable import digest
 from slimrl.tasks import load_task
-from slimrl.tasks.order import problems_for_step
+from slimrl.tasks.curriculum import problems_for_step
 
 SEED, PROBLEMS, GROUP_SIZE, NEW_TOKENS = 0, 32, 8, 64
 LEARNING_RATE, CLIP, KL_COEF = 2e-4, 0.2, 0.04

@@ -7,7 +7,7 @@ or cannot be written (75 and 130, for a run that was told to stop, are in machin
 import errno
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Of an OSError that says that the disk takes no more."""
+"""The errno of an OSError for a disk that takes no more."""
 
 
 class SlimError(Exception):
@@ -29,7 +29,7 @@ class DataError(SlimError):
 
 
 class DiskError(SlimError):
-    """A file of a run cannot be written, as on a full disk; nothing that lies on it is lost, and the run can go on."""
+    """A file of a run cannot be written, as on a full disk; nothing on it is lost, and the run can continue later."""
 
     exit_code = 74
 

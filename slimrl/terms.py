@@ -4,8 +4,6 @@ This module imports nothing of the package. The surrogates are not here: their n
 `slimrl/config/algorithm.py`, next to the parameters that a new one brings, and `slimrl/algorithm/loss.py` has their functions.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 # the task

@@ -1,7 +1,5 @@
 """Text for people: numbers as they are read, and control characters made visible. Knows neither screen nor page."""
 
-from __future__ import annotations
-
 import math
 import unicodedata
 

@@ -6,17 +6,14 @@ Exit codes: 0 fine, 2 usage or settings, 3 data or checkpoint invalid, 4 diverge
 75 told to stop (run again with --resume), 130 interrupted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 
 import click
 
-from slimrl.cli.measure import doctor, evaluate, grade, sample
+from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
 from slimrl.cli.runs import export, sft, train
-from slimrl.cli.settings import list_settings
 from slimrl.cli.studies import study
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
 from slimrl.machine.signals import INTERRUPTED, Stopped

@@ -38,11 +38,8 @@ def _overrides(settings: Sequence[str]) -> list[str]:
 
 def stray(settings: Sequence[str]) -> str:
     """The first argument that can be neither a settings file nor section.key=value; empty if there is none."""
-    for setting in settings:
-        key, equals, _ = setting.partition("=")
-        if Path(setting).suffix not in (".yaml", ".yml") and (not equals or " " in key.strip()):
-            return setting
-    return ""
+    others = [setting for setting in settings if Path(setting).suffix not in (".yaml", ".yml")]
+    return next((text for text in others if "=" not in text or " " in text.partition("=")[0].strip()), "")
 
 
 def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force: bool) -> Root:
@@ -92,25 +89,16 @@ def model_settings(model_or_run: str, settings: Sequence[str], task: str | None)
         base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
         # what a run leaves are safetensors, whatever it began from
         base["model"].pop("pickled_weights", None)
-        base["task"] = {**base.get("task", {}), **_date_of(model_or_run, base)}
+        task_settings = base.setdefault("task", {})
+        # the date that the run's prompts hold, if its settings leave that to the day on which it began
+        if (date := read_state(Path(model_or_run)).get("date")) and task_settings.get("date", "auto") == "auto":
+            task_settings["date"] = str(date)
     if task is not None and base.get("task", {}).get("name") != task:
-        # The answer form goes with the model, the data with the task.
-        form = {
-            key: value
-            for key, value in base.get("task", {}).items()
-            if key in ("style", "instruction", "template", "template_arguments", "date")
-        }
-        base["task"] = {**form, "name": task}
+        # the answer form goes with the model, the data with the task
+        form = ("style", "instruction", "template", "template_arguments", "date")
+        base["task"] = {key: value for key, value in base.get("task", {}).items() if key in form} | {"name": task}
         for key in read_state(Path(model_or_run)).get("chosen", {}):  # for the run's own task; this one has its own
             section, _, name = key.partition(".")
             base.get(section, {}).pop(name, None)
         base.get("evaluation", {}).pop("harder_problems", None)
     return load_settings(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
-
-
-def _date_of(run: str, settings: dict[str, Any]) -> dict[str, str]:
-    """The date that a run's prompts hold, if its settings leave that to the day on which it began."""
-    from slimrl.runs.reader import read_state
-
-    date = read_state(Path(run)).get("date")
-    return {"date": str(date)} if date and settings.get("task", {}).get("date", "auto") == "auto" else {}

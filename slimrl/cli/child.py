@@ -1,7 +1,5 @@
 """A run of a study: `slimrl train --resume --quiet FILE`, in a process that ends with the one that started it."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,10 +1,11 @@
-"""Verbs that measure a model, outputs or settings and leave no run: eval, sample, grade, doctor."""
-
-from __future__ import annotations
+"""Verbs that measure or show something and leave no run: eval, sample, grade, doctor, settings."""
 
 import dataclasses
+import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import click
 from slimrl.cli.arguments import JSON, QUIET, SETTINGS, load_settings, model_settings, stray
 from slimrl.cli.output import open_display, out, print_json
 from slimrl.errors import SettingsError
+
+INDENT = "    "
 
 
 @click.command(name="eval", short_help="Held-out accuracy of a model or a run.")
@@ -104,20 +107,18 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
     )
     texts = [policy.decode(completion.token_ids) for completion in group]
+    pairs = list(zip(texts, group, strict=True))
     if as_json:
-        rows = [
-            {"text": text, "finish": completion.finish, "tokens": len(completion.token_ids)}
-            for text, completion in zip(texts, group, strict=True)
-        ]
+        rows = [{"text": text, "finish": one.finish, "tokens": len(one.token_ids)} for text, one in pairs]
         print_json({"model": model_or_run, "question": question, "completions": rows})
         return
-    for number, (text, completion) in enumerate(zip(texts, group, strict=True), 1):
-        cut = f"cut off after {len(completion.token_ids)} tokens" if completion.finish == "length" else ""
+    for number, (text, completion) in enumerate(pairs, 1):
+        cut = f"(cut off after {len(completion.token_ids)} tokens)" if completion.finish == "length" else ""
         if len(group) > 1:
-            click.echo(f"--- {number} of {len(group)}{f' ({cut})' if cut else ''}", err=True)
+            click.echo(f"--- {number} of {len(group)} {cut}".rstrip(), err=True)
         out(visible(text) if sys.stdout.isatty() else text)
         if cut and len(group) == 1:
-            click.echo(f"({cut})", err=True)
+            click.echo(cut, err=True)
 
 
 def _checked(question: str) -> str:
@@ -191,11 +192,32 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
         print_json(dataclasses.asdict(examination) | {"notes": setup.notes, "memory": setup.memory.table()})
 
 
-def _writable(path: str) -> Path:
-    """The path of --out, checked before the work begins; nothing in the file changes yet.
+@click.command(name="settings", short_help="List settings with their defaults and meanings.")
+@click.argument("wanted", metavar="[SECTION | WORD]", required=False)
+@JSON
+def list_settings(wanted: str | None, as_json: bool) -> None:
+    """List every setting with its default and meaning, those of a section, or those that a word is found in.
 
-    Raises SettingsError if it cannot be written.
+    \b
+    Examples:
+      slimrl settings algorithm
+      slimrl settings kl
     """
+    from slimrl.config.files import describe_settings
+
+    rows = describe_settings(wanted)
+    if as_json:
+        print_json(rows)
+        return
+    width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False)
+    for row in rows:
+        out(wrapper.fill(f"{row['key']} = {json.dumps(row['default'])}  ({row['type']})"))
+        out(wrapper.fill(INDENT + row["meaning"]))
+
+
+def _writable(path: str) -> Path:
+    """The path of --out. Raises SettingsError if it cannot be written, before the work begins."""
     target = Path(path)
     if not target.parent.is_dir():
         raise SettingsError(f"--out {path}: no such folder {target.parent}")

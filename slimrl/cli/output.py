@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,17 @@ def print_json(data: Any) -> None:
 
 def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> Display:
     """The display of a verb that loads a model; other libraries are silenced."""
+    # read when the libraries are imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    import transformers
+
     from slimrl.config.places import is_hub_name
     from slimrl.display.run import Display
 
-    _quieten_libraries()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
     path = config.model.path
     if is_hub_name(path) and not Path(path).is_dir():  # a misspelt folder can look like a name on the Hub
@@ -55,16 +63,3 @@ def stopping(display: Display | ProgressDisplay) -> Iterator[None]:
         yield
     finally:
         display.stop()
-
-
-def _quieten_libraries() -> None:
-    """Silence progress bars and warnings of libraries, which are for developers."""
-    import warnings
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,11 +19,25 @@ from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
 if TYPE_CHECKING:
     from slimrl.study.spec import Expanded
 
-STUDY = click.argument("files", nargs=-1, required=True, metavar="STUDY [FILES...] [section.key=value ...]")
-STUDY_NAME = click.option("--name", default="", help="Name of the study's folder; by default its files' names.")
-STUDY_SEEDS = click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's.")
-STUDY_OUTPUT = click.option("--output", default="runs", show_default=True, help="Folder in which its folder lies.")
-STUDY_SLOTS = click.option("--slots", type=click.IntRange(1), help="Runs at once; by default what the machine bears.")
+Command = TypeVar("Command", bound=Callable[..., Any])
+ARGUMENTS = (
+    click.argument("files", nargs=-1, required=True, metavar="STUDY [FILES...] [section.key=value ...]"),
+    click.option("--name", default="", help="Name of the study's folder; by default its files' names."),
+    click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's."),
+    click.option("--output", default="runs", show_default=True, help="Folder that holds the study's folder."),
+)
+SLOTS = click.option("--slots", type=click.IntRange(1), help="Runs at once; by default what the machine bears.")
+POINTS = click.FloatRange(0, min_open=True)
+EFFECT = click.option(
+    "--effect", type=POINTS, multiple=True, help="A difference in points: how many seeds find it? Repeatable."
+)
+
+
+def of_a_study(command: Command) -> Command:
+    """Add the arguments that every verb of a study has."""
+    for argument in reversed(ARGUMENTS):
+        command = argument(command)
+    return command
 
 
 @click.group(no_args_is_help=True, short_help="Compare settings over training seeds.")
@@ -39,17 +53,9 @@ def study() -> None:
 
 
 @study.command(name="plan", short_help="What a study takes here, and what it can see.")
-@STUDY
-@STUDY_NAME
-@STUDY_SEEDS
-@STUDY_OUTPUT
-@STUDY_SLOTS
-@click.option(
-    "--effect",
-    type=click.FloatRange(0, min_open=True),
-    multiple=True,
-    help="A difference in points: how many seeds find it? Repeatable.",
-)
+@of_a_study
+@SLOTS
+@EFFECT
 @JSON
 def study_plan(
     files: Sequence[str],
@@ -57,10 +63,10 @@ def study_plan(
     seeds: int | None,
     output: str,
     slots: int | None,
-    effect: tuple[float, ...],
+    effect: Sequence[float],
     as_json: bool,
 ) -> None:
-    """What a study takes here, and how small an effect it can see; names arms that cannot act."""
+    """Show the cost of a study here and the smallest effect that it can see; names arms that cannot act."""
     expanded, folder = _study(files, name, seeds, output)
     from slimrl.display.run import Display
     from slimrl.study.plan import plan_study, sentences
@@ -74,17 +80,14 @@ def study_plan(
 
 
 @study.command(name="run", short_help="Do what is left of a study, then report.")
-@STUDY
-@STUDY_NAME
-@STUDY_SEEDS
-@STUDY_OUTPUT
-@STUDY_SLOTS
+@of_a_study
+@SLOTS
 @JSON
 @QUIET
 def study_run(
     files: Sequence[str], name: str, seeds: int | None, output: str, slots: int | None, as_json: bool, quiet: bool
 ) -> None:
-    """Do what is left of a study, then report; the same command goes on after any interruption.
+    """Do what is left of a study, then report; the same command continues after any interruption.
 
     \b
     Example:
@@ -101,18 +104,15 @@ def study_run(
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        raise _no_room(error, folder, "the same command goes on") from error
+        raise _no_room(error, folder, "the same command continues") from error
     _report(expanded, folder, as_json, quiet)
     if failed:
         names = ", ".join(run.name for run in failed)
-        raise DataError(f"{len(failed)} runs failed ({names}); mend the cause and run the same command again")
+        raise DataError(f"{len(failed)} runs failed ({names}); correct the cause and run the same command again")
 
 
 @study.command(name="report", short_help="Write the report from the runs that are there.")
-@STUDY
-@STUDY_NAME
-@STUDY_SEEDS
-@STUDY_OUTPUT
+@of_a_study
 @JSON
 @QUIET
 def study_report(files: Sequence[str], name: str, seeds: int | None, output: str, as_json: bool, quiet: bool) -> None:
@@ -126,7 +126,7 @@ def study_report(files: Sequence[str], name: str, seeds: int | None, output: str
 @contextlib.contextmanager
 def _saying_how_to_go_on() -> Iterator[None]:
     """After Ctrl-C or SIGTERM, name the command that continues the study."""
-    again = f"; the same command goes on: slimrl {shlex.join(sys.argv[1:])}"
+    again = f"; the same command continues: slimrl {shlex.join(sys.argv[1:])}"
     try:
         with Stop().on_signals():
             yield
@@ -163,9 +163,8 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
     try:
         path = write_reports(results, folder)
     except OSError as error:
-        raise _no_room(
-            error, folder, "slimrl study report with the same arguments writes it; no run is lost"
-        ) from error
+        then = "slimrl study report with the same arguments writes it; no run is lost"
+        raise _no_room(error, folder, then) from error
     display = Display(quiet=quiet)
     for effect in results.effects:
         low, high = signed_points(effect.difference.low), signed_points(effect.difference.high)

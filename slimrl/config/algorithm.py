@@ -1,7 +1,5 @@
 """The settings of the policy gradient, with the parts of the generalized KL divergence and the critic."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, get_args
@@ -21,7 +19,7 @@ class Surrogate:
     clips: bool = False
     """`clip_low` and `clip_high` bound its ratio."""
     plain_at_one: bool = True
-    """Where every ratio is 1, its gradient is that of `reinforce`."""
+    """Its gradient is that of `reinforce` where every ratio is 1."""
 
 
 SURROGATES: Mapping[str, Surrogate] = {
@@ -117,6 +115,7 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        grouped = self.baseline in ("group_mean", "leave_one_out")
         token_weighed = self.importance != "off" and self.importance_level == "token"
         if self.dual_clip and self.dual_clip <= 1:
             raise ValueError(
@@ -127,7 +126,7 @@ class AlgorithmConfig(Section):
                 f"algorithm.kl_place=reward with scale_rewards={self.scale_rewards} would blow up the penalty where all rewards "
                 "of a group are equal; set algorithm.scale_rewards=none or batch"
             )
-        if self.surrogate == "gpg" and self.baseline not in ("group_mean", "leave_one_out"):
+        if self.surrogate == "gpg" and not grouped:
             raise ValueError(
                 "algorithm.surrogate=gpg scales by the groups whose advantages are all 0, which needs "
                 "algorithm.baseline=group_mean or leave_one_out"
@@ -139,9 +138,7 @@ class AlgorithmConfig(Section):
             )
         if self.kl_place == "reward" and self.kl_estimator != "k1":
             raise ValueError("algorithm.kl_place=reward subtracts k1; set algorithm.kl_estimator=k1")
-        if self.normalize_components and (
-            self.scale_rewards != "group" or self.baseline not in ("group_mean", "leave_one_out")
-        ):
+        if self.normalize_components and (self.scale_rewards != "group" or not grouped):
             raise ValueError(
                 "algorithm.normalize_components divides each reward by its group's spread; leave scale_rewards=group and "
                 "baseline=group_mean or leave_one_out"

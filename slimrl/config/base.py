@@ -1,8 +1,7 @@
 """The parts of every section of settings: the frozen base, types of numbers, and the mark of a setting that needs another."""
 
-from __future__ import annotations
-
-from typing import Annotated, ClassVar, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +10,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Mark = TypeVar("Mark")
 
 
 class Needs:
@@ -22,7 +22,7 @@ class Needs:
     def __init__(self, setting: str, *values: str) -> None:
         self.setting, self.values = setting, values
 
-    def met_by(self, section: Section) -> bool:
+    def met_by(self, section: "Section") -> bool:
         """True where the other setting lets the marked one act."""
         value = getattr(section, self.setting)
         return value in self.values if self.values else value > 0
@@ -43,14 +43,28 @@ class Section(BaseModel):
     """Dotted name of the section in messages on `Needs`."""
 
     @classmethod
-    def needs(cls) -> dict[str, Needs]:
-        """The settings that act only under another one, by name."""
+    def marked(cls, kind: type[Mark]) -> dict[str, Mark]:
+        """The marks of this kind by the name of the setting that has one."""
         marks = ((key, mark) for key, field in cls.model_fields.items() for mark in field.metadata)
-        return {key: mark for key, mark in marks if isinstance(mark, Needs)}
+        return {key: mark for key, mark in marks if isinstance(mark, kind)}
 
     @model_validator(mode="after")
     def _every_setting_acts(self) -> Self:
-        for key, needs in self.needs().items():
+        for key, needs in self.marked(Needs).items():
             if getattr(self, key) != type(self).model_fields[key].default and not needs.met_by(self):
                 raise ValueError(f"{self.prefix}.{key} has no effect without {self.prefix}.{needs}; remove one")
         return self
+
+
+def subsection(kind: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The class of the section of this name; None if it is a single setting, or none at all."""
+    annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def walk(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """(dotted key, class of the section that has it, name there) of every setting, sections included."""
+    for name in kind.model_fields:
+        yield prefix + name, kind, name
+        if section := subsection(kind, name):
+            yield from walk(section, f"{prefix}{name}.")

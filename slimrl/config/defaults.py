@@ -4,8 +4,6 @@ These are optimizer.learning_rate and rollout.max_new_tokens; docs/defaults.md h
 once, where a run begins, and stand as numbers in its config.yaml: no later stage meets `auto`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,17 +11,13 @@ from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 
 TINY, SMALL = 5_000_000, 50_000_000
 """Parameters below which a model is tiny, as the built-in one, or small; above are pretrained models as people use them."""
-RL_RATES = (2e-4, 1e-5, 1e-6)
-"""Of tiny, small and other models."""
+RL_RATES = (2e-4, 1e-5, 1e-6)  # of tiny, small and other models
 SFT_RATES = (2e-4, 1e-4, 2e-5)
-NEW_WEIGHTS = 2e-4
-"""Of a model that begins with random weights, whatever its size: there is nothing to forget."""
-TINY_BUDGET = 64
-"""New tokens of a tiny model, whatever the task."""
+NEW_WEIGHTS = 2e-4  # of a model that begins with random weights, whatever its size: there is nothing to forget
+TINY_BUDGET = 64  # new tokens of a tiny model, whatever the task
 BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "jsonl": 512, "math": 1024, "aime": 4096}
 """New tokens of other models by task; a task that is not here gets those of `jsonl`."""
-MOST_BY_SOLUTION = 4096
-"""New tokens that long worked solutions may ask for."""
+MOST_BY_SOLUTION = 4096  # new tokens that long worked solutions may ask for
 
 
 @dataclass(frozen=True)

@@ -4,33 +4,28 @@ Files merge left to right, then overrides. A setting that is text is taken as it
 no quotes. Paths in a file are relative to the file, those of overrides to the working directory.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from slimrl.config.base import subsection, walk
 from slimrl.config.mistakes import close_names, nearest, sentence, type_words
 from slimrl.config.places import anchored
 from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
 Root = TypeVar("Root", bound=RootConfig)
-MAPPINGS = ("rewards.custom", "sft.mixture", "task.template_arguments")
-"""Settings whose value is a mapping with keys of the user's own."""
 STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
 def load_config(
-    kind: type[Root],
-    files: Sequence[str],
-    overrides: Sequence[str] = (),
-    *,
-    base: Mapping[str, Any] | None = None,
+    kind: type[Root], files: Sequence[str], overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
 ) -> Root:
     """Merge YAML files left to right over `base`, then overrides `section.key=value`, and validate.
 
@@ -55,7 +50,7 @@ def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "") -> Ro
 
 
 def for_verb(kind: type[RootConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's settings without those that belong to another verb: recipes serve train, sft and eval alike."""
+    """A file's settings without those of other verbs: one recipe serves train, sft and eval."""
     foreign = {*TrainConfig.model_fields, *SftRunConfig.model_fields} - set(kind.model_fields)
     kept = {key: value for key, value in settings.items() if key not in foreign}
     if kind is SftRunConfig:
@@ -107,10 +102,10 @@ def _keep_text(node: yaml.Node | None, kind: type[BaseModel]) -> None:
         name = key.value if isinstance(key, yaml.ScalarNode) else ""
         if name == "settings":  # of a study
             _keep_text(value, kind)
-        annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            _keep_text(value, annotation)
-        elif annotation is str and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
+        is_text = name in kind.model_fields and kind.model_fields[name].annotation is str
+        if section := subsection(kind, name):
+            _keep_text(value, section)
+        elif is_text and isinstance(value, yaml.ScalarNode) and value.tag != NULL:
             node.value[index] = (key, yaml.ScalarNode(STRING, value.value, value.start_mark, value.end_mark))  # type: ignore[union-attr]
 
 
@@ -121,21 +116,16 @@ class SettingsLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key!r} is not the name of a setting", problem_mark=key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key} is set twice", problem_mark=key_node.start_mark)
+            problem = "" if isinstance(key, str) else f"{key!r} is not the name of a setting"
+            if not problem and key in seen:
+                problem = f"{key} is set twice"
+            if problem:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def _scientific(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node))
-
-
-SettingsLoader.add_constructor("!scientific", _scientific)
+SettingsLoader.add_constructor("!scientific", lambda _, node: float(node.value))
 # Resolvers are inherited as one dictionary: ours is a copy without YAML 1.1's yes, no, on and off as booleans, and
 # without dates, which are text here (yaml raises ValueError for 2026-13-01).
 SettingsLoader.yaml_implicit_resolvers = {
@@ -167,14 +157,12 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def _annotation(parts: Sequence[str]) -> Any:
     """The type of a setting; None where there is none of that name."""
-    for root in (TrainConfig, SftRunConfig):
-        kind: Any = root
-        for part in parts:
-            known = isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields
-            kind = kind.model_fields[part].annotation if known else None
-        if kind is not None:
-            return kind
-    return None
+    known = {
+        key: kind.model_fields[name].annotation
+        for root in (SftRunConfig, TrainConfig)
+        for key, kind, name in walk(root)
+    }
+    return known.get(".".join(parts))
 
 
 def _value(override: str, value: str, annotation: Any) -> Any:
@@ -228,16 +216,9 @@ def dump_yaml(config: BaseModel) -> str:
 
 def settings_of(config: RootConfig, *, absolute: bool = False) -> dict[str, Any]:
     """Every setting by its dotted key; with `absolute` paths are, so that settings read in two places can be compared."""
-
-    def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            nested = isinstance(value, dict) and f"{prefix}{key}" not in MAPPINGS
-            found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-        return found
-
-    values = config.model_dump()
-    return flat(anchored(values, Path.cwd()) if absolute else values, "")
+    values = anchored(config.model_dump(), Path.cwd()) if absolute else config.model_dump()
+    keys = [key for key, kind, name in walk(type(config)) if not subsection(kind, name)]
+    return {key: reduce(getitem, key.split("."), values) for key in keys}
 
 
 def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:
@@ -245,9 +226,8 @@ def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:
 
     `wanted` is a section, a setting, or a word to look for in keys and meanings; raises SettingsError where nothing fits.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    for kind in (TrainConfig, SftRunConfig):
-        _describe(kind, "", rows)
+    settings = {key: (kind, name) for root in (TrainConfig, SftRunConfig) for key, kind, name in walk(root)}
+    rows = {key: _described(key, kind, name) for key, (kind, name) in settings.items() if not subsection(kind, name)}
     if wanted is None:
         return list(rows.values())
     chosen = [row for key, row in rows.items() if key == wanted or key.startswith(wanted + ".")]
@@ -263,14 +243,7 @@ def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:
     return chosen
 
 
-def _describe(kind: type[BaseModel], prefix: str, rows: dict[str, dict[str, Any]]) -> None:
-    for name, info in kind.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            _describe(info.annotation, f"{prefix}{name}.", rows)
-        else:
-            rows[prefix + name] = {
-                "key": prefix + name,
-                "type": type_words(kind, name),
-                "default": info.get_default(),
-                "meaning": info.description or "",
-            }
+def _described(key: str, kind: type[BaseModel], name: str) -> dict[str, Any]:
+    info = kind.model_fields[name]
+    words = type_words(kind, name)
+    return {"key": key, "type": words, "default": info.get_default(), "meaning": info.description or ""}

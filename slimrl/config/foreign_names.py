@@ -3,9 +3,7 @@
 docs/names.md is this table as a page; a test holds the two together.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Origin = Literal["TRL", "verl", "TRL and verl"]
@@ -18,11 +16,11 @@ class Foreign:
     name: str
     """As it is written there; verl's with the sections that tell it from others."""
     origin: Origin
-    ours: str = ""
+    ours: str
     """The setting of SlimRL; empty where there is none."""
-    values: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str]
     """Our values by theirs: `value` of the same setting, or `section.key=value` where another one is meant."""
-    note: str = ""
+    note: str
     """The difference, or the reason why there is no equivalent."""
 
 
@@ -42,146 +40,124 @@ _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
 _ONE_GPU = "SlimRL trains on one device"
 _RUN_FILES = "a run writes metrics.jsonl and curves.png into its folder and reports to no service"
 
+
+def _names(
+    ours: str, *, trl: str = "", verl: str = "", values: dict[str, str] | None = None, note: str = ""
+) -> list[Foreign]:
+    """Rows of the table for the names, separated by spaces, that one setting of SlimRL has in TRL and verl."""
+    origins: dict[str, Origin] = dict.fromkeys(trl.split(), "TRL")
+    for name in verl.split():
+        origins[name] = "TRL and verl" if name in origins else "verl"
+    return [Foreign(name, origin, ours, values or {}, note) for name, origin in origins.items()]
+
+
 NAMES: tuple[Foreign, ...] = (
     # the policy
-    Foreign("model_name_or_path", "TRL", "model.path"),
-    Foreign("model_revision", "TRL", "model.revision"),
-    Foreign("actor_rollout_ref.model.path", "verl", "model.path"),
-    Foreign("torch_dtype", "TRL", "model.dtype"),
-    Foreign("bf16", "TRL", "model.dtype", _PRECISION, "masters stay float32"),
-    Foreign("fp16", "TRL", "model.dtype", {"true": "model.dtype=float16", "false": "model.dtype=float32"}),
-    Foreign("use_cpu", "TRL", "model.device", {"true": "cpu", "false": "auto"}),
+    *_names("model.path", trl="model_name_or_path", verl="actor_rollout_ref.model.path"),
+    *_names("model.revision", trl="model_revision"),
+    *_names("model.dtype", trl="torch_dtype"),
+    *_names("model.dtype", trl="bf16", values=_PRECISION, note="masters stay float32"),
+    *_names("model.dtype", trl="fp16", values={"true": "model.dtype=float16", "false": "model.dtype=float32"}),
+    *_names("model.device", trl="use_cpu", values={"true": "cpu", "false": "auto"}),
     # rollouts
-    Foreign("num_generations", "TRL", "rollout.group_size"),
-    Foreign("actor_rollout_ref.rollout.n", "verl", "rollout.group_size"),
-    Foreign("max_completion_length", "TRL", "rollout.max_new_tokens"),
-    Foreign("data.max_response_length", "verl", "rollout.max_new_tokens"),
-    Foreign("response_length", "verl", "rollout.max_new_tokens"),
-    Foreign("data.train_batch_size", "verl", "rollout.problems", note="counts problems, as here"),
-    Foreign("per_device_train_batch_size", "TRL", "rollout.problems", note="TRL counts completions, SlimRL problems"),
-    Foreign("generation_batch_size", "TRL", "rollout.problems", note="TRL counts completions, SlimRL problems"),
-    Foreign("top_p", "TRL and verl", "rollout.top_p", note="must stay 1 while training"),
-    Foreign("top_k", "TRL and verl", "rollout.top_k", note="must stay 0 while training"),
-    Foreign("min_p", "TRL", note="a truncated support would make importance ratios wrong"),
-    Foreign("repetition_penalty", "TRL", note="it would train on another distribution than it samples"),
+    *_names("rollout.group_size", trl="num_generations", verl="actor_rollout_ref.rollout.n"),
+    *_names("rollout.max_new_tokens", trl="max_completion_length", verl="data.max_response_length response_length"),
+    *_names("rollout.problems", verl="data.train_batch_size", note="counts problems, as here"),
+    *_names("rollout.problems", trl="per_device_train_batch_size generation_batch_size",
+            note="TRL counts completions, SlimRL problems"),
+    *_names("rollout.top_p", trl="top_p", verl="top_p", note="must stay 1 while training"),
+    *_names("rollout.top_k", trl="top_k", verl="top_k", note="must stay 0 while training"),
+    *_names("", trl="min_p", note="a truncated support would make importance ratios wrong"),
+    *_names("", trl="repetition_penalty", note="it would train on another distribution than it samples"),
     # the loss
-    Foreign("beta", "TRL", "algorithm.kl_coef"),
-    Foreign("actor_rollout_ref.actor.kl_loss_coef", "verl", "algorithm.kl_coef"),
-    Foreign("use_kl_loss", "verl", "algorithm.kl_place", {"true": "loss", "false": "algorithm.kl_coef=0"}),
-    Foreign("use_kl_in_reward", "verl", "algorithm.kl_place", {"true": "reward", "false": "loss"}),
-    Foreign("kl_loss_type", "verl", "algorithm.kl_estimator", _KL_TYPES),
-    Foreign("kl_penalty", "verl", "algorithm.kl_estimator", _KL_TYPES),
-    Foreign("epsilon", "TRL", "algorithm.clip_low", note="optimizer.epsilon is AdamW's"),
-    Foreign("epsilon_low", "TRL", "algorithm.clip_low"),
-    Foreign("epsilon_high", "TRL", "algorithm.clip_high"),
-    Foreign("clip_ratio", "verl", "algorithm.clip_low", note="and algorithm.clip_high"),
-    Foreign("clip_ratio_low", "verl", "algorithm.clip_low"),
-    Foreign("clip_ratio_high", "verl", "algorithm.clip_high"),
-    Foreign("cliprange", "TRL", "algorithm.clip_low", note="and algorithm.clip_high"),
-    Foreign("clip_ratio_c", "verl", "algorithm.dual_clip"),
-    Foreign("delta", "TRL", "algorithm.dual_clip"),
-    Foreign("loss_type", "TRL", "algorithm.aggregation", _LOSS_TYPES),
-    Foreign("loss_agg_mode", "verl", "algorithm.aggregation", _LOSS_AGG_MODES),
-    Foreign("importance_sampling_level", "TRL", "algorithm.surrogate", {
-        "token": "clip", "sequence": "gspo", "sequence_token": "gspo_token",
-    }),
-    Foreign("policy_loss.loss_mode", "verl", "algorithm.surrogate", {"vanilla": "clip"}),
-    Foreign("adv_estimator", "verl", "algorithm.baseline", {
-        "grpo": "group_mean", "gae": "critic", "rloo": "leave_one_out", "reinforce": "none",
-    }),
-    Foreign("norm_adv_by_std_in_grpo", "verl", "algorithm.scale_rewards", {"true": "group", "false": "none"}),
-    Foreign("reward_weights", "TRL", "rewards", note="every reward of the section rewards is a weight"),
-    Foreign("reward_funcs", "TRL", "rewards.custom", note="file.py:function, with its bounds"),
-    Foreign("mask_truncated_completions", "TRL", "algorithm.overlong_filtering"),
-    Foreign("entropy_coeff", "verl", "algorithm.entropy_coef"),
-    Foreign("top_entropy_quantile", "TRL", "algorithm.entropy_share"),
-    Foreign("sapo_temperature_pos", "TRL", "algorithm.sapo_up"),
-    Foreign("sapo_temperature_neg", "TRL", "algorithm.sapo_down"),
-    Foreign("vllm_importance_sampling_correction", "TRL", "algorithm.importance", {"true": "truncate", "false": "off"}),
-    Foreign("vllm_importance_sampling_cap", "TRL", "algorithm.importance_cap"),
-    Foreign("filter_groups.enable", "verl", "algorithm.dynamic_sampling", {"true": "refill", "false": "off"}),
-    Foreign("filter_groups.max_num_gen_batches", "verl", "algorithm.refill_budget"),
-    Foreign("overlong_buffer.enable", "verl", "rewards.soft_overlong", {"true": "1", "false": "0"}),
-    Foreign("overlong_buffer.len", "verl", "rewards.overlong_buffer"),
-    Foreign("overlong_buffer.penalty_factor", "verl", "rewards.soft_overlong"),
-    Foreign("lam", "TRL and verl", "critic.gae_lambda"),
-    Foreign("gamma", "TRL and verl", "critic.discount"),
-    Foreign("cliprange_value", "TRL and verl", "critic.value_clip"),
+    *_names("algorithm.kl_coef", trl="beta", verl="actor_rollout_ref.actor.kl_loss_coef"),
+    *_names("algorithm.kl_place", verl="use_kl_loss", values={"true": "loss", "false": "algorithm.kl_coef=0"}),
+    *_names("algorithm.kl_place", verl="use_kl_in_reward", values={"true": "reward", "false": "loss"}),
+    *_names("algorithm.kl_estimator", verl="kl_loss_type kl_penalty", values=_KL_TYPES),
+    *_names("algorithm.clip_low", trl="epsilon", note="optimizer.epsilon is AdamW's"),
+    *_names("algorithm.clip_low", trl="epsilon_low", verl="clip_ratio_low"),
+    *_names("algorithm.clip_high", trl="epsilon_high", verl="clip_ratio_high"),
+    *_names("algorithm.clip_low", trl="cliprange", verl="clip_ratio", note="and algorithm.clip_high"),
+    *_names("algorithm.dual_clip", trl="delta", verl="clip_ratio_c"),
+    *_names("algorithm.aggregation", trl="loss_type", values=_LOSS_TYPES),
+    *_names("algorithm.aggregation", verl="loss_agg_mode", values=_LOSS_AGG_MODES),
+    *_names("algorithm.surrogate", trl="importance_sampling_level",
+            values={"token": "clip", "sequence": "gspo", "sequence_token": "gspo_token"}),
+    *_names("algorithm.surrogate", verl="policy_loss.loss_mode", values={"vanilla": "clip"}),
+    *_names("algorithm.baseline", verl="adv_estimator",
+            values={"grpo": "group_mean", "gae": "critic", "rloo": "leave_one_out", "reinforce": "none"}),
+    *_names("algorithm.scale_rewards", verl="norm_adv_by_std_in_grpo", values={"true": "group", "false": "none"}),
+    *_names("rewards", trl="reward_weights", note="every reward of the section rewards is a weight"),
+    *_names("rewards.custom", trl="reward_funcs", note="file.py:function, with its bounds"),
+    *_names("algorithm.overlong_filtering", trl="mask_truncated_completions"),
+    *_names("algorithm.entropy_coef", verl="entropy_coeff"),
+    *_names("algorithm.entropy_share", trl="top_entropy_quantile"),
+    *_names("algorithm.sapo_up", trl="sapo_temperature_pos"),
+    *_names("algorithm.sapo_down", trl="sapo_temperature_neg"),
+    *_names("algorithm.importance", trl="vllm_importance_sampling_correction",
+            values={"true": "truncate", "false": "off"}),
+    *_names("algorithm.importance_cap", trl="vllm_importance_sampling_cap"),
+    *_names("algorithm.dynamic_sampling", verl="filter_groups.enable", values={"true": "refill", "false": "off"}),
+    *_names("algorithm.refill_budget", verl="filter_groups.max_num_gen_batches"),
+    *_names("rewards.soft_overlong", verl="overlong_buffer.enable", values={"true": "1", "false": "0"}),
+    *_names("rewards.overlong_buffer", verl="overlong_buffer.len"),
+    *_names("rewards.soft_overlong", verl="overlong_buffer.penalty_factor"),
+    *_names("critic.gae_lambda", trl="lam", verl="lam"),
+    *_names("critic.discount", trl="gamma", verl="gamma"),
+    *_names("critic.value_clip", trl="cliprange_value", verl="cliprange_value"),
     # the optimizer
-    Foreign("lr", "verl", "optimizer.learning_rate"),
-    Foreign("actor_rollout_ref.actor.optim.lr", "verl", "optimizer.learning_rate"),
-    Foreign("lr_scheduler_type", "TRL", "optimizer.schedule", {
-        "constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
-    }),
-    Foreign("lr_warmup_steps", "verl", "optimizer.warmup_steps"),
-    Foreign("warmup_ratio", "TRL", "optimizer.warmup_steps", note="a number of updates, not a share"),
-    Foreign("lr_warmup_steps_ratio", "verl", "optimizer.warmup_steps", note="a number of updates, not a share"),
-    Foreign("adam_beta1", "TRL", "optimizer.beta1"),
-    Foreign("adam_beta2", "TRL", "optimizer.beta2"),
-    Foreign("adam_epsilon", "TRL", "optimizer.epsilon"),
-    Foreign("grad_clip", "verl", "optimizer.max_grad_norm"),
-    Foreign("num_iterations", "TRL", "optimizer.epochs"),
-    Foreign("ppo_epochs", "verl", "optimizer.epochs"),
-    Foreign("num_ppo_epochs", "TRL", "optimizer.epochs"),
-    Foreign("num_mini_batches", "TRL", "optimizer.minibatches"),
-    Foreign("steps_per_generation", "TRL", "optimizer.minibatches", note="divided by gradient_accumulation_steps"),
-    Foreign("ppo_mini_batch_size", "verl", "optimizer.minibatches", note="a number of updates, not a size"),
-    Foreign("gradient_accumulation_steps", "TRL", "optimizer.microbatch_tokens", note="micro-batches are cut by tokens"),
-    Foreign("ppo_micro_batch_size_per_gpu", "verl", "optimizer.microbatch_tokens", note="in tokens, not in rows"),
-    Foreign("ppo_max_token_len_per_gpu", "verl", "optimizer.microbatch_tokens"),
-    Foreign("gradient_checkpointing", "TRL", "optimizer.activation_checkpointing", _SWITCH),
-    Foreign("enable_gradient_checkpointing", "verl", "optimizer.activation_checkpointing", _SWITCH),
+    *_names("optimizer.learning_rate", verl="lr actor_rollout_ref.actor.optim.lr"),
+    *_names("optimizer.schedule", trl="lr_scheduler_type",
+            values={"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine"}),
+    *_names("optimizer.warmup_steps", verl="lr_warmup_steps"),
+    *_names("optimizer.warmup_steps", trl="warmup_ratio", verl="lr_warmup_steps_ratio",
+            note="a number of updates, not a share"),
+    *_names("optimizer.beta1", trl="adam_beta1"),
+    *_names("optimizer.beta2", trl="adam_beta2"),
+    *_names("optimizer.epsilon", trl="adam_epsilon"),
+    *_names("optimizer.max_grad_norm", verl="grad_clip"),
+    *_names("optimizer.epochs", trl="num_iterations num_ppo_epochs", verl="ppo_epochs"),
+    *_names("optimizer.minibatches", trl="num_mini_batches"),
+    *_names("optimizer.minibatches", trl="steps_per_generation", note="divided by gradient_accumulation_steps"),
+    *_names("optimizer.minibatches", verl="ppo_mini_batch_size", note="a number of updates, not a size"),
+    *_names("optimizer.microbatch_tokens", trl="gradient_accumulation_steps", note="micro-batches are cut by tokens"),
+    *_names("optimizer.microbatch_tokens", verl="ppo_micro_batch_size_per_gpu", note="in tokens, not in rows"),
+    *_names("optimizer.microbatch_tokens", verl="ppo_max_token_len_per_gpu"),
+    *_names("optimizer.activation_checkpointing", trl="gradient_checkpointing", verl="enable_gradient_checkpointing",
+            values=_SWITCH),
     # the run
-    Foreign("max_steps", "TRL", "steps"),
-    Foreign("total_training_steps", "verl", "steps"),
-    Foreign("num_train_epochs", "TRL", "steps", note="a number of rollout batches, not of passes over the data"),
-    Foreign("total_epochs", "verl", "steps", note="a number of rollout batches, not of passes over the data"),
-    Foreign("output_dir", "TRL", "output"),
-    Foreign("default_local_dir", "verl", "output"),
-    Foreign("run_name", "TRL", "name"),
-    Foreign("experiment_name", "verl", "name"),
-    Foreign("save_steps", "TRL", "checkpoint.every"),
-    Foreign("save_freq", "verl", "checkpoint.every"),
-    Foreign("save_total_limit", "TRL", "checkpoint.keep"),
-    Foreign("eval_steps", "TRL", "evaluation.every"),
-    Foreign("test_freq", "verl", "evaluation.every"),
-    Foreign("log_completions", "TRL", "log.rollouts"),
-    Foreign("dataset_name", "TRL", "task.name", note="and task.path for a file of your own"),
-    Foreign("train_dataset", "TRL", "task.path"),
-    Foreign("eval_dataset", "TRL", "task.test_path"),
-    Foreign("data.train_files", "verl", "task.path"),
-    Foreign("data.val_files", "verl", "task.test_path"),
-    Foreign("system_prompt", "TRL", "task.instruction"),
+    *_names("steps", trl="max_steps", verl="total_training_steps"),
+    *_names("steps", trl="num_train_epochs", verl="total_epochs",
+            note="a number of rollout batches, not of passes over the data"),
+    *_names("output", trl="output_dir", verl="default_local_dir"),
+    *_names("name", trl="run_name", verl="experiment_name"),
+    *_names("checkpoint.every", trl="save_steps", verl="save_freq"),
+    *_names("checkpoint.keep", trl="save_total_limit"),
+    *_names("evaluation.every", trl="eval_steps", verl="test_freq"),
+    *_names("log.rollouts", trl="log_completions"),
+    *_names("task.name", trl="dataset_name", note="and task.path for a file of your own"),
+    *_names("task.path", trl="train_dataset", verl="data.train_files"),
+    *_names("task.test_path", trl="eval_dataset", verl="data.val_files"),
+    *_names("task.instruction", trl="system_prompt"),
     # no equivalent
-    Foreign("use_vllm", "TRL", note=f"{_ENGINE}, so there is no other to choose"),
-    Foreign("vllm_mode", "TRL", note=_ENGINE),
-    Foreign("vllm_gpu_memory_utilization", "TRL", note=f"{_ENGINE}; memory_share bounds the memory of both"),
-    Foreign("gpu_memory_utilization", "verl", note=f"{_ENGINE}; memory_share bounds the memory of both"),
-    Foreign("tensor_model_parallel_size", "verl", note=_ONE_GPU),
-    Foreign("n_gpus_per_node", "verl", note=_ONE_GPU),
-    Foreign("deepspeed", "TRL", note=_ONE_GPU),
-    Foreign("fsdp", "TRL", note=_ONE_GPU),
-    Foreign("report_to", "TRL", note=_RUN_FILES),
-    Foreign("wandb", "TRL and verl", note=_RUN_FILES),
-    Foreign("project_name", "verl", note=_RUN_FILES),
-    Foreign("logger", "verl", note=_RUN_FILES),
-    Foreign("logging_steps", "TRL", note="every step is logged"),
-    Foreign("push_to_hub", "TRL", note="slimrl export copies the model to a folder, which hf upload can push"),
-    Foreign("use_peft", "TRL", note="SlimRL trains all weights"),
-    Foreign("lora", "TRL and verl", note="SlimRL trains all weights"),
-    Foreign("lora_r", "TRL", note="SlimRL trains all weights"),
-    Foreign("lora_rank", "verl", note="SlimRL trains all weights"),
-    Foreign("load_in_4bit", "TRL", note="SlimRL trains all weights, in float32, bfloat16 or float16"),
-    Foreign("optim", "TRL", note="the optimizer is AdamW with float32 masters"),
-    Foreign("use_liger_kernel", "TRL", note="log-probabilities are computed in chunks always"),
-    Foreign("use_liger_loss", "TRL", note="log-probabilities are computed in chunks always"),
-    Foreign("sync_ref_model", "TRL", note="the reference is the initial model"),
-    Foreign("ref_model_mixup_alpha", "TRL", note="the reference is the initial model"),
-    Foreign("max_prompt_length", "TRL", note="prompts that do not fit the context are left out, and none is cut"),
-    Foreign("data.max_prompt_length", "verl", note="prompts that do not fit the context are left out, and none is cut"),
-    Foreign("remove_unused_columns", "TRL", note="rewards always get every column of the data"),
-    Foreign("shuffle_dataset", "TRL", note="curriculum.order decides the order of the problems"),
-    Foreign("use_dynamic_bsz", "verl", note="micro-batches are always cut by tokens"),
+    *_names("", trl="use_vllm", note=f"{_ENGINE}, so there is no other to choose"),
+    *_names("", trl="vllm_mode", note=_ENGINE),
+    *_names("", trl="vllm_gpu_memory_utilization", verl="gpu_memory_utilization",
+            note=f"{_ENGINE}; memory_share bounds the memory of both"),
+    *_names("", trl="deepspeed fsdp", verl="tensor_model_parallel_size n_gpus_per_node", note=_ONE_GPU),
+    *_names("", trl="report_to wandb", verl="wandb project_name logger", note=_RUN_FILES),
+    *_names("", trl="logging_steps", note="every step is logged"),
+    *_names("", trl="push_to_hub", note="slimrl export copies the model to a folder, which hf upload can push"),
+    *_names("", trl="use_peft lora lora_r", verl="lora lora_rank", note="SlimRL trains all weights"),
+    *_names("", trl="load_in_4bit", note="SlimRL trains all weights, in float32, bfloat16 or float16"),
+    *_names("", trl="optim", note="the optimizer is AdamW with float32 masters"),
+    *_names("", trl="use_liger_kernel use_liger_loss", note="log-probabilities are computed in chunks always"),
+    *_names("", trl="sync_ref_model ref_model_mixup_alpha", note="the reference is the initial model"),
+    *_names("", trl="max_prompt_length", verl="data.max_prompt_length",
+            note="prompts that do not fit the context are left out, and none is cut"),
+    *_names("", trl="remove_unused_columns", note="rewards always get every column of the data"),
+    *_names("", trl="shuffle_dataset", note="curriculum.order decides the order of the problems"),
+    *_names("", verl="use_dynamic_bsz", note="micro-batches are always cut by tokens"),
 )  # fmt: skip
 
 VALUES: dict[str, dict[str, str]] = {
@@ -224,21 +200,3 @@ def translated(foreign: Foreign, value: object) -> str:
         return foreign.ours
     ours = foreign.values[theirs]
     return ours if "=" in ours else f"{foreign.ours}={ours}"
-
-
-def page() -> str:
-    """docs/names.md."""
-    lines = [
-        "# Names in TRL and verl",
-        "",
-        "What the settings of TRL and verl are called in SlimRL. A run that is given one of these names is refused with the "
-        "setting that is meant. `slimrl settings` explains every setting.",
-        "",
-        "| theirs | library | SlimRL | values and remarks |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name in NAMES:
-        values = [f"`{theirs}`: `{ours}`" for theirs, ours in name.values.items()]
-        remarks = "; ".join([*values, *([name.note] if name.note else [])])
-        lines.append(f"| `{name.name}` | {name.origin} | {f'`{name.ours}`' if name.ours else 'none'} | {remarks} |")
-    return "\n".join(lines) + "\n"

@@ -4,8 +4,6 @@ An unknown name is looked for as the same name in another section, then among th
 names that differ by a slip of the fingers; where none fits, nothing is suggested.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,13 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from slimrl.config import foreign_names
+from slimrl.config.base import subsection, walk
 from slimrl.config.rewards import CustomReward
 from slimrl.config.schema import SftRunConfig, TrainConfig
 
-SHORTEST = 4
-"""Letters of a name that may stand for a longer one which begins with it."""
-DEEPEST = 3
-"""Dots in the longest names of settings, ours and others'."""
+SHORTEST = 4  # letters of a name that may stand for a longer one which begins with it
+DEEPEST = 3  # dots in the longest names of settings, ours and others'
 WORDS = {
     "integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
     "dictionary": "a mapping", "list": "a list",
@@ -57,14 +54,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close}?" if close else ""
 
 
-def known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+def known_keys(kind: type[BaseModel]) -> list[str]:
     """Every dotted key of a settings class, sections included."""
-    keys = []
-    for name, info in kind.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
-    return keys
+    return [key for key, _, _ in walk(kind)]
 
 
 def close_names(key: str, value: object = None, kind: type[BaseModel] | None = None, *, given: bool = True) -> str:
@@ -151,11 +143,8 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type
             owner = CustomReward if found[1] == "custom" else None
             found = (None, part)
             continue
-        found = (owner, part)
-        annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
-        owner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-        if part not in found[0].model_fields:
-            found = (None, part)
+        found = (owner if part in owner.model_fields else None, part)
+        owner = subsection(owner, part)
     return ".".join(parts), *found
 
 
@@ -184,20 +173,18 @@ def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
 
 def _choice(where: str, value: object, choices: list[str]) -> str:
     """The hint for a value that is none of the choices."""
-    meant = foreign_names.VALUES.get(where, {}).get(str(value).lower(), "")
-    if not meant:
-        return nearest(str(value), choices)
-    return f"; did you mean {meant if '=' in meant else f'{where}={meant}'}?"
+    if meant := foreign_names.VALUES.get(where, {}).get(str(value).lower(), ""):
+        return f"; did you mean {meant if '=' in meant else f'{where}={meant}'}?"
+    return nearest(str(value), choices)
 
 
 def _bounds(where: str, value: object, name: str) -> str:
     """A reward function of the user's own without its bounds."""
     spec = where.removesuffix(f".{name}") if name else where
-    given = dict(value) if isinstance(value, Mapping) else {"weight": value if isinstance(value, (int, float)) else 1}
-    given = {"weight": 1, "low": 0, "high": 1} | given
-    written = ", ".join(
-        f"{key}: {entry:g}" if isinstance(entry, float) else f"{key}: {entry}" for key, entry in given.items()
-    )
+    given: dict[str, Any] = {"weight": 1, "low": 0, "high": 1}
+    given |= value if isinstance(value, Mapping) else {"weight": value} if isinstance(value, int | float) else {}
+    shown = {key: f"{entry:g}" if isinstance(entry, float) else entry for key, entry in given.items()}
+    written = ", ".join(f"{key}: {entry}" for key, entry in shown.items())
     return (
         f"{spec} needs low and high, the least and the most that it can return; write for example {spec}={{{written}}}"
     )

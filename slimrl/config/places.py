@@ -4,8 +4,6 @@ In a YAML file a path is relative to the folder of that file; on the command lin
 `output` is always relative to the working directory, since it names the place of new runs and not of something that exists.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Any
 
 PATHS = (("task", "path"), ("task", "test_path"))
 """Section and key of the settings that are always paths; model.path may be a Hub name, keys of rewards.custom hold a path."""
-RUNS = "runs"
-"""The folder of runs by default; no name on the Hub begins so."""
+RUNS = "runs"  # the folder of runs by default; no name on the Hub begins so
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -57,8 +54,8 @@ def _text(settings: Mapping[str, Any], section: str, key: str) -> str:
 
 def _function(spec: object, folder: Path) -> object:
     """`file.py:function` with its file joined to `folder`."""
-    file, colon, name = spec.rpartition(":") if isinstance(spec, str) else ("", "", "")
-    return f"{_joined(file, folder)}:{name}" if colon and file else spec
+    file, _, name = spec.rpartition(":") if isinstance(spec, str) else ("", "", "")
+    return f"{_joined(file, folder)}:{name}" if file else spec
 
 
 def _joined(path: str, folder: Path) -> str:

@@ -1,7 +1,5 @@
 """The settings of the rewards: a weight for each built-in reward, functions of the user's own, and the processes that score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -88,12 +86,6 @@ class RewardsConfig(Section):
                 f"rewards.overlong_buffer={self.overlong_buffer} exceeds rollout.max_new_tokens={max_new_tokens}; lower it"
             )
 
-    @classmethod
-    def weights(cls) -> dict[str, Weight]:
-        """The built-in rewards by name."""
-        marks = ((key, mark) for key, field in cls.model_fields.items() for mark in field.metadata)
-        return {key: mark for key, mark in marks if isinstance(mark, Weight)}
-
     @property
     def custom_paid(self) -> tuple[str, ...]:
         """The user's own functions whose weight is not 0, as `file.py:function`."""
@@ -102,12 +94,12 @@ class RewardsConfig(Section):
     @property
     def paid(self) -> tuple[str, ...]:
         """Names of all rewards whose weight is not 0."""
-        return (*(name for name in self.weights() if getattr(self, name)), *self.custom_paid)
+        return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid)
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
+        idle = self.workers == 0 or not self.custom_paid
         for key in ("deadline", "memory"):
-            idle = self.workers == 0 or not self.custom_paid
             if idle and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")
         return self
@@ -121,9 +113,8 @@ class RewardsConfig(Section):
                 "rewards.zero_truncated pays a completion that is cut off more than rewards.soft_overlong pays one that "
                 "nearly is; set one"
             )
-        if self.as_published and not any(
-            self.weights()[name].case_study for name in self.paid if name in self.weights()
-        ):
+        case_study = {name for name, weight in self.marked(Weight).items() if weight.case_study}
+        if self.as_published and case_study.isdisjoint(self.paid):
             raise ValueError(
                 "rewards.as_published has no effect without one of the case study's four rewards; remove it"
             )

@@ -3,8 +3,6 @@
 No torch is imported here, so settings can be checked and shown in a moment.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Self
 

@@ -1,7 +1,5 @@
 """The sections of settings other than rewards and the algorithm: model, task, rollout, optimizer, evaluation and the rest."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -13,13 +11,12 @@ from slimrl.terms import Checker, Schedule, Template
 
 def _moment(value: str) -> str:
     """The value, if it is `auto` or a local date or time in ISO's form; raises ValueError for anything else."""
-    if value != "auto":
-        try:
-            zone = datetime.fromisoformat(value).tzinfo
-        except ValueError:
-            raise ValueError(f"task.date={value!r} is no date; write it as 2026-11-25, or auto") from None
-        if zone is not None:
-            raise ValueError(f"task.date={value!r} has a time zone, and chat templates read local time; remove it")
+    try:
+        zone = None if value == "auto" else datetime.fromisoformat(value).tzinfo
+    except ValueError:
+        raise ValueError(f"task.date={value!r} is no date; write it as 2026-11-25, or auto") from None
+    if zone is not None:
+        raise ValueError(f"task.date={value!r} has a time zone, and chat templates read local time; remove it")
     return value
 
 
@@ -130,10 +127,11 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _full_support(self) -> Self:
-        if self.top_p != 1.0:
-            raise ValueError(f"rollout.top_p={self.top_p} would train on another distribution than it samples; set 1.0")
-        if self.top_k != 0:
-            raise ValueError(f"rollout.top_k={self.top_k} would train on another distribution than it samples; set 0")
+        for key, value, off in (("top_p", self.top_p, 1.0), ("top_k", self.top_k, 0)):
+            if value != off:
+                raise ValueError(
+                    f"rollout.{key}={value} would train on another distribution than it samples; set {off}"
+                )
         return self
 
 

@@ -1,19 +1,16 @@
 """Speed and memory of this machine, measured instead of looked up."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-M_MMAP_THRESHOLD = -3
-"""As in malloc.h."""
+M_MMAP_THRESHOLD = -3  # as in malloc.h
 GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
 READ_BYTES = {"cpu": 2**27, "cuda": 2**30}
 ALLOCATOR_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -24,6 +21,8 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Messages of torch for a CPU, and of CUDA outside of torch's own allocator."""
 
 
 @dataclass(frozen=True)
@@ -71,40 +70,39 @@ def free_memory(device: torch.device) -> int:
         # What torch holds and does not use is free for it too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
-    free = [_field("/proc/meminfo", "MemAvailable")]
-    for limit, usage in CGROUPS:
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max":
-            free.append(int(text) - int(Path(usage).read_text()) + _file_cache(Path(usage).with_name("memory.stat")))
-    known = [value for value in free if value is not None]
-    return max(0, min(known)) if known else 2**63
+    free = [_field("/proc/meminfo", "MemAvailable", 2**63)]
+    for limit, usage in _container():
+        free.append(limit - int(usage.read_text()) + _file_cache(usage.with_name("memory.stat")))
+    return max(0, min(free))
 
 
 def total_memory(device: torch.device) -> int:
     """Bytes of the device in all, within the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    limits = [_field("/proc/meminfo", "MemTotal")]
-    limits += [
-        int(text)
-        for limit, _ in CGROUPS
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()) != "max"
-    ]
-    known = [value for value in limits if value is not None]
-    return min(known) if known else 2**63
+    return min([_field("/proc/meminfo", "MemTotal", 2**63), *(limit for limit, _ in _container())])
+
+
+def _container() -> Iterator[tuple[int, Path]]:
+    """The container's limits of memory in bytes, each with the file that says how many bytes it uses."""
+    for limit, usage in CGROUPS:
+        text = Path(limit).read_text().strip() if Path(limit).is_file() else "max"
+        if text != "max":
+            yield int(text), Path(usage)
 
 
 def used_memory(device: torch.device) -> int:
     """Bytes held now: by torch on a GPU, by the whole process on a CPU (0 if the system does not tell)."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    return _field("/proc/self/status", "VmRSS") or 0
+    return _field("/proc/self/status", "VmRSS", 0)
 
 
 def peak_memory(device: torch.device) -> int:
     """The most bytes held since the start of the process, counted as in `used_memory`."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return _field("/proc/self/status", "VmHWM") or 0
+    return _field("/proc/self/status", "VmHWM", 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -113,8 +111,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or told
 
 
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Messages of torch for a CPU, and of CUDA outside of torch's own allocator."""
 _given_back = False
 
 
@@ -156,10 +152,7 @@ def _file_cache(path: Path) -> int:
     return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
-def _field(path: str, name: str) -> int | None:
-    """The line `name: N kB` of a proc file, in bytes; None on systems without it."""
-    if Path(path).is_file():
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None
+def _field(path: str, name: str, default: int) -> int:
+    """The line `name: N kB` of a proc file, in bytes; the default on systems without it."""
+    lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), default)

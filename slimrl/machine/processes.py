@@ -1,12 +1,10 @@
 """Child processes that do not outlive the process that started them, however that ended."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import signal
-import subprocess
 import sys
+from subprocess import DEVNULL, PIPE, Popen
 
 
 def die_with_the_parent() -> None:
@@ -38,14 +36,9 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _GUARD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-            bufsize=1,
+        command = [sys.executable, "-I", "-S", "-c", _GUARD]
+        self._process = Popen(
+            command, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True, text=True, bufsize=1
         )
 
     def watch(self, group: int) -> None:

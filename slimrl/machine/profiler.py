@@ -1,7 +1,5 @@
 """Time of a step by part. A profiler that is off costs nothing; one that is on waits for the GPU at every change of part."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +13,9 @@ PARTS = ("prefill", "decode", "sampling", "rewards", "reference", "forward", "ba
 
 
 class Profiler:
-    """Seconds by part. Each moment counts once: a part within a part pauses the outer one."""
+    """Seconds by part, off without a device. Each moment counts once: a part within a part pauses the outer one."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """A profiler without a device is off."""
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.flops = 0.0
@@ -84,11 +81,8 @@ def mean_profile(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     rows = [row for row in history if "profile/seconds" in row]
     total = sum(row["profile/seconds"] for row in rows)
     keys = [key for key in (rows[0] if rows else {}) if key.startswith("profile/") and key != "profile/seconds"]
-    return {
-        key.removeprefix("profile/"): sum(row.get(key, 0.0) * row["profile/seconds"] for row in rows) / total
-        for key in keys
-    }
+    weighted = {key: sum(row.get(key, 0.0) * row["profile/seconds"] for row in rows) for key in keys}
+    return {key.removeprefix("profile/"): value / total for key, value in weighted.items()}
 
 
-OFF = Profiler()
-"""The default of functions that are not profiled."""
+OFF = Profiler()  # the default of functions that are not profiled

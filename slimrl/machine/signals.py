@@ -4,8 +4,6 @@ The first request stops the run at the next safe point, between decode steps or 
 process at once.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -13,10 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ECHO_SECONDS = 1.0
-"""A signal within this time after the first one is a repetition of it."""
-PREEMPTED, INTERRUPTED = 75, 130
-"""Exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C."""
+ECHO_SECONDS = 1.0  # a signal within this time after the first one is a repetition of it
+PREEMPTED, INTERRUPTED = 75, 130  # exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C
 
 
 class Stopped(BaseException):  # not an Exception, so that no handler of errors swallows it
@@ -32,11 +28,9 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked: Stopped | None = None
-        self._end = float("inf")
+        self._started, self._end = time.monotonic(), float("inf")
         self._at_once = False
-        self._heard: float | None = None
-        """When the first signal came."""
-        self._started = time.monotonic()
+        self._heard: float | None = None  # when the first signal came
 
     def after(self, seconds: float) -> None:
         """Stop `seconds` after this object was made; 0: never."""
@@ -72,16 +66,14 @@ class Stop:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-        now, before = time.monotonic(), self._heard
-        self._heard = now if before is None else before
-        if before is not None:
-            if now - before > ECHO_SECONDS:
+        if self._heard is not None:
+            if time.monotonic() - self._heard > ECHO_SECONDS:
                 os._exit(code)  # child processes notice the end of this one
             return  # schedulers signal the whole job, and its shell passes the signal on: that is one signal
+        self._heard = time.monotonic()
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()
 
 
-NEVER = Stop()
-"""The default of functions that nothing asks to stop."""
+NEVER = Stop()  # the default of functions that nothing asks to stop

@@ -5,8 +5,6 @@ cores other processes use too, a thread then burns its time slice waiting for on
 training takes many times as long. So SlimRL lets them spin briefly, and uses fewer threads if cores are busy.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that decide how OpenMP's threads wait. If the user has set one of them, none is changed."""
 SPINS = 1000
 """Turns of GNU's OpenMP before a waiting thread sleeps: some microseconds, about the time between two parallel regions."""
-BLOCKTIME = 1
-"""The same for LLVM's and Intel's, in milliseconds (their default is 200)."""
+BLOCKTIME = 1  # the same for LLVM's and Intel's, in milliseconds (their default is 200)
 
 
 def settle_waiting() -> None:
@@ -63,8 +60,7 @@ def taken_by_others(before: Usage, after: Usage) -> float:
     return min(max(0.0, others / seconds), float(after.cores))
 
 
-SHORTEST = 0.5
-"""Shortest time, in seconds, over which use is measured: the kernel counts in hundredths."""
+SHORTEST = 0.5  # shortest time, in seconds, over which use is measured: the kernel counts in hundredths
 _began = usage()
 _settled = False
 
@@ -79,10 +75,9 @@ def fix_threads(count: int) -> None:
 
 
 def settle_threads() -> str:
-    """Leave to other processes the cores that they have used since this process began; returns a note for the user.
+    """Leave to other processes the cores that they have used since this process began; returns a note, empty if none.
 
-    Only the first call acts, and only if OMP_NUM_THREADS is not set, `fix_threads` was not called, and the use of cores is
-    known. The note is empty if nothing changed.
+    Only the first call acts, and only if OMP_NUM_THREADS is not set, `fix_threads` was not called, and the use is known.
     """
     global _settled
     before, after = _began, usage()
@@ -99,7 +94,5 @@ def settle_threads() -> str:
     if left >= threads:
         return ""
     torch.set_num_threads(left)
-    return (
-        f"other processes use {others:.1f} of {after.cores} cores, so {left} thread{'s compute' if left > 1 else ' computes'} "
-        f"instead of {threads}; OMP_NUM_THREADS={threads} takes all"
-    )
+    use, compute = f"{others:.1f} of {after.cores} cores", f"{left} thread{'s compute' if left > 1 else ' computes'}"
+    return f"other processes use {use}, so {compute} instead of {threads}; OMP_NUM_THREADS={threads} takes all"

@@ -5,13 +5,10 @@ would not do either: one worker that dies fails every request that waits, worker
 multiprocessing imports the main script again, with its torch, in each of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,21 +18,19 @@ from functools import cached_property
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 from typing import IO, Any
 
 from slimrl.errors import SlimError
 from slimrl.machine.processes import Guard, die_with_the_parent
 
 READY = "ready"
-POLL_SECONDS = 0.1
-"""Interval at which a silent child is checked for having ended; mostly its pipe tells at once."""
-LOAD_SECONDS = 120.0
-"""For Python, and for whatever `load` imports."""
+POLL_SECONDS = 0.1  # interval at which a silent child is checked for having ended; mostly its pipe tells at once
+LOAD_SECONDS = 120.0  # for Python, and for whatever `load` imports
 DRAIN_SECONDS = 1.0
 ROOT = str(Path(__file__).resolve().parents[2])
 
-Answer = Callable[[Any], Iterable[object]]
-"""Answers a request with replies, sent one by one."""
+Answer = Callable[[Any], Iterable[object]]  # answers a request with replies, sent one by one
 
 
 class LoadTimeoutError(RuntimeError):
@@ -70,16 +65,13 @@ class Worker:
     @property
     def pid(self) -> int:
         """Process id of the child; 0 if there is none."""
-        child = self._own_child()
-        return child.process.pid if child else 0
+        return child.process.pid if (child := self._own_child()) else 0
 
     def start(self) -> None:
         """Start the child, unless it runs. Raises OSError if the system refuses."""
-        child = self._own_child()
-        if child is not None and child.ended:
+        if (child := self._own_child()) and child.ended:
             self.end()
-            child = None
-        if child is None:
+        if not self._own_child():
             self._child = _Child(self._code, self._folder, self._load, self._output, self._guard)
             self.starts += 1
 
@@ -100,8 +92,7 @@ class Worker:
         Raises TimeoutError after `seconds`, EOFError or OSError if the child has ended, or the exception of the answer,
         which has no further replies.
         """
-        reply = self._running().receive(seconds)
-        if isinstance(reply, Exception):
+        if isinstance(reply := self._running().receive(seconds), Exception):
             raise reply
         return reply
 
@@ -115,39 +106,29 @@ class Worker:
         child, self._child = self._own_child(), None  # first: its id may soon be another's, which must not be killed
         return child.end() if child else ""
 
-    def _own_child(self) -> _Child | None:
+    def _own_child(self) -> "_Child | None":
         """The child; None in a fork of the process that started it, to which the pipe belongs."""
         child = self._child  # read once: another thread may end it
         return child if child and child.parent == os.getpid() else None
 
-    def _running(self) -> _Child:
-        child = self._own_child()
-        if child is None:
-            raise EOFError
-        return child
+    def _running(self) -> "_Child":
+        if child := self._own_child():
+            return child
+        raise EOFError
 
 
 class _Child:
     """One process and the pipe to it."""
 
     def __init__(
-        self,
-        code: str,
-        folder: str,
-        load: Callable[[], Answer],
-        output: Callable[[bytes], object],
-        guard: Guard | None,
+        self, code: str, folder: str, load: Callable[[], Answer], output: Callable[[bytes], object], guard: Guard | None
     ) -> None:
         self.parent = os.getpid()
         self.connection, theirs = Pipe()
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=theirs.fileno(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-                cwd=folder,
+            command = [sys.executable, "-c", code]
+            self.process = Popen(
+                command, stdin=theirs.fileno(), stdout=PIPE, stderr=STDOUT, process_group=0, cwd=folder
             )
         self._guard = guard
         if guard is not None:
@@ -187,9 +168,8 @@ class _Child:
     def end(self) -> str:
         self.kill()
         code = self.process.wait()
-        self._drain.join(
-            DRAIN_SECONDS
-        )  # the last output is shown; a pipe that some process holds open is not waited for
+        # the last output is shown; a pipe that some process holds open is not waited for
+        self._drain.join(DRAIN_SECONDS)
         if self._guard is not None:
             self._guard.forget(self.process.pid)
         self.connection.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from slimrl.config.algorithm import SURROGATES, AlgorithmConfig, Surrogate
+from slimrl.config.base import Needs
 from slimrl.config.files import settings_of
 from slimrl.config.schema import TrainConfig
 from slimrl.preflight.observed import Observed
@@ -31,7 +32,7 @@ WITHOUT_RATIO = tuple(name for name, surrogate in SURROGATES.items() if not surr
 """Surrogates that take no importance ratio."""
 ON_RATIOS = [
     key
-    for key, needs in AlgorithmConfig.needs().items()
+    for key, needs in AlgorithmConfig.marked(Needs).items()
     if needs.setting == "surrogate" and not {*needs.values} <= {*WITHOUT_RATIO}
 ]
 """The parameters of surrogates, which do nothing where every importance ratio is 1."""

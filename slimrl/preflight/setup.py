@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -29,14 +28,13 @@ from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.gold import GoldReport, Submit, check_gold
-from slimrl.rewards.scoring import unpaid_when_truncated
+from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
-from slimrl.tasks.curriculum import Curriculum
+from slimrl.tasks.curriculum import ENDLESS, Curriculum, problems_for_step
 from slimrl.tasks.numbers import parse_number
-from slimrl.tasks.order import ENDLESS, problems_for_step
 from slimrl.tasks.styles import STYLES
 from slimrl.text import visible
 
@@ -136,7 +134,7 @@ class TrainSetup(Setup[TrainConfig]):
 
         def score(index: int, completions: tuple[Completion, ...]) -> None:
             texts = [self.policy.decode(c.token_ids) for c in completions]
-            groups[index] = self.scorer.submit(problems[index], completions, texts, step=step, strict=strict)
+            groups[index] = self.scorer.submit(Sampled(problems[index], completions, texts, step, strict))
 
         self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
         with self.profiler.part("rewards"):
@@ -309,9 +307,8 @@ def _examined(
 ) -> TrainSetup:
     """What `prepare_training` finds out before the first step."""
     every = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, GOLD_SAMPLE)
-    submit = partial(scorer.submit, step=0, strict=True)
     problems = [*every, *setup.held_out, *setup.harder]
-    gold = check_gold(setup.task, problems, rewards, submit, setup.read_back)
+    gold = check_gold(setup.task, problems, rewards, scorer.submit, setup.read_back)
     notes = list(setup.notes)
     updates = config.steps * config.optimizer.minibatches * config.optimizer.epochs
     if config.optimizer.warmup_steps >= updates:
@@ -322,7 +319,7 @@ def _examined(
     if gold.failures:
         sentence = gold_sentence(gold)
         if config.rewards.gold_check == "refuse":
-            way_out = _way_out(setup, problems, gold, rewards, submit)
+            way_out = _way_out(setup, problems, gold, rewards, scorer.submit)
             raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
         notes.append(sentence)
     curriculum = Curriculum(setup.task.train, config.curriculum, seed=config.seed, steps=config.steps)

@@ -1,7 +1,6 @@
-"""The rewards of a run: loading those whose weight is not 0, calling them, and the check that gold answers earn them.
+"""The rewards of a run: those whose weight is not 0, each a function with TRL's signature, a weight and declared bounds.
 
-This room knows tasks and settings, and nothing of models, sampling or training. A reward is a function with TRL's signature,
-a weight and declared bounds:
+This room knows tasks and settings, and nothing of models, sampling or training.
 
     def reward(completions, **columns) -> list[float | None]
 
@@ -10,21 +9,17 @@ other field of the data row. None means "does not apply here" and is left out of
 tasks has a reward for each); a completion to which no reward applies is unscorable, which is not 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.rewards.builtin import BUILT_IN
 from slimrl.rewards.custom import load_function
+from slimrl.tasks import Task
 from slimrl.terms import CompletionForm
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Reward:
 def load_rewards(
     config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False
 ) -> tuple[Reward, ...]:
-    """The rewards whose weight is not 0; with `elsewhere` the user's code is not run here, since workers call it.
+    """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here.
 
     Raises SettingsError where a reward needs another style than the task's, a custom function cannot be loaded, or two
     rewards have the same name.

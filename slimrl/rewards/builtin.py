@@ -1,29 +1,12 @@
-"""The built-in rewards: their functions, and the one table that has each by its name with its bounds and its needs.
-
-A reward is a weight of this name in `slimrl/config/rewards.py` and a row here. The case study's four functions are long and
-have a file of their own.
-"""
-
-from __future__ import annotations
+"""The built-in rewards: each is a function, a row of the table BUILT_IN, and a weight of that name in `config/rewards.py`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from slimrl.rewards.case_study import (
-    check_answer,
-    check_answer_published,
-    check_numbers,
-    check_numbers_published,
-    match_format_approximately,
-    match_format_approximately_published,
-    match_format_exactly,
-    match_format_exactly_published,
-)
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
+from slimrl.rewards import case_study as study
+from slimrl.tasks import Task
 
 
 class Undecided(Enum):
@@ -36,12 +19,7 @@ UNDECIDED = Undecided.UNDECIDED
 
 
 def correct(
-    task: Task,
-    /,
-    completions: Sequence[str],
-    *,
-    answer: Sequence[str],
-    **columns: object,  # noqa: ARG001
+    task: Task, /, completions: Sequence[str], *, answer: Sequence[str], **_: object
 ) -> list[float | Undecided]:
     """1 where the strictly read answer is the gold answer, else 0; UNDECIDED where the checker gave no verdict in time.
 
@@ -51,12 +29,7 @@ def correct(
     return [UNDECIDED if grade.undecided else float(grade.strict) for grade in grades]
 
 
-def format_(
-    task: Task,
-    /,
-    completions: Sequence[str],
-    **columns: object,  # noqa: ARG001
-) -> list[float]:
+def format_(task: Task, /, completions: Sequence[str], **_: object) -> list[float]:
     """1 where the completion has the whole required form, right or wrong, else 0."""
     return [float(task.style.well_formed(text)) for text in completions]
 
@@ -69,10 +42,7 @@ def soft_overlong(length: int, max_new_tokens: int, buffer: int) -> float:
         max_new_tokens: L_max, the budget.
         buffer: L_cache, tokens before the budget at which the punishment begins to grow.
     """
-    free = max_new_tokens - buffer
-    if length <= free:
-        return 0.0
-    return (free - length) / buffer if length <= max_new_tokens else -1.0
+    return max(-1.0, min(0.0, (max_new_tokens - buffer - length) / buffer))
 
 
 def soft_overlong_reward(
@@ -82,7 +52,7 @@ def soft_overlong_reward(
     completions: Sequence[object],  # noqa: ARG001  (part of the signature)
     *,
     completion_ids: Sequence[Sequence[int]],
-    **columns: object,  # noqa: ARG001
+    **_: object,
 ) -> list[float]:
     """`soft_overlong` of each completion, with TRL's signature."""
     return [soft_overlong(len(ids), max_new_tokens, buffer) for ids in completion_ids]
@@ -109,13 +79,17 @@ BUILT_IN: dict[str, BuiltIn] = {
     "correct": BuiltIn(correct, 0.0, 1.0, needs=("task",)),
     "format": BuiltIn(format_, 0.0, 1.0, needs=("task",)),
     "match_format_exactly": BuiltIn(
-        match_format_exactly, 0.0, 3.0, style="tags", as_published=match_format_exactly_published
+        study.match_format_exactly, 0.0, 3.0, style="tags", as_published=study.match_format_exactly_published
     ),
     "match_format_approximately": BuiltIn(
-        match_format_approximately, -2.0, 2.0, style="tags", as_published=match_format_approximately_published
+        study.match_format_approximately,
+        -2.0,
+        2.0,
+        style="tags",
+        as_published=study.match_format_approximately_published,
     ),
-    "check_answer": BuiltIn(check_answer, -1.0, 3.0, style="tags", as_published=check_answer_published),
-    "check_numbers": BuiltIn(check_numbers, 0.0, 1.5, style="tags", as_published=check_numbers_published),
+    "check_answer": BuiltIn(study.check_answer, -1.0, 3.0, style="tags", as_published=study.check_answer_published),
+    "check_numbers": BuiltIn(study.check_numbers, 0.0, 1.5, style="tags", as_published=study.check_numbers_published),
     "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
 }
 """Every built-in reward by the name of its weight, in the order in which scores are written."""

@@ -1,6 +1,6 @@
 """The case study's four rewards, at most 3 + 2 + 3 + 1.5 = 9.5 points: corrected, and as they were published.
 
-The point values are those of the study. These are the errors of its functions, and what the corrected ones do instead:
+The points are the study's. These are the errors of its functions, and the behaviour of the corrected ones:
 
 - match_format_exactly searched anywhere in the text, any line could be the first and the last, and anything could stand
   between the tags. Corrected: the whole completion is the form, each tag once, only white space between the parts.
@@ -11,8 +11,6 @@ The point values are those of the study. These are the errors of its functions, 
 - check_numbers dropped signs, read "1,080" as 1 and could not read such a gold answer at all (82 training and 16 test
   answers of GSM8K cannot earn their points), and took the first of several numbers. Corrected: one number, read exactly.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Sequence
@@ -30,22 +28,22 @@ _PUBLISHED_FORM = re.compile(
 _PUBLISHED_NUMBER = re.compile(rf"{_OPEN}.*?([\d\.]{{1,}})")
 
 
-def match_format_exactly(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_exactly(completions: Sequence[str], **_: object) -> list[float]:
     """3 where the whole completion is in the form, else 0."""
     return [3.0 if STYLES["tags"].well_formed(text) else 0.0 for text in completions]
 
 
-def match_format_approximately(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_approximately(completions: Sequence[str], **_: object) -> list[float]:
     """For each of the four tags 0.5 where it occurs once and in its place, else -0.5: -2 to 2."""
     return [sum(0.5 if placed else -0.5 for placed in _in_place(committed(text))) for text in completions]
 
 
-def check_answer(completions: Sequence[str], *, answer: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def check_answer(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """3 for the gold answer, 0.5 within 10 %, 0.25 within 20 %, -1 for other numbers, -0.5 for words, 0 for nothing."""
     return [_answer_points(STYLES["tags"].extract(text), gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def check_numbers(completions: Sequence[str], *, answer: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def check_numbers(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """1.5 where the only number after the only <SOLUTION> is the gold number, else 0."""
     pairs = zip(completions, answer, strict=True)
     return [1.5 if _one_number(committed(text), gold) else 0.0 for text, gold in pairs]
@@ -72,15 +70,8 @@ def _answer_points(guess: str, gold: str) -> float:
         return 3.0
     if value is None or target is None:
         return -0.5
-    if target == 0:
-        return -1.0
-    return _closeness(value / target)
-
-
-def _closeness(ratio: Fraction) -> float:
-    if Fraction(9, 10) <= ratio <= Fraction(11, 10):
-        return 0.5
-    return 0.25 if Fraction(8, 10) <= ratio <= Fraction(12, 10) else -1.0
+    miss = abs(value - target) / abs(target) if target else 1
+    return 0.5 if miss <= Fraction(1, 10) else 0.25 if miss <= Fraction(2, 10) else -1.0
 
 
 def _one_number(text: str, gold: str) -> bool:
@@ -95,32 +86,22 @@ def _one_number(text: str, gold: str) -> bool:
     return len(found) == 1 and found[0] == target
 
 
-def match_format_exactly_published(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_exactly_published(completions: Sequence[str], **_: object) -> list[float]:
     """3 where the published pattern is found anywhere, else 0."""
     return [3.0 if _PUBLISHED_FORM.search(text) else 0.0 for text in completions]
 
 
-def match_format_approximately_published(completions: Sequence[str], **columns: object) -> list[float]:  # noqa: ARG001
+def match_format_approximately_published(completions: Sequence[str], **_: object) -> list[float]:
     """0.5 for each tag that occurs exactly once, wherever, else -0.5."""
     return [sum(0.5 if text.count(tag) == 1 else -0.5 for tag in TAGS) for text in completions]
 
 
-def check_answer_published(
-    completions: Sequence[str],
-    *,
-    answer: Sequence[str],
-    **columns: object,  # noqa: ARG001
-) -> list[float]:
+def check_answer_published(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """Points for the string between the solution tags, only where the whole published pattern is found."""
     return [_published_points(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def check_numbers_published(
-    completions: Sequence[str],
-    *,
-    answer: Sequence[str],
-    **columns: object,  # noqa: ARG001
-) -> list[float]:
+def check_numbers_published(completions: Sequence[str], *, answer: Sequence[str], **_: object) -> list[float]:
     """1.5 where the first run of digits and points after <SOLUTION>, on its line, is float-equal to the gold answer."""
     return [1.5 if _published_number(text, gold) else 0.0 for text, gold in zip(completions, answer, strict=True)]
 
@@ -138,16 +119,12 @@ def _published_points(text: str, gold: str) -> float:
         ratio = float(guess) / float(gold)
     except (ValueError, ZeroDivisionError, OverflowError):
         return -0.5
-    if 0.9 <= ratio <= 1.1:
-        return 0.5
-    return 0.25 if 0.8 <= ratio <= 1.2 else -1.0
+    return 0.5 if 0.9 <= ratio <= 1.1 else 0.25 if 0.8 <= ratio <= 1.2 else -1.0
 
 
 def _published_number(text: str, gold: str) -> bool:
     match = _PUBLISHED_NUMBER.search(text)
-    if match is None:
-        return False
     try:
-        return float(match[1].strip()) == float(gold.strip())
+        return match is not None and float(match[1].strip()) == float(gold.strip())
     except ValueError:
         return False

@@ -1,7 +1,5 @@
 """Reward functions of the user's own, loaded from a file."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import inspect
@@ -37,10 +35,10 @@ def load_function(spec: str) -> Callable[..., Any]:
     setting = f"rewards.custom: {spec!r}"
     if not colon or not file or not name.isidentifier():
         raise SettingsError(f"{setting} does not have the form file.py:function; write it so")
-    path = Path(file).expanduser()
+    path = Path(file).expanduser().resolve()
     if not path.is_file():
-        raise SettingsError(f"{setting}: there is no file {path.resolve()}; check the path")
-    function = getattr(_module(path.resolve(), setting), name, None)
+        raise SettingsError(f"{setting}: there is no file {path}; check the path")
+    function = getattr(_module(path, setting), name, None)
     if function is None:
         raise SettingsError(f"{setting}: {file} defines no {name}; check the name")
     if not callable(function):
@@ -62,5 +60,7 @@ def _module(path: Path, setting: str) -> object:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        raise SettingsError(f"{setting}: running the file raised {type(error).__name__}: {reason}; mend it") from None
+        raise SettingsError(
+            f"{setting}: running the file raised {type(error).__name__}: {reason}; correct it"
+        ) from None
     return module

@@ -1,19 +1,14 @@
 """The check that gold answers earn the maximum, before anything is trained on them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward
 from slimrl.rewards.scoring import Sampled, score
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
+from slimrl.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -32,19 +27,15 @@ class GoldFailure:
 
 @dataclass(frozen=True)
 class GoldReport:
-    """The result of checking gold answers."""
+    """The result of checking the gold answers of `n` problems."""
 
     n: int
-    """Problems checked."""
     failures: tuple[GoldFailure, ...]
     maximum: float
     """Weighted sum that a perfect completion earns."""
 
 
-Submit = Callable[[Problem, Sequence[Completion], Sequence[str]], Future[Group]]
-"""Scores the completions of a problem strictly, now or later."""
-ReadBack = Callable[[Sequence[str]], Sequence[str]]
-"""Texts as a tokenizer encodes and decodes them."""
+Submit = Callable[[Sampled], Future[Group]]  # scores the completions of a problem, now or later
 
 
 def check_gold(
@@ -52,26 +43,22 @@ def check_gold(
     problems: Sequence[Problem],
     rewards: Sequence[Reward],
     submit: Submit | None = None,
-    read_back: ReadBack | None = None,
+    read_back: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> GoldReport:
     """Checks that each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
 
     An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0. For an endless training set
-    pass a sample. With `submit` rewards are asked through it. With `read_back` gold texts are scored as they come back from
-    the policy's tokenizer, which is how completions are. Raises SettingsError where a reward function misbehaves.
+    pass a sample. With `submit` rewards are asked through it. `read_back` encodes and decodes gold texts with the policy's
+    tokenizer, as completions are. Raises SettingsError where a reward function misbehaves.
     """
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
-    texts: Sequence[str] = [task.gold_text(problem) for problem in problems]
-    texts = texts if read_back is None else read_back(texts)
-    pairs = list(zip(problems, texts, strict=True))
-
-    def scored(problem: Problem, text: str) -> Group:
-        return score(Sampled(problem, [empty], [text], step=0, strict=True), rewards, task)
-
-    asked = [] if submit is None else [submit(problem, [empty], [text]) for problem, text in pairs]
+    texts = read_back([task.gold_text(problem) for problem in problems])
+    pairs = zip(problems, texts, strict=True)
+    sampled = [Sampled(problem, [empty], [text], step=0, strict=True) for problem, text in pairs]
+    asked = [] if submit is None else [submit(one) for one in sampled]
     failures = []
-    for index, (problem, text) in enumerate(pairs):
-        rollout = (asked[index].result() if asked else scored(problem, text)).rollouts[0]
+    for index, (problem, text) in enumerate(zip(problems, texts, strict=True)):
+        (rollout,) = (asked[index].result() if asked else score(sampled[index], rewards, task)).rollouts
         wanted = {reward.name: reward.best for reward in rewards}
         got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
         if "correct" not in wanted:

@@ -1,21 +1,18 @@
 """From the completions of one problem to a scored group: call each reward, check its values, pay the weighted sum."""
 
-from __future__ import annotations
-
 import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import Reward
 from slimrl.rewards.builtin import UNDECIDED
-
-if TYPE_CHECKING:
-    from slimrl.tasks import Task
+from slimrl.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Sampled:
     problem: Problem
     completions: Sequence[Completion]
     texts: Sequence[str]
-    """The completions decoded, in the same order."""
+    """The decoded completions."""
     step: int
     strict: bool = False
     """A reward that fails raises instead of leaving the completion unscorable: the gold check and a run's first step."""
@@ -33,7 +30,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Unscored:
-    """The reason why a reward has no score for a completion."""
+    """A completion for which a reward has no score."""
 
     reason: str
     """Continues a sentence that begins with the reward's name."""
@@ -43,8 +40,7 @@ class Unscored:
     """No fault of the function: a checker found no verdict in time."""
 
 
-Outcome = float | Unscored | None
-"""The result of one reward for one completion; None: the reward does not apply."""
+Outcome = float | Unscored | None  # the result of one reward for one completion; None: the reward does not apply
 
 
 def score(sampled: Sampled, rewards: Sequence[Reward], task: Task) -> Group:
@@ -54,9 +50,8 @@ def score(sampled: Sampled, rewards: Sequence[Reward], task: Task) -> Group:
     checker's missed deadline), or to which no reward applies, is `unscorable`, never 0. If `sampled` is strict, failures
     of the function raise SettingsError, which names the reward, the problem, the completion and the line.
     """
-    outcomes = {reward.name: outcomes_of(reward, sampled, task) for reward in rewards}
     correct = [task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
-    return assemble(sampled, rewards, correct, outcomes)
+    return assemble(sampled, rewards, correct, {reward.name: outcomes_of(reward, sampled, task) for reward in rewards})
 
 
 def assemble(
@@ -72,7 +67,7 @@ def assemble(
             outcome = outcomes[reward.name][row]
             if isinstance(outcome, Unscored):
                 if sampled.strict and not outcome.excused:
-                    raise SettingsError(_refusal(reward.name, outcome, sampled.problem, text))
+                    raise _refusal(reward.name, outcome, sampled.problem, text)
                 reason = reason or f"reward {reward.name} {outcome.reason}"
             elif outcome is not None:
                 scores[reward.name] = outcome
@@ -91,10 +86,10 @@ def unpaid_when_truncated(group: Group) -> Group:
     return replace(group, rollouts=tuple(rollouts))
 
 
-def _refusal(name: str, outcome: Unscored, problem: Problem, text: str) -> str:
+def _refusal(name: str, outcome: Unscored, problem: Problem, text: str) -> SettingsError:
     at = f" ({outcome.where})" if outcome.where else ""
-    return (
-        f"reward {name} {outcome.reason}{at} on problem {problem.id}, completion {text[:80]!r}; mend the function or "
+    return SettingsError(
+        f"reward {name} {outcome.reason}{at} on problem {problem.id}, completion {text[:80]!r}; correct the function or "
         "remove it from rewards"
     )
 
@@ -119,9 +114,7 @@ def outcomes_of(reward: Reward, sampled: Sampled, task: Task) -> list[Outcome]:
 def _innermost(error: BaseException) -> str:
     """The last two places of a traceback that are not ours, as `file.py:12 in function`."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    return ", ".join(
-        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} in {frame.name}" for frame in reversed(frames[-2:])
-    )
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in reversed(frames[-2:]))
 
 
 def _call(reward: Reward, sampled: Sampled, task: Task) -> Any:
@@ -129,13 +122,7 @@ def _call(reward: Reward, sampled: Sampled, task: Task) -> Any:
     problem, n = sampled.problem, len(sampled.texts)
     messages = task.messages(problem)
     as_messages = reward.completions == "messages"
-    own: dict[str, object] = {
-        "id": problem.id,
-        "question": problem.question,
-        "answer": problem.answer,
-        "solution": problem.solution,
-        "difficulty": problem.difficulty,
-    }
+    own = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "difficulty")}
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
     return reward.function(
         prompts=[messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],

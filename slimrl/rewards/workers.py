@@ -1,22 +1,19 @@
 """Groups scored while generation runs: in worker processes, or in this process if there are none."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
 from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
-from slimrl.records import Completion, Group, Problem
+from slimrl.records import Completion, Group
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.custom import rewards_digest
 from slimrl.rewards.scoring import Outcome, Sampled, Unscored, assemble, outcomes_of, score
@@ -25,12 +22,9 @@ from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
 from slimrl.terms import Checker
 
-GRADES = ""
-"""Stands for the task's own verdicts where a reward's name is expected."""
-BUILT_IN_SECONDS = 600.0
-"""Deadline of a built-in reward for a group."""
-OUTPUT_BYTES = 1 << 16
-"""Shown of what rewards print, in all."""
+GRADES = ""  # stands for the task's own verdicts where a reward's name is expected
+BUILT_IN_SECONDS = 600.0  # deadline of a built-in reward for a group
+OUTPUT_BYTES = 1 << 16  # shown of what rewards print, in all
 GIB = 2**30
 
 
@@ -47,8 +41,8 @@ class Scorer:
 
     Workers start at once and load while the caller continues. A worker in which a function of the user's takes longer than
     `rewards.deadline` for a group is killed with all it started. A worker that ended is replaced, and its group is
-    unscorable, or an error with `strict`. No worker outlives this process, however it ends, and of what rewards start only
-    a process with a session of its own does. Raises SettingsError if workers cannot rebuild the task.
+    unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a process with a
+    session of its own does. Raises SettingsError if workers cannot rebuild the task.
     """
 
     def __init__(
@@ -71,14 +65,11 @@ class Scorer:
                 raise SettingsError(
                     "rewards.workers needs a style and a checker of SlimRL's own; set rewards.workers=0"
                 )
-            digest = rewards_digest(config)  # a worker that is started later must find the same files
-            load = partial(
-                _load, task.style.name, task.grader.checker, task.instruction, config, max_new_tokens, digest
-            )
-            try:
+            form = task.style.name, task.grader.checker, task.instruction
+            # a worker that is started later must find the same files
+            load = partial(_load, *form, config, max_new_tokens, rewards_digest(config))
+            with _refused():
                 self._guard = Guard()
-            except OSError as error:
-                raise SettingsError(_no_start(error)) from None
             output, memory = _Output(show), int(config.memory * GIB)
             for _ in range(workers):
                 worker = Worker(load, memory=memory, output=output.write, guard=self._guard)
@@ -91,27 +82,16 @@ class Scorer:
         """Number of workers that were replaced."""
         return sum(max(0, thread.worker.starts - 1) for thread in self._threads)
 
-    def submit(
-        self,
-        problem: Problem,
-        completions: Sequence[Completion],
-        texts: Sequence[str],
-        *,
-        step: int,
-        strict: bool = False,
-    ) -> Future[Group]:
-        """The scored group: `result()` waits for it, or raises what `score` raises.
-
-        With `strict` it also raises SettingsError if the worker ended.
-        """
+    def submit(self, sampled: Sampled) -> Future[Group]:
+        """The scored group: `result()` waits for it, or raises as `score` does, and for a strict one also if the worker ended."""
         if self._closed:
             raise RuntimeError("the scorer is closed")
         future: Future[Group] = Future()
         if self._threads:
-            self._jobs.put(_Job(future, problem, tuple(completions), tuple(texts), step, strict))
+            self._jobs.put(_Job(future, sampled))
             return future
         try:
-            future.set_result(score(Sampled(problem, completions, texts, step, strict), self._rewards, self._task))
+            future.set_result(score(sampled, self._rewards, self._task))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -139,26 +119,19 @@ class Scorer:
         self.close()
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     future: Future[Group]
-    problem: Problem
-    completions: tuple[Completion, ...]
-    texts: tuple[str, ...]
-    step: int
-    strict: bool
+    sampled: Sampled
+
+
+_Jobs = queue.SimpleQueue[_Job | None]  # None ends the thread that takes it
 
 
 class _ScoringThread(threading.Thread):
     """A thread that takes jobs and asks a worker process of its own."""
 
     def __init__(
-        self,
-        worker: Worker,
-        task: Task,
-        rewards: Sequence[Reward],
-        config: RewardsConfig,
-        jobs: queue.SimpleQueue[_Job | None],
+        self, worker: Worker, task: Task, rewards: Sequence[Reward], config: RewardsConfig, jobs: _Jobs
     ) -> None:
         # a daemon: a program that ends without closing the scorer does not wait for a reward that never returns
         super().__init__(name="reward worker", daemon=True)
@@ -178,19 +151,17 @@ class _ScoringThread(threading.Thread):
         while (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():
                 try:
-                    job.future.set_result(self._group(job))
+                    job.future.set_result(self._group(job.sampled))
                 except BaseException as error:  # of any kind, or the job would wait for ever
                     job.future.set_exception(error)
         self.worker.end()
 
     def _start_worker(self) -> None:
         """By this thread, since on Linux the process ends with the thread that starts it."""
-        try:
+        with _refused():
             self.worker.start()
-        except OSError as error:
-            raise SettingsError(_no_start(error)) from None
 
-    def _group(self, job: _Job) -> Group:
+    def _group(self, sampled: Sampled) -> Group:
         """Ask for the verdicts and each reward in turn; what ends the process costs that reward's outcome and no other."""
         names = [GRADES, *(reward.name for reward in self._rewards)]
         outcomes: dict[str, list[Any]] = {}
@@ -199,40 +170,35 @@ class _ScoringThread(threading.Thread):
             if self._stopped:  # read after the process is in its place, so `stop` cannot miss it
                 raise CancelledError
             try:
-                self.worker.ask((job.problem, [c.token_ids for c in job.completions], job.texts, missing))
+                self.worker.ask((sampled.problem, [c.token_ids for c in sampled.completions], sampled.texts, missing))
                 for name in missing:
-                    outcomes[name] = self._outcomes(name)
+                    answered, found = self.worker.reply(self._deadline(name))
+                    if answered != name:
+                        raise EOFError
+                    outcomes[name] = list(found)
             except LoadTimeoutError:
                 raise SettingsError(
                     f"the files of rewards.custom take longer than {LOAD_SECONDS:g} s to load; make them load faster"
                 ) from None
             except (EOFError, OSError) as error:
                 name = next(name for name in missing if name not in outcomes)
-                outcomes[name] = self._lost(job, name, error)
-        correct = outcomes.pop(GRADES)
-        # of the caller's own records; the worker saw only what rewards see
-        sampled = Sampled(job.problem, job.completions, job.texts, job.step, job.strict)
-        return assemble(sampled, self._rewards, correct, outcomes)
-
-    def _outcomes(self, name: str) -> list[Any]:
-        answered, outcomes = self.worker.reply(self._deadline(name))
-        if answered != name:
-            raise EOFError
-        return list(outcomes)
+                outcomes[name] = self._lost(sampled, name, error)
+        return assemble(sampled, self._rewards, outcomes.pop(GRADES), outcomes)
 
     def _deadline(self, name: str) -> float:
         """Built-in rewards bound their own work, but share the process with all that the user's functions have left running."""
         return self._config.deadline if name in self._custom else BUILT_IN_SECONDS
 
-    def _lost(self, job: _Job, name: str, error: Exception) -> list[Any]:
+    def _lost(self, sampled: Sampled, name: str, error: Exception) -> list[Any]:
         """End the process that failed on `name`, and return the outcomes that stand for those it did not give."""
         how = self.worker.end()
         if self._stopped:
             raise CancelledError
         if name == GRADES:  # no reward was running, so the kill was not meant for one
-            return [self._task.grade(text, job.problem.answer).strict for text in job.texts]
+            return [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
         late = f"took longer than rewards.deadline={self._deadline(name):g} s"
-        return [Unscored(late if isinstance(error, TimeoutError) else f"ended its worker by {how}")] * len(job.texts)
+        unscored = Unscored(late if isinstance(error, TimeoutError) else f"ended its worker by {how}")
+        return [unscored] * len(sampled.texts)
 
 
 class _Output:
@@ -243,11 +209,10 @@ class _Output:
 
     def write(self, data: bytes) -> None:
         with self._lock:
-            if not self._left:
-                return
             kept, self._left = data[: self._left], max(0, self._left - len(data))
-            self._show(kept.decode("utf-8", "replace"))
-            if not self._left:
+            if kept:
+                self._show(kept.decode("utf-8", "replace"))
+            if kept and not self._left:
                 self._show("\n(what reward functions print from here on is not shown)\n")
 
 
@@ -259,27 +224,18 @@ def worker_count(config: RewardsConfig) -> int:
 
 
 def _load(
-    style: str,
-    checker: Checker,
-    instruction: str,
-    config: RewardsConfig,
-    max_new_tokens: int,
-    digest: str,
+    style: str, checker: Checker, instruction: str, config: RewardsConfig, max_new_tokens: int, digest: str
 ) -> Answer:
     """In a worker: load task and rewards; returns the function that gives the outcomes of each name in turn."""
     # without problems, which come one by one
     task = Task("worker", (), (), (), STYLES[style], Grader(checker), instruction, {})
     loaded = load_rewards(config, task, max_new_tokens=max_new_tokens)
     if rewards_digest(config) != digest:
-        raise SettingsError(
-            "a file of rewards.custom changed while the run went on; bring it back, or start another run"
-        )
+        raise SettingsError("a file of rewards.custom changed during the run; bring it back, or start another run")
     rewards = {reward.name: reward for reward in loaded}
 
-    def answer(
-        request: tuple[Problem, list[tuple[int, ...]], list[str], list[str]],
-    ) -> Iterator[tuple[str, Sequence[Outcome]]]:
-        problem, tokens, texts, names = request
+    def answer(request: Any) -> Iterator[tuple[str, Sequence[Outcome]]]:
+        problem, tokens, texts, names = request  # as _group asks
         completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
         for name in names:
             if name == GRADES:
@@ -290,5 +246,11 @@ def _load(
     return answer
 
 
-def _no_start(error: OSError) -> str:
-    return f"a reward worker cannot be started ({error.strerror or error}); lower rewards.workers"
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Raises SettingsError if the system refuses to start a process."""
+    try:
+        yield
+    except OSError as error:
+        sentence = f"a reward worker cannot be started ({error.strerror or error}); lower rewards.workers"
+        raise SettingsError(sentence) from None

@@ -20,7 +20,7 @@ from slimrl.model.policy import Policy
 from slimrl.preflight.setup import Setup
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.durable import digest
-from slimrl.tasks.order import ENDLESS
+from slimrl.tasks.curriculum import ENDLESS
 
 CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
 """Keys of `identity` that must be equal unless --force is given; another machine is only noted."""

@@ -3,8 +3,6 @@
 This room knows nothing of models, rollouts and rewards. `load_task` builds a task from settings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,9 +25,7 @@ class Task:
     harder: Sequence[Problem]
     """Held out and harder than the training problems; empty if the task has none."""
     style: Style
-    """The form in which the answer is written, read and rendered."""
     grader: Grader
-    """Compares an answer with the gold answer."""
     instruction: str
     """System message; empty for none."""
     demonstrators: dict[str, Callable[[Problem, int], str]]
@@ -46,7 +42,7 @@ class Task:
         return self.grader.grade(text, answer, self.style)
 
     def gold_text(self, problem: Problem) -> str:
-        """The gold answer in the required form; what every reward must pay in full."""
+        """The gold answer in the required form, which every reward must pay in full."""
         return self.style.render(problem.solution, problem.answer)
 
 
@@ -56,17 +52,14 @@ def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": question}]
 
 
-def load_task(
-    config: TaskConfig,
-    *,
-    instruction: str,
-    seed: int,
-    encode: Callable[[list[dict[str, str]], str], object] = lambda *_: None,
-) -> Task:
+Encode = Callable[[list[dict[str, str]], str], object]
+
+
+def load_task(config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
 
-    `encode` is called with the prompt of each row of data, as messages, and its gold text; a row for which it raises
-    DataError is bad. Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
+    `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
+    Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files
 
@@ -83,14 +76,5 @@ def load_task(
         demonstrators = {"solution": lambda problem, _: style.render(problem.solution, problem.answer)}
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
-    return Task(
-        name=config.name,
-        train=splits.train,
-        test=splits.test,
-        harder=splits.harder,
-        style=style,
-        grader=Grader(config.checker),
-        instruction=instruction,
-        demonstrators=demonstrators,
-        rejected=splits.rejected,
-    )
+    problems = splits.train, splits.test, splits.harder
+    return Task(config.name, *problems, style, Grader(config.checker), instruction, demonstrators, splits.rejected)

@@ -1,35 +1,19 @@
 """Strict and lenient verdicts on a completion, always both."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from slimrl.tasks import forms
 from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
-from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
+from slimrl.tasks.numbers import last_number, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
+from slimrl.tasks.symbolic import SymbolicWorker
 from slimrl.tasks.thinking import committed
 from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
 from slimrl.terms import Checker
-
-if TYPE_CHECKING:
-    from slimrl.tasks.symbolic import SymbolicWorker
-
-__all__ = [
-    "Grade",
-    "Grader",
-    "last_number",
-    "normalise",
-    "numbers",
-    "parse_number",
-    "plausible",
-    "same_number",
-]
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,7 @@ class Grade:
     """Strict, or the last number (symbolic: the last box) after the thinking equals the gold answer.
 
     A number in the required form is the answer, however it is written: `#### $5$ million` is never read as 5.
-    Thinking that never ends has no lenient answer either: its last number is one of many.
+    Thinking that never ends has no lenient answer either.
     """
     extracted_strict: str
     """The answer in the required form; empty if the completion is not in the form."""
@@ -61,11 +45,7 @@ class Grader:
 
     def __init__(self, checker: Checker) -> None:
         self.checker = checker
-        self._worker: SymbolicWorker | None = None
-        if checker == "symbolic":
-            from slimrl.tasks.symbolic import SymbolicWorker
-
-            self._worker = SymbolicWorker()
+        self._worker = SymbolicWorker() if checker == "symbolic" else None
         # a completion is graded for `correct`, for each reward and for the record
         self._cached = lru_cache(maxsize=8192)(self._compare)
 
@@ -77,22 +57,18 @@ class Grader:
             return Grade(True, True, extracted, extracted)
         lenient = self._lenient(committed(text), extracted)
         # an answer without a verdict is not asked about again
-        right = False if lenient == extracted else bool(self.compare(lenient, answer))
+        right = lenient != extracted and bool(self.compare(lenient, answer))
         return Grade(False, right, extracted, lenient, undecided=verdict is None)
 
-    def same(self, guess: str, gold: str) -> bool:
-        """True if the guess is the gold answer."""
-        return self.compare(guess, gold) is True
-
     def compare(self, guess: str, gold: str) -> bool | None:
-        """As `same`, but None if the symbolic checker did not decide in time."""
+        """True if the guess is the gold answer; None if the symbolic checker did not decide in time."""
         if not guess:
             return False
         return same_number(guess, gold) if self._worker is None else self._cached(guess, gold)
 
     def close(self) -> None:
         """Stop the checker's process, if it has one; the next comparison starts another."""
-        if self._worker is not None:
+        if self._worker:
             self._worker.close()
 
     def _lenient(self, text: str, extracted: str) -> str:
@@ -104,7 +80,9 @@ class Grader:
 
     def _compare(self, guess: str, gold: str) -> bool | None:
         guess = unwrapped(guess)
-        number = _gold_number(gold)
+        number = parse_number(gold, words=False)
+        if number is None and changes_meaning(gold) & MAGNITUDES.keys():
+            number = parse_number(gold)
         if number is not None:
             found = _number(guess)
             # a gold answer such as 10^{-9} or 0.\overline{3} is an expression too, which others may equal
@@ -129,12 +107,12 @@ class Grader:
         if wanted and found and (as_inequality or guess_as_inequality):
             same_variable = not variable or not other or variable == other
             return same_variable and plausible(found, wanted) and self._ask(found, wanted)
-        if re.search(r"[<>]|\\[lg]e", gold) and _said(_OR, gold) and _said(_AND, guess):
+        if re.search(r"[<>]|\\[lg]e", gold) and re.search(_OR, gold) and re.search(_AND, guess):
             return False  # both sides of x<1 or x>4 hold for no x
         pieces = forms.parts(gold, alternatives=True)
         guessed = forms.parts(guess, alternatives=True)
         # x=1 or x=2 lists solutions; 1 or 2 is a choice, unless the gold answer leaves it too
-        if not _said(_OR, gold) and _without_one_name(guessed) == guessed:
+        if not re.search(_OR, gold) and _without_one_name(guessed) == guessed:
             guessed = forms.parts(guess, alternatives=False)
         is_list = 1 < max(len(pieces), len(guessed)) <= forms.MAX_PARTS
         if is_list and not re.search(r"\\(?:pm|mp|[lc]?dots)|\.\.\.", guess + gold):
@@ -195,7 +173,7 @@ class Grader:
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     """True if all are, False if one is, None (no verdict) otherwise."""
-    found = list(verdicts)
+    found = set(verdicts)
     return False if False in found else None if None in found else True
 
 
@@ -211,10 +189,6 @@ _AND = r"(?<![A-Za-z])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])"
 _OR = r"(?<![A-Za-z])or(?![A-Za-z])"
 
 
-def _said(word: str, latex: str) -> bool:
-    return re.search(word, latex) is not None
-
-
 def _value(latex: str) -> str:
     """An answer without its name, be it of a value (`t=3:30`) or of a ratio (`a:b=11:21`)."""
     name, equals, value = latex.rpartition("=")
@@ -228,13 +202,6 @@ def _without_one_name(elements: list[str]) -> list[str]:
         pairs = forms.named(elements)
         return [value for _, value in pairs] if len({name for name, _ in pairs}) == 1 else elements
     return [forms.named([first])[0][1], *rest] if forms.named([first]) and "=" not in "".join(rest) else elements
-
-
-def _gold_number(gold: str) -> Fraction | None:
-    """The number that a gold answer is, with a magnitude in words if it has one."""
-    number = parse_number(gold, words=False)
-    magnitude = number is None and changes_meaning(gold) & MAGNITUDES.keys()
-    return parse_number(gold) if magnitude else number
 
 
 def _number(guess: str) -> Fraction | None:

@@ -4,10 +4,8 @@ A problem is a pure function of (split, seed, index). A hash of the question's t
 belong, so train, test and harder are disjoint by construction, for any seed and any settings.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, cast, overload
 
@@ -23,10 +21,8 @@ T = TypeVar("T")
 
 TRAIN_PROBLEMS = 2**31
 HELD_OUT_PROBLEMS = 100_000
-LARGEST_FACTOR = 5
-"""Factors and divisors are 2 to this, as in a first multiplication table."""
-RAMBLE_STEPS = 10
-"""Worked steps in a rambling text; a step takes six tokens or more, so it overruns a budget of 64."""
+LARGEST_FACTOR = 5  # factors and divisors are 2 to this, as in a first multiplication table
+RAMBLE_STEPS = 10  # worked steps in a rambling text; a step takes six tokens or more, so it overruns a budget of 64
 
 
 class Step(NamedTuple):
@@ -43,11 +39,8 @@ class Step(NamedTuple):
 
 def load(config: ArithmeticConfig, *, seed: int) -> Splits:
     """The three splits; `seed` decides the training problems only, held-out problems are the same in every run."""
-    return Splits(
-        train=Problems(config, "train", seed, TRAIN_PROBLEMS),
-        test=Problems(config, "test", 0, HELD_OUT_PROBLEMS),
-        harder=Problems(config, "harder", 0, HELD_OUT_PROBLEMS),
-    )
+    test, harder = (Problems(config, split, 0, HELD_OUT_PROBLEMS) for split in ("test", "harder"))
+    return Splits(Problems(config, "train", seed, TRAIN_PROBLEMS), test, harder)
 
 
 @dataclass(frozen=True)
@@ -71,9 +64,6 @@ class Problems(Sequence[Problem]):
         if isinstance(positions, range):
             return [self._make(i) for i in positions]
         return self._make(positions)
-
-    def __iter__(self) -> Iterator[Problem]:
-        return (self._make(i) for i in range(self.size))
 
     def _make(self, index: int) -> Problem:
         name = f"train/{self.seed}/{index}" if self.split == "train" else f"{self.split}/{index}"
@@ -136,13 +126,12 @@ def _compose(draws: Draws, count: int, limit: int) -> tuple[str, list[Step], lis
     steps: list[Step] = []
     kinds: list[Kind] = []
     if draws.below(8) == 0:
-        kind = draws.pick(texts.OPENINGS)
+        kinds.append(draws.pick(texts.OPENINGS))
         boxes = 2 + draws.below(LARGEST_FACTOR - 1)
         each = 2 + draws.below(limit // boxes - 1)
-        sentences.append(draws.pick(kind.texts).format(a=holder, m=boxes, n=each, things=things))
-        steps.append(Step(boxes, "*", each, boxes * each))
-        kinds.append(kind)
         value = boxes * each
+        sentences.append(draws.pick(kinds[0].texts).format(a=holder, m=boxes, n=each, things=things))
+        steps.append(Step(boxes, "*", each, value))
     else:
         value = 2 + draws.below(limit - 1)
         sentences.append(draws.pick(texts.STARTS).format(a=holder, n=value, things=things))
@@ -166,7 +155,7 @@ def _compose(draws: Draws, count: int, limit: int) -> tuple[str, list[Step], lis
 
 def _numbers(kind: Kind, value: int, limit: int) -> Sequence[int]:
     """The numbers with which a step of this kind can follow `value`."""
-    # "has 1 apples" would be wrong English, and "2 times as many" is said as "twice", which is a kind of its own.
+    # "has 1 apples" would be wrong English, and "2 times as many" is "twice", which is a kind of its own
     if kind.operator == "+":
         return range(2 if kind.question else 1, limit - value + 1)
     if kind.operator == "-":
@@ -190,7 +179,7 @@ def demonstrators(config: ArithmeticConfig, style: Style) -> dict[str, Callable[
     return {
         "solution": lambda problem, _: style.render(problem.solution, problem.answer),
         "slip": lambda problem, draw: render(slip(problem, draw, limit)),
-        "skips_step": lambda problem, _: render(skip_step(problem)),
+        "skips_step": lambda problem, _: render(steps_of(problem)[:-1] or steps_of(problem)),
         "misreads": lambda problem, draw: render(misread(problem, draw, limit)),
         "bare": bare,
         "stops_early": stop_early,
@@ -207,12 +196,6 @@ def slip(problem: Problem, draw: int, limit: int) -> list[Step]:
         for error in (-2, -1, 1, 2)
     ]
     return _choose(changed, Draws(f"slip/{problem.id}/{draw}")) or steps
-
-
-def skip_step(problem: Problem) -> list[Step]:
-    """The last step is left out."""
-    steps = steps_of(problem)
-    return steps[:-1] or steps
 
 
 def misread(problem: Problem, draw: int, limit: int) -> list[Step]:

@@ -4,8 +4,6 @@ A problem is a chain: a holder has some things, and every step changes the count
 In a text, {a} is the present holder, {b} somebody else, {n} the step's number, {things} what is counted.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

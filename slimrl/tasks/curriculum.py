@@ -1,23 +1,55 @@
-"""The order of problems that are not only shuffled: easiest first, or those with most to learn first.
+"""The problems of each step: shuffled, easiest first, or those with most to learn first.
 
-Both choose from a pool: all of a finite set, or of an endless one the next POOL times as many as a step needs. A step's
-problems are a function of (seed, step, state), and only `learnability` has a state: how often each problem was right.
+A step's problems are a function of (seed, step, state), so a resumed run needs only an integer, and with `learnability` how
+often each problem was right. The orders that do not only shuffle choose from a pool: all of a finite set, or of an endless
+one the next POOL times as many as a step needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slimrl.config.sections import CurriculumConfig
 from slimrl.errors import SettingsError
 from slimrl.randomness import generator
 from slimrl.records import Group, Problem
-from slimrl.tasks.order import ENDLESS, permutation, problems_for_step
 
-POOL = 4
-"""Problems of an endless supply in the pool, for each problem that a step needs."""
+ENDLESS = 2**24
+"""Sequences at least this long are made on demand, already in random order: they are read straight through."""
+POOL = 4  # problems of an endless supply in the pool, for each problem that a step needs
+
+
+def problems_for_step(problems: Sequence[Problem], *, seed: int, step: int, count: int) -> Iterator[Problem]:
+    """The `count` problems of this step, then spares (for dynamic sampling), none twice.
+
+    A finite set is shuffled anew for every pass through it; spares come from a permutation of their own.
+    """
+    seen: set[int] = set()
+    for index in _indices(len(problems), seed, step, count):
+        if index not in seen:
+            seen.add(index)
+            yield problems[index]
+
+
+def _indices(size: int, seed: int, step: int, count: int) -> Iterator[int]:
+    start = step * count
+    spares = generator(seed, "spares", step)
+    if size >= ENDLESS:
+        yield from ((start + i) % (size // 2) for i in range(count))
+        while True:
+            yield size // 2 + int(spares.integers(size // 2))
+    for position in range(start, start + count):
+        epoch, offset = divmod(position, size)
+        yield int(permutation(size, seed, epoch)[offset])
+    yield from spares.permutation(size).tolist()
+
+
+@lru_cache(maxsize=4)
+def permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of one pass."""
+    return generator(seed, "order", epoch).permutation(size)
 
 
 class Curriculum:
@@ -66,8 +98,7 @@ class Curriculum:
         if self._config.order != "learnability":
             return
         for group in groups:
-            key = self._key(group.problem)
-            decay = self._config.decay
+            key, decay = self._key(group.problem), self._config.decay
             self._right[key] = decay * self._right.get(key, 0.0) + sum(r.correct for r in group.rollouts)
             self._asked[key] = decay * self._asked.get(key, 0.0) + len(group.rollouts)
 

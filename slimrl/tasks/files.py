@@ -3,8 +3,6 @@
 Each kind of row has one short function that turns it into a Problem; data sets from the Hub go through the same ones.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +27,10 @@ class Splits:
     """Rows that were left out."""
 
 
-Reader = Callable[[Row, str], Problem]
-"""(row, id for problems that have none) -> Problem"""
+Reader = Callable[[Row, str], Problem]  # (row, id for problems that have none) -> Problem
 Encode = Callable[[Problem], object]
 """Raises DataError for a problem that the tokenizer or its template cannot write as it is."""
-Asked = dict[str, tuple[Row, Problem]]
-"""Problems by normalized question, each with its row."""
+Asked = dict[str, tuple[Row, Problem]]  # problems by normalized question, each with its row
 
 
 def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
@@ -58,33 +54,29 @@ def load(config: TaskConfig, encode: Encode = lambda _: None) -> Splits:
         train, rejected = _problems(config.name, f"{config.name}/train", train_rows, encode)
         test, rejected_test = _problems(config.name, f"{config.name}/test", test_rows, encode)
         rejected += [*rejected_test, *_overlap(train, test)]
+    them = "it" if len(rejected) == 1 else "them"
     if rejected and config.on_bad_row == "error" and train and test:
-        raise DataError(
-            f"{bad_rows(rejected)}; task.on_bad_row=skip leaves {'it' if len(rejected) == 1 else 'them'} out"
-        )
+        raise DataError(f"{bad_rows(rejected)}; task.on_bad_row=skip leaves {them} out")
     for split, kept in (("training", train), ("held-out", test)):
         if rejected and not kept:
-            correct = f"; no {split} row is left, so correct {'it' if len(rejected) == 1 else 'them'}"
+            correct = f"; no {split} row is left, so correct {them}"
             # a file in another format has no rows to correct, and its sentence names the way out
             raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else correct))
-    return Splits(
-        tuple(problem for _, problem in train.values()),
-        tuple(problem for _, problem in test.values()),
-        rejected=tuple(rejected),
-    )
+    kept_train, kept_test = (tuple(problem for _, problem in split.values()) for split in (train, test))
+    return Splits(kept_train, kept_test, rejected=tuple(rejected))
 
 
 def _rows(config: TaskConfig) -> tuple[Sequence[Row | Rejected], Sequence[Row | Rejected]]:
     """Rows of the training and of the held-out file, from the Hub if no file is named."""
     if config.path:
         return scan_rows(config.path), scan_rows(config.test_path)
-    if config.test_path:
-        test = scan_rows(config.test_path)
-        try:
-            return _hub_rows(config.name, "train"), test
-        except DataError as error:
-            raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
-    return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
+    if not config.test_path:
+        return _hub_rows(config.name, "train"), _hub_rows(config.name, "test")
+    test = scan_rows(config.test_path)
+    try:
+        return _hub_rows(config.name, "train"), test
+    except DataError as error:
+        raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
 
 
 def _problems(name: str, prefix: str, rows: Sequence[Row | Rejected], encode: Encode) -> tuple[Asked, list[Rejected]]:
@@ -116,13 +108,9 @@ def _overlap(train: Asked, test: Asked) -> list[Rejected]:
     """Remove the questions from `train` that are held out too, so that the evaluation stays the same."""
     rejected = []
     for question in [asked for asked in train if asked in test]:
-        row, _ = train.pop(question)
-        rejected.append(
-            row.rejected(
-                f"the training question is also the held-out question {test[question][0].where}, which would flatter "
-                "the evaluation; remove one of them"
-            )
-        )
+        row, held = train.pop(question)[0], test[question][0].where
+        reason = f"the training question is also the held-out question {held}, which would flatter the evaluation"
+        rejected.append(row.rejected(f"{reason}; remove one of them"))
     return rejected
 
 
@@ -145,9 +133,8 @@ def _aime(row: Row, new_id: str) -> Problem:
     answer = ("answer", "expected_answer", "Answer")
     solution = ("solution", "reference_solution")
     rest = row.rest(*question, *answer, *solution, "difficulty", "id")
-    return Problem(
-        new_id, row.text(*question), row.answer(*answer), row.optional_text(*solution), row.number("difficulty"), rest
-    )
+    texts = row.text(*question), row.answer(*answer), row.optional_text(*solution)
+    return Problem(new_id, *texts, row.number("difficulty"), rest)
 
 
 def _math(row: Row, new_id: str) -> Problem:
@@ -204,20 +191,19 @@ def _hub_rows(name: str, split: str) -> list[Row]:
         raw = [dict(fields) for fields in found]
     except Exception as error:  # whatever the network, the cache or the library raises, the way out is the same
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        raise DataError(
-            f"data set {repository} could not be read from the Hub ({type(error).__name__}: {reason}); "
-            f"set task.path{'' if split == 'train' else ' and task.test_path'} to a local file"
-        ) from None
-    rows = [Row(f"{repository} {hub_split} row {index}", _spell(fields)) for index, fields in enumerate(raw)]
+        way_out = f"set task.path{'' if split == 'train' else ' and task.test_path'} to a local file"
+        sentence = f"data set {repository} could not be read from the Hub ({type(error).__name__}: {reason}); {way_out}"
+        raise DataError(sentence) from None
+    rows = [
+        Row(f"{repository} {hub_split} row {index}", {key: _spelled(value) for key, value in fields.items()})
+        for index, fields in enumerate(raw)
+    ]
     if repository == "di-zhang-fdu/AIME_1983_2024":
         # its 2024 problems are the test split, in slightly other words that an exact match would miss
         rows = [row for row in rows if str(plain(row.fields.get("Year"))) != "2024"]
     return rows
 
 
-def _spell(fields: Mapping[str, object]) -> dict[str, object]:
-    def spell(value: object) -> object:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-        return Spelled(str(value)) if is_number else value
-
-    return {key: spell(value) for key, value in fields.items()}
+def _spelled(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return Spelled(str(value)) if is_number else value

@@ -4,8 +4,6 @@ Binary formats are recognized by their first bytes, text formats by their shape.
 row could be read, so a file with a few broken lines is never taken for another format.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -35,10 +33,7 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "HDF5", CONVERT),
     (b"SQLite format 3\x00", "an SQLite database", CONVERT),
     (b"\x93NUMPY", "a NumPy array", CONVERT),
-    (b"\x80\x02", "a Python pickle", CONVERT),
-    (b"\x80\x03", "a Python pickle", CONVERT),
-    (b"\x80\x04", "a Python pickle", CONVERT),
-    (b"\x80\x05", "a Python pickle", CONVERT),
+    *((bytes((0x80, protocol)), "a Python pickle", CONVERT) for protocol in range(2, 6)),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook (xls)", CONVERT),
     (b"%PDF", "PDF", CONVERT),
     (b"\xff\xfe\x00\x00", "UTF-32 text", UTF8),
@@ -48,14 +43,9 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data", "fetch the file itself (git lfs pull)"),
 )
 """First bytes, the format's name, and the way out; no JSON text begins with any of them."""
-TAR = slice(257, 262)
-"""Bytes of a tar archive that are `ustar`."""
-COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")
-"""A name in the first line of a table."""
-TABLE_ROWS = 5
-"""Lines of a table that must have as many cells as its first."""
-SHOWN = 6
-"""Names of columns that a sentence lists."""
+COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")  # a name in the first line of a table
+TABLE_ROWS = 5  # lines of a table that must have as many cells as its first
+SHOWN = 6  # names of columns that a sentence lists
 LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
 """Reads any JSON value, numbers as text; finds the end of one that is refused."""
 
@@ -73,7 +63,7 @@ def _binary(data: bytes) -> tuple[str, str]:
     for magic, name, way_out in MAGIC:
         if data.startswith(magic):
             return name, way_out
-    if data[TAR] == b"ustar":
+    if data[257:262] == b"ustar":
         return "a tar archive", UNPACK
     # JSON begins with two ASCII characters, so zeros among its first bytes tell a wider encoding
     zeros = [not byte for byte in data[:4]]
@@ -95,10 +85,8 @@ def refuse_layout(file: str, text: str) -> None:
     if looks_like_python(text):
         name = "holds Python dictionaries, which are not JSON (json.dumps writes them as JSON)"
     elif first and "\n" in start[:end]:
-        what = described(first, ()).removeprefix("this ")
-        name = (
-            what or f"holds JSON objects spread over several lines (the first with the fields {_listed(list(first))})"
-        )
+        spread = f"holds JSON objects spread over several lines (the first with the fields {_listed(list(first))})"
+        name = described(first, ()).removeprefix("this ") or spread
     elif columns := _table(start):
         delimiter, names = columns
         kind = {",": "CSV", "\t": "TSV (tab-separated)", ";": "CSV with semicolons", "|": "a table with |"}[delimiter]
@@ -116,8 +104,12 @@ def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
 
     `wanted` are the names of a field that a row must have.
     """
+
+    def holds_rows(field: object) -> bool:
+        return isinstance(field, list) and any(isinstance(item, dict) and item.keys() & {*wanted} for item in field)
+
     values = fields.values()
-    holding = [name for name, field in fields.items() if isinstance(field, list) and _any_has(field, wanted)]
+    holding = [name for name, field in fields.items() if holds_rows(field)]
     if holding and not fields.keys() & {*wanted}:
         apart = ", each of which needs a file of its own (task.path, task.test_path)" if len(holding) > 1 else ""
         return f"this is no row but holds rows in {_listed(holding)}{apart}"
@@ -144,10 +136,6 @@ def looks_like_python(text: str) -> bool:
 
 def _are_objects(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def _any_has(values: Sequence[object], names: Sequence[str]) -> bool:
-    return any(isinstance(value, dict) and value.keys() & {*names} for value in values)
 
 
 def _first_object(text: str) -> tuple[dict[str, object], int]:

@@ -3,8 +3,6 @@
 Each reader returns the pieces, or nothing (`None`, an empty tuple) if the answer is not of its form.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +12,7 @@ from slimrl.tasks.latex import NAME, TEXT, normalise
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.units import changes_meaning
 
-MAX_PARTS = 12
-"""Parts of a list; a longer one is left to math-verify whole."""
+MAX_PARTS = 12  # parts of a list; a longer one is left to math-verify whole
 MAX_ASKED = 4
 """Parts of a list whose spelling differs from all of the gold answer's; more are left to math-verify whole."""
 
@@ -23,6 +20,12 @@ _CLOCK = re.compile(
     r"(?P<hour>[01]?[0-9]|2[0-4])(?::(?P<minute>[0-5][0-9])(?::(?P<second>[0-5][0-9]))?)?"
     r"(?P<half>a\.?m\.?|p\.?m\.?|noon|midnight)?(?:hours|hrs?|h|o'clock)?\.?",
     re.IGNORECASE,
+)
+_OR, _AND = (
+    re.compile(
+        rf"\\(?:text|mbox|mathrm)\s*\{{\s*{word}\s*\}}|(?<![A-Za-z\\]){word}(?![A-Za-z])|\\(?:{signs})(?![A-Za-z])"
+    )
+    for word, signs in (("or", "vee|lor"), ("and", "wedge|land"))
 )
 
 
@@ -37,7 +40,7 @@ class Clock:
     half: str
     """`a`, `p`, or empty if it is not given."""
 
-    def agrees(self, gold: Clock) -> bool:
+    def agrees(self, gold: "Clock") -> bool:
         """True if this is the time of the gold answer; a time without a half of the day is on the 24-hour clock.
 
         If the gold answer leaves the half open, as 3:30 does, the guess may add either.
@@ -53,10 +56,7 @@ class Clock:
 
 
 def clock(latex: str) -> Clock | None:
-    """The time of day that an answer states: `3:30`, `9:45 \\text{ a.m.}`, `15:00:20`, `3 p.m.`
-
-    `4:6` is none, since minutes have two digits; `45:30` is none, since no day has 45 hours. Both are ratios.
-    """
+    """The time of day that an answer states: `3:30`, `9:45 \\text{ a.m.}`, `15:00:20`, `3 p.m.`; `4:6` and `45:30` are ratios."""
     match = _CLOCK.fullmatch(re.sub(r"[\s{}$]", "", normalise(latex)))
     if match is None or not (match["minute"] or match["half"]):
         return None
@@ -128,10 +128,8 @@ def parts(latex: str, *, alternatives: bool) -> list[str]:
 
 def elements(pieces: Sequence[str]) -> list[str]:
     """The coordinates of a single point `(1, 2)`; other pieces unchanged."""
-    point = (
-        re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL) if len(pieces) == 1 else None
-    )
-    return _split(point[1], ",") if point else list(pieces)
+    point = re.fullmatch(r"(?:\\left)?\((.*?)(?:\\right)?\)", pieces[0].strip(), re.DOTALL)
+    return _split(point[1], ",") if point and len(pieces) == 1 else list(pieces)
 
 
 def named(pieces: Sequence[str]) -> list[tuple[str, str]]:
@@ -153,9 +151,7 @@ def interval(latex: str) -> tuple[str, str, bool]:
     """
     plain = latex.strip().strip("$").strip()
     plain = re.sub(r"\\left(?![A-Za-z])|\\right(?![A-Za-z])|\\!", "", plain)
-    plain = re.sub(
-        r"\\(?:text|mbox|mathrm)\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\(?:vee|lor)(?![A-Za-z])", ";", plain
-    )
+    plain = _OR.sub(";", plain)
     plain = re.sub(r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|\u2264", " <= ", plain)
     plain = re.sub(r"\\(?:geqslant|geq|ge)(?![A-Za-z])|>=|\u2265", " >= ", plain)
     plain = re.sub(r"\\lt(?![A-Za-z])", " < ", re.sub(r"\\gt(?![A-Za-z])", " > ", plain))
@@ -167,11 +163,7 @@ def interval(latex: str) -> tuple[str, str, bool]:
         return (variable, plain, False) if _is_set(plain) else ("", "", False)
     if _is_set(plain):
         return "", plain, False
-    plain = re.sub(
-        r"\\(?:text|mbox|mathrm)\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\(?:wedge|land)(?![A-Za-z])",
-        "&",
-        plain,
-    )
+    plain = _AND.sub("&", plain)
     pieces = [_both_sides(piece.strip()) for piece in _split(plain, ",;")]
     # all numbers are one or the other of x > -1, x < 1, so that it cannot mean "or"
     if ";" not in plain and len(pieces) == 2 and _overlap(both := _both_sides(plain.replace(",", "&"))[1]):
@@ -210,24 +202,17 @@ def _overlap(interval: str) -> bool:
 def _piece(inequality: str) -> tuple[str, str]:
     """(variable, interval) of `a < x <= b`, `x < a` or `a < x`; two empty texts for anything else."""
     tokens = [token.strip() for token in re.split(r"(<=|>=|<|>)", inequality)]
-    variable = next(
-        (token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")), ""
-    )
+    names = [token for token in tokens[::2] if re.fullmatch(NAME, token) and not token.startswith("\\infty")]
+    variable = names[0] if names else ""
     if not variable or not all(tokens) or len(tokens) not in (3, 5) or len({token[0] for token in tokens[1::2]}) != 1:
         return "", ""
     if tokens[1][0] == ">":
         tokens = [token.replace(">", "<") for token in reversed(tokens)]
-    if len(tokens) == 5:
-        middle = tokens[2] == variable
-        low, high, first, last = tokens[0], tokens[4], tokens[1], tokens[3]
-        return (variable, _brackets(low, first, high, last)) if middle else ("", "")
-    if tokens[0] == variable:
-        return variable, _brackets("-\\infty", "<", tokens[2], tokens[1])
-    return variable, _brackets(tokens[0], tokens[1], "\\infty", "<")
-
-
-def _brackets(low: str, first: str, high: str, last: str) -> str:
-    return f"{'[' if first == '<=' else '('}{low},{high}{']' if last == '<=' else ')'}"
+    if len(tokens) == 3:
+        tokens = ["-\\infty", "<", *tokens] if tokens[0] == variable else [*tokens, "<", "\\infty"]
+    low, first, middle, last, high = tokens
+    piece = f"{'[' if first == '<=' else '('}{low},{high}{']' if last == '<=' else ')'}"
+    return (variable, piece) if middle == variable else ("", "")
 
 
 def _split(latex: str, separators: str) -> list[str]:

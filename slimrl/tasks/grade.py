@@ -1,18 +1,15 @@
 """Stored outputs through the same checker that training and evaluation use."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
-from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.answers import Grader
 from slimrl.tasks.numbers import parse_number
-from slimrl.tasks.rows import Row, plain, read_rows
+from slimrl.tasks.rows import plain, read_rows
 from slimrl.tasks.styles import STYLES
 
 
@@ -34,40 +31,21 @@ def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSumm
 
     Raises DataError, naming file:line, for a bad row, and for a gold answer that the checker could never find right.
     """
-    rows = read_rows(file)
-    grader = Grader(task_config.checker)
-    strict = lenient = 0
-    with ExitStack() as stack:
-        stack.callback(grader.close)
-        lines = []
-        for row, grade in _grades(task_config, grader, rows):
-            strict += grade.strict
-            lenient += grade.lenient
-            lines.append(_line(row, grade))
+    rows, grades, lines = read_rows(file), [], []
+    with closing(Grader(task_config.checker)) as grader:
+        for row in rows:
+            row.answer("id")
+            answer, completion = row.answer("answer"), row.text("completion", blank=True)
+            if task_config.checker == "numeric" and parse_number(answer) is None:
+                row.fail(f"answer {answer[:60]!r} is not one number; set task.checker=symbolic, or correct the answer")
+            grades.append(grader.grade(completion, answer, STYLES[task_config.style]))
+            verdicts = asdict(grades[-1])
+            del verdicts["undecided"]
+            lines.append(json.dumps({"id": plain(row.fields["id"]), **verdicts}, ensure_ascii=False) + "\n")
     if out is not None:
         try:
             Path(out).write_text("".join(lines), encoding="utf-8")
         except OSError as error:
             raise DataError(f"{out} cannot be written ({error.strerror or error}); check the path") from None
+    strict, lenient = sum(grade.strict for grade in grades), sum(grade.lenient for grade in grades)
     return GradeSummary(len(rows), strict / len(rows), lenient / len(rows))
-
-
-def _grades(config: TaskConfig, grader: Grader, rows: list[Row]) -> Iterator[tuple[Row, Grade]]:
-    style = STYLES[config.style]
-    for row in rows:
-        row.answer("id")
-        answer, completion = row.answer("answer"), row.text("completion", blank=True)
-        if config.checker == "numeric" and parse_number(answer) is None:
-            row.fail(f"answer {answer[:60]!r} is not one number; set task.checker=symbolic, or correct the answer")
-        yield row, grader.grade(completion, answer, style)
-
-
-def _line(row: Row, grade: Grade) -> str:
-    result = {
-        "id": plain(row.fields["id"]),
-        "strict": grade.strict,
-        "lenient": grade.lenient,
-        "extracted_strict": grade.extracted_strict,
-        "extracted_lenient": grade.extracted_lenient,
-    }
-    return json.dumps(result, ensure_ascii=False) + "\n"

@@ -1,8 +1,7 @@
 """LaTeX answers as text: one spelling for answers that read the same, and the answers that math-verify may compare."""
 
-from __future__ import annotations
-
 import re
+from itertools import accumulate
 
 from slimrl.tasks.units import changes_meaning
 
@@ -12,8 +11,7 @@ NAME = (
     r"(?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]{1,4}\}))?(?:\([a-z0-9]{1,3}\))?"
 )
 """A name of an answer: x, x_1, a_{37}, f(x), AB, \\angle ABC, \\theta, \\text{area}."""
-TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"
-"""Commands whose argument is running text."""
+TEXT = r"\\(?:text|mbox|textbf|mathrm|textrm|textit|mathbf)"  # commands whose argument is running text
 
 _SPACE = r"(?:\s|~|\\[,;: ]|\\q?quad(?![A-Za-z]))"
 _MARKS = re.compile(
@@ -47,12 +45,8 @@ def unwrapped(latex: str) -> str:
 
 
 def _balanced(latex: str) -> bool:
-    depth = 0
-    for brace in re.findall(r"(?<!\\)[{}]", latex):
-        depth += 1 if brace == "{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
+    depths = list(accumulate(1 if brace == "{" else -1 for brace in re.findall(r"(?<!\\)[{}]", latex)))
+    return not depths or (min(depths) >= 0 and depths[-1] == 0)
 
 
 def normalise(text: str) -> str:
@@ -97,9 +91,8 @@ def plausible(guess: str, gold: str) -> bool:
     products = [sorted(run) for run in re.findall("[a-z]+", gold)]
     if any(sorted(word) not in products for word in said):
         return False
-    if set(_NUMBERED.findall(guess)) - set(_NUMBERED.findall(gold)):
-        return False
-    return marks(guess) == marks(gold) and _same_letters(guess, gold)
+    numbered = set(_NUMBERED.findall(guess)) <= set(_NUMBERED.findall(gold))
+    return numbered and marks(guess) == marks(gold) and _same_letters(guess, gold)
 
 
 def marks(latex: str) -> list[str]:
@@ -113,32 +106,23 @@ def marks(latex: str) -> list[str]:
     return sorted([*degrees, *(mark.replace("{", "") for mark in _MARKS.findall(plain))])
 
 
-def is_product(letters: str) -> bool:
-    """Two or three lower-case letters that are no word: variables, which commute."""
-    return re.fullmatch(r"[a-z]{2,3}", letters) is not None and letters not in _SHORT_WORDS
-
-
-def only_letters(latex: str) -> bool:
-    """The answer is a name, a word, or variables in a row."""
-    return re.fullmatch(r"[A-Za-z]+", normalise(latex)) is not None
-
-
 def _is_word(letters: str) -> bool:
     """Five letters or more, a known short word, or a short one that is not written in capitals, as Bob."""
-    if len(letters) > 4 or letters.lower() in _SHORT_WORDS:
-        return True
-    return len(letters) > 2 and letters[1:].islower()
+    return len(letters) > 4 or letters.lower() in _SHORT_WORDS or (len(letters) > 2 and letters[1:].islower())
 
 
 def _same_letters(guess: str, gold: str) -> bool:
     """The names in both are the same, letter by letter, and no letter changes its case between them."""
-    if only_letters(guess) and only_letters(gold):
+    if all(re.fullmatch(r"[A-Za-z]+", normalise(latex)) for latex in (guess, gold)):
         mine, theirs = (re.sub(r"[\s$]", "", latex) for latex in (guess, gold))
-        return is_product(mine) and is_product(theirs) and sorted(mine) == sorted(theirs)
+        # two or three lower-case letters that are no word are variables, which commute
+        products = all(re.fullmatch(r"[a-z]{2,3}", text) and text not in _SHORT_WORDS for text in (mine, theirs))
+        return products and sorted(mine) == sorted(theirs)
     here, there = _bare(guess), _bare(gold)
     if ("=" in here) != ("=" in there):
         here, there = here.rpartition("=")[2], there.rpartition("=")[2]
-    if _names(here) != _names(there) or _primed(here) != _primed(there):
+    primed = [sorted(re.findall(r"[A-Za-z]'+", text)) for text in (here, there)]  # math-verify drops primes
+    if _names(here) != _names(there) or primed[0] != primed[1]:
         return False
     used = [set(re.findall("[A-Za-z]", text)) for text in (here, there)]
     return not any(letter.swapcase() in used[1] and letter not in used[1] for letter in used[0])
@@ -151,16 +135,8 @@ def _bare(latex: str) -> str:
     return re.sub(r"[\s\\]", "", plain.replace("{", "|").replace("}", "|"))
 
 
-def _primed(bare: str) -> list[str]:
-    """The letters with a prime, which math-verify drops."""
-    return sorted(re.findall(r"[A-Za-z]'+", bare))
-
-
 def _names(bare: str) -> list[str]:
     """Letters in a row with a capital among them, such as BCA and H_2O, and letters before a digit, such as A5."""
-    names = []
-    for run in _LETTERS.findall(bare):
-        letters = re.sub("[0-9_]", "", run)
-        if (letters != letters.lower() and len(letters) > 1) or re.search("[A-Za-z][0-9]", run):
-            names.append(run.replace("_", ""))
-    return sorted(names)
+    runs = ((run, re.sub("[0-9_]", "", run)) for run in _LETTERS.findall(bare))
+    names = [run for run, word in runs if re.search("[A-Za-z][0-9]", run) or (len(word) > 1 and not word.islower())]
+    return sorted(name.replace("_", "") for name in names)

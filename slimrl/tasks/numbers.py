@@ -4,17 +4,13 @@ Everything here is ASCII-only on purpose (digits of other scripts are not number
 refuses absurd sizes before computing anything.
 """
 
-from __future__ import annotations
-
 import re
 from fractions import Fraction
 
 from slimrl.tasks.units import MAGNITUDES, NO_UNITS, unit_factor, without_latex_unit
 
-MAX_LENGTH = 120
-"""Characters of a text that is to be one number; a longer one is none."""
-MAX_EXPONENT = 100
-"""Largest power of ten that `1e3` notation may name."""
+MAX_LENGTH = 120  # characters of a text that is to be one number; a longer one is none
+MAX_EXPONENT = 100  # largest power of ten that `1e3` notation may name
 
 # 1,080 is well formed, 1,08 and 0,080 are not.
 _INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]++)"
@@ -98,13 +94,11 @@ def parse_number(text: str, *, words: bool = True) -> Fraction | None:
     match = _WHOLE_NUMBER.fullmatch(_plain(text, keep_text=words))
     if match is None or (match["sign"] and match["inner_sign"]):
         return None
-    factor = unit_factor(match["unit"].strip(), bool(match["currency"]), words)
-    value = None if factor is None else _value(match)
+    factor, value = unit_factor(match["unit"].strip(), bool(match["currency"]), words), _value(match)
     if value is None or factor is None:
         return None
-    if match["currency"] == "¢":
-        value /= 100
-    return -value * factor if "-" in (match["sign"], match["inner_sign"]) else value * factor
+    value *= Fraction(factor, 100 if match["currency"] == "¢" else 1)
+    return -value if "-" in (match["sign"], match["inner_sign"]) else value
 
 
 def same_number(left: str, right: str) -> bool:
@@ -137,29 +131,19 @@ def numbers(text: str) -> list[str]:
 
 def last_number(text: str) -> str:
     """The last number in running text, the lenient answer; empty if there is none."""
-    found = numbers(text)
-    return found[-1] if found else ""
+    return (numbers(text) or [""])[-1]
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
+    parts = {name: (part or "0").replace(",", "") for name, part in match.groupdict().items()}
     if match["denominator"]:
-        denominator = _integer(match["denominator"])
-        numerator = _integer(match["numerator"])
-        if denominator == 0:
-            return None
-        if not match["whole"]:
-            return Fraction(numerator, denominator)
+        numerator, denominator = int(parts["numerator"]), int(parts["denominator"])
         # 1 3/2 is a slip or two numbers, not a mixed number
-        proper = numerator < denominator
-        return _integer(match["whole"]) + Fraction(numerator, denominator) if proper else None
-    exponent = int(match["exponent"] or 0)
-    if abs(exponent) > MAX_EXPONENT:
-        return None
-    return Fraction(match["decimal"].replace(",", "")) * Fraction(10) ** exponent
-
-
-def _integer(text: str) -> int:
-    return int(text.replace(",", ""))
+        if denominator == 0 or (match["whole"] and numerator >= denominator):
+            return None
+        return int(parts["whole"]) + Fraction(numerator, denominator)
+    exponent = int(parts["exponent"])
+    return Fraction(parts["decimal"]) * Fraction(10) ** exponent if abs(exponent) <= MAX_EXPONENT else None
 
 
 def _is_cents(text: str) -> bool:

@@ -1,14 +1,11 @@
 """Equal questions, and the held-out questions of a file: both depend on what a question asks, not on its spelling."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
 
-HELD_OUT = 0.1
-"""Share of a file's questions that is held out, in expectation, if no held-out file is given."""
+HELD_OUT = 0.1  # share of a file's questions that is held out, in expectation, if no held-out file is given
 SPLIT = b"slimrl held out\n"
 """Keeps the split apart from other hashes of the same text; another word would be another split of every file."""
 FOLDED = {
@@ -68,9 +65,8 @@ PUNCTUATION = re.compile(
 def normalized(question: str) -> str:
     """A question without differences that mean nothing to a reader.
 
-    Removed are case, white space, sentence punctuation, quotes, Unicode's ways to write a letter, the marks around formulas
-    and in Markdown, blanks around operators, and commas between thousands. Digits, decimal points, signs and operators
-    stay, so that 3+4, 3-4, -5, 5, 1.5 and 15 remain different.
+    Case, white space, sentence punctuation, quotes, Unicode's ways to write a letter, marks of formulas and Markdown, blanks
+    around operators and commas between thousands are removed; digits, decimal points, signs and operators stay.
     """
     text = question if question.isascii() else _plain(question)
     text = DELIMITERS.sub(lambda found: found["formula"] or found["strong"] or "", text)

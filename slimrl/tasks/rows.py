@@ -1,15 +1,13 @@
 """Rows of local JSONL and JSON files, with values unchanged and errors that name file:line.
 
-Strings stay strings ("007", "1.50"), and a number keeps its spelling, since it may be an answer. Other readers guess column
-types, turn 1.50 into 1.5, and accept NaN and two equal keys; this one refuses the row. A bad row does not hide the good
-ones: all are read, and the caller decides what happens to the bad ones.
+Strings stay strings ("007", "1.50"), and a number keeps its spelling, since it may be an answer. NaN and two equal keys,
+which other readers accept, make a row bad. All rows are read, and the caller decides what happens to the bad ones.
 """
-
-from __future__ import annotations
 
 import json
 import math
 import re
+import sys
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +18,9 @@ from slimrl.errors import DataError
 from slimrl.records import Rejected
 from slimrl.tasks.formats import CONVERT, LENIENT, described, looks_like_python, refuse_binary, refuse_layout, wrapped
 
-KEPT = 2000
-"""Characters of a bad row that are kept."""
-PLACES = 4
-"""Bad rows that an error names after the first."""
-FIELDS = 8
-"""Fields of a row that an error lists."""
-ADD = "add it, or rename the field that holds it"
+KEPT = 2000  # characters of a bad row that are kept
+PLACES = 4  # bad rows that an error names after the first
+FIELDS = 8  # fields of a row that an error lists
 
 
 class RowError(DataError):
@@ -75,8 +69,7 @@ class Row:
 
     def text(self, *names: str, blank: bool = False) -> str:
         """The first field of these names that the row has, which must be a string (not blank, unless `blank`)."""
-        name = self._present(*names)
-        value = self.fields[name]
+        name, value = self._present(*names)
         if not isinstance(value, str):
             way_out = "write it as one text" if isinstance(value, list | dict) else "put it in quotes"
             self._unfit(f"field {name!r} must be a string, but is {_kind(value)}; {way_out}", names)
@@ -86,8 +79,7 @@ class Row:
 
     def answer(self, *names: str) -> str:
         """As `text`, but also a number, in its spelling."""
-        name = self._present(*names)
-        value = self.fields[name]
+        name, value = self._present(*names)
         if isinstance(value, Spelled):
             return value.text
         if not isinstance(value, str):
@@ -96,24 +88,20 @@ class Row:
 
     def optional_text(self, *names: str) -> str:
         """As `text`; empty if the row has no such field, or null."""
-        name = self._first(*names)
-        return "" if name is None or self.fields[name] is None else self.text(name, blank=True)
+        name, value = self._first(*names)
+        return "" if value is None else self.text(name, blank=True)
 
     def number(self, *names: str) -> float:
         """A number; 0 if the row has no such field, or null."""
-        name = self._first(*names)
-        value = None if name is None else plain(self.fields[name])
+        name, spelled = self._first(*names)
+        value = plain(spelled)
         if value is None:
             return 0.0
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(f"field {name!r} must be a number, but is {_kind(value)}")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
+        if not abs(value) <= sys.float_info.max:  # infinite, not a number, or a longer integer
             self.fail(f"field {name!r} is not a finite number; correct it")
-        return number
+        return float(value)
 
     def rest(self, *used: str) -> dict[str, object]:
         """Every other field, numbers as Python numbers, for reward functions."""
@@ -122,8 +110,9 @@ class Row:
             self.fail(f"field {min(reserved)!r} is a name that reward functions receive from SlimRL; rename it")
         return {name: plain(value) for name, value in self.fields.items() if name not in used}
 
-    def _first(self, *names: str) -> str | None:
-        return next((name for name in names if name in self.fields), None)
+    def _first(self, *names: str) -> tuple[str, object]:
+        """The first of these fields that the row has, with its value; ("", None) if it has none."""
+        return next(((name, self.fields[name]) for name in names if name in self.fields), ("", None))
 
     def _unfit(self, sentence: str, names: Sequence[str]) -> NoReturn:
         """Refuse this row with the sentence, or with a description if it holds rows instead of being one."""
@@ -135,12 +124,15 @@ class Row:
         names = [_short(name) if name.isprintable() else repr(_short(name)) for name in sorted(self.fields)]
         return ", ".join([*names[:FIELDS], *(["..."] if len(names) > FIELDS else [])]) or "none"
 
-    def _present(self, *names: str) -> str:
-        name = self._first(*names)
-        if name is None:
+    def _present(self, *names: str) -> tuple[str, object]:
+        """As `_first`, but refuses a row without any of the fields."""
+        if self.fields.keys().isdisjoint(names):
             wanted = " or ".join(repr(n) for n in names)
-            self._unfit(f"the row has no field {wanted} (it has: {self._has()}); {ADD}", names)
-        return name
+            self._unfit(
+                f"the row has no field {wanted} (it has: {self._has()}); add it, or rename the field that holds it",
+                names,
+            )
+        return self._first(*names)
 
 
 def plain(value: object) -> Any:
@@ -201,26 +193,19 @@ def _rows(file: str, text: str) -> Iterator[Row | Rejected]:
         return _array(file, text, text.index("["))
     if start := wrapped(text):
         return _array(file, text, start, closing="}")
-    return _lines(file, text)
+    # only \n ends a line: U+2028 and its like may stand inside a JSON string
+    lines = enumerate(text.split("\n"), start=1)
+    return (_line(f"{file}:{number}", line) for number, line in lines if line.strip())
 
 
 def _require_utf8(where: str, text: str) -> None:
-    foreign = re.compile("[\udc80-\udcff]").search(text)
-    if foreign:
-        byte = ord(foreign[0]) - 0xDC00
-        raise RowError(where, f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8")
+    if foreign := re.search("[\udc80-\udcff]", text):
+        raise RowError(where, f"byte 0x{ord(foreign[0]) - 0xDC00:02x} is not UTF-8; save the file as UTF-8")
 
 
 def _reject(where: str, error: RowError, source: str) -> Rejected:
     text = source[:KEPT].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return Rejected(where, error.reason, text[:KEPT])
-
-
-def _lines(file: str, text: str) -> Iterator[Row | Rejected]:
-    # only \n ends a line: U+2028 and its like may stand inside a JSON string
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _line(f"{file}:{number}", line)
 
 
 def _line(where: str, line: str) -> Row | Rejected:
@@ -273,7 +258,7 @@ def _element(where: str, text: str, start: int) -> tuple[Row | Rejected, int]:
 
 
 def _skip_space(text: str, position: int) -> int:
-    found = re.compile(r"\S").search(text, position)
+    found = _TEXT.search(text, position)
     return found.start() if found else len(text)
 
 
@@ -313,6 +298,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
+_TEXT = re.compile(r"\S")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=Spelled, parse_float=Spelled, parse_constant=_refuse_constant

@@ -5,8 +5,6 @@ twice with different answers is not in the form, and an answer line followed by 
 from the end of the thinking on (`slimrl/tasks/thinking.py`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +14,9 @@ from slimrl.tasks.thinking import committed, ended, split
 
 MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
 """The mark of an answer in each style, which an instruction that asks for the style holds too."""
-MAX_ANSWER = 300
-"""Characters of the longest answer."""
+MAX_ANSWER = 300  # characters of the longest answer
 
-TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")
-"""The case study's four tags, in order."""
+TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")  # the case study's four tags, in order
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,23 @@ class Style:
     name: str
     instruction: str
     """System message that asks for this form."""
-    extract: Callable[[str], str]
-    """The answer in a completion, strictly read; empty if the completion is not in the form."""
-    well_formed: Callable[[str], bool]
-    """True if the completion has the whole form, right or wrong."""
-    render: Callable[[str, str], str]
-    """(solution, answer) as a completion in this form; marks of the form inside the solution are removed."""
+    _extract: Callable[[str], str]
+    _render: Callable[[str, str], str]
+    _well_formed: Callable[[str], bool] | None = None
+    """None: a text from which an answer can be extracted."""
+
+    def extract(self, completion: str) -> str:
+        """The answer in a completion, strictly read; empty if the completion is not in the form."""
+        return self._extract(committed(completion))
+
+    def well_formed(self, completion: str) -> bool:
+        """True if the completion has the whole form, right or wrong."""
+        return bool((self._well_formed or self._extract)(committed(completion)))
+
+    def render(self, solution: str, answer: str) -> str:
+        """A completion in this form. Marks of the form inside the solution are removed, its thinking stays in front."""
+        thinking, rest = split(ended(solution))
+        return (f"{thinking}\n" if thinking else "") + self._render(rest, answer)
 
 
 def _answer(text: str) -> str:
@@ -172,36 +179,14 @@ def _render_answer(solution: str, answer: str) -> str:
     return _join(re.sub(r"^[ \t]*(?:Answer:\s*)+", "", solution, flags=re.MULTILINE), f"Answer: {answer.strip()}")
 
 
-def _style(
-    name: str,
-    instruction: str,
-    extract: Callable[[str], str],
-    render: Callable[[str, str], str],
-    well_formed: Callable[[str], bool] | None = None,
-) -> Style:
-    """A style that reads only what a completion commits to; without `well_formed` its whole form is that of its answer.
-
-    The thinking of a worked solution stays in front of the form.
-    """
-
-    def rendered(solution: str, answer: str) -> str:
-        thinking, rest = split(ended(solution))
-        return (f"{thinking}\n" if thinking else "") + render(rest, answer)
-
-    whole = well_formed or (lambda text: extract(text) != "")
-    return Style(
-        name, instruction, lambda text: extract(committed(text)), lambda text: whole(committed(text)), rendered
-    )
-
-
 STYLES: dict[str, Style] = {
-    "hashes": _style(
+    "hashes": Style(
         "hashes",
         'Reason step by step. End with one last line that gives only the final number, in the form "#### <number>".',
         _extract_hashes,
         _render_hashes,
     ),
-    "boxed": _style(
+    "boxed": Style(
         "boxed",
         "Reason step by step. Then state the final answer once, inside \\boxed{}.",
         _extract_boxed,
@@ -209,7 +194,7 @@ STYLES: dict[str, Style] = {
     ),
     # The case study's prompt, one instruction a line. As run there, every line but the first began with four blanks
     # that an indented f-string had left in it; they are not part of what it meant to ask, so they are not here.
-    "tags": _style(
+    "tags": Style(
         "tags",
         "You are given a problem.\n"
         "Think about the problem and provide your working out.\n"
@@ -219,7 +204,7 @@ STYLES: dict[str, Style] = {
         _render_tags,
         _well_formed_tags,
     ),
-    "answer": _style(
+    "answer": Style(
         "answer",
         'Reason step by step. End with one last line that gives only the final answer, in the form "Answer: <answer>".',
         _extract_answer,

@@ -3,8 +3,6 @@
 Its own time-outs cannot be relied on: a long integer power never looks at a signal.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import threading
@@ -12,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 from slimrl.errors import SettingsError
@@ -19,16 +18,11 @@ from slimrl.machine.worker import Answer, Worker
 from slimrl.tasks.numbers import REPEATING, repeating
 from slimrl.tasks.units import without_latex_unit
 
-MAX_LENGTH = 300
-"""Characters of an answer; a longer one is compared as text only."""
-MAX_NESTING = 20
-"""Open brackets of any kind at once."""
-MAX_DIGITS = 40
-"""Digits in a row."""
-MAX_EXPONENT = 1000
-"""Largest integer power that is computed."""
-DIGITS = 400
-"""Digits to which two real numbers are compared. Nothing is rounded, however small the numbers are."""
+MAX_LENGTH = 300  # characters of an answer; a longer one is compared as text only
+MAX_NESTING = 20  # open brackets of any kind at once
+MAX_DIGITS = 40  # digits in a row
+MAX_EXPONENT = 1000  # largest integer power that is computed
+DIGITS = 400  # digits to which two real numbers are compared. Nothing is rounded, however small the numbers are.
 ROUNDED_DIGITS = 12
 """Significant digits, at least, of a decimal that may stand for a real number, and how many of them must be right."""
 MEMORY_BYTES = 4 << 30
@@ -42,12 +36,9 @@ def within_limits(latex: str) -> bool:
     powers = re.findall(r"(?:\^|\*\*)\{?[-+]?([0-9]+)", plain)
     tower = re.search(r"\^\{?[-+]?[0-9.]*\{?\(?[0-9.]+\}?\^", plain)
     factorial = re.search(r"[0-9]{3,}!|!!|\)!|\}!", plain)
-    depth = deepest = 0
-    for character in latex:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
+    depths = accumulate((character in "([{") - (character in ")]}") for character in latex)
     return (
-        deepest <= MAX_NESTING
+        max(depths, default=0) <= MAX_NESTING
         and not re.search(rf"[0-9]{{{MAX_DIGITS + 1},}}", plain)
         and all(len(power) <= 4 and int(power) <= MAX_EXPONENT for power in powers)
         and not tower
@@ -78,15 +69,15 @@ class SymbolicWorker:
             return False
         with self._lock:
             self.process.start()
+            verdict: bool | None = None
             try:
                 self.process.ask((guess, gold))
-                verdict: bool | None = self.process.reply(self.deadline)
-                return verdict
+                verdict = self.process.reply(self.deadline)
             except BaseException as error:
                 self.process.end()  # also after an interrupt: the next question must not get this reply
-                if isinstance(error, EOFError | OSError | RuntimeError):
-                    return None
-                raise
+                if not isinstance(error, EOFError | OSError | RuntimeError):
+                    raise
+            return verdict
 
     def close(self) -> None:
         """Kill the process, if it runs; the next question starts another."""
@@ -101,10 +92,9 @@ def _load() -> Answer:
     def answer(request: tuple[str, str]) -> Iterator[bool | None]:
         guess, gold = request
         try:
-            verdict: bool | None = _verify(gold, guess)
+            yield _verify(gold, guess)
         except Exception:
-            verdict = None
-        yield verdict
+            yield None
 
     return answer
 
@@ -112,8 +102,8 @@ def _load() -> Answer:
 def _verify(gold: str, guess: str) -> bool:
     """math-verify's verdict on two LaTeX answers; its own time-outs are off, since the process has one that holds.
 
-    It compares numbers by rounding to decimals, which makes all small numbers equal, so that part is replaced: rationals
-    are compared exactly (decimals are read as fractions), reals to DIGITS digits. See `_same_value`.
+    It rounds numbers to decimals, which makes all small ones equal, so `_same_value` replaces that comparison: rationals are
+    compared exactly (decimals are read as fractions), reals to DIGITS digits.
     """
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
@@ -123,12 +113,10 @@ def _verify(gold: str, guess: str) -> bool:
 
     def read(latex: str) -> list[object]:
         boxed = "\\boxed{" + as_fractions(without_latex_unit(latex.strip().strip("$"))) + "}"
-        found = parse(boxed, extraction_config=config, parsing_timeout=None, fallback_mode="no_fallback")
-        return list(found)
+        return list(parse(boxed, extraction_config=config, parsing_timeout=None, fallback_mode="no_fallback"))
 
-    rounded = any(
-        len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in _DECIMAL.findall(gold + " " + guess)
-    )
+    decimals = _DECIMAL.findall(f"{gold} {guess}")
+    rounded = any(len(digits.replace(".", "").lstrip("0")) >= ROUNDED_DIGITS for digits in decimals)
     grader.sympy_numeric_eq = lambda left, right, *_: _same_value(left, right, rounded=rounded)
     grader.sympy_symbolic_eq = _same_expression
     left, right = read(gold), read(guess)

@@ -1,10 +1,7 @@
 """The part of a completion that is read: all after the thinking, without the end tokens of a stored output.
 
-No other module knows about thinking. The styles, the lenient verdict and the corrected rewards of the case study all read
-`committed(text)`.
+No other module knows about thinking: styles, the lenient verdict and the case study's rewards read `committed(text)`.
 """
-
-from __future__ import annotations
 
 import re
 

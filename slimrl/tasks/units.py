@@ -1,7 +1,5 @@
 """Words and signs after a number: units, which change nothing, and magnitudes, which multiply it."""
 
-from __future__ import annotations
-
 import re
 
 SIGNS = "$€£¥₹¢%°"

@@ -124,9 +124,6 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         for field in kind.model_fields
     }
     at_the_door = {"RolloutConfig.top_p", "RolloutConfig.top_k"}  # refused unless off, so there is nothing to read
-    at_the_door |= {
-        "RewardsConfig.memory"
-    }  # read in a worker, see test_a_hostile_reward_costs_its_group_and_no_other_score
     assert fields - read == at_the_door | {f"RootConfig.{name}" for name in RootConfig.model_fields} & fields
 
 

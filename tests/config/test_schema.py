@@ -23,7 +23,7 @@ def sections(kind: type[BaseModel], prefix: str = "") -> dict[str, type[Section]
 
 
 ALL = {**sections(TrainConfig), **sections(SftRunConfig)}
-MARKED = [(name, key, needs) for name, section in ALL.items() for key, needs in section.needs().items()]
+MARKED = [(name, key, needs) for name, section in ALL.items() for key, needs in section.marked(Needs).items()]
 
 
 def test_a_section_that_marks_settings_knows_its_own_name() -> None:
@@ -67,7 +67,7 @@ def test_what_is_paid_is_read_from_the_fields() -> None:
 
 
 def test_the_clip_is_that_of_the_surrogates_that_have_one() -> None:
-    assert {key for key, needs in AlgorithmConfig.needs().items() if needs.setting == "surrogate"} == {
+    assert {key for key, needs in AlgorithmConfig.marked(Needs).items() if needs.setting == "surrogate"} == {
         "clip_low", "clip_high", "dual_clip", "sapo_up", "sapo_down",
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimrl.config.rewards import CustomReward, RewardsConfig
+from slimrl.config.rewards import CustomReward, RewardsConfig, Weight
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Problem
 from slimrl.rewards import Reward, load_rewards
@@ -53,7 +53,7 @@ def test_correct_and_format_are_paid_by_weight() -> None:
 
 
 def test_every_weight_has_a_row_in_the_table_and_every_row_a_weight() -> None:
-    weights = RewardsConfig.weights()
+    weights = RewardsConfig.marked(Weight)
     assert list(weights) == list(BUILT_IN)
     assert {name for name, weight in weights.items() if weight.case_study} == {
         name for name, row in BUILT_IN.items() if row.as_published is not None
@@ -256,7 +256,7 @@ def test_faults(what: str) -> None:
     with pytest.raises(SettingsError) as caught:
         _score(reward, ["a", "b"], strict=True)
     assert str(caught.value).startswith(f"reward mine {what}")
-    assert "on problem p/1, completion 'a'; mend the function" in str(caught.value)
+    assert "on problem p/1, completion 'a'; correct the function" in str(caught.value)
 
 
 def test_one_bad_value_spoils_one_row() -> None:

@@ -139,7 +139,7 @@ def _completions(texts: list[str]) -> list[Completion]:
 
 
 def _submit(scorer: Scorer, texts: list[str], *, problem: Problem = PROBLEMS[0], strict: bool = False) -> Future[Group]:
-    return scorer.submit(problem, _completions(texts), texts, step=4, strict=strict)
+    return scorer.submit(Sampled(problem, _completions(texts), texts, step=4, strict=strict))
 
 
 def _runs(pid: int) -> bool:
@@ -178,7 +178,7 @@ def test_groups_are_those_of_score(rewards: str, workers: int, mine: Path) -> No
     completions, loaded = _completions(texts), load_rewards(config, task, max_new_tokens=8)
     expected = [score(Sampled(problem, completions, texts, step=4), loaded, task) for problem in PROBLEMS]
     with _scorer(config, workers, task) as scorer:
-        futures = [scorer.submit(problem, completions, texts, step=4) for problem in PROBLEMS * 3]
+        futures = [scorer.submit(Sampled(problem, completions, texts, step=4)) for problem in PROBLEMS * 3]
         groups = [future.result(SECONDS) for future in futures]
     assert groups == expected * 3
     assert all(list(a.scores) == list(b.scores) for a, b in zip(groups[0].rollouts, expected[0].rollouts, strict=True))
@@ -194,7 +194,7 @@ def test_with_strict_a_failing_reward_is_the_same_error(workers: int, mine: Path
             with pytest.raises(SettingsError) as caught:
                 _submit(scorer, ["a"], problem=PROBLEMS[1], strict=True).result(SECONDS)
         assert str(caught.value) == (
-            "reward fails raised KeyError: 'colour' (mine.py:16 in fails) on problem p/2, completion 'a'; mend the function "
+            "reward fails raised KeyError: 'colour' (mine.py:16 in fails) on problem p/2, completion 'a'; correct the function "
             "or remove it from rewards"
         )
         assert _submit(scorer, ["a"], strict=True).result(SECONDS).rollouts[0].reward == 0.5
@@ -226,7 +226,7 @@ def test_a_worker_that_ends_costs_one_group(text: str, how: str, mine: Path, cap
         with pytest.raises(SettingsError) as caught:
             _submit(scorer, [text], strict=True).result(SECONDS)
     assert str(caught.value) == (
-        f"reward ends ended its worker by {how} on problem p/1, completion {text!r}; mend the function or remove it from "
+        f"reward ends ended its worker by {how} on problem p/1, completion {text!r}; correct the function or remove it from "
         "rewards"
     )
     children = [int(line.split()[1]) for line in capfd.readouterr().err.splitlines()]
@@ -348,6 +348,7 @@ import json, sys, time
 from slimrl.config.rewards import CustomReward, RewardsConfig
 from slimrl.records import Completion, Problem
 from slimrl.rewards import load_rewards
+from slimrl.rewards.scoring import Sampled
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import TaskConfig, load_task
 
@@ -356,7 +357,7 @@ task = load_task(TaskConfig(), instruction="", seed=0)
 rewards = load_rewards(config, task, max_new_tokens=8)
 scorer = Scorer(task, rewards, config, max_new_tokens=8, workers=2, show=lambda text: print(text, end="", file=sys.stderr))
 one = Completion((1,), (2,), (0.0,), "stop")
-future = scorer.submit(task.train[0], [one], ["a"], step=0)
+future = scorer.submit(Sampled(task.train[0], [one], ["a"], step=0))
 print(json.dumps(future.result().rollouts[0].reward))
 time.sleep(1)  # whoever does not close the scorer does not wait for the last of what was printed
 """
@@ -507,5 +508,5 @@ def test_a_file_that_changed_meanwhile_is_refused_by_a_worker_that_is_started_la
         assert _submit(scorer, ["a"]).result(SECONDS).rollouts[0].reward == 1.0
         mine.write_text(CODE + "\n# paid otherwise\n")
         _submit(scorer, ["leave"]).result(SECONDS)
-        with pytest.raises(SettingsError, match=r"a file of rewards\.custom changed while the run went on"):
+        with pytest.raises(SettingsError, match=r"a file of rewards\.custom changed during the run"):
             _submit(scorer, ["a"]).result(SECONDS)

@@ -206,7 +206,7 @@ def test_grade_reports_strict_and_lenient() -> None:
     wrong = grader.grade("#### 17", "18", hashes)
     assert (wrong.strict, wrong.lenient, wrong.extracted_strict, wrong.extracted_lenient) == (False, False, "17", "17")
     assert grader.grade("#### 5 million", "5000000", hashes).lenient
-    assert not grader.same("x", "x")
+    assert not grader.compare("x", "x")
 
 
 @settings(max_examples=200)

@@ -11,8 +11,7 @@ import pytest
 from slimrl.config.sections import CurriculumConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.tasks.curriculum import Curriculum
-from slimrl.tasks.order import ENDLESS
+from slimrl.tasks.curriculum import ENDLESS, Curriculum, problems_for_step
 
 FINITE = [Problem(f"p{i}", "?", "1", difficulty=float(i % 5)) for i in range(40)]
 
@@ -125,3 +124,37 @@ def test_state_makes_a_round_trip_and_other_orders_have_none() -> None:
     still = curriculum("easy_first")
     still.observe([outcome(FINITE[3], 2)])
     assert still.state == {}
+
+
+PROBLEMS = [Problem(str(i), "?", "1") for i in range(10)]
+
+
+def shuffled(step: int, take: int, count: int = 4, seed: int = 0) -> list[str]:
+    return [p.id for p in islice(problems_for_step(PROBLEMS, seed=seed, step=step, count=count), take)]
+
+
+def test_a_pass_meets_every_problem_once() -> None:
+    seen = Counter(i for step in range(5) for i in shuffled(step, 2, count=2))
+    assert set(seen.values()) == {1}
+    assert len(seen) == 10
+
+
+def test_pure_in_seed_and_step() -> None:
+    assert shuffled(3, 4) == shuffled(3, 4)
+    assert shuffled(3, 4, seed=1) != shuffled(3, 4) or shuffled(4, 4, seed=1) != shuffled(4, 4)
+    assert [shuffled(s, 4) for s in (0, 1)] != [shuffled(s, 4) for s in (5, 6)], "a new pass is a new order"
+
+
+def test_spares_never_repeat_a_problem_and_end_with_the_set() -> None:
+    for step in range(8):
+        got = shuffled(step, 99)
+        assert sorted(got, key=int) == [str(i) for i in range(10)]
+
+
+def test_endless_supply_is_read_straight_through_with_spares_from_elsewhere() -> None:
+    def take(step: int, n: int) -> list[int]:
+        return [int(p.id) for p in islice(problems_for_step(Endless(), seed=0, step=step, count=4), n)]  # type: ignore[arg-type]
+
+    assert take(0, 4) + take(1, 4) == list(range(8))
+    assert all(i >= ENDLESS // 2 for i in take(0, 50)[4:])
+    assert take(0, 50)[4:] != take(1, 50)[4:]

@@ -79,13 +79,13 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "guess"), SAME)
 def test_same(grader: Grader, gold: str, guess: str) -> None:
-    assert grader.same(guess, gold)
-    assert grader.same(gold, gold)
+    assert grader.compare(guess, gold)
+    assert grader.compare(gold, gold)
 
 
 @pytest.mark.parametrize(("gold", "guess"), DIFFERENT)
 def test_different(grader: Grader, gold: str, guess: str) -> None:
-    assert not grader.same(guess, gold)
+    assert not grader.compare(guess, gold)
 
 
 def test_lenient_is_the_last_box(grader: Grader) -> None:
