@@ -27,10 +27,7 @@ def _answer(setup: Setup[Any], problems: Sequence[Problem]) -> SplitEvaluation:
         # The step is not part of the key: before and after meet the same draws, so their difference is paired.
         requests = setup.requests(problems, stream="evaluate", step=0, samples=samples)
         groups = setup.engine.generate(
-            requests,
-            max_new_tokens=rollout.budget,
-            temperature=rollout.temperature,
-            greedy=mode == "greedy",
+            requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, greedy=mode == "greedy"
         )
         rows += [
             _grade(setup, problem, completion, mode, sample)

@@ -119,11 +119,7 @@ def take_update(
     with checkpointed(setup.policy.model, plan.recompute):
         loss = imitate(setup.policy, examples, optimizer.backward, max_tokens=plan.microbatch_tokens)
     rate = learning_rate(
-        step,
-        peak=settings.peak_rate,
-        schedule=settings.schedule,
-        warmup=settings.warmup_steps,
-        total=config.steps,
+        step, peak=settings.peak_rate, schedule=settings.schedule, warmup=settings.warmup_steps, total=config.steps
     )
     updated = optimizer.step(rate, optimizer.clip())
     tokens = state.tokens + sum(len(example.target_ids) for example in examples)
