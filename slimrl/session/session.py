@@ -46,9 +46,7 @@ def open_run(
     if resumed:
         measured = known_evaluations(found)
         stop.defer()
-        run = RunDirectory.reopen(
-            found.path, found.wanted, found.lock, step=found.step, measured=measured, made_from=made_from
-        )
+        run = RunDirectory.reopen(found.path, found.wanted, found.lock, found.step, measured, made_from)
     else:
         record = {
             "verb": found.verb,
@@ -58,9 +56,8 @@ def open_run(
             **made_from,
         }
         stop.defer()
-        run = RunDirectory.create(
-            found.path, with_chosen(found.wanted, setup.chosen), record, rejected=setup.task.rejected
-        )
+        config = with_chosen(found.wanted, setup.chosen)
+        run = RunDirectory.create(found.path, config, record, setup.task.rejected)
     with run.recording():
         if resumed:
             screen.say(f"resuming after step {found.step}")

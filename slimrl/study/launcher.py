@@ -104,17 +104,16 @@ class LocalLauncher:
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
-            return _Process(
-                subprocess.Popen(
-                    [sys.executable, "-m", "slimrl.cli.child", str(job.settings)],
-                    stdin=subprocess.PIPE,  # its end tells the child that this process is gone
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    pass_fds=[self._lock],
-                    process_group=0,  # Ctrl-C is for this process only
-                )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "slimrl.cli.child", str(job.settings)],
+                stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[self._lock],
+                process_group=0,  # Ctrl-C is for this process only
             )
+        return _Process(process)
 
 
 class _Process:

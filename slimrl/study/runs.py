@@ -122,11 +122,8 @@ class Run:
 
 def planned_runs(expanded: Expanded, folder: Path) -> list[Planned]:
     """Every run of a study, seed by seed, so that arms can be compared early."""
-    return [
-        Planned(arm, index, run_folder(folder, arm.name, index))
-        for index in range(expanded.study.seeds)
-        for arm in expanded.arms
-    ]
+    places = [(arm, index) for index in range(expanded.study.seeds) for arm in expanded.arms]
+    return [Planned(arm, index, run_folder(folder, arm.name, index)) for arm, index in places]
 
 
 def run_folder(folder: Path, arm: str, index: int) -> Path:
