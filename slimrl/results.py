@@ -136,7 +136,8 @@ class DoctorReport:
     inert: list[str]
     confounded: list[str]
     warnings: list[str]
-    samples: list[dict[str, str | float]]
+    samples: list[dict[str, Any]]
+    """Completions of the probe: `question`, `text`, `extracted`, `answer`, `reward`."""
 
 
 @dataclass(frozen=True)

@@ -164,29 +164,29 @@ def seeds_to_decide(difference: Interval, margin: float, comparisons: int) -> in
     return _smallest(decided)
 
 
-def detectable_effect(n: int, sd: float, comparisons: int, power: float = POWER) -> float:
-    """Smallest true difference that n seeds find with this power in the first step of Holm's method.
+def detectable_effect(n: int, sd: float, comparisons: int) -> float:
+    """Smallest true difference that n seeds find with a chance of POWER in the first step of Holm's method.
 
     `sd` is the standard deviation of the difference over seeds. The power is that of the two-sided t test (noncentral t).
     """
     if n < 2:
         return math.inf
     low, high = 0.0, 1.0
-    while _power(high, n, comparisons) < power:
+    while _power(high, n, comparisons) < POWER:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _power(middle, n, comparisons) < power else (low, middle)
+        low, high = (middle, high) if _power(middle, n, comparisons) < POWER else (low, middle)
     return high * sd
 
 
-def seeds_needed(effect: float, sd: float, comparisons: int, power: float = POWER) -> int:
-    """Seeds that find a true difference of `effect` with this power, at most MOST_SEEDS."""
+def seeds_needed(effect: float, sd: float, comparisons: int) -> int:
+    """Seeds that find a true difference of `effect` with a chance of POWER, at most MOST_SEEDS."""
     if effect <= 0 or sd < 0:
         return MOST_SEEDS
     if sd == 0:
         return 2
-    return _smallest(lambda n: _power(effect / sd, n, comparisons) >= power)
+    return _smallest(lambda n: _power(effect / sd, n, comparisons) >= POWER)
 
 
 def _power(effect: float, n: int, comparisons: int) -> float:

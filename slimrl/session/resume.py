@@ -96,7 +96,7 @@ def find_run(config: Config, verb: str, *, resume: bool) -> Iterator[RunLookup[C
 
 
 def _is_begun(path: Path) -> bool:
-    """Whether a folder holds a run; raises SettingsError where no run may be in it."""
+    """True if a folder holds a run; raises SettingsError where no run may be in it."""
     if path.is_symlink() or (path / "checkpoints").is_symlink():
         raise SettingsError(
             f"{path} is a link to another place, where nothing is written; resume the run by its real folder"

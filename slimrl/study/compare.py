@@ -80,7 +80,6 @@ class _Paired:
     runs: dict[str, list[Run]]
     """By arm, in the order of `seeds`."""
     pairs: list[float]
-    """The difference within each seed."""
     difference: Interval
 
 

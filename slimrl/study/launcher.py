@@ -26,7 +26,6 @@ class Job:
 
     settings: Path
     log: Path
-    """For everything that the run prints."""
 
     def last_words(self) -> str:
         """The last line of the log."""
@@ -57,7 +56,6 @@ class Slots:
 
     count: int
     threads: int
-    """CPU threads of a run."""
     memory_share: float
     """Share of its device's memory that a run may take."""
     gpus: int = 0

@@ -77,7 +77,6 @@ class Plan:
     spread: float
     """Standard deviation of a difference over seeds."""
     spread_from: str
-    """The source of `spread`, in words."""
     detectable: float
     """Smallest true difference that 80 of 100 such studies find with Holm's method."""
     margin: float

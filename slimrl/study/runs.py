@@ -100,9 +100,8 @@ class Run:
     held_out: Sequence[tuple[float, float, float]]
     """Tokens and seconds so far, and the primary measure, of every evaluation."""
     inert: Sequence[str]
-    """Settings that had no effect in this run."""
     confounded: Sequence[str]
-    """Settings that had a further effect in this run."""
+    """Settings that had no effect in this run, and that had a further one."""
 
     @property
     def counts(self) -> bool:
