@@ -95,9 +95,8 @@ def save_policy(
     Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
     """
     whole = {"model": model_tensors(policy), "optimizer": optimizer.tensors(), **tensors}
-    for table in whole.values():
-        if not are_finite(table.values()):
-            raise NonFiniteError("a weight or a moment is not finite")
+    if not all(are_finite(table.values()) for table in whole.values()):
+        raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
     def write_model_files(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
