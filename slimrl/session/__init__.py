@@ -1,4 +1,5 @@
 """The life of a run: begun or resumed, measured, saved, stopped, finished.
 
-What a step does is train.py's and sft.py's; who watches a run is known by protocols alone (listeners.py).
+It does not know what a step does (train.py, sft.py), and it knows those who watch a run by protocols alone
+(slimrl/session/listeners.py).
 """
