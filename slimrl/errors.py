@@ -1,7 +1,7 @@
 """Errors that a user can act on: one sentence each, shown without a traceback.
 
 The exit codes are those of the command line: 2 usage or settings, 3 data or checkpoint invalid, 4 diverged, 74 the disk is full
-or cannot be written (75 and 130, for a run that was told to stop, are in stopping.py).
+or cannot be written (75 and 130, for a run that was told to stop, are in machine/signals.py).
 """
 
 import errno

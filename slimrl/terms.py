@@ -1,7 +1,7 @@
 """The words that settings take, each set once: the settings accept them, and algorithm, learner, tasks and rewards act on them.
 
-This module imports nothing of the package. The surrogates are not here: their names stand in `AlgorithmConfig`, next to the
-parameters that a new one brings, and `slimrl/algorithm/loss.py` has their functions.
+This module imports nothing of the package. The surrogates are not here: their names and properties are in
+`slimrl/config/algorithm.py`, next to the parameters that a new one brings, and `slimrl/algorithm/loss.py` has their functions.
 """
 
 from __future__ import annotations

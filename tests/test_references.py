@@ -29,8 +29,8 @@ DOTTED = re.compile(r"(?<![\w./${-])(?:slimrl\.)?([a-z_]\w*(?:\.[A-Za-z_]\w*)+)(
 """Not a call, nor what a template fills in: some strings are code."""
 EDITS = re.compile(r"^```diff$.*?^```$", re.MULTILINE | re.DOTALL)
 """Blocks of code that tests/test_extending.py runs."""
-FOREIGN = {"memory.stat"}
-"""Names of others that begin like ours."""
+FOREIGN = {"memory.stat", "svg.fonttype", "svg.hashsalt", "text.color", "text.parse_math"}
+"""Names of others, of Linux and of matplotlib, that begin like ours."""
 SUFFIXES = {
     "py",
     "md",

@@ -1,4 +1,4 @@
-"""Which groups a step trains on: all that were sampled, or, under dynamic sampling, those with a signal."""
+"""The choice of groups that a step trains on: all that were sampled or, under dynamic sampling, those with a signal."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Collected:
 
     @property
     def fell_back(self) -> bool:
-        """Whether it trains on less than was asked for."""
+        """True where it trains on less than was asked for."""
         return self.lacking > 0
 
 
 def has_signal(group: Group, signal: Signal) -> bool:
-    """Whether the scorable rollouts differ: not all right and not all wrong (DAPO), or rewards apart by > 1e-6."""
+    """True where the scorable rollouts differ: not all right and not all wrong (DAPO), or rewards apart by > 1e-6."""
     scored = [rollout for rollout in group.rollouts if not rollout.unscorable]
     if not scored:
         return False

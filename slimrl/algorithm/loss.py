@@ -54,10 +54,8 @@ def surrogate(
     raise ValueError(f"there is no surrogate {name}")
 
 
-def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor | None:
-    """[B, L] the ratio that a surrogate clips; None for one that has no clip."""
-    if name in ("reinforce", "gpg", "sapo"):
-        return None
+def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, L] the ratio that a surrogate clips."""
     if name in ("gspo", "gspo_token"):
         return sequence_ratio(logprobs, old_logprobs, mask, per_token=False)
     return (logprobs - old_logprobs).exp()
@@ -170,7 +168,7 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
 def token_weights(
     loss_mask: Tensor, completion_mask: Tensor, groups: Tensor, aggregation: Aggregation, *, max_new_tokens: int
 ) -> Tensor:
-    """How much each token counts towards the loss of one optimizer step: [B, L] float32.
+    """The weight of each token in the loss of one optimizer update: [B, L] float32.
 
     loss_mask and completion_mask [B, L] bool, groups [B] long. Denominators count every completion, also those that
     carry no loss (overlong filtering), so a step with half its rows masked is half a step.

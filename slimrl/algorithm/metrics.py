@@ -1,4 +1,4 @@
-"""What a step is described by. Keys follow TRL where the meaning is equal; docs/metrics.md explains every one."""
+"""Metrics of the groups of a step. Keys follow TRL where the meaning is equal; docs/metrics.md explains every one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reasons(groups: Sequence[Group]) -> Counter[str]:
 
 
 def is_finite(group: Group) -> bool:
-    """Whether every number in it is one that can be learned from."""
+    """True where every number in a group is finite."""
     return all(
         math.isfinite(number)
         for r in group.rollouts

@@ -157,7 +157,7 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
     from slimrl.report.report import write_reports
     from slimrl.report.tables import verdict_words
     from slimrl.study.results import collect
-    from slimrl.text import points
+    from slimrl.text import signed_points
 
     results = collect(expanded, folder)
     try:
@@ -168,8 +168,8 @@ def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> Non
         ) from error
     display = Display(quiet=quiet)
     for effect in results.effects:
-        low, high = points(effect.difference.low), points(effect.difference.high)
-        display.say(f"{effect.name}: {points(effect.difference.mean)} [{low}, {high}], {verdict_words(effect)}")
+        low, high = signed_points(effect.difference.low), signed_points(effect.difference.high)
+        display.say(f"{effect.name}: {signed_points(effect.difference.mean)} [{low}, {high}], {verdict_words(effect)}")
     display.say(f"report: {path}, report.md, results.csv, results.json")
     if as_json:
         out((folder / "results.json").read_text(encoding="utf-8"), newline=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -9,8 +11,30 @@ from pydantic import Field, model_validator
 from slimrl import terms
 from slimrl.config.base import Needs, NonNegative, Positive, Section
 
-CLIPPING = ("clip", "cispo", "gspo", "gspo_token")
-"""Surrogates that clip the importance ratio."""
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Properties of a surrogate, on which refusals, effects and the old log-probabilities depend."""
+
+    ratio: bool = True
+    """It takes an importance ratio."""
+    clips: bool = False
+    """`clip_low` and `clip_high` bound its ratio."""
+    plain_at_one: bool = True
+    """Where every ratio is 1, its gradient is that of `reinforce`."""
+
+
+SURROGATES: Mapping[str, Surrogate] = {
+    "clip": Surrogate(clips=True),
+    "reinforce": Surrogate(ratio=False),
+    "gpg": Surrogate(ratio=False, plain_at_one=False),
+    "cispo": Surrogate(clips=True),
+    "gspo": Surrogate(clips=True),
+    "gspo_token": Surrogate(clips=True),
+    "sapo": Surrogate(),
+}
+"""The surrogates by name; slimrl/algorithm/loss.py has their functions."""
+CLIPPING = tuple(name for name, surrogate in SURROGATES.items() if surrogate.clips)
 
 
 class GklConfig(Section):
@@ -46,7 +70,7 @@ class AlgorithmConfig(Section):
     group's mean reward (MaxRL)."""
     normalize_components: bool = False
     """Each reward is normalised within its group before they are summed, then the sum over the batch (GDPO)."""
-    surrogate: Literal["clip", "reinforce", "gpg", "cispo", "gspo", "gspo_token", "sapo"] = "clip"
+    surrogate: Literal[*SURROGATES] = "clip"  # type: ignore[valid-type]
     """The function of log-probabilities and advantages that is differentiated; docs/techniques.md has the equations."""
     clip_low: Annotated[float, Field(ge=0, le=1), Needs("surrogate", *CLIPPING)] = 0.2
     """The importance ratio is clipped at 1 - clip_low."""

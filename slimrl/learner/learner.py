@@ -1,4 +1,4 @@
-"""The learner owns a step: from the groups that were sampled to new weights.
+"""The learner makes a training step: from the groups that were sampled to new weights.
 
     groups -> rows -> batch (learner/targets.py) -> minibatches -> micro-batches -> loss -> gradient -> optimizer
 
@@ -17,6 +17,7 @@ from slimrl.algorithm.batch import make_rows, minibatches, packed_tokens, take, 
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import Options, clipped_ratio, surrogate, token_weights, top_entropy_mask
 from slimrl.algorithm.metrics import Metrics
+from slimrl.config.algorithm import SURROGATES
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.learner.critic import CriticLearner
@@ -28,7 +29,7 @@ from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows
 
 SAMPLER_GAPS = ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max")
-"""Metrics of a step's first update alone, while the weights are those that sampled."""
+"""Kept for a step's first update alone: later ones compare another policy with the one that sampled."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Fault:
     what: str
     """The number, for a sentence."""
     rows: Rows
-    """The rows, or the batch, of the update."""
+    """The `Rows` of the step, or the `Batch` of the update if it was made already."""
     spoiled: bool = False
     """The number was found only in the weights, which must be thrown away."""
 
@@ -63,7 +64,7 @@ class Learner:
         reward_weights: Mapping[str, float],
         exact_sampler: bool = True,
     ) -> None:
-        """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with this very module."""
+        """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with the policy's own module."""
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
         self.optimizer = make_optimizer(policy.trainable, config.optimizer)
         self.reference = freeze(policy) if config.algorithm.kl_coef else None
@@ -82,7 +83,7 @@ class Learner:
         Raises Stopped, nothing changed, where a stop is asked for before the first update is applied; SettingsError where
         memory does not suffice for a single completion.
         """
-        settings, kl = self.config.optimizer, None
+        optimizer, vocabulary = self.config.optimizer, None
         if not groups:
             return UpdateResult({"update/skipped": 1.0})
         filtering = self.config.algorithm.overlong_filtering
@@ -91,31 +92,31 @@ class Learner:
             return UpdateResult({"update/skipped": 1.0})
         try:
             if self.reference is not None and has_vocabulary_kl(self.config.algorithm):
-                kl = vocabulary_kl(rows, self.reference, self.microbatcher, self.config.algorithm)
+                vocabulary = vocabulary_kl(rows, self.reference, self.microbatcher, self.config.algorithm)
             models = Models(self.policy, self.reference, self.critic, self.exact_sampler)
-            batch, means = make_batch(groups, rows, models, self.microbatcher, self.config, self.reward_weights)
+            batch, measured = make_batch(groups, rows, models, self.microbatcher, self.config, self.reward_weights)
         except NonFiniteError as error:
             return UpdateResult({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), rows))
-        parts = minibatches(batch.groups, count=settings.minibatches)
+        parts = minibatches(batch.groups, count=optimizer.minibatches)
         updates: list[Metrics] = []
         fault: Fault | None = None
-        for number in range(len(parts) * settings.epochs):
+        for number in range(len(parts) * optimizer.epochs):
             part = take(batch, parts[number % len(parts)])
             if not part.loss_mask.any():
                 updates.append({"update/skipped": 1.0})
                 continue
             try:
-                updates.append(self._minibatch(part, kl, step, number))
+                updates.append(self._minibatch(part, vocabulary, step, number))
             except SpoiledWeightsError as error:
                 spoiled = Fault(str(error), part, spoiled=True)
-                return UpdateResult(means | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
+                return UpdateResult(measured | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
             except NonFiniteError as error:
                 self.drop()
                 fault = fault or Fault(str(error), part)
                 updates.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
-        return UpdateResult(means | _mean(updates), fault)
+        return UpdateResult(measured | _mean(updates), fault)
 
-    def _minibatch(self, batch: Batch, kl: VocabularyKl | None, step: int, number: int) -> Metrics:
+    def _minibatch(self, batch: Batch, vocabulary: VocabularyKl | None, step: int, number: int) -> Metrics:
         """One optimizer update, number `number` of its step: gradient in micro-batches, clip, step.
 
         No split into micro-batches changes the gradient by more than rounding. Raises NonFiniteError before a number that
@@ -129,19 +130,19 @@ class Learner:
             algorithm.aggregation,
             max_new_tokens=self.config.rollout.budget,
         )
-        for attempt in self.microbatcher.attempts(batch):
+        for attempt in self.microbatcher.attempts(batch):  # again with smaller micro-batches where memory runs out
             with attempt:
                 means = TokenMeans()
                 mask = self._gradient_mask(batch)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
-                for rows in parts:
+                for chosen in parts:
                     self._check_stop(number)
-                    micro = take(batch, rows)
+                    micro = take(batch, chosen)
                     width = micro.inputs.shape[1]
-                    weight = weights[rows, :width]
-                    if algorithm.aggregation == "microbatch_token_mean":
+                    weight = weights[chosen, :width]
+                    if algorithm.aggregation == "microbatch_token_mean":  # TRL's bnpo, which depends on the split
                         weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
-                    loss = self._loss(micro, weight, mask[rows, :width], kl, means)
+                    loss = self._loss(micro, weight, mask[chosen, :width], vocabulary, means)
                     with profiler.part("backward"):
                         self.optimizer.backward(loss)
                 if self.critic is not None:
@@ -160,17 +161,22 @@ class Learner:
         return found
 
     def _loss(
-        self, micro: Batch, weights: Tensor, gradient_mask: Tensor, kl: VocabularyKl | None, means: TokenMeans
+        self,
+        micro: Batch,
+        weights: Tensor,
+        gradient_mask: Tensor,
+        vocabulary: VocabularyKl | None,
+        means: TokenMeans,
     ) -> Tensor:
-        """sum over tokens of weights * (surrogate + kl_coef * KL - entropy_coef * entropy), for one micro-batch.
+        """The sum over tokens of weights * (gradient_mask * importance * surrogate + kl_coef * KL - entropy_coef * entropy).
 
-        weights [B, L] are the tokens' shares of the whole update's loss; gradient_mask [B, L] bool marks the tokens that have
-        a surrogate. Raises NonFiniteError. docs/techniques.md has the formulas.
+        `micro` is one micro-batch; weights [B, L] are the token weights of the whole update, and gradient_mask [B, L] bool
+        marks the tokens that have a surrogate. Raises NonFiniteError. docs/techniques.md has the formulas.
         """
         algorithm, device = self.config.algorithm, self.policy.device
         with self.microbatcher.profiler.part("forward"):
-            logprobs, entropy, divergence = self.microbatcher.statistics(
-                self.policy, micro, kl, with_entropy=algorithm.entropy_coef > 0, passes=3
+            logprobs, entropy, kl = self.microbatcher.statistics(
+                self.policy, micro, vocabulary, with_entropy=algorithm.entropy_coef > 0, passes=3
             )
         batch, weights, gradient_mask = to_device(micro, device), weights.to(device), gradient_mask.to(device)
         old = self._old_logprobs(batch, logprobs)
@@ -180,24 +186,25 @@ class Learner:
         if algorithm.importance != "off":
             value = value * batch.importance
         if algorithm.kl_coef and algorithm.kl_place == "loss":
-            if kl is None:
-                divergence = kl_penalty(algorithm.kl_estimator, logprobs, batch.reference_logprobs)
-            value = value + algorithm.kl_coef * divergence
+            if vocabulary is None:
+                kl = kl_penalty(algorithm.kl_estimator, logprobs, batch.reference_logprobs)
+            value = value + algorithm.kl_coef * kl
         if algorithm.entropy_coef:
             value = value - algorithm.entropy_coef * entropy
         loss = (weights * value).sum()
-        if not (torch.isfinite(loss) & torch.isfinite(logprobs).all()):
+        if not (torch.isfinite(loss) & torch.isfinite(logprobs).all()):  # one look from the host for both
             demand_finite("a log-probability", logprobs)
             raise NonFiniteError(f"the loss is {loss.item()}")
         means.most("update/microbatch_tokens", packed_tokens(micro))
         means.total("loss", loss.detach())
-        self._measure(batch, logprobs.detach(), old, entropy.detach(), divergence.detach(), means)
+        self._measure(batch, logprobs.detach(), old, entropy.detach(), kl.detach(), means)
         return loss
 
     def _old_logprobs(self, batch: Batch, logprobs: Tensor) -> Tensor:
         """[B, L] nats of the policy that importance ratios are taken from.
 
-        With one update per step it is the present policy, and the ratio is exactly 1, except in groups carried over.
+        With one update per step it is the present policy, and the ratio is exactly 1; groups that were carried over from an
+        earlier step keep their sampler's.
         """
         if self.config.optimizer.minibatches * self.config.optimizer.epochs > 1:
             return batch.old_logprobs
@@ -211,26 +218,26 @@ class Learner:
         return top_entropy_mask(self.microbatcher.entropies(self.policy, batch), batch.loss_mask, share)
 
     def _measure(
-        self, batch: Batch, logprobs: Tensor, old: Tensor, entropy: Tensor, divergence: Tensor, means: TokenMeans
+        self, batch: Batch, logprobs: Tensor, old: Tensor, entropy: Tensor, kl: Tensor, means: TokenMeans
     ) -> None:
-        """Metrics of a micro-batch, [B, L] each. Clipped are ratios beyond a bound in the direction of their advantage."""
+        """Metrics of a micro-batch, [B, L] each. A ratio counts as clipped beyond a bound in the direction of its advantage."""
         algorithm, mask = self.config.algorithm, batch.loss_mask
         if algorithm.importance != "off":
             means.add("importance/mean", batch.importance, mask)
             means.maximum("importance/max", batch.importance, mask)
         if algorithm.kl_coef and algorithm.kl_place == "loss":
-            means.add("kl", divergence, mask)
+            means.add("kl", kl, mask)
         means.add("entropy", entropy, mask)
-        ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
-        if ratio is not None:
+        if SURROGATES[algorithm.surrogate].clips:
+            ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
             low = (ratio < 1 - algorithm.clip_low) & (batch.advantages < 0)
             high = (ratio > 1 + algorithm.clip_high) & (batch.advantages > 0)
             means.add("clip_ratio/low_mean", low, mask)
             means.add("clip_ratio/high_mean", high, mask)
             means.add("clip_ratio/region_mean", low | high, mask)
-        gap, fresh = (logprobs - batch.sampler_logprobs).abs(), mask & batch.on_policy[:, None]
-        means.add(SAMPLER_GAPS[0], gap, fresh)
-        means.maximum(SAMPLER_GAPS[1], gap, fresh)
+        gap, on_policy = (logprobs - batch.sampler_logprobs).abs(), mask & batch.on_policy[:, None]
+        means.add(SAMPLER_GAPS[0], gap, on_policy)
+        means.maximum(SAMPLER_GAPS[1], gap, on_policy)
 
     def _critic_gradient(self, batch: Batch, number: int, means: TokenMeans) -> None:
         """The critic's gradient over the micro-batches of one update: a mean over the tokens that carry loss."""
@@ -271,7 +278,7 @@ class Learner:
 
 
 def _mean(updates: Sequence[Metrics]) -> Metrics:
-    """Means over the updates that have a metric; of the micro-batch's tokens the largest."""
+    """The metrics of a step: each a mean over the updates that have it, and the size of the largest micro-batch."""
     later = [{key: value for key, value in metrics.items() if key not in SAMPLER_GAPS} for metrics in updates[1:]]
     kept = [*updates[:1], *later]
     means = {

@@ -23,7 +23,7 @@ from slimrl.algorithm.groups import SIGNAL_TOLERANCE
 from slimrl.algorithm.kl import SAMPLED, Divergence, global_weights
 from slimrl.algorithm.loss import importance_weights
 from slimrl.algorithm.metrics import Metrics
-from slimrl.config.algorithm import AlgorithmConfig
+from slimrl.config.algorithm import SURROGATES, AlgorithmConfig
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError
 from slimrl.learner.critic import CriticLearner
@@ -126,7 +126,7 @@ def recomputes_old(models: Models, config: TrainConfig) -> bool:
     With one update per batch the ratio is 1 by construction, and surrogates without a ratio have no use for them.
     """
     several = config.optimizer.minibatches * config.optimizer.epochs > 1
-    has_ratio = config.algorithm.surrogate not in ("reinforce", "gpg")
+    has_ratio = SURROGATES[config.algorithm.surrogate].ratio
     return config.algorithm.importance != "off" or (several and has_ratio and differs(models))
 
 
@@ -194,7 +194,7 @@ def trained_rows(rows: Rows, advantages: Tensor, algorithm: AlgorithmConfig) -> 
 
 
 def has_vocabulary_kl(algorithm: AlgorithmConfig) -> bool:
-    """Whether the loss has a divergence over the whole vocabulary."""
+    """True where the loss has a divergence over the whole vocabulary."""
     return algorithm.kl_coef > 0 and algorithm.kl_estimator not in SAMPLED
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from slimrl.config.algorithm import AlgorithmConfig
+from slimrl.config.algorithm import SURROGATES, AlgorithmConfig, Surrogate
 from slimrl.config.files import settings_of
 from slimrl.config.schema import TrainConfig
 from slimrl.preflight.observed import Observed
@@ -27,9 +27,13 @@ SPEED_ONLY = ("rollout.slots", "rollout.compile", "rewards.workers", "optimizer.
 """Settings that change speed and memory, and numbers at most in their last bits."""
 SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
 """The same, unless the aggregation depends on the split into micro-batches."""
-WITHOUT_RATIO = ("reinforce", "gpg")
+WITHOUT_RATIO = tuple(name for name, surrogate in SURROGATES.items() if not surrogate.ratio)
 """Surrogates that take no importance ratio."""
-ON_RATIOS = [key for key, needs in AlgorithmConfig.needs().items() if needs.setting == "surrogate"]
+ON_RATIOS = [
+    key
+    for key, needs in AlgorithmConfig.needs().items()
+    if needs.setting == "surrogate" and not {*needs.values} <= {*WITHOUT_RATIO}
+]
 """The parameters of surrogates, which do nothing where every importance ratio is 1."""
 
 
@@ -43,6 +47,10 @@ class Run:
     @property
     def algorithm(self) -> AlgorithmConfig:
         return self.config.algorithm
+
+    @property
+    def surrogate(self) -> Surrogate:
+        return SURROGATES[self.algorithm.surrogate]
 
     @property
     def on_policy(self) -> bool:
@@ -201,7 +209,8 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          lambda run: run.ratio_is_one and run.algorithm.dual_clip),
     Rule("inert", "algorithm.surrogate, clip and gate of {facts.algorithm.surrogate}",
          f"{RATIO_IS_ONE}its gradient is that of reinforce{LETS_THEM_ACT}",
-         lambda run: run.ratio_is_one and run.algorithm.surrogate not in ("clip", *WITHOUT_RATIO)),
+         lambda run: run.ratio_is_one and run.algorithm.surrogate != "clip"
+         and run.surrogate.ratio and run.surrogate.plain_at_one),
     Rule("inert", "algorithm.clip_low and clip_high",
          "no importance ratio lay beyond them in {facts.observed.steps} steps",
          lambda run: run.algorithm.surrogate in ("clip", "gspo", "gspo_token") and not run.on_policy
@@ -260,7 +269,7 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
          lambda pair: pair.ratio_is_one),
     Rule("inert", "algorithm.surrogate",
          "makes no difference with one update per rollout batch, where every surrogate has the gradient of reinforce",
-         lambda pair: pair.ratio_is_one and not any(c.algorithm.surrogate == "gpg" for c in pair.both)),
+         lambda pair: pair.ratio_is_one and all(SURROGATES[c.algorithm.surrogate].plain_at_one for c in pair.both)),
     Rule("inert", "algorithm.signal", "makes no difference where the reward is correctness alone",
          lambda pair: all(c.rewards.paid == ("correct",) and not c.rewards.zero_truncated for c in pair.both)),
     *(Rule[Pair]("inert", key, "changes speed and memory, and numbers in their last bits only", lambda _: True)

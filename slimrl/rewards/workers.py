@@ -35,7 +35,7 @@ GIB = 2**30
 
 
 class Scorer:
-    """Scores groups as `slimrl.rewards.score` does, in any number of processes: equal groups, whatever their number.
+    """Scores groups as `slimrl.rewards.scoring.score` does, in any number of processes: equal groups, whatever their number.
 
     Args:
         task: workers get its form, checker and instruction, and none of its problems.

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from slimrl.config.algorithm import SURROGATES
 from slimrl.config.files import build, merge, parse_override, settings_of
 from slimrl.config.schema import TrainConfig
 from slimrl.preflight.effects import changed_settings, concerning, confounded_switches, inert_switches, remarks
@@ -232,3 +233,15 @@ def test_of_what_a_run_found_inert_only_the_arms_own_switch_concerns_it() -> Non
 def test_the_rules_need_no_torch() -> None:
     code = "import sys, slimrl.preflight.effects; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_effects_follow_the_table_of_surrogates(name: str) -> None:
+    """With one update per batch only a surrogate that is plain at a ratio of 1 makes no difference to another such one."""
+    clip, other = (build(TrainConfig, {"algorithm": {"surrogate": s}}) for s in ("clip", name))
+    kinds = [remark.kind for remark in remarks(clip, other, "base") if "surrogate" in remark.text]
+    if name != "clip":
+        assert ("inert" in kinds) == SURROGATES[name].plain_at_one
+    several = build(TrainConfig, {"algorithm": {"surrogate": name}, "optimizer": {"minibatches": 2}})
+    stale = [text for text in confounded_switches(several, NOTHING_OBSERVED) if "takes no importance ratio" in text]
+    assert bool(stale) != SURROGATES[name].ratio
