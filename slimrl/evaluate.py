@@ -22,15 +22,14 @@ def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
 def _answer(setup: Setup[Any], problems: Sequence[Problem]) -> SplitEvaluation:
     rollout, evaluation = setup.config.rollout, setup.config.evaluation
     rows: list[GradedCompletion] = []
-    modes: list[tuple[Mode, int]] = [("sampled", evaluation.samples), *([("greedy", 1)] if evaluation.greedy else [])]  # type: ignore[list-item]
-    for mode, samples in modes:
+    modes: dict[Mode, int] = {"sampled": evaluation.samples}
+    if evaluation.greedy:
+        modes["greedy"] = 1
+    for mode, samples in modes.items():
         # The step is not part of the key: before and after meet the same draws, so their difference is paired.
         requests = setup.requests(problems, stream="evaluate", step=0, samples=samples)
         groups = setup.engine.generate(
-            requests,
-            max_new_tokens=rollout.budget,
-            temperature=rollout.temperature,
-            greedy=mode == "greedy",
+            requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, greedy=mode == "greedy"
         )
         rows += [
             _grade(setup, problem, completion, mode, sample)

@@ -1,4 +1,4 @@
-"""What a run says: its evaluations, its summary, and what the preflight found.
+"""The results of a run: its evaluations, its summary, and the findings of the preflight.
 
 Plain records without torch, which run directories store, readers read back, and screens and reports show. This module knows
 neither how a result is measured nor where it is stored.
@@ -6,6 +6,7 @@ neither how a result is measured nor where it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 from slimrl.statistics import accuracy_interval, paired_difference
 
 Mode = Literal["sampled", "greedy"]
+MODES: tuple[Mode, ...] = ("sampled", "greedy")
 Summaries = dict[str, dict[str, float]]
 """By split: see `SplitEvaluation.summary`."""
 Comparison = dict[str, dict[Mode, dict[str, float]]]
@@ -52,32 +54,30 @@ class SplitEvaluation:
         for row in self.rows:
             if row.mode == mode:
                 verdicts.setdefault(row.id, []).append(row.strict)
-        return {problem: float(np.mean(v)) for problem, v in verdicts.items()}
+        return {problem: _mean(values) for problem, values in verdicts.items()}
 
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
         `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions.
         """
+        drawn, decoded = ([row for row in self.rows if row.mode == mode] for mode in MODES)
         accuracy = list(self.by_problem("sampled").values())
         low, high = accuracy_interval(accuracy)
-        drawn = [row for row in self.rows if row.mode == "sampled"]
-        summary = {
-            "accuracy": float(np.mean(accuracy)),
-            "low": low,
-            "high": high,
-            "n": len(accuracy),
-            "lenient": float(np.mean([row.lenient for row in drawn])),
-            "format": float(np.mean([row.well_formed for row in drawn])),
-            "truncated": float(np.mean([row.finish == "length" for row in drawn])),
-            "mean_length": float(np.mean([row.tokens for row in drawn])),
-        }
-        greedy = list(self.by_problem("greedy").values())
-        if greedy:
-            low, high = accuracy_interval(greedy)
-            summary |= {"greedy": float(np.mean(greedy)), "greedy_low": low, "greedy_high": high}
-            decoded = [row for row in self.rows if row.mode == "greedy"]
-            summary["greedy_lenient"] = float(np.mean([row.lenient for row in decoded]))
+        summary = {"accuracy": _mean(accuracy), "low": low, "high": high, "n": len(accuracy)}
+        summary["lenient"] = _mean([row.lenient for row in drawn])
+        summary["format"] = _mean([row.well_formed for row in drawn])
+        summary["truncated"] = _mean([row.finish == "length" for row in drawn])
+        summary["mean_length"] = _mean([row.tokens for row in drawn])
+        if decoded:
+            accuracy = list(self.by_problem("greedy").values())
+            low, high = accuracy_interval(accuracy)
+            lenient = _mean([row.lenient for row in decoded])
+            summary |= {"greedy": _mean(accuracy), "greedy_low": low, "greedy_high": high, "greedy_lenient": lenient}
         return summary
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,17 @@ class Evaluation:
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """Paired change of strict accuracy by split and mode, over the same problems."""
-    modes: tuple[Mode, ...] = ("sampled", "greedy")
-    return {
-        name: {
-            m: paired_difference(b.by_problem(m), after.splits[name].by_problem(m)) for m in modes if b.by_problem(m)
-        }
-        for name, b in before.splits.items()
-    }
+    found: Comparison = {}
+    for name, split in before.splits.items():
+        for mode in MODES:
+            if answers := split.by_problem(mode):
+                found.setdefault(name, {})[mode] = paired_difference(answers, after.splits[name].by_problem(mode))
+    return found
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What `slimrl doctor --json` prints; shares are of the probe's completions or groups."""
+    """The output of `slimrl doctor --json`; shares are of the probe's completions or groups."""
 
     first_prompt: str
     stop_ids: dict[str, str]
@@ -137,12 +136,13 @@ class DoctorReport:
     inert: list[str]
     confounded: list[str]
     warnings: list[str]
-    samples: list[dict[str, str | float]]
+    samples: list[dict[str, Any]]
+    """Completions of the probe: `question`, `text`, `extracted`, `answer`, `reward`."""
 
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What `slimrl train --json` prints."""
+    """The output of `slimrl train --json`."""
 
     run: str
     before: dict[str, float]
@@ -173,7 +173,7 @@ class TrainSummary:
 
 @dataclass(frozen=True)
 class SftSummary:
-    """What `slimrl sft --json` prints."""
+    """The output of `slimrl sft --json`."""
 
     run: str
     before: dict[str, float]

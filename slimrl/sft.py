@@ -51,8 +51,6 @@ class Example:
 
 
 Demonstrate = Callable[[Problem, int], Example | None]
-
-
 PROGRESS = TypeAdapter(Progress)
 """Problems and demonstrators are functions of (seed, step), so a checkpoint needs no more than this and the weights."""
 
@@ -79,8 +77,8 @@ def sft(
             return recorded_summary(found, SftSummary)
         setup = prepare(found.config, training=True, kept=found.plan, stop=stop)
         demonstrate = demonstrator(setup, config)
-        notes = (*setup.notes, overlong_note(setup, demonstrate, config))
-        setup = replace(setup, notes=tuple(filter(None, notes)))
+        note = overlong_note(setup, demonstrate, config)
+        setup = replace(setup, notes=(*setup.notes, *([note] if note else [])))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
         policy, optimizer = setup.policy, make_optimizer(setup.policy.trainable, setup.config.optimizer)
         state = Progress()
@@ -96,8 +94,7 @@ def sft(
         for _ in session.steps():
             stop.check()
             take_update(session, optimizer, demonstrate, config)
-        taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
-        setattr(policy.model.config, TAUGHT, taught)
+        setattr(policy.model.config, TAUGHT, {"style": setup.task.style.name, "instruction": setup.task.instruction})
         end, measured = session.state, run.measured.summaries
         before, after = measured[0]["test"], measured[end.step]["test"]
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
@@ -119,11 +116,7 @@ def take_update(
     with checkpointed(setup.policy.model, plan.recompute):
         loss = imitate(setup.policy, examples, optimizer.backward, max_tokens=plan.microbatch_tokens)
     rate = learning_rate(
-        step,
-        peak=settings.peak_rate,
-        schedule=settings.schedule,
-        warmup=settings.warmup_steps,
-        total=config.steps,
+        step, peak=settings.peak_rate, schedule=settings.schedule, warmup=settings.warmup_steps, total=config.steps
     )
     updated = optimizer.step(rate, optimizer.clip())
     tokens = state.tokens + sum(len(example.target_ids) for example in examples)
@@ -158,7 +151,9 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
         )
     names = [name for name, share in config.sft.mixture.items() if share]
     shares = np.cumsum([config.sft.mixture[name] for name in names])
-    stop = _stop_id(setup)
+    # a chat template's own end of a turn, else the tokenizer's end of a text
+    end = setup.policy.tokenizer.eos_token_id if setup.prompter.turn_end is None else setup.prompter.turn_end
+    stop = int(end) if end in setup.policy.stop_ids else setup.policy.stop_ids[0]
 
     def demonstrate(problem: Problem, step: int) -> Example | None:
         draws = generator(config.seed, "imitate", step, problem.id)
@@ -216,10 +211,3 @@ def imitate(
         backward(loss)
         loss_sum += float(loss.detach())
     return loss_sum
-
-
-def _stop_id(setup: Setup[SftRunConfig]) -> int:
-    """The stop id that a demonstration ends with: the chat template's where it is used, else the tokenizer's own."""
-    policy, end = setup.policy, setup.prompter.turn_end
-    eos = policy.tokenizer.eos_token_id if end is None else end
-    return int(eos) if eos in policy.stop_ids else policy.stop_ids[0]

@@ -8,6 +8,7 @@ comparisons. Values are shares between 0 and 1; a point is 0.01.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -72,11 +73,9 @@ def interval(values: Sequence[float]) -> Interval:
     """
     n = len(values)
     mean = math.fsum(values) / n if n else math.nan
-    if n < 2:
-        return Interval(n, mean, math.nan, -math.inf, math.inf, 1.0)
-    sd = float(np.std(np.asarray(values, dtype=np.float64), ddof=1))
-    if sd < NO_SPREAD:
-        return Interval(n, mean, 0.0, -math.inf, math.inf, 1.0)
+    sd = float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) if n > 1 else math.nan
+    if n < 2 or sd < NO_SPREAD:
+        return Interval(n, mean, 0.0 if n > 1 else math.nan, -math.inf, math.inf, 1.0)
     error = sd / math.sqrt(n)
     half = student_t(n - 1) * error
     p = 2.0 * float(stdtr(n - 1, -abs(mean) / error))
@@ -165,29 +164,29 @@ def seeds_to_decide(difference: Interval, margin: float, comparisons: int) -> in
     return _smallest(decided)
 
 
-def detectable_effect(n: int, sd: float, comparisons: int, power: float = POWER) -> float:
-    """Smallest true difference that n seeds find with this power in the first step of Holm's method.
+def detectable_effect(n: int, sd: float, comparisons: int) -> float:
+    """Smallest true difference that n seeds find with a chance of POWER in the first step of Holm's method.
 
     `sd` is the standard deviation of the difference over seeds. The power is that of the two-sided t test (noncentral t).
     """
     if n < 2:
         return math.inf
     low, high = 0.0, 1.0
-    while _power(high, n, comparisons) < power:
+    while _power(high, n, comparisons) < POWER:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _power(middle, n, comparisons) < power else (low, middle)
+        low, high = (middle, high) if _power(middle, n, comparisons) < POWER else (low, middle)
     return high * sd
 
 
-def seeds_needed(effect: float, sd: float, comparisons: int, power: float = POWER) -> int:
-    """Seeds that find a true difference of `effect` with this power, at most MOST_SEEDS."""
+def seeds_needed(effect: float, sd: float, comparisons: int) -> int:
+    """Seeds that find a true difference of `effect` with a chance of POWER, at most MOST_SEEDS."""
     if effect <= 0 or sd < 0:
         return MOST_SEEDS
     if sd == 0:
         return 2
-    return _smallest(lambda n: _power(effect / sd, n, comparisons) >= power)
+    return _smallest(lambda n: _power(effect / sd, n, comparisons) >= POWER)
 
 
 def _power(effect: float, n: int, comparisons: int) -> float:
@@ -206,15 +205,7 @@ def _critical_t(n: int, comparisons: int) -> float:
 
 def _smallest(holds: Callable[[int], bool]) -> int:
     """The smallest n, from 2 to MOST_SEEDS, that meets a condition which stays true once it is."""
-    low, high = 1, 2
-    while not holds(high):
-        if high >= MOST_SEEDS:
-            return MOST_SEEDS
-        low, high = high, min(2 * high, MOST_SEEDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    return 2 + bisect_left(range(2, MOST_SEEDS), True, key=holds)
 
 
 def accuracy_interval(values: Sequence[float]) -> tuple[float, float]:

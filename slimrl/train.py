@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -24,10 +24,10 @@ from slimrl.algorithm.batch import tensors_of
 from slimrl.algorithm.groups import Collected, DynamicSampling, collect_groups
 from slimrl.algorithm.metrics import Metrics, describe, is_finite, reasons
 from slimrl.config.schema import TrainConfig, seconds_of
-from slimrl.errors import DivergedError, SettingsError
+from slimrl.errors import DivergedError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner, UpdateResult
-from slimrl.machine.limits import is_out_of_memory, measure_limits, peak_memory
+from slimrl.machine.limits import measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
 from slimrl.machine.signals import Stop
 from slimrl.preflight.doctor import examine
@@ -36,18 +36,13 @@ from slimrl.preflight.memory import compare_memory
 from slimrl.preflight.observed import combine, note_update, observe
 from slimrl.preflight.setup import TrainSetup, prepare_training
 from slimrl.results import TrainSummary, compare
-from slimrl.runs.checkpoints import newest
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.durable import digest
 from slimrl.session.listeners import Screen, Sink
+from slimrl.session.recovery import FAULTS, refuse_unscorable, roll_back, watch_memory
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
-from slimrl.session.state import RunState, are_finite, optimizer_tensors, restore, save
-
-FAULTS = 3
-"""Steps in a row with a number that is not finite, after which a run goes back, once."""
-WINDOW = 20
-"""Steps over which rewards.unscorable_limit is counted."""
+from slimrl.session.state import RunState, optimizer_tensors, restore, save
 
 
 def train(
@@ -83,21 +78,19 @@ def train(
         block.enter_context(session.running())
 
         limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
-
         for step in session.steps():
             setup.profiler.start()
-            began, sizes = time.perf_counter(), memory_sizes(setup, learner)
-            with explain_out_of_memory():
-                collected = collect(setup, session.state)
+            began = time.perf_counter()
+            with watch_memory(session, learner):
+                collected = collect(setup, session.state)  # problems -> completions -> rollouts -> groups
                 sampled = time.perf_counter()
-                updated = learner.update(collected.groups, step)
+                updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
             setup.engine.weights_changed()
-            times = {"time/rollout": sampled - began, "time/update": time.perf_counter() - sampled}
-            profile = setup.profiler.lap(sampled_tokens(collected), limits) if limits else {}
-            if memory_sizes(setup, learner) != sizes:
-                note_memory(session, memory_sizes(setup, learner))
-            record_step(session, setup, collected, updated, times | profile)
-            refuse_unscorable(session, config)
+            timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - sampled}
+            if limits:
+                timing |= setup.profiler.lap(sampled_tokens(collected), limits)
+            record_step(session, setup, collected, updated, timing)
+            refuse_unscorable(session, config.rewards.unscorable_limit)
             if session.state.faults >= FAULTS:
                 roll_back(session, setup, learner)
         summary = summarize(setup, run, learner, session.state)
@@ -120,18 +113,13 @@ def collect(setup: TrainSetup, state: RunState) -> Collected:
     Raises Stopped with everything as it was before, SettingsError where memory does not suffice, and DivergedError where no
     problem is left.
     """
-    config, step = setup.config, state.step
+    config, chosen, step = setup.config, setup.config.algorithm, state.step
     problems = setup.training_problems(step=step, count=config.rollout.problems)
     collected = collect_groups(
         (problem for problem in problems if problem.id not in state.excluded),
         partial(setup.roll_out, stream="train", step=step, strict=step == 0),
         count=config.rollout.problems,
-        sampling=DynamicSampling(
-            config.algorithm.dynamic_sampling,
-            config.algorithm.signal,
-            config.algorithm.refill_budget,
-            config.algorithm.refill_share,
-        ),
+        sampling=DynamicSampling(chosen.dynamic_sampling, chosen.signal, chosen.refill_budget, chosen.refill_share),
         carried=state.carried,
     )
     if not collected.sampled and not state.carried and state.excluded:
@@ -175,85 +163,6 @@ def record_step(
 def sampled_tokens(collected: Collected) -> int:
     """Tokens of all completions sampled for a step."""
     return sum(len(rollout.completion.token_ids) for group in collected.sampled for rollout in group.rollouts)
-
-
-def memory_sizes(setup: TrainSetup, learner: Learner) -> dict[str, int]:
-    """The sizes that shrink where memory runs out."""
-    return {"slots": setup.engine.slots, "microbatch_tokens": learner.plan.microbatch_tokens}
-
-
-def note_memory(session: Session[RunState], now: Mapping[str, int]) -> None:
-    """Say that memory ran out in this step, and the sizes from now on."""
-    session.run.note(session.state.step + 1, "memory ran out", **now)
-    session.screen.say(
-        f"memory ran out; from now on {now['slots']} slots, {now['microbatch_tokens']:,} tokens at once", "yellow"
-    )
-
-
-@contextmanager
-def explain_out_of_memory() -> Iterator[None]:
-    """Turn memory that runs out in spite of the smallest sizes, as for the optimizer's moments, into a SettingsError."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SettingsError(
-            "memory ran out outside sampling and gradients, for example when the optimizer made its moments; lower "
-            "rollout.slots and optimizer.microbatch_tokens, or set model.dtype=bfloat16"
-        ) from None
-
-
-def refuse_unscorable(session: Session[RunState], config: TrainConfig) -> None:
-    """Raises SettingsError, with a checkpoint written, where too many completions of the last steps could not be scored."""
-    run, limit = session.run, config.rewards.unscorable_limit
-    rows = [row for row in run.history[-WINDOW:] if row["step"] > run.rewards_since]
-    share = sum(row.get("unscorable", 0.0) for row in rows) / WINDOW
-    if len(rows) < WINDOW or share <= limit:
-        return
-    session.keeper.keep(session.state.step)
-    raise SettingsError(
-        f"{share:.1%} of the completions of the last {WINDOW} steps were unscorable, more than "
-        f"rewards.unscorable_limit={limit:g}; fix the reward (rollouts/ has the reasons) and resume with --resume --force, "
-        "or raise the limit"
-    )
-
-
-def roll_back(session: Session[RunState], setup: TrainSetup, learner: Learner) -> None:
-    """Go back to the last checkpoint before the faults, past their problems, once; raises DivergedError the second time.
-
-    Without a checkpoint the weights stay, which no dropped update has touched.
-    """
-    run, state = session.run, session.state
-    count = sum(bool(row.get("update/nonfinite")) for row in run.history[-FAULTS:])
-    steps = f"{count} steps in a row, up to step {state.step}," if count > 1 else f"step {state.step}"
-    what = f"{steps} had a number that was not finite"
-    if state.rolled_back:
-        raise DivergedError(
-            f"{what}, after one roll-back already; nonfinite/ in {run.path} holds their batches, events.jsonl says which number. "
-            "Lower optimizer.learning_rate, or set model.dtype=float32"
-        )
-    excluded = tuple(dict.fromkeys((*state.excluded, *state.suspects)))
-    target, damaged = newest(run.checkpoints, before=state.step - count)
-    for sentence in damaged:
-        session.screen.say(f"warning: {sentence}", "yellow")
-    if target is None and is_spoiled(setup, learner):
-        raise DivergedError(
-            f"the weights were not finite after step {state.step}, and no checkpoint is there to go back to; lower "
-            "optimizer.learning_rate"
-        )
-    before = restore(target, setup, learner) if target else state
-    run.rewind(before.step)
-    run.note(before.step, "rolled back", why=what, excluded=list(excluded))
-    session.screen.say(f"{what}; back to step {before.step}, without their {len(state.suspects)} problems", "yellow")
-    carried = tuple(group for group in before.carried if group.problem.id not in excluded)
-    session.roll_back(replace(before, carried=carried, faults=0, suspects=(), rolled_back=True, excluded=excluded))
-
-
-def is_spoiled(setup: TrainSetup, learner: Learner) -> bool:
-    """Whether a weight is not finite."""
-    critic = {} if learner.critic is None else learner.critic.critic.state_dict()
-    return not are_finite((*setup.policy.model.parameters(), *critic.values()))
 
 
 def summarize(setup: TrainSetup, run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:

@@ -111,7 +111,7 @@ def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimrl.learner.update.surrogate", lambda *a, **_: a[1] * float("nan"))
+    monkeypatch.setattr("slimrl.learner.learner.surrogate", lambda *a, **_: a[1] * float("nan"))
     with pytest.raises(DivergedError, match=r"3 steps in a row, up to step 6, .* after one roll-back already"):
         run(tmp_path, "a", *SMALL, "steps=9")
     state = json.loads((tmp_path / "a" / "run.json").read_text())

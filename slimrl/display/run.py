@@ -41,6 +41,9 @@ class Column:
     """Behind the point, where the number leaves room for them."""
     percent: bool = False
 
+    def cell(self, value: float) -> str:
+        return f"{value:.{self.digits}%}" if self.percent else fitted(value, self.digits, self.width)
+
 
 COLUMNS = (
     Column("reward", "reward", 6, 3),
@@ -80,7 +83,7 @@ class Display:
         self.samples_every, self.samples = samples_every, samples
         self.titled = False
         self._said: set[str] = set()
-        """Notes and warnings, each of which is said once."""
+        """Notes and warnings that were shown."""
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
         )
@@ -108,10 +111,9 @@ class Display:
             f"probe of {report.completions} completions: {report.stop:.0%} stop, {report.parses:.0%} parse, "
             f"{report.right:.0%} right; {report.signal:.0%} of {report.groups} groups carry a signal"
         )
-        failed = f", {report.gold_failed} cannot earn the maximum" if report.gold_failed else ", all earn it"
-        self.say(
-            f"gold answers: {report.gold_checked} checked against the maximum reward {report.reward_maximum:g}{failed}"
-        )
+        checked = f"{report.gold_checked} checked against the maximum reward {report.reward_maximum:g}"
+        failed = f"{report.gold_failed} cannot earn the maximum" if report.gold_failed else "all earn it"
+        self.say(f"gold answers: {checked}, {failed}")
         for note in notes:
             self.note(note)
         for warning in report.warnings:
@@ -127,13 +129,7 @@ class Display:
     def probes(self, report: DoctorReport) -> None:
         """The sampled completions of a preflight."""
         for sample in report.samples:
-            self._completion(
-                str(sample["question"]),
-                str(sample["text"]),
-                str(sample["extracted"]),
-                str(sample["answer"]),
-                float(sample["reward"]),
-            )
+            self._completion(**sample)
 
     def evaluation(self, evaluation: Evaluation, when: str | None = None) -> None:
         """One line per split; `when` follows the split's name, by default with the evaluation's step."""
@@ -156,7 +152,7 @@ class Display:
         if not self.titled:
             self.titled = True
             self.say(_row("step", [c.title for c in COLUMNS], "tokens/s", "left"), "bold")
-        cells = [_cell(column, metrics[column.key]) if column.key in metrics else "-" for column in COLUMNS]
+        cells = [column.cell(metrics[column.key]) if column.key in metrics else "-" for column in COLUMNS]
         seconds = metrics["time/total"]
         left = duration(seconds / (step + 1) * (steps - step - 1))
         self.say(_row(f"{step + 1}/{steps}", cells, fitted(metrics["num_tokens"] / seconds, 0, SPEED), left))
@@ -168,17 +164,13 @@ class Display:
             cause = f"unscorable: {unscorable[0]}" if unscorable else "all truncated, or a float16 gradient overflowed"
             self.say(f"no update: no completion carried loss ({cause})", "yellow")
         elif metrics["sampling/fell_back"]:
-            trained, wanted = metrics["sampling/trained_groups"], collected.wanted
-            self.say(
-                f"dynamic sampling found {trained:.0f} of {wanted} groups with a signal and trains on those", "yellow"
-            )
+            found = f"{metrics['sampling/trained_groups']:.0f} of {collected.wanted}"
+            self.say(f"dynamic sampling found {found} groups with a signal and trains on those", "yellow")
         if self.samples_every and (step + 1) % self.samples_every == 0:
             for group in collected.sampled[: self.samples]:
-                rollout = group.rollouts[0]
-                extracted = task.grade(rollout.text, rollout.problem.answer).extracted_strict
-                self._completion(
-                    rollout.problem.question, rollout.text, extracted, rollout.problem.answer, rollout.reward
-                )
+                rollout, problem = group.rollouts[0], group.problem
+                extracted = task.grade(rollout.text, problem.answer).extracted_strict
+                self._completion(problem.question, rollout.text, extracted, problem.answer, rollout.reward)
         if step + 1 == steps:
             self.stop()
 
@@ -228,23 +220,17 @@ class Display:
         """Take the bar off the screen."""
         self.progress.stop()
 
-    def _completion(self, question: str, text: str, extracted: str, gold: str, reward: float) -> None:
+    def _completion(self, question: str, text: str, extracted: str, answer: str, reward: float) -> None:
         # Indented, so that no completion can pass its own lines off as ours.
         for title, body in (("question", question), ("completion", text)):
             self.say(f"{title}:\n" + textwrap.indent(body, "    ", lambda _: True), "dim")
-        self.say(f"extracted {extracted!r}, gold {gold!r}, reward {reward:.2f}", "dim")
+        self.say(f"extracted {extracted!r}, gold {answer!r}, reward {reward:.2f}", "dim")
 
 
 def _row(step: str, cells: Sequence[str], speed: str, left: str) -> str:
     """A line of the step table, no longer than WIDTH for up to 99,999 steps."""
     middle = " ".join(f"{cell:>{column.width}}" for cell, column in zip(cells, COLUMNS, strict=True))
     return f"{step:>{STEP}} {middle} {speed:>{SPEED}} {left:>{LEFT}}"
-
-
-def _cell(column: Column, value: float) -> str:
-    if column.percent:
-        return f"{value:.{column.digits}%}"
-    return fitted(value, column.digits, column.width)
 
 
 def _accuracy(summary: dict[str, float], mode: Mode) -> str:

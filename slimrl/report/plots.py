@@ -156,16 +156,14 @@ def _known(run: Run, over: str, name: str) -> tuple[Array, Array]:
 
 def held_out_points(runs: Sequence[Run], over: str) -> list[tuple[float, float, float]]:
     """Mean place, mean measure and half of its 95 % interval at each evaluation; the last of every run go together."""
-    measured = [
-        [(p[0] if over == "tokens" else p[1], p[2]) for p in run.held_out if math.isfinite(p[2])] for run in runs
-    ]
-    measured = [points for points in measured if points]
-    if not measured:
-        return []
+    x = 0 if over == "tokens" else 1
+    each = ([(p[x], p[2]) for p in run.held_out if math.isfinite(p[2])] for run in runs)
+    measured = [points for points in each if points]
     found = []
-    for place in [*range(min(map(len, measured)) - 1), -1]:
-        x, y = np.array([points[place] for points in measured]).T
-        found.append((float(x.mean()), float(y.mean()), float(_half_width(y)) if len(y) > 1 else 0.0))
+    for place in [*range(min(map(len, measured)) - 1), -1] if measured else []:
+        places, values = np.array([points[place] for points in measured]).T
+        half = float(_half_width(values)) if len(values) > 1 else 0.0
+        found.append((float(places.mean()), float(values.mean()), half))
     return found
 
 

@@ -38,14 +38,10 @@ def answer(results: Results) -> tuple[str, ...]:
     if not any(effect.difference.n for effect in switches):
         return ("Nothing can be said yet: no switch has a finished run to compare with one of the reference.",)
     by = {verdict: [e for e in switches if e.judgement.verdict == verdict] for verdict in SYMBOLS}
+    words = {"no difference": f"No difference above {points(results.margin)}"}
+    words |= {"identical": "Identical to the last bit", "undecided": "Undecided"}
     rest = [
-        f"{verdict}: {listed(effect.name for effect in by[key])}"
-        for key, verdict in (
-            ("no difference", f"No difference above {points(results.margin)}"),
-            ("identical", "Identical to the last bit"),
-            ("undecided", "Undecided"),
-        )
-        if by[key]
+        f"{text}: {listed(effect.name for effect in by[verdict])}" for verdict, text in words.items() if by[verdict]
     ]
     changed = [*by["better"], *by["worse"]]
     if changed:
@@ -59,14 +55,11 @@ def answer(results: Results) -> tuple[str, ...]:
     small = [effect.name for effect in changed if abs(effect.difference.mean) < results.margin]
     mixed = [arm.name for arm in results.arms if "confounded" in {kind for kind, _ in arm.remarks}]
     doubtful = [effect.name for effect in changed if one_to_one(results) and effect.name in mixed]
-    doubts = [
-        f"{words}: {listed(names)}"
-        for words, names in (
-            (f"Of these, by less than the margin of {points(results.margin)}", small),
-            ("Of these, with more than one change (see the remarks)", doubtful),
-        )
-        if names
-    ]
+    doubts = []
+    if small:
+        doubts.append(f"Of these, by less than the margin of {points(results.margin)}: {listed(small)}")
+    if doubtful:
+        doubts.append(f"Of these, with more than one change (see the remarks): {listed(doubtful)}")
     together = [f"All switches together: {e.judgement.words}" for e in effects if e.kind == "together"]
     interactions = [
         f"{e.name}: both together give {points(abs(e.difference.mean))} {'more' if e.difference.mean > 0 else 'less'} than the "
@@ -89,99 +82,60 @@ def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int) -> s
     return "; ".join(parts)
 
 
-def notices(results: Results) -> tuple[tuple[str, str], ...]:
-    """Reasons for caution: a word, and a sentence."""
-    found = []
+def notices(results: Results) -> dict[str, str]:
+    """Reasons for caution: a sentence by its word."""
+    found = {}
     if results.exploratory:
-        found.append(
-            (
-                "Exploratory",
-                f"{counted(results.seeds, 'seed')} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence.",
-            )
-        )
-    missing = sum(not run.counts for run in results.runs)
+        seeds = counted(results.seeds, "seed")
+        found["Exploratory"] = f"{seeds} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence."
     if not results.complete:
-        found.append(
-            ("Incomplete", f"{missing} of {len(results.runs)} runs have no result yet, so every figure may change.")
-        )
-    return tuple(found)
+        missing = sum(not run.counts for run in results.runs)
+        found["Incomplete"] = f"{missing} of {len(results.runs)} runs have no result yet, so every figure may change."
+    return found
 
 
-def facts(results: Results) -> tuple[tuple[str, str, str], ...]:
-    """The uncertainty of the answer: title, figure, meaning."""
+def facts(results: Results) -> dict[str, tuple[str, str]]:
+    """The uncertainty of the answer: figure and meaning by title."""
     finished, diverged = (sum(run.status == status for run in results.runs) for status in ("finished", "diverged"))
-    return (
-        ("Seeds", f"{results.seeds} per arm", "Training runs of each arm; they differ only in the random seed."),
-        (
-            "Noise floor",
-            floor(results),
-            f"Two sets of {_repeats(results)} runs with the same settings differ by less than this in 95 of 100 studies.",
-        ),
-        (
-            "Can be found",
-            points(results.detectable),
-            "4 of 5 such studies find a true difference of this size. Smaller ones may be missed, and one half as large usually "
-            "is.",
-        ),
-        (
-            "Margin",
-            points(results.margin),
-            "Differences smaller than this do not matter; declared before the first run.",
-        ),
-        (
-            "Runs finished",
-            f"{finished} of {len(results.runs)}",
-            f"{diverged or 'None'} diverged{', which counts as no answer right' if diverged else ''}.",
-        ),
+    noise = (
+        f"Two sets of {_repeats(results)} runs with the same settings differ by less than this in 95 of 100 studies."
     )
+    found = "4 of 5 such studies find a true difference of this size. "
+    found += "Smaller ones may be missed, and one half as large usually is."
+    margin = "Differences smaller than this do not matter; declared before the first run."
+    left_out = f"{diverged or 'None'} diverged{', which counts as no answer right' if diverged else ''}."
+    return {
+        "Seeds": (f"{results.seeds} per arm", "Training runs of each arm; they differ only in the random seed."),
+        "Noise floor": (floor(results), noise),
+        "Can be found": (points(results.detectable), found),
+        "Margin": (points(results.margin), margin),
+        "Runs finished": (f"{finished} of {len(results.runs)}", left_out),
+    }
 
 
-def legend(results: Results) -> tuple[tuple[str, str], ...]:
-    """Title and meaning of each column of the verdict tables."""
-    return (
-        ("Arm", "One set of settings, trained once for each seed; below its name stands what it changes."),
-        (
-            "Accuracy",
-            f"Share right, in the form asked for (strict), of {measure(results.primary)} ({results.primary}), with its 95 % "
-            "interval over seeds.",
-        ),
-        (
-            "Difference",
-            "Accuracy of the arm less that of the reference with the same seed, as a mean over seeds, in points (hundredths of "
-            "accuracy). With the same seed arms get the same problems and random draws. The A/A arm has seeds of its own, and "
-            "its runs are paired with the reference's in order. In brackets Student's 95 % interval over seeds.",
-        ),
-        (
-            "Verdict",
-            "Better or worse: p is below 0.05, even where the difference is small. No difference: the whole interval lies within "
-            f"the margin of {points(results.margin)}. Undecided: neither of these. The training reward plays no part.",
-        ),
-        (
-            "p (Holm)",
-            "How often chance alone would give such a difference, adjusted by Holm's method for the number of switches that "
-            "were tried. The A/A arm and all switches together stand outside of it.",
-        ),
-        (
-            "Over problems",
-            "95 % interval of the same difference over held-out problems: how far it would change if the same trained models "
-            "were tested on other problems. Seeds in which a run diverged are left out.",
-        ),
-        (
-            "Chance of improvement",
-            "How often a run of the arm beats a run of the other, over all pairs of seeds, ties counted half; 50 % is none.",
-        ),
-        (
-            "Noise floor",
-            "In 95 of 100 studies two sets of runs with the same settings and different seeds differ by less than this. It "
-            "follows from the spread of the reference and of its A/A arm, which repeats the reference with other seeds.",
-        ),
-        (
-            "Tokens, seconds",
-            "Sampled in training, and spent in training without set-up and evaluation, as a multiple of the reference's; seconds "
-            "depend on what else the machine did, as the A/A arm shows.",
-        ),
-        ("Seeds", "Runs finished of runs planned. One that diverged counts as no answer right; it is never left out."),
-    )
+def legend(results: Results) -> dict[str, str]:
+    """The meaning of each column of the verdict tables, by title."""
+    return {
+        "Arm": "One set of settings, trained once for each seed; below its name stands what it changes.",
+        "Accuracy": f"Share right, in the form asked for (strict), of {measure(results.primary)} ({results.primary}), with its "
+        "95 % interval over seeds.",
+        "Difference": "Accuracy of the arm less that of the reference with the same seed, as a mean over seeds, in points "
+        "(hundredths of accuracy). With the same seed arms get the same problems and random draws. The A/A arm has seeds of its "
+        "own, and its runs are paired with the reference's in order. In brackets Student's 95 % interval over seeds.",
+        "Verdict": "Better or worse: p is below 0.05, even where the difference is small. No difference: the whole interval lies "
+        f"within the margin of {points(results.margin)}. Undecided: neither of these. The training reward plays no part.",
+        "p (Holm)": "How often chance alone would give such a difference, adjusted by Holm's method for the number of switches "
+        "that were tried. The A/A arm and all switches together stand outside of it.",
+        "Over problems": "95 % interval of the same difference over held-out problems: how far it would change if the same "
+        "trained models were tested on other problems. Seeds in which a run diverged are left out.",
+        "Chance of improvement": "How often a run of the arm beats a run of the other, over all pairs of seeds, ties counted "
+        "half; 50 % is none.",
+        "Noise floor": "In 95 of 100 studies two sets of runs with the same settings and different seeds differ by less than "
+        "this. It follows from the spread of the reference and of its A/A arm, which repeats the reference with other seeds.",
+        "Tokens, seconds": "Sampled in training, and spent in training without set-up and evaluation, as a multiple of the "
+        "reference's; seconds depend on what else the machine did, as the A/A arm shows.",
+        "Seeds": "Runs finished of runs planned. One that diverged counts as no answer right; it is never left out.",
+    }
 
 
 def measure(primary: str) -> str:

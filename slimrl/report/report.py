@@ -38,14 +38,10 @@ def write_reports(results: Results, folder: Path) -> Path:
 
     The same results give the same bytes. A file is replaced as a whole or not at all. Raises OSError.
     """
-    forms = {
-        "results.json": as_json(results),
-        "results.csv": as_csv(results),
-        "report.md": as_markdown(results),
-        "report.html": as_html(results),
-    }
+    forms = {"results.json": as_json, "results.csv": as_csv, "report.md": as_markdown, "report.html": as_html}
+    texts = {name: form(results) for name, form in forms.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in forms.items():
+    for name, text in texts.items():
         write_text(folder / name, text)
     return folder / "report.html"
 
@@ -91,18 +87,18 @@ def as_markdown(results: Results) -> str:
     parts = [f"# {escaped(results.question or results.name)}", escaped(prose.lead(results))]
     first, *others = map(escaped, prose.answer(results))
     parts += [f"**{first}**", " ".join(others)]
-    parts += [f"**{word}.** {escaped(text)}" for word, text in prose.notices(results)]
-    parts.append(
-        _bullets(f"**{title}: {escaped(figure)}.** {escaped(text)}" for title, figure, text in prose.facts(results))
-    )
+    parts += [f"**{word}.** {escaped(text)}" for word, text in prose.notices(results).items()]
+    facts = prose.facts(results).items()
+    parts.append(_bullets(f"**{title}: {escaped(figure)}.** {escaped(text)}" for title, (figure, text) in facts))
     for table in tables.verdict_tables(results):
         parts += [f"## {table.caption}", _markdown_table(table)]
-    if remarks := tables.remarks(results):
-        parts += [
-            "### Remarks",
-            _bullets(f"**{escaped(prose.listed(names))}**, {kind}: {escaped(text)}" for names, kind, text in remarks),
-        ]
-    parts += ["### Columns", _bullets(f"**{title}**: {escaped(text)}" for title, text in prose.legend(results))]
+    remarks = [
+        f"**{escaped(prose.listed(names))}**, {kind}: {escaped(text)}" for names, kind, text in tables.remarks(results)
+    ]
+    if remarks:
+        parts += ["### Remarks", _bullets(remarks)]
+    legend = prose.legend(results).items()
+    parts += ["### Columns", _bullets(f"**{title}**: {escaped(text)}" for title, text in legend)]
     for table in (tables.cost_table(results), tables.form_table(results), tables.troubled_runs(results)):
         if table.rows:
             parts += [f"## {table.caption}", _markdown_table(table)]

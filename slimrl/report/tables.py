@@ -23,11 +23,9 @@ REMARKS = {
 }
 SEEN = "found inert in the run"
 CELLS = {
-    "right": "right, in form",
-    "right_out_of_form": "right, out of form",
-    "wrong_in_form": "wrong, in form",
-    "wrong_out_of_form": "wrong, out of form",
-}
+    "right": "right, in form", "right_out_of_form": "right, out of form",
+    "wrong_in_form": "wrong, in form", "wrong_out_of_form": "wrong, out of form",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,8 @@ def verdict_words(effect: Effect) -> str:
         return f"noise check: differs by {signed(d.mean)} points though nothing was changed"
     if effect.judgement.verdict == "no difference" or d.sd == 0:
         return f"noise check: {effect.judgement.words}"
-    return (
-        f"noise check: nothing was changed, and no difference up to {percent(effect.judgement.bound)} points is found"
-    )
+    bound = percent(effect.judgement.bound)
+    return f"noise check: nothing was changed, and no difference up to {bound} points is found"
 
 
 def verdict_of(effect: Effect) -> str:
@@ -163,10 +160,8 @@ def verdict_tables(results: Results) -> tuple[Table, ...]:
         Row(arm.name, _changes(arm, results), (_accuracy(arm.primary), *_costs(arm, results)), "", _marks(arm))
         for arm in arms
     )
-    return (
-        Table("Verdicts", ("Effect", *judged, "Seeds compared"), of_effects),
-        Table("Arms", ("Arm", "Accuracy, %", *cost), of_arms),
-    )
+    verdicts = Table("Verdicts", ("Effect", *judged, "Seeds compared"), of_effects)
+    return verdicts, Table("Arms", ("Arm", "Accuracy, %", *cost), of_arms)
 
 
 def compared(effect: Effect) -> str:
@@ -217,9 +212,8 @@ def _measured(arm: ArmResult, key: str) -> float:
 def _changes(arm: ArmResult, results: Results) -> str:
     if any(effect.kind == NOISE and effect.name == arm.name for effect in results.effects):
         return f"the settings of {results.reference} with other seeds"
-    return ", ".join(arm.overrides) or (
-        "what all others are compared with" if arm.name == results.reference else "nothing"
-    )
+    unchanged = "what all others are compared with" if arm.name == results.reference else "nothing"
+    return ", ".join(arm.overrides) or unchanged
 
 
 def _marks(arm: ArmResult) -> tuple[str, ...]:

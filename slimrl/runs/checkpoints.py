@@ -17,17 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from slimrl.runs.durable import (
-    MANIFEST,
-    damage,
-    full_disk_as_oserror,
-    read_tensors,
-    seal,
-    sync_folder,
-    write_tensors,
-    written_by_others,
-)
-from slimrl.runs.files import Written, files_within, write_bytes
+from slimrl.runs.durable import MANIFEST, adopt, damage, full_disk_as_oserror, read_tensors, seal, sync, write_tensors
+from slimrl.runs.files import files_within, write_bytes
 
 STATE = "state.json"
 UNFINISHED, REPLACED = ".writing-", ".replaced-"
@@ -63,29 +54,27 @@ def write_checkpoint(
     Raises OSError where the disk is full or the folder cannot be written; nothing that was there before is touched then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sync_folder(folder.parent)
-    path, temporary = folder / f"step-{step:08d}", folder / f"{UNFINISHED}{step:08d}"
+    sync(folder.parent)
+    path, temporary, replaced = (folder / f"{prefix}{step:08d}" for prefix in ("step-", UNFINISHED, REPLACED))
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
     try:
-        files: dict[str, Written] = {}
-        for name, table in tensors.items():
-            files[f"{name}.safetensors"] = write_tensors(temporary / f"{name}.safetensors", table)
-        text = json.dumps(state, allow_nan=False) + "\n"
-        files[STATE] = write_bytes(temporary / STATE, text.encode())
+        files = {
+            f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", tensors[name]) for name in tensors
+        }
+        files[STATE] = write_bytes(temporary / STATE, (json.dumps(state, allow_nan=False) + "\n").encode())
         with full_disk_as_oserror(folder):
             write_more(temporary)
         for extra in files_within(temporary):
             name = extra.relative_to(temporary).as_posix()
             if name not in files:
-                files[name] = written_by_others(extra)
+                files[name] = adopt(extra)
         seal(temporary, files)
-        replaced = folder / f"{REPLACED}{step:08d}"
         if path.exists():  # being written again after a roll-back; a kill between the two renames loses neither
             path.rename(replaced)
         temporary.rename(path)
-        sync_folder(folder)
+        sync(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -37,7 +37,12 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
     `measured` has the summaries of evaluations by step.
     """
     figure = Figure(figsize=(12, 6.8), layout="constrained")
-    figure.suptitle(_title(path.parent.resolve().name, measured), fontsize=11, parse_math=False)
+    heading = path.parent.resolve().name
+    if measured:
+        first, last = min(measured), max(measured)
+        before, after = (measured[step]["test"]["accuracy"] for step in (first, last))
+        heading += f": held-out accuracy {before:.1%} before, {after:.1%} after {last} steps"
+    figure.suptitle(heading, fontsize=11, parse_math=False)
     for axes, (title, names) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
@@ -57,15 +62,6 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
         if not names or title == "shares":
             axes.set_ylim(-MARGIN, 1 + MARGIN)
     figure.savefig(path, dpi=110)
-
-
-def _title(run: str, measured: Mapping[int, Summaries]) -> str:
-    """The run's name, and its held-out accuracy before and after."""
-    if not measured:
-        return run
-    first, last = min(measured), max(measured)
-    before, after = (measured[step]["test"]["accuracy"] for step in (first, last))
-    return f"{run}: held-out accuracy {before:.1%} before, {after:.1%} after {last} steps"
 
 
 def _draw_accuracy(axes: Any, measured: Mapping[int, Summaries]) -> None:

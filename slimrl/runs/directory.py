@@ -33,13 +33,13 @@ from slimrl.records import Rejected
 from slimrl.results import Evaluation, SftSummary, TrainSummary
 from slimrl.runs.checkpoints import checkpoints, remove
 from slimrl.runs.curves import draw_curves
-from slimrl.runs.durable import full_disk_as_oserror, sync_folder, sync_folders, write_tensors, written_by_others
+from slimrl.runs.durable import adopt, full_disk_as_oserror, sync, sync_folders, write_tensors
 from slimrl.runs.files import (
+    UNFINISHED,
     as_json,
     as_jsonl,
     as_line,
     files_within,
-    remove_unfinished_files,
     rollout_rows,
     write_jsonl,
     write_text,
@@ -89,7 +89,7 @@ class RunDirectory:
         write_text(path / "config.yaml", dump_yaml(config))
         if rejected:
             write_jsonl(path / "rejected.jsonl", [dataclasses.asdict(row) for row in rejected])
-        run._write_state({**record, "status": "running", "started": _now()})
+        run._change_state(**record, status="running", started=_now())
         return run
 
     @classmethod
@@ -98,7 +98,6 @@ class RunDirectory:
         path: Path,
         config: RootConfig,
         lock: Lock | None,
-        *,
         step: int,
         measured: Measured,
         made_from: Mapping[str, Any],
@@ -111,7 +110,8 @@ class RunDirectory:
         changed = read_state(path).get("rewards") != made_from["rewards"]
         run = cls(path, lock, measured=measured, rewards_since=step if changed else 0)
         for folder in (path, path / "evals", path / "rollouts"):
-            remove_unfinished_files(folder)
+            for file in folder.glob(f"{UNFINISHED}*"):
+                file.unlink()
         run.rewind(step)
         write_text(path / "config.yaml", dump_yaml(config))
         run._change_state(status="running", reason="", **made_from)
@@ -120,8 +120,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Remove all records beyond this step."""
-        known = self.history or read_metrics(self.path)
-        rows = [row for row in known if row["step"] <= step]
+        rows = [row for row in self.history or read_metrics(self.path) if row["step"] <= step]
         if [row["step"] for row in rows] != list(range(1, step + 1)):
             raise DataError(
                 f"{self.path}/metrics.jsonl does not hold steps 1 to {step}, after which the run would continue; restore it, or "
@@ -144,13 +143,9 @@ class RunDirectory:
         """Put on the disk what a checkpoint relies on; raises OSError where it cannot be written."""
         if (refused := self._flush()) is not None:
             raise refused
-        for path in (self.path / "metrics.jsonl", self.path / "run.json", self.path / "config.yaml"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        for folder in (self.path / "evals", self.path / "rollouts", self.path):
-            if folder.is_dir():
-                sync_folder(folder)
+        for name in ("metrics.jsonl", "run.json", "config.yaml", "evals", "rollouts", "."):
+            if (self.path / name).exists():
+                sync(self.path / name)
 
     def note(self, step: int, event: str, **more: Any) -> None:
         """One line of events.jsonl: an event in the run other than a step."""
@@ -203,11 +198,11 @@ class RunDirectory:
                 policy.merged().save_pretrained(temporary)
                 policy.tokenizer.save_pretrained(temporary)
             for file in files_within(temporary):
-                written_by_others(file)
+                adopt(file)
             sync_folders(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
-            sync_folder(self.path)
+            sync(self.path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)  # half a model helps nobody, and its room may
             raise
@@ -259,10 +254,7 @@ class RunDirectory:
         )
 
     def _change_state(self, **changes: Any) -> None:
-        self._write_state({**read_state(self.path), **changes})
-
-    def _write_state(self, state: Mapping[str, Any]) -> None:
-        write_text(self.path / "run.json", as_json(state))
+        write_text(self.path / "run.json", as_json({**read_state(self.path), **changes}))
 
 
 def _ending(error: BaseException) -> Status:

@@ -65,21 +65,16 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, file.get_tensor(name)
 
 
-def written_by_others(path: Path) -> Written:
+def adopt(path: Path) -> Written:
     """Bring a file that a library wrote to the disk, hash it, and give it the permissions of its folder."""
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors leaves a file that only its owner may read
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _reread(path)
+    sync(path)
+    return Written(path.stat().st_size, _sha256(path))
 
 
-def _reread(path: Path) -> Written:
-    digest, size = hashlib.sha256(), 0
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            size += len(block)
-    return Written(size, digest.hexdigest())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -97,16 +92,15 @@ def full_disk_as_oserror(path: Path) -> Iterator[None]:
 
 
 def sync_folders(folder: Path) -> None:
-    """`sync_folder` for a folder and all folders in it."""
-    for inner in folder.rglob("*"):
+    """`sync` for a folder and all folders in it."""
+    for inner in (*folder.rglob("*"), folder):
         if inner.is_dir():
-            sync_folder(inner)
-    sync_folder(folder)
+            sync(inner)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names of a folder's files to the disk, after files were made or renamed."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file to the disk, or the names of a folder's files after some were made or renamed."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -152,7 +146,7 @@ def damage(folder: Path) -> str:
             return f"{name} has {found} bytes instead of {size}"
     for name, (_, sha256) in expected.items():
         try:
-            if _reread(folder / name).sha256 != sha256:
+            if _sha256(folder / name) != sha256:
                 return f"{name} has another sha256 than when it was written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"

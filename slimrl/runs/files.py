@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slimrl.algorithm.groups import Collected
 
 UNFINISHED = ".unfinished-"
+"""Begins the name of a file that is being written; one that stays is of a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,6 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 def files_within(folder: Path) -> list[Path]:
     """The files of a folder and of all folders in it: tokenizers save named chat templates in a folder of their own."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def remove_unfinished_files(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote."""
-    for file in folder.glob(f"{UNFINISHED}*"):
-        file.unlink()
 
 
 def as_json(data: Any) -> str:

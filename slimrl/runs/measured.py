@@ -5,13 +5,13 @@ An evaluation holds the text of every completion (megabytes for a thousand probl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation, Summaries
+from slimrl.runs.reader import read_answers
 
 ROW = TypeAdapter(GradedCompletion)
 
@@ -43,19 +43,15 @@ class Measured:
         self._whole = [evaluation for evaluation in self._whole if evaluation.step <= step]
 
 
-def read_evaluations(folder: Path, *, up_to: int) -> Iterator[Evaluation]:
-    """Evaluations that were stored as `Evaluation.table` in files step-N.jsonl, by step, none beyond `up_to`.
-
-    A file that cannot be read, or holds no completion of the test split, is left out.
-    """
-    for path in sorted(folder.glob("step-*.jsonl")):
+def read_evaluations(run: Path, *, up_to: int) -> Iterator[Evaluation]:
+    """The evaluations of a run by step, none beyond `up_to` and none whose file is damaged or lacks the test split."""
+    for path in sorted((run / "evals").glob("step-*.jsonl")):
         splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": []}
         try:
             step = int(path.stem.removeprefix("step-"))
-            # only \n ends a line: U+2028 and its like may stand inside a JSON string
-            for row in (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line):
+            for row in read_answers(run, step):
                 splits[row.pop("split")].append(ROW.validate_python(row))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
         if splits["test"] and step <= up_to:
             yield Evaluation(step, SplitEvaluation(tuple(splits["test"])), SplitEvaluation(tuple(splits["harder"])))

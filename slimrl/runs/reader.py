@@ -29,8 +29,7 @@ def read_status(run: Path) -> str:
 
 def read_chosen(run: Path) -> dict[str, Any]:
     """The values that a run chose where its settings say `auto`, by dotted key."""
-    chosen: dict[str, Any] = read_state(run).get("chosen", {})
-    return chosen
+    return dict(read_state(run).get("chosen", {}))
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -16,7 +16,6 @@ import transformers
 from slimrl import __version__
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.model.policy import Policy
 from slimrl.preflight.setup import Setup
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.durable import digest
@@ -32,16 +31,17 @@ PROMPTS = 8
 
 
 def identity(setup: Setup[Any]) -> dict[str, Any]:
-    """Everything but settings that decides the result of a run: versions, device and threads, the date in its prompts, and the
-    SHA-256 of its data, its first weights, this code, and the user's rewards.
-    """
+    """Versions, device, threads, the date in the prompts, and the SHA-256 of data, first weights, code and custom rewards."""
+    device = setup.policy.device
     return {
         "slimrl": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "device": _device_name(setup.policy),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})",
         "dtype": str(setup.policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "date": setup.prompter.date,
@@ -52,21 +52,13 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
     }
 
 
-def _device_name(policy: Policy) -> str:
-    if policy.device.type == "cuda":
-        return str(torch.cuda.get_device_name(policy.device))
-    return f"{policy.device.type} ({platform.machine()})"
-
-
 def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:
     """Notes on the differences between the identity that a run began with, which its run.json holds, and that of now.
 
     Raises SettingsError for those that make it another run; `force` turns those of software into notes.
     """
-    for key, what in (
-        ("data", "the problems of the task, or their prompts,"),
-        ("initial", "the weights of model.path"),
-    ):
+    made_of = {"data": "the problems of the task, or their prompts,", "initial": "the weights of model.path"}
+    for key, what in made_of.items():
         if before.get(key) != now[key]:
             raise SettingsError(
                 f"{what} are not those that {path} began with; bring them back, or choose another name=..."

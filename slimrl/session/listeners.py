@@ -5,7 +5,7 @@ Both are protocols. Nothing here knows a terminal or a tracker: the command line
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,33 +63,3 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """The last call, also where the run was stopped or failed."""
-
-
-class Sinks:
-    """All sinks of a run as one; a sink that fails is reported by `complain` and left out from then on."""
-
-    def __init__(self, sinks: Sequence[Sink], complain: Callable[[str], None]) -> None:
-        self._sinks, self._complain = [*sinks], complain
-
-    def begin(self, run: Path, settings: Mapping[str, object], step: int) -> None:
-        self._tell(lambda sink: sink.begin(run, settings, step))
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._tell(lambda sink: sink.step(step, metrics))
-
-    def evaluation(self, step: int, summaries: Summaries) -> None:
-        self._tell(lambda sink: sink.evaluation(step, summaries))
-
-    def finish(self, summary: Mapping[str, object]) -> None:
-        self._tell(lambda sink: sink.finish(summary))
-
-    def close(self) -> None:
-        self._tell(lambda sink: sink.close())
-
-    def _tell(self, call: Callable[[Sink], None]) -> None:
-        for sink in [*self._sinks]:
-            try:
-                call(sink)
-            except Exception as error:
-                self._sinks.remove(sink)
-                self._complain(f"{type(sink).__name__} failed ({error}) and gets no further metrics of this run")

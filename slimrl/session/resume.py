@@ -5,7 +5,7 @@ Settings that decide nothing about the end may differ on resume; any other diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def find_run(config: Config, verb: str, *, resume: bool) -> Iterator[RunLookup[C
 
 
 def _is_begun(path: Path) -> bool:
-    """Whether a folder holds a run; raises SettingsError where no run may be in it."""
+    """True if a folder holds a run; raises SettingsError where no run may be in it."""
     if path.is_symlink() or (path / "checkpoints").is_symlink():
         raise SettingsError(
             f"{path} is a link to another place, where nothing is written; resume the run by its real folder"
@@ -134,7 +134,7 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> RunLookup[C
     if config.steps < step:
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")
     plan = read_plan(recorded["memory"]) if recorded.get("memory") else None
-    dated = _with_date(config, recorded)
+    dated = with_chosen(config, {"task.date": recorded["date"]} if recorded.get("date") else {})
     return RunLookup("interrupted", verb, path, config, dated, recorded, checkpoint, plan, tuple(notes), lock)
 
 
@@ -150,31 +150,29 @@ def recorded_summary(found: RunLookup[Any], kind: type[Summary]) -> Summary:
 
 def known_evaluations(found: RunLookup[Any]) -> Measured:
     """The evaluations up to the step after which a run is resumed; raises DataError where one of them is missing."""
-    folder, measured = found.path / "evals", Measured()
-    for evaluation in read_evaluations(folder, up_to=found.step):
+    measured = Measured()
+    for evaluation in read_evaluations(found.path, up_to=found.step):
         measured.add(evaluation)
     wanted = found.checkpoint.state()["evaluated"] if found.checkpoint else []
     missing = sorted({*wanted} - {*measured.summaries})
     if missing:
         raise DataError(
-            f"{folder}/step-{missing[0]:08d}.jsonl is missing or damaged; restore it, or start the run anew under another name"
+            f"{found.path}/evals/step-{missing[0]:08d}.jsonl is missing or damaged; restore it, or start the run anew under "
+            "another name"
         )
     return measured
 
 
 def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
     """Raises SettingsError, naming the first setting that must not differ."""
-    theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
     easy_first = isinstance(before, TrainConfig) and before.curriculum.order == "easy_first"
     laid_out = before.optimizer.schedule != "constant" or easy_first
     free = {*MAY_CHANGE, *PLACES, *(() if laid_out else LENGTH)}
-    for key in ours:
-        if key not in free and ours[key] != theirs[key]:
-            why = " while rates or problems are laid out over the whole run" if key in LENGTH else ""
-            raise SettingsError(
-                f"{path} was begun with {key}={theirs[key]!r}, which cannot become {ours[key]!r}{why}; leave it, or choose "
-                "another name=..."
-            )
+    for key, old, new in _changed(before, now, free):
+        why = " while rates or problems are laid out over the whole run" if key in LENGTH else ""
+        raise SettingsError(
+            f"{path} was begun with {key}={old!r}, which cannot become {new!r}{why}; leave it, or choose another name=..."
+        )
 
 
 def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
@@ -183,29 +181,26 @@ def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
     A finished run keeps its weights and not the state of its optimizer, so it cannot take further steps either. Settings
     that decide nothing about the end, such as the `max_time` of a scheduler's job, may differ.
     """
-    theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
-    changed = [key for key in ours if key not in (*MAY_CHANGE, *PLACES) and ours[key] != theirs[key]]
-    if changed and changed[0] == "steps" and now.steps < before.steps:
+    changed = _changed(before, now, {*MAY_CHANGE, *PLACES})
+    if changed and changed[0][0] == "steps" and now.steps < before.steps:
         raise SettingsError(
             f"{path} is finished with steps={before.steps}, so steps={now.steps} is already past; remove it"
         )
-    if longer := [key for key in changed if key in LENGTH]:
-        key = longer[0]
-        raise SettingsError(
-            f"{path} is finished with {key}={theirs[key]} and keeps no state of the optimizer from which to go on to "
-            f"{key}={ours[key]}; train its model in a new run (model.path={path} name=... steps=...), or "
-            f"begin anew with {key}={ours[key]}"
-        )
+    for key, old, new in changed:
+        if key in LENGTH:
+            raise SettingsError(
+                f"{path} is finished with {key}={old} and keeps no state of the optimizer from which to go on to {key}={new}; "
+                f"train its model in a new run (model.path={path} name=... steps=...), or begin anew with {key}={new}"
+            )
     if changed:
-        key = changed[0]
+        key, old, new = changed[0]
         raise SettingsError(
-            f"{path} is finished with {key}={theirs[key]!r}, so {ours[key]!r} would have no effect; remove it, or begin a run of "
-            "another name=..."
+            f"{path} is finished with {key}={old!r}, so {new!r} would have no effect; remove it, or begin a run of another "
+            "name=..."
         )
 
 
-def _with_date(config: Config, recorded: Mapping[str, Any]) -> Config:
-    """The settings with the date of the run where they say `auto`: another date would change prompts."""
-    if config.task.date != "auto" or not recorded.get("date"):
-        return config
-    return config.model_copy(update={"task": config.task.model_copy(update={"date": recorded["date"]})})
+def _changed(before: RootConfig, now: RootConfig, free: Collection[str]) -> list[tuple[str, Any, Any]]:
+    """Key, old and new value of the settings that differ, but for those that are `free` to."""
+    theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
+    return [(key, theirs[key], ours[key]) for key in ours if key not in free and ours[key] != theirs[key]]

@@ -24,7 +24,7 @@ from slimrl.runs.checkpoints import Checkpoint
 from slimrl.runs.directory import RunDirectory
 from slimrl.session.identity import compare_identity, identity
 from slimrl.session.keeper import Keeper
-from slimrl.session.listeners import Screen, Sink, Sinks
+from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import Config, RunLookup, known_evaluations
 from slimrl.session.state import State
 
@@ -46,9 +46,7 @@ def open_run(
     if resumed:
         measured = known_evaluations(found)
         stop.defer()
-        run = RunDirectory.reopen(
-            found.path, found.wanted, found.lock, step=found.step, measured=measured, made_from=made_from
-        )
+        run = RunDirectory.reopen(found.path, found.wanted, found.lock, found.step, measured, made_from)
     else:
         record = {
             "verb": found.verb,
@@ -58,9 +56,8 @@ def open_run(
             **made_from,
         }
         stop.defer()
-        run = RunDirectory.create(
-            found.path, with_chosen(found.wanted, setup.chosen), record, rejected=setup.task.rejected
-        )
+        config = with_chosen(found.wanted, setup.chosen)
+        run = RunDirectory.create(found.path, config, record, setup.task.rejected)
     with run.recording():
         if resumed:
             screen.say(f"resuming after step {found.step}")
@@ -86,12 +83,13 @@ class Session(Generic[State]):
     def __post_init__(self) -> None:
         checkpoint = self.setup.config.checkpoint
         self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say)
-        self._sinks = Sinks(self.sinks, self._complain)
+        self._sinks = [*self.sinks]
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The block of the run's steps and its end; a run that is told to stop leaves a checkpoint."""
-        self._sinks.begin(self.run.path, settings_of(self.setup.config), self.state.step)
+        settings = settings_of(self.setup.config)
+        self._tell(lambda sink: sink.begin(self.run.path, settings, self.state.step))
         try:
             yield
         except Stopped as reason:  # raised only where no weight has moved since the last step
@@ -99,7 +97,7 @@ class Session(Generic[State]):
             where = f" after step {self.state.step}; resume with {self.run.resume_command}"
             raise Stopped(reason.cause, reason.exit_code, where) from None
         finally:
-            self._sinks.close()
+            self._tell(lambda sink: sink.close())
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0; between them checkpoints are kept and held-out accuracy is measured."""
@@ -122,12 +120,7 @@ class Session(Generic[State]):
         """Take the state after a step; log its metrics and, where they are given, its rollouts."""
         self.run.log_step(self.state.step, metrics, collected)
         self.state = state
-        self._sinks.step(state.step, metrics)
-
-    def roll_back(self, state: State) -> None:
-        """Take an earlier state, to which weights, optimizer and records are back already."""
-        self.state = state
-        self.keeper.start_over()
+        self._tell(lambda sink: sink.step(state.step, metrics))
 
     def finish(self, summary: TrainSummary | SftSummary, *, store_model: bool) -> None:
         """Write the last files of the run, and remove the checkpoints that only served to resume it."""
@@ -136,7 +129,7 @@ class Session(Generic[State]):
                 self.run.save_final(self.setup.policy)
             self.run.finish(summary)
         self.keeper.finish(self.state.step)
-        self._sinks.finish(asdict(summary))
+        self._tell(lambda sink: sink.finish(asdict(summary)))
 
     def _is_measured(self, step: int, total: int) -> bool:
         every = self.setup.config.evaluation.every
@@ -150,11 +143,18 @@ class Session(Generic[State]):
         found = evaluate(self.setup, step=step)
         self.run.log_evaluation(found)
         self.screen.evaluation(found)
-        self._sinks.evaluation(step, self.run.measured.summaries[step])
+        self._tell(lambda sink: sink.evaluation(step, self.run.measured.summaries[step]))
 
-    def _complain(self, sentence: str) -> None:
-        self.screen.say(sentence, "yellow")
-        self.run.note(self.state.step, "sink failed", why=sentence)
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink; one that fails is reported and left out from then on."""
+        for sink in [*self._sinks]:
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                sentence = f"{type(sink).__name__} failed ({error}) and gets no further metrics of this run"
+                self.screen.say(sentence, "yellow")
+                self.run.note(self.state.step, "sink failed", why=sentence)
 
 
 def expected_steps(steps: int, max_tokens: int, taken: int, tokens: int) -> int:

@@ -6,7 +6,7 @@ success rates of a curriculum, and the memory sizes and faults that were met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,9 +95,8 @@ def save_policy(
     Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
     """
     whole = {"model": model_tensors(policy), "optimizer": optimizer.tensors(), **tensors}
-    for table in whole.values():
-        if not are_finite(table.values()):
-            raise NonFiniteError("a weight or a moment is not finite")
+    if not all(are_finite(table.values()) for table in whole.values()):
+        raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
     def write_model_files(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
@@ -118,7 +117,7 @@ def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunS
     plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:
         _copy(checkpoint, "critic", dict(learner.critic.critic.state_dict()))
-        learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), _scale(plain["critic_scale"]))
+        learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), tuple(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
     setup.engine.limit_slots(int(plain["slots"]))  # memory ran out, or settings want fewer now
     setup.engine.weights_changed()
@@ -130,7 +129,7 @@ def restore_policy(checkpoint: Checkpoint, policy: Policy, optimizer: MasterAdam
     """Bring policy and optimizer back to a checkpoint; returns its plain data."""
     plain = checkpoint.state()
     _copy(checkpoint, "model", model_tensors(policy))
-    optimizer.restore(checkpoint.tensors("optimizer"), _scale(plain["scale"]))
+    optimizer.restore(checkpoint.tensors("optimizer"), tuple(plain["scale"]))
     return plain
 
 
@@ -143,11 +142,6 @@ def read_run_state(checkpoint: Checkpoint, read: Callable[[Any], State]) -> Stat
             f"{checkpoint.path}/state.json was written by another version of SlimRL; resume with that version, or start the run "
             "anew under another name"
         ) from None
-
-
-def _scale(saved: Sequence[float]) -> tuple[float, int]:
-    scale, updates = saved
-    return float(scale), int(updates)
 
 
 def model_tensors(policy: Policy) -> dict[str, Tensor]:
@@ -185,8 +179,7 @@ def as_json(state: RunState) -> dict[str, Any]:
     plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=COLUMNS)
     plain["seen"]["alphas"].sort()  # a set has no order, a file should
     for group in plain["carried"]:
-        problems = [rollout.pop("problem") for rollout in group["rollouts"]]
-        group["problem"] = problems[0]
+        group["problem"], *_ = [rollout.pop("problem") for rollout in group["rollouts"]]
     return plain
 
 

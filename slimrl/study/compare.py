@@ -80,34 +80,7 @@ class _Paired:
     runs: dict[str, list[Run]]
     """By arm, in the order of `seeds`."""
     pairs: list[float]
-    """The difference within each seed."""
     difference: Interval
-
-    @property
-    def identical(self) -> int:
-        """Seeds for which the runs of two arms ended with the same weights; 0 for more arms."""
-        if not self.comparison.is_pair:
-            return 0
-        return sum(bool(a.weights) and a.weights == b.weights for a, b in zip(*self.runs.values(), strict=True))
-
-    def improvement(self, primary: str) -> float:
-        """The chance that a run of the arm beats one of its reference; NaN for more arms."""
-        if not self.comparison.is_pair:
-            return math.nan
-        ours, theirs = sorted(self.runs, key=lambda arm: -self.comparison.weights[arm])
-        values = {arm: [run.value(primary) for run in runs] for arm, runs in self.runs.items()}
-        return statistics.probability_of_improvement(values[ours], values[theirs])
-
-    def over_problems(self) -> Mapping[str, float]:
-        """The difference by problem, as a mean over the seeds whose runs all finished; empty without any."""
-        finished = [i for i in range(len(self.seeds)) if all(r[i].status == "finished" for r in self.runs.values())]
-        sums: dict[str, float] = {}
-        for arm, weight in self.comparison.weights.items():
-            for i in finished:
-                for problem, share in self.runs[arm][i].items.items():
-                    sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
-        reach = statistics.attainable(self.comparison.weights)
-        return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if finished else {}
 
 
 def compare(expanded: Expanded, runs: Runs) -> tuple[Effect, ...]:
@@ -128,21 +101,33 @@ def _pair(comparison: Comparison, runs: Runs, study: Study) -> _Paired:
     return _Paired(comparison, seeds, {arm: [runs[arm][i] for i in seeds] for arm in weights}, pairs, difference)
 
 
+def _over_problems(own: _Paired) -> Mapping[str, float]:
+    """The difference by problem, as a mean over the seeds whose runs all finished; empty without any."""
+    finished = [i for i in range(len(own.seeds)) if all(runs[i].status == "finished" for runs in own.runs.values())]
+    sums: dict[str, float] = {}
+    for arm, weight in own.comparison.weights.items():
+        for i in finished:
+            for problem, share in own.runs[arm][i].items.items():
+                sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
+    reach = statistics.attainable(own.comparison.weights)
+    return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if finished else {}
+
+
 def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:
     comparison, study, difference = own.comparison, expanded.study, own.difference
-    over_problems = own.over_problems()
-    all_identical = 0 < own.identical == len(own.seeds)
+    over_problems, identical, improvement = _over_problems(own), 0, math.nan
+    if comparison.is_pair:
+        ours, theirs = (own.runs[arm] for arm in sorted(own.runs, key=lambda arm: -comparison.weights[arm]))
+        identical = sum(bool(a.weights) and a.weights == b.weights for a, b in zip(ours, theirs, strict=True))
+        values = ([run.value(study.primary) for run in runs] for runs in (ours, theirs))
+        improvement = statistics.probability_of_improvement(*values)
+    all_identical = 0 < identical == len(own.seeds)
     if all_identical:  # so they are for any seed and any problem
         difference = replace(difference, low=0.0, high=0.0)
         over_problems = {**over_problems, "low": 0.0, "high": 0.0}
-    judgement = statistics.judge(
-        difference,
-        p,
-        study.margin,
-        expanded.tested if comparison.tested else 1,
-        identical=all_identical,
-        diverged=sum(run.status == "diverged" for runs in own.runs.values() for run in runs),
-    )
+    tested = expanded.tested if comparison.tested else 1
+    diverged = sum(run.status == "diverged" for runs in own.runs.values() for run in runs)
+    judgement = statistics.judge(difference, p, study.margin, tested, identical=all_identical, diverged=diverged)
     return Effect(
         name=comparison.name,
         kind=comparison.kind,
@@ -152,9 +137,9 @@ def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:
         difference=difference,
         adjusted_p=p,
         judgement=judgement,
-        probability_of_improvement=own.improvement(study.primary),
+        probability_of_improvement=improvement,
         problems=over_problems,
-        identical=own.identical,
+        identical=identical,
     )
 
 
@@ -185,24 +170,20 @@ def spread_of_differences(effects: Sequence[Effect], declared: float) -> tuple[f
 
 
 def arm_result(arm: Arm, by_arm: Runs, expanded: Expanded) -> ArmResult:
-    """An arm over its seeds."""
     runs = by_arm[arm.name]
     finished = [run for run in runs if run.status == "finished"]
     counting = [run for run in runs if run.counts]
     measures = {key: fmean(run.after[key] for run in finished) for key in (finished[0].after if finished else ())}
     if counting:
-        measures |= {
-            "tokens": fmean(run.tokens for run in counting),
-            "seconds": fmean(run.seconds for run in counting),
-            "steps": fmean(run.steps for run in counting),
-        }
+        measures |= {key: fmean(getattr(run, key) for run in counting) for key in ("tokens", "seconds", "steps")}
         shares = [x for run in counting for x in run.curves["no_signal"] if math.isfinite(x)]
         measures["no_signal"] = fmean(shares) if shares else math.nan
     values = [run.value(expanded.study.primary) for run in counting]
+    known = [(remark.kind, remark.text) for remark in arm.remarks]
     return ArmResult(
         name=arm.name,
         overrides=arm.overrides,
-        remarks=(*((remark.kind, remark.text) for remark in arm.remarks), *_found_by_runs(arm, by_arm, expanded)),
+        remarks=(*known, *_found_by_runs(arm, by_arm, expanded)),
         planned=len(runs),
         finished=len(finished),
         diverged=sum(run.status == "diverged" for run in runs),

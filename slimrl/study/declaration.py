@@ -20,7 +20,7 @@ DECLARED = "declared.json"
 
 
 def read_declaration(folder: Path) -> dict[str, Any]:
-    """The declaration of a study; empty before its first run."""
+    """Empty before the first run of a study."""
     return read_json(folder / DECLARED)
 
 
@@ -48,8 +48,7 @@ def declaration(expanded: Expanded) -> dict[str, Any]:
 
 def check_study(expanded: Expanded, folder: Path) -> None:
     """Raises SettingsError if the study differs from its declaration in anything but seeds, or results have other settings."""
-    now = declaration(expanded)
-    began = read_declaration(folder)
+    now, began = declaration(expanded), read_declaration(folder)
     for key in began:
         if key in now and key != "seeds" and began[key] != now[key]:
             raise SettingsError(
@@ -71,10 +70,9 @@ def check_unchanged(run: Planned) -> None:
     free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
     if ours["task.date"] == "auto":
         free.add("task.date")
-    changed = [key for key in ours if key not in free and ours[key] != theirs[key]]
-    if changed:
-        key = changed[0]
-        raise SettingsError(
-            f"{run.folder} was made with {key}={theirs[key]!r}, and the study now says {ours[key]!r}; give the study "
-            "another --name, or remove that folder"
-        )
+    for key in ours:
+        if key not in free and ours[key] != theirs[key]:
+            raise SettingsError(
+                f"{run.folder} was made with {key}={theirs[key]!r}, and the study now says {ours[key]!r}; give the study "
+                "another --name, or remove that folder"
+            )

@@ -26,7 +26,6 @@ class Job:
 
     settings: Path
     log: Path
-    """For everything that the run prints."""
 
     def last_words(self) -> str:
         """The last line of the log."""
@@ -57,7 +56,6 @@ class Slots:
 
     count: int
     threads: int
-    """CPU threads of a run."""
     memory_share: float
     """Share of its device's memory that a run may take."""
     gpus: int = 0
@@ -104,17 +102,16 @@ class LocalLauncher:
             environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
-            return _Process(
-                subprocess.Popen(
-                    [sys.executable, "-m", "slimrl.cli.child", str(job.settings)],
-                    stdin=subprocess.PIPE,  # its end tells the child that this process is gone
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    pass_fds=[self._lock],
-                    process_group=0,  # Ctrl-C is for this process only
-                )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "slimrl.cli.child", str(job.settings)],
+                stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[self._lock],
+                process_group=0,  # Ctrl-C is for this process only
             )
+        return _Process(process)
 
 
 class _Process:

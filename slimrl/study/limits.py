@@ -71,9 +71,8 @@ def unequal_cost(budget: Budget, reference: ArmResult, arms: Sequence[ArmResult]
         return []
     relative = {arm.name: arm.measures.get("tokens", own) / own for arm in arms}
     costs = ", ".join(f"{name} {times:.2f} times" for name, times in relative.items() if not 0.9 < times < 1.1)
-    return (
-        [f"Arms are compared at equal steps, not at equal cost: of the reference's tokens, {costs}."] if costs else []
-    )
+    sentence = f"Arms are compared at equal steps, not at equal cost: of the reference's tokens, {costs}."
+    return [sentence] if costs else []
 
 
 def token_budget(budget: Budget, steps: int, runs: Sequence[Run]) -> list[str]:

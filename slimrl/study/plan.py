@@ -77,7 +77,6 @@ class Plan:
     spread: float
     """Standard deviation of a difference over seeds."""
     spread_from: str
-    """The source of `spread`, in words."""
     detectable: float
     """Smallest true difference that 80 of 100 such studies find with Holm's method."""
     margin: float
@@ -95,8 +94,7 @@ def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[f
     Raises DataError if the probe fails, with its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    study, tested = expanded.study, expanded.tested
-    runs = planned_runs(expanded, folder)
+    study, tested, runs = expanded.study, expanded.tested, planned_runs(expanded, folder)
     left = [run for run in runs if not run.ended]
     with Lock(folder, patience=LOCK_SECONDS) as lock:
         chosen = choose_slots(folder, expanded, slots, keep=False)
@@ -206,16 +204,11 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measure
     launcher = LocalLauncher(slots, lock)
     jobs, running, started = [], [], time.monotonic()
     try:
+        update = {"output": str(probes), "steps": min(PROBE_STEPS, config.steps), "memory_share": slots.memory_share}
+        update["log"] = config.log.model_copy(update={"model": False})
         for slot in range(slots.count):
-            update = {
-                "seed": slot,
-                "name": f"probe-{slot}",
-                "output": str(probes),
-                "steps": min(PROBE_STEPS, config.steps),
-                "memory_share": slots.memory_share,
-                "log": config.log.model_copy(update={"model": False}),
-            }
-            jobs.append(write_job(probes, f"{slot}", config.model_copy(update=update)))
+            own = config.model_copy(update=update | {"seed": slot, "name": f"probe-{slot}"})
+            jobs.append(write_job(probes, f"{slot}", own))
             running.append(launcher.start(jobs[-1], slot))
         while any(process.poll() is None for process in running):
             time.sleep(0.1)

@@ -66,7 +66,9 @@ def collect(expanded: Expanded, folder: Path) -> Results:
     detectable = detectable_effect(study.seeds, spread, expanded.tested)
     chosen = next((read_chosen(folder / run.folder) for run in by_arm[expanded.reference] if run.counts), {})
     reference = with_chosen(expanded.arm(expanded.reference).config, chosen)
-    versions = _versions(runs, folder)
+    states = [read_state(folder / run.folder) for run in runs if run.counts]
+    versions = {key: sorted({str(state[key]) for state in states if key in state}) for key in VERSIONS}
+    versions = {key: values for key, values in versions.items() if values}
     tokens = f" ({study.budget.tokens:,} sampled tokens a run)" if study.budget.tokens else ""
     cannot_tell = (
         *limits.evidence(expanded, runs, read_declaration(folder), detectable),
@@ -133,10 +135,3 @@ def _answers(run: Path, step: int, primary: str) -> dict[str, dict[str, Any]]:
     """The first answer to each problem of the primary measure, by problem."""
     rows = [row for row in read_answers(run, step) if row["sample"] == 0]
     return {row["id"]: row for row in rows if f"{row['split']}/{row['mode']}" == primary}
-
-
-def _versions(runs: Sequence[Run], folder: Path) -> dict[str, list[str]]:
-    """All values that runs recorded, by key of VERSIONS."""
-    states = [read_state(folder / run.folder) for run in runs if run.counts]
-    found = {key: sorted({str(state[key]) for state in states if key in state}) for key in VERSIONS}
-    return {key: values for key, values in found.items() if values}

@@ -154,14 +154,12 @@ class _Runner:
         return False
 
     def _progress(self, done: int, total: int) -> Progress:
+        running = {run.name: count_steps(run.folder) for run, *_ in self._busy.values()}
+        if not self._seconds:
+            return Progress(done, total, running, math.nan)
         spent = sum(time.monotonic() - started for *_, started in self._busy.values())
-        left = (total - done) * fmean(self._seconds) - spent if self._seconds else math.nan
-        return Progress(
-            done=done,
-            total=total,
-            running={run.name: count_steps(run.folder) for run, *_ in self._busy.values()},
-            seconds_left=left if math.isnan(left) else max(0.0, left) / self._slots.count,
-        )
+        left = (total - done) * fmean(self._seconds) - spent
+        return Progress(done, total, running, max(0.0, left) / self._slots.count)
 
 
 def write_job(folder: Path, name: str, config: TrainConfig) -> Job:

@@ -100,9 +100,8 @@ class Run:
     held_out: Sequence[tuple[float, float, float]]
     """Tokens and seconds so far, and the primary measure, of every evaluation."""
     inert: Sequence[str]
-    """Settings that had no effect in this run."""
     confounded: Sequence[str]
-    """Settings that had a further effect in this run."""
+    """Settings that had no effect in this run, and that had a further one."""
 
     @property
     def counts(self) -> bool:
@@ -122,11 +121,8 @@ class Run:
 
 def planned_runs(expanded: Expanded, folder: Path) -> list[Planned]:
     """Every run of a study, seed by seed, so that arms can be compared early."""
-    return [
-        Planned(arm, index, run_folder(folder, arm.name, index))
-        for index in range(expanded.study.seeds)
-        for arm in expanded.arms
-    ]
+    places = [(arm, index) for index in range(expanded.study.seeds) for arm in expanded.arms]
+    return [Planned(arm, index, run_folder(folder, arm.name, index)) for arm, index in places]
 
 
 def run_folder(folder: Path, arm: str, index: int) -> Path:

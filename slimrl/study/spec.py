@@ -61,7 +61,6 @@ class Study(Section):
     """The contents of a study file."""
 
     question: str = ""
-    """The question that the study answers, in a sentence."""
     base: tuple[str, ...] = ()
     """Settings files, relative to this one, merged in order."""
     settings: Mapping[str, Any] = {}
@@ -81,7 +80,6 @@ class Study(Section):
     budget: Budget = Budget()
     """The cost at which arms are compared."""
     keep_models: bool = False
-    """Keep the trained weights of every run."""
 
 
 @dataclass(frozen=True)
@@ -293,9 +291,8 @@ def _effects(names: Sequence[str], cells: Sequence[tuple[str, ...]]) -> list[Com
 
     def weights(factors: tuple[str, ...]) -> dict[str, float]:
         share = 2.0 ** (len(factors) - len(names))
-        return {
-            "+".join(cell) or BASE: share * (-1.0) ** sum(factor not in cell for factor in factors) for cell in cells
-        }
+        signs = [(-1.0) ** sum(factor not in cell for factor in factors) for cell in cells]
+        return {"+".join(cell) or BASE: share * sign for cell, sign in zip(cells, signs, strict=True)}
 
     main = [Comparison(name, weights((name,)), "switch") for name in names]
     pairs = [Comparison(f"{a} x {b}", weights((a, b)), "interaction") for a, b in itertools.combinations(names, 2)]

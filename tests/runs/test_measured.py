@@ -44,8 +44,9 @@ def test_one_evaluation_is_both_ends() -> None:
 
 @pytest.mark.parametrize("spoilt", ["", "{", '{"split": "test"}\n'])
 def test_what_cannot_be_read_is_left_out(spoilt: str, tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
     for step in (0, 10, 20):
-        (tmp_path / f"step-{step:08d}.jsonl").write_text(as_jsonl(evaluation(step, right=step // 10).table()))
-    (tmp_path / "step-00000005.jsonl").write_text(spoilt)
+        (tmp_path / "evals" / f"step-{step:08d}.jsonl").write_text(as_jsonl(evaluation(step, right=step // 10).table()))
+    (tmp_path / "evals" / "step-00000005.jsonl").write_text(spoilt)
     found = [*read_evaluations(tmp_path, up_to=10)]
     assert found == [evaluation(0, right=0), evaluation(10, right=1)]

@@ -43,7 +43,7 @@ def fill(where: str, patch: pytest.MonkeyPatch) -> None:
     elif where == "tokenizer":  # checkpoints hold one too
         patch.setattr(PreTrainedTokenizerBase, "save_pretrained", refuse(Exception(QUOTA)))
     elif where == "fsync":
-        patch.setattr(directory, "written_by_others", refuse(FULL))
+        patch.setattr(directory, "adopt", refuse(FULL))
     elif where == "curves":
         patch.setattr(directory, "draw_curves", refuse(FULL))
     else:
@@ -128,7 +128,7 @@ def test_without_a_checkpoint_it_is_said_that_the_run_begins_again(
 
 def test_a_full_disk_in_a_roll_back_says_how_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("slimrl.learner.update.surrogate", lambda *a, **_: a[1] * float("nan"))
+        patch.setattr("slimrl.learner.learner.surrogate", lambda *a, **_: a[1] * float("nan"))
         patch.setattr(directory.RunDirectory, "rewind", refuse(FULL))
         with pytest.raises(DiskError, match="slimrl train --resume"):
             run(tmp_path, "a")

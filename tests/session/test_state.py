@@ -38,7 +38,7 @@ STORED: dict[str, Any] = {
     "unscorable": {"timed out": 2},
     "seen": {
         "completions": 4, "truncated": 0, "longest": 0, "shortest": 0, "groups": 0, "constant": 0, "carried": 0, "steps": 0,
-        "clipped": 0, "corrected": 0, "bounded": 0, "alphas": [1.0, 2.0],
+        "skipped": 0, "clipped": 0, "corrected": 0, "bounded": 0, "alphas": [1.0, 2.0],
     },
     "carried": [
         {
