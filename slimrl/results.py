@@ -138,6 +138,8 @@ class DoctorReport:
     confounded: list[str]
     warnings: list[str]
     samples: list[dict[str, str | float]]
+    notes: list[str]
+    """Sentences that a user should know before the first step."""
 
 
 @dataclass(frozen=True)

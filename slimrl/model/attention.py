@@ -8,7 +8,7 @@ passed to the forward call as `plan=`. A plan stores the keys and decides which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -65,9 +65,8 @@ def attend(
     """
     for name, setting in others.items():
         if setting is not None and name not in HARMLESS:
-            raise UnsupportedAttentionError(
-                f"passes {name}{_shown(setting)} to attention, which SlimRL does not compute"
-            )
+            shown = f"={setting}" if isinstance(setting, bool | int | float | str) else ""
+            raise UnsupportedAttentionError(f"passes {name}{shown} to attention, which SlimRL does not compute")
     if is_causal is not None and not is_causal:
         raise UnsupportedAttentionError("attends to later tokens (is_causal=False), and SlimRL's attention is causal")
     layer = getattr(module, "layer_idx", None)
@@ -78,10 +77,6 @@ def attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window)
     return out.transpose(1, 2), None
-
-
-def _shown(setting: object) -> str:
-    return f"={setting}" if isinstance(setting, bool | int | float | str) else ""
 
 
 AttentionInterface.register(HOOK, attend)
@@ -115,14 +110,15 @@ class Block:
     """[R] long: where the first query stands in its row; None where queries and keys are the same whole rows."""
 
 
+@dataclass(frozen=True)
 class PackedRows:
     """Rows on one axis of N tokens; see `packing`."""
 
-    def __init__(self, blocks: Sequence[Block], outputs: Tensor) -> None:
-        """`outputs` [N] is the place of each token's query among the queries of all blocks."""
-        self.blocks = blocks
-        self.outputs = outputs
-        self.masks: dict[tuple[int, int | None], Tensor] = {}
+    blocks: Sequence[Block]
+    outputs: Tensor
+    """[N]: the place of each token's query among the queries of all blocks."""
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    """By block and window width."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
@@ -157,9 +153,7 @@ class PackedRows:
         if (index, window) not in self.masks:
             block = self.blocks[index]
             count, width = block.keys.shape
-            first = (
-                torch.zeros(count, dtype=torch.long, device=block.keys.device) if block.first is None else block.first
-            )
+            first = block.keys.new_zeros(count) if block.first is None else block.first
             place = first[:, None] + torch.arange(block.queries.shape[1], device=first.device)
             # Queries that only fill a block stay inside it, for a row that sees no key would be NaN.
             place = place.clamp(max=width - 1)[:, :, None]
@@ -170,13 +164,13 @@ class PackedRows:
         return self.masks[index, window]
 
 
+@dataclass(frozen=True)
 class Prefill:
     """Packed rows whose keys and values are kept, [K, N, d] a layer, to be copied into a cache."""
 
-    def __init__(self, rows: PackedRows) -> None:
-        self.rows = rows
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+    rows: PackedRows
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None

@@ -46,8 +46,9 @@ class ControlTokens:
         Raises DataError where the tokenizer cannot do that.
         """
         if not self.tokenizer.is_fast:
+            start = text[slice(*spans[0])] if spans else text
             raise DataError(
-                f"{_start(text, spans)!r} spells a control token, which this tokenizer (it has no tokenizer.json) cannot "
+                f"{start[:60]!r} spells a control token, which this tokenizer (it has no tokenizer.json) cannot "
                 "take as text; remove it from the data"
             )
         encoded = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
@@ -61,8 +62,7 @@ class ControlTokens:
         """Ids of a control token's text."""
 
         def encode(text: str) -> list[int]:
-            ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-            return ids
+            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
         # after a line break, since some tokenizers put a blank before the first character of a text
         before, both = encode("\n"), encode("\n" + token)
@@ -79,17 +79,9 @@ class ControlTokens:
 def control_tokens(tokenizer: Any, template: str) -> ControlTokens:
     """Special tokens, and added tokens that the chat template writes or that are spelled like `<|this|>`."""
     ids = {
-        i: token.content
+        i: text
         for i, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip()
-        and (
-            token.special
-            or token.content.startswith("<|")
-            or (token.content in template and not token.content.isalnum())
-        )
+        if (text := token.content).strip()
+        and (token.special or text.startswith("<|") or (text in template and not text.isalnum()))
     }
     return ControlTokens(tokenizer, ids)
-
-
-def _start(text: str, spans: Sequence[Span]) -> str:
-    return text[slice(*spans[0])][:60] if spans else text[:60]

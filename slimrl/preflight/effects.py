@@ -61,8 +61,7 @@ class Run:
 
     @property
     def carried_over(self) -> str:
-        refills = self.algorithm.dynamic_sampling == "refill"
-        return " (but for groups that dynamic sampling may carry over)" if refills else ""
+        return " (but for groups that dynamic sampling may carry over)" if refills(self.config) else ""
 
     @property
     def leave_one_out(self) -> str:
@@ -107,18 +106,14 @@ class Pair:
         return any(config.algorithm.aggregation == "fixed_length" for config in self.both)
 
     @property
-    def refills(self) -> bool:
-        return any(config.algorithm.dynamic_sampling == "refill" for config in self.both)
-
-    @property
     def ratio_is_one(self) -> bool:
         """True if no importance ratio of either can differ from 1."""
-        return all(map(one_update, self.both)) and not self.refills
+        return all(map(one_update, self.both)) and not any(map(refills, self.both))
 
     @property
     def dearer(self) -> str:
         """The one of them that refills, in words."""
-        return "it" if self.arm.algorithm.dynamic_sampling == "refill" else "its reference"
+        return "it" if refills(self.arm) else "its reference"
 
     @property
     def refill_budget(self) -> float:
@@ -128,6 +123,11 @@ class Pair:
 def one_update(config: TrainConfig) -> bool:
     """True if a rollout batch gets a single optimizer update."""
     return config.optimizer.minibatches * config.optimizer.epochs == 1
+
+
+def refills(config: TrainConfig) -> bool:
+    """True if dynamic sampling may sample further groups, and carry some over."""
+    return config.algorithm.dynamic_sampling == "refill"
 
 
 def kl_in_loss(algorithm: AlgorithmConfig) -> bool:
@@ -250,7 +250,7 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          f"{NO_RATIO}{{facts.observed.carried}} carried groups were learned from what another policy sampled",
          lambda run: run.algorithm.surrogate in WITHOUT_RATIO and one_update(run.config) and run.observed.carried),
     Rule("confounded", "algorithm.baseline",
-         "{facts.leave_one_out}, so beside the penalty it only weighs rewards more",
+         "{facts.leave_one_out}, so next to the penalty it only weighs rewards more",
          lambda run: run.algorithm.baseline == "leave_one_out" and run.penalty_beside_rewards),
 )  # fmt: skip
 
@@ -293,7 +293,7 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
     Rule("confounded", "algorithm.dynamic_sampling",
          "at equal steps {facts.dearer} may sample up to {facts.refill_budget:g} times the tokens; budget.equal=tokens compares "
          "at equal cost",
-         lambda pair: pair.refills and not pair.arm.max_tokens),
+         lambda pair: any(map(refills, pair.both)) and not pair.arm.max_tokens),
     Rule("confounded", "algorithm.kl_estimator", f"{K1_IS_FLAT}, so with it the KL penalty pulls nowhere",
          lambda pair: any(kl_in_loss(c.algorithm) and c.algorithm.kl_estimator == "k1" for c in pair.both)),
     Rule("reward", "rewards", "what is paid changes, so training rewards are not comparable",

@@ -41,7 +41,7 @@ def form_note(config: RootConfig) -> str:
 
 
 def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> list[str]:
-    """What a user should know of how prompts and completions become text."""
+    """Notes on the ways in which prompts and completions become text."""
     found = []
     if prompter.template == "plain" and config.task.template == "auto":
         found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')

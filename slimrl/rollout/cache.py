@@ -52,12 +52,10 @@ class Cache:
 
     def _allocate(self, example: Prefill) -> None:
         self.native = not self.recorded and all(_native(example.keys[i], example.values[i]) for i in example.keys)
-        new = torch.empty if self.native else torch.zeros
 
         def allocate(parts: dict[int, Tensor], rows: int, length: int) -> dict[int, Tensor]:
-            return {
-                i: new((rows, t.shape[0], length, t.shape[2]), dtype=t.dtype, device=t.device) for i, t in parts.items()
-            }
+            made = {i: tensor.new_empty((rows, len(tensor), length, tensor.shape[2])) for i, tensor in parts.items()}
+            return made if self.native else {i: tensor.zero_() for i, tensor in made.items()}
 
         self.prompt_keys = allocate(example.keys, self.prompts, self.width)
         self.prompt_values = allocate(example.values, self.prompts, self.width)
@@ -66,15 +64,13 @@ class Cache:
 
     def move_slots(self, source: Tensor, target: Tensor, used_columns: int) -> None:
         """Move the used columns of slots `source` [n] into `target` [n]."""
-        for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target, :, :used_columns] = tensor[source, :, :used_columns]
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor[target, :, :used_columns] = tensor[source, :, :used_columns]
 
     def move_prompts(self, source: Tensor, target: Tensor) -> None:
         """Move prompts `source` [n] into `target` [n]."""
-        for store in (self.prompt_keys, self.prompt_values):
-            for tensor in store.values():
-                tensor[target] = tensor[source]
+        for tensor in (*self.prompt_keys.values(), *self.prompt_values.values()):
+            tensor[target] = tensor[source]
 
 
 def _native(keys: Tensor, values: Tensor) -> bool:
@@ -150,11 +146,9 @@ class DecodeStep:
         cache, layout, width, used_columns = self.cache, self.layout, self.shape.width, self.shape.used_columns
         if cache.native:
             assert isinstance(self.time, int)
-            done: Tensor = decode_attention(
-                query, key, value, cache.keys[layer], cache.values[layer],
-                cache.prompt_keys[layer], cache.prompt_values[layer],
-                layout.prompt, self.lengths, self.ages, self.time, window or 0, scaling,
-            )  # fmt: skip
+            stores = (cache.keys[layer], cache.values[layer], cache.prompt_keys[layer], cache.prompt_values[layer])
+            rows = (layout.prompt, self.lengths, self.ages)
+            done: Tensor = decode_attention(query, key, value, *stores, *rows, self.time, window or 0, scaling)
             return done
         prompts, _, seats = layout.table.shape
         table = layout.table.flatten()

@@ -25,7 +25,7 @@ class Screen(Protocol):
     def note(self, text: str) -> None:
         """A sentence on the run that is shown once, however often it is found."""
 
-    def opening(self, report: DoctorReport, notes: Sequence[str], config: TrainConfig) -> None:
+    def opening(self, report: DoctorReport, config: TrainConfig) -> None:
         """The preflight of a new training run."""
 
     def evaluation(self, evaluation: Evaluation) -> None:

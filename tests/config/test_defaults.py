@@ -113,9 +113,10 @@ def test_a_run_shows_its_numbers_and_keeps_them(
         f"output={tmp_path}",
         *SMALL,
     ]
-    setup = prepare_training(load_config(TrainConfig, [], mine))
+    training = prepare_training(load_config(TrainConfig, [], mine))
+    setup = training.setup
     longest = max(len(setup.prompt_ids(p)) for p in (*setup.task.train, *setup.held_out))
-    setup.scorer.close()
+    training.scorer.close()
     numbers = {RATE: 1e-5, BUDGET: max(256, 512 - longest)}
     assert setup.notes[0].startswith(
         f"auto: optimizer.learning_rate=1e-05 (0.038 million parameters), {BUDGET}={numbers[BUDGET]} ("
