@@ -35,12 +35,10 @@ class UnsupportedAttentionError(Exception):
 class AttentionPlan(Protocol):
     """Stores keys and values, and decides which of them a query sees, for one forward call."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """query [N, H, T, d], key and value [N, K, T, d] with K dividing H -> [N, H, T, d].
 
-        `window` is the width of a sliding-window layer (a query sees itself and window - 1 keys before), else None.
+        `window` is the width of a sliding-window layer (a query sees itself and window - 1 keys before), 0 in other layers.
         """
         ...
 
@@ -75,7 +73,7 @@ def attend(
             "does not hand the keywords of its forward call and the number of the layer on to attention"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window)
+    out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window or 0)
     return out.transpose(1, 2), None
 
 
@@ -85,13 +83,11 @@ AttentionInterface.register(HOOK, attend)
 class CausalRows:
     """Rows padded on the right, each attending causally to itself; padding needs no mask, as no real query sees it."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         del layer
         length = query.shape[2]
         gqa = query.shape[1] != key.shape[1]
-        if window is None or length <= window:
+        if not window or length <= window:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
         distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
         seen = (distance >= 0) & (distance < window)
@@ -117,28 +113,24 @@ class PackedRows:
     blocks: Sequence[Block]
     outputs: Tensor
     """[N]: the place of each token's query among the queries of all blocks."""
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """By block and window width."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """[1, heads, N, d] each; see `AttentionPlan`."""
         del layer
         by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         found = [self._rows(i, *by_token, scaling=scaling, window=window) for i in range(len(self.blocks))]
         return torch.cat(found).index_select(0, self.outputs).transpose(0, 1)[None]
 
-    def _rows(
-        self, index: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def _rows(self, index: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """Queries of one block: [N, heads, d] each -> [R * Q, H, d]."""
         block = self.blocks[index]
         q, k, v = (
             tensor.index_select(0, places.flatten()).view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
             for tensor, places in ((query, block.queries), (key, block.keys), (value, block.keys))
         )
-        whole = block.first is None and (window is None or k.shape[2] <= window)
+        whole = block.first is None and (not window or k.shape[2] <= window)
         out = scaled_dot_product_attention(
             q, k, v,
             attn_mask=None if whole else self._mask(index, window, q.dtype),
@@ -148,7 +140,7 @@ class PackedRows:
         )  # fmt: skip
         return out.transpose(1, 2).flatten(0, 1)
 
-    def _mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    def _mask(self, index: int, window: int, dtype: torch.dtype) -> Tensor:
         """[R, 1, Q, T]: 0 where a query sees a key, else minus infinity; made once per window width."""
         if (index, window) not in self.masks:
             block = self.blocks[index]
@@ -158,7 +150,7 @@ class PackedRows:
             # Queries that only fill a block stay inside it, for a row that sees no key would be NaN.
             place = place.clamp(max=width - 1)[:, :, None]
             key = torch.arange(width, device=first.device)
-            hidden = key > place if window is None else (key > place) | (key <= place - window)
+            hidden = (key > place) | (key <= place - window) if window else key > place
             mask = torch.zeros(hidden.shape, dtype=dtype, device=first.device).masked_fill(hidden, float("-inf"))
             self.masks[index, window] = mask[:, None]
         return self.masks[index, window]
@@ -172,8 +164,6 @@ class Prefill:
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         self.keys[layer], self.values[layer] = key[0], value[0]
         return self.rows.attend(layer, query, key, value, scaling=scaling, window=window)

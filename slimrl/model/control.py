@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from slimrl.errors import DataError
@@ -24,15 +25,15 @@ class ControlTokens:
     tokenizer: Any
     ids: Mapping[int, str]
     """Id to text."""
-    spelled: re.Pattern[str] = field(init=False, repr=False)
-    """Finds the text of any of them."""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def spelled(self) -> re.Pattern[str]:
+        """Finds the text of any of them."""
         # Some tokenizers have thousands of them, nearly all with the same first character: the rest of the pattern is tried
         # only there. Tokens may match after normalization, so case is ignored; a match that is no token changes nothing.
         first = "".join(sorted({re.escape(token[0]) for token in self.ids.values()}))
         pattern = f"(?=[{first}])(?:{'|'.join(map(re.escape, self.ids.values()))})" if self.ids else r"(?!)"
-        object.__setattr__(self, "spelled", re.compile(pattern, re.IGNORECASE))
+        return re.compile(pattern, re.IGNORECASE)
 
     def spelled_by(self, text: str) -> frozenset[int]:
         """The ids whose text occurs in `text`."""

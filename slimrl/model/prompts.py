@@ -11,7 +11,7 @@ from typing import Any
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
 from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
-from slimrl.terms import Template, UsedTemplate
+from slimrl.terms import Template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
@@ -29,10 +29,6 @@ class Prompter:
     """Special tokens that belong to the form of an answer: in completions they are text."""
     turn_end: int | None
     """The token with which the chat template ends an assistant's turn, where there is one."""
-
-    @property
-    def template(self) -> UsedTemplate:
-        return "plain" if self.chat is None else "chat"
 
     @property
     def system_role(self) -> bool:

@@ -122,25 +122,23 @@ class DecodeStep:
         column = time % cache.columns
         self.column = column[None] if isinstance(column, Tensor) else slice(column, column + 1)
         self.time, self.ages, self.lengths = time, ages, lengths
-        self.masks: dict[int | None, Tensor] = {}
+        self.masks: dict[int, Tensor] = {}
 
-    def hidden(self, window: int | None, dtype: torch.dtype) -> Tensor:
+    def hidden(self, window: int, dtype: torch.dtype) -> Tensor:
         """[n, 1, 1, width + used columns]: minus infinity where a row must not look; computed once per window width."""
         if window not in self.masks:
             place = torch.arange(self.shape.width, device=self.ages.device)[None]
             column = torch.arange(self.shape.used_columns, device=self.ages.device)
             age = (self.time - column) % self.cache.columns
             unseen = torch.cat([place >= self.lengths[:, None], age[None] > self.ages[:, None]], dim=1)
-            if window is not None:
+            if window:
                 distance = (self.lengths + self.ages)[:, None] - place
                 unseen |= torch.cat([distance >= window, (age[None] >= window).expand(len(distance), -1)], dim=1)
             mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, float("-inf"))
             self.masks[window] = mask[:, None, None]
         return self.masks[window]
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         n, heads, _, head_width = query.shape
         kv_heads = key.shape[1]
         cache, layout, width, used_columns = self.cache, self.layout, self.shape.width, self.shape.used_columns
@@ -148,7 +146,7 @@ class DecodeStep:
             assert isinstance(self.time, int)
             stores = (cache.keys[layer], cache.values[layer], cache.prompt_keys[layer], cache.prompt_values[layer])
             rows = (layout.prompt, self.lengths, self.ages)
-            done: Tensor = decode_attention(query, key, value, *stores, *rows, self.time, window or 0, scaling)
+            done: Tensor = decode_attention(query, key, value, *stores, *rows, self.time, window, scaling)
             return done
         prompts, _, seats = layout.table.shape
         table = layout.table.flatten()
@@ -163,7 +161,7 @@ class DecodeStep:
         shared = shared.view(-1, group, width).index_select(0, layout.seat)
         own = q @ keys[:, :, :used_columns].flatten(0, 1).transpose(1, 2)
         scores = torch.cat([shared, own], dim=-1).float()
-        if window is not None or not self.shape.unmasked:
+        if window or not self.shape.unmasked:
             scores.view(n, kv_heads, group, -1).add_(self.hidden(window, scores.dtype))
         weights = scores.softmax(-1).to(query.dtype)
         out = weights[..., width:] @ values[:, :, :used_columns].flatten(0, 1)
