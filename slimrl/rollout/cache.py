@@ -52,10 +52,10 @@ class Cache:
 
     def _allocate(self, example: Prefill) -> None:
         self.native = not self.recorded and all(_native(example.keys[i], example.values[i]) for i in example.keys)
+        new = Tensor.new_empty if self.native else Tensor.new_zeros
 
         def allocate(parts: dict[int, Tensor], rows: int, length: int) -> dict[int, Tensor]:
-            made = {i: tensor.new_empty((rows, len(tensor), length, tensor.shape[2])) for i, tensor in parts.items()}
-            return made if self.native else {i: tensor.zero_() for i, tensor in made.items()}
+            return {i: new(tensor, (rows, len(tensor), length, tensor.shape[2])) for i, tensor in parts.items()}
 
         self.prompt_keys = allocate(example.keys, self.prompts, self.width)
         self.prompt_values = allocate(example.values, self.prompts, self.width)
