@@ -138,7 +138,7 @@ def natural_job(workload: Workload, folder: Path) -> Message:
     from slimrl.preflight.setup import prepare_training
 
     overrides = [f"rollout.problems={workload.prompts}", f"rollout.max_new_tokens={workload.new_tokens}"]
-    setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"]))
+    setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"])).setup
     shutil.copytree(resolve("builtin"), folder, dirs_exist_ok=True)
     problems = islice(setup.training_problems(step=0, count=workload.prompts), workload.prompts)
     (stop,) = setup.policy.stop_ids

@@ -123,12 +123,13 @@ def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected
     from slimrl.algorithm.groups import collect_groups
     from slimrl.preflight.setup import prepare_training
 
-    setup = prepare_training(config)
+    training = prepare_training(config)
+    setup = training.setup
 
     def collect(step: int) -> Collected:
         return collect_groups(
             setup.training_problems(step=step, count=job["problems"]),
-            partial(setup.roll_out, stream="train", step=step),
+            partial(training.roll_out, stream="train", step=step),
             count=job["problems"],
         )
 
@@ -322,7 +323,7 @@ def export(job: Message, channel: Channel) -> None:
     from slimrl.preflight.setup import prepare_training
 
     overrides = [f"rollout.{key}={job[key]}" for key in ("problems", "max_new_tokens")]
-    setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"]))
+    setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"])).setup
 
     def run(message: Message) -> Message:
         prompts = []

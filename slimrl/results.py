@@ -138,6 +138,8 @@ class DoctorReport:
     warnings: list[str]
     samples: list[dict[str, Any]]
     """Completions of the probe: `question`, `text`, `extracted`, `answer`, `reward`."""
+    notes: list[str]
+    """Sentences that a user should know before the first step."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Literal
 
 # the task
 Checker = Literal["numeric", "symbolic"]
-UsedTemplate = Literal["chat", "plain"]
-Template = Literal["auto", UsedTemplate]
+Template = Literal["auto", "chat", "plain"]
 
 # rewards
 CompletionForm = Literal["text", "messages"]

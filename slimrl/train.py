@@ -34,7 +34,7 @@ from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.memory import compare_memory
 from slimrl.preflight.observed import combine, note_update, observe
-from slimrl.preflight.setup import TrainSetup, prepare_training
+from slimrl.preflight.setup import Setup, TrainSetup, prepare_training
 from slimrl.results import TrainSummary, compare
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.durable import digest
@@ -67,12 +67,13 @@ def train(
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)
-        setup = prepare_training(found.config, found.plan, stop)
-        block.enter_context(setup.scorer)
+        training = prepare_training(found.config, found.plan, stop)
+        block.enter_context(training.scorer)
+        setup = training.setup
         if found.status == "new":
-            screen.opening(examine(setup), setup.notes, config)
+            screen.opening(examine(training), config)
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
-        learner = make_learner(setup)
+        learner = make_learner(training)
         state = restore(found.checkpoint, setup, learner) if found.checkpoint else RunState()
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
         block.enter_context(session.running())
@@ -82,7 +83,7 @@ def train(
             setup.profiler.start()
             began = time.perf_counter()
             with watch_memory(session, learner):
-                collected = collect(setup, session.state)  # problems -> completions -> rollouts -> groups
+                collected = collect(training, session.state)  # problems -> completions -> rollouts -> groups
                 sampled = time.perf_counter()
                 updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
             setup.engine.weights_changed()
@@ -99,25 +100,26 @@ def train(
         return summary
 
 
-def make_learner(setup: TrainSetup) -> Learner:
+def make_learner(training: TrainSetup) -> Learner:
     """The learner of a run."""
+    setup = training.setup
     microbatcher = Microbatcher(setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop)
-    weights = {reward.name: reward.weight for reward in setup.rewards}
+    weights = {reward.name: reward.weight for reward in training.rewards}
     exact = setup.engine.exact
     return Learner(setup.policy, setup.config, microbatcher, reward_weights=weights, exact_sampler=exact)
 
 
-def collect(setup: TrainSetup, state: RunState) -> Collected:
+def collect(training: TrainSetup, state: RunState) -> Collected:
     """Sample and score groups for the next step, and select those to train on.
 
     Raises Stopped with everything as it was before, SettingsError where memory does not suffice, and DivergedError where no
     problem is left.
     """
-    config, chosen, step = setup.config, setup.config.algorithm, state.step
-    problems = setup.training_problems(step=step, count=config.rollout.problems)
+    config, chosen, step = training.setup.config, training.setup.config.algorithm, state.step
+    problems = training.setup.training_problems(step=step, count=config.rollout.problems)
     collected = collect_groups(
         (problem for problem in problems if problem.id not in state.excluded),
-        partial(setup.roll_out, stream="train", step=step, strict=step == 0),
+        partial(training.roll_out, stream="train", step=step, strict=step == 0),
         count=config.rollout.problems,
         sampling=DynamicSampling(chosen.dynamic_sampling, chosen.signal, chosen.refill_budget, chosen.refill_share),
         carried=state.carried,
@@ -131,7 +133,7 @@ def collect(setup: TrainSetup, state: RunState) -> Collected:
 
 
 def record_step(
-    session: Session[RunState], setup: TrainSetup, collected: Collected, updated: UpdateResult, timing: Metrics
+    session: Session[RunState], setup: Setup[TrainConfig], collected: Collected, updated: UpdateResult, timing: Metrics
 ) -> None:
     """Log a step and take the state after it; `timing` are seconds by part, and the profile where there is one."""
     config, before = setup.config, session.state
@@ -165,7 +167,7 @@ def sampled_tokens(collected: Collected) -> int:
     return sum(len(rollout.completion.token_ids) for group in collected.sampled for rollout in group.rollouts)
 
 
-def summarize(setup: TrainSetup, run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:
+def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:
     """The summary of a run after its last step: before and after on the same problems, with the paired difference."""
     config, before, after = setup.config, run.measured.first, run.measured.last
     first, last = run.measured.summaries[before.step], run.measured.summaries[after.step]

@@ -108,9 +108,9 @@ def show(payloads: list[str]) -> None:
         sample: dict[str, Any] = {"question": text, "text": text, "extracted": text, "answer": text, "reward": 0.0}
         report = DoctorReport(
             first_prompt=text, stop_ids={"2": text}, completions=1, stop=1.0, parses=1.0, right=1.0, groups=1, signal=1.0,
-            gold_checked=1, gold_failed=1, reward_maximum=1.0, inert=[f"{CHOSEN}: {text}"], confounded=[text], warnings=[text], samples=[sample],
+            gold_checked=1, gold_failed=1, reward_maximum=1.0, inert=[f"{CHOSEN}: {text}"], confounded=[text], warnings=[text], samples=[sample], notes=[text],
         )  # fmt: skip
-        display.opening(report, [text], config)
+        display.opening(report, config)
         display.probes(report)
         task = Task(text, (problem,), (), (), STYLES["answer"], grader, text, {})
         metrics = {"num_tokens": 1.0, "time/total": 1.0, "update/skipped": 1.0, "sampling/fell_back": 0.0}

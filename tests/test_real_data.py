@@ -80,6 +80,6 @@ def test_prompts_that_do_not_fit_are_counted_and_left_out(qwen_folder: Path, tmp
          "rollout.problems=2", "rollout.max_new_tokens=16"],
     )  # fmt: skip
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "What is 50+1?", "answer": "51"}) + "\n")
-    setup = prepare_training(config_)
+    setup = prepare_training(config_).setup
     assert len(setup.task.train) == 20
     assert any("1 of 21 train prompts do not fit" in note for note in setup.notes)

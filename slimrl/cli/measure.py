@@ -183,13 +183,13 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     from slimrl.preflight.doctor import examine
     from slimrl.preflight.setup import prepare_training
 
-    setup = prepare_training(config)
-    with setup.scorer:
-        examination = examine(setup)
-    display.opening(examination, setup.notes, config)
+    training = prepare_training(config)
+    with training.scorer:
+        examination = examine(training)
+    display.opening(examination, config)
     display.probes(examination)
     if as_json:
-        print_json(dataclasses.asdict(examination) | {"notes": setup.notes, "memory": setup.memory.table()})
+        print_json(dataclasses.asdict(examination) | {"memory": training.setup.memory.table()})
 
 
 @click.command(name="settings", short_help="List settings with their defaults and meanings.")

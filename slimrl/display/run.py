@@ -99,7 +99,7 @@ class Display:
             self._said.add(text)
             self.say(f"{head}: {text}", style)
 
-    def opening(self, report: DoctorReport, notes: Sequence[str], config: TrainConfig) -> None:
+    def opening(self, report: DoctorReport, config: TrainConfig) -> None:
         """The preflight: what the model sees, how it stops, and what a probe of completions shows.
 
         Inert switches that `config` leaves at their defaults are not named; `slimrl doctor --json` has them all.
@@ -114,7 +114,7 @@ class Display:
         checked = f"{report.gold_checked} checked against the maximum reward {report.reward_maximum:g}"
         failed = f"{report.gold_failed} cannot earn the maximum" if report.gold_failed else "all earn it"
         self.say(f"gold answers: {checked}, {failed}")
-        for note in notes:
+        for note in report.notes:
             self.note(note)
         for warning in report.warnings:
             self.note(warning, "warning", "yellow")

@@ -22,10 +22,9 @@ from slimrl.learner.recompute import checkpointed
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
-from slimrl.model.cost import cost_of
 from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
 from slimrl.model.packing import Packed, pack
-from slimrl.model.policy import Policy
+from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Plan, Rows
 
 

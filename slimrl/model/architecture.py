@@ -32,15 +32,17 @@ class LayerAttention:
     kv_heads: int
     key_width: int
     value_width: int
-    window: int | None
-    """Tokens that a sliding-window layer sees, itself included; None where it sees all."""
+    window: int
+    """Tokens that a sliding-window layer sees, itself included; 0 where it sees all."""
 
 
 def refuse_states(model: PreTrainedModel) -> None:
     """Raises SettingsError for layers that carry more than keys and values from token to token, or attend otherwise."""
     kind, config = type(model).__name__, model.config.get_text_config()
     carried = "which SlimRL's sampler, whose cache holds keys and values, does not carry from token to token"
-    for name, module in _decoder(model).named_modules():
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    # Without towers for images or sound, which read no tokens.
+    for name, module in (decoder if isinstance(decoder, nn.Module) else model.base_model).named_modules():
         if isinstance(module, nn.Conv1d):
             raise SettingsError(f"{kind} has convolutions over tokens ({name}), {carried}")
         for parameter, _ in module.named_parameters(recurse=False):
@@ -54,12 +56,6 @@ def refuse_states(model: PreTrainedModel) -> None:
     for layer, cache in enumerate(_caches(model)):
         if type(cache).__name__ not in PLAIN_CACHES:
             raise SettingsError(f"{kind} keeps a {type(cache).__name__} in layer {layer}, {carried}")
-
-
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    """The part that reads tokens, without towers for images or sound."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if isinstance(decoder, nn.Module) else model.base_model
 
 
 def _caches(model: PreTrainedModel) -> list[Any]:
@@ -96,7 +92,7 @@ def demand_plain_layers(
             "has one number for all"
         )
     for number, (layer, cache) in enumerate(zip(layers, _caches(model), strict=False)):
-        window = getattr(cache, "sliding_window", None)
+        window = getattr(cache, "sliding_window", None) or 0
         if type(cache).__name__ != "DummyLayer" and window != layer.window:
             raise SettingsError(
                 f"{kind} has an attention window of {window} tokens in layer {number} but hands {layer.window} to attention, so "
@@ -116,14 +112,13 @@ def context_of(config: Any) -> tuple[int, str]:
     named = named if named > 0 else 2**31  # some families name no bound, or a negative number
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    original = [
-        int(kind.get("original_max_position_embeddings") or named)
-        for kind in kinds
-        if kind.get("rope_type") == "longrope"
+    limits = [
+        kind.get("original_max_position_embeddings") or named for kind in kinds if kind.get("rope_type") == "longrope"
     ]
-    if min(original, default=named) >= named:
+    context = min(map(int, limits), default=named)
+    if context >= named:
         return named, ""
-    return min(original), (
-        f"the context is {min(original):,} tokens, not {named:,}: LongRoPE changes its factors there for all rows that are "
-        "computed together"
+    return context, (
+        f"the context is {context:,} tokens, not {named:,}: LongRoPE changes its factors there for all rows that are computed "
+        "together"
     )

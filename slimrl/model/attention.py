@@ -8,7 +8,7 @@ passed to the forward call as `plan=`. A plan stores the keys and decides which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -35,12 +35,10 @@ class UnsupportedAttentionError(Exception):
 class AttentionPlan(Protocol):
     """Stores keys and values, and decides which of them a query sees, for one forward call."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """query [N, H, T, d], key and value [N, K, T, d] with K dividing H -> [N, H, T, d].
 
-        `window` is the width of a sliding-window layer (a query sees itself and window - 1 keys before), else None.
+        `window` is the width of a sliding-window layer (a query sees itself and window - 1 keys before), 0 in other layers.
         """
         ...
 
@@ -65,9 +63,8 @@ def attend(
     """
     for name, setting in others.items():
         if setting is not None and name not in HARMLESS:
-            raise UnsupportedAttentionError(
-                f"passes {name}{_shown(setting)} to attention, which SlimRL does not compute"
-            )
+            shown = f"={setting}" if isinstance(setting, bool | int | float | str) else ""
+            raise UnsupportedAttentionError(f"passes {name}{shown} to attention, which SlimRL does not compute")
     if is_causal is not None and not is_causal:
         raise UnsupportedAttentionError("attends to later tokens (is_causal=False), and SlimRL's attention is causal")
     layer = getattr(module, "layer_idx", None)
@@ -76,12 +73,8 @@ def attend(
             "does not hand the keywords of its forward call and the number of the layer on to attention"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window)
+    out = plan.attend(layer, query, key, value, scaling=scaling, window=sliding_window or 0)
     return out.transpose(1, 2), None
-
-
-def _shown(setting: object) -> str:
-    return f"={setting}" if isinstance(setting, bool | int | float | str) else ""
 
 
 AttentionInterface.register(HOOK, attend)
@@ -90,13 +83,11 @@ AttentionInterface.register(HOOK, attend)
 class CausalRows:
     """Rows padded on the right, each attending causally to itself; padding needs no mask, as no real query sees it."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         del layer
         length = query.shape[2]
         gqa = query.shape[1] != key.shape[1]
-        if window is None or length <= window:
+        if not window or length <= window:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa)
         distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
         seen = (distance >= 0) & (distance < window)
@@ -115,34 +106,31 @@ class Block:
     """[R] long: where the first query stands in its row; None where queries and keys are the same whole rows."""
 
 
+@dataclass(frozen=True)
 class PackedRows:
     """Rows on one axis of N tokens; see `packing`."""
 
-    def __init__(self, blocks: Sequence[Block], outputs: Tensor) -> None:
-        """`outputs` [N] is the place of each token's query among the queries of all blocks."""
-        self.blocks = blocks
-        self.outputs = outputs
-        self.masks: dict[tuple[int, int | None], Tensor] = {}
+    blocks: Sequence[Block]
+    outputs: Tensor
+    """[N]: the place of each token's query among the queries of all blocks."""
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """By block and window width."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """[1, heads, N, d] each; see `AttentionPlan`."""
         del layer
         by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         found = [self._rows(i, *by_token, scaling=scaling, window=window) for i in range(len(self.blocks))]
         return torch.cat(found).index_select(0, self.outputs).transpose(0, 1)[None]
 
-    def _rows(
-        self, index: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def _rows(self, index: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """Queries of one block: [N, heads, d] each -> [R * Q, H, d]."""
         block = self.blocks[index]
         q, k, v = (
             tensor.index_select(0, places.flatten()).view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
             for tensor, places in ((query, block.queries), (key, block.keys), (value, block.keys))
         )
-        whole = block.first is None and (window is None or k.shape[2] <= window)
+        whole = block.first is None and (not window or k.shape[2] <= window)
         out = scaled_dot_product_attention(
             q, k, v,
             attn_mask=None if whole else self._mask(index, window, q.dtype),
@@ -152,34 +140,30 @@ class PackedRows:
         )  # fmt: skip
         return out.transpose(1, 2).flatten(0, 1)
 
-    def _mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    def _mask(self, index: int, window: int, dtype: torch.dtype) -> Tensor:
         """[R, 1, Q, T]: 0 where a query sees a key, else minus infinity; made once per window width."""
         if (index, window) not in self.masks:
             block = self.blocks[index]
             count, width = block.keys.shape
-            first = (
-                torch.zeros(count, dtype=torch.long, device=block.keys.device) if block.first is None else block.first
-            )
+            first = block.keys.new_zeros(count) if block.first is None else block.first
             place = first[:, None] + torch.arange(block.queries.shape[1], device=first.device)
             # Queries that only fill a block stay inside it, for a row that sees no key would be NaN.
             place = place.clamp(max=width - 1)[:, :, None]
             key = torch.arange(width, device=first.device)
-            hidden = key > place if window is None else (key > place) | (key <= place - window)
+            hidden = (key > place) | (key <= place - window) if window else key > place
             mask = torch.zeros(hidden.shape, dtype=dtype, device=first.device).masked_fill(hidden, float("-inf"))
             self.masks[index, window] = mask[:, None]
         return self.masks[index, window]
 
 
+@dataclass(frozen=True)
 class Prefill:
     """Packed rows whose keys and values are kept, [K, N, d] a layer, to be copied into a cache."""
 
-    def __init__(self, rows: PackedRows) -> None:
-        self.rows = rows
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+    rows: PackedRows
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         self.keys[layer], self.values[layer] = key[0], value[0]
         return self.rows.attend(layer, query, key, value, scaling=scaling, window=window)

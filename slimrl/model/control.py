@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from slimrl.errors import DataError
@@ -24,15 +25,15 @@ class ControlTokens:
     tokenizer: Any
     ids: Mapping[int, str]
     """Id to text."""
-    spelled: re.Pattern[str] = field(init=False, repr=False)
-    """Finds the text of any of them."""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def spelled(self) -> re.Pattern[str]:
+        """Finds the text of any of them."""
         # Some tokenizers have thousands of them, nearly all with the same first character: the rest of the pattern is tried
         # only there. Tokens may match after normalization, so case is ignored; a match that is no token changes nothing.
         first = "".join(sorted({re.escape(token[0]) for token in self.ids.values()}))
         pattern = f"(?=[{first}])(?:{'|'.join(map(re.escape, self.ids.values()))})" if self.ids else r"(?!)"
-        object.__setattr__(self, "spelled", re.compile(pattern, re.IGNORECASE))
+        return re.compile(pattern, re.IGNORECASE)
 
     def spelled_by(self, text: str) -> frozenset[int]:
         """The ids whose text occurs in `text`."""
@@ -46,8 +47,9 @@ class ControlTokens:
         Raises DataError where the tokenizer cannot do that.
         """
         if not self.tokenizer.is_fast:
+            start = text[slice(*spans[0])] if spans else text
             raise DataError(
-                f"{_start(text, spans)!r} spells a control token, which this tokenizer (it has no tokenizer.json) cannot "
+                f"{start[:60]!r} spells a control token, which this tokenizer (it has no tokenizer.json) cannot "
                 "take as text; remove it from the data"
             )
         encoded = self.tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
@@ -61,8 +63,7 @@ class ControlTokens:
         """Ids of a control token's text."""
 
         def encode(text: str) -> list[int]:
-            ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-            return ids
+            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
         # after a line break, since some tokenizers put a blank before the first character of a text
         before, both = encode("\n"), encode("\n" + token)
@@ -79,17 +80,9 @@ class ControlTokens:
 def control_tokens(tokenizer: Any, template: str) -> ControlTokens:
     """Special tokens, and added tokens that the chat template writes or that are spelled like `<|this|>`."""
     ids = {
-        i: token.content
+        i: text
         for i, token in tokenizer.added_tokens_decoder.items()
-        if token.content.strip()
-        and (
-            token.special
-            or token.content.startswith("<|")
-            or (token.content in template and not token.content.isalnum())
-        )
+        if (text := token.content).strip()
+        and (token.special or text.startswith("<|") or (text in template and not text.isalnum()))
     }
     return ControlTokens(tokenizer, ids)
-
-
-def _start(text: str, spans: Sequence[Span]) -> str:
-    return text[slice(*spans[0])][:60] if spans else text[:60]

@@ -73,10 +73,7 @@ def token_logprobs(
     """
     size = max(1, chunk_elements // head.vocabulary)
     keeps = len(hidden) <= size and not head.softcap
-    values = _Logprobs(temperature, head.softcap, size, keeps)
-    logprobs, entropy, _ = _HeadFunction.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, values
-    )
+    logprobs, entropy, _ = _values(head, hidden, targets, _Logprobs(temperature, head.softcap, size, keeps))
     return logprobs, entropy
 
 
@@ -94,10 +91,14 @@ def token_statistics(
     One pass over the chunks makes all of them, in forward and in backward; no gradient reaches the reference.
     """
     size = max(1, chunk_elements // head.vocabulary)
-    values = _Statistics(temperature, head.softcap, size, reference)
-    found: tuple[Tensor, Tensor, Tensor] = _HeadFunction.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, values
-    )
+    return _values(head, hidden, targets, _Statistics(temperature, head.softcap, size, reference))
+
+
+def _values(
+    head: Head, hidden: Tensor, targets: Tensor, chunks: _Logprobs | _Statistics
+) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor]
+    found = _HeadFunction.apply(hidden, head.weight, head.bias, targets, chunks)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -151,9 +152,8 @@ class _Logprobs:
         total = weights.sum(-1)
         entropy = total.log() - logits.mul_(weights).sum(-1) / total
         normalizer = total if self.keeps else top + total.log()
-        return _Chunk(
-            chosen - total.log(), entropy, torch.zeros_like(entropy), normalizer, weights if self.keeps else None
-        )
+        kept = weights if self.keeps else None
+        return _Chunk(chosen - total.log(), entropy, torch.zeros_like(entropy), normalizer, kept)
 
     def backward(self, logits: Tensor, targets: Tensor, rows: slice, saved: Tensor, gradients: Gradients) -> Tensor:
         """[n, V] gradient of the chunk's logits, in their buffer; kept weights take the place of logits."""
@@ -252,12 +252,10 @@ class _HeadGradient:
     """The head's gradient over chunks: one float32 buffer, or the weight's own running one."""
 
     def __init__(self, parameter: Tensor, weight: Tensor, bias: Tensor | None, *, wanted: bool) -> None:
-        self._weight = weight
-        self._running = running_gradient(parameter) if wanted else None
-        self._sum = self._running
-        if self._running is None and wanted:
-            self._sum = torch.zeros_like(weight, dtype=torch.float32)
-        self._bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        running = running_gradient(parameter) if wanted else None
+        self._weight, self._is_running = weight, running is not None
+        self._sum = torch.zeros_like(weight, dtype=torch.float32) if wanted and running is None else running
+        self._bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
     def add(self, d: Tensor, hidden: Tensor, of_hidden: Tensor) -> None:
         """A chunk's slopes [n, V] and hidden states [n, D]; writes the hidden states' gradient to `of_hidden`."""
@@ -272,9 +270,9 @@ class _HeadGradient:
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of weight and bias for autograd; None for a weight whose running gradient has it already."""
-        apart = self._sum is not None and self._running is None
-        of_weight = self._sum.to(self._weight.dtype) if apart and self._sum is not None else None
-        return of_weight, None if self._bias is None else self._bias.to(self._weight.dtype)
+        dtype = self._weight.dtype
+        of_weight = None if self._sum is None or self._is_running else self._sum.to(dtype)
+        return of_weight, None if self._bias is None else self._bias.to(dtype)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

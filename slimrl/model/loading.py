@@ -40,8 +40,11 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     """
     path = resolve(config.path)
     pickled = _pickled(config, path)
-    device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    usual = "float32" if device.type == "cpu" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, usual if config.dtype == "auto" else config.dtype)
     if device.type == "cpu" and dtype != torch.float32:
         bound_kernel_caches()
     source = _source(config, path)
@@ -49,7 +52,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         notes = check_code(config, path, source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
         if config.init == "random":
-            model = _random_model(config, path, source, dtype, seed)
+            model = _random_model(path, source, dtype, seed)
         else:
             model, more = _saved_model(config, path, source, dtype, pickled)
             notes += more
@@ -77,16 +80,11 @@ def _source(config: ModelConfig, path: str) -> dict[str, Any]:
     return source
 
 
-def _random_model(
-    config: ModelConfig, path: str, source: Mapping[str, Any], dtype: torch.dtype, seed: int
-) -> PreTrainedModel:
-    with torch.random.fork_rng():  # the only use of torch's generator, and it is put back as it was
+def _random_model(path: str, source: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    how = {"dtype": dtype, "attn_implementation": "eager", "trust_remote_code": source["trust_remote_code"]}
+    with torch.random.fork_rng():  # the only use of torch's generator, which is put back as it was
         torch.random.manual_seed(seed)
-        shape = AutoConfig.from_pretrained(path, **source)
-        code = {"trust_remote_code": config.trust_remote_code}
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            shape, dtype=dtype, attn_implementation="eager", **code
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **source), **how)
     return model
 
 
@@ -195,10 +193,8 @@ def _pickled(config: ModelConfig, path: str) -> str:
     pickled = next((name for name in names if name.endswith(PICKLES)), "")
     safe = any(name.endswith(".safetensors") for name in names)
     if config.pickled_weights and (config.init == "random" or safe):
-        instead = (
-            "model.init=random reads no weights" if config.init == "random" else f"{config.path} holds safetensors"
-        )
-        raise SettingsError(f"model.pickled_weights has no effect, since {instead}; remove it")
+        why = "model.init=random reads no weights" if config.init == "random" else f"{config.path} holds safetensors"
+        raise SettingsError(f"model.pickled_weights has no effect, since {why}; remove it")
     if pickled and not safe and not config.pickled_weights:
         raise DataError(
             f"model.path={config.path}: only pickled weights ({pickled}), which can run code when loaded; convert them to "
@@ -210,11 +206,8 @@ def _pickled(config: ModelConfig, path: str) -> str:
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     """The union of every id that ends a turn (Gemma ends turns with an id that its tokenizer does not call eos)."""
     declared = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*([] if declared is None else [declared] if isinstance(declared, int) else declared)}
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    ids |= template_terminators(tokenizer)
-    return tuple(sorted(ids))
+    ids = {*(declared if isinstance(declared, list | tuple) else [declared]), tokenizer.eos_token_id}
+    return tuple(sorted((ids | template_terminators(tokenizer)) - {None}))
 
 
 def template_terminators(tokenizer: Any) -> set[int]:
@@ -249,19 +242,5 @@ def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig
 def taught_instruction(policy: Policy, style: str) -> str | None:
     """The system message with which `slimrl sft` taught this answer style, if it did."""
     taught = getattr(policy.model.config, TAUGHT, None)
-    if not isinstance(taught, dict) or taught.get("style") != style:
-        return None
-    message = taught.get("instruction")
+    message = taught.get("instruction") if isinstance(taught, dict) and taught.get("style") == style else None
     return message if isinstance(message, str) else None
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -56,13 +56,11 @@ def pack(inputs: Tensor, lengths: Tensor, prompt_lengths: Tensor, groups: Tensor
     ids, positions = torch.zeros(tokens, dtype=torch.long), torch.zeros(tokens, dtype=torch.long)
     ids[places[valid]] = inputs[valid]
     positions[places[valid]] = column.expand(rows, width)[valid]
-    if not whole_rows(device):
-        indices = [
-            *_blocks(places, shown, torch.zeros_like(prompts), prompts),
-            *_blocks(places, torch.arange(rows), prompt_lengths, lengths),
-        ]
-    else:
+    if whole_rows(device):
         indices = _blocks(places, torch.arange(rows), torch.zeros_like(lengths), lengths)
+    else:
+        indices = _blocks(places, shown, torch.zeros_like(prompts), prompts)
+        indices += _blocks(places, torch.arange(rows), prompt_lengths, lengths)
     outputs = torch.zeros(tokens, dtype=torch.long)
     done = 0
     for queries, _, _, real in indices:

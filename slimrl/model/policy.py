@@ -90,3 +90,37 @@ def freeze(policy: Policy) -> Policy:
     """A copy that no optimizer touches: the reference of the KL penalty."""
     model = copy.deepcopy(policy.model).requires_grad_(False)
     return replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of one policy; multiply-adds are two operations."""
+
+    body: int
+    """Parameters of the layers' matrices."""
+    head: int
+    """Parameters of the output embedding."""
+    weight_bytes: int
+    """All parameters, tied ones once."""
+    pair_flops: int
+    """Operations of one query against one key, over all layers and heads."""
+    cache_bytes: int
+    """Keys and values of one token, over all layers."""
+
+    def forward(self, tokens: float, targets: float, pairs: float) -> float:
+        """Operations of a forward pass: tokens through the layers, targets through the head, query-key pairs."""
+        return 2.0 * self.body * tokens + 2.0 * self.head * targets + self.pair_flops * pairs
+
+
+def cost_of(policy: Policy) -> Cost:
+    """The counts of a loaded policy."""
+    linear = [module for module in policy.trunk.modules() if isinstance(module, nn.Linear)]
+    widths = [layer.key_width + layer.value_width for layer in policy.attention]
+    return Cost(
+        body=sum(module.weight.numel() for module in linear),
+        head=policy.head.weight.numel(),
+        weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
+        pair_flops=sum(2 * layer.heads * width for layer, width in zip(policy.attention, widths, strict=True)),
+        cache_bytes=sum(layer.kv_heads * width for layer, width in zip(policy.attention, widths, strict=True))
+        * policy.model.dtype.itemsize,
+    )

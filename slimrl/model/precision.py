@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,21 +37,17 @@ def in_float32(model: nn.Module) -> AbstractContextManager[Any]:
 
 class _InFloat32(TorchFunctionMode):
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name == "__get__":  # a property of a tensor; a narrow dtype is what code would cast to
-            found = func(*args, **(kwargs or {}))
+            found = func(*args, **kwargs)
             return _wide(found) if isinstance(found, torch.dtype) else found
         if name in PICKING:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         if name == "embedding":  # a few rows of a large table
-            return _wide(func(*args, **(kwargs or {})))
-        return func(*map(_wide, args), **{key: _wide(value) for key, value in (kwargs or {}).items()})
+            return _wide(func(*args, **kwargs))
+        return func(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
 
 
 def _wide(value: Any) -> Any:

@@ -27,9 +27,7 @@ class _Recorder:
         self.layers: dict[int, LayerAttention] = {}
         self.calls = 0
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         self.calls += 1
         self.layers[layer] = LayerAttention(query.shape[1], key.shape[1], key.shape[-1], value.shape[-1], window)
         return self.rows.attend(layer, query, key, value, scaling=scaling, window=window)

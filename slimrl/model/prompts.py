@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
 from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
-from slimrl.terms import Template, UsedTemplate
+from slimrl.terms import Template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
@@ -30,10 +31,6 @@ class Prompter:
     """The token with which the chat template ends an assistant's turn, where there is one."""
 
     @property
-    def template(self) -> UsedTemplate:
-        return "plain" if self.chat is None else "chat"
-
-    @property
     def system_role(self) -> bool:
         """False where the chat template takes no system messages: their text then opens the user's turn."""
         return self.chat is None or self.chat.system_role
@@ -48,15 +45,13 @@ class Prompter:
         if self.chat is None:
             *system, user = [m["content"] for m in messages]
             return "\n\n".join([*system, f"Question: {user}\nAnswer:"])
-        turns = messages if self.chat.system_role else fold_system(messages)
-        rendered = self.chat.render(turns)
+        rendered = self.chat.render(messages if self.chat.system_role else _fold_system(messages))
+        squeezed = "".join(rendered.split())  # templates trim white space
         for turn in messages:
-            if not _holds(rendered, turn["content"]):
-                what, change = (
-                    ("question", "reword it, remove that row")
-                    if turn["role"] == "user"
-                    else ("instruction", "change task.instruction")
-                )
+            if turn["content"].strip() not in rendered and "".join(turn["content"].split()) not in squeezed:
+                what, change = "instruction", "change task.instruction"
+                if turn["role"] == "user":
+                    what, change = "question", "reword it, remove that row"
                 raise DataError(
                     f"the tokenizer's chat template leaves the {what} {turn['content'][:60]!r} out of its prompt, or changes "
                     f"it; {change}, or {WITHOUT_TEMPLATE}"
@@ -103,7 +98,7 @@ class Prompter:
     def _question_spans(self, messages: Messages, text: str) -> list[Span]:
         """The places of the question in the rendered text, found by marks around it in a second rendering."""
         question = messages[-1]["content"]
-        opening, closing = _unused(text)
+        opening, closing = islice((chr(code) for code in PRIVATE_USE if chr(code) not in text), 2)
         core = question.strip()
         marked = question.replace(core, f"{opening}{core}{closing}", 1)
         parts = self.text([*messages[:-1], {**messages[-1], "content": marked}]).split(opening)
@@ -136,11 +131,9 @@ def make_prompter(
     now: datetime | None = None,
     form: str = "",
 ) -> Prompter:
-    """Choose the template and try it out.
+    """Choose the template by the setting `task.template`, and try it out.
 
     Args:
-        tokenizer: the policy's.
-        template: the setting `task.template`.
         arguments: further arguments of the chat template.
         now: the time that the template sees; None for the present time.
         form: the form of an answer without an answer in it; its special tokens stay in the text of completions.
@@ -161,19 +154,8 @@ def make_prompter(
     return Prompter(tokenizer, chat, control, form_ids=control.spelled_by(form), turn_end=turn_end)
 
 
-def fold_system(messages: Messages) -> list[dict[str, str]]:
+def _fold_system(messages: Messages) -> list[dict[str, str]]:
     """System text moved to the top of the first user turn."""
     system = [m["content"] for m in messages if m["role"] == "system"]
     first, *rest = [dict(m) for m in messages if m["role"] != "system"]
     return [{**first, "content": "\n\n".join([*system, first["content"]])}, *rest]
-
-
-def _holds(rendered: str, content: str) -> bool:
-    """True where a text contains another, apart from white space, which templates trim."""
-    return content.strip() in rendered or "".join(content.split()) in "".join(rendered.split())
-
-
-def _unused(text: str) -> tuple[str, str]:
-    """Two characters that do not occur in a text."""
-    free = (chr(code) for code in PRIVATE_USE if chr(code) not in text)
-    return next(free), next(free)

@@ -27,21 +27,22 @@ def check_code(config: ModelConfig, path: str, hub: Mapping[str, Any]) -> list[s
         "config.json": (_code(shape), shape.get("model_type") in CONFIG_MAPPING),
         "tokenizer_config.json": (_code(words), tokenizer_class_from_name(own_class) is not None),
     }
-    named = {file: code for file, (code, _) in parts.items() if code}
     if config.trust_remote_code:
-        _check_pin(config, path, [entry for code in named.values() for entry in code])
+        _check_pin(config, path, [entry for code, _ in parts.values() for entry in code])
         return []
-    for file, code in named.items():
-        if not parts[file][1]:
+    notes = []
+    for file, (code, is_known) in parts.items():
+        if code and not is_known:
             raise DataError(
                 f"model.path={config.path}: {file} needs Python code that comes with the model ({code[0]}), which is never "
                 "run unasked; choose a model that transformers knows, or read the code, then set "
                 "model.trust_remote_code=true and model.revision"
             )
-    return [
-        f"{file} names Python code that comes with the model ({code[0]}); it was not run, transformers' own was"
-        for file, code in named.items()
-    ]
+        if code:
+            notes.append(
+                f"{file} names Python code that comes with the model ({code[0]}); it was not run, transformers' own was"
+            )
+    return notes
 
 
 def fingerprint_of_code(folder: Path) -> str:

@@ -9,29 +9,35 @@ import numpy as np
 import torch
 
 from slimrl.algorithm.groups import has_signal
+from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.policy import Policy
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.observed import observe
-from slimrl.preflight.setup import TrainSetup
+from slimrl.preflight.setup import Setup, TrainSetup
 from slimrl.records import Group, Problem
 from slimrl.results import DoctorReport
 
-PROBE_PROBLEMS = 16
+PROBE_PROBLEMS, FEWEST_PROBLEMS = 16, 2
+PROBE_TOKENS = 2**14
+"""Bound on the new tokens of a probe, by which it has fewer problems where completions may be long."""
 
 
-def examine(setup: TrainSetup) -> DoctorReport:
+def examine(training: TrainSetup) -> DoctorReport:
     """The findings on a few groups of training problems, sampled with random numbers of their own."""
-    problems = list(islice(setup.training_problems(step=0, count=PROBE_PROBLEMS), PROBE_PROBLEMS))
-    groups = setup.roll_out(problems, stream="probe", step=0, strict=True)
+    setup, gold = training.setup, training.gold
+    config, rollout, tokenizer, style = setup.config, setup.config.rollout, setup.policy.tokenizer, setup.task.style
+    affordable = PROBE_TOKENS // (rollout.group_size * rollout.budget)
+    count = min(PROBE_PROBLEMS, max(FEWEST_PROBLEMS, affordable))
+    bounded = f"the probe has {count} problems instead of {PROBE_PROBLEMS}, since completions may have {rollout.budget} tokens"
+    problems = list(islice(setup.training_problems(step=0, count=PROBE_PROBLEMS), count))
+    groups = training.roll_out(problems, stream="probe", step=0, strict=True)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    style = setup.task.style
     stop = float(np.mean([r.completion.finish == "stop" for r in rollouts]))
     parses = float(np.mean([style.well_formed(r.text) for r in rollouts]))
     right = float(np.mean([r.correct for r in rollouts]))
     signal = float(np.mean([has_signal(group, "reward") for group in groups]))
-    tokenizer = setup.policy.tokenizer
-    observed = observe(groups, setup.config)
+    observed = observe(groups, config)
     return DoctorReport(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
         stop_ids={str(i): str(tokenizer.convert_ids_to_tokens(i)) for i in setup.policy.stop_ids},
@@ -41,18 +47,16 @@ def examine(setup: TrainSetup) -> DoctorReport:
         right=right,
         groups=len(groups),
         signal=signal,
-        gold_checked=setup.gold.n,
-        gold_failed=len({failure.id for failure in setup.gold.failures}),
-        reward_maximum=setup.gold.maximum,
-        inert=inert_switches(setup.config, observed),
-        confounded=confounded_switches(setup.config, observed),
+        gold_checked=gold.n,
+        gold_failed=len({failure.id for failure in gold.failures}),
+        reward_maximum=gold.maximum,
+        inert=inert_switches(config, observed),
+        confounded=confounded_switches(config, observed),
         warnings=[
             *_slow(setup.policy),
-            *_without_bos(setup, problems[0]),
-            *_thinks(setup, stop),
-            *_unscorable(groups),
-            *_no_signal(signal, len(groups)),
-            *_out_of_form(stop, parses, right, setup),
+            *_prompt_warnings(setup, problems[0], stop),
+            *_reward_warnings(groups, signal),
+            *_form_warnings(setup, stop, parses, right),
         ],
         samples=[
             {
@@ -64,6 +68,7 @@ def examine(setup: TrainSetup) -> DoctorReport:
             }
             for r in (group.rollouts[0] for group in groups[:3])
         ],
+        notes=[*setup.notes, *([bounded] if count < PROBE_PROBLEMS else [])],
     )
 
 
@@ -76,42 +81,37 @@ def _slow(policy: Policy) -> list[str]:
     ]
 
 
-def _without_bos(setup: TrainSetup, asked: Problem) -> list[str]:
-    if not setup.prompter.misses_bos(setup.task.messages(asked)):
-        return []
-    return [
-        f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
-        "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
-    ]
+def _prompt_warnings(setup: Setup[TrainConfig], asked: Problem, stop: float) -> list[str]:
+    found, chat = [], setup.prompter.chat
+    if setup.prompter.misses_bos(setup.task.messages(asked)):
+        found.append(
+            f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
+            "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
+        )
+    # Templates of this kind let a model think first unless they are told otherwise.
+    if stop < 0.5 and chat and "enable_thinking" in chat.source and "enable_thinking" not in chat.arguments:
+        found.append(
+            "the chat template has a switch for thinking, which is on; task.template_arguments={enable_thinking: false} turns "
+            "it off, and completions become shorter"
+        )
+    return found
 
 
-def _thinks(setup: TrainSetup, stop: float) -> list[str]:
-    """Templates of this kind let a model think first unless they are told otherwise."""
-    chat = setup.prompter.chat
-    if stop >= 0.5 or chat is None or "enable_thinking" not in chat.source or "enable_thinking" in chat.arguments:
-        return []
-    return [
-        "the chat template has a switch for thinking, which is on; task.template_arguments={enable_thinking: false} turns it "
-        "off, and completions become shorter"
-    ]
-
-
-def _unscorable(groups: Sequence[Group]) -> list[str]:
+def _reward_warnings(groups: Sequence[Group], signal: float) -> list[str]:
+    found = []
     reasons = [rollout.unscorable for group in groups for rollout in group.rollouts]
-    share = sum(map(bool, reasons)) / len(reasons)
-    return [f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})"] if share else []
+    if any(reasons):
+        share = sum(map(bool, reasons)) / len(reasons)
+        found.append(f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})")
+    if not signal:
+        found.append(
+            f"none of {len(groups)} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
+            "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
+        )
+    return found
 
 
-def _no_signal(signal: float, groups: int) -> list[str]:
-    if signal:
-        return []
-    return [
-        f"none of {groups} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
-        "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
-    ]
-
-
-def _out_of_form(stop: float, parses: float, right: float, setup: TrainSetup) -> list[str]:
+def _form_warnings(setup: Setup[TrainConfig], stop: float, parses: float, right: float) -> list[str]:
     found = []
     if stop < 0.5:
         found.append(

@@ -70,8 +70,7 @@ class Run:
 
     @property
     def carried_over(self) -> str:
-        refills = self.algorithm.dynamic_sampling == "refill"
-        return " (but for groups that dynamic sampling may carry over)" if refills else ""
+        return " (but for groups that dynamic sampling may carry over)" if refills(self.config) else ""
 
     @property
     def leave_one_out(self) -> str:
@@ -116,18 +115,14 @@ class Pair:
         return any(config.algorithm.aggregation == "fixed_length" for config in self.both)
 
     @property
-    def refills(self) -> bool:
-        return any(config.algorithm.dynamic_sampling == "refill" for config in self.both)
-
-    @property
     def ratio_is_one(self) -> bool:
         """True if no importance ratio of either can differ from 1."""
-        return all(map(one_update, self.both)) and not self.refills
+        return all(map(one_update, self.both)) and not any(map(refills, self.both))
 
     @property
     def dearer(self) -> str:
         """The one of them that refills, in words."""
-        return "it" if self.arm.algorithm.dynamic_sampling == "refill" else "its reference"
+        return "it" if refills(self.arm) else "its reference"
 
     @property
     def refill_budget(self) -> float:
@@ -137,6 +132,11 @@ class Pair:
 def one_update(config: TrainConfig) -> bool:
     """True if a rollout batch gets a single optimizer update."""
     return config.optimizer.minibatches * config.optimizer.epochs == 1
+
+
+def refills(config: TrainConfig) -> bool:
+    """True if dynamic sampling may sample further groups, and carry some over."""
+    return config.algorithm.dynamic_sampling == "refill"
 
 
 def kl_in_loss(algorithm: AlgorithmConfig) -> bool:
@@ -173,7 +173,7 @@ class Rule(Generic[Facts]):
     settings: str
     """The settings concerned: `algorithm.clip_low and clip_high`, one without a section, or the name of a section."""
     sentence: str
-    when: Callable[[Facts], object]
+    when: Callable[[Facts], object] = lambda _: True
     """True of the facts to which the rule applies; one on an arm applies only where it changes one of the settings."""
 
     def text(self, facts: Facts) -> str:
@@ -198,6 +198,7 @@ K1_IS_FLAT = "the gradient of k1 in the loss is 0 on average"
 AGAINST_KL = "and algorithm.kl_coef={facts.algorithm.kl_coef:g} weighs the more or the less against them"
 NO_RATIO = "{facts.algorithm.surrogate} takes no importance ratio, and "
 NONE_TRUNCATED = "none of {facts.observed.completions} completions was truncated"
+LAST_BITS = "changes speed and memory, and numbers in their last bits only"
 UNDONE_BY_ADAMW = (
     ", which AdamW undoes but optimizer.max_grad_norm does not: where it clips one arm and not the other, that is a difference "
     "too (grad_norm in metrics.jsonl)"
@@ -260,7 +261,7 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          f"{NO_RATIO}{{facts.observed.carried}} carried groups were learned from what another policy sampled",
          lambda run: run.algorithm.surrogate in WITHOUT_RATIO and one_update(run.config) and run.observed.carried),
     Rule("confounded", "algorithm.baseline",
-         "{facts.leave_one_out}, so beside the penalty it only weighs rewards more",
+         "{facts.leave_one_out}, so next to the penalty it only weighs rewards more",
          lambda run: run.algorithm.baseline == "leave_one_out" and run.penalty_beside_rewards),
 )  # fmt: skip
 
@@ -273,10 +274,8 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
          lambda pair: pair.ratio_is_one and all(SURROGATES[c.algorithm.surrogate].plain_at_one for c in pair.both)),
     Rule("inert", "algorithm.signal", "makes no difference where the reward is correctness alone",
          lambda pair: all(c.rewards.paid == ("correct",) and not c.rewards.zero_truncated for c in pair.both)),
-    *(Rule[Pair]("inert", key, "changes speed and memory, and numbers in their last bits only", lambda _: True)
-      for key in SPEED_ONLY),
-    *(Rule[Pair]("inert", key, "changes speed and memory, and numbers in their last bits only",
-                 lambda pair: not any(map(split_matters, pair.both))) for key in SPLIT_ONLY),
+    *(Rule[Pair]("inert", key, LAST_BITS) for key in SPEED_ONLY),
+    *(Rule[Pair]("inert", key, LAST_BITS, lambda pair: not any(map(split_matters, pair.both))) for key in SPLIT_ONLY),
     Rule("confounded", "algorithm.scale_rewards and normalize_components",
          "advantages change their scale and algorithm.kl_coef does not, so the weight of the KL penalty against the reward "
          "changes too; compare without KL, or scale kl_coef along",
@@ -292,26 +291,26 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
     Rule("confounded", "rewards.correct and format", "the reward changes its scale and algorithm.kl_coef does not",
          lambda pair: pair.kl and pair.arm.algorithm.scale_rewards == "none"),
     Rule("confounded", "optimizer.minibatches and epochs",
-         "it takes another number of optimizer updates on the same rollouts", lambda _: True),
+         "it takes another number of optimizer updates on the same rollouts"),
     Rule("confounded", "rollout.max_new_tokens",
-         "evaluation uses rollout.max_new_tokens too, so the measure changes with the training", lambda _: True),
+         "evaluation uses rollout.max_new_tokens too, so the measure changes with the training"),
     Rule("confounded", "rollout.temperature",
-         "evaluation uses rollout.temperature too, so the measure changes with the training", lambda _: True),
+         "evaluation uses rollout.temperature too, so the measure changes with the training"),
     Rule("confounded", "rollout.problems and group_size",
-         "it samples another number of completions a step; see budget.equal=tokens", lambda _: True),
-    Rule("confounded", "steps", "it takes another number of steps than its reference", lambda _: True),
+         "it samples another number of completions a step; see budget.equal=tokens"),
+    Rule("confounded", "steps", "it takes another number of steps than its reference"),
     Rule("confounded", "algorithm.dynamic_sampling",
          "at equal steps {facts.dearer} may sample up to {facts.refill_budget:g} times the tokens; budget.equal=tokens compares "
          "at equal cost",
-         lambda pair: pair.refills and not pair.arm.max_tokens),
+         lambda pair: any(map(refills, pair.both)) and not pair.arm.max_tokens),
     Rule("confounded", "algorithm.kl_estimator", f"{K1_IS_FLAT}, so with it the KL penalty pulls nowhere",
          lambda pair: any(kl_in_loss(c.algorithm) and c.algorithm.kl_estimator == "k1" for c in pair.both)),
     Rule("reward", "rewards", "what is paid changes, so training rewards are not comparable",
          lambda pair: any(key.startswith("rewards.") and key != "rewards.workers" for key in pair.changed)),
     Rule("reward", "curriculum",
-         "what it is asked is chosen by difficulty or success, so training rewards are not comparable", lambda _: True),
+         "what it is asked is chosen by difficulty or success, so training rewards are not comparable"),
     Rule("reward", "algorithm.dynamic_sampling and signal",
-         "what it trains on is selected by reward, so train/reward is not comparable", lambda _: True),
+         "what it trains on is selected by reward, so train/reward is not comparable"),
 )  # fmt: skip
 
 
@@ -334,18 +333,15 @@ def set_by_hand(sentences: Sequence[str], config: TrainConfig) -> list[str]:
 
     A section in which every setting is given was written by a run, and does not show what was chosen.
     """
-    return [sentence for sentence in sentences if _is_chosen(sentence, config)]
 
+    def is_chosen(sentence: str) -> bool:
+        section = getattr(config, sentence.partition(".")[0])
+        fields, given = type(section).model_fields, section.model_fields_set
+        by_hand = set() if given == {*fields} else given
+        keys = [key for key in _named(sentence) if key in fields]
+        return any(key in by_hand or getattr(section, key) != fields[key].default for key in keys)
 
-def _is_chosen(sentence: str, config: TrainConfig) -> bool:
-    section = getattr(config, sentence.partition(".")[0])
-    fields = type(section).model_fields
-    written_out = section.model_fields_set == {*fields}
-    return any(
-        getattr(section, key) != fields[key].default or (key in section.model_fields_set and not written_out)
-        for key in _named(sentence)
-        if key in fields
-    )
+    return [*filter(is_chosen, sentences)]
 
 
 def _named(sentence: str) -> list[str]:

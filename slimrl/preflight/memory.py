@@ -1,7 +1,7 @@
 """Peak memory before the first step: what each part will take, and how large slots and micro-batches may be.
 
 A run has two peaks that never meet: rollouts (cache, prefill, logits of a decode step) and the update (gradients,
-activations, chunks of logits). What lies below both is fixed by the model. Slots and micro-batches change speed and
+activations, chunks of logits). The part below both is fixed by the model. Slots and micro-batches change speed and
 memory, never tokens or gradients, so `auto` may choose them by the memory that is free.
 """
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from slimrl.algorithm.kl import VOCABULARY
+from slimrl.config.algorithm import AlgorithmConfig
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.learner.recompute import can_checkpoint, checkpointed
 from slimrl.machine.limits import free_memory, large_blocks_given_back, total_memory, used_memory
-from slimrl.model.cost import cost_of
 from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.model.packing import pack
-from slimrl.model.policy import Policy
+from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
 
@@ -36,7 +36,7 @@ SHARE = 0.9
 HEAD_COPIES, ENTROPY_COPIES = 2, 6
 """Logits of a chunk and one temporary; more where the entropy is differentiated (measured)."""
 HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
-"""What a CPU process holds beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
+"""Bytes of a CPU process beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
 DECODE_COPIES = 3
 """Logits, probabilities, and one temporary."""
@@ -59,7 +59,7 @@ class MemoryEstimate:
     masters: int
     """float32 copies of narrower weights."""
     moments: int
-    """AdamW's two."""
+    """The two of AdamW."""
     cache: int
     """Keys and values of all slots and their prompts."""
     sampling: int
@@ -78,17 +78,15 @@ class MemoryEstimate:
     blocks_given_back: bool
     """The C library keeps no large block that was freed."""
     free: int
-    """What this process may hold in all, by the memory free when the plan was made."""
+    """Bytes that this process may hold in all, by the memory free when the plan was made."""
     plan: Plan
 
     @property
     def activations(self) -> int:
-        """Of one micro-batch."""
         return self.plan.microbatch_tokens * self.token_bytes
 
     @property
     def head(self) -> int:
-        """Chunks of logits in a backward pass."""
         return self.head_copies * 4 * min(CHUNK_ELEMENTS, self.plan.microbatch_tokens * self.vocabulary)
 
     @property
@@ -100,7 +98,6 @@ class MemoryEstimate:
 
     @property
     def heap(self) -> int:
-        """What the C library keeps."""
         if self.cache_stays:
             return 0
         if self.blocks_given_back:
@@ -112,37 +109,30 @@ class MemoryEstimate:
         return self.peak <= self.free
 
     def sentence(self) -> str:
-        """What a person should know of it; run.json has the plan in full."""
-        text = f"memory: at most about {_gib(self.peak)} of {_gib(self.free)} GiB"
+        """The summary for a person; run.json has the plan in full."""
+        text = f"memory: at most about {self.peak / GIB:.2f} of {self.free / GIB:.2f} GiB"
         if self.plan.recompute:
             text += ", activations recomputed"
         if self.fits:
             return text
         size, part = max((getattr(self, name), name) for name in PARTS)
         return (
-            f"{text}, of which {part} {_gib(size)}. This may not fit: lower rollout.slots or optimizer.microbatch_tokens, or set "
-            "optimizer.activation_checkpointing=on or model.dtype=bfloat16"
+            f"{text}, of which {part} {size / GIB:.2f}. This may not fit: lower rollout.slots or optimizer.microbatch_tokens, or "
+            "set optimizer.activation_checkpointing=on or model.dtype=bfloat16"
         )
 
     def table(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        found = {
-            "activations": self.activations,
-            "head": self.head,
-            "heap": self.heap,
-            "peak": self.peak,
-            "fits": self.fits,
+        table = asdict(self)
+        del table["plan"]
+        plan = self.plan
+        table |= {
+            "slots": plan.slots,
+            "microbatch_tokens": plan.microbatch_tokens,
+            "activation_checkpointing": plan.recompute,
         }
-        sizes = {
-            "slots": self.plan.slots,
-            "microbatch_tokens": self.plan.microbatch_tokens,
-            "activation_checkpointing": self.plan.recompute,
-        }
-        return {key: value for key, value in asdict(self).items() if key != "plan"} | sizes | found
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}"
+        derived = ("activations", "head", "heap", "peak", "fits")
+        return table | {name: getattr(self, name) for name in derived}
 
 
 def read_plan(table: Mapping[str, Any]) -> Plan:
@@ -210,7 +200,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
         gradients=(4 + model.dtype.itemsize * narrow) * parameters + apart if training else 0,
         token_bytes=0,
         vocabulary=policy.head.vocabulary,
-        head_copies=_head_copies(config),
+        head_copies=_head_copies(algorithm),
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
         cache_stays=device.type == "cuda",
         blocks_given_back=large_blocks_given_back(),
@@ -228,17 +218,19 @@ def _choose_slots(
     rows: int,
 ) -> MemoryEstimate:
     """The estimate with as many slots as the setting says or, for `auto`, as fit."""
-    cost, width = cost_of(policy), _widest(policy)
+    cost = cost_of(policy)
+    linear = [module for module in policy.trunk.modules() if isinstance(module, nn.Linear)]
+    # Numbers that a token has at once, at most, in a layer of a forward pass without gradients.
+    width = max(max(module.in_features, module.out_features) for module in linear)
 
     def with_slots(estimate: MemoryEstimate, slots: int) -> MemoryEstimate:
-        prompts = slots  # an evaluation has a prompt of its own for every row
-        tokens = min(PREFILL_TOKENS, prompts * longest_prompt)
-        prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + prompts * fixed.vocabulary * 4
-        columns = slots * config.rollout.budget + prompts * longest_prompt
+        # As many prompts as slots: an evaluation has one of its own for every row.
+        tokens = min(PREFILL_TOKENS, slots * longest_prompt)
+        prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + slots * fixed.vocabulary * 4
         return replace(
             estimate,
             plan=replace(estimate.plan, slots=slots),
-            cache=columns * cost.cache_bytes,
+            cache=slots * (config.rollout.budget + longest_prompt) * cost.cache_bytes,
             sampling=max(prefill, DECODE_COPIES * slots * fixed.vocabulary * 4),
         )
 
@@ -252,21 +244,18 @@ def _choose_slots(
     return with_slots(fixed, slots)
 
 
-def _head_copies(config: RootConfig) -> int:
+def _head_copies(algorithm: AlgorithmConfig | None) -> int:
     """Buffers of a chunk of logits, by the terms of the loss beyond the sampled token's log-probability."""
-    if not isinstance(config, TrainConfig):
+    if algorithm is None:
         return HEAD_COPIES
-    algorithm = config.algorithm
     if algorithm.kl_coef > 0 and algorithm.kl_estimator in VOCABULARY:
         return VOCABULARY[algorithm.kl_estimator].copies
     return ENTROPY_COPIES if algorithm.entropy_coef else HEAD_COPIES
 
 
 def _critic_bytes(policy: Policy) -> int:
-    trunk = list(policy.trunk.parameters())
-    count, held = sum(p.numel() for p in trunk), sum(p.numel() * p.element_size() for p in trunk)
-    narrow = policy.model.dtype != torch.float32
-    return int(held + (4 * narrow + 8 + 4) * count)
+    masters = 4 if policy.model.dtype != torch.float32 else 0
+    return sum(p.numel() * (p.element_size() + masters + 8 + 4) for p in policy.trunk.parameters())
 
 
 def compare_memory(estimate: MemoryEstimate, measured: int, *, largest_microbatch: int) -> dict[str, float]:
@@ -289,7 +278,7 @@ def activation_bytes(policy: Policy, *, checkpointing: bool) -> int:
     if not checkpointing:
         return int(slope * (1 + 1 / layers))
     whole = [_saved(policy, size, False) for size in sizes]
-    # One layer at a time is computed again, and its gradients stand beside it.
+    # One layer at a time is computed again, and its gradients are held with it.
     return int(slope + 2 * (whole[1] - whole[0]) / (sizes[1] - sizes[0]) / layers)
 
 
@@ -309,16 +298,7 @@ def _saved(policy: Policy, size: int, checkpointing: bool) -> int:
             held.append(tensor)  # no address may be given out twice while they are counted
         return tensor
 
-    with (
-        torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-        checkpointed(policy.model, checkpointing),
-    ):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    with torch.enable_grad(), hooks, checkpointed(policy.model, checkpointing):
         policy.packed_hidden(packed)
     return sum(seen.values())
-
-
-def _widest(policy: Policy) -> int:
-    """Numbers a token has at once, at most, in a layer of a forward pass without gradients."""
-    linear = (module for module in policy.trunk.modules() if isinstance(module, nn.Linear))
-    return max(max(module.in_features, module.out_features) for module in linear)

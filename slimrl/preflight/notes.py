@@ -13,12 +13,12 @@ from slimrl.tasks.styles import MARKERS
 
 def gold_sentence(gold: GoldReport) -> str:
     """The failures of a gold self-check in one sentence, with the first rows."""
-    rows = {failure.id for failure in gold.failures}
+    count = len({failure.id for failure in gold.failures})
     shown = ", ".join(
         f"{f.id} (answer {f.answer!r}: {f.reward} gives {'nothing' if f.got is None else f'{f.got:g}'} of {f.expected:g})"
         for f in gold.failures[:5]
     )
-    return f"the gold answer cannot earn the maximum reward on {len(rows)} of {gold.n} rows: {shown}"
+    return f"the gold answer cannot earn the maximum reward on {count} of {gold.n} rows: {shown}"
 
 
 def rejected_note(task: Task) -> str:
@@ -41,9 +41,9 @@ def form_note(config: RootConfig) -> str:
 
 
 def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> list[str]:
-    """What a user should know of how prompts and completions become text."""
+    """Notes on the ways in which prompts and completions become text."""
     found = []
-    if prompter.template == "plain" and config.task.template == "auto":
+    if prompter.chat is None and config.task.template == "auto":
         found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')
     if not prompter.system_role:
         found.append("the chat template takes no system message, so the instruction opens the user's turn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from slimrl.algorithm.groups import has_signal
 from slimrl.config.schema import TrainConfig
@@ -48,21 +48,10 @@ NOTHING_OBSERVED = Observed(completions=0, truncated=0, longest=0, shortest=0, g
 def combine(first: Observed, second: Observed) -> Observed:
     """The counts of both together."""
     lengths = [observed.shortest for observed in (first, second) if observed.completions]
-    return Observed(
-        completions=first.completions + second.completions,
-        truncated=first.truncated + second.truncated,
-        longest=max(first.longest, second.longest),
-        shortest=min(lengths, default=0),
-        groups=first.groups + second.groups,
-        constant=first.constant + second.constant,
-        carried=first.carried + second.carried,
-        steps=first.steps + second.steps,
-        skipped=first.skipped + second.skipped,
-        clipped=first.clipped + second.clipped,
-        corrected=first.corrected + second.corrected,
-        bounded=first.bounded + second.bounded,
-        alphas=first.alphas | second.alphas,
-    )
+    special = {"longest": max(first.longest, second.longest), "shortest": min(lengths, default=0)}
+    names = {field.name for field in fields(Observed)} - {*special, "alphas"}
+    sums = {name: getattr(first, name) + getattr(second, name) for name in names}
+    return Observed(**sums, **special, alphas=first.alphas | second.alphas)
 
 
 def note_update(observed: Observed, metrics: Mapping[str, float]) -> Observed:

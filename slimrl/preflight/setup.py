@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
-from slimrl.config.sections import RolloutConfig
+from slimrl.config.sections import CurriculumConfig, RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
@@ -33,7 +34,7 @@ from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
-from slimrl.tasks.curriculum import ENDLESS, Curriculum, problems_for_step
+from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.styles import STYLES
 from slimrl.text import visible
@@ -46,9 +47,8 @@ LONG = 0.95
 """Share of the worked solutions that a budget of `auto` holds at least; a few very long ones must not decide it."""
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
-
 WAIT_SECONDS = 0.2
-"""Between looks whether to stop, while rewards are waited for."""
+"""Time between two checks for a stop while rewards are computed."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ class Setup(Generic[Config]):
     engine: Sampler
     profiler: Profiler
     stop: Stop
-    held_out: tuple[Problem, ...]
+    held_out: Sequence[Problem]
     """The evaluation problems, the same ones every time."""
-    harder: tuple[Problem, ...]
+    harder: Sequence[Problem]
     """Those of the harder split; empty where there is none, or none is wanted."""
+    curriculum: Curriculum
+    """The order of the training problems, and what it has learned of them."""
     notes: tuple[str, ...]
-    """What a user should know before the first step, in plain sentences."""
+    """Sentences that a user should know before the first step."""
     memory: MemoryEstimate
     """The memory that the run will take, with the plan of its sizes."""
     chosen: Mapping[str, int | float]
@@ -76,13 +78,9 @@ class Setup(Generic[Config]):
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
-        problems = problems_for_step(self.task.train, seed=self.config.seed, step=step, count=count)
-        return (problem for problem in problems if len(self.prompt_ids(problem)) <= self.room)
-
-    @property
-    def room(self) -> int:
-        """Longest prompt, in tokens, beside which a completion fits the context."""
-        return self.policy.context - self.config.rollout.budget
+        room = self.policy.context - self.config.rollout.budget
+        problems = self.curriculum.problems_for_step(step=step, count=count)
+        return (problem for problem in problems if len(self.prompt_ids(problem)) <= room)
 
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """Raises DataError, naming the problem, where its prompt cannot be encoded as it is."""
@@ -94,58 +92,39 @@ class Setup(Generic[Config]):
 
     def requests(self, problems: Sequence[Problem], *, stream: Stream, step: int, samples: int) -> list[Request]:
         """Prompts with the uniforms that decide their completions."""
-        return [
-            Request(
-                self.prompt_ids(problem),
-                uniforms(
-                    self.config.seed,
-                    stream,
-                    step,
-                    problem.id,
-                    samples=samples,
-                    positions=self.config.rollout.budget,
-                ),
-            )
-            for problem in problems
-        ]
+        draw = partial(uniforms, self.config.seed, stream, step, samples=samples, positions=self.config.rollout.budget)
+        return [Request(self.prompt_ids(problem), draw(problem.id)) for problem in problems]
 
 
 @dataclass(frozen=True)
-class TrainSetup(Setup[TrainConfig]):
-    """A setup with rewards and an order of the problems."""
+class TrainSetup:
+    """A setup, and the rewards of what is sampled with it."""
 
+    setup: Setup[TrainConfig]
     rewards: tuple[Reward, ...]
     gold: GoldReport
     scorer: Scorer
     """To be closed when the run is over."""
-    curriculum: Curriculum
-    """The order of the problems, and what it has learned of them."""
-
-    def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
-        """This step's problems whose prompts fit, then spares."""
-        problems = self.curriculum.problems_for_step(step=step, count=count)
-        return (problem for problem in problems if len(self.prompt_ids(problem)) <= self.room)
 
     def roll_out(self, problems: Sequence[Problem], *, stream: Stream, step: int, strict: bool = False) -> list[Group]:
         """Sample and score one group per problem; `strict` makes a failing reward an error instead of unscorable."""
-        rollout = self.config.rollout
-        requests = self.requests(problems, stream=stream, step=step, samples=rollout.group_size)
+        setup, rollout = self.setup, self.setup.config.rollout
+        requests = setup.requests(problems, stream=stream, step=step, samples=rollout.group_size)
         groups: dict[int, Future[Group]] = {}
 
         def score(index: int, completions: tuple[Completion, ...]) -> None:
-            texts = [self.policy.decode(c.token_ids) for c in completions]
+            texts = [setup.policy.decode(c.token_ids) for c in completions]
             groups[index] = self.scorer.submit(Sampled(problems[index], completions, texts, step, strict))
 
-        self.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
-        with self.profiler.part("rewards"):
+        setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
+        with setup.profiler.part("rewards"):
             scored = [self._awaited(groups[index]) for index in range(len(problems))]
-        return [unpaid_when_truncated(group) for group in scored] if self.config.rewards.zero_truncated else scored
+        return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
 
     def _awaited(self, group: Future[Group]) -> Group:
-        """Its result; raises Stopped where that is asked meanwhile."""
-        while not group.done():
-            wait([group], timeout=WAIT_SECONDS)
-            self.stop.check()
+        """Its result; raises Stopped where a stop is asked for meanwhile."""
+        while wait([group], timeout=WAIT_SECONDS).not_done:
+            self.setup.stop.check()
         return group.result()
 
 
@@ -171,54 +150,45 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
 
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
-    if policy.context <= config.rollout.budget:
+    budget, evaluation = config.rollout.budget, config.evaluation
+    if policy.context <= budget:
         raise SettingsError(
-            f"rollout.max_new_tokens={config.rollout.budget} fills the model's context of {policy.context} "
-            "tokens; lower it"
+            f"rollout.max_new_tokens={budget} fills the model's context of {policy.context} tokens; lower it"
         )
-    room = policy.context - config.rollout.budget
-    splits, left_out = _splits_that_fit(config, task, length, room)
-    train, held_out, harder = splits
-    longest = max(
-        (n for problem in (*islice(train, LOOKED_AT), *held_out, *harder) if (n := length(problem)) <= room), default=1
-    )
-    rows = max(len(held_out), len(harder)) * config.evaluation.samples
+
+    def fits(problem: Problem) -> bool:
+        return length(problem) <= policy.context - budget
+
+    train, train_note = _fitting("train", task.train, len(task.train), fits)
+    held_out, test_note = _fitting("test", task.test, evaluation.problems, fits)
+    harder, harder_note = _fitting("harder", task.harder, evaluation.harder_problems, fits)
+    measured = filter(fits, (*islice(train, LOOKED_AT), *held_out, *harder))
+    longest = max(map(length, measured), default=1)
+    rows = max(len(held_out), len(harder)) * evaluation.samples
+    profiler, order, steps = OFF, CurriculumConfig(), 0
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)
+        profiler = Profiler(policy.device) if config.log.profile else OFF
+        order, steps = config.curriculum, config.steps
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
-    profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    engine = RolloutEngine(
-        policy, slots=memory.plan.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop
-    )
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
-    notes += [rejected_note(task), *left_out, memory.sentence()]
+    notes += [rejected_note(task), train_note, test_note, harder_note, memory.sentence()]
+    slots, compiled = memory.plan.slots, config.rollout.compile
     return Setup(
         config=config,
         policy=policy,
         task=replace(task, train=train),
         prompter=prompter,
-        engine=engine,
+        engine=RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop),
         profiler=profiler,
         stop=stop,
-        held_out=tuple(held_out),
-        harder=tuple(harder),
+        held_out=held_out,
+        harder=harder,
+        curriculum=Curriculum(train, order, seed=config.seed, steps=steps),
         notes=tuple(note for note in notes if note),
         memory=memory,
         chosen=chosen.values,
     )
-
-
-def _splits_that_fit(
-    config: RootConfig, task: Task, length: Callable[[Problem], int], room: int
-) -> tuple[list[Sequence[Problem]], list[str]]:
-    """Training, held-out and harder problems whose prompts have at most `room` tokens, and a note on each that has others."""
-    wanted = (
-        ("train", task.train, len(task.train)),
-        ("test", task.test, config.evaluation.problems),
-        ("harder", task.harder, config.evaluation.harder_problems),
-    )
-    found = [_fitting(name, problems, count, lambda p: length(p) <= room) for name, problems, count in wanted]
-    return [problems for problems, _ in found], [note for _, note in found]
 
 
 def encode_prompt(prompter: Prompter, task: Task, problem: Problem) -> tuple[int, ...]:
@@ -278,81 +248,65 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
 def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER) -> TrainSetup:
     """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
     setup = prepare(config, training=True, kept=kept, stop=stop)
-    config = setup.config
-    count, wanted = len(setup.task.train), config.rollout.problems
+    config, notes = setup.config, [*setup.notes]
+    count, wanted, budget = len(setup.task.train), config.rollout.problems, config.rollout.budget
     if count < wanted:
         if not count or wanted != RolloutConfig.model_fields["problems"].default:
             raise SettingsError(f"rollout.problems={wanted} exceeds the {count} training problems; lower it")
         # Nobody asked for the default, which a small file of one's own need not fill.
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"problems": count})})
-        note = f"there are {count} training problems, so every step takes all of them instead of {wanted} (rollout.problems)"
-        setup = replace(setup, notes=(*setup.notes, note))
-    workers = worker_count(config.rewards)
-    budget = config.rollout.budget
-    try:
-        config.rewards.check_buffer(budget)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
-    scorer = Scorer(setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers, show=_show)
-    try:
-        return _examined(setup, config, rewards, scorer)
-    except BaseException:
-        scorer.close()
-        raise
-
-
-def _examined(
-    setup: Setup[TrainConfig], config: TrainConfig, rewards: tuple[Reward, ...], scorer: Scorer
-) -> TrainSetup:
-    """What `prepare_training` finds out before the first step."""
-    every = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, GOLD_SAMPLE)
-    problems = [*every, *setup.held_out, *setup.harder]
-    gold = check_gold(setup.task, problems, rewards, scorer.submit, setup.read_back)
-    notes = list(setup.notes)
+        notes.append(
+            f"there are {count} training problems, so every step takes all of them instead of {wanted} (rollout.problems)"
+        )
     updates = config.steps * config.optimizer.minibatches * config.optimizer.epochs
     if config.optimizer.warmup_steps >= updates:
         notes.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} is not less than the run's {updates} updates, so the "
             "learning rate only rises"
         )
+    try:
+        config.rewards.check_buffer(budget)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    workers = worker_count(config.rewards)
+    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
+    # Show what a reward prints as harmless text: it may be what a model wrote.
+    scorer = Scorer(
+        setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers,
+        show=lambda text: sys.stderr.write(visible(text)),
+    )  # fmt: skip
+    try:
+        gold = _checked_gold(setup, rewards, scorer.submit)
+    except BaseException:
+        scorer.close()
+        raise
     if gold.failures:
-        sentence = gold_sentence(gold)
-        if config.rewards.gold_check == "refuse":
-            way_out = _way_out(setup, problems, gold, rewards, scorer.submit)
-            raise SettingsError(f"{sentence}; {way_out}, or set rewards.gold_check=report to go on")
-        notes.append(sentence)
-    curriculum = Curriculum(setup.task.train, config.curriculum, seed=config.seed, steps=config.steps)
-    parts = {field.name: getattr(setup, field.name) for field in fields(setup)}
-    return TrainSetup(
-        **{**parts, "config": config, "notes": tuple(notes)},
-        rewards=rewards,
-        gold=gold,
-        scorer=scorer,
-        curriculum=curriculum,
-    )
+        notes.append(gold_sentence(gold))
+    return TrainSetup(replace(setup, config=config, notes=tuple(notes)), rewards, gold, scorer)
 
 
-def _way_out(
-    setup: Setup[TrainConfig], problems: Sequence[Problem], gold: GoldReport, rewards: Sequence[Reward], submit: Submit
-) -> str:
-    """What would let the gold answers be paid."""
+def _checked_gold(setup: Setup[TrainConfig], rewards: Sequence[Reward], submit: Submit) -> GoldReport:
+    """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
+    task = setup.task
+    train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
+    problems = [*train, *setup.held_out, *setup.harder]
+    gold = check_gold(task, problems, rewards, submit, setup.read_back)
+    if not gold.failures or setup.config.rewards.gold_check != "refuse":
+        return gold
+    way_out = "correct the data"
     first = gold.failures[0]
     problem = next(p for p in problems if p.id == first.id)
-    written = setup.task.gold_text(problem)
-    if first.text != written and not check_gold(setup.task, [problem], rewards, submit).failures:
-        return (
+    written = task.gold_text(problem)
+    if first.text != written and not check_gold(task, [problem], rewards, submit).failures:
+        way_out = (
             f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
             "give the model a tokenizer that keeps this text"
         )
-    if setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
-        return "set task.checker=symbolic for answers that are no numbers (letters, words, LaTeX), mend the data"
-    return "mend the data"
-
-
-def _show(text: str) -> None:
-    """What a reward prints may be what a model wrote."""
-    sys.stderr.write(visible(text))
+    elif setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
+        way_out = (
+            "set task.checker=symbolic for answers that are no numbers (letters, words, LaTeX), or correct the data"
+        )
+    raise SettingsError(f"{gold_sentence(gold)}; {way_out}, or set rewards.gold_check=report to continue")
 
 
 def _fitting(
@@ -361,10 +315,12 @@ def _fitting(
     """The first `wanted` problems that fit, and a note on those that do not; an endless supply to train on is left
     whole, since `training_problems` passes over what does not fit.
     """
+    nothing = SettingsError(
+        f"no {split} prompt leaves room for rollout.max_new_tokens in the model's context; lower it"
+    )
     if wanted >= ENDLESS:
-        sample = list(islice(problems, 64))
-        if not any(map(fits, sample)):
-            raise SettingsError(_nothing_fits(split))
+        if not any(map(fits, islice(problems, 64))):
+            raise nothing
         return problems, ""
     kept: list[Problem] = []
     left_out = 0
@@ -375,14 +331,7 @@ def _fitting(
             kept.append(problem)
         else:
             left_out += 1
-    if wanted and left_out and not kept:
-        raise SettingsError(_nothing_fits(split))
-    looked_at = len(kept) + left_out
-    return (
-        kept,
-        f"{left_out} of {looked_at} {split} prompts do not fit the context and are left out" if left_out else "",
-    )
-
-
-def _nothing_fits(split: str) -> str:
-    return f"no {split} prompt fits the model's context beside rollout.max_new_tokens; lower it"
+    if left_out and not kept:
+        raise nothing
+    total = left_out + len(kept)
+    return kept, f"{left_out} of {total} {split} prompts do not fit the context and are left out" if left_out else ""

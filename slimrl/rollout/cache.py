@@ -52,12 +52,10 @@ class Cache:
 
     def _allocate(self, example: Prefill) -> None:
         self.native = not self.recorded and all(_native(example.keys[i], example.values[i]) for i in example.keys)
-        new = torch.empty if self.native else torch.zeros
+        new = Tensor.new_empty if self.native else Tensor.new_zeros
 
         def allocate(parts: dict[int, Tensor], rows: int, length: int) -> dict[int, Tensor]:
-            return {
-                i: new((rows, t.shape[0], length, t.shape[2]), dtype=t.dtype, device=t.device) for i, t in parts.items()
-            }
+            return {i: new(tensor, (rows, len(tensor), length, tensor.shape[2])) for i, tensor in parts.items()}
 
         self.prompt_keys = allocate(example.keys, self.prompts, self.width)
         self.prompt_values = allocate(example.values, self.prompts, self.width)
@@ -66,15 +64,13 @@ class Cache:
 
     def move_slots(self, source: Tensor, target: Tensor, used_columns: int) -> None:
         """Move the used columns of slots `source` [n] into `target` [n]."""
-        for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target, :, :used_columns] = tensor[source, :, :used_columns]
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor[target, :, :used_columns] = tensor[source, :, :used_columns]
 
     def move_prompts(self, source: Tensor, target: Tensor) -> None:
         """Move prompts `source` [n] into `target` [n]."""
-        for store in (self.prompt_keys, self.prompt_values):
-            for tensor in store.values():
-                tensor[target] = tensor[source]
+        for tensor in (*self.prompt_keys.values(), *self.prompt_values.values()):
+            tensor[target] = tensor[source]
 
 
 def _native(keys: Tensor, values: Tensor) -> bool:
@@ -126,35 +122,31 @@ class DecodeStep:
         column = time % cache.columns
         self.column = column[None] if isinstance(column, Tensor) else slice(column, column + 1)
         self.time, self.ages, self.lengths = time, ages, lengths
-        self.masks: dict[int | None, Tensor] = {}
+        self.masks: dict[int, Tensor] = {}
 
-    def hidden(self, window: int | None, dtype: torch.dtype) -> Tensor:
+    def hidden(self, window: int, dtype: torch.dtype) -> Tensor:
         """[n, 1, 1, width + used columns]: minus infinity where a row must not look; computed once per window width."""
         if window not in self.masks:
             place = torch.arange(self.shape.width, device=self.ages.device)[None]
             column = torch.arange(self.shape.used_columns, device=self.ages.device)
             age = (self.time - column) % self.cache.columns
             unseen = torch.cat([place >= self.lengths[:, None], age[None] > self.ages[:, None]], dim=1)
-            if window is not None:
+            if window:
                 distance = (self.lengths + self.ages)[:, None] - place
                 unseen |= torch.cat([distance >= window, (age[None] >= window).expand(len(distance), -1)], dim=1)
             mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device).masked_fill_(unseen, float("-inf"))
             self.masks[window] = mask[:, None, None]
         return self.masks[window]
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         n, heads, _, head_width = query.shape
         kv_heads = key.shape[1]
         cache, layout, width, used_columns = self.cache, self.layout, self.shape.width, self.shape.used_columns
         if cache.native:
             assert isinstance(self.time, int)
-            done: Tensor = decode_attention(
-                query, key, value, cache.keys[layer], cache.values[layer],
-                cache.prompt_keys[layer], cache.prompt_values[layer],
-                layout.prompt, self.lengths, self.ages, self.time, window or 0, scaling,
-            )  # fmt: skip
+            stores = (cache.keys[layer], cache.values[layer], cache.prompt_keys[layer], cache.prompt_values[layer])
+            rows = (layout.prompt, self.lengths, self.ages)
+            done: Tensor = decode_attention(query, key, value, *stores, *rows, self.time, window, scaling)
             return done
         prompts, _, seats = layout.table.shape
         table = layout.table.flatten()
@@ -169,7 +161,7 @@ class DecodeStep:
         shared = shared.view(-1, group, width).index_select(0, layout.seat)
         own = q @ keys[:, :, :used_columns].flatten(0, 1).transpose(1, 2)
         scores = torch.cat([shared, own], dim=-1).float()
-        if window is not None or not self.shape.unmasked:
+        if window or not self.shape.unmasked:
             scores.view(n, kv_heads, group, -1).add_(self.hidden(window, scores.dtype))
         weights = scores.softmax(-1).to(query.dtype)
         out = weights[..., width:] @ values[:, :, :used_columns].flatten(0, 1)

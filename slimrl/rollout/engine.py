@@ -20,8 +20,7 @@ from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
-from slimrl.model.cost import cost_of
-from slimrl.model.policy import Policy
+from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Completion
 from slimrl.rollout import OnGroup, Request, ignore
 from slimrl.rollout.cache import Cache, RowLayout, StepShape
@@ -52,16 +51,13 @@ class RolloutEngine:
         Raises SettingsError for a model whose layers carry more than keys and values from token to token, or where
         nothing can be compiled.
         """
-        self.policy = policy
-        self.slots = slots
-        self.exact = True
+        self.policy, self.slots, self.exact = policy, slots, True
+        self.compiled, self.profiler, self.stop = compiled, profiler, stop
         self.runner = runner or make_runner(policy.device)
         self.state: State | None = None
         """Buffers of the last call, where addresses must stay."""
-        self.profiler, self.stop = profiler, stop
         demand_plain_decoding(policy)
         self.step = compiled_step() if compiled else decode_step
-        self.compiled = compiled
         self.cost = cost_of(policy)
 
     @torch.inference_mode()
@@ -82,9 +78,8 @@ class RolloutEngine:
         """
         longest = max((len(r.prompt_ids) for r in requests), default=0)
         if longest + max_new_tokens > self.policy.context:
-            raise ValueError(
-                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of {self.policy.context}"
-            )
+            what = f"a prompt of {longest} tokens and {max_new_tokens} new ones"
+            raise ValueError(f"{what} exceed the context of {self.policy.context}")
         done: dict[int, tuple[Completion, ...]] = {}
         left = list(range(len(requests)))
 
@@ -244,15 +239,11 @@ class _Run:
             return kept
         runner.clear()
         slots = min(engine.slots, len(self.schedule.request_of))
+        prompts = min(slots, len(self.requests))
         if runner.keeps:  # for calls with more samples, too
-            slots = runner.round_up(engine.slots, 16)
-        cache = Cache(
-            prompts=slots if runner.keeps else min(slots, len(self.requests)),
-            width=runner.round_up(longest, 32),
-            slots=slots,
-            columns=columns,
-            recorded=runner.keeps,
-        )
+            slots = prompts = runner.round_up(engine.slots, 16)
+        width = runner.round_up(longest, 32)
+        cache = Cache(prompts=prompts, width=width, slots=slots, columns=columns, recorded=runner.keeps)
         state = State(cache, self.policy.stop_ids, self.policy.device)
         engine.state = state if runner.keeps else None
         return state
@@ -291,7 +282,6 @@ class _Run:
         if not self.runner.keeps:
             return layout
         kept = self.state.layouts.setdefault((n, prompts, seats), layout)
-        kept.table.copy_(layout.table)
-        kept.seat.copy_(layout.seat)
-        kept.prompt.copy_(layout.prompt)
+        for old, new in ((kept.table, layout.table), (kept.seat, layout.seat), (kept.prompt, layout.prompt)):
+            old.copy_(new)
         return kept

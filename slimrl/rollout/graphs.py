@@ -8,51 +8,32 @@ result. A graph has fixed shapes and addresses, so a runner also decides how sha
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Runner(Protocol):
-    """The seam between the engine's loop and the way in which a step is executed."""
-
-    steps: int
-    """Decode steps between looks from the host."""
-    keeps: bool
-    """Buffers must stay where they are from one call of the engine to the next."""
-
-    def round_up(self, count: int, unit: int) -> int:
-        """The size, at least `count`, at which something of `count` parts is run; `unit` is the usual distance of sizes."""
-        ...
-
-    def run(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Execute `step` once. Equal keys promise equal shapes and addresses."""
-        ...
-
-    def clear(self) -> None:
-        """Forget what was recorded: addresses have changed."""
-        ...
-
-
-class Eager:
-    """Python calls every kernel: right for a CPU, where shapes that fit exactly save work."""
+class Runner:
+    """Calls every kernel of a step from Python: right for a CPU, where shapes that fit exactly save work."""
 
     steps = 1
+    """Decode steps between looks from the host."""
     keeps = False
+    """True where buffers must stay where they are from one call of the engine to the next."""
 
-    def round_up(self, count: int, unit: int) -> int:
-        del unit
+    def round_up(self, count: int, unit: int) -> int:  # noqa: ARG002
+        """The size, at least `count`, at which something of `count` parts is run; `unit` is the usual distance of sizes."""
         return count
 
-    def run(self, key: Hashable, step: Callable[[], None]) -> None:
-        del key
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:  # noqa: ARG002
+        """Execute `step` once. Equal keys promise equal shapes and addresses."""
         step()
 
     def clear(self) -> None:
-        """Nothing is recorded."""
+        """Forget what was recorded: addresses have changed."""
 
 
-class CudaGraphs:
+class CudaGraphs(Runner):
     """Records a step at the second use of its shapes, then replays it."""
 
     steps = 8
@@ -93,4 +74,4 @@ class CudaGraphs:
 
 def make_runner(device: torch.device) -> Runner:
     """CUDA graphs on a GPU; plain calls elsewhere."""
-    return CudaGraphs() if device.type == "cuda" else Eager()
+    return CudaGraphs() if device.type == "cuda" else Runner()

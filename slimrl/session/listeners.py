@@ -5,7 +5,7 @@ Both are protocols. Nothing here knows a terminal or a tracker: the command line
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Screen(Protocol):
     def note(self, text: str) -> None:
         """A sentence on the run that is shown once, however often it is found."""
 
-    def opening(self, report: DoctorReport, notes: Sequence[str], config: TrainConfig) -> None:
+    def opening(self, report: DoctorReport, config: TrainConfig) -> None:
         """The preflight of a new training run."""
 
     def evaluation(self, evaluation: Evaluation) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.learner.learner import Learner
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.preflight.setup import TrainSetup
+from slimrl.preflight.setup import Setup
 from slimrl.runs.checkpoints import newest
 from slimrl.session.session import Session
 from slimrl.session.state import RunState, are_finite, restore
@@ -54,7 +55,7 @@ def refuse_unscorable(session: Session[RunState], limit: float) -> None:
     )
 
 
-def roll_back(session: Session[RunState], setup: TrainSetup, learner: Learner) -> None:
+def roll_back(session: Session[RunState], setup: Setup[TrainConfig], learner: Learner) -> None:
     """Go back to the last checkpoint before the faults, past their problems, once; raises DivergedError the second time.
 
     Without a checkpoint the weights stay, which no dropped update has touched.

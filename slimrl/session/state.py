@@ -15,12 +15,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
-from slimrl.preflight.setup import TrainSetup
+from slimrl.preflight.setup import Setup
 from slimrl.records import Group
 from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
 from slimrl.runs.directory import RunDirectory
@@ -65,7 +66,7 @@ COLUMNS = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns
 """Data columns of carried groups: they may hold anything, and nothing reads them again."""
 
 
-def save(run: RunDirectory, setup: TrainSetup, learner: Learner, state: RunState) -> Checkpoint:
+def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Checkpoint:
     """Write a checkpoint of the run in this state; raises as `save_policy` does."""
     learner.drop()  # gradients of a step that was stopped half-way
     tensors: dict[str, Mapping[str, Tensor]] = {}
@@ -112,7 +113,7 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def restore(checkpoint: Checkpoint, setup: TrainSetup, learner: Learner) -> RunState:
+def restore(checkpoint: Checkpoint, setup: Setup[TrainConfig], learner: Learner) -> RunState:
     """Bring policy, optimizers, critic, curriculum and memory sizes back to a checkpoint; returns its state."""
     plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:

@@ -113,9 +113,10 @@ def test_a_run_shows_its_numbers_and_keeps_them(
         f"output={tmp_path}",
         *SMALL,
     ]
-    setup = prepare_training(load_config(TrainConfig, [], mine))
+    training = prepare_training(load_config(TrainConfig, [], mine))
+    setup = training.setup
     longest = max(len(setup.prompt_ids(p)) for p in (*setup.task.train, *setup.held_out))
-    setup.scorer.close()
+    training.scorer.close()
     numbers = {RATE: 1e-5, BUDGET: max(256, 512 - longest)}
     assert setup.notes[0].startswith(
         f"auto: optimizer.learning_rate=1e-05 (0.038 million parameters), {BUDGET}={numbers[BUDGET]} ("
@@ -157,8 +158,16 @@ def test_the_rate_that_is_shown_moves_the_weights(tiny_folder: Path, tmp_path: P
 
 
 class StopAtOnce(Stop):
+    """Stops as soon as the run has begun."""
+
+    begun = False
+
+    def defer(self) -> None:
+        self.begun = True
+
     def check(self) -> None:
-        raise Stopped("told to", 75)
+        if self.begun:
+            raise Stopped("told to", 75)
 
 
 @pytest.mark.parametrize("resumed_by", ["settings", "number"])

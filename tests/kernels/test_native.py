@@ -214,8 +214,8 @@ def test_other_defaults_of_torch_do_not_matter() -> None:
 @compiled
 def test_only_a_cache_of_one_width_is_read_by_it() -> None:
     def cache(key_width: int, value_width: int, *, dtype: torch.dtype = torch.float32, recorded: bool = False) -> Cache:
-        rows = Prefill(PackedRows([], torch.zeros(0, dtype=torch.long)))
-        rows.keys, rows.values = {0: torch.zeros(2, 3, key_width, dtype=dtype)}, {0: torch.zeros(2, 3, value_width)}
+        keys, values = {0: torch.zeros(2, 3, key_width, dtype=dtype)}, {0: torch.zeros(2, 3, value_width)}
+        rows = Prefill(PackedRows([], torch.zeros(0, dtype=torch.long)), keys, values)
         made = Cache(prompts=1, width=3, slots=2, columns=4, recorded=recorded)
         made.fill(0, rows, torch.zeros(1, 3, dtype=torch.long))
         return made

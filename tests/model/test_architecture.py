@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from slimrl.errors import SettingsError
 from slimrl.model.architecture import context_of
 from slimrl.model.attention import CausalRows, UnsupportedAttentionError, attend
-from slimrl.model.cost import cost_of
 from slimrl.model.loading import adopt
+from slimrl.model.policy import cost_of
 from slimrl.model.precision import in_float32
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine

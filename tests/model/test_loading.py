@@ -74,7 +74,7 @@ def test_a_chat_prompt_has_one_bos() -> None:
 
 def test_plain_template_is_used_where_there_is_no_chat_template() -> None:
     prompter = make_prompter(tokenizer(None), "auto")
-    assert prompter.template == "plain"
+    assert prompter.chat is None
     assert prompter.text(SYSTEM) == "be brief\n\nQuestion: hi\nAnswer:"
     assert prompter.text(USER) == "Question: hi\nAnswer:"
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimrl.learner.critic import Critic
-from slimrl.model.cost import cost_of
-from slimrl.model.policy import Policy
+from slimrl.model.policy import Policy, cost_of
 from slimrl.preflight.memory import plan_memory
 from slimrl.runs.directory import RunDirectory
 from slimrl.session.state import model_tensors

@@ -26,6 +26,23 @@ def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert doctor._slow(policy) == []
 
 
+def test_a_probe_of_long_completions_has_fewer_problems(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """192 tokens are 16 problems with 2 completions of 6 tokens, or 4 with 4 of 12; 2 problems are the least."""
+    settings: dict[str, object] = {"model": {"path": str(tiny_folder), "device": "cpu"}, "output": str(tmp_path)}
+    monkeypatch.setattr(doctor, "PROBE_TOKENS", 16 * 12)
+    for group_size, tokens, problems in ((2, 6, 16), (4, 12, 4), (8, 24, 2)):
+        rollout = {"group_size": group_size, "max_new_tokens": tokens}
+        training = prepare_training(build(TrainConfig, {**settings, "rollout": rollout}))
+        found = doctor.examine(training)
+        assert (found.groups, found.completions) == (problems, problems * group_size)
+        assert found.notes[: len(training.setup.notes)] == list(training.setup.notes)
+        assert any(f"the probe has {problems} problems instead of 16" in note for note in found.notes) == (
+            problems < 16
+        )
+
+
 def test_a_small_file_need_not_fill_the_default_batch(tiny_folder: Path, tmp_path: Path) -> None:
     """A file of 20 rows holds 18 to train on; the default of 32 a step gives way, a number that was asked for does not."""
     file = tmp_path / "mine.jsonl"
@@ -35,8 +52,9 @@ def test_a_small_file_need_not_fill_the_default_batch(tiny_folder: Path, tmp_pat
         "task": {"name": "jsonl", "path": str(file)},
         "model": {"path": str(tiny_folder), "device": "cpu", "dtype": "bfloat16"},
     }
-    setup = prepare_training(build(TrainConfig, settings))
-    with setup.scorer:
+    training = prepare_training(build(TrainConfig, settings))
+    setup = training.setup
+    with training.scorer:
         assert setup.config.rollout.problems == len(setup.task.train) < 20
         assert sum("instead of 32 (rollout.problems)" in note for note in setup.notes) == 1
     with pytest.raises(SettingsError, match=r"rollout\.problems=19 exceeds"):

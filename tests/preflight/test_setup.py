@@ -181,8 +181,9 @@ def with_tokens(source: Path, target: Path, *tokens: str, eos: str = "") -> Path
 
 def test_tags_that_are_special_tokens_can_be_paid(qwen_folder: Path, tmp_path: Path) -> None:
     folder = with_tokens(qwen_folder, tmp_path / "model", *TAGS)
-    setup = prepare_training(config(TrainConfig, folder, tmp_path, "task.style=tags"))
-    assert setup.gold.failures == ()
+    training = prepare_training(config(TrainConfig, folder, tmp_path, "task.style=tags"))
+    assert training.gold.failures == ()
+    setup = training.setup
     assert any("</SOLUTION> are special tokens" in note for note in setup.notes)
     problem = setup.task.train[0]
     (ids,) = setup.prompter.completion_ids([setup.task.gold_text(problem)])
