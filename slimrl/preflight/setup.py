@@ -150,14 +150,10 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
 
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
-    budget, evaluation = config.rollout.budget, config.evaluation
-    if policy.context <= budget:
-        raise SettingsError(
-            f"rollout.max_new_tokens={budget} fills the model's context of {policy.context} tokens; lower it"
-        )
+    evaluation, room = config.evaluation, _room(config, policy)
 
     def fits(problem: Problem) -> bool:
-        return length(problem) <= policy.context - budget
+        return length(problem) <= room
 
     train, train_note = _fitting("train", task.train, len(task.train), fits)
     held_out, test_note = _fitting("test", task.test, evaluation.problems, fits)
@@ -189,6 +185,16 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
         memory=memory,
         chosen=chosen.values,
     )
+
+
+def _room(config: RootConfig, policy: Policy) -> int:
+    """Tokens that the context leaves for a prompt; raises SettingsError where there are none."""
+    budget = config.rollout.budget
+    if policy.context <= budget:
+        raise SettingsError(
+            f"rollout.max_new_tokens={budget} fills the model's context of {policy.context} tokens; lower it"
+        )
+    return policy.context - budget
 
 
 def encode_prompt(prompter: Prompter, task: Task, problem: Problem) -> tuple[int, ...]:
