@@ -28,7 +28,7 @@ class Rejected:
     where: str
     """`file:line`, or the Hub's name and row."""
     reason: str
-    """What is wrong with it and how to mend it, as it goes on from the place."""
+    """The mistake and the way to correct it, as the rest of a sentence that begins with the place."""
     row: str
     """The row as the file has it, at most its first 2,000 characters; bytes that are not UTF-8 as \\xe9."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import traceback
@@ -28,7 +29,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "machine": set(),
     "config": set(),
     "algorithm": set(),
-    "kernels": {"machine"},
+    "kernels": set(),
     "tasks": {"config", "machine"},
     "model": {"algorithm", "config", "kernels", "machine"},
     "rewards": {"config", "machine", "tasks"},
@@ -40,15 +41,16 @@ NEIGHBOURS: dict[str, set[str]] = {
     },
     "evaluate": {"preflight", "results"},
     "session": {
-        "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs", "tasks",
+        "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs",
+        "tasks",
     },
-    "train": {"algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "runs", "session"},
-    "sft": {"algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "runs", "session"},
-    "study": {"config", "machine", "preflight", "results", "runs", "statistics"},
-    "report": {"config", "results", "runs", "statistics", "study"},
-    "display": {"algorithm", "config", "machine", "preflight", "results", "runs", "statistics", "study", "tasks"},
+    "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},
+    "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "runs", "session"},
+    "study": {"config", "machine", "preflight", "runs", "statistics"},
+    "report": {"runs", "statistics", "study"},
+    "display": {"algorithm", "config", "machine", "preflight", "results", "study", "tasks"},
     "cli": {
-        "config", "display", "evaluate", "machine", "model", "preflight", "report", "results", "rollout", "runs", "sft", "statistics",
+        "config", "display", "evaluate", "machine", "preflight", "report", "results", "rollout", "runs", "sft",
         "study", "tasks", "train",
     },
 }  # fmt: skip
@@ -97,6 +99,14 @@ def test_low_rooms_import_none_above_them() -> None:
     order = list(NEIGHBOURS)
     for own, neighbours in NEIGHBOURS.items():
         assert all(order.index(other) < order.index(own) for other in neighbours), own
+
+
+def test_every_neighbour_is_needed() -> None:
+    used = {
+        own: {name.split(".")[1] for path in MODULES if room(path) == own for name in imports(path)}
+        for own in NEIGHBOURS
+    }
+    assert {own: sorted(allowed - used[own]) for own, allowed in NEIGHBOURS.items() if allowed - used[own]} == {}
 
 
 def test_no_circle_among_files() -> None:
@@ -224,6 +234,16 @@ def test_nothing_unsafe_and_no_global_randomness(path: Path) -> None:
             .replace("literal_eval(", "")
         )
         assert banned not in code, banned
+
+
+RIDDLE = re.compile(r"(What|Whether|Where|Who|How|Which)\b")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_docstrings_open_with_their_subject(path: Path) -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    openings = [ast.get_docstring(n) or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, documented)]
+    assert [text.partition("\n")[0] for text in openings if RIDDLE.match(text)] == []
 
 
 FRAMES = 6

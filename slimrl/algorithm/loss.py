@@ -176,11 +176,11 @@ def token_weights(
     rows, mask, counted = len(loss_mask), loss_mask.float(), completion_mask.float()
     lengths = counted.sum(1)
     match aggregation:
-        case "sequence_mean":  # GRPO: completions count alike, so the tokens of long ones count less
+        case "sequence_mean":  # GRPO: completions count equally, so the tokens of long ones count less
             return mask / lengths.clamp(min=1)[:, None] / rows
-        case "token_mean" | "microbatch_token_mean":  # DAPO as implemented everywhere: tokens count alike
+        case "token_mean" | "microbatch_token_mean":  # DAPO as implemented everywhere: tokens count equally
             return mask / lengths.sum().clamp(min=1)
-        case "prompt_token_mean":  # DAPO's equation 8 to the letter: tokens within a prompt, then prompts alike
+        case "prompt_token_mean":  # DAPO's equation 8 to the letter: tokens within a prompt, then prompts equally
             present, index = torch.unique(groups, return_inverse=True)
             tokens = torch.zeros(len(present), device=mask.device).index_add_(0, index, lengths)
             return mask / tokens[index].clamp(min=1)[:, None] / len(present)

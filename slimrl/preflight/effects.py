@@ -64,7 +64,7 @@ class Run:
         return self.on_policy and (self.observed.steps > 0 or not self.observed.skipped)
 
     @property
-    def penalty_beside_rewards(self) -> bool:
+    def penalty_and_rewards(self) -> bool:
         """True if the size of advantages decides how much a KL penalty weighs against them."""
         return kl_in_loss(self.algorithm) and not self.algorithm.normalize_components
 
@@ -218,7 +218,7 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          lambda run: run.algorithm.surrogate in ("clip", "gspo", "gspo_token") and not run.on_policy
          and run.observed.steps >= EARLIEST and not run.observed.bounded),
     Rule("inert", "algorithm.baseline", "{facts.leave_one_out}, a constant factor, which AdamW divides out",
-         lambda run: run.algorithm.baseline == "leave_one_out" and not run.penalty_beside_rewards),
+         lambda run: run.algorithm.baseline == "leave_one_out" and not run.penalty_and_rewards),
     Rule("inert", "algorithm.overlong_filtering", NONE_TRUNCATED,
          lambda run: run.algorithm.overlong_filtering and not run.observed.truncated),
     Rule("inert", "rewards.zero_truncated", NONE_TRUNCATED,
@@ -262,7 +262,7 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          lambda run: run.algorithm.surrogate in WITHOUT_RATIO and one_update(run.config) and run.observed.carried),
     Rule("confounded", "algorithm.baseline",
          "{facts.leave_one_out}, so next to the penalty it only weighs rewards more",
-         lambda run: run.algorithm.baseline == "leave_one_out" and run.penalty_beside_rewards),
+         lambda run: run.algorithm.baseline == "leave_one_out" and run.penalty_and_rewards),
 )  # fmt: skip
 
 ARM_RULES: tuple[Rule[Pair], ...] = (

@@ -58,7 +58,7 @@ class Sampler(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """Called after every change of the policy's weights: an optimizer update, or a checkpoint that is restored."""
+        """Called before samples are asked for with weights that may have changed, by an update or a restored checkpoint."""
         ...
 
     def limit_slots(self, slots: int) -> None:
