@@ -83,10 +83,10 @@ def train(
             setup.profiler.start()
             began = time.perf_counter()
             with watch_memory(session, learner):
+                session.refresh_sampler()
                 collected = collect(training, session.state)  # problems -> completions -> rollouts -> groups
                 sampled = time.perf_counter()
                 updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
-            setup.engine.weights_changed()
             timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - sampled}
             if limits:
                 timing |= setup.profiler.lap(sampled_tokens(collected), limits)

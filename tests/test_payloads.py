@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 
 from slimrl import cli
 from slimrl.algorithm.groups import Collected
+from slimrl.cli.output import print_json
 from slimrl.config.files import build
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
@@ -179,7 +180,7 @@ def test_errors_are_told_without_what_acts(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_json_on_standard_output_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json(PAYLOADS)
+    print_json(PAYLOADS)
     out = capsys.readouterr().out
     assert out.isascii()
     assert out.removesuffix("\n").isprintable()

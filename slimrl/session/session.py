@@ -84,6 +84,7 @@ class Session(Generic[State]):
         checkpoint = self.setup.config.checkpoint
         self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say)
         self._sinks = [*self.sinks]
+        self._sampler_is_stale = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -120,7 +121,14 @@ class Session(Generic[State]):
         """Take the state after a step; log its metrics and, where they are given, its rollouts."""
         self.run.log_step(self.state.step, metrics, collected)
         self.state = state
+        self._sampler_is_stale = True
         self._tell(lambda sink: sink.step(state.step, metrics))
+
+    def refresh_sampler(self) -> None:
+        """Tell the sampler, before it samples, that the weights have changed since it was told last."""
+        if self._sampler_is_stale:
+            self.setup.engine.weights_changed()
+        self._sampler_is_stale = False
 
     def finish(self, summary: TrainSummary | SftSummary, *, store_model: bool) -> None:
         """Write the last files of the run, and remove the checkpoints that only served to resume it."""
@@ -139,7 +147,7 @@ class Session(Generic[State]):
         if step == 0:
             problems = len(self.setup.held_out) + len(self.setup.harder)
             self.screen.say(f"measuring held-out accuracy on {problems} problems")
-        self.setup.engine.weights_changed()
+        self.refresh_sampler()
         found = evaluate(self.setup, step=step)
         self.run.log_evaluation(found)
         self.screen.evaluation(found)
