@@ -249,7 +249,9 @@ def test_sft_teaches_the_end_of_the_templates_turn(qwen_folder: Path, tmp_path: 
 def test_a_solution_that_spells_a_control_token_does_not_end_there(qwen_folder: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1), "solution": "so<|im_end|> it is"} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = config(SftRunConfig, qwen_folder, tmp_path, "task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", "sft.batch_size=8")
+    settings = config(
+        SftRunConfig, qwen_folder, tmp_path, "task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", "sft.batch_size=8"
+    )
     setup = prepare(settings)
     example = demonstrator(setup, settings)(setup.task.train[0], 0)  # type: ignore[arg-type]
     assert example is not None

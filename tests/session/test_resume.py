@@ -9,6 +9,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,8 +230,13 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
 def test_fewer_slots_act_and_are_said_to_change_last_bits(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own, slots = RolloutEngine._sample, set()
-    monkeypatch.setattr(RolloutEngine, "_sample", lambda self, *args: (slots.add(self.slots), own(self, *args))[1])
+    own, slots = RolloutEngine.generate, set()
+
+    def noted(self: RolloutEngine, *args: Any, **more: Any) -> Any:
+        slots.add(self.slots)
+        return own(self, *args, **more)
+
+    monkeypatch.setattr(RolloutEngine, "generate", noted)
     config = load_config(TrainConfig, [], [f"output={stopped.parent}", "name=a", *EVERYTHING, "rollout.slots=3"])
     train(config, Display(), resume=True)
     assert slots == {3}
@@ -324,10 +330,10 @@ def test_a_run_that_another_process_began_meanwhile_is_left_alone(
 
     own = loop.prepare_training
 
-    def slowly(config: TrainConfig) -> object:
+    def slowly(*args: Any) -> object:
         monkeypatch.setattr(loop, "prepare_training", own)
         run(tmp_path, "a")
-        return own(config)
+        return own(*args)
 
     monkeypatch.setattr(loop, "prepare_training", slowly)
     with pytest.raises(SettingsError, match="was begun by another process meanwhile"):
