@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slimrl.algorithm.advantages import group_advantages
-from slimrl.algorithm.batch import at_tokens, make_rows, rewards_of
+from slimrl.algorithm.batch import make_rows
+from slimrl.config.files import build
+from slimrl.config.schema import TrainConfig
 from slimrl.records import Completion, Group, Problem, Rollout
+from tests.tiny import learner_of, tiny_policy
 
 
 def test_the_examples_follow_from_each_other() -> None:
@@ -23,5 +25,10 @@ def test_the_examples_follow_from_each_other() -> None:
     assert rows.completion_mask[0].int().tolist() == [0, 1, 1]
     assert rows.sampler_logprobs[0].tolist() == pytest.approx([0, -0.1, -0.2])
     assert (rows.lengths[0], rows.prompt_lengths[0]) == (3, 2)
-    advantages = at_tokens(group_advantages(*rewards_of(groups), "group"), rows.completion_mask)
-    torch.testing.assert_close(advantages, torch.tensor([[0.0, 0.71, 0.71], [0.0, -0.71, 0.0]]), atol=5e-3, rtol=0)
+    config = build(TrainConfig, {"algorithm": {"kl_coef": 0.0}, "optimizer": {"learning_rate": 1e-4}})
+    batch, _ = learner_of(tiny_policy(), config).targets.batch(groups, rows)
+    wanted = torch.tensor([[0.0, 0.71, 0.71], [0.0, -0.71, 0.0]])
+    torch.testing.assert_close(batch.advantages, wanted, atol=5e-3, rtol=0)
+    assert batch.old_logprobs[0].tolist() == pytest.approx([0, -0.1, -0.2])
+    assert batch.importance[0].tolist() == [1, 1, 1]
+    assert not any(tensor.any() for tensor in (batch.reference_logprobs, batch.values, batch.returns))
