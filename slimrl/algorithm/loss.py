@@ -1,10 +1,10 @@
 """The policy loss: one value per token, one weight per token.
 
-    loss = sum(weights * (surrogate + kl_coef * kl - entropy_coef * entropy))
+    loss = sum(weights * (gradient_mask * importance * surrogate + kl_coef * kl - entropy_coef * entropy))
 
-The weights are computed once per optimizer step over all its rows, before these are split into micro-batches, so no
-split, row order or number of ranks can change the gradient. A surrogate is a function of log-probabilities and
-advantages, [B, L] each, to values [B, L]; a new one is a function and a case in `surrogate`.
+The weights are computed once per optimizer update over all its rows, before these are split into micro-batches, so no
+split and no order of rows changes the gradient (`microbatch_token_mean` is the exception). A surrogate is a function of
+log-probabilities and advantages, [B, L] each, to values [B, L], without a gradient where the advantage is 0.
 """
 
 from __future__ import annotations

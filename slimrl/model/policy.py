@@ -1,7 +1,7 @@
 """The policy: a causal language model of transformers, its head and tokenizer, and how they are called.
 
 Sampler and trainer call this one module with the same weights. Three doors are meant for a policy of which only a part is
-trained (`trunk`, `trainable`, `merged`): nothing else may assume that the whole module is trained and saved as it is.
+trained (`trunk`, `trainable`, `merged`): the optimizer, the memory plan, checkpoints and `final/` go through them.
 """
 
 from __future__ import annotations
