@@ -1,63 +1,98 @@
-// The two parts of a decode step that read much memory for little arithmetic, float32. native.py compiles them for the
-// processor they run on, and says what the arguments are.
+// The parts of a decode step that read much memory for little arithmetic. native.py compiles them for the processor they
+// run on, and says what the arguments are.
 
-#include <cstdint>
-#include <initializer_list>
-#include <memory>
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16, OUTPUTS = 8, MOST = 3;
-#elif defined(__AVX2__) && defined(__FMA__)
-constexpr int LANES = 8, OUTPUTS = 4, MOST = 3;
-#else
-#error "AVX2 or AVX-512 is needed"
-#endif
-constexpr int64_t LINE = 64 / sizeof(float);
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
-
-static inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-static inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+#include "vectors.h"
 
 // The product of few rows: every weight is read once, in the order in which it lies in memory, and met there by all rows,
 // which are the lanes of a vector.
 
-// R outputs of up to V vectors of rows. x is [inputs][V * LANES], the sums stay in registers until the last input.
-template <int R, int V>
-static inline void block(const float* weight, const float* x, const float* bias, float* y,
-                         int64_t outputs, int64_t inputs, int rows) {
+// Inputs of a row that one step of the sum takes: bfloat16 processors multiply pairs and add both products.
+template <typename T>
+constexpr int64_t PAIR = 4 / sizeof(T);
+
+static inline Vector multiplied(Vector sum, const float* weight, Vector lanes) { return sum + *weight * lanes; }
+#if HAS_BFLOAT16
+static inline Vector multiplied(Vector sum, const BFloat16* weight, Vector lanes) {
+  int32_t pair;
+  __builtin_memcpy(&pair, weight, 4);
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)lanes);
+}
+#endif
+
+static inline void put(float* to, float value) { *to = value; }
+#if HAS_BFLOAT16
+static inline void put(BFloat16* to, float value) {
+  const __m128i bits = (__m128i)_mm_cvtneps_pbh(_mm_set_ss(value));
+  to->bits = static_cast<uint16_t>(_mm_extract_epi16(bits, 0));
+}
+#endif
+static inline float number(float value) { return value; }
+static inline float number(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+
+// R outputs of up to V vectors of rows. x is [inputs / PAIR][V * LANES], the sums stay in registers until the last input.
+template <typename T, typename Y, int R, int V>
+static inline void block(const T* weight, const float* x, const T* bias, Y* y, int64_t outputs, int64_t inputs, int rows) {
+  constexpr int64_t STEP = PAIR<T>, AHEAD = 64 / sizeof(T);
   Vector sum[R][V];
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) sum[r][v] = Vector{} + (bias ? bias[r] : 0.0f);
-  for (int64_t first = 0; first < inputs; first += LINE) {
+    for (int v = 0; v < V; v++) sum[r][v] = Vector{} + (bias ? number(bias[r]) : 0.0f);
+  for (int64_t first = 0; first < inputs; first += AHEAD) {
     for (int r = 0; r < R; r++) {
       // R streams of weights at once are more than the processor foresees: the same line of the next R outputs, too.
-      __builtin_prefetch(weight + r * inputs + first + 3 * LINE, 0, 3);
+      __builtin_prefetch(weight + r * inputs + first + 3 * AHEAD, 0, 3);
       __builtin_prefetch(weight + (r + R) * inputs + first, 0, 2);
     }
-    const int64_t end = first + LINE < inputs ? first + LINE : inputs;
-    for (int64_t k = first; k < end; k++) {
+    const int64_t end = first + AHEAD < inputs ? first + AHEAD : inputs;
+    for (int64_t k = first; k < end; k += STEP) {
       Vector lanes[V];
-      for (int v = 0; v < V; v++) lanes[v] = load(x + (k * V + v) * LANES);
+      for (int v = 0; v < V; v++) lanes[v] = load(x + (k / STEP * V + v) * LANES);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) sum[r][v] += weight[r * inputs + k] * lanes[v];
+        for (int v = 0; v < V; v++) sum[r][v] = multiplied(sum[r][v], weight + r * inputs + k, lanes[v]);
     }
   }
   for (int v = 0; v < V; v++)
     for (int lane = 0; lane < LANES && v * LANES + lane < rows; lane++)
-      for (int r = 0; r < R; r++) y[(v * LANES + lane) * outputs + r] = sum[r][v][lane];
+      for (int r = 0; r < R; r++) put(y + (v * LANES + lane) * outputs + r, sum[r][v][lane]);
 }
 
-// R outputs of all rows, which go in tiles of up to MOST vectors; scratch is [tile][inputs][vectors of the tile * LANES].
-template <int R>
-static void outputs_of(const float* weight, const float* scratch, const float* bias, float* y,
-                       int64_t outputs, int64_t inputs, int rows) {
+// R outputs of all rows, which go in tiles of up to MOST vectors; scratch is [tile][inputs / PAIR][vectors of the tile * LANES].
+template <typename T, typename Y, int R>
+static void outputs_of(const T* weight, const float* scratch, const T* bias, Y* y, int64_t outputs, int64_t inputs, int rows) {
   for (int row = 0; row < rows; row += MOST * LANES) {
     const int left = rows - row;
-    const auto tile = left <= LANES ? block<R, 1> : left <= 2 * LANES ? block<R, 2> : block<R, MOST>;
-    tile(weight, scratch + row * inputs, bias, y + row * outputs, outputs, inputs, left);
+    const auto tile = left <= LANES ? block<T, Y, R, 1> : left <= 2 * LANES ? block<T, Y, R, 2> : block<T, Y, R, MOST>;
+    tile(weight, scratch + row * (inputs / PAIR<T>), bias, y + row * outputs, outputs, inputs, left);
   }
+}
+
+template <typename T, typename Y>
+static void product(const T* weight, const T* x, const T* bias, Y* y, float* scratch, int64_t outputs, int64_t inputs,
+                    int rows, int threads) {
+  const int64_t blocks = outputs / OUTPUTS * OUTPUTS, steps = inputs / PAIR<T>;
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < steps; k++)
+      for (int row = 0; row < rows; row += MOST * LANES) {
+        const int vectors = (rows - row + LANES - 1) / LANES, width = (vectors < MOST ? vectors : MOST) * LANES;
+        float* column = scratch + row * steps + k * width;
+        for (int i = 0; i < width; i++) {
+          column[i] = 0.0f;
+          if (row + i < rows) __builtin_memcpy(column + i, x + (row + i) * inputs + k * PAIR<T>, 4);
+        }
+      }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < blocks; n += OUTPUTS)
+      outputs_of<T, Y, OUTPUTS>(weight + n * inputs, scratch, bias ? bias + n : nullptr, y + n, outputs, inputs, rows);
+  }
+  for (int64_t n = blocks; n < outputs; n++)
+    outputs_of<T, Y, 1>(weight + n * inputs, scratch, bias ? bias + n : nullptr, y + n, outputs, inputs, rows);
 }
 
 // The attention of a decode step: a query's keys are its prompt's, which its group shares, and its own in a ring of columns.
@@ -81,37 +116,20 @@ static inline Vector sums_of(Vector* part) {
   }
 }
 
-static inline float total(Vector v) {
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += v[i];
-  return sum;
-}
-
-// exp(x) for x <= 0: 2^n exp(r) with |r| <= ln 2 / 2, and for exp(r) the polynomial of Cephes' expf.
-static inline Vector exponential(Vector x) {
-  x = x < -87.0f ? Vector{} - 87.0f : x;
-  const Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
-  const Vector whole = __builtin_convertvector(n, Vector);
-  const Vector r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Vector p = Vector{} + 1.9875691500e-4f;
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
-  p = p * r * r + r + 1.0f;
-  return p * (Vector)((n + 127) << 23);
-}
-
+template <typename T>
 struct Segment {
-  const float *keys, *values;
+  const T *keys, *values;
   int64_t count;
-  const float* later;  // keys of the next task, asked for while values are read
+  const T* later;  // keys of the next task, asked for while values are read
 };
 
 // What X vectors of the values from `first` on average to under the weights of G heads.
-template <int G, int X>
-static inline void average(const Segment* segments, const float* weights, const float* sums, float* out, int64_t stride,
+template <typename T, int G, int X>
+static inline void average(const Segment<T>* segments, const float* weights, const float* sums, T* out, int64_t stride,
                            int64_t width, int64_t first) {
   Vector sum[G][X] = {};
   for (int i = 0; i < 3; i++) {
-    const Segment segment = segments[i];
+    const Segment<T> segment = segments[i];
     for (int64_t j = 0; j < segment.count; j++)
       for (int x = 0; x < X; x++) {
         const int64_t place = j * width + first + x * LANES;
@@ -126,8 +144,8 @@ static inline void average(const Segment* segments, const float* weights, const 
 }
 
 // The scores of the first `count` of LANES keys, and behind them, if there are fewer, those of the last again.
-template <int G, bool WHOLE>
-static inline void score(const float* query, const float* keys, float* scores, int64_t stride, int64_t width, int64_t count,
+template <typename T, int G, bool WHOLE>
+static inline void score(const T* query, const T* keys, float* scores, int64_t stride, int64_t width, int64_t count,
                          float scaling) {
   for (int g = 0; g < G; g++) {
     Vector part[LANES] = {};
@@ -142,19 +160,19 @@ static inline void score(const float* query, const float* keys, float* scores, i
 }
 
 // G query heads of one row, which share a key head; scores holds G times `stride` numbers, one vector more than keys.
-template <int G>
-static void attend(const float* query, const Segment* segments, float* out, float* scores, int64_t stride, int64_t width,
+template <typename T, int G>
+static void attend(const T* query, const Segment<T>* segments, T* out, float* scores, int64_t stride, int64_t width,
                    float scaling) {
   int64_t places = 0;
   for (int i = 0; i < 3; i++) {
     const int64_t count = segments[i].count, whole = count / LANES * LANES;
-    const float* keys = segments[i].keys;
+    const T* keys = segments[i].keys;
     for (int64_t j = 0; j < whole; j += LANES) {
-      for (int64_t x = 0; x < LANES * width; x += LINE) __builtin_prefetch(segments[i].values + j * width + x, 0, 2);
-      score<G, true>(query, keys + j * width, scores + places + j, stride, width, LANES, scaling);
+      for (int64_t x = 0; x < LANES * width; x += 64 / sizeof(T)) __builtin_prefetch(segments[i].values + j * width + x, 0, 2);
+      score<T, G, true>(query, keys + j * width, scores + places + j, stride, width, LANES, scaling);
     }
     if (whole < count)
-      score<G, false>(query, keys + whole * width, scores + places + whole, stride, width, count - whole, scaling);
+      score<T, G, false>(query, keys + whole * width, scores + places + whole, stride, width, count - whole, scaling);
     places += count;
   }
   float sums[G];
@@ -174,41 +192,18 @@ static void attend(const float* query, const Segment* segments, float* out, floa
     sums[g] = total(sum);
   }
   int64_t x = 0;
-  for (; x + 2 * LANES <= width; x += 2 * LANES) average<G, 2>(segments, scores, sums, out, stride, width, x);
-  if (x < width) average<G, 1>(segments, scores, sums, out, stride, width, x);
+  for (; x + 2 * LANES <= width; x += 2 * LANES) average<T, G, 2>(segments, scores, sums, out, stride, width, x);
+  if (x < width) average<T, G, 1>(segments, scores, sums, out, stride, width, x);
 }
 
-extern "C" {
-
-int lanes = LANES;
-
-void few_rows(const float* weight, const float* x, const float* bias, float* y, float* scratch,
-              int64_t outputs, int64_t inputs, int rows, int threads) {
-  const int64_t blocks = outputs / OUTPUTS * OUTPUTS;
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t k = 0; k < inputs; k++)
-      for (int row = 0; row < rows; row += MOST * LANES) {
-        const int vectors = (rows - row + LANES - 1) / LANES, width = (vectors < MOST ? vectors : MOST) * LANES;
-        float* column = scratch + row * inputs + k * width;
-        for (int i = 0; i < width; i++) column[i] = row + i < rows ? x[(row + i) * inputs + k] : 0.0f;
-      }
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < blocks; n += OUTPUTS)
-      outputs_of<OUTPUTS>(weight + n * inputs, scratch, bias ? bias + n : nullptr, y + n, outputs, inputs, rows);
-  }
-  for (int64_t n = blocks; n < outputs; n++)
-    outputs_of<1>(weight + n * inputs, scratch, bias ? bias + n : nullptr, y + n, outputs, inputs, rows);
-}
-
-void decode_attention(const float* query, const float* key, const float* value, float* keys, float* values,
-                      const float* prompt_keys, const float* prompt_values, const int64_t* prompt, const int64_t* lengths,
-                      const int64_t* ages, float* out, int64_t rows, int64_t key_heads, int64_t columns,
+template <typename T>
+static void attention(const T* query, const T* key, const T* value, T* keys, T* values,
+                      const T* prompt_keys, const T* prompt_values, const int64_t* prompt, const int64_t* lengths,
+                      const int64_t* ages, T* out, int64_t rows, int64_t key_heads, int64_t columns,
                       int64_t prompt_width, int64_t width, int64_t time, int64_t window, int group, float scaling,
                       int threads) {
-  typedef void (*Attend)(const float*, const Segment*, float*, float*, int64_t, int64_t, float);
-  const Attend attend_group[] = {attend<1>, attend<2>, attend<3>, attend<4>, attend<5>, attend<6>, attend<7>, attend<8>};
+  typedef void (*Attend)(const T*, const Segment<T>*, T*, float*, int64_t, int64_t, float);
+  const Attend attend_group[] = {attend<T, 1>, attend<T, 2>, attend<T, 3>, attend<T, 4>, attend<T, 5>, attend<T, 6>, attend<T, 7>, attend<T, 8>};
   const int64_t now = time % columns, stride = prompt_width + columns + LANES;
 #pragma omp parallel num_threads(threads)
   {
@@ -217,7 +212,7 @@ void decode_attention(const float* query, const float* key, const float* value, 
     for (int64_t item = 0; item < rows * key_heads; item++) {
       // rows of one group follow each other, so that a head's keys of their prompt stay in the processor's cache
       const int64_t row = item % rows, head = item / rows, place = row * key_heads + head;
-      float *own_keys = keys + place * columns * width, *own_values = values + place * columns * width;
+      T *own_keys = keys + place * columns * width, *own_values = values + place * columns * width;
       for (int64_t x = 0; x < width; x++) {
         own_keys[now * width + x] = key[place * width + x];
         own_values[now * width + x] = value[place * width + x];
@@ -228,9 +223,9 @@ void decode_attention(const float* query, const float* key, const float* value, 
       const int64_t own = window && ages[row] >= window ? window : ages[row] + 1;
       const int64_t recent = own <= now + 1 ? own : now + 1, wrapped = own - recent;
       const int64_t given = (prompt[row] * key_heads + head) * prompt_width + first;
-      const float *given_keys = prompt_keys + given * width, *given_values = prompt_values + given * width;
+      const T *given_keys = prompt_keys + given * width, *given_values = prompt_values + given * width;
       const int64_t tail = (columns - wrapped) * width, fresh = (now + 1 - recent) * width, next = key_heads * columns * width;
-      const Segment segments[3] = {
+      const Segment<T> segments[3] = {
           {given_keys, given_values, lengths[row] - first, given_keys},
           {own_keys + tail, own_values + tail, wrapped, own_keys + tail + next},
           {own_keys + fresh, own_values + fresh, recent, own_keys + fresh + next},
@@ -244,4 +239,28 @@ void decode_attention(const float* query, const float* key, const float* value, 
   }
 }
 
+#define DECODE(T, NAME)                                                                                                  \
+  void decode_attention_##NAME(const T* query, const T* key, const T* value, T* keys, T* values, const T* prompt_keys,   \
+                               const T* prompt_values, const int64_t* prompt, const int64_t* lengths,                    \
+                               const int64_t* ages, T* out, int64_t rows, int64_t key_heads, int64_t columns,            \
+                               int64_t prompt_width, int64_t width, int64_t time, int64_t window, int group,             \
+                               float scaling, int threads) {                                                             \
+    attention(query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out, rows, key_heads,  \
+              columns, prompt_width, width, time, window, group, scaling, threads);                                      \
+  }
+#define FEW_ROWS(T, Y, NAME)                                                                                             \
+  void few_rows_##NAME(const T* weight, const T* x, const T* bias, Y* y, float* scratch, int64_t outputs,                \
+                       int64_t inputs, int rows, int threads) {                                                          \
+    product(weight, x, bias, y, scratch, outputs, inputs, rows, threads);                                                \
+  }
+
+extern "C" {
+int lanes = LANES, has_bfloat16 = HAS_BFLOAT16;
+FEW_ROWS(float, float, float32)
+DECODE(float, float32)
+#if HAS_BFLOAT16
+FEW_ROWS(BFloat16, BFloat16, bfloat16)
+FEW_ROWS(BFloat16, float, widened_bfloat16)
+DECODE(BFloat16, bfloat16)
+#endif
 }

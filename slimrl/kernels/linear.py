@@ -1,20 +1,44 @@
-"""A linear layer that is quick for the few rows of a decode step on a CPU; see `native`."""
+"""A linear layer that is quick for the rows of a decode step on a CPU; see `decode`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from slimrl.kernels.native import few_rows, lanes
+from slimrl.kernels.decode import few_rows
+from slimrl.kernels.native import has_kernels, has_matrix_unit, lanes, takes
 
 FEWEST_ROWS = 3
 """One or two rows torch multiplies at the speed of memory."""
-MOST_VECTORS = 6
-"""Vectors of rows up to which reading weights is most of the work; with more the library's blocking is as good."""
+MOST_VECTORS = 16
+"""Vectors of rows up to which the compiled product is as quick as the library's, which in bfloat16 compiles a kernel of its
+own for every number of rows. Above it the library's blocking is better."""
+MOST_VECTORS_BESIDE_TILES = 2
+"""The same for bfloat16 on a processor with a matrix unit (AMX), which the library uses: few rows leave it idle."""
 LEAST_WEIGHTS = 100_000
 """Smaller matrices stay in the cache either way."""
 TURNED_ROWS = range(8, 49)
 """Rows for which W x^T is quicker than x W^T in torch, where nothing can be compiled."""
+
+
+def most_rows(dtype: torch.dtype) -> int:
+    """Rows up to which `few_rows` multiplies; 0 where it cannot."""
+    if not has_kernels(dtype):
+        return 0
+    beside = dtype == torch.bfloat16 and has_matrix_unit()
+    return (MOST_VECTORS_BESIDE_TILES if beside else MOST_VECTORS) * lanes()
+
+
+def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [N, D], weight [V, D], bias [V] -> x W^T + b [N, V] float32, without gradient.
+
+    In bfloat16 the sums are not rounded to bfloat16 where the compiled product makes them.
+    """
+    if x.dtype == torch.bfloat16 and takes(x, weight) and not has_matrix_unit() and x.shape[1] % 2 == 0:
+        found: Tensor = few_rows(weight, x, bias, widen=True)
+        return found
+    return linear(x, weight, bias).float()
 
 
 class FewRowsLinear(nn.Linear):
@@ -27,25 +51,26 @@ class FewRowsLinear(nn.Linear):
         rows = input.numel() // self.in_features
         quick = FEWEST_ROWS <= rows <= self.most_rows
         turned = not self.most_rows and TURNED_ROWS.start <= rows < TURNED_ROWS.stop
-        if torch.is_grad_enabled() or not (quick or turned) or not (_plain(input) and _plain(self.weight)):
+        if torch.is_grad_enabled() or not (quick or turned) or input.device.type != "cpu":
             return super().forward(input)
         x = input.reshape(rows, self.in_features)
-        if quick:
+        if quick and (takes(x, self.weight) or torch.compiler.is_compiling()):
             out: Tensor = few_rows(self.weight, x, self.bias)
-        else:
+        elif turned and self.weight.dtype == torch.float32:
             out = torch.mm(self.weight, x.t()).t().contiguous()
             if self.bias is not None:
                 out += self.bias
+        else:
+            return super().forward(input)
         return out.view(*input.shape[:-1], self.out_features)
 
 
 def speed_up_linear(model: nn.Module) -> None:
-    """Let a float32 model on a CPU use it; weights, names and what is saved stay as they are."""
+    """Let a model on a CPU use it; weights, names and what is saved stay as they are."""
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS and _plain(module.weight):
+        if type(module) is not nn.Linear or module.weight.device.type != "cpu":
+            continue
+        dtype, even = module.weight.dtype, module.in_features % 2 == 0
+        if module.weight.numel() >= LEAST_WEIGHTS and (dtype == torch.float32 or (even and has_kernels(dtype))):
             module.__class__ = FewRowsLinear
-            module.most_rows = MOST_VECTORS * lanes()  # type: ignore[assignment]
-
-
-def _plain(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+            module.most_rows = most_rows(dtype)  # type: ignore[assignment]

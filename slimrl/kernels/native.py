@@ -1,12 +1,8 @@
-"""The two parts of a decode step that torch's CPU libraries are slow at, compiled for the processor that they run on.
+"""The compiled code of this room: built once for the processor that it runs on, and called through ctypes.
 
-There a decode step reads much memory for little arithmetic: the weights, for a few rows, and each row's own keys and
-values. Two Sapphire Rapids cores that read 30 GB/s, float32: the library behind torch reads the weights of 16 rows at 8
-GB/s (896 x 4,864), `few_rows` at 24; the operations of one row's attention take turns over memory where
-`decode_attention` is one pass.
-
-`decode.cpp` is compiled once with g++ (or what CXX names), in some seconds, and kept in the user's cache folder. Without
-a compiler that takes it, or AVX2, `lanes` is 0 and torch's own operations are used.
+The sources are compiled with g++ (or what CXX names), in some seconds, and kept in the user's cache folder. Without a
+compiler that takes them, or AVX2, `lanes` is 0 and torch's own operations are used. Every kernel exists for float32, and
+for bfloat16 where the processor multiplies it.
 """
 
 from __future__ import annotations
@@ -19,91 +15,64 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("decode.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = tuple(FOLDER / name for name in ("decode.cpp", "layers.cpp", "packed.cpp"))
+HEADER = FOLDER / "vectors.h"
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
 def lanes() -> int:
     """float32 numbers in one vector of the compiled code; 0 where there is none."""
-    library = _library()
-    return 0 if isinstance(library, str) else ctypes.c_int.in_dll(library, "lanes").value
+    return _number("lanes")
 
 
-@torch.library.custom_op("slimrl::few_rows", mutates_args=())
-def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    """weight [outputs, inputs], x [rows, inputs], bias [outputs], all float32 on the CPU -> x W^T + b [rows, outputs]."""
-    library = _library()
-    assert not isinstance(library, str)
-    weight, x = weight.contiguous(), x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    (rows, inputs), outputs = x.shape, len(weight)
-    y = x.new_empty(rows, outputs)
-    scratch = x.new_empty(-(-rows // lanes()) * lanes() * inputs)
-    library.few_rows(
-        weight.data_ptr(), x.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(), scratch.data_ptr(),
-        outputs, inputs, rows, torch.get_num_threads(),
-    )  # fmt: skip
-    return y
+def has_kernels(dtype: torch.dtype) -> bool:
+    """True where the compiled code takes tensors of this type."""
+    return lanes() > 0 and (dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_number("has_bfloat16"))))
 
 
-@few_rows.register_fake
-def _(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    del bias
-    return x.new_empty(x.shape[0], weight.shape[0])
+_paused = False
 
 
-@torch.library.custom_op("slimrl::decode_attention", mutates_args=("keys", "values"))
-def decode_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    prompt_keys: Tensor,
-    prompt_values: Tensor,
-    prompt: Tensor,
-    lengths: Tensor,
-    ages: Tensor,
-    time: int,
-    window: int,
-    scaling: float,
-) -> Tensor:
-    """One step of n rows: writes key and value [n, K, 1, d] into column time mod C of keys and values [slots, K, C, d], then
-    lets each query [n, H, 1, d] see its prompt and the columns of its age and younger -> [n, H, 1, d].
+@contextmanager
+def paused() -> Iterator[None]:
+    """Within the block `takes` is False, so that every operation is one of torch's."""
+    global _paused
+    before, _paused = _paused, True
+    try:
+        yield
+    finally:
+        _paused = before
 
-    Row i's prompt is the first lengths[i] places of prompt_keys[prompt[i]] [prompts, K, P, d], and it fed ages[i] tokens
-    before; `prompt`, `lengths`, `ages` [n] are long. `window` is a sliding window's width, 0 for none. All floats are
-    float32 on the CPU, and d is a multiple of `lanes()`.
+
+def takes(*tensors: Tensor) -> bool:
+    """True where the compiled code takes these tensors: all on the CPU and of one type that it knows."""
+    if _paused or torch.compiler.is_compiling():
+        return False
+    first = tensors[0].dtype
+    return all(t.device.type == "cpu" and t.dtype == first for t in tensors) and has_kernels(first)
+
+
+@cache
+def has_matrix_unit() -> bool:
+    """True on a processor with tiles for bfloat16 products (AMX), which torch's library uses and the kernels do not."""
+    return " amx_bf16 " in f"{_processor()} "
+
+
+def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | ctypes.Structure | None) -> None:
+    """Run a kernel for a type of tensors; tensors are handed over as addresses, and threads follow as the last argument.
+
+    Tensors must be contiguous where the kernel does not get their strides.
     """
-    library = _library()
-    assert not isinstance(library, str)
-    rows, heads, _, width = query.shape
-    key_heads, columns = keys.shape[1:3]
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    prompt, lengths, ages = prompt.contiguous(), lengths.contiguous(), ages.contiguous()
-    assert keys.shape == values.shape == (len(keys), key_heads, columns, width)
-    assert key.shape == value.shape == (rows, key_heads, 1, width)
-    assert prompt_keys.shape == prompt_values.shape
-    assert all(store.is_contiguous() for store in (keys, values, prompt_keys, prompt_values))
-    out = query.new_empty(query.shape)
-    tensors = (query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out)
-    library.decode_attention(
-        *(tensor.data_ptr() for tensor in tensors), rows, key_heads, columns, prompt_keys.shape[2], width, time, window,
-        heads // key_heads, scaling, torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
-@decode_attention.register_fake
-def _(query: Tensor, *_: object) -> Tensor:
-    return query.new_empty(query.shape)
+    _kernel(kernel, dtype)(*map(_argument, arguments), torch.get_num_threads())
 
 
 def problem() -> str:
@@ -111,6 +80,31 @@ def problem() -> str:
     library = _library()
     possible = os.name == "posix" and platform.machine() == "x86_64"
     return library if possible and isinstance(library, str) else ""
+
+
+def _number(name: str) -> int:
+    library = _library()
+    return 0 if isinstance(library, str) else ctypes.c_int.in_dll(library, name).value
+
+
+def _argument(value: Tensor | int | float | ctypes.Structure | None) -> object:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if isinstance(value, ctypes.Structure):
+        return ctypes.byref(value)
+    return None if value is None else ctypes.c_int64(value)
+
+
+@cache
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    library = _library()
+    assert not isinstance(library, str)
+    function = getattr(library, f"{name}_{str(dtype).removeprefix('torch.')}")
+    function.restype = None
+    found: Callable[..., None] = function
+    return found
 
 
 @cache
@@ -121,23 +115,20 @@ def _library() -> ctypes.CDLL | str:
     command = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(command[0]) is None:
         return f"there is no {command[0]}"
-    key = hashlib.sha256(SOURCE.read_bytes())
+    key = hashlib.sha256()
+    for source in (HEADER, *SOURCES):
+        key.update(source.read_bytes())
     for part in (*command, *OPTIONS, platform.platform(), _processor()):
         key.update(part.encode())
-    name = f"decode-{key.hexdigest()[:16]}.so"
+    name = f"kernels-{key.hexdigest()[:16]}.so"
     try:
-        library = _load(command, _own_folder() / name)
+        return _load(command, _own_folder() / name)
     except (OSError, RuntimeError, subprocess.SubprocessError):  # no home, or nothing can be written or loaded there
         try:
             with tempfile.TemporaryDirectory() as folder:
-                library = _load(command, Path(folder) / name)
+                return _load(command, Path(folder) / name)
         except (OSError, subprocess.SubprocessError) as error:
             return f"{command[0]} does not compile it ({type(error).__name__})"
-    pointer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.few_rows.argtypes = [*[pointer] * 5, *[number] * 2, *[small] * 2]
-    library.decode_attention.argtypes = [*[pointer] * 11, *[number] * 7, small, ctypes.c_float, small]
-    library.few_rows.restype = library.decode_attention.restype = None
-    return library
 
 
 def _own_folder() -> Path:
@@ -154,7 +145,7 @@ def _load(command: Sequence[str], target: Path) -> ctypes.CDLL:
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as place:
             made = Path(place) / target.name
-            subprocess.run([*command, *OPTIONS, "-o", made, SOURCE], check=True, capture_output=True, timeout=120)
+            subprocess.run([*command, *OPTIONS, "-o", made, *SOURCES], check=True, capture_output=True, timeout=120)
             made.replace(target)  # in one piece, for processes that start at the same time
     return ctypes.CDLL(str(target))
 

@@ -7,14 +7,17 @@ passed to the forward call as `plan=`. A plan stores the keys and decides which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from slimrl.kernels.packed import PackedAttention, SpanAttention, Spans, can_attend
 
 HOOK = "slimrl"
 HARMLESS = frozenset(
@@ -107,8 +110,8 @@ class Block:
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """Rows on one axis of N tokens; see `packing`."""
+class Blocks:
+    """All queries of packed tokens, in blocks of rows."""
 
     blocks: Sequence[Block]
     outputs: Tensor
@@ -116,12 +119,10 @@ class PackedRows:
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """By block and window width."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
-        """[1, heads, N, d] each; see `AttentionPlan`."""
-        del layer
-        by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        found = [self._rows(i, *by_token, scaling=scaling, window=window) for i in range(len(self.blocks))]
-        return torch.cat(found).index_select(0, self.outputs).transpose(0, 1)[None]
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
+        """[N, heads, d] each -> [N, H, d]."""
+        found = [self._rows(i, query, key, value, scaling=scaling, window=window) for i in range(len(self.blocks))]
+        return torch.cat(found).index_select(0, self.outputs)
 
     def _rows(self, index: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
         """Queries of one block: [N, heads, d] each -> [R * Q, H, d]."""
@@ -154,6 +155,30 @@ class PackedRows:
             mask = torch.zeros(hidden.shape, dtype=dtype, device=first.device).masked_fill(hidden, float("-inf"))
             self.masks[index, window] = mask[:, None]
         return self.masks[index, window]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows on one axis of N tokens; see `packing`."""
+
+    spans: Spans
+    """Read by the compiled attention."""
+    make_blocks: Callable[[], Blocks]
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Read by torch's own operations; made at their first use."""
+        return self.make_blocks()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int) -> Tensor:
+        """[1, heads, N, d] each; see `AttentionPlan`."""
+        del layer
+        by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        if can_attend(*by_token):
+            found: Tensor = PackedAttention.apply(*by_token, SpanAttention(self.spans, scaling, window))  # type: ignore[no-untyped-call]
+        else:
+            found = self.blocks.attend(*by_token, scaling=scaling, window=window)
+        return found.transpose(0, 1)[None]
 
 
 @dataclass(frozen=True)

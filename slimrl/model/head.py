@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slimrl.algorithm.kl import Divergence
 from slimrl.kernels.embedding import running_gradient
+from slimrl.kernels.linear import wide_product
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, twice that at the peak."""
@@ -50,7 +51,10 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]."""
-        logits: Tensor = self.projection(hidden).float()
+        if torch.is_grad_enabled() or hidden.ndim != 2:
+            logits: Tensor = self.projection(hidden).float()
+        else:
+            logits = wide_product(hidden, self.weight, self.bias)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
 
@@ -290,5 +294,5 @@ def _reference_chunk(reference: Reference, rows: slice, temperature: float) -> T
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
     """[n, D] -> [n, V] float32, a buffer that may be overwritten."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = wide_product(hidden, weight, bias)
     return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits

@@ -19,7 +19,7 @@ from slimrl.machine.limits import bound_kernel_caches, give_back_large_blocks
 from slimrl.model.architecture import context_of
 from slimrl.model.head import Head
 from slimrl.model.policy import Policy
-from slimrl.model.probe import install_hook
+from slimrl.model.probe import fuse_layers, install_hook
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
 
@@ -153,9 +153,11 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
             "generation_config.json, or eos_token in its tokenizer_config.json"
         )
     try:
-        return replace(policy, attention=install_hook(policy))
+        policy = replace(policy, attention=install_hook(policy))
     except SettingsError as error:
         raise SettingsError(f"model.path={name}: {error}") from error.__cause__
+    fuse_layers(policy)
+    return policy
 
 
 def resolve(path: str) -> str:

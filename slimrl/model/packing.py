@@ -9,11 +9,13 @@ they would see alone, so log-probabilities and gradients are those of the padded
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from slimrl.model.attention import Block, PackedRows
+from slimrl.kernels.packed import Spans
+from slimrl.model.attention import Block, Blocks, PackedRows
 
 LEAST_ROWS = 8
 """Rows of a block at least: below that, another call costs more than the padding it saves."""
@@ -56,18 +58,44 @@ def pack(inputs: Tensor, lengths: Tensor, prompt_lengths: Tensor, groups: Tensor
     ids, positions = torch.zeros(tokens, dtype=torch.long), torch.zeros(tokens, dtype=torch.long)
     ids[places[valid]] = inputs[valid]
     positions[places[valid]] = column.expand(rows, width)[valid]
+    spans = _spans(prompt_start, prompts, rest_start, rest, group)
+    return Packed(
+        ids.to(device),
+        positions.to(device),
+        places.to(device),
+        PackedRows(spans, partial(_all_blocks, places, lengths, prompt_lengths, shown, tokens, device)),
+    )
+
+
+def _spans(prompt_start: Tensor, prompts: Tensor, rest_start: Tensor, rest: Tensor, group: Tensor) -> Spans:
+    """The table that the compiled attention reads: in each group the prompt [G], then the rows [B] that follow it."""
+    none = torch.zeros_like(prompts)
+    first = torch.stack([prompt_start, prompts, none, none], dim=1)
+    own = torch.stack([rest_start, rest, prompt_start[group], prompts[group]], dim=1)
+    table, owner = torch.cat([first, own]), torch.cat([torch.arange(len(prompts)), group])
+    order = torch.argsort(owner, stable=True)
+    order = order[table[order, 1] > 0]
+    counts = torch.bincount(owner[order], minlength=len(prompts))
+    return Spans(table[order], torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]))
+
+
+def _all_blocks(
+    places: Tensor, lengths: Tensor, prompt_lengths: Tensor, shown: Tensor, tokens: int, device: torch.device
+) -> Blocks:
+    """Blocks for torch's operations; `shown` [G] is the row in which each group's prompt is seen."""
+    rows, prompts = torch.arange(len(lengths)), prompt_lengths[shown]
     if whole_rows(device):
-        indices = _blocks(places, torch.arange(rows), torch.zeros_like(lengths), lengths)
+        indices = _blocks(places, rows, torch.zeros_like(lengths), lengths)
     else:
         indices = _blocks(places, shown, torch.zeros_like(prompts), prompts)
-        indices += _blocks(places, torch.arange(rows), prompt_lengths, lengths)
+        indices += _blocks(places, rows, prompt_lengths, lengths)
     outputs = torch.zeros(tokens, dtype=torch.long)
     done = 0
     for queries, _, _, real in indices:
         outputs[queries[real]] = done + real.flatten().nonzero().squeeze(-1)
         done += queries.numel()
     blocks = [Block(q.to(device), k.to(device), None if f is None else f.to(device)) for q, k, f, _ in indices]
-    return Packed(ids.to(device), positions.to(device), places.to(device), PackedRows(blocks, outputs.to(device)))
+    return Blocks(blocks, outputs.to(device))
 
 
 def whole_rows(device: torch.device) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from slimrl.kernels.native import paused
 
 NARROW = (torch.bfloat16, torch.float16)
 PICKING = frozenset(
@@ -32,7 +34,12 @@ def in_float32(model: nn.Module) -> AbstractContextManager[Any]:
     model: a few hundred MiB for the layers of a model of 4 billion parameters, 1.5 GiB for its head. Nothing that is
     entered may write into a narrow tensor in place. A float32 model runs as it is.
     """
-    return _InFloat32() if is_narrow(model) else nullcontext()
+    if not is_narrow(model):
+        return nullcontext()
+    with ExitStack() as stack:
+        stack.enter_context(paused())  # kernels read the narrow weights themselves
+        stack.enter_context(_InFloat32())
+        return stack.pop_all()
 
 
 class _InFloat32(TorchFunctionMode):

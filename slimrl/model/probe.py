@@ -11,6 +11,7 @@ from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.model.architecture import LayerAttention, demand_plain_layers, refuse_states
 from slimrl.model.attention import HOOK, CausalRows, UnsupportedAttentionError
+from slimrl.model.layer import fuse, fusible, separate
 from slimrl.model.policy import Policy
 from slimrl.model.precision import in_float32
 
@@ -100,3 +101,25 @@ def _tried(run: Callable[[], Tensor], what: str) -> Tensor:
 def relative_gap(ours: Tensor, own: Tensor) -> float:
     """Largest difference as a share of the largest number; not a number where one of them is not."""
     return float((ours - own).abs().max() / own.abs().max().clamp(min=1e-6))
+
+
+@torch.no_grad()
+def fuse_layers(policy: Policy) -> None:
+    """Let the layers of a known family use the kernels, if they give what the model's own give.
+
+    In a narrow type both round, and the kernels may be as far from the float32 result as the model's own operations twice.
+    """
+    modules = fusible(policy.trunk)
+    if not modules:
+        return
+    ids, positions = probe_tokens(policy)
+
+    def logits() -> Tensor:
+        return policy.head(policy.hidden(ids, positions, CausalRows()))
+
+    with in_float32(policy.model):
+        exact = logits()
+    own = relative_gap(logits(), exact)
+    fuse(modules)
+    if not relative_gap(logits(), exact) <= max(TOLERANCE, 2 * own):
+        separate(modules)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrl.kernels.native import decode_attention, lanes
+from slimrl.kernels.decode import decode_attention
+from slimrl.kernels.native import lanes, takes
 from slimrl.model.attention import Prefill
 
 
@@ -74,8 +75,7 @@ class Cache:
 
 
 def _native(keys: Tensor, values: Tensor) -> bool:
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (keys, values))
-    return plain and keys.shape == values.shape and lanes() > 0 and keys.shape[-1] % lanes() == 0
+    return takes(keys, values) and keys.shape == values.shape and keys.shape[-1] % lanes() == 0
 
 
 @dataclass(frozen=True)

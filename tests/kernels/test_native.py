@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from slimrl.kernels import native
-from slimrl.kernels.native import decode_attention, few_rows, lanes
+from slimrl.kernels.decode import decode_attention, few_rows
+from slimrl.kernels.native import lanes
 from slimrl.model.attention import PackedRows, Prefill
 from slimrl.rollout.cache import Cache
 

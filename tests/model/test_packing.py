@@ -56,7 +56,7 @@ def test_hidden_states_and_gradients_are_those_of_single_rows(
     policy = tiny_policy(family)
     ids, lengths, prompts, groups = rows_of([9, 3, 14], [[30, 2, 0, 8, 31], [12, 1], [1, 1, 40]])
     packed = pack(ids, lengths, prompts, groups, device=CPU)
-    assert len(packed.plan.blocks) > 2
+    assert len(packed.plan.blocks.blocks) > 2
     direction = torch.randn(32, generator=torch.Generator().manual_seed(0))
 
     def gradient(total: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,84 @@
+"""The two parts of a decode step that torch's CPU libraries are slow at.
+
+There a decode step reads much memory for little arithmetic: the weights, for a few rows, and each row's own keys and
+values. Two Sapphire Rapids cores that read 30 GB/s, float32: the library behind torch reads the weights of 16 rows at 8
+GB/s (896 x 4,864), `few_rows` at 24; the operations of one row's attention take turns over memory where
+`decode_attention` is one pass. In bfloat16 there is half as much to read, and torch's library compiles a kernel of its own
+for every number of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slimrl.kernels.native import call, lanes
+
+
+@torch.library.custom_op("slimrl::few_rows", mutates_args=())
+def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None, widen: bool = False) -> Tensor:
+    """weight [outputs, inputs], x [rows, inputs], bias [outputs], of one type on the CPU -> x W^T + b [rows, outputs].
+
+    The result is of the same type, or float32 if asked to `widen`. A bfloat16 weight has an even number of inputs.
+    """
+    weight, x = weight.contiguous(), x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    (rows, inputs), outputs = x.shape, len(weight)
+    narrow = x.dtype == torch.bfloat16
+    assert not narrow or inputs % 2 == 0
+    y = torch.empty(rows, outputs, dtype=torch.float32 if widen else x.dtype)
+    scratch = torch.empty(-(-rows // lanes()) * lanes() * inputs // (2 if narrow else 1))
+    kernel = "few_rows_widened" if widen and narrow else "few_rows"
+    call(kernel, x.dtype, weight, x, bias, y, scratch, outputs, inputs, rows)
+    return y
+
+
+@few_rows.register_fake
+def _(weight: Tensor, x: Tensor, bias: Tensor | None, widen: bool = False) -> Tensor:
+    del bias
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if widen else x.dtype)
+
+
+@torch.library.custom_op("slimrl::decode_attention", mutates_args=("keys", "values"))
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    prompt_keys: Tensor,
+    prompt_values: Tensor,
+    prompt: Tensor,
+    lengths: Tensor,
+    ages: Tensor,
+    time: int,
+    window: int,
+    scaling: float,
+) -> Tensor:
+    """One step of n rows: writes key and value [n, K, 1, d] into column time mod C of keys and values [slots, K, C, d], then
+    lets each query [n, H, 1, d] see its prompt and the columns of its age and younger -> [n, H, 1, d].
+
+    Row i's prompt is the first lengths[i] places of prompt_keys[prompt[i]] [prompts, K, P, d], and it fed ages[i] tokens
+    before; `prompt`, `lengths`, `ages` [n] are long. `window` is a sliding window's width, 0 for none. All floats are
+    of one type that the kernels take, and d is a multiple of `lanes()`. Scores and sums are float32.
+    """
+    rows, heads, _, width = query.shape
+    key_heads, columns = keys.shape[1:3]
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    prompt, lengths, ages = prompt.contiguous(), lengths.contiguous(), ages.contiguous()
+    assert keys.shape == values.shape == (len(keys), key_heads, columns, width)
+    assert key.shape == value.shape == (rows, key_heads, 1, width)
+    assert prompt_keys.shape == prompt_values.shape
+    assert all(store.is_contiguous() for store in (keys, values, prompt_keys, prompt_values))
+    out = torch.empty_like(query)
+    call(
+        "decode_attention", query.dtype,
+        query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out,
+        rows, key_heads, columns, prompt_keys.shape[2], width, time, window, heads // key_heads, scaling,
+    )  # fmt: skip
+    return out
+
+
+@decode_attention.register_fake
+def _(query: Tensor, *_: object) -> Tensor:
+    return query.new_empty(query.shape)
