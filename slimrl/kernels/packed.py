@@ -31,7 +31,7 @@ class Spans:
 
 @dataclass(frozen=True)
 class SpanAttention:
-    """How the queries of packed tokens attend."""
+    """The way in which the queries of packed tokens attend."""
 
     spans: Spans
     scaling: float

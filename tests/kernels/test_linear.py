@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from slimrl.kernels import linear, native
-from slimrl.kernels.linear import FewRowsLinear, speed_up_linear
 from slimrl.kernels.decode import few_rows
+from slimrl.kernels.linear import FewRowsLinear, speed_up_linear
 from slimrl.kernels.native import lanes
 from tests.tiny import tiny_model
 
