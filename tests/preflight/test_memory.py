@@ -237,13 +237,14 @@ def test_kernel_caches_are_bounded_unless_somebody_chose(monkeypatch: pytest.Mon
 
 
 def test_blocks_are_given_back_where_keeping_them_would_cost_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy, _ = plan(tiny_policy(), monkeypatch, free=1e9, settled=True)
+    rollout = {"problems": 4, "group_size": 4, "max_new_tokens": 10, "slots": 16}
+    roomy, _ = plan(tiny_policy(), monkeypatch, free=1e9, settled=True, rollout=rollout)
     assert not roomy.blocks_given_back
     between = (replace(roomy, blocks_given_back=True).peak + roomy.peak) / 2
-    tight, _ = plan(tiny_policy(), monkeypatch, free=between, settled=True)
+    tight, _ = plan(tiny_policy(), monkeypatch, free=between, settled=True, rollout=rollout)
     assert tight.blocks_given_back
     assert tight.plan == roomy.plan
     assert tight.fits
     assert tight.heap == memory.HEAP_GIVEN_BACK < roomy.heap
-    chosen_by_user, _ = plan(tiny_policy(), monkeypatch, free=between)
+    chosen_by_user, _ = plan(tiny_policy(), monkeypatch, free=between, rollout=rollout)
     assert not chosen_by_user.blocks_given_back
