@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import rollouts
 import step
@@ -33,6 +35,7 @@ from common import (
 from limits import SHAPES
 
 PARTS = {"sampling": "Sampling", "step": "A whole training step"}
+TAKES_PART = {"sampling": ("ours", "compiled", "hf", "vllm"), "step": ("ours", "trl")}
 FAMILIES = {
     "ours": ("SlimRL", "#0b7a5b"),
     "compiled": ("SlimRL, compiled", "#6cbfa4"),
@@ -72,10 +75,13 @@ def main() -> None:
     sizes = known["sizes"]
     for shape in (name for name in SHAPES if name in {*args.shapes, *args.again}):
         for part in args.parts:
+            engines = [engine for engine in args.engines if engine in TAKES_PART[part]]
+            if not engines:
+                continue
             if part in sizes.get(shape, {}) and shape not in args.again:
                 say(f"{shape}, {part}: there already")
                 continue
-            found = {"parameters": SHAPES[shape].parameters, part: measure(args, shape, part)}
+            found = {"parameters": SHAPES[shape].parameters, part: measure(args, shape, part, engines)}
             sizes[shape] = sizes.get(shape, {}) | found
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
@@ -83,11 +89,9 @@ def main() -> None:
     draw(sizes, args.out.with_suffix(".png"))
 
 
-def measure(args: argparse.Namespace, shape: str, part: str) -> Message:
-    """Every engine at one size, in turns: costs in microseconds per sampled token, by engine."""
-    peers = ("trl",) if part == "step" else ("compiled", "hf", "vllm")
-    engines = [engine for engine in args.engines if engine in ("ours", *peers)]
-    cell = argparse.Namespace(**vars(args) | {"engines": engines, "logprobs": False, "model": None})
+def measure(args: argparse.Namespace, shape: str, part: str, engines: Sequence[str]) -> Message:
+    """The engines at one size, in turns: costs in microseconds per sampled token, by engine."""
+    cell = argparse.Namespace(**vars(args) | {"engines": list(engines), "logprobs": False, "model": None})
     with tempfile.TemporaryDirectory(prefix="slimrl-benchmark-") as folder:
         if part == "step":
             work = step.Workload(shape, 4, 48, 8, args.new_tokens, 0.0)
@@ -152,10 +156,10 @@ def draw(sizes: Message, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
-    handles = {}
+    handles: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}
     for axis, (part, title) in zip(axes, PARTS.items(), strict=True):
         found = curves(sizes, part)
         for family, (label, colour) in FAMILIES.items():
@@ -170,17 +174,20 @@ def draw(sizes: Message, path: Path) -> None:
                     linewidth=1.2 if limit else 1.8,
                     marker="" if limit else "o",
                     markersize=5,
+                    zorder=3 if family == "ours" else 2,
                     markerfacecolor=colour if narrow else "white",
                 )
-                handles.setdefault(f"{label}, {dtype}", handle)
+                handles[family][f"{label}, {dtype}"] = handle
         axis.set(xscale="log", yscale="log", title=title, xlabel="parameters")
+        axis.set_xticks([size["parameters"] for size in sizes.values()], list(sizes), fontsize=8)
+        axis.minorticks_off()
         axis.grid(which="major", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     axes[0].set_ylabel("microseconds per sampled token")
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9)
+    named = {label: handle for own in handles.values() for label, handle in own.items()}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path, dpi=160)
     say(f"drawn: {path.name}")
 
