@@ -71,7 +71,9 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     args = options()
-    known = json.loads(args.out.read_text()) if args.out.exists() else {"benchmark": "cost-per-token", "sizes": {}}
+    known: Message = (
+        json.loads(args.out.read_text()) if args.out.exists() else {"benchmark": "cost-per-token", "sizes": {}}
+    )
     sizes = known["sizes"]
     for shape in (name for name in SHAPES if name in {*args.shapes, *args.again}):
         for part in args.parts:

@@ -108,15 +108,17 @@ def shape_of(folder: Path) -> Shape:
         raise SystemExit(
             f"the work of {folder.name} cannot be counted: it is neither a Qwen2 nor a Llama without biases"
         )
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    heads = config["num_attention_heads"]
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Shape(
-        *(config[key] for key in keys),
+        config["vocab_size"],
+        hidden,
+        config["intermediate_size"],
+        config["num_hidden_layers"],
         heads,
-        config.get("num_key_value_heads") or heads,
-        config.get("head_dim") or config["hidden_size"] // heads,
-        kind,
-        config.get("tie_word_embeddings", False),
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        kind=kind,
+        tied=config.get("tie_word_embeddings", False),
     )
 
 
