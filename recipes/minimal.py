@@ -90,7 +90,7 @@ def train(steps: int) -> Policy:
             )
             value = micro.loss_mask * surrogate + KL_COEF * kl_penalty("k3", logprobs, wanted)
             optimizer.backward((weights[part, :width] * value).sum())
-        optimizer.step(LEARNING_RATE, optimizer.clip())
+        optimizer.step(LEARNING_RATE, optimizer.gradient_norm())
         print(f"step {step + 1}: accuracy {rewards.mean():.3f}")
     return policy
 

@@ -118,7 +118,7 @@ def take_update(
     rate = learning_rate(
         step, peak=settings.peak_rate, schedule=settings.schedule, warmup=settings.warmup_steps, total=config.steps
     )
-    updated = optimizer.step(rate, optimizer.clip())
+    updated = optimizer.step(rate, optimizer.gradient_norm())
     tokens = state.tokens + sum(len(example.target_ids) for example in examples)
     after = Progress(step + 1, tokens, state.seconds + time.perf_counter() - started)
     session.record(after, {"loss": loss, "num_tokens": tokens, **updated})

@@ -19,21 +19,6 @@ static inline Vector multiplied(Vector sum, const BFloat16* weight, Vector lanes
 }
 #endif
 
-static inline void put(float* to, float value) { *to = value; }
-#if HAS_BFLOAT16
-static inline void put(BFloat16* to, float value) {
-  const __m128i bits = (__m128i)_mm_cvtneps_pbh(_mm_set_ss(value));
-  to->bits = static_cast<uint16_t>(_mm_extract_epi16(bits, 0));
-}
-#endif
-static inline float number(float value) { return value; }
-static inline float number(BFloat16 value) {
-  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, 4);
-  return result;
-}
-
 // R outputs of up to V vectors of rows. x is [inputs / PAIR][V * LANES], the sums stay in registers until the last input.
 template <typename T, typename Y, int R, int V>
 static inline void block(const T* weight, const float* x, const T* bias, Y* y, int64_t outputs, int64_t inputs, int rows) {

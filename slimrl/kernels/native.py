@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("decode.cpp", "layers.cpp", "packed.cpp"))
+SOURCES = tuple(FOLDER / name for name in ("decode.cpp", "layers.cpp", "optimizer.cpp", "packed.cpp"))
 HEADER = FOLDER / "vectors.h"
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 

@@ -6,8 +6,9 @@
 #include <initializer_list>
 #include <memory>
 
-#if defined(__AVX512F__)
 #include <immintrin.h>
+
+#if defined(__AVX512F__)
 constexpr int LANES = 16, OUTPUTS = 8, MOST = 3;
 #elif defined(__AVX2__) && defined(__FMA__)
 constexpr int LANES = 8, OUTPUTS = 4, MOST = 3;
@@ -39,6 +40,22 @@ static inline void store(BFloat16* to, Vector value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value));
 }
 #endif
+
+// Single numbers likewise.
+static inline void put(float* to, float value) { *to = value; }
+#if HAS_BFLOAT16
+static inline void put(BFloat16* to, float value) {
+  const __m128i bits = (__m128i)_mm_cvtneps_pbh(_mm_set_ss(value));
+  to->bits = static_cast<uint16_t>(_mm_extract_epi16(bits, 0));
+}
+#endif
+static inline float number(float value) { return value; }
+static inline float number(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
 
 static inline float total(Vector v) {
   float sum = 0;

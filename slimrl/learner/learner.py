@@ -146,8 +146,8 @@ class Learner:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:
                 self.drop()
-        norm = self.optimizer.clip()
-        critic_norm = 0.0 if self.critic is None else self.critic.optimizer.clip()
+        norm = self.optimizer.gradient_norm()
+        critic_norm = 0.0 if self.critic is None else self.critic.optimizer.gradient_norm()
         with profiler.part("optimizer"):
             found = means.result()
             found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)

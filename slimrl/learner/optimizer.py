@@ -2,7 +2,8 @@
 
 A bf16 weight cannot take a step below half its last digit: at rate 1e-6 hardly any weight of a bf16 model would move.
 So where the module is narrower than float32 the optimizer owns float32 copies, sums the micro-batches' gradients in
-float32, and writes the copies back after each update. A float32 module is its own master.
+float32, and writes the copies back after each update. A float32 module is its own master. On a CPU all of this is one
+pass over memory (`slimrl.kernels.optimizer`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from slimrl.config.sections import OptimizerConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import sum_in_place
+from slimrl.kernels.optimizer import AdamW, adamw, can_update, gradient_norm
 from slimrl.terms import Schedule
 
 PROBE_ELEMENTS = 4096
@@ -76,32 +78,45 @@ class MasterAdamW:
             eps=epsilon,
             fused=True,
         )
+        self.numbers = {master: number for number, master in enumerate(self.masters)}
+        self.fused = can_update(self.parameters)
         self.max_grad_norm = max_grad_norm
         self.loss_scale = FIRST_LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
         self.scaled = self.loss_scale != 1.0
         self.good_updates = 0
+        self.sums: dict[int, Tensor] = {}
+        """Gradients of narrow weights, by number: as autograd made them, and float32 from the second micro-batch on."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradient to the masters'."""
+        """Add a micro-batch's gradient to the sums."""
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        for number, (parameter, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
             if master is parameter or parameter.grad is None:
                 continue
-            gradient = parameter.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            if number in self.sums:
+                self.sums[number] = self.sums[number].float().add_(parameter.grad)
+            else:
+                self.sums[number] = parameter.grad
             parameter.grad = None
 
+    def gradients(self) -> dict[int, Tensor]:
+        """The sums so far, multiplied by the loss scale, by the numbers of their parameters; none for an untouched weight."""
+        own = {number: p.grad for number, p in enumerate(self.parameters) if p.grad is not None}
+        return own | self.sums
+
     @torch.no_grad()
-    def clip(self) -> float:
-        """Scale the summed gradients down to `max_grad_norm`; their norm before.
+    def gradient_norm(self) -> float:
+        """The 2-norm of the summed gradients, which `step` scales down to `max_grad_norm`.
 
         Infinity where a float16 gradient overflowed: it is dropped and the loss scale halved, as usual. Raises
         NonFiniteError, gradients dropped, for any other gradient that is not finite.
         """
-        for master in self.masters:
-            if master.grad is not None and self.scaled:
-                master.grad.div_(self.loss_scale)
-        norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
+        gradients = [gradient.contiguous() for gradient in self.gradients().values()]
+        if can_update(gradients):
+            norm = gradient_norm(gradients) / self.loss_scale
+        else:
+            norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+            norm = float(torch.linalg.vector_norm(torch.stack(norms))) / self.loss_scale if norms else 0.0
         if math.isfinite(norm):
             return norm
         self.drop()
@@ -113,36 +128,31 @@ class MasterAdamW:
 
     def drop(self) -> None:
         """Forget the gradients summed so far."""
+        self.sums.clear()
         for tensor in (*self.masters, *self.parameters):
             tensor.grad = None
 
     @torch.no_grad()
     def step(self, rate: float, norm: float) -> dict[str, float]:
-        """One update at `rate` with gradients that `clip` has found finite; returns what to log.
+        """One update at `rate` with gradients whose norm `gradient_norm` has found finite; returns what to log.
 
         Raises SpoiledWeightsError where a weight is not finite afterwards, as under an absurd rate.
         """
         if math.isinf(norm):
             return {"update/skipped": 1.0}
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        before = [_sample(p).clone() for p in self.parameters]
-        moving = [
-            torch.zeros_like(b, dtype=torch.bool) if m.grad is None else _sample(m.grad) != 0
-            for b, m in zip(before, self.masters, strict=True)
-        ]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.copy_(master)
+        gradients = self.gradients()
+        before = {number: _sample(self.parameters[number]).clone() for number in gradients}
+        moving = {number: _sample(gradient) != 0 for number, gradient in gradients.items()}
+        # The same guard against a norm of 0 as torch's clip_grad_norm_ has.
+        factor = min(1.0, self.max_grad_norm / (norm + 1e-6)) / self.loss_scale
+        finite = self._update(gradients, rate, factor)
+        self.drop()
         self._grow()
-        largest = torch.stack([torch.linalg.vector_norm(p, math.inf).float() for p in self.parameters]).max()
-        if not torch.isfinite(largest):
+        if not finite:
             raise SpoiledWeightsError("a weight is not finite after the update")
-        changed = [((_sample(p) != b) & g).sum() for p, b, g in zip(self.parameters, before, moving, strict=True)]
-        moved = torch.stack([g.sum() for g in moving]).sum()
-        applied = torch.stack(changed).sum() / moved.clamp(min=1)
+        changed = [((_sample(self.parameters[number]) != old) & moving[number]).sum() for number, old in before.items()]
+        moved = [flags.sum() for flags in moving.values()]
+        applied = torch.stack(changed).sum() / torch.stack(moved).sum().clamp(min=1) if changed else 0.0
         return {
             "update/skipped": 0.0,
             "grad_norm": norm,
@@ -150,6 +160,37 @@ class MasterAdamW:
             "update/clipped": float(norm > self.max_grad_norm),
             "update/applied_fraction": float(applied),
         }
+
+    def _update(self, gradients: Mapping[int, Tensor], rate: float, factor: float) -> bool:
+        """Move masters and parameters by gradients times `factor`; False where a weight is not finite afterwards."""
+        if self.fused:
+            return self._fused_update(gradients, rate, factor)
+        for number, gradient in gradients.items():
+            self.masters[number].grad = gradient.float().mul_(factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+        largest = torch.stack([torch.linalg.vector_norm(p, math.inf).float() for p in self.parameters]).max()
+        return bool(torch.isfinite(largest))
+
+    def _fused_update(self, gradients: Mapping[int, Tensor], rate: float, factor: float) -> bool:
+        spoiled = 0
+        for group in self.optimizer.param_groups:
+            beta1, beta2 = group["betas"]
+            settings = AdamW(rate, beta1, beta2, group["eps"], factor)
+            for master in group["params"]:
+                number = self.numbers[master]
+                if number in gradients:
+                    state = self.optimizer.state[master]
+                    if not state:
+                        zeros = (torch.zeros(()), torch.zeros_like(master), torch.zeros_like(master))
+                        state |= dict(zip(MOMENTS, zeros, strict=True))
+                    gradient = gradients[number].contiguous()
+                    spoiled += adamw(self.parameters[number], master, gradient, state, settings, group["weight_decay"])
+        return not spoiled
 
     def tensors(self) -> dict[str, Tensor]:
         """Masters and moments by the names of their parameters: with `scale`, all that the next update depends on."""

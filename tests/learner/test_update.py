@@ -97,11 +97,13 @@ def first_gradient(learner: Learner, batch: Batch) -> tuple[torch.Tensor, dict[s
     found = []
 
     def caught() -> float:
-        found.append(torch.cat([p.grad.flatten() for p in learner.optimizer.masters if p.grad is not None]))
+        found.append(
+            torch.cat([learner.optimizer.gradients()[i].flatten() for i in sorted(learner.optimizer.gradients())])
+        )
         learner.drop()
         return math.inf
 
-    learner.optimizer.clip = caught  # type: ignore[method-assign]
+    learner.optimizer.gradient_norm = caught  # type: ignore[method-assign]
     metrics = learner._minibatch(batch, None, 0, 0)
     return found[0], metrics
 
@@ -166,13 +168,13 @@ def learned(
         groups = (spoil(groups[0]), *groups[1:])
     if shuffle:
         groups = tuple(dataclasses.replace(g, rollouts=g.rollouts[::-1]) for g in groups[::-1])
-    clip = learner.optimizer.clip
+    norm = learner.optimizer.gradient_norm
 
-    def clipped() -> float:
+    def seen_norm() -> float:
         seen["gradient"] = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
-        return clip()
+        return norm()
 
-    learner.optimizer.clip = clipped  # type: ignore[method-assign]
+    learner.optimizer.gradient_norm = seen_norm  # type: ignore[method-assign]
     learner.update(groups, 0)
     return seen["gradient"]
 
@@ -319,10 +321,10 @@ def gradient_of_first(config: TrainConfig) -> torch.Tensor:
     learner = learner_of(policy, config)
     groups = groups_of(policy, config)
     found = {}
-    clip = learner.optimizer.clip
-    learner.optimizer.clip = lambda: (  # type: ignore[method-assign]
+    norm = learner.optimizer.gradient_norm
+    learner.optimizer.gradient_norm = lambda: (  # type: ignore[method-assign]
         found.update(g=torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])),
-        clip(),
+        norm(),
     )[1]
     learner.update(groups, 0)
     return found["g"]
@@ -578,10 +580,8 @@ def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:
     start = [p.detach().clone() for p in policy.model.parameters()]
     fractions = []
     for _ in range(20):
-        for p, m in zip(optimizer.parameters, optimizer.masters, strict=True):
-            p.grad = None
-            m.grad = torch.ones_like(m)
-        fractions.append(optimizer.step(1e-5, optimizer.clip())["update/applied_fraction"])
+        optimizer.sums = {i: torch.ones_like(m) for i, m in enumerate(optimizer.masters)}
+        fractions.append(optimizer.step(1e-5, optimizer.gradient_norm())["update/applied_fraction"])
     assert fractions[0] < 0.2
     for s, m in zip(start, optimizer.masters, strict=True):
         torch.testing.assert_close(m.detach(), s.float() - 20e-5, atol=2e-6, rtol=0)
@@ -597,11 +597,13 @@ def test_float16_loss_scale_skips_an_overflow_and_halves() -> None:
     scale = optimizer.loss_scale
     weight = policy.model.get_input_embeddings().weight
     optimizer.backward((weight.float() * 1e4).sum())
-    assert optimizer.step(1e-3, optimizer.clip()) == {"update/skipped": 1.0}
+    assert optimizer.step(1e-3, optimizer.gradient_norm()) == {"update/skipped": 1.0}
     assert optimizer.loss_scale == scale / 2
     assert all(torch.equal(p, b) for p, b in zip(policy.model.parameters(), before, strict=True))
     optimizer.backward(weight.float().sum())
-    assert optimizer.step(1e-3, optimizer.clip())["grad_norm"] == pytest.approx(weight.numel() ** 0.5, rel=1e-3)
+    assert optimizer.step(1e-3, optimizer.gradient_norm())["grad_norm"] == pytest.approx(
+        weight.numel() ** 0.5, rel=1e-3
+    )
 
 
 def test_gradients_of_microbatches_are_summed_in_float32() -> None:
@@ -612,4 +614,4 @@ def test_gradients_of_microbatches_are_summed_in_float32() -> None:
     for _ in range(300):  # 1 + 299/256: a bf16 sum would stand still at 256 x the smallest addend
         optimizer.backward((weight * 1.0).sum())
     index = [p is weight for p in optimizer.parameters].index(True)
-    assert optimizer.masters[index].grad.max() == 300
+    assert optimizer.gradients()[index].max() == 300

@@ -75,13 +75,13 @@ def poisoned(
     if poison == "loss":
         monkeypatch.setattr("slimrl.learner.learner.surrogate", lambda *a, **_: a[1] * 0 + value)
     elif poison == "gradient":
-        clip = learner.optimizer.clip
+        norm = learner.optimizer.gradient_norm
 
-        def spoilt_clip() -> float:
-            next(m for m in learner.optimizer.masters if m.grad is not None).grad.view(-1)[0] = value
-            return clip()
+        def spoilt_norm() -> float:
+            next(iter(learner.optimizer.gradients().values())).view(-1)[0] = value
+            return norm()
 
-        monkeypatch.setattr(learner.optimizer, "clip", spoilt_clip)
+        monkeypatch.setattr(learner.optimizer, "gradient_norm", spoilt_norm)
     else:
         own = learner.policy.head.projection
         own.register_forward_hook(lambda _m, _i, out: out + value)
@@ -114,15 +114,15 @@ def test_one_poisoned_minibatch_costs_one_update(monkeypatch: pytest.MonkeyPatch
     config = settings("gspo", "optimizer.minibatches=4")
     learner = learner_of(tiny_policy(), config)
     groups = groups_of(learner.policy, config)
-    clip, calls = learner.optimizer.clip, []
+    norm, calls = learner.optimizer.gradient_norm, []
 
     def third_fails() -> float:
         calls.append(1)
         if len(calls) == 3:
             raise NonFiniteError("the gradient norm is nan")
-        return clip()
+        return norm()
 
-    monkeypatch.setattr(learner.optimizer, "clip", third_fails)
+    monkeypatch.setattr(learner.optimizer, "gradient_norm", third_fails)
     updated = learner.update(groups, 0)
     assert updated.metrics["update/skipped"] == 0.25
     assert updated.fault is not None
