@@ -120,6 +120,6 @@ def fuse_layers(policy: Policy) -> None:
     with in_float32(policy.model):
         exact = logits()
     own = relative_gap(logits(), exact)
-    fuse(modules)
+    fuse(modules, [layer.window for layer in policy.attention])
     if not relative_gap(logits(), exact) <= max(TOLERANCE, 2 * own):
         separate(modules)
