@@ -227,9 +227,11 @@ def _fits(layer: Any) -> bool:
     products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     weight = layer.input_layernorm.weight
-    if type(mlp.act_fn).__name__ not in SILU or weight.device.type != "cpu" or not has_kernels(weight.dtype):
+    if not has_kernels(weight.dtype) or {(p.dtype, p.device.type) for p in layer.parameters()} != {
+        (weight.dtype, "cpu")
+    }:
         return False
-    if not all(type(part) in (nn.Linear, FewRowsLinear) and part.weight.dtype == weight.dtype for part in products):
+    if type(mlp.act_fn).__name__ not in SILU or not all(type(part) in (nn.Linear, FewRowsLinear) for part in products):
         return False
     widths = (len(weight), mlp.gate_proj.out_features, attention.head_dim // 2)
     query, key = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from slimrl.kernels import layers
+from slimrl.kernels import layers, packed
 from slimrl.kernels.embedding import sum_in_place
 from slimrl.kernels.native import has_kernels, lanes, paused
 from slimrl.learner.recompute import checkpointed
@@ -122,9 +122,9 @@ def test_without_gradients_any_plan_will_do(family: str, dtype: torch.dtype) -> 
     with torch.no_grad():
         found = policy.hidden(ids, positions, CausalRows())
         wanted = plain(policy).hidden(ids, positions, CausalRows())
-        packed = policy.packed_hidden(packed_rows())
+        rows = policy.packed_hidden(packed_rows())
     assert share(found, wanted) < (1e-5 if dtype == torch.float32 else 2e-2)
-    assert share(packed, policy.packed_hidden(packed_rows())) < (1e-6 if dtype == torch.float32 else 1e-2)
+    assert share(rows, policy.packed_hidden(packed_rows())) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
 @narrow
@@ -226,27 +226,33 @@ def test_other_models_are_left_alone(family: str) -> None:
     assert not is_fused(tiny_policy(family))
 
 
-@pytest.mark.parametrize("how", ["activation", "a layer of its own", "float64", "no kernels"])
+@pytest.mark.parametrize(
+    "how", ["activation", "a module of its own", "float64", "a norm in float64", "a class of its own"]
+)
 def test_layers_that_are_not_what_they_are_called_are_left_alone(how: str) -> None:
     model = tiny_model("wide llama")
     if how == "activation":
         model.model.layers[1].mlp.act_fn = torch.nn.GELU()
-    elif how == "a layer of its own":
+    elif how == "a module of its own":
         model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
     elif how == "float64":
         model.double()
+    elif how == "a norm in float64":
+        model.model.layers[1].post_attention_layernorm.double()
     else:
         model.model.layers[1].__class__ = type("LlamaDecoderLayer", (type(model.model.layers[1]),), {})
     assert not fusible(model.model)
 
 
-@pytest.mark.parametrize("kernel", ["gate", "add_norm", "rotate"])
+@pytest.mark.parametrize("kernel", ["gate", "add_norm", "rotate", "packed_attention"])
 def test_a_kernel_that_is_wrong_is_found_and_not_used(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*given: Tensor, **_: bool) -> object:
         if kernel == "rotate":
             return None
-        right = getattr(layers, kernel)(*given)
-        return right * 1.01 if isinstance(right, Tensor) else (right[0], right[1] * 1.01, right[2])
+        right = getattr(packed if "packed" in kernel else layers, kernel)(*given)
+        if isinstance(right, Tensor):
+            return right * 1.01
+        return (right[0] * 1.01, right[1]) if kernel == "packed_attention" else (right[0], right[1] * 1.01, right[2])
 
     ids, positions = torch.arange(20)[None] + 3, torch.arange(20)[None]
     with torch.no_grad():
