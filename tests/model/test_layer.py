@@ -64,7 +64,7 @@ def gradients(policy: Policy, *, recompute: bool = False) -> tuple[Tensor, dict[
 
 def gradients_of(policy: Policy, hidden: Tensor) -> dict[str, Tensor]:
     policy.model.zero_grad()
-    (hidden @ torch.linspace(-1, 1, hidden.shape[-1]).to(hidden.dtype)).float().sin().sum().backward()
+    (hidden.float() @ torch.linspace(-0.2, 0.2, hidden.shape[-1])).sin().sum().backward()
     return {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
 
 
@@ -97,7 +97,7 @@ def test_hidden_states_and_gradients_are_the_models_own(family: str, recompute: 
 @narrow
 @pytest.mark.parametrize("family", FUSIBLE)
 def test_a_narrow_model_is_as_near_to_its_float32_result_as_its_own_layers_are(family: str) -> None:
-    """Nearer, since its residual stream is not rounded; a few weights may have the bad luck of small numbers."""
+    """Nearer, since its residual stream is not rounded; the gradient of one small tensor may have bad luck."""
     policy = adopt(tiny_model(family).to(torch.bfloat16), NoTokenizer(), name=family)
     assert is_fused(policy)
     own = plain(policy)
@@ -111,7 +111,7 @@ def test_a_narrow_model_is_as_near_to_its_float32_result_as_its_own_layers_are(f
     assert share(found, wanted) <= share(theirs, wanted)
     for name, gradient in exact.items():
         assert mine[name].dtype == torch.bfloat16
-        assert share(mine[name], gradient) <= 1.5 * share(own_gradients[name], gradient), name
+        assert share(mine[name], gradient) <= 2 * share(own_gradients[name], gradient), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=narrow)])
