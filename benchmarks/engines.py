@@ -1,7 +1,7 @@
 """The workers of rollouts.py and scaling.py: each loads one model and answers `{"number": n}` with one timed run.
 
-A job holds `model` (folder), `device`, `prompts` [P][ids], `samples`, `max_new_tokens`, `stop` (whether stop ids are
-honoured), `eos` (the stop id), `logprobs` (whether peers return them too). A run answers with `seconds` and `lengths`
+A job holds `model` (folder), `device`, `dtype`, `prompts` [P][ids], `samples`, `max_new_tokens`, `stop` (whether stop ids
+are honoured), `eos` (the stop ids), `logprobs` (whether peers return them too). A run answers with `seconds` and `lengths`
 [P][samples] in tokens, the stop token included. A request may carry other `prompts`, `samples` or `max_new_tokens`.
 """
 
@@ -47,14 +47,15 @@ def answer(job: Message, seconds: float, lengths: Lengths) -> Message:
 def load_transformers(job: Message) -> Any:
     """The model as transformers loads it, with its fastest attention that needs nothing further installed."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    dtype = torch.bfloat16 if job["device"] == "cuda" else torch.float32
+    dtype = getattr(torch, job["dtype"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, attn_implementation="sdpa")
+    model.generation_config = GenerationConfig()  # generate falls back on the model's own, say a repetition penalty
     return model.to(job["device"]).eval()
 
 
-def full_support(cell: Message, stop: int | None) -> Any:
+def full_support(cell: Message, stops: list[int] | int | None) -> Any:
     """transformers' settings for plain sampling at temperature 1."""
     from transformers import GenerationConfig
 
@@ -66,7 +67,7 @@ def full_support(cell: Message, stop: int | None) -> Any:
         top_k=0,
         top_p=1.0,
         pad_token_id=PAD,
-        eos_token_id=stop,
+        eos_token_id=stops,
     )
 
 
@@ -80,7 +81,7 @@ def ours(job: Message, channel: Channel) -> None:
     from slimrl.rollout import Request
     from slimrl.rollout.engine import RolloutEngine
 
-    policy = load_policy(ModelConfig(path=job["model"], device=job["device"]))
+    policy = load_policy(ModelConfig(path=job["model"], device=job["device"], dtype=job["dtype"]))
     sampler = policy if job["stop"] else replace(policy, stop_ids=())
     engines: dict[int, RolloutEngine] = {}
     completions: list[Any] = []
@@ -125,6 +126,7 @@ def sampler_gap(policy: Any, completions: list[Any], job: Message) -> Message:
     from slimrl.records import Group, Plan, Problem, Rollout
 
     settings = ["algorithm.kl_coef=0", "optimizer.learning_rate=1e-12"]
+    settings += [f"model.{key}={job[key]}" for key in ("device", "dtype")]
     config = load_config(TrainConfig, [], [*settings, f"rollout.max_new_tokens={job['max_new_tokens']}"])
     problem = Problem("benchmark", "", "0")
     groups = tuple(
@@ -141,9 +143,9 @@ def hf(job: Message, channel: Channel) -> None:
     import torch
 
     model = load_transformers(job)
-    stop = job["eos"] if job["stop"] else None
-    # generate falls back on the model's own settings; without a stop id there, no stopping rule is run at all
-    model.generation_config.eos_token_id = model.config.eos_token_id = stop
+    stops = job["eos"] if job["stop"] else None
+    # without a stop id here, no stopping rule is run at all
+    model.generation_config.eos_token_id = model.config.eos_token_id = stops
 
     def run(message: Message) -> Message:
         torch.manual_seed(message["number"])
@@ -152,14 +154,14 @@ def hf(job: Message, channel: Channel) -> None:
         width = max(map(len, prompts))
         ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts], device=job["device"])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=job["device"])
-        settings = full_support(cell, stop)
+        settings = full_support(cell, stops)
 
         def generate() -> torch.Tensor:
             with torch.inference_mode():
                 return model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, width:].cpu()
 
         seconds, out = timed(job, generate)
-        rows = [row.index(stop) + 1 if stop in row else len(row) for row in out.tolist()]
+        rows = [next((i for i, t in enumerate(row, 1) if t in (stops or ())), len(row)) for row in out.tolist()]
         return answer(job, seconds, grouped(rows, cell["samples"]))
 
     channel.serve(run)
@@ -208,7 +210,7 @@ def vllm(job: Message, channel: Channel) -> None:
     engine = LLM(
         job["model"],
         skip_tokenizer_init=True,
-        dtype="bfloat16" if job["device"] == "cuda" else "float32",
+        dtype=job["dtype"],
         max_model_len=max(map(len, job["prompts"])) + job["max_new_tokens"],
         max_num_seqs=rows,
         max_num_batched_tokens=16384,
@@ -217,7 +219,7 @@ def vllm(job: Message, channel: Channel) -> None:
 
     def run(message: Message) -> Message:
         cell = job | message
-        stopping = {"stop_token_ids": [job["eos"]]} if job["stop"] else {"ignore_eos": True}
+        stopping = {"stop_token_ids": job["eos"]} if job["stop"] else {"ignore_eos": True}
         settings = SamplingParams(
             n=cell["samples"],
             max_tokens=cell["max_new_tokens"],
@@ -236,7 +238,9 @@ def vllm(job: Message, channel: Channel) -> None:
 
 def machine(job: Message, channel: Channel) -> None:
     """Not an engine: measures what torch reaches in this environment."""
-    channel.serve(lambda message: measure_machine(Shape(**message["shape"]), message["rows"], job["device"]))
+    channel.serve(
+        lambda message: measure_machine(Shape(**message["shape"]), message["rows"], job["device"], message["dtypes"])
+    )
 
 
 def grouped(values: list[int], size: int) -> Lengths:

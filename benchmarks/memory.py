@@ -11,15 +11,28 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
-from common import GIB, Message, Worker, alternate, finish, middle, parser, say, spread
+from common import (
+    GIB,
+    TRL_MODES,
+    Message,
+    Worker,
+    add_trl_modes,
+    alternate,
+    finish,
+    middle,
+    parse,
+    parser,
+    say,
+    spread,
+)
 from limits import (
     SHAPES,
     ask_machine,
     describe,
-    describe_machine,
+    describe_machines,
+    machine_record,
     prompt_text,
     random_prompts,
     update_limit,
@@ -28,13 +41,15 @@ from limits import (
 
 HEADERS = (
     "trainer", "rows", "libraries GiB", "loaded GiB", "peak GiB", "peak less libraries GiB", "times ours",
-    "seconds (lowest to highest)", "ours is faster by", "share of the limit",
+    "seconds (lowest to highest)", "ours is faster by",
+    "share of the limit",
 )  # fmt: skip
 
 
 def options() -> argparse.Namespace:
     result = parser(__doc__.partition("\n")[0], engines=("ours", "trl", "trl-checkpoint"))
     result.set_defaults(repeats=2)
+    add_trl_modes(result)
     result.add_argument("--rows", nargs="+", type=int, default=[4], help="rows of a micro-batch")
     result.add_argument(
         "--variants",
@@ -49,7 +64,7 @@ def options() -> argparse.Namespace:
     result.add_argument("--samples", type=int, default=8, help="rows of a group")
     result.add_argument("--prompt-length", type=int, default=256)
     result.add_argument("--new-tokens", type=int, default=256)
-    args = result.parse_args()
+    args = parse(result)
     if any(args.groups * args.samples % rows for rows in args.rows):
         result.error(f"--rows must divide the {args.groups * args.samples} rows of an update")
     return args
@@ -71,9 +86,14 @@ def main() -> None:
         "settings": [],
         "prompts": given * (args.repeats + 1),
     }
-    machine = ask_machine(args, shape, min(args.rows) * (args.prompt_length + args.new_tokens))
+    modes = [TRL_MODES[mode] for mode in args.trl_modes if args.engines != ["ours"]]
+    rows = min(args.rows) * (args.prompt_length + args.new_tokens)
+    machines = ask_machine(args, shape, rows, [*args.dtypes, *modes])
     lengths = [[args.new_tokens] * args.samples] * args.groups
-    limit = update_limit(shape, [args.prompt_length] * args.groups, lengths, machine, reference=bool(args.kl_coef))
+    limits = {
+        dtype: update_limit(shape, [args.prompt_length] * args.groups, lengths, machine, reference=bool(args.kl_coef))
+        for dtype, machine in machines.items()
+    }
 
     table: list[list[object]] = []
     versions: Message = {}
@@ -81,17 +101,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="slimrl-benchmark-") as folder:
         job["model"] = str(write_model(shape, Path(folder)))
         for rows in args.rows:
-            baseline: list[Message] = []
+            baselines: dict[str, list[Message]] = {}
             for name, role, changes in lineup(args, rows):
                 worker = Worker(args, "trainers.py", role, job | changes, name=name)
                 (own,) = alternate([worker], args.repeats)
                 worker.close()
-                baseline = baseline or (own if name == "ours" else [])
-                table.append(line(worker, rows, own, baseline, limit.seconds))
+                dtype = changes["dtype"]
+                if role == "ours":
+                    baselines.setdefault(dtype, own)
+                table.append(line(worker, rows, own, baselines.get(dtype, []), limits[dtype].seconds))
                 versions[name] = worker.info.get("versions", worker.problem)
                 runs[f"{name}, {rows} rows"] = own
-    notes = [describe_machine(machine), describe("update", shape, limit, machine)]
-    finish(args, HEADERS, table, notes, versions=versions, machine=asdict(machine), runs=runs)
+    notes = [describe_machines(machines)]
+    notes += [describe(f"update, {dtype}", shape, limits[dtype], machine) for dtype, machine in machines.items()]
+    finish(args, HEADERS, table, notes, versions=versions, machine=machine_record(machines), runs=runs)
 
 
 def lineup(args: argparse.Namespace, rows: int) -> list[tuple[str, str, Message]]:
@@ -99,13 +122,17 @@ def lineup(args: argparse.Namespace, rows: int) -> list[tuple[str, str, Message]
     result: list[tuple[str, str, Message]] = []
     # ours counts packed tokens: a shared prompt once, and a completion's last token is not fed
     tokens = [f"optimizer.microbatch_tokens={args.prompt_length + rows * (args.new_tokens - 1)}"]
-    if "ours" in args.engines:
-        result.append(("ours", "ours", {"settings": tokens}))
-        result += [(f"ours, {v}", "ours", {"settings": [*tokens, *v.split(",")]}) for v in args.variants]
-    if "trl" in args.engines:
-        result.append(("trl", "trl", {"rows": rows, "checkpoint": False}))
-    if "trl-checkpoint" in args.engines:
-        result.append(("trl, gradient checkpointing", "trl", {"rows": rows, "checkpoint": True}))
+    for dtype in args.dtypes if "ours" in args.engines else ():
+        result.append((f"ours, {dtype}", "ours", {"dtype": dtype, "settings": tokens}))
+        for variant in args.variants:
+            settings = {"dtype": dtype, "settings": [*tokens, *variant.split(",")]}
+            result.append((f"ours, {dtype}, {variant}", "ours", settings))
+    for mode in args.trl_modes:
+        how = {"mode": mode, "dtype": TRL_MODES[mode], "rows": rows}
+        if "trl" in args.engines:
+            result.append((f"trl, {mode}", "trl", how | {"checkpoint": False}))
+        if "trl-checkpoint" in args.engines:
+            result.append((f"trl, {mode}, gradient checkpointing", "trl", how | {"checkpoint": True}))
     say(f"{rows} rows in a micro-batch: {', '.join(name for name, _, _ in result)}")
     return result
 

@@ -23,6 +23,7 @@ question: Does a study survive?
 seeds: 5
 settings:
   steps: 6
+  model: {dtype: float32}
   optimizer: {minibatches: 2}
   evaluation: {problems: 50, harder_problems: 0}
 arms:

@@ -1,9 +1,10 @@
 """The workers of step.py and memory.py: SlimRL and TRL, one training step for each request.
 
-A job holds `workload` (natural, fixed or update), `model` (folder), `device`, `problems`, `samples`, `max_new_tokens`,
-`prompts` [steps * problems] of {text, ids, answer}, `learning_rate`, `kl_coef` (0: no reference model), and
+A job holds `workload` (natural, fixed or update), `model` (folder), `device`, `dtype` (of products), `problems`, `samples`,
+`max_new_tokens`, `prompts` [steps * problems] of {text, ids, answer}, `learning_rate`, `kl_coef` (0: no reference model), and
 
     settings    further `section.key=value` (ours)
+    mode        arithmetic, one of common.py's TRL_MODES (TRL)
     rows        rows of one micro-batch (TRL)
     checkpoint  gradient checkpointing (TRL)
 
@@ -77,6 +78,7 @@ def ours(job: Message, channel: Channel) -> None:
     settings = [
         f"model.path={job['model']}",
         f"model.device={job['device']}",
+        f"model.dtype={job['dtype']}",
         f"optimizer.learning_rate={job['learning_rate']}",
         f"algorithm.kl_coef={job['kl_coef']}",
         f"rollout.problems={job['problems']}",
@@ -96,7 +98,7 @@ def ours(job: Message, channel: Channel) -> None:
         started = time.perf_counter()
         collected = collect(step)
         rolled = time.perf_counter()
-        learner.update(collected.groups, step)
+        metrics = learner.update(collected.groups, step).metrics
         synchronize(job)
         done = time.perf_counter()
         rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
@@ -105,6 +107,8 @@ def ours(job: Message, channel: Channel) -> None:
             "rollout": rolled - started,
             "lengths": [[len(r.completion.token_ids) for r in g.rollouts] for g in collected.groups],
             "reward": sum(r.reward for r in rollouts) / len(rollouts),
+            "sampler_gap": metrics["sampling/sampling_logp_difference/mean"],
+            "microbatch_tokens": plan.microbatch_tokens,
             "imported": imported,
             "ready": ready,
             "memory": memory(job),
@@ -136,13 +140,12 @@ def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected
     return collect, setup.policy, setup.memory.plan
 
 
-def whole_plan(config: Any) -> Any:
-    """The sizes that the settings name; a machine with memory for the rest."""
-    from slimrl.records import Plan
+def planned(job: Message, policy: Any, config: Any) -> Any:
+    """The sizes that `slimrl train` would choose in the memory that is free now, but for those that the settings name."""
+    from slimrl.preflight.memory import plan_memory
 
-    optimizer = config.optimizer
-    tokens = 16384 if optimizer.microbatch_tokens == "auto" else optimizer.microbatch_tokens
-    return Plan(config.rollout.slots, tokens, optimizer.activation_checkpointing == "on")
+    longest, rows = max(len(prompt["ids"]) for prompt in job["prompts"]), config.rollout.slots
+    return plan_memory(policy, config, longest_prompt=longest, rows=rows, training=True).plan
 
 
 def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any, Any]:
@@ -181,7 +184,7 @@ def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected],
         asked = iter(problems[first : first + job["problems"]])
         return collect_groups(asked, partial(roll_out, step=step), count=job["problems"])
 
-    return collect, policy, whole_plan(config)
+    return collect, policy, planned(job, policy, config)
 
 
 def given_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any, Any]:
@@ -203,7 +206,51 @@ def given_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected],
         groups = tuple(group(index, step) for index in range(job["problems"]))
         return Collected(groups, (), groups, len(groups))
 
-    return collect, load_policy(config.model), whole_plan(config)
+    policy = load_policy(config.model)
+    return collect, policy, planned(job, policy, config)
+
+
+def trl_settings(job: Message, folder: str) -> Any:
+    """The algorithm of `slimrl train` in TRL's words, in the arithmetic of the job's mode."""
+    from trl import GRPOConfig
+
+    cuda, total = job["device"] == "cuda", job["problems"] * job["samples"]
+    fixed = {"min_new_tokens": job["max_new_tokens"]}
+    vllm: Message = {}
+    if job.get("vllm"):
+        fixed = {"min_tokens": job["max_new_tokens"]}
+        longest = max(len(prompt["ids"]) for prompt in job["prompts"]) + job["max_new_tokens"]
+        # in the trainer's own process; what it would correct for needs log-probabilities that are computed again
+        vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": longest}
+        vllm |= {"vllm_importance_sampling_correction": False, "vllm_gpu_memory_utilization": 0.5}
+    return GRPOConfig(
+        output_dir=folder,
+        loss_type="grpo",
+        beta=job["kl_coef"],
+        scale_rewards="group",
+        num_generations=job["samples"],
+        max_completion_length=job["max_new_tokens"],
+        temperature=1.0,
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        adam_beta2=0.99,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=job["rows"],
+        gradient_accumulation_steps=total // job["rows"],
+        gradient_checkpointing=job["checkpoint"],
+        generation_kwargs=fixed if job["workload"] == "fixed" else None,
+        bf16=job["mode"] == "autocast",
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        shuffle_dataset=False,
+        max_steps=len(job["prompts"]) // job["problems"],
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **vllm,
+    )
 
 
 def trl(job: Message, channel: Channel) -> None:
@@ -211,10 +258,9 @@ def trl(job: Message, channel: Channel) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     imported = memory(job)
-    cuda = job["device"] == "cuda"
     prompts = job["prompts"]
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     if any(tokenizer(p["text"]).input_ids != p["ids"] for p in prompts):
@@ -265,43 +311,13 @@ def trl(job: Message, channel: Channel) -> None:
                 control.should_training_stop = True
             self.started = time.perf_counter()
 
-    total = job["problems"] * job["samples"]
-    always = {"min_new_tokens": job["max_new_tokens"]} if job["workload"] == "fixed" else None
+    weights = torch.bfloat16 if job["mode"] == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
-        settings = GRPOConfig(
-            output_dir=folder,
-            # the algorithm of `slimrl train`
-            loss_type="grpo",
-            beta=job["kl_coef"],
-            scale_rewards="group",
-            num_generations=job["samples"],
-            max_completion_length=job["max_new_tokens"],
-            temperature=1.0,
-            learning_rate=job["learning_rate"],
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            adam_beta2=0.99,
-            max_grad_norm=1.0,
-            per_device_train_batch_size=job["rows"],
-            gradient_accumulation_steps=total // job["rows"],
-            gradient_checkpointing=job["checkpoint"],
-            generation_kwargs=always,
-            # on a GPU its default: float32 weights, and products in bfloat16
-            bf16=cuda,
-            use_cpu=not cuda,
-            dataloader_pin_memory=cuda,
-            shuffle_dataset=False,
-            max_steps=len(prompts) // job["problems"],
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
         pace = OnRequest()
         trainer = Trainer(
-            model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa"),
+            model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=weights, attn_implementation="sdpa"),
             reward_funcs=reward,
-            args=settings,
+            args=trl_settings(job, folder),
             train_dataset=Dataset.from_dict(
                 {key: [p[key] for p in prompts] for key in ("text", "answer")}
             ).rename_column("text", "prompt"),
@@ -316,14 +332,20 @@ def trl(job: Message, channel: Channel) -> None:
             trainer.train()
 
 
+def trl_vllm(job: Message, channel: Channel) -> None:
+    """TRL with vLLM as its sampler."""
+    trl(job | {"vllm": True}, channel)
+
+
 def export(job: Message, channel: Channel) -> None:
     """Not a trainer: the prompts of the built-in task, step by step, as `slimrl train` would ask them."""
     from slimrl.config.files import load_config
     from slimrl.config.schema import TrainConfig
     from slimrl.preflight.setup import prepare_training
 
-    overrides = [f"rollout.{key}={job[key]}" for key in ("problems", "max_new_tokens")]
-    setup = prepare_training(load_config(TrainConfig, [], [*overrides, "model.device=cpu"])).setup
+    overrides = [f"model.path={job['model']}", "model.device=cpu", "model.dtype=float32"]
+    overrides += [f"rollout.{key}={job[key]}" for key in ("problems", "max_new_tokens")]
+    setup = prepare_training(load_config(TrainConfig, [], overrides)).setup
 
     def run(message: Message) -> Message:
         prompts = []
@@ -338,4 +360,4 @@ def export(job: Message, channel: Channel) -> None:
 
 
 if __name__ == "__main__":
-    worker_main({f.__name__: f for f in (ours, trl, export)})
+    worker_main({"ours": ours, "trl": trl, "trl-vllm": trl_vllm, "export": export})

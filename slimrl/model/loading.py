@@ -15,7 +15,7 @@ from slimrl.config.places import PICKLES, is_hub_name
 from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
-from slimrl.machine.limits import bound_kernel_caches, give_back_large_blocks
+from slimrl.machine.limits import bound_kernel_caches
 from slimrl.model.architecture import context_of
 from slimrl.model.head import Head
 from slimrl.model.policy import Policy
@@ -26,8 +26,6 @@ from slimrl.model.templates import find_template
 BUILTIN = Path(__file__).parent.parent / "builtin"
 TAUGHT = "slimrl_taught"
 """Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
-LARGE = 2**28
-"""Bytes of weights from which on returning memory to the system costs hardly any time."""
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
@@ -62,8 +60,6 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         raise _unusable(config, path, pickled, error) from error
     if not tokenizer("1 a").input_ids:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
-    if device.type == "cpu" and model.num_parameters() * model.dtype.itemsize >= LARGE:
-        give_back_large_blocks()
     policy = adopt(model.to(device), tokenizer, name=config.path)
     return replace(policy, notes=(*notes, *policy.notes))
 

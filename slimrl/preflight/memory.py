@@ -19,7 +19,7 @@ from slimrl.config.algorithm import AlgorithmConfig
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.learner.recompute import can_checkpoint, checkpointed
-from slimrl.machine.limits import free_memory, large_blocks_given_back, total_memory, used_memory
+from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
 from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.model.packing import pack
 from slimrl.model.policy import Policy, cost_of
@@ -76,7 +76,7 @@ class MemoryEstimate:
     cache_stays: bool
     """Recorded decode steps keep their cache during the update."""
     blocks_given_back: bool
-    """The C library keeps no large block that was freed."""
+    """The C library keeps no large block that was freed. Blocks that are kept make a step quicker."""
     free: int
     """Bytes that this process may hold in all, by the memory free when the plan was made."""
     plan: Plan
@@ -161,15 +161,30 @@ def plan_memory(
     if recompute == "auto" and not can_checkpoint(policy.model):
         recompute = "off"
     most = max(longest, min(MOST_TOKENS, rows * longest)) if tokens == "auto" else tokens
-    for again in {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]:
-        estimate = replace(
-            estimate,
-            plan=replace(estimate.plan, microbatch_tokens=most, recompute=again),
-            token_bytes=activation_bytes(policy, checkpointing=again),
-        )
-        # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
-        fewest = longest if again or recompute == "off" else max(longest, FEWEST_TOKENS)
-        while tokens == "auto" and not estimate.fits and estimate.plan.microbatch_tokens // 2 >= fewest:
+    ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
+    activations = {again: activation_bytes(policy, checkpointing=again) for again in ways}
+    # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
+    fewest = {again: longest if again or len(ways) == 1 else max(longest, FEWEST_TOKENS) for again in ways}
+    if tokens != "auto":
+        fewest = dict.fromkeys(ways, most)
+    found = _choose_tokens(estimate, activations, most, fewest)
+    if policy.device.type == "cpu" and blocks_can_be_settled():
+        lean = _choose_tokens(replace(estimate, blocks_given_back=True), activations, most, fewest)
+        if lean.plan != found.plan or not found.fits:
+            return lean
+    return found
+
+
+def _choose_tokens(
+    estimate: MemoryEstimate, activations: Mapping[bool, int], most: int, fewest: Mapping[bool, int]
+) -> MemoryEstimate:
+    """The estimate with the largest micro-batch that fits; `activations` are bytes of a token, and both mappings are by
+    whether activations are computed again.
+    """
+    for again, token_bytes in activations.items():
+        plan = replace(estimate.plan, microbatch_tokens=most, recompute=again)
+        estimate = replace(estimate, plan=plan, token_bytes=token_bytes)
+        while not estimate.fits and estimate.plan.microbatch_tokens // 2 >= fewest[again]:
             smaller = estimate.plan.microbatch_tokens // 2
             estimate = replace(estimate, plan=replace(estimate.plan, microbatch_tokens=smaller))
         if estimate.fits:
@@ -203,7 +218,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
         head_copies=_head_copies(algorithm),
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
         cache_stays=device.type == "cuda",
-        blocks_given_back=large_blocks_given_back(),
+        blocks_given_back=False,
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
     )

@@ -16,6 +16,7 @@ from slimrl.config.files import with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.config.sections import CurriculumConfig, RolloutConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
@@ -167,6 +168,8 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
         profiler = Profiler(policy.device) if config.log.profile else OFF
         order, steps = config.curriculum, config.steps
     memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
+    if policy.device.type == "cpu":
+        settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [rejected_note(task), train_note, test_note, harder_note, memory.sentence()]
     slots, compiled = memory.plan.slots, config.rollout.compile

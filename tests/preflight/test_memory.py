@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,17 @@ from tests.tiny import tiny_policy
 
 
 def plan(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch, free: float, training: bool = True, **sections: dict[str, object]
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    free: float,
+    training: bool = True,
+    settled: bool = False,
+    **sections: dict[str, object],
 ):
-    """A plan on a machine with so many bytes free, of which 1,000 are used by the process."""
+    """A plan on a machine with so many bytes free, of which 1,000 are used by the process; `settled` if freed blocks can be
+    given back.
+    """
+    monkeypatch.setattr(memory, "blocks_can_be_settled", lambda: settled)
     monkeypatch.setattr(memory, "free_memory", lambda _device: free / memory.SHARE)
     monkeypatch.setattr(memory, "used_memory", lambda _device: 1000 + parameters(policy) * 4)
     config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}} | sections)
@@ -149,7 +158,7 @@ import dataclasses, sys, torch
 torch.set_num_threads(1)
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from slimrl.config.schema import TrainConfig
-from slimrl.machine.limits import give_back_large_blocks, peak_memory
+from slimrl.machine.limits import peak_memory, settle_freed_blocks
 from slimrl.preflight.memory import plan_memory
 from slimrl.model.loading import adopt
 from slimrl.records import Completion, Group, Problem, Rollout
@@ -159,14 +168,14 @@ from slimrl.learner.learner import Learner
 from tests.tiny import NoTokenizer
 
 again = sys.argv[1]
-if sys.argv[2] == "give":
-    assert give_back_large_blocks()
+settle_freed_blocks(given_back=sys.argv[2] == "give")
 shape = Qwen2Config(vocab_size=8000, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8,
                     num_key_value_heads=2, eos_token_id=2)
 policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
                              "optimizer": {"learning_rate": 1e-4, "microbatch_tokens": 2048, "activation_checkpointing": again}})
 plan = plan_memory(policy, config, longest_prompt=64, rows=32, training=True)
+plan = dataclasses.replace(plan, blocks_given_back=sys.argv[2] == "give")
 learner = Learner(policy, config, Microbatcher(config, plan.plan), reward_weights={})
 problem = Problem("p", "?", "1")
 groups = [Group(tuple(Rollout(problem, Completion(tuple(range(3, 67)), tuple(range(70, 198)), (-9.0,) * 128, "length"),
@@ -227,8 +236,15 @@ def test_kernel_caches_are_bounded_unless_somebody_chose(monkeypatch: pytest.Mon
     assert [os.environ[name] for name in KERNEL_CACHES] == ["500", "64"]
 
 
-def test_blocks_given_back_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, _ = plan(tiny_policy(), monkeypatch, free=1e9)
-    monkeypatch.setattr(memory, "large_blocks_given_back", lambda: True)
-    given_back, _ = plan(tiny_policy(), monkeypatch, free=1e9)
-    assert given_back.heap == memory.HEAP_GIVEN_BACK < kept.heap
+def test_blocks_are_given_back_where_keeping_them_would_cost_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = {"problems": 4, "group_size": 4, "max_new_tokens": 10, "slots": 16}
+    roomy, _ = plan(tiny_policy(), monkeypatch, free=1e9, settled=True, rollout=rollout)
+    assert not roomy.blocks_given_back
+    between = (replace(roomy, blocks_given_back=True).peak + roomy.peak) / 2
+    tight, _ = plan(tiny_policy(), monkeypatch, free=between, settled=True, rollout=rollout)
+    assert tight.blocks_given_back
+    assert tight.plan == roomy.plan
+    assert tight.fits
+    assert tight.heap == memory.HEAP_GIVEN_BACK < roomy.heap
+    chosen_by_user, _ = plan(tiny_policy(), monkeypatch, free=between, rollout=rollout)
+    assert not chosen_by_user.blocks_given_back
