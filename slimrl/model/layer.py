@@ -227,9 +227,9 @@ def _fits(layer: Any) -> bool:
     products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     weight = layer.input_layernorm.weight
-    if not has_kernels(weight.dtype) or {(p.dtype, p.device.type) for p in layer.parameters()} != {
-        (weight.dtype, "cpu")
-    }:
+    if {(p.dtype, p.device.type) for p in layer.parameters()} != {(weight.dtype, "cpu")} or not has_kernels(
+        weight.dtype
+    ):
         return False
     if type(mlp.act_fn).__name__ not in SILU or not all(type(part) in (nn.Linear, FewRowsLinear) for part in products):
         return False
