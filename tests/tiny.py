@@ -14,6 +14,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -56,6 +58,17 @@ FAMILIES = {
         )
     ),
 }
+WIDE = SHAPE | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+"""Wide enough for the compiled kernels, whatever the width of the processor's vectors."""
+FUSIBLE = {
+    "wide llama": lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, attention_bias=True, mlp_bias=True, **WIDE)),
+    # A window in every layer, and in the second of two; both are shorter than the rows.
+    "wide mistral": lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, sliding_window=6, **WIDE)),
+    "wide qwen2": lambda v: Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=v, use_sliding_window=True, sliding_window=7, max_window_layers=1, **WIDE)
+    ),
+}
+"""Families of which layers are fused where the kernels can be compiled."""
 
 
 class NoTokenizer:
@@ -73,7 +86,7 @@ def tiny_model(family: str, vocabulary: int = 61, seed: int = 0) -> PreTrainedMo
     """A random model; the caller's random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return FAMILIES[family](vocabulary).eval()
+        return {**FAMILIES, **FUSIBLE}[family](vocabulary).eval()
 
 
 def tiny_policy(family: str = "qwen2", vocabulary: int = 61, seed: int = 0) -> Policy:

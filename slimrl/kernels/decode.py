@@ -27,7 +27,7 @@ def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None, widen: bool = False
     narrow = x.dtype == torch.bfloat16
     assert not narrow or inputs % 2 == 0
     y = torch.empty(rows, outputs, dtype=torch.float32 if widen else x.dtype)
-    scratch = torch.empty(-(-rows // lanes()) * lanes() * inputs // (2 if narrow else 1))
+    scratch = x.new_empty(-(-rows // lanes()) * lanes() * inputs // (2 if narrow else 1), dtype=torch.float32)
     kernel = "few_rows_widened" if widen and narrow else "few_rows"
     call(kernel, x.dtype, weight, x, bias, y, scratch, outputs, inputs, rows)
     return y

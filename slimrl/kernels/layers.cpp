@@ -7,8 +7,7 @@
 
 #include <cmath>
 
-template <typename X>
-static inline float mean_square(const X* x, int64_t width) {
+static inline float mean_square(const float* x, int64_t width) {
   Vector sum{};
   for (int64_t i = 0; i < width; i += LANES) {
     const Vector v = load(x + i);
@@ -17,22 +16,18 @@ static inline float mean_square(const X* x, int64_t width) {
   return total(sum) / static_cast<float>(width);
 }
 
-// residual += delta (where there is one); y = weight * residual / rms(residual); scale = 1 / rms.
+// sum = x + delta, where there is a delta; else sum is x. scale = 1 / rms(sum), y = weight * sum * scale.
 template <typename T>
-static void add_norm(float* residual, const float* before, const T* delta, const T* weight, T* y, float* scale, int64_t rows,
+static void add_norm(float* sum, const float* x, const T* delta, const T* weight, T* y, float* scale, int64_t rows,
                      int64_t width, float epsilon, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
-    float* x = residual + row * width;
-    const float* old = before + row * width;
-    if (delta) {
-      const T* d = delta + row * width;
-      for (int64_t i = 0; i < width; i += LANES) store(x + i, load(old + i) + load(d + i));
-      old = x;
-    }
-    const float s = 1.0f / std::sqrt(mean_square(old, width) + epsilon);
-    if (scale) scale[row] = s;
-    for (int64_t i = 0; i < width; i += LANES) store(y + row * width + i, load(old + i) * s * load(weight + i));
+    const int64_t at = row * width;
+    if (delta)
+      for (int64_t i = at; i < at + width; i += LANES) store(sum + i, load(x + i) + load(delta + i));
+    const float s = 1.0f / std::sqrt(mean_square(sum + at, width) + epsilon);
+    scale[row] = s;
+    for (int64_t i = 0; i < width; i += LANES) store(y + at + i, load(sum + at + i) * s * load(weight + i));
   }
 }
 
@@ -45,14 +40,14 @@ static void norm_again(const float* x, const T* weight, const float* scale, T* y
       store(y + row * width + i, load(x + row * width + i) * scale[row] * load(weight + i));
 }
 
-// dx += the gradient of x under that of y; narrow holds dx in T; dweight [threads][width] are sums over each thread's rows.
+// dx += the gradient of x under that of y, and narrow is dx in T; dweight [threads][width], which is 0, gets the sums over each
+// thread's rows.
 template <typename T>
 static void norm_backward(const T* dy, const float* x, const T* weight, const float* scale, float* dx, T* narrow,
                           float* dweight, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     float* sums = dweight + omp_get_thread_num() * width;
-    for (int64_t i = 0; i < width; i += LANES) store(sums + i, Vector{});
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
       const int64_t at = row * width;
@@ -68,7 +63,7 @@ static void norm_backward(const T* dy, const float* x, const T* weight, const fl
         const Vector unit = load(x + at + i) * s;
         const Vector sum = load(dx + at + i) + (load(dy + at + i) * load(weight + i) - unit * mean) * s;
         store(dx + at + i, sum);
-        if (narrow) store(narrow + at + i, sum);
+        store(narrow + at + i, sum);
       }
     }
   }
@@ -121,9 +116,9 @@ static void gate_backward(T* g, T* u, T* d, int64_t count, int threads) {
 }
 
 #define LAYER_KERNELS(T, NAME)                                                                                           \
-  void add_norm_##NAME(float* residual, const float* before, const T* delta, const T* weight, T* y, float* scale,        \
-                       int64_t rows, int64_t width, float epsilon, int threads) {                                        \
-    add_norm(residual, before, delta, weight, y, scale, rows, width, epsilon, threads);                                  \
+  void add_norm_##NAME(float* sum, const float* x, const T* delta, const T* weight, T* y, float* scale, int64_t rows,    \
+                       int64_t width, float epsilon, int threads) {                                                      \
+    add_norm(sum, x, delta, weight, y, scale, rows, width, epsilon, threads);                                            \
   }                                                                                                                      \
   void norm_again_##NAME(const float* x, const T* weight, const float* scale, T* y, int64_t rows, int64_t width,         \
                          int threads) {                                                                                  \

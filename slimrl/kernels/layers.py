@@ -12,15 +12,13 @@ from torch import Tensor
 from slimrl.kernels.native import call
 
 
-def add_norm(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float, *, in_place: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def add_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """residual [N, D] float32, delta [N, D] -> their sum s [N, D] float32, weight * s / rms(s) [N, D], 1 / rms(s) [N] float32.
 
-    RMSNorm (arXiv:1910.07467). Without `delta`, s is `residual` itself; `in_place`, s overwrites it.
+    RMSNorm (arXiv:1910.07467). Without `delta`, s is `residual` itself.
     """
     rows, width = residual.shape
-    total = residual if delta is None or in_place else torch.empty_like(residual)
+    total = residual if delta is None else torch.empty_like(residual)
     normalized, scale = residual.new_empty(rows, width, dtype=weight.dtype), residual.new_empty(rows)
     call("add_norm", weight.dtype, total, residual, delta, weight, normalized, scale, rows, width, epsilon)
     return total, normalized, scale

@@ -26,7 +26,9 @@ from torch import Tensor
 FOLDER = Path(__file__).parent
 SOURCES = tuple(FOLDER / name for name in ("decode.cpp", "layers.cpp", "optimizer.cpp", "packed.cpp"))
 HEADER = FOLDER / "vectors.h"
-OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+OPTIONS = ("-std=c++17", "-O3", "-march=native", "--param=avoid-fma-max-bits=0", "-fopenmp", "-shared", "-fPIC")
+"""The parameter lets every loop multiply and add in one instruction. For some processors the compiler would do so in some
+loops only, and a row's last bits would depend on how many rows there are."""
 
 
 def lanes() -> int:

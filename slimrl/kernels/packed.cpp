@@ -2,11 +2,12 @@
 
 #include "vectors.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
-// A span of tokens attends to a prefix, the prompt that its group shares, and causally to
-// itself. One task is one key head of all spans of a group, so each key's gradient is summed by one thread, in one order.
+// A span of tokens attends to a prefix, the prompt that its group shares, and causally to itself. One task is one key head of
+// all spans of a group, so each key's gradient is summed by one thread, in one order.
 
 // C[i][..] = (SUM ? C[i][..] : 0) + sum over k of a[i * row + k * step] * b[k * wide ..], R rows of V vectors.
 template <int R, int V, bool SUM>
@@ -60,12 +61,12 @@ static void matrix(const float* a, int64_t row, int64_t step, const float* b, in
   }
 }
 
-// Query vectors that share one pass over keys.
+// Query vectors that share one pass over keys; at least as many as the heads that share a key head.
 constexpr int64_t TILE = 3 * LANES;
 
 struct Sizes {
   int64_t heads, key_heads, width, window;
-  // distance of tokens in query, key, value, output; that of heads in all is the width
+  // distances of tokens in query, key, value and output; heads are one width apart
   int64_t query, key, value, out;
   float scaling;
 };
@@ -146,9 +147,9 @@ static void score(const Tile& t, const float* keys, const float* turned, float* 
 template <typename T>
 static void span_forward(const T* query, T* out, float* normalizers, const int64_t* span, Scratch& m, const Sizes& s) {
   const int64_t start = span[0], count = span[1], prefix = span[3], group = s.heads / s.key_heads;
-  const int64_t at_once = group < TILE ? TILE / group : 1;
+  const int64_t at_once = TILE / group;
   for (int64_t first = 0; first < count; first += at_once) {
-    const Tile t(first, count - first < at_once ? count - first : at_once, group, prefix, s.window);
+    const Tile t(first, std::min(count - first, at_once), group, prefix, s.window);
     gather(query + start * s.query, s.query, t, m.asked.data(), s.width);
     turn(m.asked.data(), m.turned.data(), t.lanes, s.width);
     float* scores = m.scores.data();
@@ -182,9 +183,9 @@ template <typename T>
 static void span_backward(const T* query, const T* out, const T* dout, const float* normalizers, T* dquery, const int64_t* span,
                           Scratch& m, const Sizes& s) {
   const int64_t start = span[0], count = span[1], prefix = span[3], group = s.heads / s.key_heads;
-  const int64_t at_once = group < TILE ? TILE / group : 1;
+  const int64_t at_once = TILE / group;
   for (int64_t first = 0; first < count; first += at_once) {
-    const Tile t(first, count - first < at_once ? count - first : at_once, group, prefix, s.window);
+    const Tile t(first, std::min(count - first, at_once), group, prefix, s.window);
     gather(query + start * s.query, s.query, t, m.asked.data(), s.width);
     turn(m.asked.data(), m.turned.data(), t.lanes, s.width);
     gather(dout + start * s.out, s.out, t, m.given.data(), s.width);
@@ -212,7 +213,6 @@ static void span_backward(const T* query, const T* out, const T* dout, const flo
         store(slopes + at, seen * (load(slopes + at) - centre) * s.scaling);
       }
     }
-    // Lanes beyond the queries have given and asked of 0, and add nothing.
     const int64_t lanes = t.tokens * group;
     matrix<true>(scores + t.begin * t.lanes, t.lanes, 1, m.given.data(), s.width, m.dv.data() + t.begin * s.width, s.width, keys,
                  s.width, lanes);
@@ -230,7 +230,7 @@ static void span_backward(const T* query, const T* out, const T* dout, const flo
 // group have one prefix, or none (the prefix itself, which comes first).
 static int64_t most_keys(const int64_t* spans, int64_t count) {
   int64_t most = 1;
-  for (int64_t i = 0; i < count; i++) most = spans[4 * i + 1] + spans[4 * i + 3] > most ? spans[4 * i + 1] + spans[4 * i + 3] : most;
+  for (int64_t i = 0; i < count; i++) most = std::max(most, spans[4 * i + 1] + spans[4 * i + 3]);
   return most;
 }
 
@@ -244,16 +244,14 @@ static void packed_forward(const T* query, const T* key, const T* value, T* out,
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < group_count * s.key_heads; task++) {
       const int64_t group = task / s.key_heads, head = task % s.key_heads, at = head * s.width, heads = head * share;
-      int64_t held = -1;  // start of the prefix whose keys are in the buffers
+      int64_t held = -1;  // start of the prefix, or of the span that is the next one's, whose keys open the buffers
       for (int64_t i = groups[group]; i < groups[group + 1]; i++) {
         const int64_t* span = spans + 4 * i;
         if (span[3] && span[2] != held) {
           widen(key + span[2] * s.key + at, s.key, m.k.data(), span[3], s.width);
           widen(value + span[2] * s.value + at, s.value, m.v.data(), span[3], s.width);
-          held = span[2];
-        } else if (!span[3]) {
-          held = -1;
         }
+        held = span[3] ? span[2] : span[0];
         widen(key + span[0] * s.key + at, s.key, m.k.data() + span[3] * s.width, span[1], s.width);
         widen(value + span[0] * s.value + at, s.value, m.v.data() + span[3] * s.width, span[1], s.width);
         span_forward(query + heads * s.width, out + heads * s.width, normalizers + heads, span, m, s);

@@ -49,8 +49,9 @@ class _Sizes(ctypes.Structure):
 
 def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """True where the kernels take these: [N, H, d], [N, K, d] twice."""
-    width, shared = query.shape[-1], query.shape[1] // key.shape[1]
-    fits = key.shape == value.shape and key.shape[-1] == width and shared <= MOST_SHARED
+    (_, heads, width), key_heads = query.shape, key.shape[1]
+    fits = key.shape == value.shape and key.shape[-1] == width
+    fits = fits and heads % key_heads == 0 and heads // key_heads <= MOST_SHARED
     return fits and takes(query, key, value) and width % lanes() == 0
 
 
@@ -60,12 +61,10 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, how: SpanAttenti
     Tensors are dense in their last two dimensions.
     """
     out = query.new_empty(query.shape)
-    normalizers = torch.empty(query.shape[:2])
+    normalizers = query.new_empty(query.shape[:2], dtype=torch.float32)
     table, groups = how.spans.table, how.spans.groups
     sizes = _sizes(query, key, value, out, how)
-    call(
-        "packed_forward", query.dtype, query, key, value, out, normalizers, table, groups, len(groups) - 1, sizes
-    )  # fmt: skip
+    call("packed_forward", query.dtype, query, key, value, out, normalizers, table, groups, len(groups) - 1, sizes)
     return out, normalizers
 
 

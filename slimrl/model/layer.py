@@ -44,22 +44,27 @@ class _Call:
 class FusedLayer(nn.Module):
     """The forward pass of a decoder layer, in front of its own class, which serves where the kernels do not."""
 
+    window: int
+    """Width of a sliding window, 0 for none."""
+
     def forward(self, hidden_states: Tensor, **others: Any) -> Tensor:
         """[N, T, D] in the weights' type or float32 -> [N, T, D] float32; in the weights' type without the kernels."""
         layer: Any = self
-        plan, weight, attention = others.get("plan"), layer.input_layernorm.weight, layer.self_attn
-        gradient = torch.is_grad_enabled()
-        if not takes(weight) or plan is None or (gradient and not isinstance(plan, PackedRows)):
+        plan: Any = others.get("plan")
+        rotary: Any = others.get("position_embeddings")
+        weight, attention, gradient = layer.input_layernorm.weight, layer.self_attn, torch.is_grad_enabled()
+        known = plan is not None and rotary is not None and rotary[0].shape[-1] == attention.head_dim
+        if not takes(weight) or not known or (gradient and not isinstance(plan, PackedRows)):
             own: Tensor = super().forward(hidden_states.to(weight.dtype), **others)
             return own
         shape = hidden_states.shape
-        x = hidden_states.reshape(-1, shape[-1]).float()
+        x = hidden_states.reshape(-1, shape[-1]).float().contiguous()
         cosine, sine = (
-            part.to(weight.dtype).expand(shape[0], -1, -1).reshape(len(x), -1) for part in others["position_embeddings"]
+            part.to(weight.dtype).expand(shape[0], -1, -1).reshape(len(x), -1).contiguous() for part in rotary
         )
         if not gradient:
             return _inferred(layer, x, (cosine, sine), plan, shape[:2]).view(shape)
-        how = SpanAttention(plan.spans, attention.scaling, _window(attention))
+        how = SpanAttention(plan.spans, attention.scaling, layer.window)
         epsilons = (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon)
         call = _Call(cosine, sine, attention.head_dim, epsilons, how)
         out: Tensor = _Layer.apply(x, call, *_weights(layer))  # type: ignore[no-untyped-call]
@@ -79,14 +84,10 @@ def _inferred(
     rotate(query, *rotary)
     rotate(key, *rotary)
     by_head = (part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
-    found = plan.attend(attention.layer_idx, *by_head, scaling=attention.scaling, window=_window(attention))
+    found = plan.attend(attention.layer_idx, *by_head, scaling=attention.scaling, window=layer.window)
     attended = attention.o_proj(found.transpose(1, 2).reshape(len(h), -1))
     total, h, _ = add_norm(x, attended, norms[1].weight, norms[1].variance_epsilon)
     return total.add_(mlp.down_proj(gate(mlp.gate_proj(h), mlp.up_proj(h))))
-
-
-def _window(attention: Any) -> int:
-    return getattr(attention, "sliding_window", None) or 0
 
 
 class FusedNorm(nn.Module):
@@ -145,14 +146,13 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, query, key, value, attended, normalizers, middle, gate_scale, gated, up, *weights = ctx.saved_tensors
         norm, wq, _, wk, _, wv, _, wo, _, gate_norm, wg, _, wu, _, wd, _ = weights
-        call: _Call = ctx.call
+        call, ctx.call = ctx.call, None
+        assert call is not None, "a fused layer's graph is used up by its first backward pass"
         gradients = _Gradients(ctx.parameters, ctx.needs_input_grad[2:])
         total = slope.clone(memory_format=torch.contiguous_format)
         narrow = total.to(wd.dtype)
         of_gate = narrow @ wd
-        gate_backward(
-            gated, up, of_gate
-        )  # these are now gradients, and `of_gate` the product: there is no second backward pass
+        gate_backward(gated, up, of_gate)  # the first two are now gradients, and `of_gate` is the gate's product
         gradients.add(14, narrow, of_gate)
         h = norm_again(middle, gate_norm, gate_scale)
         gradients.add(10, gated, h)
@@ -227,9 +227,11 @@ def _fits(layer: Any) -> bool:
     products = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     weight = layer.input_layernorm.weight
-    if type(mlp.act_fn).__name__ not in SILU or weight.device.type != "cpu" or not has_kernels(weight.dtype):
+    if {(p.dtype, p.device.type) for p in layer.parameters()} != {(weight.dtype, "cpu")} or not has_kernels(
+        weight.dtype
+    ):
         return False
-    if not all(type(part) in (nn.Linear, FewRowsLinear) and part.weight.dtype == weight.dtype for part in products):
+    if type(mlp.act_fn).__name__ not in SILU or not all(type(part) in (nn.Linear, FewRowsLinear) for part in products):
         return False
     widths = (len(weight), mlp.gate_proj.out_features, attention.head_dim // 2)
     query, key = (
@@ -238,16 +240,21 @@ def _fits(layer: Any) -> bool:
     return all(width % lanes() == 0 for width in widths) and can_attend(query, key, key)
 
 
-def fuse(modules: Sequence[nn.Module]) -> None:
-    """Let these layers and this norm, which `fusible` has found, use the kernels; names and what is saved stay as they are."""
-    for module in modules[:-1]:
+def fuse(modules: Sequence[nn.Module], windows: Sequence[int]) -> None:
+    """Let these layers and this norm, which `fusible` has found, use the kernels; names and what is saved stay as they are.
+
+    `windows` are the widths of the layers' sliding windows, 0 for none.
+    """
+    for module, window in zip(modules[:-1], windows, strict=True):
         module.__class__ = _in_front(FusedLayer, type(module))
+        module.window = window  # type: ignore[assignment]
     modules[-1].__class__ = _in_front(FusedNorm, type(modules[-1]))
 
 
 def separate(modules: Sequence[nn.Module]) -> None:
     """Undo `fuse`."""
     for module in modules:
+        vars(module).pop("window", None)
         module.__class__ = type(module).__mro__[2]  # behind the mixed class and the fused one
 
 

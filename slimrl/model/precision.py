@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ def is_narrow(model: nn.Module) -> bool:
     return next(model.parameters()).dtype in NARROW
 
 
-def in_float32(model: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
     """While this is entered, every operation on the model's bfloat16 or float16 weights is computed in float32.
 
     Weights are widened operation by operation, so that a forward pass holds one widened matrix at a time in addition to the
@@ -35,11 +36,10 @@ def in_float32(model: nn.Module) -> AbstractContextManager[Any]:
     entered may write into a narrow tensor in place. A float32 model runs as it is.
     """
     if not is_narrow(model):
-        return nullcontext()
-    with ExitStack() as stack:
-        stack.enter_context(paused())  # kernels read the narrow weights themselves
-        stack.enter_context(_InFloat32())
-        return stack.pop_all()
+        yield
+        return
+    with paused(), _InFloat32():  # kernels would read the narrow weights themselves
+        yield
 
 
 class _InFloat32(TorchFunctionMode):

@@ -10,8 +10,9 @@ from torch import Tensor
 from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.model.architecture import LayerAttention, demand_plain_layers, refuse_states
-from slimrl.model.attention import HOOK, CausalRows, UnsupportedAttentionError
+from slimrl.model.attention import HOOK, AttentionPlan, CausalRows, UnsupportedAttentionError
 from slimrl.model.layer import fuse, fusible, separate
+from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
 from slimrl.model.precision import in_float32
 
@@ -103,23 +104,28 @@ def relative_gap(ours: Tensor, own: Tensor) -> float:
     return float((ours - own).abs().max() / own.abs().max().clamp(min=1e-6))
 
 
-@torch.no_grad()
 def fuse_layers(policy: Policy) -> None:
-    """Let the layers of a known family use the kernels, if they give what the model's own give.
+    """Let the layers of a known family use the kernels, if they give what the model's own give, with and without gradient.
 
-    In a narrow type both round, and the kernels may be as far from the float32 result as the model's own operations twice.
+    In a narrow type both round, and the kernels may be twice as far from the float32 result as the model's own operations.
     """
     modules = fusible(policy.trunk)
     if not modules:
         return
     ids, positions = probe_tokens(policy)
+    length, first = torch.tensor([ids.shape[1]]), torch.zeros(1, dtype=torch.long)
+    spans = pack(
+        ids, length, length // 2, first, device=policy.device
+    ).plan  # a prompt and a row, in the order of `ids`
 
-    def logits() -> Tensor:
-        return policy.head(policy.hidden(ids, positions, CausalRows()))
+    def logits(plan: AttentionPlan, *, gradient: bool = False) -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            return policy.head(policy.hidden(ids, positions, plan)).detach()
 
     with in_float32(policy.model):
-        exact = logits()
-    own = relative_gap(logits(), exact)
-    fuse(modules)
-    if not relative_gap(logits(), exact) <= max(TOLERANCE, 2 * own):
+        exact = logits(CausalRows())
+    allowed = max(TOLERANCE, 2 * relative_gap(logits(CausalRows()), exact))
+    fuse(modules, [layer.window for layer in policy.attention])
+    found = (logits(CausalRows()), logits(spans, gradient=True))
+    if not all(relative_gap(ours, exact) <= allowed for ours in found):
         separate(modules)

@@ -10,9 +10,11 @@ from torch import nn
 
 from slimrl.kernels import linear, native
 from slimrl.kernels.decode import few_rows
-from slimrl.kernels.linear import FewRowsLinear, speed_up_linear
-from slimrl.kernels.native import lanes
+from slimrl.kernels.linear import FewRowsLinear, most_rows, speed_up_linear, wide_product
+from slimrl.kernels.native import has_kernels, lanes, paused
 from tests.tiny import tiny_model
+
+narrow = pytest.mark.skipif(not has_kernels(torch.bfloat16), reason="the processor does not multiply bfloat16")
 
 
 @pytest.fixture(params=["compiled", "without a compiler"])
@@ -89,9 +91,67 @@ def test_what_is_saved_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert any(isinstance(module, FewRowsLinear) for module in model.modules())
-    narrow = tiny_model("qwen2").to(torch.bfloat16)
-    speed_up_linear(narrow)
-    assert not any(isinstance(module, FewRowsLinear) for module in narrow.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_are_taken_where_kernels_know_them(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 1)
+    model = nn.Sequential(nn.Linear(24, 5, dtype=dtype), nn.Linear(25, 5, dtype=dtype))
+    speed_up_linear(model)
+    # bfloat16 is multiplied in pairs, so inputs are even
+    assert [type(module) is FewRowsLinear for module in model] == [has_kernels(dtype), False]
+    x = torch.ones(9, 24, dtype=dtype)
+    with torch.no_grad():
+        assert model[0](x).dtype == dtype
+
+
+@narrow
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("inputs", [2, 24, 70, 256])
+@pytest.mark.parametrize("rows", [1, 3, 17, 48, 49, 100])
+def test_products_of_bfloat16_are_rounded_once(rows: int, inputs: int, bias: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weight, x = torch.randn(43, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
+        offset = torch.randn(43).bfloat16() if bias else None
+    exact = x.double() @ weight.double().T + (offset.double() if offset is not None else 0)
+    wide = few_rows(weight, x, offset, widen=True)
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(wide.double(), exact, atol=1e-5, rtol=1e-5)
+    found = few_rows(weight, x, offset)
+    assert torch.equal(found, wide.bfloat16())
+    assert torch.equal(few_rows(weight, x.flip(0), offset), found.flip(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [25, 64])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_product_is_float32(
+    dtype: torch.dtype, inputs: int, unit: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every processor; where the compiled product makes it of bfloat16, its sums are not rounded to that."""
+    monkeypatch.setattr(linear, "has_matrix_unit", lambda: unit)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weight, x = torch.randn(43, inputs).to(dtype), torch.randn(9, inputs).to(dtype)
+        offset = torch.randn(43).to(dtype) if bias else None
+    exact = x.double() @ weight.double().T + (offset.double() if offset is not None else 0)
+    found = wide_product(x, weight, offset)
+    assert found.dtype == torch.float32
+    rounded = dtype == torch.bfloat16 and (unit or inputs % 2 == 1 or not has_kernels(dtype))
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=2**-8 if rounded else 1e-5)
+    with paused():
+        torch.testing.assert_close(wide_product(x, weight, offset), found, atol=1e-5, rtol=2**-7)
+
+
+def test_rows_up_to_which_the_compiled_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "has_matrix_unit", lambda: True)
+    assert most_rows(torch.float32) == 16 * lanes()
+    assert most_rows(torch.bfloat16) == (2 * lanes() if has_kernels(torch.bfloat16) else 0)
+    assert most_rows(torch.float16) == 0
+    monkeypatch.setattr(linear, "has_matrix_unit", lambda: False)
+    assert most_rows(torch.bfloat16) == (16 * lanes() if has_kernels(torch.bfloat16) else 0)
 
 
 def test_small_matrices_are_left_alone() -> None:

@@ -236,12 +236,11 @@ def test_no_request_no_completion() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch by torch, on the way to its compiler
-@pytest.mark.parametrize("least_weights", [linear.LEAST_WEIGHTS, 1])
-def test_compiled_steps_draw_the_same_tokens(least_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "least_weights"), [("qwen3", linear.LEAST_WEIGHTS), ("wide mistral", 1)])
+def test_compiled_steps_draw_the_same_tokens(family: str, least_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of both are as wide as a vector, so attention is the compiled one where there is one; layers of one are fused."""
     monkeypatch.setattr(linear, "LEAST_WEIGHTS", least_weights)
-    policy = tiny_policy(
-        "qwen3"
-    )  # its keys are as wide as a vector, so attention is the compiled one where there is one
+    policy = tiny_policy(family)
     asked = requests(3, 3, 5)
     plain = RolloutEngine(policy, slots=5).generate(asked, max_new_tokens=5)
     engine = RolloutEngine(policy, slots=5, compiled=True)
