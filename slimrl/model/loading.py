@@ -19,6 +19,7 @@ from slimrl.machine.limits import bound_kernel_caches
 from slimrl.model.architecture import context_of
 from slimrl.model.head import Head
 from slimrl.model.policy import Policy
+from slimrl.model.precision import usual_dtype
 from slimrl.model.probe import fuse_layers, install_hook
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
@@ -41,14 +42,18 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    usual = "float32" if device.type == "cpu" else "bfloat16"
-    dtype: torch.dtype = getattr(torch, usual if config.dtype == "auto" else config.dtype)
-    if device.type == "cpu" and dtype != torch.float32:
-        bound_kernel_caches()
     source = _source(config, path)
     try:
         notes = check_code(config, path, source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        if config.dtype != "auto":
+            dtype: torch.dtype = getattr(torch, config.dtype)
+        else:
+            dtype = usual_dtype(device, AutoConfig.from_pretrained(path, **source).get_text_config())
+            if device.type == "cpu" and dtype != torch.float32:
+                notes.append("model.dtype=auto is bfloat16, which this processor multiplies faster than float32")
+        if device.type == "cpu" and dtype != torch.float32:
+            bound_kernel_caches()
         if config.init == "random":
             model = _random_model(path, source, dtype, seed)
         else:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from slimrl.kernels.native import paused
+from slimrl.kernels.native import has_kernels, paused
 
 NARROW = (torch.bfloat16, torch.float16)
+WIDE = 512
+"""Numbers of a hidden state from which on products are most of the time that a model takes on a CPU."""
 PICKING = frozenset(
     {
         "__getitem__", "chunk", "contiguous", "detach", "dim", "expand", "flatten", "numel", "permute", "reshape", "size",
@@ -20,6 +22,19 @@ PICKING = frozenset(
     }
 )  # fmt: skip
 """Functions that only select or lay out numbers: widening their result is enough, and cheaper."""
+
+
+def usual_dtype(device: torch.device, config: Any) -> torch.dtype:
+    """The type that `model.dtype=auto` stands for, given a model's text configuration.
+
+    bfloat16 on a GPU, and on a CPU that multiplies it (AVX512-BF16, measured 2.1 to 5 times as fast as float32) for models
+    wide enough to gain by it; else float32. It depends on the machine's kind alone, not on a measurement, so that a run can
+    be repeated.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16
+    wide = (getattr(config, "hidden_size", None) or 0) >= WIDE
+    return torch.bfloat16 if wide and has_kernels(torch.bfloat16) else torch.float32
 
 
 def is_narrow(model: nn.Module) -> bool:

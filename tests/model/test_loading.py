@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.model import precision
 from slimrl.model.loading import adopt, load_policy, taught_instruction, template_terminators
 from slimrl.model.policy import freeze
 from slimrl.model.prompts import make_prompter
@@ -201,3 +203,24 @@ def test_bf16_on_a_gpu_samples_what_it_scores(tiny_folder: Path) -> None:
     policy = load_policy(ModelConfig(path=str(tiny_folder), device="cuda"))
     assert policy.model.dtype == torch.bfloat16
     assert policy.device.type == "cuda"
+
+
+def test_auto_is_bfloat16_where_it_is_multiplied_and_models_are_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    wide, narrow = SimpleNamespace(hidden_size=576), SimpleNamespace(hidden_size=128)
+    monkeypatch.setattr(precision, "has_kernels", lambda _dtype: True)
+    assert precision.usual_dtype(cpu, wide) == torch.bfloat16
+    assert precision.usual_dtype(cpu, narrow) == torch.float32
+    monkeypatch.setattr(precision, "has_kernels", lambda _dtype: False)
+    assert precision.usual_dtype(cpu, wide) == torch.float32
+    assert precision.usual_dtype(torch.device("cuda"), narrow) == torch.bfloat16
+
+
+def test_a_model_is_loaded_in_its_usual_type_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_kernels", lambda _dtype: True)
+    config = ModelConfig(path="builtin", device="cpu")
+    assert load_policy(config).model.dtype == torch.float32
+    monkeypatch.setattr(precision, "WIDE", 1)
+    policy = load_policy(config)
+    assert policy.model.dtype == torch.bfloat16
+    assert any("bfloat16" in note for note in policy.notes)
