@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slimrl.kernels import native
 from slimrl.kernels.decode import decode_attention, few_rows
-from slimrl.kernels.native import lanes
+from slimrl.kernels.native import has_kernels, lanes
 from slimrl.model.attention import PackedRows, Prefill
 from slimrl.rollout.cache import Cache
 
@@ -58,29 +58,32 @@ def test_where_it_can_be_compiled_it_is() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("group", [1, 3, 8, 9])
 @pytest.mark.parametrize("vectors", [1, 2, 5])
 @pytest.mark.parametrize(("time", "window"), [(0, 0), (20, 0), (60, 0), (60, 7), (60, 21), (60, 1)])
-def test_attention_sees_what_it_should(group: int, vectors: int, time: int, window: int) -> None:
+def test_attention_sees_what_it_should(group: int, vectors: int, time: int, window: int, dtype: torch.dtype) -> None:
+    if not has_kernels(dtype):
+        pytest.skip("the processor does not multiply bfloat16")
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(time + window)
     heads, columns, width, places, n = 2, 40, vectors * lanes(), 33, 11
     # what no row may see is not a number
-    keys, values = torch.full((2, n + 1, heads, columns, width), float("nan"))
-    prompts = tuple(torch.full((2, 3, heads, places, width), float("nan")))
+    keys, values = torch.full((2, n + 1, heads, columns, width), float("nan"), dtype=dtype)
+    prompts = tuple(torch.full((2, 3, heads, places, width), float("nan"), dtype=dtype))
     lengths = torch.tensor([places, 1, 16, 33, 17, 32, 2, 3, 4, 5, 6])
     prompt = torch.arange(n) % 3
     ages = torch.tensor([min(time, a) for a in (0, 39, 1, 2, 15, 16, 17, 30, 31, 32, 33)])
     for which, length in zip(prompt.tolist(), lengths.tolist(), strict=True):
         for store in prompts:
             fresh = torch.isnan(store[which, :, :length])
-            store[which, :, :length][fresh] = torch.randn(int(fresh.sum()))
+            store[which, :, :length][fresh] = torch.randn(int(fresh.sum())).to(dtype)
     for row, age in enumerate(ages.tolist()):
         for back in range(1, age + 1):
             keys[row, :, (time - back) % columns] = torch.randn(heads, width)
             values[row, :, (time - back) % columns] = torch.randn(heads, width)
-    query = torch.randn(n, heads * group, 1, width)
-    key, value = torch.randn(2, n, heads, 1, width)
+    query = torch.randn(n, heads * group, 1, width).to(dtype)
+    key, value = torch.randn(2, n, heads, 1, width).to(dtype)
     scaling = width**-0.5
     found = decode_attention(
         query, key, value, keys, values, *prompts, prompt, lengths, ages, time, window, scaling
@@ -93,7 +96,8 @@ def test_attention_sees_what_it_should(group: int, vectors: int, time: int, wind
             query[row], keys[row], values[row], prompts, int(prompt[row]), int(lengths[row]), int(ages[row]), time,
             window, scaling,
         )  # fmt: skip
-        torch.testing.assert_close(found[row], wanted, atol=2e-6, rtol=1e-5)
+        digit = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # a result is rounded by half of it
+        torch.testing.assert_close(found[row].float(), wanted, atol=2e-6, rtol=1e-5 + digit / 2)
 
 
 @compiled
@@ -201,9 +205,10 @@ def test_a_compiler_that_fails_is_none(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @compiled
-def test_other_defaults_of_torch_do_not_matter() -> None:
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_other_defaults_of_torch_do_not_matter(default: torch.dtype) -> None:
     weight, x = torch.randn(12, 8), torch.randn(5, 8)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(default)
     try:
         found = few_rows(weight, x, None)
     finally:

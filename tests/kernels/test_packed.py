@@ -190,11 +190,12 @@ def test_large_scores_do_not_overflow() -> None:
     assert of_value[:, 0, 0].tolist() == pytest.approx([3, 0, 0], abs=1e-30)
 
 
-def test_other_defaults_of_torch_do_not_matter() -> None:
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_other_defaults_of_torch_do_not_matter(default: torch.dtype) -> None:
     spans, _, _ = packed_spans()
     query, key, value, _ = tensors(2, 2, lanes(), torch.float32)
     wanted = packed_attention(query, key, value, SpanAttention(spans, 0.3, 0))
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(default)
     try:
         found = packed_attention(query, key, value, SpanAttention(spans, 0.3, 0))
     finally:
