@@ -173,7 +173,7 @@ class Learner:
                 self.policy, micro, vocabulary, with_entropy=algorithm.entropy_coef > 0, passes=3
             )
         batch, weights, gradient_mask = to_device(micro, device), weights.to(device), gradient_mask.to(device)
-        old = self._old_logprobs(batch, logprobs)
+        old = self._old_logprobs(batch, logprobs, first=means.first)
         value = gradient_mask * surrogate(
             algorithm.surrogate, logprobs, old, batch.advantages, batch.loss_mask, self.options
         )
@@ -198,13 +198,14 @@ class Learner:
         with self.microbatcher.profiler.part("backward"):
             self.optimizer.backward(loss)
 
-    def _old_logprobs(self, batch: Batch, logprobs: Tensor) -> Tensor:
+    def _old_logprobs(self, batch: Batch, logprobs: Tensor, *, first: bool) -> Tensor:
         """[B, L] nats of the policy that importance ratios are taken from.
 
         With one update per step it is the present policy, and the ratio is exactly 1; groups that were carried over from an
-        earlier step keep their sampler's.
+        earlier step keep their sampler's. So it is in the `first` update where nobody computed them before.
         """
-        if self.config.optimizer.minibatches * self.config.optimizer.epochs > 1:
+        several = self.config.optimizer.minibatches * self.config.optimizer.epochs > 1
+        if several and not (first and self.targets.first_is_its_own_old):
             return batch.old_logprobs
         return torch.where(batch.on_policy[:, None], logprobs.detach(), batch.old_logprobs)
 
