@@ -18,7 +18,16 @@ from typing import Any
 
 from torch import Tensor
 
-from slimrl.runs.durable import MANIFEST, adopt, damage, full_disk_as_oserror, read_tensors, seal, sync, write_tensors
+from slimrl.runs.durable import (
+    MANIFEST,
+    adopt_hashed,
+    damage,
+    full_disk_as_oserror,
+    read_tensors,
+    seal,
+    sync,
+    write_tensors,
+)
 from slimrl.runs.files import files_within, write_bytes
 
 STATE = "state.json"
@@ -87,8 +96,7 @@ def begin_checkpoint(
                 for name in tensors
             }
             files[STATE] = write_bytes(temporary / STATE, text)
-            for extra in extras:
-                files.setdefault(extra.relative_to(temporary).as_posix(), adopt(extra))
+            files |= {extra.relative_to(temporary).as_posix(): adopt_hashed(extra) for extra in extras}
             seal(temporary, files)
             return _put_in_place(temporary, step)
 
