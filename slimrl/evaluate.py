@@ -15,28 +15,24 @@ from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
 
 
 def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
-    """Sample (at the training temperature) and decode greedily on the held-out problems."""
-    return Evaluation(step, _answer(setup, setup.held_out), _answer(setup, setup.harder))
-
-
-def _answer(setup: Setup[Any], problems: Sequence[Problem]) -> SplitEvaluation:
+    """Sample (at the training temperature) and decode greedily on the held-out problems, all in one batch."""
     rollout, evaluation = setup.config.rollout, setup.config.evaluation
-    rows: list[GradedCompletion] = []
-    modes: dict[Mode, int] = {"sampled": evaluation.samples}
-    if evaluation.greedy:
-        modes["greedy"] = 1
-    for mode, samples in modes.items():
-        # The step is not part of the key: before and after meet the same draws, so their difference is paired.
-        requests = setup.requests(problems, stream="evaluate", step=0, samples=samples)
-        groups = setup.engine.generate(
-            requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, greedy=mode == "greedy"
-        )
-        rows += [
-            _grade(setup, problem, completion, mode, sample)
-            for problem, group in zip(problems, groups, strict=True)
-            for sample, completion in enumerate(group)
-        ]
-    return SplitEvaluation(tuple(rows))
+    problems, held_out = [*setup.held_out, *setup.harder], len(setup.held_out)
+    # The step is not part of the key: before and after meet the same draws, so their difference is paired.
+    requests = setup.requests(
+        problems, stream="evaluate", step=0, samples=evaluation.samples, greedy=int(evaluation.greedy)
+    )
+    groups = setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature)
+    answered = list(zip(problems, groups, strict=True))
+    return Evaluation(step, _graded(setup, answered[:held_out]), _graded(setup, answered[held_out:]))
+
+
+def _graded(setup: Setup[Any], answered: Sequence[tuple[Problem, tuple[Completion, ...]]]) -> SplitEvaluation:
+    """The samples of every problem, and after them the greedy completions."""
+    samples = setup.config.evaluation.samples
+    drawn = [_grade(setup, p, c, "sampled", n) for p, group in answered for n, c in enumerate(group[:samples])]
+    taken = [_grade(setup, p, c, "greedy", n) for p, group in answered for n, c in enumerate(group[samples:])]
+    return SplitEvaluation((*drawn, *taken))
 
 
 def _grade(setup: Setup[Any], problem: Problem, completion: Completion, mode: Mode, sample: int) -> GradedCompletion:

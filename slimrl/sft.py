@@ -31,11 +31,10 @@ from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
 from slimrl.results import SftSummary
-from slimrl.runs.checkpoints import Checkpoint
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
-from slimrl.session.state import Progress, read_run_state, restore_policy, save_policy
+from slimrl.session.state import Progress, Write, read_run_state, restore_policy, save_policy
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
@@ -86,7 +85,7 @@ def sft(
             restore_policy(found.checkpoint, policy, optimizer)
             state = read_run_state(found.checkpoint, PROGRESS.validate_python)
 
-        def save(state: Progress) -> Checkpoint:
+        def save(state: Progress) -> Write:
             return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
 
         session = Session(run, setup, screen, sinks, state, save)
@@ -109,6 +108,7 @@ def take_update(
     """One update on `sft.batch_size` demonstrations."""
     setup, state, step = session.setup, session.state, session.state.step
     settings, plan = setup.config.optimizer, setup.memory.plan
+    session.keeper.settle()
     started = time.perf_counter()
     problems = setup.training_problems(step=step, count=config.sft.batch_size)
     written = (demonstrate(problem, step) for problem in problems)

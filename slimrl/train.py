@@ -86,8 +86,10 @@ def train(
                 session.refresh_sampler()
                 collected = collect(training, session.state)  # problems -> completions -> rollouts -> groups
                 sampled = time.perf_counter()
+                session.keeper.settle()
+                settled = time.perf_counter()
                 updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
-            timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - sampled}
+            timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - settled}
             if limits:
                 timing |= setup.profiler.lap(sampled_tokens(collected), limits)
             record_step(session, setup, collected, updated, timing)

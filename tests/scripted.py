@@ -14,8 +14,8 @@ from slimrl.rollout.engine import RolloutEngine
 Tape = dict[Any, tuple[Completion, ...]]
 
 
-def key(request: Request, greedy: bool) -> Any:
-    return request.prompt_ids, request.uniforms.shape, request.uniforms.tobytes(), greedy
+def key(request: Request) -> Any:
+    return request.prompt_ids, request.uniforms.shape, request.uniforms.tobytes(), request.greedy
 
 
 def total(policy: Policy) -> float:
@@ -28,9 +28,9 @@ class Recording(RolloutEngine):
 
     tape: Tape
 
-    def generate(self, requests: Sequence[Request], *, greedy: bool = False, **settings: Any) -> Any:
-        found = super().generate(requests, greedy=greedy, **settings)
-        self.tape.update(zip((key(request, greedy) for request in requests), found, strict=True))
+    def generate(self, requests: Sequence[Request], **settings: Any) -> Any:
+        found = super().generate(requests, **settings)
+        self.tape.update(zip(map(key, requests), found, strict=True))
         return found
 
 
@@ -49,7 +49,6 @@ class Scripted:
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
-        greedy: bool = False,
         on_group: OnGroup = ignore,
     ) -> list[tuple[Completion, ...]]:
         del max_new_tokens, temperature
@@ -57,7 +56,7 @@ class Scripted:
         for index, request in enumerate(requests):
             played = tuple(
                 dataclasses.replace(c, logprobs=tuple(p + self.shift for p in c.logprobs))
-                for c in self.tape[key(request, greedy)]
+                for c in self.tape[key(request)]
             )
             on_group(index, played)
             groups.append(played)

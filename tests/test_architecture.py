@@ -45,7 +45,7 @@ NEIGHBOURS: dict[str, set[str]] = {
         "tasks",
     },
     "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},
-    "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "runs", "session"},
+    "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "preflight", "results", "study", "tasks"},

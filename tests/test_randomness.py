@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from slimrl.randomness import generator, uniforms
-from slimrl.rollout.sampling import sample_tokens
+from slimrl.rollout.sampling import GREEDY, sample_tokens
 
 
 def test_every_part_of_the_key_matters_and_nothing_else() -> None:
@@ -43,9 +43,10 @@ def test_temperature_and_greedy_by_hand() -> None:
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.2, 0.5, 0.3])[tokens])
     cold, _ = sample_tokens(logits.clone(), u, temperature=1e-3, greedy=False)
     assert cold.tolist() == [1] * 6
-    best, logprob = sample_tokens(logits.clone(), u, temperature=1.0, greedy=True)
-    assert best.tolist() == [1] * 6
-    torch.testing.assert_close(logprob.exp(), torch.full((6,), 0.5))
+    some = torch.where(torch.arange(6) < 3, u, GREEDY)
+    best, logprob = sample_tokens(logits.clone(), some, temperature=1.0, greedy=True)
+    assert best.tolist() == [*tokens[:3].tolist(), 1, 1, 1], "a draw does not depend on its company"
+    torch.testing.assert_close(logprob.exp()[3:], torch.full((3,), 0.5))
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:

@@ -5,6 +5,7 @@ import sys
 import threading
 
 from slimrl.cli import main as slimrl
+from slimrl.machine.interpreter import as_process
 from slimrl.machine.processes import die_with_the_parent
 
 
@@ -13,7 +14,7 @@ def main() -> None:
     die_with_the_parent()
     threading.Thread(target=_watch, daemon=True).start()
     sys.argv = ["slimrl", "train", "--resume", "--quiet", *sys.argv[1:]]
-    slimrl()
+    as_process(slimrl)
 
 
 def _watch() -> None:

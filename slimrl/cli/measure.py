@@ -101,10 +101,11 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
             f"a prompt of {len(ids)} tokens and rollout.max_new_tokens={budget} exceed the model's context of "
             f"{policy.context}; shorten the question or lower the budget"
         )
-    draws = uniforms(config.seed, "sample", 0, question, samples=1 if greedy else count, positions=budget)
+    draws = uniforms(config.seed, "sample", 0, question, samples=count, positions=budget)
+    request = Request(ids, draws[:0], greedy=1) if greedy else Request(ids, draws)
     slots = count if config.rollout.slots == "auto" else config.rollout.slots
     (group,) = RolloutEngine(policy, slots=slots, compiled=config.rollout.compile).generate(
-        [Request(ids, draws)], max_new_tokens=budget, temperature=config.rollout.temperature, greedy=greedy
+        [request], max_new_tokens=budget, temperature=config.rollout.temperature
     )
     texts = [policy.decode(completion.token_ids) for completion in group]
     pairs = list(zip(texts, group, strict=True))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimrl.machine.interpreter import importing
+
 if TYPE_CHECKING:
     from slimrl.config.schema import RootConfig
     from slimrl.display.run import Display
@@ -42,10 +44,12 @@ def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
-    import transformers
+    with importing():
+        import transformers
 
-    from slimrl.config.places import is_hub_name
-    from slimrl.display.run import Display
+        import slimrl.preflight.setup  # noqa: F401  (all that loads a model)
+        from slimrl.config.places import is_hub_name
+        from slimrl.display.run import Display
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -28,9 +28,6 @@ from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows
 
-SAMPLER_GAPS = ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max")
-"""Kept for a step's first update alone: later ones compare another policy with the one that sampled."""
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -130,7 +127,7 @@ class Learner:
         )
         for attempt in self.microbatcher.attempts(batch):  # again with smaller micro-batches where memory runs out
             with attempt:
-                means = TokenMeans()
+                means = TokenMeans(first=number == 0)
                 mask = self._gradient_mask(batch, may_stop=number == 0)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
                 for chosen in parts:
@@ -176,7 +173,7 @@ class Learner:
                 self.policy, micro, vocabulary, with_entropy=algorithm.entropy_coef > 0, passes=3
             )
         batch, weights, gradient_mask = to_device(micro, device), weights.to(device), gradient_mask.to(device)
-        old = self._old_logprobs(batch, logprobs)
+        old = self._old_logprobs(batch, logprobs, first=means.first)
         value = gradient_mask * surrogate(
             algorithm.surrogate, logprobs, old, batch.advantages, batch.loss_mask, self.options
         )
@@ -201,13 +198,14 @@ class Learner:
         with self.microbatcher.profiler.part("backward"):
             self.optimizer.backward(loss)
 
-    def _old_logprobs(self, batch: Batch, logprobs: Tensor) -> Tensor:
+    def _old_logprobs(self, batch: Batch, logprobs: Tensor, *, first: bool) -> Tensor:
         """[B, L] nats of the policy that importance ratios are taken from.
 
         With one update per step it is the present policy, and the ratio is exactly 1; groups that were carried over from an
-        earlier step keep their sampler's.
+        earlier step keep their sampler's. So it is in the `first` update where nobody computed them before.
         """
-        if self.config.optimizer.minibatches * self.config.optimizer.epochs > 1:
+        several = self.config.optimizer.minibatches * self.config.optimizer.epochs > 1
+        if several and not (first and self.targets.first_is_its_own_old):
             return batch.old_logprobs
         return torch.where(batch.on_policy[:, None], logprobs.detach(), batch.old_logprobs)
 
@@ -237,9 +235,10 @@ class Learner:
             means.add("clip_ratio/low_mean", low, mask)
             means.add("clip_ratio/high_mean", high, mask)
             means.add("clip_ratio/region_mean", low | high, mask)
-        gap, on_policy = (logprobs - batch.sampler_logprobs).abs(), mask & batch.on_policy[:, None]
-        means.add(SAMPLER_GAPS[0], gap, on_policy)
-        means.maximum(SAMPLER_GAPS[1], gap, on_policy)
+        if means.first:  # later updates compare another policy with the one that sampled
+            gap, on_policy = (logprobs - batch.sampler_logprobs).abs(), mask & batch.on_policy[:, None]
+            means.add("sampling/sampling_logp_difference/mean", gap, on_policy)
+            means.maximum("sampling/sampling_logp_difference/max", gap, on_policy)
 
     def _critic_gradient(self, batch: Batch, number: int, means: TokenMeans) -> None:
         """The critic's gradient over the micro-batches of one update: a mean over the tokens that carry loss."""
@@ -281,11 +280,9 @@ class Learner:
 
 def _mean(updates: Sequence[Metrics]) -> Metrics:
     """The metrics of a step: each a mean over the updates that have it, and the size of the largest micro-batch."""
-    later = [{key: value for key, value in metrics.items() if key not in SAMPLER_GAPS} for metrics in updates[1:]]
-    kept = [*updates[:1], *later]
     means = {
-        key: sum(m[key] for m in kept if key in m) / sum(key in m for m in kept)
-        for key in dict.fromkeys(key for metrics in kept for key in metrics)
+        key: sum(m[key] for m in updates if key in m) / sum(key in m for m in updates)
+        for key in dict.fromkeys(key for metrics in updates for key in metrics)
     }
     largest = "update/microbatch_tokens"
-    return means | {largest: max(m.get(largest, 0.0) for m in kept)}
+    return means | {largest: max(m.get(largest, 0.0) for m in updates)}

@@ -11,7 +11,9 @@ from slimrl.algorithm.metrics import Metrics
 class TokenMeans:
     """Means over tokens that carry their weight across micro-batches; one transfer to the host at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, first: bool) -> None:
+        self.first = first
+        """The update is the first of its step, before which the policy is the one that sampled."""
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.largest: dict[str, Tensor] = {}

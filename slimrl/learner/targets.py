@@ -117,6 +117,14 @@ class Targets:
         has_ratio = SURROGATES[self.config.algorithm.surrogate].ratio
         return self.config.algorithm.importance != "off" or (several and has_ratio and self._differs)
 
+    @property
+    def first_is_its_own_old(self) -> bool:
+        """True where the first update of a step takes its own log-probabilities for old, which are the same to the last bit, so
+        that nobody computes them before. Later epochs, and an importance correction, need them by then.
+        """
+        once = self.config.optimizer.epochs == 1 and self.config.algorithm.importance == "off"
+        return once and self._recomputes_old
+
     def _reference(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """[B, L] nats each: the reference's log-probabilities, and the log-ratio that a penalty in the reward is made of.
 
@@ -164,7 +172,7 @@ class Targets:
 
     def _as_updates_compute(self, rows: Rows, advantages: Tensor) -> Tensor:
         """[B, L] nats of the policy as it is, in the minibatches, rows and micro-batches of the updates that follow, and the
-        sampler's where no update computes a row.
+        sampler's where no update computes a row, or none but the first and `first_is_its_own_old`.
 
         Equal shapes and the same functions give equal rounding, so ratios are exactly 1 until a weight has moved. Gradients
         stay enabled, though none is taken, since torch chooses attention kernels by that.
@@ -174,7 +182,8 @@ class Targets:
         with_entropy = self.config.algorithm.entropy_coef > 0 or self._has_vocabulary_kl
         for attempt in self.microbatcher.attempts(rows):
             with attempt:
-                for chosen in minibatches(rows.groups, count=self.config.optimizer.minibatches):
+                parts = minibatches(rows.groups, count=self.config.optimizer.minibatches)
+                for chosen in parts[self.first_is_its_own_old :]:
                     part = take(rows, chosen)
                     trained = trained_rows(part, advantages[chosen], self.config.algorithm)
                     for inside in self.microbatcher.split(part, trained):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,11 @@ from slimrl.terms import Template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
+REMEMBERED = 2048
+"""Prompts whose ids a prompter keeps: each is asked for when it is measured, and again whenever it is sampled from."""
+
+Turns = tuple[tuple[str, str], ...]
+"""Role and content of each message."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,14 @@ class Prompter:
 
         Raises DataError as `text` and `ControlTokens.encode` do.
         """
+        return self._remembered(tuple((turn["role"], turn["content"]) for turn in messages))
+
+    @cached_property
+    def _remembered(self) -> Callable[[Turns], tuple[int, ...]]:
+        return lru_cache(REMEMBERED)(self._encoded)
+
+    def _encoded(self, turns: Turns) -> tuple[int, ...]:
+        messages = [{"role": role, "content": content} for role, content in turns]
         text, plain = self.text(messages), self.chat is None
         if self.control.spelled.search(messages[-1]["content"]):
             ids = self.control.encode(text, self._question_spans(messages, text), add_special_tokens=plain)

@@ -91,10 +91,12 @@ class Setup(Generic[Config]):
         """Texts as completions that hold them are decoded."""
         return [self.policy.read_back(ids) for ids in self.prompter.completion_ids(texts)]
 
-    def requests(self, problems: Sequence[Problem], *, stream: Stream, step: int, samples: int) -> list[Request]:
-        """Prompts with the uniforms that decide their completions."""
+    def requests(
+        self, problems: Sequence[Problem], *, stream: Stream, step: int, samples: int, greedy: int = 0
+    ) -> list[Request]:
+        """Prompts with the uniforms that decide their samples, and as many greedy completions of each."""
         draw = partial(uniforms, self.config.seed, stream, step, samples=samples, positions=self.config.rollout.budget)
-        return [Request(self.prompt_ids(problem), draw(problem.id)) for problem in problems]
+        return [Request(self.prompt_ids(problem), draw(problem.id), greedy) for problem in problems]
 
 
 @dataclass(frozen=True)

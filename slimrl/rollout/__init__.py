@@ -22,11 +22,18 @@ OnGroup = Callable[[int, tuple["Completion", ...]], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the uniform numbers of its samples."""
+    """One prompt, the uniform numbers of its samples, and the number of its greedy completions."""
 
     prompt_ids: tuple[int, ...]
     uniforms: NDArray[np.float64]
-    """[samples, max_new_tokens] in [0, 1): the draws of every token; greedy decoding reads only the shape."""
+    """[samples, max_new_tokens] in [0, 1): the draws of every token."""
+    greedy: int = 0
+    """Completions of the most probable tokens, which come after the samples."""
+
+    @property
+    def completions(self) -> int:
+        """Samples and greedy completions together."""
+        return len(self.uniforms) + self.greedy
 
 
 def ignore(_request: int, _completions: tuple[Completion, ...]) -> None:
@@ -48,7 +55,6 @@ class Sampler(Protocol):
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
-        greedy: bool = False,
         on_group: OnGroup = ignore,
     ) -> list[tuple[Completion, ...]]:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).

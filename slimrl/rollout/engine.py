@@ -26,6 +26,7 @@ from slimrl.rollout import OnGroup, Request, ignore
 from slimrl.rollout.cache import Cache, RowLayout, StepShape
 from slimrl.rollout.graphs import Runner, make_runner
 from slimrl.rollout.probe import demand_plain_decoding
+from slimrl.rollout.sampling import GREEDY
 from slimrl.rollout.scheduler import Scheduler
 from slimrl.rollout.state import State, Step, compiled_step, decode_step, prefill
 
@@ -67,7 +68,6 @@ class RolloutEngine:
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
-        greedy: bool = False,
         on_group: OnGroup = ignore,
     ) -> list[tuple[Completion, ...]]:
         """See `Sampler`. Where memory runs out, `slots` is halved for good, and what is not done is sampled again from the
@@ -89,7 +89,7 @@ class RolloutEngine:
 
         while left:
             try:
-                _Run(self, [requests[i] for i in left], max_new_tokens, temperature, greedy, hand_over).run()
+                _Run(self, [requests[i] for i in left], max_new_tokens, temperature, hand_over).run()
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -128,13 +128,13 @@ class _Run:
         requests: Sequence[Request],
         max_new_tokens: int,
         temperature: float,
-        greedy: bool,
         on_group: OnGroup,
     ) -> None:
         self.engine, self.policy, self.runner, self.profiler = engine, engine.policy, engine.runner, engine.profiler
         self.requests, self.max_new_tokens = requests, max_new_tokens
-        self.temperature, self.greedy, self.on_group = temperature, greedy, on_group
-        self.schedule = Scheduler([len(r.uniforms) for r in requests])
+        self.temperature, self.on_group = temperature, on_group
+        self.greedy = any(r.greedy for r in requests)
+        self.schedule = Scheduler([r.completions for r in requests])
         self.prompt_lengths = np.array([len(r.prompt_ids) for r in requests])
         self.state = self._buffers()
         self.logits: dict[int, Tensor] = {}
@@ -165,7 +165,9 @@ class _Run:
         entering = schedule.request_of[samples]
         self._store([r for r in dict.fromkeys(entering.tolist()) if r not in self.logits])
         inside = samples - schedule.first_of[entering]
-        uniforms = np.stack([self.requests[r].uniforms[i] for r, i in zip(entering, inside, strict=True)])
+        taken = np.full(self.max_new_tokens, GREEDY)
+        drawn = zip((self.requests[r].uniforms for r in entering), inside, strict=True)
+        uniforms = np.stack([rows[i] if i < len(rows) else taken for rows, i in drawn])
         rows = slice(first, first + len(samples))
         state.enter(rows, uniforms, self.prompt_lengths[entering])
         logits = torch.stack([self.logits[r] for r in entering.tolist()])

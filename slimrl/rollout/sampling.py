@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GREEDY = -1.0
+"""Stands for the uniform number where no token is drawn but the most probable one taken."""
 BLOCK = 128
 """Tokens of a block. Sums over the vocabulary are accumulated in float64 from the sums of blocks."""
 
@@ -27,7 +29,8 @@ _MANTISSA = 53
 def sample_tokens(logits: Tensor, uniform: Tensor, *, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
     """float32 logits [N, V], uniform [N] float64 in [0, 1) -> token ids [N] and their log-probabilities [N] in nats.
 
-    The log-probability is under softmax(logits / temperature), also for greedy choices. Overwrites `logits`.
+    `greedy` says that some of `uniform` may be GREEDY. The log-probability is under softmax(logits / temperature), also for
+    greedy choices. Overwrites `logits`.
     """
     if temperature != 1.0:
         logits /= temperature
@@ -35,7 +38,8 @@ def sample_tokens(logits: Tensor, uniform: Tensor, *, temperature: float, greedy
     logits -= logits.amax(-1, keepdim=True)
     weights = logits.exp_()
     sums = _block_sums(weights)
-    token = _race(weights, sums, uniform) if best is None else best
+    token = _race(weights, sums, uniform)
+    token = token if best is None else torch.where(uniform[:, None] < 0, best, token)
     share = weights.gather(-1, token) / sums.sum(-1, keepdim=True)
     return token.squeeze(-1), share.log().float().squeeze(-1)
 

@@ -10,14 +10,24 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from slimrl.runs.durable import MANIFEST, adopt, damage, full_disk_as_oserror, read_tensors, seal, sync, write_tensors
+from slimrl.runs.durable import (
+    MANIFEST,
+    adopt_hashed,
+    damage,
+    full_disk_as_oserror,
+    read_tensors,
+    seal,
+    sync,
+    write_tensors,
+)
 from slimrl.runs.files import files_within, write_bytes
 
 STATE = "state.json"
@@ -53,32 +63,64 @@ def write_checkpoint(
 
     Raises OSError where the disk is full or the folder cannot be written; nothing that was there before is touched then.
     """
+    return begin_checkpoint(folder, step, tensors, state, write_more)()
+
+
+def begin_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    write_more: Callable[[Path], object],
+) -> Callable[[], Checkpoint]:
+    """`write_checkpoint` in two parts: this one, and a function with the rest, which any thread may call.
+
+    Until that has returned the tensors must stay as they are. Both raise as `write_checkpoint` does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sync(folder.parent)
-    path, temporary, replaced = (folder / f"{prefix}{step:08d}" for prefix in ("step-", UNFINISHED, REPLACED))
+    temporary = folder / f"{UNFINISHED}{step:08d}"
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
-    try:
-        files = {
-            f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", tensors[name]) for name in tensors
-        }
-        files[STATE] = write_bytes(temporary / STATE, (json.dumps(state, allow_nan=False) + "\n").encode())
+    with _removed_on_failure(temporary):
+        text = (json.dumps(state, allow_nan=False) + "\n").encode()
         with full_disk_as_oserror(folder):
             write_more(temporary)
-        for extra in files_within(temporary):
-            name = extra.relative_to(temporary).as_posix()
-            if name not in files:
-                files[name] = adopt(extra)
-        seal(temporary, files)
-        if path.exists():  # being written again after a roll-back; a kill between the two renames loses neither
-            path.rename(replaced)
-        temporary.rename(path)
-        sync(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+    def write() -> Checkpoint:
+        with _removed_on_failure(temporary):
+            extras = files_within(temporary)
+            files = {
+                f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", tensors[name])
+                for name in tensors
+            }
+            files[STATE] = write_bytes(temporary / STATE, text)
+            files |= {extra.relative_to(temporary).as_posix(): adopt_hashed(extra) for extra in extras}
+            seal(temporary, files)
+            return _put_in_place(temporary, step)
+
+    return write
+
+
+@contextmanager
+def _removed_on_failure(temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _put_in_place(temporary: Path, step: int) -> Checkpoint:
+    """Give a sealed folder the name of its step."""
+    folder = temporary.parent
+    path, replaced = folder / f"step-{step:08d}", folder / f"{REPLACED}{step:08d}"
+    if path.exists():  # being written again after a roll-back; a kill between the two renames loses neither
+        path.rename(replaced)
+    temporary.rename(path)
+    sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return Checkpoint(path, step)
 
 

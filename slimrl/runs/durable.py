@@ -65,10 +65,15 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield name, file.get_tensor(name)
 
 
-def adopt(path: Path) -> Written:
-    """Bring a file that a library wrote to the disk, hash it, and give it the permissions of its folder."""
+def adopt(path: Path) -> None:
+    """Bring a file that a library wrote to the disk, and give it the permissions of its folder."""
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors leaves a file that only its owner may read
     sync(path)
+
+
+def adopt_hashed(path: Path) -> Written:
+    """`adopt`, and the file's entry in a manifest."""
+    adopt(path)
     return Written(path.stat().st_size, _sha256(path))
 
 

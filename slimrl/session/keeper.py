@@ -1,9 +1,14 @@
-"""The checkpoints of a run: when one is written, and which of them stay."""
+"""The checkpoints of a run: when one is written, and which of them stay.
+
+On a CPU a checkpoint is written beside the work that leaves weights as they are, evaluation and sampling: weights move only
+after `settle`. On a GPU it is written at once, since copies from it would come between the recording of decode steps.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from slimrl.config.sections import CheckpointConfig
 from slimrl.errors import UNWRITABLE, NonFiniteError
@@ -12,49 +17,88 @@ from slimrl.runs.directory import RunDirectory
 
 
 class Keeper:
-    """Keeps the checkpoints of a run; `write` makes one of the run as it is, `say` shows a line in a colour."""
+    """Keeps the checkpoints of a run; `begin` begins one of the run as it is, `say` shows a line in a colour."""
 
     def __init__(
         self,
         run: RunDirectory,
         settings: CheckpointConfig,
-        write: Callable[[], Checkpoint],
+        begin: Callable[[], Callable[[], Checkpoint]],
         say: Callable[[str, str], None],
+        *,
+        beside: bool,
     ) -> None:
-        self.run, self.settings, self._write, self._say = run, settings, write, say
+        """`beside` lets checkpoints be written while the run goes on."""
+        self.run, self.settings, self._begin, self._say, self._beside = run, settings, begin, say, beside
         self._newest = next((checkpoint.step for checkpoint in checkpoints(run.checkpoints)), -1)
         """Step of the newest checkpoint; -1 without one."""
         self._overdue = False
         """The next offer is taken: a checkpoint could not be written, or the run was rolled back."""
+        self._writing: tuple[int, Future[None]] | None = None
+        """Step of the checkpoint that is being written, and its end."""
 
     def offer(self, step: int) -> None:
         """Keep this step where checkpoint.every says so."""
         every = self.settings.every
         if self._overdue or (every and step and step % every == 0):
-            self.keep(step)
+            self._start(step)
 
     def offer_best(self, step: int) -> None:
         """Keep this step where held-out accuracy was never as good before."""
         if self.settings.keep_best and best_step(self.run) == (step,):
-            self.keep(step)
+            self._start(step)
 
     def keep(self, step: int) -> None:
         """Write a checkpoint unless there is one of this step, and remove older ones.
 
         A full disk, or weights that are not finite, are reported, and the next offer tries again.
         """
-        if self._newest != step:
-            try:
-                self._write()
-            except (OSError, NonFiniteError) as error:
-                reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-                self._say(f"no checkpoint after step {step} ({reason}); the next step tries again", "yellow")
-                self.run.note(step, "checkpoint failed", why=reason)
-                self._overdue = True
-                return
+        self._start(step)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written: what it consists of may change only after that."""
+        if self._writing is None:
+            return
+        (step, writing), self._writing = self._writing, None
+        try:
+            writing.result()
+        except (OSError, NonFiniteError) as error:
+            self._failed(step, error)
+        else:
             self._newest, self._overdue = step, False
+
+    def _start(self, step: int) -> None:
+        self.settle()
+        stay = self._best()
+        if self._newest == step:
+            self._prune(stay)
+            return
+        try:
+            finish = self._begin()
+        except (OSError, NonFiniteError) as error:
+            self._failed(step, error)
+            return
+
+        def write() -> None:
+            finish()
+            self._prune(stay)
+
+        thread = ThreadPoolExecutor(1)
+        self._writing = step, thread.submit(write)
+        thread.shutdown(wait=False)  # it ends after this one
+        if not self._beside:
+            self.settle()
+
+    def _failed(self, step: int, error: OSError | NonFiniteError) -> None:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        self._say(f"no checkpoint after step {step} ({reason}); the next step tries again", "yellow")
+        self.run.note(step, "checkpoint failed", why=reason)
+        self._overdue = True
+
+    def _prune(self, stay: tuple[int, ...]) -> None:
         with contextlib.suppress(OSError):  # what stays too long does no harm
-            prune(self.run.checkpoints, keep=self.settings.keep, also=self._best())
+            prune(self.run.checkpoints, keep=self.settings.keep, also=stay)
 
     def start_over(self) -> None:
         """The run was rolled back: its state is not that of its newest checkpoint any more."""
@@ -67,12 +111,13 @@ class Keeper:
         Raises DiskError, which names the command that resumes the run, for a disk that takes no more; any other OSError stays
         what it is.
         """
+        self.settle()
         try:
             yield
         except OSError as error:
             if self._newest != step:
                 with contextlib.suppress(OSError, NonFiniteError):
-                    self._write()
+                    self._begin()()
             if error.errno not in UNWRITABLE:
                 raise
             raise self.run.unwritable(error) from error

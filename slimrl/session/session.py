@@ -20,13 +20,12 @@ from slimrl.evaluate import evaluate
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
-from slimrl.runs.checkpoints import Checkpoint
 from slimrl.runs.directory import RunDirectory
 from slimrl.session.identity import compare_identity, identity
 from slimrl.session.keeper import Keeper
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import Config, RunLookup, known_evaluations
-from slimrl.session.state import State
+from slimrl.session.state import State, Write
 
 
 @contextmanager
@@ -74,15 +73,16 @@ class Session(Generic[State]):
     sinks: Sequence[Sink]
     state: State
     """After the last step; `record` replaces it."""
-    save: Callable[[State], Checkpoint]
-    """Writes a checkpoint of the run in a state."""
+    save: Callable[[State], Write]
+    """Begins a checkpoint of the run in a state."""
     max_tokens: int = 0
     """Tokens after which the run ends; 0: its steps decide."""
     keeper: Keeper = field(init=False)
 
     def __post_init__(self) -> None:
         checkpoint = self.setup.config.checkpoint
-        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say)
+        beside = self.setup.policy.device.type == "cpu"
+        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say, beside=beside)
         self._sinks = [*self.sinks]
         self._sampler_is_stale = False
 
@@ -98,6 +98,7 @@ class Session(Generic[State]):
             where = f" after step {self.state.step}; resume with {self.run.resume_command}"
             raise Stopped(reason.cause, reason.exit_code, where) from None
         finally:
+            self.keeper.settle()
             self._tell(lambda sink: sink.close())
 
     def steps(self) -> Iterator[int]:

@@ -23,7 +23,7 @@ from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import Setup
 from slimrl.records import Group
-from slimrl.runs.checkpoints import Checkpoint, write_checkpoint
+from slimrl.runs.checkpoints import Checkpoint, begin_checkpoint
 from slimrl.runs.directory import RunDirectory
 
 
@@ -60,14 +60,16 @@ class RunState(Progress):
     """Number of completions without a reward, by reason."""
 
 
+Write = Callable[[], Checkpoint]
+"""Finishes a checkpoint that was begun."""
 State = TypeVar("State", bound=Progress)
 RUN_STATE = TypeAdapter(RunState)
 COLUMNS = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns"}}}}}}
 """Data columns of carried groups: they may hold anything, and nothing reads them again."""
 
 
-def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Checkpoint:
-    """Write a checkpoint of the run in this state; raises as `save_policy` does."""
+def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Write:
+    """Begin a checkpoint of the run in this state; raises as `save_policy` does."""
     learner.drop()  # gradients of a step that was stopped half-way
     tensors: dict[str, Mapping[str, Tensor]] = {}
     plain = {
@@ -90,10 +92,11 @@ def save_policy(
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     plain: Mapping[str, Any],
-) -> Checkpoint:
-    """Write a checkpoint of a policy, its optimizer, and the rest of the state: `tensors` by file, and `plain` data.
+) -> Write:
+    """Begin a checkpoint of a policy, its optimizer, and the rest of the state: `tensors` by file, and `plain` data.
 
-    Raises OSError where it cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
+    The function that is returned writes what is large; until it has returned no tensor may change. Raises OSError where
+    the checkpoint cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
     """
     whole = {"model": model_tensors(policy), "optimizer": optimizer.tensors(), **tensors}
     if not all(are_finite(table.values()) for table in whole.values()):
@@ -106,11 +109,18 @@ def save_policy(
         policy.tokenizer.save_pretrained(folder)
 
     plain = {**plain, "scale": optimizer.scale, "evaluated": [*run.measured.summaries]}
-    return write_checkpoint(run.checkpoints, step, whole, plain, write_model_files)
+    return begin_checkpoint(run.checkpoints, step, whole, plain, write_model_files)
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    return all(_is_finite(tensor) for tensor in tensors)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return bool(torch.isfinite(tensor).all())
+    ends = torch.aminmax(tensor.detach())  # one pass that makes no tensor of its size; NaN is both ends
+    return bool(torch.isfinite(ends.min) & torch.isfinite(ends.max))
 
 
 def restore(checkpoint: Checkpoint, setup: Setup[TrainConfig], learner: Learner) -> RunState:

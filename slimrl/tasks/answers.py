@@ -46,11 +46,15 @@ class Grader:
     def __init__(self, checker: Checker) -> None:
         self.checker = checker
         self._worker = SymbolicWorker() if checker == "symbolic" else None
-        # a completion is graded for `correct`, for each reward and for the record
         self._cached = lru_cache(maxsize=8192)(self._compare)
+        # a completion is graded for `correct`, for each reward and for the record, and many of a group are equal
+        self._graded = lru_cache(maxsize=2048)(self._grade)
 
     def grade(self, text: str, answer: str, style: Style) -> Grade:
         """Verdicts on a completion's text, given the gold answer and how an answer must be written."""
+        return self._graded(text, answer, style)
+
+    def _grade(self, text: str, answer: str, style: Style) -> Grade:
         extracted = style.extract(text)
         verdict = self.compare(extracted, answer)
         if verdict:

@@ -5,6 +5,7 @@ belong, so train, test and harder are disjoint by construction, for any seed and
 """
 
 import hashlib
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, cast, overload
@@ -96,7 +97,7 @@ class Draws:
         if not self._words:
             digest = hashlib.blake2b(self._key + b"/%d" % self._block).digest()
             self._block += 1
-            self._words = [int.from_bytes(digest[i : i + 8], "little") for i in range(0, 64, 8)]
+            self._words = [*struct.unpack("<8Q", digest)]
         return self._words.pop() % bound
 
     def pick(self, items: Sequence[T]) -> T:

@@ -15,7 +15,9 @@ from slimrl.algorithm.batch import at_tokens, rewards_of
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
+from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner
+from slimrl.learner.targets import Targets
 from slimrl.model.policy import Policy
 from slimrl.records import Batch, Group
 from tests.conftest import ROOT
@@ -77,6 +79,33 @@ def test_no_ratio_leaves_one_until_a_weight_moves(
     assert len(seen) > 4, "several micro-batches in each of four updates"
     assert [ratio for ratio, _ in seen] == [0.0] * len(seen)
     assert max(gap for _, gap in seen) > 1e-4
+
+
+def test_the_first_update_takes_its_own_log_probabilities_for_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody computes them before, and the weights are to the last bit those that they lead to otherwise."""
+    config = settings(optimizer={"learning_rate": 1e-2, "minibatches": 2, "microbatch_tokens": 60})
+    rows: list[int] = []
+    statistics = Microbatcher.statistics
+
+    def counted(self: Microbatcher, policy: Policy, micro: Batch, *args: Any, **more: Any) -> Any:
+        if "passes" not in more and policy.model.dtype == torch.bfloat16 and policy.trainable:
+            rows.append(len(micro.lengths))
+        return statistics(self, policy, micro, *args, **more)
+
+    monkeypatch.setattr(Microbatcher, "statistics", counted)
+
+    def outcome() -> tuple[int, list[Tensor], Metrics]:
+        rows.clear()
+        learner = learner_of(narrow_policy(torch.bfloat16), config)
+        metrics = run_update(learner)
+        return sum(rows), [p.detach().clone() for p in learner.policy.model.parameters()], metrics
+
+    computed, weights, metrics = outcome()
+    monkeypatch.setattr(Targets, "first_is_its_own_old", False)
+    all_computed, expected, as_before = outcome()
+    assert 0 < computed < all_computed
+    assert all(torch.equal(*pair) for pair in zip(weights, expected, strict=True))
+    assert metrics == as_before
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,17 @@ def test_but_for_the_moment_a_template_renders_as_transformers_renders_it(
     assert make_prompter(made, "auto", now=MOMENT).text(SYSTEM) == theirs
 
 
+def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompter, rendered = make_prompter(characters(TURNS), "chat"), []
+    own = Prompter.text
+    monkeypatch.setattr(Prompter, "text", lambda self, messages: (rendered.append(messages), own(self, messages))[1])
+    other = [{"role": "system", "content": "Be long."}, *USER]
+    ids = [prompter.ids([dict(turn) for turn in turns]) for turns in (SYSTEM, USER, other, SYSTEM, USER)]
+    assert rendered == [SYSTEM, USER, other]
+    assert ids[:2] == ids[3:]
+    assert len({*ids}) == 3
+
+
 def test_every_rendering_of_a_prompter_has_one_date(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks: Iterator[int] = iter(range(10**6))
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from slimrl import statistics
@@ -28,8 +29,11 @@ from tests.test_results import answered
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is written."""
     figures: list[Figure] = []
-    own = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), own(self, *a, **k))[1])
+    plots, curves = Figure.savefig, FigureCanvasAgg.print_png
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), plots(self, *a, **k))[1])
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda self, *a, **k: (figures.append(self.figure), curves(self, *a, **k))[1]
+    )
     return figures
 
 
@@ -42,12 +46,18 @@ def test_curves_have_a_name_whole_steps_and_readable_legends(tmp_path: Path, dra
     folder = tmp_path / "my_$run$"
     folder.mkdir()
     history = [
-        {"step": i, "reward": 0.5, "completions/clipped_ratio": 0.0, "frac_reward_zero_std": 1.0, "entropy": 0.1}
+        {
+            "step": i, "reward": 0.5, "completions/clipped_ratio": 0.0, "frac_reward_zero_std": 1.0, "entropy": 0.1,
+            "completions/mean_length": 12345.0 * i,
+        }
         for i in (1, 2, 3)
-    ]
+    ]  # fmt: skip
     draw_curves(folder / "curves.png", history, {e.step: e.summaries() for e in (evaluation(0, 3), evaluation(3, 10))})
     (figure,) = drawn
     figure.canvas.draw()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i]), "no text lies on another"
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= figure.bbox.y0 for box in boxes)
     assert figure.get_suptitle().startswith("my_$run$: held-out accuracy 30.0% before, 100.0% after 3 steps")
     legends = {a.get_title(): a.get_legend() for a in figure.axes}
     texts = [text.get_text() for legend in legends.values() if legend for text in legend.get_texts()]

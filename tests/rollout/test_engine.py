@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,12 +62,23 @@ def test_sampler_and_trainer_agree(family: str, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_generate(family: str) -> None:
+def test_greedy_equals_generate(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one batch with samples, which are what they are without greedy company."""
     policy = tiny_policy(family)
-    asked = requests(6, 1, 20)
-    ours = RolloutEngine(policy, slots=4).generate(asked, max_new_tokens=20, greedy=True)
+    alone = requests(6, 2, 20)
+    asked = [replace(request, greedy=i % 3) for i, request in enumerate(alone)]
+    engine, prefilled = RolloutEngine(policy, slots=4), []
+    monkeypatch.setattr(
+        "slimrl.rollout.engine.prefill", lambda p, prompts: (prefilled.extend(prompts), state.prefill(p, prompts))[1]
+    )
+    ours = engine.generate(asked, max_new_tokens=20)
+    assert prefilled == [request.prompt_ids for request in alone], "each prompt once"
+    sampled = engine.generate(alone, max_new_tokens=20)
+    assert [[c.token_ids for c in group[:2]] for group in ours] == [[c.token_ids for c in group] for group in sampled]
     policy.model.set_attn_implementation("sdpa")
-    for request, (completion,) in zip(asked, ours, strict=True):
+    greedy = [(request, completion) for request, group in zip(asked, ours, strict=True) for completion in group[2:]]
+    assert len(greedy) == sum(request.greedy for request in asked)
+    for request, completion in greedy:
         ids = torch.tensor([request.prompt_ids])
         theirs = policy.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=0
@@ -188,7 +200,6 @@ def test_finish_reason_and_budget() -> None:
 def test_every_stop_id_ends_a_completion() -> None:
     policy = tiny_policy()
     stops = (2, 5, 9)
-    from dataclasses import replace
 
     groups = RolloutEngine(replace(policy, stop_ids=stops), slots=8).generate(requests(12, 8, 12), max_new_tokens=12)
     ended = {c.token_ids[-1] for group in groups for c in group if c.finish == "stop"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from slimrl.rollout.sampling import BLOCK, exponentials, sample_tokens
+from slimrl.rollout.sampling import BLOCK, GREEDY, exponentials, sample_tokens
 
 WORD = 2**64 - 1
 
@@ -54,7 +54,8 @@ def test_token_and_logprob_are_those_of_the_definition(vocabulary: int, temperat
 
 def test_greedy_takes_the_largest() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])
-    tokens, logprobs = sample_tokens(logits.clone(), torch.zeros(2, dtype=torch.float64), temperature=2.0, greedy=True)
+    uniform = torch.full((2,), GREEDY, dtype=torch.float64)
+    tokens, logprobs = sample_tokens(logits.clone(), uniform, temperature=2.0, greedy=True)
     assert tokens.tolist() == [1, 0]
     torch.testing.assert_close(logprobs, torch.log_softmax(logits / 2, -1).amax(-1))
 

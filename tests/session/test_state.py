@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from slimrl.errors import DataError
 from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.runs.checkpoints import write_checkpoint
-from slimrl.session.state import RunState, as_json, from_json, read_run_state
+from slimrl.session.state import RunState, are_finite, as_json, from_json, read_run_state
 
 PROBLEM = Problem("p/1", "1+1?", "2", "2 it is", 1.0)
 
@@ -77,3 +78,14 @@ def test_a_state_of_another_version_is_one_sentence(spoilt: dict[str, Any], tmp_
     checkpoint = write_checkpoint(tmp_path, 3, {}, spoilt)
     with pytest.raises(DataError, match=r"state\.json was written by another version of SlimRL"):
         read_run_state(checkpoint, from_json)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_number_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
+    fine = torch.linspace(-9, 9, 10_000).to(dtype)
+    assert are_finite([fine, fine.view(100, 100).T, fine[:0], torch.arange(3), torch.tensor([True])])
+    for number in (float("nan"), float("inf"), float("-inf")):
+        for place in (0, 7_777, -1):
+            spoilt = fine.clone()
+            spoilt[place] = number
+            assert not are_finite([fine, spoilt])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -207,6 +208,13 @@ def test_grade_reports_strict_and_lenient() -> None:
     assert (wrong.strict, wrong.lenient, wrong.extracted_strict, wrong.extracted_lenient) == (False, False, "17", "17")
     assert grader.grade("#### 5 million", "5000000", hashes).lenient
     assert not grader.compare("x", "x")
+
+
+def test_equal_completions_are_graded_once() -> None:
+    grader, hashes, read = Grader("numeric"), STYLES["hashes"], []
+    style = replace(hashes, _extract=lambda text: (read.append(text), hashes.extract(text))[1])
+    assert [grader.grade("#### 5", gold, style).strict for gold in ("5", "6", "5")] == [True, False, True]
+    assert len(read) == 2, "one for each gold answer"
 
 
 @settings(max_examples=200)
