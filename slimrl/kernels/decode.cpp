@@ -56,10 +56,17 @@ static void outputs_of(const T* weight, const float* scratch, const T* bias, Y* 
   }
 }
 
+// One of the products of the same rows.
 template <typename T, typename Y>
-static void product(const T* weight, const T* x, const T* bias, Y* y, float* scratch, int64_t outputs, int64_t inputs,
-                    int rows, int threads) {
-  const int64_t blocks = outputs / OUTPUTS * OUTPUTS, steps = inputs / PAIR<T>;
+struct Part {
+  const T *weight, *bias;
+  Y* y;
+  int64_t outputs;
+};
+
+template <typename T, typename Y>
+static void products(const Part<T, Y>* parts, int64_t count, const T* x, float* scratch, int64_t inputs, int rows, int threads) {
+  const int64_t steps = inputs / PAIR<T>;
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
@@ -72,12 +79,59 @@ static void product(const T* weight, const T* x, const T* bias, Y* y, float* scr
           if (row + i < rows) __builtin_memcpy(column + i, x + (row + i) * inputs + k * PAIR<T>, 4);
         }
       }
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < blocks; n += OUTPUTS)
-      outputs_of<T, Y, OUTPUTS>(weight + n * inputs, scratch, bias ? bias + n : nullptr, y + n, outputs, inputs, rows);
+    for (int64_t i = 0; i < count; i++) {
+      const Part<T, Y> p = parts[i];
+      const int64_t whole = p.outputs / OUTPUTS, left = p.outputs % OUTPUTS;
+#pragma omp for schedule(static) nowait
+      for (int64_t j = 0; j < whole + left; j++) {
+        const int64_t n = j < whole ? j * OUTPUTS : whole * OUTPUTS + j - whole;
+        const auto some = j < whole ? outputs_of<T, Y, OUTPUTS> : outputs_of<T, Y, 1>;
+        some(p.weight + n * inputs, scratch, p.bias ? p.bias + n : nullptr, p.y + n, p.outputs, inputs, rows);
+      }
+    }
   }
-  for (int64_t n = blocks; n < outputs; n++)
-    outputs_of<T, Y, 1>(weight + n * inputs, scratch, bias ? bias + n : nullptr, y + n, outputs, inputs, rows);
+}
+
+// Logits, in place, to exp((logit - the row's largest) / temperature), and the sums of its blocks of BLOCK numbers.
+constexpr int64_t BLOCK = 128;
+
+static void exponentiate(float* logits, double* sums, int64_t rows, int64_t vocabulary, float temperature, int threads) {
+  const int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    float* x = logits + row * vocabulary;
+    Vector most = Vector{} - 3e38f;
+    const int64_t whole = vocabulary / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+      const Vector v = load(x + i);
+      most = v > most ? v : most;
+    }
+    float top = most[0];
+    for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
+    for (int64_t i = whole; i < vocabulary; i++) top = x[i] > top ? x[i] : top;
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t end = (block + 1) * BLOCK < vocabulary ? (block + 1) * BLOCK : vocabulary;
+      Vector sum{};
+      for (int64_t i = block * BLOCK; i < end; i += LANES) {
+        Vector v{};
+        const int64_t count = end - i < LANES ? end - i : LANES;
+        if (count == LANES) {
+          v = load(x + i);
+        } else {
+          for (int64_t j = 0; j < LANES; j++) v[j] = j < count ? x[i + j] : -3e38f;
+        }
+        const Vector z = (v - top) / temperature, e = exponential(z);
+        v = z < -87.0f ? Vector{} : e;
+        if (count == LANES) {
+          store(x + i, v);
+        } else {
+          for (int64_t j = 0; j < count; j++) x[i + j] = v[j];
+        }
+        sum += v;
+      }
+      sums[row * blocks + block] = total(sum);
+    }
+  }
 }
 
 // The attention of a decode step: a query's keys are its prompt's, which its group shares, and its own in a ring of columns.
@@ -233,19 +287,22 @@ static void attention(const T* query, const T* key, const T* value, T* keys, T* 
     attention(query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out, rows, key_heads,  \
               columns, prompt_width, width, time, window, group, scaling, threads);                                      \
   }
-#define FEW_ROWS(T, Y, NAME)                                                                                             \
-  void few_rows_##NAME(const T* weight, const T* x, const T* bias, Y* y, float* scratch, int64_t outputs,                \
-                       int64_t inputs, int rows, int threads) {                                                          \
-    product(weight, x, bias, y, scratch, outputs, inputs, rows, threads);                                                \
+#define PRODUCTS(T, Y, NAME)                                                                                             \
+  void products_##NAME(const Part<T, Y>* parts, int64_t count, const T* x, float* scratch, int64_t inputs, int rows,     \
+                       int threads) {                                                                                    \
+    products(parts, count, x, scratch, inputs, rows, threads);                                                           \
   }
 
 extern "C" {
 int lanes = LANES, has_bfloat16 = HAS_BFLOAT16;
-FEW_ROWS(float, float, float32)
+PRODUCTS(float, float, float32)
 DECODE(float, float32)
+void exponentiate_float32(float* logits, double* sums, int64_t rows, int64_t vocabulary, float temperature, int threads) {
+  exponentiate(logits, sums, rows, vocabulary, temperature, threads);
+}
 #if HAS_BFLOAT16
-FEW_ROWS(BFloat16, BFloat16, bfloat16)
-FEW_ROWS(BFloat16, float, widened_bfloat16)
+PRODUCTS(BFloat16, BFloat16, bfloat16)
+PRODUCTS(BFloat16, float, widened_bfloat16)
 DECODE(BFloat16, bfloat16)
 #endif
 }

@@ -9,37 +9,67 @@ for every number of rows.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from slimrl.kernels.native import call, lanes
 
 
-@torch.library.custom_op("slimrl::few_rows", mutates_args=())
-def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None, widen: bool = False) -> Tensor:
-    """weight [outputs, inputs], x [rows, inputs], bias [outputs], of one type on the CPU -> x W^T + b [rows, outputs].
+class _Part(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("weight", "bias", "y")), ("outputs", ctypes.c_int64))
 
-    The result is of the same type, or float32 if asked to `widen`. A bfloat16 weight has an even number of inputs.
+
+def products(x: Tensor, linear: Sequence[tuple[Tensor, Tensor | None]], *, widen: bool = False) -> list[Tensor]:
+    """x [rows, inputs] and weights [outputs, inputs] with biases [outputs], of one type on the CPU -> x W^T + b for each.
+
+    Results [rows, outputs] are of the same type, or float32 if asked to `widen`. In bfloat16 the number of inputs is even.
     """
-    weight, x = weight.contiguous(), x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    (rows, inputs), outputs = x.shape, len(weight)
+    x = x.contiguous()
+    rows, inputs = x.shape
     narrow = x.dtype == torch.bfloat16
     assert not narrow or inputs % 2 == 0
-    y = torch.empty(rows, outputs, dtype=torch.float32 if widen else x.dtype)
+    dense = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in linear]
+    found = [x.new_empty(rows, len(w), dtype=torch.float32 if widen else x.dtype) for w, _ in dense]
+    parts = (_Part * len(dense))(
+        *(
+            _Part(w.data_ptr(), None if b is None else b.data_ptr(), y.data_ptr(), len(w))
+            for (w, b), y in zip(dense, found, strict=True)
+        )
+    )
     scratch = x.new_empty(-(-rows // lanes()) * lanes() * inputs // (2 if narrow else 1), dtype=torch.float32)
-    kernel = "few_rows_widened" if widen and narrow else "few_rows"
-    call(kernel, x.dtype, weight, x, bias, y, scratch, outputs, inputs, rows)
-    return y
+    call("products_widened" if widen and narrow else "products", x.dtype, parts, len(dense), x, scratch, inputs, rows)
+    return found
 
 
-@few_rows.register_fake
-def _(weight: Tensor, x: Tensor, bias: Tensor | None, widen: bool = False) -> Tensor:
+def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """weight [outputs, inputs], x [rows, inputs], bias [outputs] -> x W^T + b [rows, outputs]; see `products`."""
+    return products(x, [(weight, bias)])[0]
+
+
+recorded_few_rows = torch.library.custom_op("slimrl::product", mutates_args=())(few_rows)
+"""The same as an operator that torch.compile knows, which costs more to call."""
+
+
+@recorded_few_rows.register_fake
+def _(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     del bias
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32 if widen else x.dtype)
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
-@torch.library.custom_op("slimrl::decode_attention", mutates_args=("keys", "values"))
+def exponentiate(logits: Tensor, temperature: float) -> Tensor:
+    """logits [N, V] float32 on the CPU, which become exp((logit - the row's largest) / temperature), 0 below e^-87.
+
+    Returns the sums of their blocks of 128 numbers, [N, ceil(V / 128)] float64.
+    """
+    rows, vocabulary = logits.shape
+    sums = torch.empty(rows, -(-vocabulary // 128), dtype=torch.float64)
+    call("exponentiate", logits.dtype, logits, sums, rows, vocabulary, temperature)
+    return sums
+
+
 def decode_attention(
     query: Tensor,
     key: Tensor,
@@ -79,6 +109,12 @@ def decode_attention(
     return out
 
 
-@decode_attention.register_fake
+recorded_decode_attention = torch.library.custom_op("slimrl::decode_attention", mutates_args=("keys", "values"))(
+    decode_attention
+)
+"""Likewise."""
+
+
+@recorded_decode_attention.register_fake
 def _(query: Tensor, *_: object) -> Tensor:
     return query.new_empty(query.shape)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from slimrl.kernels.decode import few_rows
+from slimrl.kernels.decode import few_rows, products, recorded_few_rows
 from slimrl.kernels.native import has_kernels, has_matrix_unit, lanes, takes
 
 FEWEST_ROWS = 3
@@ -16,8 +18,8 @@ MOST_VECTORS = 16
 own for every number of rows. Above it the library's blocking is better."""
 MOST_VECTORS_BESIDE_TILES = 2
 """The same for bfloat16 on a processor with a matrix unit (AMX), which the library uses: few rows leave it idle."""
-LEAST_WEIGHTS = 100_000
-"""Smaller matrices stay in the cache either way."""
+LEAST_WEIGHTS = 4096
+"""Smaller matrices cost less than a call."""
 TURNED_ROWS = range(8, 49)
 """Rows for which W x^T is quicker than x W^T in torch, where nothing can be compiled."""
 
@@ -36,9 +38,15 @@ def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     In bfloat16 the sums are not rounded to bfloat16 where the compiled product makes them.
     """
     if x.dtype == torch.bfloat16 and takes(x, weight) and not has_matrix_unit() and x.shape[1] % 2 == 0:
-        found: Tensor = few_rows(weight, x, bias, widen=True)
-        return found
+        return products(x, [(weight, bias)], widen=True)[0]
     return linear(x, weight, bias).float()
+
+
+def together(x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    """x [N, D] -> what each of these layers gives, without gradient; in one call of the compiled product where that is quick."""
+    if FEWEST_ROWS <= len(x) <= most_rows(x.dtype) and all(takes(x, layer.weight) for layer in layers):
+        return products(x, [(layer.weight, layer.bias) for layer in layers])
+    return [layer(x) for layer in layers]
 
 
 class FewRowsLinear(nn.Linear):
@@ -54,8 +62,9 @@ class FewRowsLinear(nn.Linear):
         if torch.is_grad_enabled() or not (quick or turned) or input.device.type != "cpu":
             return super().forward(input)
         x = input.reshape(rows, self.in_features)
-        if quick and (takes(x, self.weight) or torch.compiler.is_compiling()):
-            out: Tensor = few_rows(self.weight, x, self.bias)
+        compiling = torch.compiler.is_compiling()
+        if quick and (compiling or takes(x, self.weight)):
+            out: Tensor = (recorded_few_rows if compiling else few_rows)(self.weight, x, self.bias)
         elif turned and self.weight.dtype == torch.float32:
             out = torch.mm(self.weight, x.t()).t().contiguous()
             if self.bias is not None:

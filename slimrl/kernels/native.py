@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Argument = Tensor | int | float | ctypes.Structure | ctypes.Array[Any] | None
 FOLDER = Path(__file__).parent
 SOURCES = tuple(FOLDER / name for name in ("decode.cpp", "layers.cpp", "optimizer.cpp", "packed.cpp"))
 HEADER = FOLDER / "vectors.h"
@@ -69,7 +71,7 @@ def has_matrix_unit() -> bool:
     return " amx_bf16 " in f"{_processor()} "
 
 
-def call(kernel: str, dtype: torch.dtype, *arguments: Tensor | int | float | ctypes.Structure | None) -> None:
+def call(kernel: str, dtype: torch.dtype, *arguments: Argument) -> None:
     """Run a kernel for a type of tensors; tensors are handed over as addresses, and threads follow as the last argument.
 
     Tensors must be contiguous where the kernel does not get their strides.
@@ -89,12 +91,12 @@ def _number(name: str) -> int:
     return 0 if isinstance(library, str) else ctypes.c_int.in_dll(library, name).value
 
 
-def _argument(value: Tensor | int | float | ctypes.Structure | None) -> object:
+def _argument(value: Argument) -> object:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, float):
         return ctypes.c_float(value)
-    if isinstance(value, ctypes.Structure):
+    if isinstance(value, ctypes.Structure | ctypes.Array):
         return ctypes.byref(value)
     return None if value is None else ctypes.c_int64(value)
 

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from slimrl.kernels.embedding import running_gradient
 from slimrl.kernels.layers import add_norm, gate, gate_backward, norm_again, norm_backward, rotate
-from slimrl.kernels.linear import FewRowsLinear
+from slimrl.kernels.linear import FewRowsLinear, together
 from slimrl.kernels.native import has_kernels, lanes, takes
 from slimrl.kernels.packed import SpanAttention, can_attend, packed_attention, packed_attention_backward
 from slimrl.model.attention import AttentionPlan, PackedRows
@@ -78,8 +78,8 @@ def _inferred(
     attention, mlp, norms = layer.self_attn, layer.mlp, (layer.input_layernorm, layer.post_attention_layernorm)
     _, h, _ = add_norm(x, None, norms[0].weight, norms[0].variance_epsilon)
     query, key, value = (
-        project(h).view(len(h), -1, attention.head_dim)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        part.view(len(h), -1, attention.head_dim)
+        for part in together(h, (attention.q_proj, attention.k_proj, attention.v_proj))
     )
     rotate(query, *rotary)
     rotate(key, *rotary)
@@ -87,7 +87,7 @@ def _inferred(
     found = plan.attend(attention.layer_idx, *by_head, scaling=attention.scaling, window=layer.window)
     attended = attention.o_proj(found.transpose(1, 2).reshape(len(h), -1))
     total, h, _ = add_norm(x, attended, norms[1].weight, norms[1].variance_epsilon)
-    return total.add_(mlp.down_proj(gate(mlp.gate_proj(h), mlp.up_proj(h))))
+    return total.add_(mlp.down_proj(gate(*together(h, (mlp.gate_proj, mlp.up_proj)))))
 
 
 class FusedNorm(nn.Module):

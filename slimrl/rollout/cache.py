@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrl.kernels.decode import decode_attention
+from slimrl.kernels.decode import decode_attention, recorded_decode_attention
 from slimrl.kernels.native import lanes, takes
 from slimrl.model.attention import Prefill
 
@@ -146,7 +146,8 @@ class DecodeStep:
             assert isinstance(self.time, int)
             stores = (cache.keys[layer], cache.values[layer], cache.prompt_keys[layer], cache.prompt_values[layer])
             rows = (layout.prompt, self.lengths, self.ages)
-            done: Tensor = decode_attention(query, key, value, *stores, *rows, self.time, window, scaling)
+            attend = recorded_decode_attention if torch.compiler.is_compiling() else decode_attention
+            done: Tensor = attend(query, key, value, *stores, *rows, self.time, window, scaling)
             return done
         prompts, _, seats = layout.table.shape
         table = layout.table.flatten()

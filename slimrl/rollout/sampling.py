@@ -15,6 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from slimrl.kernels.decode import exponentiate
+from slimrl.kernels.native import takes
+
 GREEDY = -1.0
 """Stands for the uniform number where no token is drawn but the most probable one taken."""
 BLOCK = 128
@@ -32,12 +35,8 @@ def sample_tokens(logits: Tensor, uniform: Tensor, *, temperature: float, greedy
     `greedy` says that some of `uniform` may be GREEDY. The log-probability is under softmax(logits / temperature), also for
     greedy choices. Overwrites `logits`.
     """
-    if temperature != 1.0:
-        logits /= temperature
     best = logits.argmax(-1, keepdim=True) if greedy else None
-    logits -= logits.amax(-1, keepdim=True)
-    weights = logits.exp_()
-    sums = _block_sums(weights)
+    weights, sums = _weights(logits, temperature)
     token = _race(weights, sums, uniform)
     token = token if best is None else torch.where(uniform[:, None] < 0, best, token)
     share = weights.gather(-1, token) / sums.sum(-1, keepdim=True)
@@ -70,6 +69,17 @@ def _(uniform: Tensor, count: int) -> Tensor:
 def _shifted(bits: Tensor, by: int) -> Tensor:
     """A logical shift to the right; torch's own keeps the sign."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _weights(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """[N, V] in place: numbers in proportion to the probabilities, and the sums of their blocks."""
+    if takes(logits) and logits.is_contiguous():
+        return logits, exponentiate(logits, temperature)
+    if temperature != 1.0:
+        logits /= temperature
+    logits -= logits.amax(-1, keepdim=True)
+    weights = logits.exp_()
+    return weights, _block_sums(weights)
 
 
 def _block_sums(weights: Tensor) -> Tensor:

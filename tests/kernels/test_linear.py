@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from slimrl.kernels import linear, native
-from slimrl.kernels.decode import few_rows
-from slimrl.kernels.linear import FewRowsLinear, most_rows, speed_up_linear, wide_product
+from slimrl.kernels.decode import few_rows, products
+from slimrl.kernels.linear import FewRowsLinear, most_rows, speed_up_linear, together, wide_product
 from slimrl.kernels.native import has_kernels, lanes, paused
 from tests.tiny import tiny_model
 
@@ -115,7 +115,7 @@ def test_products_of_bfloat16_are_rounded_once(rows: int, inputs: int, bias: boo
         weight, x = torch.randn(43, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
         offset = torch.randn(43).bfloat16() if bias else None
     exact = x.double() @ weight.double().T + (offset.double() if offset is not None else 0)
-    wide = few_rows(weight, x, offset, widen=True)
+    (wide,) = products(x, [(weight, offset)], widen=True)
     assert wide.dtype == torch.float32
     torch.testing.assert_close(wide.double(), exact, atol=1e-5, rtol=1e-5)
     found = few_rows(weight, x, offset)
@@ -158,3 +158,14 @@ def test_small_matrices_are_left_alone() -> None:
     model = tiny_model("qwen2")
     speed_up_linear(model)
     assert not any(isinstance(module, FewRowsLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 70, 400])
+def test_layers_together_give_what_each_gives(rows: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Linear(70, 50), nn.Linear(70, 9, bias=False), nn.Linear(70, 16)]
+        x = torch.randn(rows, 70)
+    with torch.no_grad():
+        for found, layer in zip(together(x, layers), layers, strict=True):
+            torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)

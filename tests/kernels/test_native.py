@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slimrl.kernels import native
-from slimrl.kernels.decode import decode_attention, few_rows
+from slimrl.kernels.decode import decode_attention, exponentiate, few_rows, recorded_decode_attention, recorded_few_rows
 from slimrl.kernels.native import has_kernels, lanes
 from slimrl.model.attention import PackedRows, Prefill
 from slimrl.rollout.cache import Cache
@@ -145,13 +146,13 @@ def test_what_is_not_a_number_stays_so() -> None:
 @compiled
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_knows_both() -> None:
-    torch.library.opcheck(few_rows, (torch.randn(12, 8), torch.randn(5, 8), torch.randn(12)))
-    torch.library.opcheck(few_rows, (torch.randn(12, 8), torch.randn(5, 8), None))
+    torch.library.opcheck(recorded_few_rows, (torch.randn(12, 8), torch.randn(5, 8), torch.randn(12)))
+    torch.library.opcheck(recorded_few_rows, (torch.randn(12, 8), torch.randn(5, 8), None))
     width, n = lanes(), 2
     stores = [torch.zeros(n, 1, 4, width) for _ in range(4)]
     step = [torch.randn(n, 1, 1, width) for _ in range(3)]
     numbers = [torch.tensor([0, 1]), torch.tensor([2, 4]), torch.tensor([0, 0])]
-    torch.library.opcheck(decode_attention, (*step, *stores, *numbers, 1, 0, 0.5))
+    torch.library.opcheck(recorded_decode_attention, (*step, *stores, *numbers, 1, 0, 0.5))
 
 
 @compiled
@@ -234,3 +235,20 @@ def test_only_a_cache_of_one_width_is_read_by_it() -> None:
     recorded = cache(width, width, recorded=True)
     assert not recorded.native
     assert not recorded.keys[0].any()  # its masks multiply by 0, which must not meet what is no number
+
+
+@compiled
+@pytest.mark.parametrize("vocabulary", [2, 16, 127, 128, 129, 300, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_exponentials_of_logits(vocabulary: int, temperature: float) -> None:
+    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)) * 9
+    logits[1, 0] = -math.inf  # of probability 0
+    logits[2, vocabulary // 2] = math.nan
+    given = logits.clone()
+    sums = exponentiate(given, temperature)
+    z = logits.double() / temperature
+    exact = (z - z.nan_to_num(-math.inf).amax(-1, keepdim=True)).exp()
+    torch.testing.assert_close(given.double(), exact, rtol=1e-5, atol=1e-37, equal_nan=True)
+    padded = torch.nn.functional.pad(exact, (0, -vocabulary % 128)).view(5, -1, 128).sum(-1)
+    torch.testing.assert_close(sums, padded, rtol=1e-5, atol=1e-37, equal_nan=True)
+    assert given[1, 0] == 0
