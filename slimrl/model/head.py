@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from slimrl.algorithm.kl import Divergence
 from slimrl.kernels.embedding import running_gradient
 from slimrl.kernels.linear import wide_product
+from slimrl.kernels.native import has_kernels, takes
+from slimrl.kernels.vocabulary import logit_gradient, summarize
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, twice that at the peak."""
@@ -77,7 +79,9 @@ def token_logprobs(
     """
     size = max(1, chunk_elements // head.vocabulary)
     keeps = len(hidden) <= size and not head.softcap
-    logprobs, entropy, _ = _values(head, hidden, targets, _Logprobs(temperature, head.softcap, size, keeps))
+    logprobs, entropy, _ = _values(
+        head, hidden, targets, _Logprobs(temperature, head.softcap, size, keeps, head.weight.dtype)
+    )
     return logprobs, entropy
 
 
@@ -143,10 +147,15 @@ class _Logprobs:
     """Positions of a chunk."""
     keeps: bool
     """There is one chunk: what p is made of is kept, and nothing is made again (nor can it be differentiated twice)."""
+    dtype: torch.dtype
+    """Of the head's weights."""
     differentiable = False
 
     def forward(self, logits: Tensor, targets: Tensor, rows: slice) -> _Chunk:
         """Overwrites the chunk's `logits` [n, V]; `targets` are those of all positions."""
+        if takes(logits):
+            found = summarize(logits, targets[rows], self.temperature, keep=self.keeps)
+            return _Chunk(*found[:2], torch.zeros_like(found[0]), found[2], logits if self.keeps else None)
         if self.temperature != 1:
             logits /= self.temperature
         top = logits.amax(-1)
@@ -160,9 +169,17 @@ class _Logprobs:
         return _Chunk(chosen - total.log(), entropy, torch.zeros_like(entropy), normalizer, kept)
 
     def backward(self, logits: Tensor, targets: Tensor, rows: slice, saved: Tensor, gradients: Gradients) -> Tensor:
-        """[n, V] gradient of the chunk's logits, in their buffer; kept weights take the place of logits."""
-        slope = 1 - (logits / self.softcap) ** 2 if self.softcap else None
+        """[n, V] gradient of the chunk's logits, in their buffer or in the weights' type; `logits` may be the kept weights."""
+        bend = 1 - (logits / self.softcap) ** 2 if self.softcap else None
         gradient = gradients[0][rows] / self.temperature
+        if takes(logits) and has_kernels(self.dtype):
+            d = (
+                logits
+                if bend is not None or self.dtype == torch.float32
+                else torch.empty_like(logits, dtype=self.dtype)
+            )
+            logit_gradient(logits, targets[rows], saved[rows], gradient, d, 0.0 if self.keeps else self.temperature)
+            return d if bend is None else d.mul_(bend)
         if self.keeps:
             d = logits.mul_((-gradient / saved[rows])[:, None])
         else:
@@ -170,7 +187,7 @@ class _Logprobs:
                 logits /= self.temperature
             d = logits.sub_(saved[rows][:, None]).exp_().mul_(-gradient[:, None])
         d.scatter_add_(1, targets[rows][:, None], gradient[:, None])
-        return d if slope is None else d.mul_(slope)
+        return d if bend is None else d.mul_(bend)
 
 
 @dataclass(frozen=True)
@@ -264,7 +281,7 @@ class _HeadGradient:
     def add(self, d: Tensor, hidden: Tensor, of_hidden: Tensor) -> None:
         """A chunk's slopes [n, V] and hidden states [n, D]; writes the hidden states' gradient to `of_hidden`."""
         if self._bias is not None:
-            self._bias += d.sum(0)
+            self._bias += d.sum(0, dtype=torch.float32)
         narrow = d.to(self._weight.dtype)
         torch.mm(narrow, self._weight, out=of_hidden)
         if self._sum is not None and self._sum.dtype == narrow.dtype:
