@@ -47,7 +47,7 @@ template <typename V>
 static inline V moved(V weight, V g, V& mean, V& square, const Step& s) {
   mean = mean + (g - mean) * (1.0f - s.beta1);
   square = square * s.beta2 + g * g * (1.0f - s.beta2);
-  return weight * s.decay - mean * s.rate / (root(square) / s.root + s.epsilon);
+  return weight - (weight * s.decay + mean * s.rate / (root(square) / s.root + s.epsilon));
 }
 
 template <typename G, typename T>

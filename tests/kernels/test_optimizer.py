@@ -69,6 +69,18 @@ def test_updates_are_torchs(count: int, narrow_gradient: bool, dtype: torch.dtyp
     assert torch.equal(weight, master.to(dtype))
 
 
+def test_a_decay_below_the_last_digit_of_one_acts(dtype: torch.dtype) -> None:
+    """1 - 2e-8 is 1 in float32; what a weight loses in a step that moves it is rounded once, with the step."""
+    count = 100_000
+    master, mean = torch.full((count,), 1.0), normal(count, 0) * 1e-2
+    kept = master.clone()
+    for weight, decay in ((master, 2e-2), (kept, 0.0)):
+        state = {"step": torch.full((), 1e6), "exp_avg": mean.clone(), "exp_avg_sq": torch.full((count,), 1e-4)}
+        narrow = weight if dtype == torch.float32 else weight.to(dtype)
+        adamw(narrow, weight, torch.zeros(count), state, AdamW(1e-6, 0.9, 0.98, 1e-8, 1.0), decay)
+    assert float((kept - master).double().mean()) == pytest.approx(2e-8, rel=0.1)
+
+
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_counted(count: int, bad: float, dtype: torch.dtype) -> None:
