@@ -1,4 +1,4 @@
-"""The two parts of a decode step that torch's CPU libraries are slow at.
+"""The parts of a decode step that torch's CPU libraries are slow at.
 
 There a decode step reads much memory for little arithmetic: the weights, for a few rows, and each row's own keys and
 values. Two Sapphire Rapids cores that read 30 GB/s, float32: the library behind torch reads the weights of 16 rows at 8

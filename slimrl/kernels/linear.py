@@ -35,10 +35,13 @@ def most_rows(dtype: torch.dtype) -> int:
 def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [N, D], weight [V, D], bias [V] -> x W^T + b [N, V] float32, without gradient.
 
-    In bfloat16 the sums are not rounded to bfloat16 where the compiled product makes them.
+    In bfloat16 the compiled product makes it for any number of rows, and its sums are not rounded to bfloat16; beside a matrix
+    unit torch does, which rounds them.
     """
-    if x.dtype == torch.bfloat16 and takes(x, weight) and not has_matrix_unit() and x.shape[1] % 2 == 0:
-        return products(x, [(weight, bias)], widen=True)[0]
+    if takes(x, weight):
+        narrow, few = x.dtype == torch.bfloat16, FEWEST_ROWS <= len(x) <= most_rows(x.dtype)
+        if (x.shape[1] % 2 == 0 and not has_matrix_unit()) if narrow else few:
+            return products(x, [(weight, bias)], widen=True)[0]
     return linear(x, weight, bias).float()
 
 

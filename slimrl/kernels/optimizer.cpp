@@ -7,6 +7,7 @@
 #include <cmath>
 
 constexpr int64_t ALONE = 16384;  // numbers for which other threads are not worth their start
+constexpr int64_t RUN = 32 * LANES;  // numbers whose squares are added in float32, and their sums in float64
 
 template <typename G>
 static void sum_squares(const G* gradient, double* sums, int64_t count, int threads) {
@@ -14,13 +15,17 @@ static void sum_squares(const G* gradient, double* sums, int64_t count, int thre
   {
     double sum = 0;
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < count / LANES; i++) {
-      const Vector g = load(gradient + i * LANES);
-      sum += total(g * g);
+    for (int64_t i = 0; i < count / RUN; i++) {
+      Vector part{};
+      for (int64_t j = i * RUN; j < (i + 1) * RUN; j += LANES) {
+        const Vector g = load(gradient + j);
+        part += g * g;
+      }
+      sum += total(part);
     }
     sums[omp_get_thread_num()] = sum;
   }
-  for (int64_t i = count / LANES * LANES; i < count; i++) {
+  for (int64_t i = count / RUN * RUN; i < count; i++) {
     const float g = number(gradient[i]);
     sums[0] += g * g;
   }
@@ -42,7 +47,7 @@ template <typename V>
 static inline V moved(V weight, V g, V& mean, V& square, const Step& s) {
   mean = mean + (g - mean) * (1.0f - s.beta1);
   square = square * s.beta2 + g * g * (1.0f - s.beta2);
-  return weight * s.decay - mean * s.rate / (root(square) / s.root + s.epsilon);
+  return weight - (weight * s.decay + mean * s.rate / (root(square) / s.root + s.epsilon));
 }
 
 template <typename G, typename T>

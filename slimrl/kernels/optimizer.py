@@ -55,7 +55,7 @@ def adamw(
     step, spoiled = int(state["step"]), torch.zeros(1, dtype=torch.long)
     numbers = _Step(
         settings.rate / (1 - settings.beta1**step), settings.beta1, settings.beta2, settings.epsilon,
-        1 - settings.rate * weight_decay, (1 - settings.beta2**step) ** 0.5, settings.factor,
+        settings.rate * weight_decay, (1 - settings.beta2**step) ** 0.5, settings.factor,
     )  # fmt: skip
     narrow = weight if weight is not master else None
     kernel = "adamw" if narrow is None else "adamw_narrow"

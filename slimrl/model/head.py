@@ -53,7 +53,7 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]."""
-        if torch.is_grad_enabled() or hidden.ndim != 2:
+        if torch.is_grad_enabled() or hidden.ndim != 2 or torch.compiler.is_compiling():
             logits: Tensor = self.projection(hidden).float()
         else:
             logits = wide_product(hidden, self.weight, self.bias)

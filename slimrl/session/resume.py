@@ -54,7 +54,7 @@ class RunLookup(Generic[Config]):
     wanted: Config
     """The settings as they are now."""
     config: Config
-    """The settings to prepare with: those of an interrupted run have the date of its prompts."""
+    """The settings to prepare with: those of an interrupted run have its precision and the date of its prompts."""
     recorded: Mapping[str, Any]
     """Its run.json; empty for a new run."""
     checkpoint: Checkpoint | None = None
@@ -134,8 +134,9 @@ def _look_into(config: Config, verb: str, path: Path, lock: Lock) -> RunLookup[C
     if config.steps < step:
         raise SettingsError(f"steps={config.steps} is less than the {step} that {path} has taken; raise it")
     plan = read_plan(recorded["memory"]) if recorded.get("memory") else None
-    dated = with_chosen(config, {"task.date": recorded["date"]} if recorded.get("date") else {})
-    return RunLookup("interrupted", verb, path, config, dated, recorded, checkpoint, plan, tuple(notes), lock)
+    found = {"task.date": recorded.get("date"), "model.dtype": recorded.get("dtype")}
+    begun = with_chosen(config, {key: value for key, value in found.items() if value})
+    return RunLookup("interrupted", verb, path, config, begun, recorded, checkpoint, plan, tuple(notes), lock)
 
 
 def recorded_summary(found: RunLookup[Any], kind: type[Summary]) -> Summary:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slimrl.kernels import linear, native
 from slimrl.kernels.decode import few_rows, products
@@ -143,6 +143,20 @@ def test_a_wide_product_is_float32(
     torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=2**-8 if rounded else 1e-5)
     with paused():
         torch.testing.assert_close(wide_product(x, weight, offset), found, atol=1e-5, rtol=2**-7)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 30, 10_000])
+def test_the_head_of_a_decode_step_takes_the_product_of_few_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def counted(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, widen: bool = False) -> list[Tensor]:
+        taken.append(len(x))
+        return products(x, layers, widen=widen)
+
+    monkeypatch.setattr(linear, "products", counted)
+    weight, x = torch.randn(43, 64), torch.randn(rows, 64)
+    torch.testing.assert_close(wide_product(x, weight, None), x @ weight.T, atol=1e-5, rtol=1e-5)
+    assert taken == ([rows] if 3 <= rows <= most_rows(torch.float32) else [])
 
 
 def test_rows_up_to_which_the_compiled_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

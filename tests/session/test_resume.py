@@ -19,6 +19,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop, Stopped
+from slimrl.model import loading
 from slimrl.model.loading import load_policy
 from slimrl.results import TrainSummary
 from slimrl.rollout.engine import RolloutEngine
@@ -153,6 +154,18 @@ def test_bfloat16_masters_come_back(tmp_path: Path) -> None:
     run(tmp_path, "a", *settings, stop=stop)
     assert interrupt(tmp_path, "b", round(0.8 * (-1 - stop.left)), *settings) == 75
     run(tmp_path, "b", *settings, resume=True)
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_a_run_goes_on_in_the_precision_that_auto_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another processor, or after an update that lets `auto` mean something else."""
+    run(tmp_path, "a", "model.dtype=bfloat16", "steps=2")
+    with monkeypatch.context() as before:
+        before.setattr(loading, "usual_dtype", lambda *_: torch.bfloat16)
+        stop = StopAt(-1)
+        run(tmp_path, "c", "steps=2", stop=stop)
+        assert interrupt(tmp_path, "b", round(0.8 * (-1 - stop.left)), "steps=2") == 75
+    run(tmp_path, "b", "steps=2", resume=True)
     assert content(tmp_path / "b") == content(tmp_path / "a")
 
 
