@@ -3,6 +3,8 @@
 
 #include "vectors.h"
 
+#include <algorithm>
+
 // The product of few rows: every weight is read once, in the order in which it lies in memory, and met there by all rows,
 // which are the lanes of a vector.
 
@@ -64,19 +66,26 @@ struct Part {
   int64_t outputs;
 };
 
+// Bytes of rows that are packed at once: they stay in a core's own cache while all weights pass.
+constexpr int64_t PANEL = 1 << 19;
+
 template <typename T, typename Y>
-static void products(const Part<T, Y>* parts, int64_t count, const T* x, float* scratch, int64_t inputs, int rows, int threads) {
-  const int64_t steps = inputs / PAIR<T>;
+static void products(const Part<T, Y>* parts, int64_t count, const T* x, int64_t inputs, int64_t all_rows, int threads) {
+  const int64_t steps = inputs / PAIR<T>, tile = MOST * LANES, needed = (all_rows + LANES - 1) / LANES * LANES;
+  const int64_t panel = std::min(std::max<int64_t>(PANEL / (inputs * sizeof(T)) / tile, 1) * tile, needed);
+  const std::unique_ptr<float[]> packed(new float[panel * steps]);
+  float* const scratch = packed.get();
 #pragma omp parallel num_threads(threads)
-  {
+  for (int64_t begin = 0; begin < all_rows; begin += panel) {
+    const int rows = static_cast<int>(std::min(panel, all_rows - begin));
 #pragma omp for schedule(static)
     for (int64_t k = 0; k < steps; k++)
-      for (int row = 0; row < rows; row += MOST * LANES) {
+      for (int row = 0; row < rows; row += tile) {
         const int vectors = (rows - row + LANES - 1) / LANES, width = (vectors < MOST ? vectors : MOST) * LANES;
         float* column = scratch + row * steps + k * width;
         for (int i = 0; i < width; i++) {
           column[i] = 0.0f;
-          if (row + i < rows) __builtin_memcpy(column + i, x + (row + i) * inputs + k * PAIR<T>, 4);
+          if (row + i < rows) __builtin_memcpy(column + i, x + (begin + row + i) * inputs + k * PAIR<T>, 4);
         }
       }
     for (int64_t i = 0; i < count; i++) {
@@ -86,9 +95,11 @@ static void products(const Part<T, Y>* parts, int64_t count, const T* x, float* 
       for (int64_t j = 0; j < whole + left; j++) {
         const int64_t n = j < whole ? j * OUTPUTS : whole * OUTPUTS + j - whole;
         const auto some = j < whole ? outputs_of<T, Y, OUTPUTS> : outputs_of<T, Y, 1>;
-        some(p.weight + n * inputs, scratch, p.bias ? p.bias + n : nullptr, p.y + n, p.outputs, inputs, rows);
+        const T* bias = p.bias ? p.bias + n : nullptr;
+        some(p.weight + n * inputs, scratch, bias, p.y + begin * p.outputs + n, p.outputs, inputs, rows);
       }
     }
+#pragma omp barrier
   }
 }
 
@@ -288,9 +299,8 @@ static void attention(const T* query, const T* key, const T* value, T* keys, T* 
               columns, prompt_width, width, time, window, group, scaling, threads);                                      \
   }
 #define PRODUCTS(T, Y, NAME)                                                                                             \
-  void products_##NAME(const Part<T, Y>* parts, int64_t count, const T* x, float* scratch, int64_t inputs, int rows,     \
-                       int threads) {                                                                                    \
-    products(parts, count, x, scratch, inputs, rows, threads);                                                           \
+  void products_##NAME(const Part<T, Y>* parts, int64_t count, const T* x, int64_t inputs, int64_t rows, int threads) {  \
+    products(parts, count, x, inputs, rows, threads);                                                                    \
   }
 
 extern "C" {

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slimrl.kernels.native import call, lanes
+from slimrl.kernels.native import call
 
 
 class _Part(ctypes.Structure):
@@ -39,8 +39,7 @@ def products(x: Tensor, linear: Sequence[tuple[Tensor, Tensor | None]], *, widen
             for (w, b), y in zip(dense, found, strict=True)
         )
     )
-    scratch = x.new_empty(-(-rows // lanes()) * lanes() * inputs // (2 if narrow else 1), dtype=torch.float32)
-    call("products_widened" if widen and narrow else "products", x.dtype, parts, len(dense), x, scratch, inputs, rows)
+    call("products_widened" if widen and narrow else "products", x.dtype, parts, len(dense), x, inputs, rows)
     return found
 
 

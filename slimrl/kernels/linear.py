@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from slimrl.kernels.decode import few_rows, products, recorded_few_rows
-from slimrl.kernels.native import has_kernels, has_matrix_unit, lanes, takes
+from slimrl.kernels.native import has_kernels, has_matrix_unit, takes
 
 FEWEST_ROWS = 3
-"""One or two rows torch multiplies at the speed of memory."""
-MOST_VECTORS = 16
-"""Vectors of rows up to which the compiled product is as quick as the library's, which in bfloat16 compiles a kernel of its
-own for every number of rows. Above it the library's blocking is better."""
-MOST_VECTORS_BESIDE_TILES = 2
+"""One or two rows of float32 torch multiplies at the speed of memory."""
+MOST_ROWS = 256
+"""Rows up to which the compiled product is as quick as the library's in float32. In bfloat16 it is for any number: the library
+compiles a kernel of its own for each."""
+MOST_ROWS_BESIDE_TILES = 32
 """The same for bfloat16 on a processor with a matrix unit (AMX), which the library uses: few rows leave it idle."""
 LEAST_WEIGHTS = 4096
 """Smaller matrices cost less than a call."""
@@ -24,12 +25,13 @@ TURNED_ROWS = range(8, 49)
 """Rows for which W x^T is quicker than x W^T in torch, where nothing can be compiled."""
 
 
-def most_rows(dtype: torch.dtype) -> int:
-    """Rows up to which `few_rows` multiplies; 0 where it cannot."""
+def quick_rows(dtype: torch.dtype) -> range:
+    """Numbers of rows that `few_rows` multiplies; empty where it cannot."""
     if not has_kernels(dtype):
-        return 0
-    beside = dtype == torch.bfloat16 and has_matrix_unit()
-    return (MOST_VECTORS_BESIDE_TILES if beside else MOST_VECTORS) * lanes()
+        return range(0)
+    if dtype == torch.bfloat16:
+        return range(1, MOST_ROWS_BESIDE_TILES + 1 if has_matrix_unit() else sys.maxsize)
+    return range(FEWEST_ROWS, MOST_ROWS + 1)
 
 
 def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,30 +40,33 @@ def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     In bfloat16 the compiled product makes it for any number of rows, and its sums are not rounded to bfloat16; beside a matrix
     unit torch does, which rounds them.
     """
-    if takes(x, weight):
-        narrow, few = x.dtype == torch.bfloat16, FEWEST_ROWS <= len(x) <= most_rows(x.dtype)
-        if (x.shape[1] % 2 == 0 and not has_matrix_unit()) if narrow else few:
-            return products(x, [(weight, bias)], widen=True)[0]
+    even = x.dtype == torch.float32 or x.shape[1] % 2 == 0
+    if even and takes(x, weight) and len(x) in quick_rows(x.dtype):
+        return products(x, [(weight, bias)], widen=True)[0]
     return linear(x, weight, bias).float()
 
 
-def together(x: Tensor, layers: Sequence[nn.Linear]) -> list[Tensor]:
-    """x [N, D] -> what each of these layers gives, without gradient; in one call of the compiled product where that is quick."""
-    if FEWEST_ROWS <= len(x) <= most_rows(x.dtype) and all(takes(x, layer.weight) for layer in layers):
-        return products(x, [(layer.weight, layer.bias) for layer in layers])
-    return [layer(x) for layer in layers]
+def together(x: Tensor, linear: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+    """x [N, D], weights and biases as `products` takes them -> its results, by the compiled product or torch's, without gradient.
+
+    In bfloat16 a row's result does not depend on the rows that it is computed with (beside a matrix unit it does), so that
+    sampler and trainer round alike.
+    """
+    if len(x) in quick_rows(x.dtype) and all(takes(x, weight) for weight, _ in linear):
+        return products(x, linear)
+    return [torch.nn.functional.linear(x, weight, bias) for weight, bias in linear]
 
 
 class FewRowsLinear(nn.Linear):
     """`nn.Linear` in all but the way in which few rows are multiplied where no gradient is wanted."""
 
-    most_rows: int
-    """Rows up to which `few_rows` multiplies; 0 where it cannot be compiled."""
+    quick_rows: range
+    """Numbers of rows that `few_rows` multiplies."""
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.numel() // self.in_features
-        quick = FEWEST_ROWS <= rows <= self.most_rows
-        turned = not self.most_rows and TURNED_ROWS.start <= rows < TURNED_ROWS.stop
+        quick = self.quick_rows.start <= rows < self.quick_rows.stop
+        turned = not self.quick_rows and TURNED_ROWS.start <= rows < TURNED_ROWS.stop
         if torch.is_grad_enabled() or not (quick or turned) or input.device.type != "cpu":
             return super().forward(input)
         x = input.reshape(rows, self.in_features)
@@ -85,4 +90,4 @@ def speed_up_linear(model: nn.Module) -> None:
         dtype, even = module.weight.dtype, module.in_features % 2 == 0
         if module.weight.numel() >= LEAST_WEIGHTS and (dtype == torch.float32 or (even and has_kernels(dtype))):
             module.__class__ = FewRowsLinear
-            module.most_rows = most_rows(dtype)  # type: ignore[assignment]
+            module.quick_rows = quick_rows(dtype)  # type: ignore[assignment]

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from slimrl.kernels.embedding import running_gradient
 from slimrl.kernels.layers import add_norm, gate, gate_backward, norm_again, norm_backward, rotate
@@ -79,7 +78,7 @@ def _inferred(
     _, h, _ = add_norm(x, None, norms[0].weight, norms[0].variance_epsilon)
     query, key, value = (
         part.view(len(h), -1, attention.head_dim)
-        for part in together(h, (attention.q_proj, attention.k_proj, attention.v_proj))
+        for part in together(h, _pairs(attention.q_proj, attention.k_proj, attention.v_proj))
     )
     rotate(query, *rotary)
     rotate(key, *rotary)
@@ -87,7 +86,11 @@ def _inferred(
     found = plan.attend(attention.layer_idx, *by_head, scaling=attention.scaling, window=layer.window)
     attended = attention.o_proj(found.transpose(1, 2).reshape(len(h), -1))
     total, h, _ = add_norm(x, attended, norms[1].weight, norms[1].variance_epsilon)
-    return total.add_(mlp.down_proj(gate(*together(h, (mlp.gate_proj, mlp.up_proj)))))
+    return total.add_(mlp.down_proj(gate(*together(h, _pairs(mlp.gate_proj, mlp.up_proj)))))
+
+
+def _pairs(*layers: Any) -> list[tuple[Tensor, Tensor | None]]:
+    return [(layer.weight, layer.bias) for layer in layers]
 
 
 class FusedNorm(nn.Module):
@@ -128,14 +131,16 @@ class _Layer(torch.autograd.Function):
         norm, wq, bq, wk, bk, wv, bv, wo, bo, gate_norm, wg, bg, wu, bu, wd, bd = weights
         _, h, scale = add_norm(x, None, norm, call.epsilons[0])
         query, key, value = (
-            linear(h, weight, bias).view(len(h), -1, call.head_width) for weight, bias in ((wq, bq), (wk, bk), (wv, bv))
+            part.view(len(h), -1, call.head_width) for part in together(h, ((wq, bq), (wk, bk), (wv, bv)))
         )
         rotate(query, call.cosine, call.sine)
         rotate(key, call.cosine, call.sine)
         attended, normalizers = packed_attention(query, key, value, call.how)
-        middle, h, gate_scale = add_norm(x, linear(attended.flatten(1), wo, bo), gate_norm, call.epsilons[1])
-        gated, up = linear(h, wg, bg), linear(h, wu, bu)
-        out = middle + linear(gate(gated, up), wd, bd)
+        (projected,) = together(attended.flatten(1), ((wo, bo),))
+        middle, h, gate_scale = add_norm(x, projected, gate_norm, call.epsilons[1])
+        gated, up = together(h, ((wg, bg), (wu, bu)))
+        (projected,) = together(gate(gated, up), ((wd, bd),))
+        out = middle + projected
         ctx.save_for_backward(
             x, scale, query, key, value, attended, normalizers, middle, gate_scale, gated, up, *weights
         )

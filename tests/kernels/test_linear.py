@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimrl.kernels import linear, native
 from slimrl.kernels.decode import few_rows, products
-from slimrl.kernels.linear import FewRowsLinear, most_rows, speed_up_linear, together, wide_product
+from slimrl.kernels.linear import FewRowsLinear, quick_rows, speed_up_linear, together, wide_product
 from slimrl.kernels.native import has_kernels, lanes, paused
 from tests.tiny import tiny_model
 
@@ -45,7 +45,7 @@ def test_the_products_are_equal(bias: bool, shape: tuple[int, ...], quick: bool)
         expected = module(x)
         speed_up_linear(nn.Sequential(module))
         assert type(module) is FewRowsLinear
-        assert bool(module.most_rows) == quick
+        assert bool(module.quick_rows) == quick
         torch.testing.assert_close(module(x), expected, atol=1e-6, rtol=1e-5)
         assert module(x).is_contiguous()
 
@@ -156,16 +156,16 @@ def test_the_head_of_a_decode_step_takes_the_product_of_few_rows(rows: int, monk
     monkeypatch.setattr(linear, "products", counted)
     weight, x = torch.randn(43, 64), torch.randn(rows, 64)
     torch.testing.assert_close(wide_product(x, weight, None), x @ weight.T, atol=1e-5, rtol=1e-5)
-    assert taken == ([rows] if 3 <= rows <= most_rows(torch.float32) else [])
+    assert taken == ([rows] if rows in quick_rows(torch.float32) else [])
 
 
 def test_rows_up_to_which_the_compiled_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "has_matrix_unit", lambda: True)
-    assert most_rows(torch.float32) == 16 * lanes()
-    assert most_rows(torch.bfloat16) == (2 * lanes() if has_kernels(torch.bfloat16) else 0)
-    assert most_rows(torch.float16) == 0
+    assert quick_rows(torch.float32) == (range(3, 257) if lanes() else range(0))
+    assert quick_rows(torch.bfloat16) == (range(1, 33) if has_kernels(torch.bfloat16) else range(0))
+    assert not quick_rows(torch.float16)
     monkeypatch.setattr(linear, "has_matrix_unit", lambda: False)
-    assert most_rows(torch.bfloat16) == (16 * lanes() if has_kernels(torch.bfloat16) else 0)
+    assert (100_000 in quick_rows(torch.bfloat16)) == has_kernels(torch.bfloat16)
 
 
 def test_small_matrices_are_left_alone() -> None:
@@ -181,5 +181,5 @@ def test_layers_together_give_what_each_gives(rows: int) -> None:
         layers = [nn.Linear(70, 50), nn.Linear(70, 9, bias=False), nn.Linear(70, 16)]
         x = torch.randn(rows, 70)
     with torch.no_grad():
-        for found, layer in zip(together(x, layers), layers, strict=True):
+        for found, layer in zip(together(x, [(m.weight, m.bias) for m in layers]), layers, strict=True):
             torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)
