@@ -32,8 +32,8 @@ class ModelConfig(Section):
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` draws new weights for the config found at `path` (for training from scratch with `slimrl sft`)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the module; `auto` is bfloat16 on a GPU, and on a CPU that multiplies it (AVX512-BF16) for models of hidden
-    size 512 and more, else float32. Masters are always float32."""
+    """Precision of the module; `auto` is bfloat16 on a GPU, and on a CPU that multiplies it (AVX512-BF16, with a C++ compiler)
+    for models of hidden size 512 and more, else float32. Masters are always float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a GPU where there is one."""
     trust_remote_code: bool = False

@@ -28,8 +28,8 @@ def usual_dtype(device: torch.device, config: Any) -> torch.dtype:
     """The type that `model.dtype=auto` stands for, given a model's text configuration.
 
     bfloat16 on a GPU, and on a CPU that multiplies it (AVX512-BF16, measured 2.1 to 5 times as fast as float32) for models
-    wide enough to gain by it; else float32. It depends on the machine's kind alone, not on a measurement, so that a run can
-    be repeated.
+    wide enough to gain by it; else float32. It depends on the processor and on a compiler being there, not on a measurement, so
+    that a run can be repeated.
     """
     if device.type == "cuda":
         return torch.bfloat16
