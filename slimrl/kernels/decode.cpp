@@ -103,48 +103,6 @@ static void products(const Part<T, Y>* parts, int64_t count, const T* x, int64_t
   }
 }
 
-// Logits, in place, to exp((logit - the row's largest) / temperature), and the sums of its blocks of BLOCK numbers.
-constexpr int64_t BLOCK = 128;
-
-static void exponentiate(float* logits, double* sums, int64_t rows, int64_t vocabulary, float temperature, int threads) {
-  const int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t row = 0; row < rows; row++) {
-    float* x = logits + row * vocabulary;
-    Vector most = Vector{} - 3e38f;
-    const int64_t whole = vocabulary / LANES * LANES;
-    for (int64_t i = 0; i < whole; i += LANES) {
-      const Vector v = load(x + i);
-      most = v > most ? v : most;
-    }
-    float top = most[0];
-    for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
-    for (int64_t i = whole; i < vocabulary; i++) top = x[i] > top ? x[i] : top;
-    for (int64_t block = 0; block < blocks; block++) {
-      const int64_t end = (block + 1) * BLOCK < vocabulary ? (block + 1) * BLOCK : vocabulary;
-      Vector sum{};
-      for (int64_t i = block * BLOCK; i < end; i += LANES) {
-        Vector v{};
-        const int64_t count = end - i < LANES ? end - i : LANES;
-        if (count == LANES) {
-          v = load(x + i);
-        } else {
-          for (int64_t j = 0; j < LANES; j++) v[j] = j < count ? x[i + j] : -3e38f;
-        }
-        const Vector z = (v - top) / temperature, e = exponential(z);
-        v = z < -87.0f ? Vector{} : e;
-        if (count == LANES) {
-          store(x + i, v);
-        } else {
-          for (int64_t j = 0; j < count; j++) x[i + j] = v[j];
-        }
-        sum += v;
-      }
-      sums[row * blocks + block] = total(sum);
-    }
-  }
-}
-
 // The attention of a decode step: a query's keys are its prompt's, which its group shares, and its own in a ring of columns.
 
 // Lane i of the result is the sum of the lanes of part[i]; the parts are used up. Each round adds neighbours at a distance of
@@ -307,9 +265,6 @@ extern "C" {
 int lanes = LANES, has_bfloat16 = HAS_BFLOAT16;
 PRODUCTS(float, float, float32)
 DECODE(float, float32)
-void exponentiate_float32(float* logits, double* sums, int64_t rows, int64_t vocabulary, float temperature, int threads) {
-  exponentiate(logits, sums, rows, vocabulary, temperature, threads);
-}
 #if HAS_BFLOAT16
 PRODUCTS(BFloat16, BFloat16, bfloat16)
 PRODUCTS(BFloat16, float, widened_bfloat16)

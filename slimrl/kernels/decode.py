@@ -58,17 +58,6 @@ def _(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def exponentiate(logits: Tensor, temperature: float) -> Tensor:
-    """logits [N, V] float32 on the CPU, which become exp((logit - the row's largest) / temperature), 0 below e^-87.
-
-    Returns the sums of their blocks of 128 numbers, [N, ceil(V / 128)] float64.
-    """
-    rows, vocabulary = logits.shape
-    sums = torch.empty(rows, -(-vocabulary // 128), dtype=torch.float64)
-    call("exponentiate", logits.dtype, logits, sums, rows, vocabulary, temperature)
-    return sums
-
-
 def decode_attention(
     query: Tensor,
     key: Tensor,
@@ -103,7 +92,7 @@ def decode_attention(
     call(
         "decode_attention", query.dtype,
         query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out,
-        rows, key_heads, columns, prompt_keys.shape[2], width, time, window, heads // key_heads, scaling,
+        rows, key_heads, columns, prompt_keys.shape[2], width, time, window, heads // key_heads, float(scaling),
     )  # fmt: skip
     return out
 

@@ -20,7 +20,7 @@ def add_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, epsilon: fl
     rows, width = residual.shape
     total = residual if delta is None else torch.empty_like(residual)
     normalized, scale = residual.new_empty(rows, width, dtype=weight.dtype), residual.new_empty(rows)
-    call("add_norm", weight.dtype, total, residual, delta, weight, normalized, scale, rows, width, epsilon)
+    call("add_norm", weight.dtype, total, residual, delta, weight, normalized, scale, rows, width, float(epsilon))
     return total, normalized, scale
 
 
@@ -34,9 +34,9 @@ def norm_again(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def norm_backward(slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """Adds to `total` [N, D] float32 the gradient of x under `slope` [N, D], that of `add_norm`'s second result.
 
-    Returns `total` in the weight's type, and the gradient of the weight [D] float32.
+    Returns `total` in the weight's type (itself in float32), and the gradient of the weight [D] float32.
     """
-    narrow = torch.empty_like(total, dtype=weight.dtype)
+    narrow = total if weight.dtype == total.dtype else torch.empty_like(total, dtype=weight.dtype)
     parts = x.new_zeros(torch.get_num_threads(), x.shape[1])
     call("norm_backward", weight.dtype, slope, x, weight, scale, total, narrow, parts, *x.shape)
     return narrow, parts.sum(0)

@@ -34,27 +34,31 @@ def quick_rows(dtype: torch.dtype) -> range:
     return range(FEWEST_ROWS, MOST_ROWS + 1)
 
 
+def _is_quick(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    even = x.dtype == torch.float32 or x.shape[1] % 2 == 0
+    return even and takes(x, *weights) and len(x) in quick_rows(x.dtype)
+
+
 def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [N, D], weight [V, D], bias [V] -> x W^T + b [N, V] float32, without gradient.
 
-    In bfloat16 the compiled product makes it for any number of rows, and its sums are not rounded to bfloat16; beside a matrix
-    unit torch does, which rounds them.
+    The compiled product does not round the sums of bfloat16 numbers to bfloat16; torch, which takes its place beside a matrix
+    unit, does.
     """
-    even = x.dtype == torch.float32 or x.shape[1] % 2 == 0
-    if even and takes(x, weight) and len(x) in quick_rows(x.dtype):
+    if _is_quick(x, [weight]):
         return products(x, [(weight, bias)], widen=True)[0]
     return linear(x, weight, bias).float()
 
 
-def together(x: Tensor, linear: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+def together(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
     """x [N, D], weights and biases as `products` takes them -> its results, by the compiled product or torch's, without gradient.
 
     In bfloat16 a row's result does not depend on the rows that it is computed with (beside a matrix unit it does), so that
     sampler and trainer round alike.
     """
-    if len(x) in quick_rows(x.dtype) and all(takes(x, weight) for weight, _ in linear):
-        return products(x, linear)
-    return [torch.nn.functional.linear(x, weight, bias) for weight, bias in linear]
+    if _is_quick(x, [weight for weight, _ in layers]):
+        return products(x, layers)
+    return [linear(x, weight, bias) for weight, bias in layers]
 
 
 class FewRowsLinear(nn.Linear):

@@ -144,16 +144,23 @@ static void score(const Tile& t, const float* keys, const float* turned, float* 
   }
 }
 
+// The tile of queries from `first` on of a span, and its scores.
+template <typename T>
+static Tile scored(const T* query, const int64_t* span, int64_t first, Scratch& m, const Sizes& s) {
+  const int64_t group = s.heads / s.key_heads;
+  const Tile t(first, std::min(span[1] - first, TILE / group), group, span[3], s.window);
+  gather(query + span[0] * s.query, s.query, t, m.asked.data(), s.width);
+  turn(m.asked.data(), m.turned.data(), t.lanes, s.width);
+  score(t, m.k.data(), m.turned.data(), m.scores.data(), span[3], s);
+  return t;
+}
+
 template <typename T>
 static void span_forward(const T* query, T* out, float* normalizers, const int64_t* span, Scratch& m, const Sizes& s) {
-  const int64_t start = span[0], count = span[1], prefix = span[3], group = s.heads / s.key_heads;
-  const int64_t at_once = TILE / group;
-  for (int64_t first = 0; first < count; first += at_once) {
-    const Tile t(first, std::min(count - first, at_once), group, prefix, s.window);
-    gather(query + start * s.query, s.query, t, m.asked.data(), s.width);
-    turn(m.asked.data(), m.turned.data(), t.lanes, s.width);
+  const int64_t start = span[0], group = s.heads / s.key_heads;
+  for (int64_t first = 0; first < span[1]; first += TILE / group) {
+    const Tile t = scored(query, span, first, m, s);
     float* scores = m.scores.data();
-    score(t, m.k.data(), m.turned.data(), scores, prefix, s);
     float inverse[TILE];
     for (int64_t v = 0; v < t.lanes; v += LANES) {
       Vector top = Vector{} - 1e30f, sum{};
@@ -182,12 +189,9 @@ static void span_forward(const T* query, T* out, float* normalizers, const int64
 template <typename T>
 static void span_backward(const T* query, const T* out, const T* dout, const float* normalizers, T* dquery, const int64_t* span,
                           Scratch& m, const Sizes& s) {
-  const int64_t start = span[0], count = span[1], prefix = span[3], group = s.heads / s.key_heads;
-  const int64_t at_once = TILE / group;
-  for (int64_t first = 0; first < count; first += at_once) {
-    const Tile t(first, std::min(count - first, at_once), group, prefix, s.window);
-    gather(query + start * s.query, s.query, t, m.asked.data(), s.width);
-    turn(m.asked.data(), m.turned.data(), t.lanes, s.width);
+  const int64_t start = span[0], group = s.heads / s.key_heads;
+  for (int64_t first = 0; first < span[1]; first += TILE / group) {
+    const Tile t = scored(query, span, first, m, s);
     gather(dout + start * s.out, s.out, t, m.given.data(), s.width);
     turn(m.given.data(), m.given_turned.data(), t.lanes, s.width);
     float normalizer[TILE] = {}, mean[TILE] = {};
@@ -200,7 +204,6 @@ static void span_backward(const T* query, const T* out, const T* dout, const flo
     }
     const int64_t keys = t.end - t.begin;
     float *scores = m.scores.data(), *slopes = m.slopes.data();
-    score(t, m.k.data(), m.turned.data(), scores, prefix, s);
     matrix<false>(m.v.data() + t.begin * s.width, s.width, 1, m.given_turned.data(), t.lanes, slopes + t.begin * t.lanes, t.lanes,
                   keys, t.lanes, s.width);
     for (int64_t v = 0; v < t.lanes; v += LANES) {

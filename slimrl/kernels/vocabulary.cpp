@@ -20,18 +20,46 @@ static inline void stored(T* to, Vector value, int64_t count) {
   for (int64_t i = 0; i < count; i++) put(to + i, value[i]);
 }
 
+// The largest of a row's logits.
+static inline float largest(const float* x, int64_t vocabulary) {
+  Vector most = Vector{} - 3e38f;
+  for (int64_t i = 0; i < vocabulary; i += LANES) {
+    const Vector v = loaded(x + i, vocabulary - i);
+    most = v > most ? v : most;
+  }
+  float top = most[0];
+  for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
+  return top;
+}
+
+// Logits, in place, to exp((logit - the row's largest) / temperature), and the sums of blocks of so many numbers, which are a
+// multiple of LANES.
+static void exponentiate(float* logits, double* sums, int64_t rows, int64_t vocabulary, int64_t block, float temperature,
+                         int threads) {
+  const int64_t blocks = (vocabulary + block - 1) / block;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    float* x = logits + row * vocabulary;
+    const float top = largest(x, vocabulary);
+    for (int64_t first = 0; first < vocabulary; first += block) {
+      Vector sum{};
+      for (int64_t i = first; i < std::min(first + block, vocabulary); i += LANES) {
+        const Vector z = (loaded(x + i, vocabulary - i) - top) / temperature;
+        const Vector e = z < NEVER ? Vector{} : exponential(z);
+        stored(x + i, e, vocabulary - i);
+        sum += e;
+      }
+      sums[row * blocks + first / block] = total(sum);
+    }
+  }
+}
+
 static void summarize(float* logits, const int64_t* targets, float* logprobs, float* entropies, float* normalizers, int64_t rows,
                       int64_t vocabulary, float temperature, int64_t keeps, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
     float* x = logits + row * vocabulary;
-    Vector most = Vector{} - 3e38f;
-    for (int64_t i = 0; i < vocabulary; i += LANES) {
-      const Vector v = loaded(x + i, vocabulary - i);
-      most = v > most ? v : most;
-    }
-    float top = most[0];
-    for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
+    const float top = largest(x, vocabulary);
     const float chosen = (x[targets[row]] - top) / temperature;
     double sum = 0, dot = 0;
     for (int64_t block = 0; block < vocabulary; block += BLOCK) {
@@ -75,6 +103,10 @@ static void slope(const float* logits, const int64_t* targets, const float* norm
 }
 
 extern "C" {
+void exponentiate_float32(float* logits, double* sums, int64_t rows, int64_t vocabulary, int64_t block, float temperature,
+                          int threads) {
+  exponentiate(logits, sums, rows, vocabulary, block, temperature, threads);
+}
 void summarize_float32(float* logits, const int64_t* targets, float* logprobs, float* entropies, float* normalizers, int64_t rows,
                        int64_t vocabulary, float temperature, int64_t keeps, int threads) {
   summarize(logits, targets, logprobs, entropies, normalizers, rows, vocabulary, temperature, keeps, threads);

@@ -202,7 +202,7 @@ class Learner:
         """[B, L] nats of the policy that importance ratios are taken from.
 
         With one update per step it is the present policy, and the ratio is exactly 1; groups that were carried over from an
-        earlier step keep their sampler's. So it is in the `first` update where nobody computed them before.
+        earlier step keep their sampler's. The same holds in the `first` of several updates where `Targets` has left it out.
         """
         several = self.config.optimizer.minibatches * self.config.optimizer.epochs > 1
         if several and not (first and self.targets.first_is_its_own_old):

@@ -129,9 +129,8 @@ def settle_freed_blocks(*, given_back: bool) -> None:
     if not blocks_can_be_settled():
         return
     library = ctypes.CDLL(None)
-    for size in (
-        [LARGE_BLOCK] if given_back else [2**30, 2**25]
-    ):  # before version 2.35 glibc takes no more than the second
+    # Before version 2.35 glibc takes no more than 32 MiB.
+    for size in [LARGE_BLOCK] if given_back else [2**30, 2**25]:
         if library.mallopt(M_MMAP_THRESHOLD, size):
             break
     library.mallopt(M_TRIM_THRESHOLD, LARGE_BLOCK if given_back else 2**31 - 1)

@@ -14,7 +14,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables that decide how OpenMP's threads wait. If the user has set one of them, none is changed."""
 SPINS = 10_000
 """Turns of GNU's OpenMP before a waiting thread sleeps: some tens of microseconds, which Python takes from one parallel region to
-the next. With 1,000 a step of a small model takes a quarter longer on an idle machine, and no less time on a busy one."""
+the next. With 1,000 a step of a small model takes a quarter longer on an idle machine, and about as long on a busy one."""
 BLOCKTIME = 1  # the same for LLVM's and Intel's, in milliseconds (their default is 200)
 
 

@@ -17,7 +17,7 @@ from slimrl.algorithm.kl import Divergence
 from slimrl.kernels.embedding import running_gradient
 from slimrl.kernels.linear import wide_product
 from slimrl.kernels.native import has_kernels, takes
-from slimrl.kernels.vocabulary import logit_gradient, summarize
+from slimrl.kernels.vocabulary import kept_gradient, logit_gradient, summarize
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once: 64 MiB in float32, twice that at the peak."""
@@ -173,12 +173,13 @@ class _Logprobs:
         bend = 1 - (logits / self.softcap) ** 2 if self.softcap else None
         gradient = gradients[0][rows] / self.temperature
         if takes(logits) and has_kernels(self.dtype):
-            d = (
-                logits
-                if bend is not None or self.dtype == torch.float32
-                else torch.empty_like(logits, dtype=self.dtype)
-            )
-            logit_gradient(logits, targets[rows], saved[rows], gradient, d, 0.0 if self.keeps else self.temperature)
+            in_place = bend is not None or self.dtype == torch.float32
+            d = logits if in_place else torch.empty_like(logits, dtype=self.dtype)
+            chunk = (logits, targets[rows], saved[rows], gradient, d)
+            if self.keeps:
+                kept_gradient(*chunk)
+            else:
+                logit_gradient(*chunk, self.temperature)
             return d if bend is None else d.mul_(bend)
         if self.keeps:
             d = logits.mul_((-gradient / saved[rows])[:, None])

@@ -145,8 +145,8 @@ def plan_memory(
 ) -> MemoryEstimate:
     """Estimate the peak of a run, and choose the sizes that the settings leave to `auto`.
 
-    `rows` are the completions of one step (or of an evaluation); without `training` there is no update, and the plan has no
-    micro-batches. A run that is resumed has `kept` its sizes.
+    `rows` are the completions of one step, or the samples of an evaluation's larger split; without `training` there is no
+    update, and the plan has no micro-batches. A run that is resumed has `kept` its sizes.
     """
     slots, tokens = config.rollout.slots, config.optimizer.microbatch_tokens
     recompute = config.optimizer.activation_checkpointing

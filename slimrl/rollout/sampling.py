@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slimrl.kernels.decode import exponentiate
 from slimrl.kernels.native import takes
+from slimrl.kernels.vocabulary import exponentiate
 
 GREEDY = -1.0
 """Stands for the uniform number where no token is drawn but the most probable one taken."""
@@ -74,7 +74,7 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
 def _weights(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """[N, V] in place: numbers in proportion to the probabilities, and the sums of their blocks."""
     if takes(logits) and logits.is_contiguous():
-        return logits, exponentiate(logits, temperature)
+        return logits, exponentiate(logits, temperature, BLOCK)
     if temperature != 1.0:
         logits /= temperature
     logits -= logits.amax(-1, keepdim=True)

@@ -31,9 +31,8 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
 
     `measured` has the summaries of evaluations by step.
     """
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,
-    )  # not pyplot: no screen is needed, and none may be opened
+    # Not pyplot: no screen is needed, and none may be opened.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,26 +10,10 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from slimrl.kernels.layers import add_norm, gate, gate_backward, norm_again, norm_backward, rotate
-from slimrl.kernels.native import has_kernels, lanes
+from slimrl.kernels.native import lanes
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2")
 EPSILON = 1e-5
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    if not has_kernels(request.param):
-        pytest.skip("the processor does not multiply bfloat16")
-    kind: torch.dtype = request.param
-    return kind
-
-
-@pytest.fixture(params=[1, 2])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slimrl.kernels import native
-from slimrl.kernels.decode import decode_attention, exponentiate, few_rows, recorded_decode_attention, recorded_few_rows
+from slimrl.kernels.decode import decode_attention, few_rows, recorded_decode_attention, recorded_few_rows
 from slimrl.kernels.native import has_kernels, lanes
 from slimrl.model.attention import PackedRows, Prefill
 from slimrl.rollout.cache import Cache
@@ -235,20 +234,3 @@ def test_only_a_cache_of_one_width_is_read_by_it() -> None:
     recorded = cache(width, width, recorded=True)
     assert not recorded.native
     assert not recorded.keys[0].any()  # its masks multiply by 0, which must not meet what is no number
-
-
-@compiled
-@pytest.mark.parametrize("vocabulary", [2, 16, 127, 128, 129, 300, 1000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_exponentials_of_logits(vocabulary: int, temperature: float) -> None:
-    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)) * 9
-    logits[1, 0] = -math.inf  # of probability 0
-    logits[2, vocabulary // 2] = math.nan
-    given = logits.clone()
-    sums = exponentiate(given, temperature)
-    z = logits.double() / temperature
-    exact = (z - z.nan_to_num(-math.inf).amax(-1, keepdim=True)).exp()
-    torch.testing.assert_close(given.double(), exact, rtol=1e-5, atol=1e-37, equal_nan=True)
-    padded = torch.nn.functional.pad(exact, (0, -vocabulary % 128)).view(5, -1, 128).sum(-1)
-    torch.testing.assert_close(sums, padded, rtol=1e-5, atol=1e-37, equal_nan=True)
-    assert given[1, 0] == 0

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from slimrl.kernels.native import has_kernels, lanes
+from slimrl.kernels.native import lanes
 from slimrl.kernels.optimizer import AdamW, adamw, gradient_norm
 
-pytestmark = pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2")
+pytestmark = [
+    pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2"),
+    pytest.mark.usefixtures("_threads"),
+]
 COUNTS = [1, 15, 16, 700, 40_003]
 """The last is shared by threads."""
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    if not has_kernels(request.param):
-        pytest.skip("the processor does not multiply bfloat16")
-    kind: torch.dtype = request.param
-    return kind
-
-
-@pytest.fixture(params=[1, 2], autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def normal(count: int, seed: int) -> Tensor:

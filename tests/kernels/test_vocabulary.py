@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from slimrl.kernels.native import has_kernels
-from slimrl.kernels.vocabulary import logit_gradient, summarize
+from slimrl.kernels.vocabulary import exponentiate, kept_gradient, logit_gradient, summarize
 
 pytestmark = pytest.mark.skipif(not has_kernels(torch.float32), reason="no compiler, or no AVX2")
 
@@ -33,7 +35,11 @@ def test_values_and_gradient(dtype: torch.dtype, keep: bool, vocabulary: int, te
     torch.testing.assert_close(entropies.double(), -(logp.exp() * logp).sum(-1).detach(), atol=2e-5, rtol=1e-5)
     assert torch.equal(given, logits) != keep
     out = given if dtype == torch.float32 else torch.empty_like(given, dtype=dtype)
-    logit_gradient(given, targets, normalizers, gradient / temperature, out, 0.0 if keep else temperature)
+    chunk = (given, targets, normalizers, gradient / temperature, out)
+    if keep:
+        kept_gradient(*chunk)
+    else:
+        logit_gradient(*chunk, temperature)
     rounding = 2e-5 if dtype == torch.float32 else 1 / 256
     torch.testing.assert_close(out.double(), exact.grad, atol=1e-6 + rounding / 100, rtol=rounding)
 
@@ -43,3 +49,19 @@ def test_a_logit_that_is_no_number_shows() -> None:
     logits[0, 7] = torch.nan
     logprobs, _, _ = summarize(logits, torch.tensor([3, 3]), 1.0, keep=False)
     assert logprobs.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("vocabulary", [2, 16, 127, 128, 129, 300, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_exponentials_of_logits(vocabulary: int, temperature: float) -> None:
+    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)) * 9
+    logits[1, 0] = -math.inf  # of probability 0
+    logits[2, vocabulary // 2] = math.nan
+    given = logits.clone()
+    sums = exponentiate(given, temperature, 128)
+    z = logits.double() / temperature
+    exact = (z - z.nan_to_num(-math.inf).amax(-1, keepdim=True)).exp()
+    torch.testing.assert_close(given.double(), exact, rtol=1e-5, atol=1e-37, equal_nan=True)
+    padded = torch.nn.functional.pad(exact, (0, -vocabulary % 128)).view(5, -1, 128).sum(-1)
+    torch.testing.assert_close(sums, padded, rtol=1e-5, atol=1e-37, equal_nan=True)
+    assert given[1, 0] == 0
