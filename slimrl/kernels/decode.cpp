@@ -43,9 +43,23 @@ static inline void block(const T* weight, const float* x, const T* bias, Y* y, i
         for (int v = 0; v < V; v++) sum[r][v] = multiplied(sum[r][v], weight + r * inputs + k, lanes[v]);
     }
   }
-  for (int v = 0; v < V; v++)
-    for (int lane = 0; lane < LANES && v * LANES + lane < rows; lane++)
-      for (int r = 0; r < R; r++) put(y + (v * LANES + lane) * outputs + r, sum[r][v][lane]);
+  for (int v = 0; v < V; v++) {
+    if constexpr (2 * R == LANES) {
+      Vector two_rows[R];
+      for (int r = 0; r < R; r++) two_rows[r] = sum[r][v];
+      transpose<R>(two_rows);
+      for (int r = 0; r < R; r++) {
+        Y values[LANES];
+        store(values, two_rows[r]);
+        const int row = v * LANES + 2 * r;
+        for (int half = 0; half < 2; half++)
+          if (row + half < rows) __builtin_memcpy(y + (row + half) * outputs, values + half * R, R * sizeof(Y));
+      }
+    } else {
+      for (int lane = 0; lane < LANES && v * LANES + lane < rows; lane++)
+        for (int r = 0; r < R; r++) put(y + (v * LANES + lane) * outputs + r, sum[r][v][lane]);
+    }
+  }
 }
 
 // R outputs of all rows, which go in tiles of up to MOST vectors; scratch is [tile][inputs / PAIR][vectors of the tile * LANES].
@@ -69,6 +83,16 @@ struct Part {
 // Bytes of rows that are packed at once: they stay in a core's own cache while all weights pass.
 constexpr int64_t PANEL = 1 << 19;
 
+// Up to LANES rows of x, which are `stride` apart, and up to LANES steps of each -> one vector of rows for each step.
+template <typename T>
+static inline void pack(const T* x, int64_t stride, int64_t rows, int64_t steps, float* scratch, int64_t width) {
+  Vector part[LANES] = {};
+  const int64_t bytes = std::min<int64_t>(steps, LANES) * 4;
+  for (int row = 0; row < std::min<int64_t>(rows, LANES); row++) __builtin_memcpy(part + row, x + row * stride, bytes);
+  transpose<LANES>(part);
+  for (int step = 0; step < std::min<int64_t>(steps, LANES); step++) store(scratch + step * width, part[step]);
+}
+
 template <typename T, typename Y>
 static void products(const Part<T, Y>* parts, int64_t count, const T* x, int64_t inputs, int64_t all_rows, int threads) {
   const int64_t steps = inputs / PAIR<T>, tile = MOST * LANES, needed = (all_rows + LANES - 1) / LANES * LANES;
@@ -78,15 +102,12 @@ static void products(const Part<T, Y>* parts, int64_t count, const T* x, int64_t
 #pragma omp parallel num_threads(threads)
   for (int64_t begin = 0; begin < all_rows; begin += panel) {
     const int rows = static_cast<int>(std::min(panel, all_rows - begin));
-#pragma omp for schedule(static)
-    for (int64_t k = 0; k < steps; k++)
-      for (int row = 0; row < rows; row += tile) {
-        const int vectors = (rows - row + LANES - 1) / LANES, width = (vectors < MOST ? vectors : MOST) * LANES;
-        float* column = scratch + row * steps + k * width;
-        for (int i = 0; i < width; i++) {
-          column[i] = 0.0f;
-          if (row + i < rows) __builtin_memcpy(column + i, x + (begin + row + i) * inputs + k * PAIR<T>, 4);
-        }
+#pragma omp for collapse(2) schedule(static)
+    for (int row = 0; row < rows; row += LANES)
+      for (int64_t k = 0; k < steps; k += LANES) {
+        const int first = row / tile * tile, vectors = std::min((rows - first + LANES - 1) / LANES, MOST);
+        pack(x + (begin + row) * inputs + k * PAIR<T>, inputs, rows - row, steps - k,
+             scratch + first * steps + k * vectors * LANES + row - first, vectors * LANES);
       }
     for (int64_t i = 0; i < count; i++) {
       const Part<T, Y> p = parts[i];

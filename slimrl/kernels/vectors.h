@@ -63,6 +63,27 @@ static inline float total(Vector v) {
   return sum;
 }
 
+// COUNT vectors, in place: the perfect shuffle of all their numbers, which turns the COUNT x LANES matrix that they are. Each
+// round interleaves the first half of the vectors with the second.
+template <int COUNT>
+static inline void transpose(Vector* part) {
+  Integers low, high;
+  for (int i = 0; i < LANES; i++) {
+    low[i] = i / 2 + (i % 2 ? LANES : 0);
+    high[i] = low[i] + LANES / 2;
+  }
+  for (int round = 1; round < COUNT; round *= 2) {
+    Vector next[COUNT];
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT / 2; i++) {
+      next[2 * i] = __builtin_shuffle(part[i], part[i + COUNT / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(part[i], part[i + COUNT / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < COUNT; i++) part[i] = next[i];
+  }
+}
+
 // exp(x) for x <= 0: 2^n exp(r) with |r| <= ln 2 / 2, and for exp(r) the polynomial of Cephes' expf.
 static inline Vector exponential(Vector x) {
   x = x < -87.0f ? Vector{} - 87.0f : x;
