@@ -26,7 +26,7 @@ from torch import Tensor
 
 Argument = Tensor | int | float | ctypes.Structure | ctypes.Array[Any] | None
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / name for name in ("decode.cpp", "layers.cpp", "optimizer.cpp", "packed.cpp", "vocabulary.cpp"))
+SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("decode", "layers", "optimizer", "packed", "stack", "vocabulary"))
 HEADER = FOLDER / "vectors.h"
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "--param=avoid-fma-max-bits=0", "-fopenmp", "-shared", "-fPIC")
 """The parameter lets every loop multiply and add in one instruction. For some processors the compiler would do so in some

@@ -20,6 +20,7 @@ from slimrl.kernels.layers import add_norm, gate, gate_backward, norm_again, nor
 from slimrl.kernels.linear import FewRowsLinear, together
 from slimrl.kernels.native import has_kernels, lanes, takes
 from slimrl.kernels.packed import SpanAttention, can_attend, packed_attention, packed_attention_backward
+from slimrl.kernels.stack import LayerWeights
 from slimrl.model.attention import AttentionPlan, PackedRows
 
 FAMILY = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
@@ -66,7 +67,7 @@ class FusedLayer(nn.Module):
         how = SpanAttention(plan.spans, attention.scaling, layer.window)
         epsilons = (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon)
         call = _Call(cosine, sine, attention.head_dim, epsilons, how)
-        out: Tensor = _Layer.apply(x, call, *_weights(layer))  # type: ignore[no-untyped-call]
+        out: Tensor = _Layer.apply(x, call, *layer_weights(layer))  # type: ignore[no-untyped-call]
         return out.view(shape)
 
 
@@ -89,8 +90,8 @@ def _inferred(
     return total.add_(mlp.down_proj(gate(*together(h, _pairs(mlp.gate_proj, mlp.up_proj)))))
 
 
-def _pairs(*layers: Any) -> list[tuple[Tensor, Tensor | None]]:
-    return [(layer.weight, layer.bias) for layer in layers]
+def _pairs(*products: Any) -> list[tuple[Tensor, Tensor | None]]:
+    return [_pair(product) for product in products]
 
 
 class FusedNorm(nn.Module):
@@ -206,15 +207,24 @@ class _Gradients:
             yield found if found is None or weight is None else found.to(weight.dtype)
 
 
-def _weights(layer: Any) -> Iterator[Tensor | None]:
-    """In the order in which `_Layer` takes them: norm, q, k, v and o with their biases, norm, gate, up and down likewise."""
+def layer_weights(layer: Any) -> LayerWeights:
+    """The weights of one of `FAMILY`."""
     attention, mlp = layer.self_attn, layer.mlp
-    yield layer.input_layernorm.weight
-    for product in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
-        yield from (product.weight, product.bias)
-    yield layer.post_attention_layernorm.weight
-    for product in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-        yield from (product.weight, product.bias)
+    return LayerWeights(
+        layer.input_layernorm.weight,
+        *_pair(attention.q_proj),
+        *_pair(attention.k_proj),
+        *_pair(attention.v_proj),
+        *_pair(attention.o_proj),
+        layer.post_attention_layernorm.weight,
+        *_pair(mlp.gate_proj),
+        *_pair(mlp.up_proj),
+        *_pair(mlp.down_proj),
+    )
+
+
+def _pair(product: Any) -> tuple[Tensor, Tensor | None]:
+    return product.weight, product.bias
 
 
 def fusible(trunk: Any) -> list[nn.Module]:
@@ -251,9 +261,9 @@ def fuse(modules: Sequence[nn.Module], windows: Sequence[int]) -> None:
     `windows` are the widths of the layers' sliding windows, 0 for none.
     """
     for module, window in zip(modules[:-1], windows, strict=True):
-        module.__class__ = _in_front(FusedLayer, type(module))
+        module.__class__ = in_front(FusedLayer, type(module))
         module.window = window  # type: ignore[assignment]
-    modules[-1].__class__ = _in_front(FusedNorm, type(modules[-1]))
+    modules[-1].__class__ = in_front(FusedNorm, type(modules[-1]))
 
 
 def separate(modules: Sequence[nn.Module]) -> None:
@@ -263,5 +273,6 @@ def separate(modules: Sequence[nn.Module]) -> None:
         module.__class__ = type(module).__mro__[2]  # behind the mixed class and the fused one
 
 
-def _in_front(fused: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+def in_front(fused: type[nn.Module], own: type[nn.Module]) -> type[nn.Module]:
+    """A class of `own`'s name whose forward pass is that of `fused`, which may call `own`'s."""
     return type(own.__name__, (fused, own), {"__module__": own.__module__})

@@ -15,6 +15,7 @@ from slimrl.model.layer import fuse, fusible, separate
 from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
 from slimrl.model.precision import in_float32
+from slimrl.model.stack import stack
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest logit, that two ways of computing the same float32 logits may show."""
@@ -127,5 +128,7 @@ def fuse_layers(policy: Policy) -> None:
     allowed = max(TOLERANCE, 2 * relative_gap(logits(CausalRows()), exact))
     fuse(modules, [layer.window for layer in policy.attention])
     found = (logits(CausalRows()), logits(spans, gradient=True))
-    if not all(relative_gap(ours, exact) <= allowed for ours in found):
+    if all(relative_gap(ours, exact) <= allowed for ours in found):
+        stack(policy.trunk)
+    else:
         separate(modules)

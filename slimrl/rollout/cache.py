@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slimrl.kernels.decode import decode_attention, recorded_decode_attention
 from slimrl.kernels.native import lanes, takes
+from slimrl.kernels.stack import CachedRows, DecodeTable
 from slimrl.model.attention import Prefill
 
 
@@ -33,6 +34,8 @@ class Cache:
         self.prompt_values: dict[int, Tensor] = {}
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.tables: dict[object, DecodeTable] = {}
+        """What a trunk has prepared for all steps."""
         self.native = False
         """True where the compiled attention reads it: then nothing is read before it is written."""
 
@@ -123,6 +126,16 @@ class DecodeStep:
         self.column = column[None] if isinstance(column, Tensor) else slice(column, column + 1)
         self.time, self.ages, self.lengths = time, ages, lengths
         self.masks: dict[int, Tensor] = {}
+
+    @property
+    def cached_rows(self) -> CachedRows | None:
+        """Everything that the compiled attention reads, where it reads it."""
+        if not self.cache.native:
+            return None
+        assert isinstance(self.time, int)
+        cache = self.cache
+        stores = (cache.keys, cache.values, cache.prompt_keys, cache.prompt_values)
+        return CachedRows(stores, self.layout.prompt, self.lengths, self.ages, self.time, cache.tables)
 
     def hidden(self, window: int, dtype: torch.dtype) -> Tensor:
         """[n, 1, 1, width + used columns]: minus infinity where a row must not look; computed once per window width."""
