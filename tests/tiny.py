@@ -67,6 +67,17 @@ FUSIBLE = {
     "wide qwen2": lambda v: Qwen2ForCausalLM(
         Qwen2Config(vocab_size=v, use_sliding_window=True, sliding_window=7, max_window_layers=1, **WIDE)
     ),
+    # Heads are together wider than the hidden state.
+    "wide qwen3": lambda v: Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=v,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=7,
+            max_window_layers=1,
+            **WIDE | {"head_dim": 64},
+        )
+    ),
 }
 """Families of which layers are fused where the kernels can be compiled."""
 

@@ -21,7 +21,7 @@ from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rollout import Request, state
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.rollout.graphs import CudaGraphs
-from tests.tiny import FAMILIES, microbatcher_of, tiny_policy
+from tests.tiny import FAMILIES, FUSIBLE, microbatcher_of, tiny_policy
 
 VOCABULARY = 61
 
@@ -50,7 +50,7 @@ def trainer_gaps(policy: Policy, groups: list, temperature: float) -> torch.Tens
     return (logprobs - batch.sampler_logprobs).abs()[batch.loss_mask]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FUSIBLE])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_trainer_agree(family: str, temperature: float) -> None:
     policy = tiny_policy(family)
