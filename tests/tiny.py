@@ -78,6 +78,16 @@ FUSIBLE = {
             **WIDE | {"head_dim": 64},
         )
     ),
+    # With rotary positions of their own in the layer that has a window.
+    "wide gemma3": lambda v: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=v,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"],
+            query_pre_attn_scalar=24,
+            **WIDE,
+        )
+    ),
 }
 """Families of which layers are fused where the kernels can be compiled."""
 

@@ -33,10 +33,17 @@ FAMILIES = {
     "MistralDecoderLayer": Norms(),
     "Qwen2DecoderLayer": Norms(),
     "Qwen3DecoderLayer": Norms(of_queries=True),
+    "Gemma3DecoderLayer": Norms(
+        behind_attention="post_attention_layernorm",
+        before_mlp="pre_feedforward_layernorm",
+        behind_mlp="post_feedforward_layernorm",
+        of_queries=True,
+        offset=1.0,
+    ),
 }
 """Layers of attention with grouped keys and a gated MLP. Their sizes, biases, windows, rotary positions and activation are read
 from the modules; `probe.fuse_layers` compares what each model gives."""
-GELU = {"SiLU": False, "SiLUActivation": False}
+GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}
 """Activations of gates, by class: True for the tanh form of gelu."""
 
 
