@@ -16,11 +16,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from slimrl.config.schema import TrainConfig
@@ -88,6 +92,9 @@ FUSIBLE = {
             **WIDE,
         )
     ),
+    # Without rotary positions in the second layer.
+    "wide smollm3": lambda v: SmolLM3ForCausalLM(SmolLM3Config(vocab_size=v, no_rope_layer_interval=2, **WIDE)),
+    "wide olmo2": lambda v: Olmo2ForCausalLM(Olmo2Config(vocab_size=v, **WIDE)),
 }
 """Families of which layers are fused where the kernels can be compiled."""
 

@@ -79,13 +79,13 @@ static void norm_backward(const T* dy, const X* x, const T* weight, const float*
   }
 }
 
-// Rotary positions in place: x [tokens][heads][width], cosine and sine [tokens][width]; the backward pass turns back.
-template <typename T, bool BACK>
-static void rotate(T* x, const T* cosine, const T* sine, int64_t tokens, int64_t heads, int64_t width, int threads) {
+// Rotary positions in place: x [tokens][heads][width], cosine and sine [tokens][width] of type C; the backward pass turns back.
+template <bool BACK, typename T, typename C>
+static void rotate(T* x, const C* cosine, const C* sine, int64_t tokens, int64_t heads, int64_t width, int threads) {
   const int64_t half = width / 2;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t token = 0; token < tokens; token++) {
-    const T *c = cosine + token * width, *s = sine + token * width;
+    const C *c = cosine + token * width, *s = sine + token * width;
     for (int64_t head = 0; head < heads; head++) {
       T* own = x + (token * heads + head) * width;
       for (int64_t i = 0; i < half; i += LANES) {
@@ -131,7 +131,7 @@ static void gate_backward(T* g, T* u, T* d, int64_t count, int threads) {
   }
 }
 
-// PREFIX stands before the names of kernels that normalize what is of type X.
+// PREFIX stands before the names of kernels that normalize what is of type X, or turn by tables of type C.
 #define NORM_KERNELS(PREFIX, X, T, NAME)                                                                                 \
   void PREFIX##add_norm_##NAME(X* sum, const X* x, const T* delta, const T* weight, T* y, float* scale, int64_t rows,    \
                                int64_t width, float epsilon, float offset, int threads) {                                \
@@ -142,15 +142,18 @@ static void gate_backward(T* g, T* u, T* d, int64_t count, int threads) {
     norm_backward(dy, x, weight, scale, dx, narrow, dweight, rows, width, offset, threads);                              \
   }
 
+#define ROTATE_KERNEL(PREFIX, C, T, NAME)                                                                                \
+  void PREFIX##rotate_##NAME(T* x, const C* cosine, const C* sine, int64_t tokens, int64_t heads, int64_t width,         \
+                             int back, int threads) {                                                                    \
+    (back ? rotate<true, T, C> : rotate<false, T, C>)(x, cosine, sine, tokens, heads, width, threads);                   \
+  }
+
 #define LAYER_KERNELS(T, NAME)                                                                                           \
   NORM_KERNELS(, float, T, NAME)                                                                                         \
+  ROTATE_KERNEL(, T, T, NAME)                                                                                            \
   void norm_again_##NAME(const float* x, const T* weight, const float* scale, T* y, int64_t rows, int64_t width,         \
                          float offset, int threads) {                                                                    \
     norm_again(x, weight, scale, y, rows, width, offset, threads);                                                       \
-  }                                                                                                                      \
-  void rotate_##NAME(T* x, const T* cosine, const T* sine, int64_t tokens, int64_t heads, int64_t width, int back,       \
-                     int threads) {                                                                                      \
-    (back ? rotate<T, true> : rotate<T, false>)(x, cosine, sine, tokens, heads, width, threads);                         \
   }                                                                                                                      \
   void gate_##NAME(const T* g, const T* u, T* out, int64_t count, int gelu, int threads) {                               \
     (gelu ? gate<T, true> : gate<T, false>)(g, u, out, count, threads);                                                  \
@@ -164,5 +167,6 @@ LAYER_KERNELS(float, float32)
 #if HAS_BFLOAT16
 LAYER_KERNELS(BFloat16, bfloat16)
 NORM_KERNELS(narrow_, BFloat16, BFloat16, bfloat16)
+ROTATE_KERNEL(wide_, float, BFloat16, bfloat16)
 #endif
 }

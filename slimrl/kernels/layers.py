@@ -60,8 +60,12 @@ def _of(kernel: str, x: Tensor) -> str:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> None:
-    """Rotary positions (arXiv:2104.09864) in place: x [N, heads, d], cosine and sine [N, d]; `back` is the gradient's way."""
-    call("rotate", x.dtype, x, cosine, sine, *x.shape, int(back))
+    """Rotary positions (arXiv:2104.09864) in place: x [N, heads, d], cosine and sine [N, d]; `back` is the gradient's way.
+
+    Cosine and sine are of the type of x or float32.
+    """
+    kernel = "rotate" if cosine.dtype == x.dtype else "wide_rotate"
+    call(kernel, x.dtype, x, cosine, sine, *x.shape, int(back))
 
 
 def gate(gate: Tensor, up: Tensor, *, gelu: bool = False) -> Tensor:

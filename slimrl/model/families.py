@@ -33,6 +33,14 @@ FAMILIES = {
     "MistralDecoderLayer": Norms(),
     "Qwen2DecoderLayer": Norms(),
     "Qwen3DecoderLayer": Norms(of_queries=True),
+    "SmolLM3DecoderLayer": Norms(),
+    "Olmo2DecoderLayer": Norms(
+        before_attention="",
+        behind_attention="post_attention_layernorm",
+        before_mlp="",
+        behind_mlp="post_feedforward_layernorm",
+        of_queries=True,
+    ),
     "Gemma3DecoderLayer": Norms(
         behind_attention="post_attention_layernorm",
         before_mlp="pre_feedforward_layernorm",

@@ -42,9 +42,8 @@ class FusedLayer(nn.Module):
             return own
         shape = hidden_states.shape
         x = hidden_states.reshape(-1, shape[-1]).float().contiguous()
-        cosine, sine = (
-            part.to(w.query.dtype).expand(shape[0], -1, -1).reshape(len(x), -1).contiguous() for part in rotary
-        )
+        tables = (part if part.dtype == torch.float32 else part.to(w.query.dtype) for part in rotary)
+        cosine, sine = (part.expand(shape[0], -1, -1).reshape(len(x), -1).contiguous() for part in tables)
         call = _Call(design, cosine, sine)
         if not gradient:
             return _inferred(x, w, call, plan, shape[:2]).view(shape)
@@ -95,7 +94,7 @@ class _Call(NamedTuple):
 
     design: Design
     cosine: Tensor
-    """[N, d]; likewise `sine`."""
+    """[N, d] in the weights' type or float32; likewise `sine`."""
     sine: Tensor
 
 

@@ -85,11 +85,15 @@ def test_gradient_of_norm(
 
 
 @pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("vectors", [2, 4, 10])
-def test_rotary_positions(vectors: int, dtype: torch.dtype, random: Callable[..., Tensor]) -> None:
+def test_rotary_positions(vectors: int, wide: bool, dtype: torch.dtype, random: Callable[..., Tensor]) -> None:
     """Of any angles, the same in both halves or not."""
     width = vectors * lanes()
-    x, cosine, sine = random(9, 3, width).to(dtype), random(9, width).to(dtype), random(9, width).to(dtype)
+    x, (cosine, sine) = (
+        random(9, 3, width).to(dtype),
+        (random(9, width).to(torch.float32 if wide else dtype) for _ in "cs"),
+    )
 
     def formula(x: Tensor) -> Tensor:
         first, second = x.chunk(2, -1)
