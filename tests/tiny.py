@@ -16,11 +16,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from slimrl.config.schema import TrainConfig
@@ -67,6 +71,30 @@ FUSIBLE = {
     "wide qwen2": lambda v: Qwen2ForCausalLM(
         Qwen2Config(vocab_size=v, use_sliding_window=True, sliding_window=7, max_window_layers=1, **WIDE)
     ),
+    # Heads are together wider than the hidden state.
+    "wide qwen3": lambda v: Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=v,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=7,
+            max_window_layers=1,
+            **WIDE | {"head_dim": 64},
+        )
+    ),
+    # With rotary positions of their own in the layer that has a window.
+    "wide gemma3": lambda v: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=v,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"],
+            query_pre_attn_scalar=24,
+            **WIDE,
+        )
+    ),
+    # Without rotary positions in the second layer.
+    "wide smollm3": lambda v: SmolLM3ForCausalLM(SmolLM3Config(vocab_size=v, no_rope_layer_interval=2, **WIDE)),
+    "wide olmo2": lambda v: Olmo2ForCausalLM(Olmo2Config(vocab_size=v, **WIDE)),
 }
 """Families of which layers are fused where the kernels can be compiled."""
 

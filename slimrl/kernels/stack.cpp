@@ -7,7 +7,7 @@
 
 // Sizes of every layer, and the step's place in time.
 struct Sizes {
-  int64_t rows, hidden, heads, key_heads, width, intermediate, columns, prompt_width, time;
+  int64_t rows, hidden, heads, key_heads, width, intermediate, columns, prompt_width, query_norm, key_norm, time;
 };
 
 // One linear product of the same rows; decode.cpp's record.
@@ -23,16 +23,15 @@ struct Linear {
   const T *weight, *bias;
 };
 
+// A norm that a layer does not have is a null pointer.
 template <typename T>
 struct Layer {
-  const T* norm;
-  Linear<T> query, key, value, output;
-  const T* gate_norm;
-  Linear<T> gate, up, down;
+  Linear<T> query, key, value, output, gate, up, down;
+  const T *before_attention, *behind_attention, *before_mlp, *behind_mlp, *query_norm, *key_norm;
   T *keys, *values;
   const T *prompt_keys, *prompt_values;
-  int64_t window;
-  float epsilon, gate_epsilon, scaling;
+  int64_t window, turn, gelu;  // the place of its rotary table, or -1
+  float epsilon, offset, scaling;
 };
 
 // Rows of the cache: the place of each one's prompt, its tokens, and the tokens fed before.
@@ -40,12 +39,19 @@ struct Places {
   const int64_t *prompt, *lengths, *ages;
 };
 
-#define KERNELS(T, NAME)                                                                                                      \
+// A rotary table [rows][width].
+struct Turn {
+  const void *cosine, *sine;
+};
+
+#define KERNELS(T, NAME, PREFIX, WIDE)                                                                                        \
   extern "C" {                                                                                                                \
   void products_##NAME(const Part<T>*, int64_t, const T*, int64_t, int64_t, int);                                             \
-  void add_norm_##NAME(float*, const float*, const T*, const T*, T*, float*, int64_t, int64_t, float, int);                   \
+  void add_norm_##NAME(float*, const float*, const T*, const T*, T*, float*, int64_t, int64_t, float, float, int);            \
+  void PREFIX##add_norm_##NAME(T*, const T*, const T*, const T*, T*, float*, int64_t, int64_t, float, float, int);            \
   void rotate_##NAME(T*, const T*, const T*, int64_t, int64_t, int64_t, int, int);                                            \
-  void gate_##NAME(const T*, const T*, T*, int64_t, int);                                                                     \
+  void WIDE##rotate_##NAME(T*, const float*, const float*, int64_t, int64_t, int64_t, int, int);                              \
+  void gate_##NAME(const T*, const T*, T*, int64_t, int, int);                                                                \
   void decode_attention_##NAME(const T*, const T*, const T*, T*, T*, const T*, const T*, const int64_t*, const int64_t*,      \
                                const int64_t*, T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, float, \
                                int);                                                                                          \
@@ -54,57 +60,100 @@ struct Places {
   struct Kernels<T> {                                                                                                         \
     static constexpr auto products = products_##NAME;                                                                         \
     static constexpr auto add_norm = add_norm_##NAME;                                                                         \
+    static constexpr auto own_norm = PREFIX##add_norm_##NAME;                                                                 \
     static constexpr auto rotate = rotate_##NAME;                                                                             \
+    static constexpr auto wide_rotate = WIDE##rotate_##NAME;                                                                  \
     static constexpr auto gate = gate_##NAME;                                                                                 \
     static constexpr auto attention = decode_attention_##NAME;                                                                \
   };
 
 template <typename T>
 struct Kernels;
-KERNELS(float, float32)
+KERNELS(float, float32, , )
 #if HAS_BFLOAT16
-KERNELS(BFloat16, bfloat16)
+KERNELS(BFloat16, bfloat16, narrow_, wide_)
 #endif
 
-// x [rows][hidden] is the residual stream, which is used up; y gets it behind the last norm.
+// One step: its buffers, and what every layer does with them.
 template <typename T>
-static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s, const Places& places, float* x, const T* cosine,
-                          const T* sine, const T* norm, float epsilon, T* y, int threads) {
+struct Step {
+  using K = Kernels<T>;
+  const Sizes& s;
+  float *x, *scale;  // the residual stream, and a number for each row and head
+  T* h;              // what enters a product
+  int threads;
+
+  // h = the norm of x + delta, and x = that sum; without a norm the sum in T.
+  void before(const Layer<T>& layer, const T* norm, const T* added) const {
+    if (norm) return K::add_norm(x, x, added, norm, h, scale, s.rows, s.hidden, layer.epsilon, layer.offset, threads);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < s.rows * s.hidden; i += LANES) {
+      if (added) store(x + i, load(x + i) + load(added + i));
+      store(h + i, load(x + i));
+    }
+  }
+
+  // Numbers of T in place, `width` of them at a time.
+  void normalize(const Layer<T>& layer, T* part, const T* norm, int64_t count, int64_t width) const {
+    if (norm) K::own_norm(part, part, nullptr, norm, part, scale, count / width, width, layer.epsilon, layer.offset, threads);
+  }
+
+  void rotate(T* part, const Turn& turn, bool wide, int64_t heads) const {
+    const auto cosine = turn.cosine, sine = turn.sine;
+    if (wide)
+      K::wide_rotate(part, static_cast<const float*>(cosine), static_cast<const float*>(sine), s.rows, heads, s.width, 0, threads);
+    else
+      K::rotate(part, static_cast<const T*>(cosine), static_cast<const T*>(sine), s.rows, heads, s.width, 0, threads);
+  }
+};
+
+// x [rows][hidden] is the residual stream, which is used up; y gets it behind the last norm. Rotary tables are float32
+// where they are `wide`, else of T.
+template <typename T>
+static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s, const Places& places, float* x, const Turn* turns,
+                          bool wide, const T* norm, T* y, int threads) {
   using K = Kernels<T>;
   const int64_t queries = s.heads * s.width, keys = s.key_heads * s.width;
-  const std::unique_ptr<float[]> scale(new float[s.rows]);
+  const std::unique_ptr<float[]> scale(new float[s.rows * s.heads]);
   const std::unique_ptr<T[]> room(new T[s.rows * (s.hidden + 2 * queries + 2 * keys + 2 * s.intermediate)]);
   T *delta = room.get(), *query = delta + s.rows * s.hidden, *key = query + s.rows * queries, *value = key + s.rows * keys;
   T *attended = value + s.rows * keys, *gated = attended + s.rows * queries, *up = gated + s.rows * s.intermediate;
+  const Step<T> step = {s, x, scale.get(), y, threads};
   for (int64_t i = 0; i < count; i++) {
     const Layer<T>& layer = layers[i];
-    K::add_norm(x, x, i ? delta : nullptr, layer.norm, y, scale.get(), s.rows, s.hidden, layer.epsilon, threads);
+    step.before(layer, layer.before_attention, i ? delta : nullptr);
     const Part<T> inputs[3] = {{layer.query.weight, layer.query.bias, query, queries},
                                {layer.key.weight, layer.key.bias, key, keys},
                                {layer.value.weight, layer.value.bias, value, keys}};
     K::products(inputs, 3, y, s.hidden, s.rows, threads);
-    K::rotate(query, cosine, sine, s.rows, s.heads, s.width, 0, threads);
-    K::rotate(key, cosine, sine, s.rows, s.key_heads, s.width, 0, threads);
+    step.normalize(layer, query, layer.query_norm, s.rows * queries, s.query_norm);
+    step.normalize(layer, key, layer.key_norm, s.rows * keys, s.key_norm);
+    if (layer.turn >= 0) {
+      step.rotate(query, turns[layer.turn], wide, s.heads);
+      step.rotate(key, turns[layer.turn], wide, s.key_heads);
+    }
     K::attention(query, key, value, layer.keys, layer.values, layer.prompt_keys, layer.prompt_values, places.prompt,
                  places.lengths, places.ages, attended, s.rows, s.key_heads, s.columns, s.prompt_width, s.width, s.time,
                  layer.window, static_cast<int>(s.heads / s.key_heads), layer.scaling, threads);
     const Part<T> output = {layer.output.weight, layer.output.bias, delta, s.hidden};
     K::products(&output, 1, attended, queries, s.rows, threads);
-    K::add_norm(x, x, delta, layer.gate_norm, y, scale.get(), s.rows, s.hidden, layer.gate_epsilon, threads);
+    step.normalize(layer, delta, layer.behind_attention, s.rows * s.hidden, s.hidden);
+    step.before(layer, layer.before_mlp, delta);
     const Part<T> gates[2] = {{layer.gate.weight, layer.gate.bias, gated, s.intermediate},
                               {layer.up.weight, layer.up.bias, up, s.intermediate}};
     K::products(gates, 2, y, s.hidden, s.rows, threads);
-    K::gate(gated, up, gated, s.rows * s.intermediate, threads);
+    K::gate(gated, up, gated, s.rows * s.intermediate, static_cast<int>(layer.gelu), threads);
     const Part<T> down = {layer.down.weight, layer.down.bias, delta, s.hidden};
     K::products(&down, 1, gated, s.intermediate, s.rows, threads);
+    step.normalize(layer, delta, layer.behind_mlp, s.rows * s.hidden, s.hidden);
   }
-  K::add_norm(x, x, delta, norm, y, scale.get(), s.rows, s.hidden, epsilon, threads);
+  step.before(layers[count - 1], norm, delta);
 }
 
 #define STACK(T, NAME)                                                                                                      \
   void decode_layers_##NAME(const Layer<T>* layers, int64_t count, const Sizes* sizes, const Places* places, float* x,      \
-                            const T* cosine, const T* sine, const T* norm, float epsilon, T* y, int threads) {              \
-    decode_layers(layers, count, *sizes, *places, x, cosine, sine, norm, epsilon, y, threads);                              \
+                            const Turn* turns, int64_t wide, const T* norm, T* y, int threads) {                            \
+    decode_layers(layers, count, *sizes, *places, x, turns, wide, norm, y, threads);                                        \
   }
 
 extern "C" {

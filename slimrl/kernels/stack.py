@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from slimrl.kernels.native import call
 
+WEIGHTS = (
+    *(f"{name}{part}" for name in ("query", "key", "value", "out", "gate", "up", "down") for part in ("", "_bias")),
+    "before_attention", "behind_attention", "before_mlp", "behind_mlp", "query_norm", "key_norm",
+)  # fmt: skip
+"""Of a layer, in the order in which stack.cpp has them; see `slimrl.model.families.Weights`."""
 STORES = ("keys", "values", "prompt_keys", "prompt_values")
 Stores = tuple[Mapping[int, Tensor], Mapping[int, Tensor], Mapping[int, Tensor], Mapping[int, Tensor]]
 """The cache by layer: keys and values of drawn tokens [slots, K, C, d], keys and values of prompts [prompts, K, P, d]."""
 
 
-class LayerWeights(NamedTuple):
-    """Of one layer: norms [D], matrices [outputs, inputs], biases [outputs]."""
-
-    norm: Tensor
-    query: Tensor
-    query_bias: Tensor | None
-    key: Tensor
-    key_bias: Tensor | None
-    value: Tensor
-    value_bias: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
-    gate_norm: Tensor
-    gate: Tensor
-    gate_bias: Tensor | None
-    up: Tensor
-    up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-
-
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*LayerWeights._fields, *STORES)),
-        ("window", ctypes.c_int64),
-        *((name, ctypes.c_float) for name in ("epsilon", "gate_epsilon", "scaling")),
+        *((name, ctypes.c_void_p) for name in (*WEIGHTS, *STORES)),
+        *((name, ctypes.c_int64) for name in ("window", "turn", "gelu")),
+        *((name, ctypes.c_float) for name in ("epsilon", "offset", "scaling")),
     )
 
 
@@ -50,7 +33,8 @@ class _Sizes(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            "rows", "hidden", "heads", "key_heads", "width", "intermediate", "columns", "prompt_width", "time",
+            "rows", "hidden", "heads", "key_heads", "width", "intermediate", "columns", "prompt_width", "query_norm",
+            "key_norm", "time",
         )
     )  # fmt: skip
 
@@ -59,37 +43,53 @@ class _Places(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("prompt", "lengths", "ages"))
 
 
+class _Turn(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("cosine", "sine"))
+
+
 @dataclass(frozen=True)
 class DecodeLayer:
     """One layer: its weights and constants."""
 
-    weights: LayerWeights
-    epsilons: tuple[float, float]
-    """Of the norm before attention and of that before the gate."""
-    scaling: float
+    weights: Mapping[str, Tensor | None]
+    """By the names of WEIGHTS; None for what it does not have."""
     window: int
     """Width of a sliding window, 0 for none."""
+    turn: int
+    """The place of its rotary table among those of a step; -1 for none."""
+    gelu: bool
+    """The activation of the gate is the tanh form of gelu, not silu."""
+    epsilon: float
+    """Of all norms."""
+    offset: float
+    """Added to the weights of all norms."""
+    scaling: float
 
 
 class DecodeTable:
     """The addresses that a decode step of all layers reads and writes; valid while weights and stores stay where they are."""
 
-    def __init__(self, layers: Mapping[int, DecodeLayer], norm: tuple[Tensor, float], stores: Stores) -> None:
-        """`layers` by their number, in the order in which they follow each other; `norm`: the last one's weight and epsilon."""
-        self.norm, self.epsilon = norm
+    def __init__(self, layers: Mapping[int, DecodeLayer], norm: Tensor, stores: Stores) -> None:
+        """`layers` by their number, in the order in which they follow each other; `norm` [D] is the last one's weight."""
+        self.norm = norm
         first = next(iter(layers.values())).weights
-        _, self.key_heads, self.columns, self.width = next(iter(stores[0].values())).shape
-        self.prompt_width = next(iter(stores[2].values())).shape[2]
-        self.heads, self.intermediate = len(first.query) // self.width, len(first.gate)
-        assert len(first.key) == self.key_heads * self.width
+        outputs = {name: 0 if weight is None else len(weight) for name, weight in first.items()}
+        _, key_heads, columns, width = next(iter(stores[0].values())).shape
+        prompt_width = next(iter(stores[2].values())).shape[2]
+        assert outputs["key"] == key_heads * width
+        self.width = width
+        self.sizes = (
+            len(norm), outputs["query"] // width, key_heads, width, outputs["gate"], columns, prompt_width,
+            outputs["query_norm"], outputs["key_norm"],
+        )  # fmt: skip
+        """Of a `_Sizes`, between rows and time."""
         self.layers = (_Layer * len(layers))(
             *(
                 _Layer(
-                    *map(_address, layer.weights),
+                    *(_address(layer.weights[name]) for name in WEIGHTS),
                     *(_address(store[index]) for store in stores),
-                    layer.window,
-                    *layer.epsilons,
-                    layer.scaling,
+                    *(int(constant) for constant in (layer.window, layer.turn, layer.gelu)),
+                    *(layer.epsilon, layer.offset, layer.scaling),
                 )
                 for index, layer in layers.items()
             )
@@ -110,30 +110,21 @@ class CachedRows:
     """By trunk: made at its first step, and kept as long as the stores."""
 
 
-def decode_layers(x: Tensor, rotary: tuple[Tensor, Tensor], table: DecodeTable, rows: CachedRows) -> Tensor:
-    """x [n, D] float32, cosine and sine [n, d] in the weights' type -> [n, D] in that type, behind the last norm.
+def decode_layers(x: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], table: DecodeTable, rows: CachedRows) -> Tensor:
+    """x [n, D] float32, tables of cosine and sine [n, d] in the weights' type or float32 -> [n, D] in the weights' type, behind
+    the last norm.
 
     Computes bit for bit what the layers compute one after another with the other kernels, and overwrites x. All tensors are
     contiguous and on the CPU.
     """
-    assert rotary[0].shape == rotary[1].shape == (len(x), table.width)
-    sizes = _Sizes(
-        *x.shape,
-        table.heads,
-        table.key_heads,
-        table.width,
-        table.intermediate,
-        table.columns,
-        table.prompt_width,
-        rows.time,
-    )
+    assert all(part.shape == (len(x), table.width) for pair in rotary for part in pair)
+    dtype = table.norm.dtype
+    sizes = _Sizes(len(x), *table.sizes, rows.time)
     prompt, lengths, ages = (part.contiguous() for part in (rows.prompt, rows.lengths, rows.ages))
     places = _Places(prompt.data_ptr(), lengths.data_ptr(), ages.data_ptr())
-    out = torch.empty_like(x, dtype=table.norm.dtype)
-    call(
-        "decode_layers", table.norm.dtype,
-        table.layers, len(table.layers), sizes, places, x, *rotary, table.norm, table.epsilon, out,
-    )  # fmt: skip
+    turns = (_Turn * len(rotary))(*(_Turn(*map(_address, pair)) for pair in rotary))
+    wide, out = int(rotary[0][0].dtype != dtype), torch.empty_like(x, dtype=dtype)
+    call("decode_layers", dtype, table.layers, len(table.layers), sizes, places, x, turns, wide, table.norm, out)
     return out
 
 

@@ -11,7 +11,8 @@ from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.model.architecture import LayerAttention, demand_plain_layers, refuse_states
 from slimrl.model.attention import HOOK, AttentionPlan, CausalRows, UnsupportedAttentionError
-from slimrl.model.layer import fuse, fusible, separate
+from slimrl.model.families import fusible
+from slimrl.model.layer import fuse, separate
 from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
 from slimrl.model.precision import in_float32

@@ -6,6 +6,7 @@ a small model these calls take longer than the kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,15 @@ from torch import Tensor, nn
 from slimrl.kernels.linear import quick_rows
 from slimrl.kernels.native import takes
 from slimrl.kernels.stack import CachedRows, DecodeLayer, DecodeTable, decode_layers
-from slimrl.model.layer import FusedLayer, in_front, layer_weights
+from slimrl.model.families import Design, weights_of
+from slimrl.model.layer import FusedLayer, in_front
 
-FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model")
+FAMILIES = (
+    "Gemma3TextModel", "LlamaModel", "MistralModel", "Olmo2Model", "Qwen2Model", "Qwen3Model", "SmolLM3Model",
+)  # fmt: skip
 """transformers' trunks that are embedding, layers and norm, with nothing between."""
+TURNS_BY_KIND = ("Gemma3TextModel",)
+"""Those whose layers of different kinds (`layer_types`) have rotary tables of their own."""
 
 
 class FusedTrunk(nn.Module):
@@ -39,14 +45,21 @@ class FusedTrunk(nn.Module):
     def _decoded(self, input_ids: Tensor, position_ids: Tensor, rows: CachedRows) -> Tensor:
         trunk: Any = self
         embedded = trunk.embed_tokens(input_ids)
-        cosine, sine = (part.flatten(0, 1).contiguous() for part in trunk.rotary_emb(embedded, position_ids))
         if self not in rows.tables:
-            layers = {layer.self_attn.layer_idx: _decode_layer(layer) for layer in trunk.layers}
-            rows.tables[self] = DecodeTable(
-                layers, (trunk.norm.weight, float(trunk.norm.variance_epsilon)), rows.stores
-            )
+            kinds = _kinds(trunk)
+            layers = {layer.design.index: _decode_layer(layer, kinds) for layer in trunk.layers}
+            rows.tables[self] = DecodeTable(layers, trunk.norm.weight, rows.stores)
+        turns = (trunk.rotary_emb(embedded, position_ids, *kind) for kind in dict.fromkeys(_kinds(trunk)))
+        rotary = [tuple(part.flatten(0, 1).contiguous() for part in turn) for turn in turns]
         x = embedded.flatten(0, 1).to(torch.float32, copy=True)  # the residual stream, which is overwritten
-        return decode_layers(x, (cosine, sine), rows.tables[self], rows).view(embedded.shape)
+        return decode_layers(x, rotary, rows.tables[self], rows).view(embedded.shape)
+
+
+def _kinds(trunk: Any) -> list[tuple[str, ...]]:
+    """By layer: the further arguments of the trunk's rotary embedding."""
+    if type(trunk).__name__ in TURNS_BY_KIND:
+        return [(kind,) for kind in trunk.config.layer_types]
+    return [()] * len(trunk.layers)
 
 
 class _Output(NamedTuple):
@@ -55,14 +68,26 @@ class _Output(NamedTuple):
     last_hidden_state: Tensor
 
 
-def _decode_layer(layer: Any) -> DecodeLayer:
-    epsilons = (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon)
-    return DecodeLayer(layer_weights(layer), epsilons, layer.self_attn.scaling, layer.window)
+def _decode_layer(layer: Any, kinds: Sequence[tuple[str, ...]]) -> DecodeLayer:
+    design: Design = layer.design
+    turn = list(dict.fromkeys(kinds)).index(kinds[design.index])
+    return DecodeLayer(
+        weights_of(layer, design.norms)._asdict(),
+        window=design.window,
+        turn=turn if design.rotary else -1,
+        gelu=design.gelu,
+        epsilon=design.epsilon,
+        offset=design.norms.offset,
+        scaling=design.scaling,
+    )
 
 
 def stack(trunk: nn.Module) -> None:
     """Let a trunk whose layers are fused decode in one call, if it is of a known family and all of a head is rotated."""
-    known = type(trunk).__name__ in FAMILY and type(trunk).__module__.startswith("transformers.models.")
+    if type(trunk).__name__ not in FAMILIES or not type(trunk).__module__.startswith("transformers.models."):
+        return
     parts: Any = trunk
-    if known and 2 * len(parts.rotary_emb.inv_freq) == parts.layers[0].self_attn.head_dim:
+    x, position = torch.zeros(1, 1, len(parts.norm.weight)), torch.zeros(1, 1, dtype=torch.long)
+    widths = {parts.rotary_emb(x, position, *kind)[0].shape[-1] for kind in _kinds(parts)}
+    if widths == {parts.layers[0].self_attn.head_dim}:
         trunk.__class__ = in_front(FusedTrunk, type(trunk))

@@ -17,7 +17,8 @@ from slimrl.kernels.native import has_kernels, lanes, paused
 from slimrl.learner.recompute import checkpointed
 from slimrl.model import layer as fused_layer
 from slimrl.model.attention import CausalRows
-from slimrl.model.layer import FusedLayer, FusedNorm, fuse, fusible, separate
+from slimrl.model.families import fusible
+from slimrl.model.layer import FusedLayer, FusedNorm, fuse, separate
 from slimrl.model.loading import adopt
 from slimrl.model.packing import Packed, pack
 from slimrl.model.policy import Policy, freeze
@@ -157,10 +158,10 @@ def test_without_spans_gradients_are_those_of_the_models_own_layers(plan: Causal
         assert share(mine[name], gradient) < 1e-4, name
 
 
-@pytest.mark.parametrize("frozen", ["layernorm", "layers.0", "q_proj", "bias", "embed", "down_proj.weight"])
+@pytest.mark.parametrize("frozen", ["layernorm", "layers.0", "q_", "k_norm", "bias", "embed", "down_proj.weight"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_frozen_weights_get_none_and_others_what_they_got(frozen: str, recompute: bool) -> None:
-    policy = tiny_policy("wide llama")
+    policy = tiny_policy("wide qwen3" if "norm" in frozen else "wide llama")
     _, wanted = gradients(policy)
     for name, parameter in policy.model.named_parameters():
         parameter.requires_grad_(frozen not in name)
@@ -227,7 +228,15 @@ def test_other_models_are_left_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["activation", "a module of its own", "float64", "a norm in float64", "a class of its own"]
+    "how",
+    [
+        "activation",
+        "a module of its own",
+        "float64",
+        "a norm in float64",
+        "an epsilon of its own",
+        "a class of its own",
+    ],
 )
 def test_layers_that_are_not_what_they_are_called_are_left_alone(how: str) -> None:
     model = tiny_model("wide llama")
@@ -239,6 +248,8 @@ def test_layers_that_are_not_what_they_are_called_are_left_alone(how: str) -> No
         model.double()
     elif how == "a norm in float64":
         model.model.layers[1].post_attention_layernorm.double()
+    elif how == "an epsilon of its own":
+        model.model.layers[1].post_attention_layernorm.variance_epsilon = 1e-3
     else:
         model.model.layers[1].__class__ = type("LlamaDecoderLayer", (type(model.model.layers[1]),), {})
     assert not fusible(model.model)
