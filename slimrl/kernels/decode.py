@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slimrl.kernels.native import call
+from slimrl.kernels.native import call, lanes
 
 
 class _Part(ctypes.Structure):
@@ -58,6 +58,18 @@ def _(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+def key_blocks(keys: Tensor) -> Tensor:
+    """keys [n, K, P, d] -> [n, K, P / lanes, d * lanes]: blocks of as many keys as a vector has lanes, P rounded up, each block
+    transposed so that one number (in bfloat16 two) of all its keys is a vector. Blocks are filled up with 0.
+    """
+    n, heads, length, width = keys.shape
+    blocks, pair = -(-length // lanes()), 4 // keys.element_size()
+    filled = keys.new_zeros(n, heads, blocks * lanes(), width)
+    filled[:, :, :length] = keys
+    turned = filled.view(n, heads, blocks, lanes(), width // pair, pair).transpose(3, 4)
+    return turned.reshape(n, heads, blocks, width * lanes())
+
+
 def decode_attention(
     query: Tensor,
     key: Tensor,
@@ -76,9 +88,10 @@ def decode_attention(
     """One step of n rows: writes key and value [n, K, 1, d] into column time mod C of keys and values [slots, K, C, d], then
     lets each query [n, H, 1, d] see its prompt and the columns of its age and younger -> [n, H, 1, d].
 
-    Row i's prompt is the first lengths[i] places of prompt_keys[prompt[i]] [prompts, K, P, d], and it fed ages[i] tokens
-    before; `prompt`, `lengths`, `ages` [n] are long. `window` is a sliding window's width, 0 for none. All floats are
-    of one type that the kernels take, and d is a multiple of `lanes()`. Scores and sums are float32.
+    Row i's prompt is the first lengths[i] places of the keys in prompt_keys[prompt[i]], which are `key_blocks`, and of
+    prompt_values[prompt[i]] [prompts, K, P, d], and it fed ages[i] tokens before; `prompt`, `lengths`, `ages` [n] are long.
+    `window` is a sliding window's width, 0 for none. All floats are of one type that the kernels take, and d is a multiple of
+    `lanes()`. Scores and sums are float32. Rows of one prompt and length are computed together, each as it would be alone.
     """
     rows, heads, _, width = query.shape
     key_heads, columns = keys.shape[1:3]
@@ -86,13 +99,15 @@ def decode_attention(
     prompt, lengths, ages = prompt.contiguous(), lengths.contiguous(), ages.contiguous()
     assert keys.shape == values.shape == (len(keys), key_heads, columns, width)
     assert key.shape == value.shape == (rows, key_heads, 1, width)
-    assert prompt_keys.shape == prompt_values.shape
+    places = prompt_values.shape[2]
+    assert prompt_values.shape == (len(prompt_values), key_heads, places, width)
+    assert prompt_keys.shape == (len(prompt_values), key_heads, -(-places // lanes()), width * lanes())
     assert all(store.is_contiguous() for store in (keys, values, prompt_keys, prompt_values))
     out = torch.empty_like(query)
     call(
         "decode_attention", query.dtype,
         query, key, value, keys, values, prompt_keys, prompt_values, prompt, lengths, ages, out,
-        rows, key_heads, columns, prompt_keys.shape[2], width, time, window, heads // key_heads, float(scaling),
+        rows, key_heads, columns, places, width, time, window, heads // key_heads, float(scaling),
     )  # fmt: skip
     return out
 

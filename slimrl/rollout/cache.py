@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrl.kernels.decode import decode_attention, recorded_decode_attention
+from slimrl.kernels.decode import decode_attention, key_blocks, recorded_decode_attention
 from slimrl.kernels.native import lanes, takes
 from slimrl.kernels.stack import CachedRows, DecodeTable
 from slimrl.model.attention import Prefill
@@ -37,7 +37,8 @@ class Cache:
         self.tables: dict[object, DecodeTable] = {}
         """What a trunk has prepared for all steps."""
         self.native = False
-        """True where the compiled attention reads it: then nothing is read before it is written."""
+        """True where the compiled attention reads it: then nothing is read before it is written, and the prompts' keys are
+        `key_blocks`."""
 
     @property
     def heads(self) -> int:
@@ -52,7 +53,10 @@ class Cache:
         for packed, stored in ((prefill.keys, self.prompt_keys), (prefill.values, self.prompt_values)):
             for layer, entries in packed.items():
                 found = entries.index_select(1, tokens.flatten()).view(entries.shape[0], prompts, length, -1)
-                stored[layer][first : first + prompts, :, :length] = found.transpose(0, 1)
+                found = found.transpose(0, 1)
+                if self.native and packed is prefill.keys:
+                    found = key_blocks(found)
+                stored[layer][first : first + prompts, :, : found.shape[2]] = found
 
     def _allocate(self, example: Prefill) -> None:
         self.native = not self.recorded and all(_native(example.keys[i], example.values[i]) for i in example.keys)
@@ -62,6 +66,8 @@ class Cache:
             return {i: new(tensor, (rows, len(tensor), length, tensor.shape[2])) for i, tensor in parts.items()}
 
         self.prompt_keys = allocate(example.keys, self.prompts, self.width)
+        if self.native:
+            self.prompt_keys = {i: key_blocks(keys) for i, keys in self.prompt_keys.items()}
         self.prompt_values = allocate(example.values, self.prompts, self.width)
         self.keys = allocate(example.keys, self.slots, self.columns)
         self.values = allocate(example.values, self.slots, self.columns)
@@ -85,8 +91,8 @@ def _native(keys: Tensor, values: Tensor) -> bool:
 class RowLayout:
     """The rows that share each prompt, as a table of prompts by seats.
 
-    With it a prompt's keys are read from memory once a step. (The compiled attention reads `prompt` instead, and finds the
-    keys in the processor's cache from a prompt's second row on.) Entries count rows by key head, row * K + head, so that
+    With it a prompt's keys are read from memory once a step. (The compiled attention reads `prompt` instead, and finds out
+    by itself which rows share one.) Entries count rows by key head, row * K + head, so that
     looking them up gives queries as [prompts, K, seats, ...].
     """
 

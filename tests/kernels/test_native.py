@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from slimrl.kernels import native
-from slimrl.kernels.decode import decode_attention, few_rows, recorded_decode_attention, recorded_few_rows
+from slimrl.kernels.decode import (
+    decode_attention,
+    few_rows,
+    key_blocks,
+    recorded_decode_attention,
+    recorded_few_rows,
+)
 from slimrl.kernels.native import has_kernels, lanes
 from slimrl.model.attention import PackedRows, Prefill
 from slimrl.rollout.cache import Cache
@@ -85,9 +91,8 @@ def test_attention_sees_what_it_should(group: int, vectors: int, time: int, wind
     query = torch.randn(n, heads * group, 1, width).to(dtype)
     key, value = torch.randn(2, n, heads, 1, width).to(dtype)
     scaling = width**-0.5
-    found = decode_attention(
-        query, key, value, keys, values, *prompts, prompt, lengths, ages, time, window, scaling
-    )  # fmt: skip
+    given = (key_blocks(prompts[0]), prompts[1])
+    found = decode_attention(query, key, value, keys, values, *given, prompt, lengths, ages, time, window, scaling)
     torch.random.set_rng_state(torch_state)
     assert torch.equal(keys[:n, :, time % columns], key[:, :, 0])
     assert torch.equal(values[:n, :, time % columns], value[:, :, 0])
@@ -98,6 +103,45 @@ def test_attention_sees_what_it_should(group: int, vectors: int, time: int, wind
         )  # fmt: skip
         digit = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps  # a result is rounded by half of it
         torch.testing.assert_close(found[row].float(), wanted, atol=2e-6, rtol=1e-5 + digit / 2)
+
+
+@compiled
+@pytest.mark.parametrize("group", [1, 2, 7, 25])
+@pytest.mark.parametrize("window", [0, 300, 20])
+@pytest.mark.usefixtures("_threads")
+def test_a_row_is_the_same_in_any_company(group: int, window: int, dtype: torch.dtype) -> None:
+    """Bit for bit: rows of three prompts, of which one has no other row, together, in another order, and each alone."""
+    generator = torch.Generator().manual_seed(group)
+    heads, columns, width, places, n = 2, 24, 3 * lanes(), 333, 31
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    keys, values = draw(n, heads, columns, width), draw(n, heads, columns, width)
+    prompts = (key_blocks(draw(3, heads, places, width)), draw(3, heads, places, width))
+    step = [draw(n, heads * group, 1, width), draw(n, heads, 1, width), draw(n, heads, 1, width)]
+    prompt = torch.tensor([1, *[0, 2] * 15])
+    lengths, ages = torch.tensor([40, 333, 200])[prompt], torch.arange(n) % columns
+
+    def attend(rows: Tensor) -> Tensor:
+        stores = keys[rows].clone(), values[rows].clone()
+        numbers = prompt[rows], lengths[rows], ages[rows]
+        return decode_attention(*(part[rows] for part in step), *stores, *prompts, *numbers, 30, window, width**-0.5)
+
+    together, order = attend(torch.arange(n)), torch.randperm(n, generator=generator)
+    assert torch.equal(attend(order), together[order])
+    assert all(torch.equal(attend(torch.tensor([row])), together[row : row + 1]) for row in range(n))
+
+
+@compiled
+def test_blocks_of_keys_hold_numbers_of_all_lanes_side_by_side(dtype: torch.dtype) -> None:
+    keys = torch.arange(2.0 * (lanes() + 1)).view(1, 1, lanes() + 1, 2).to(dtype)
+    found = key_blocks(keys).float()
+    assert found.shape == (1, 1, 2, 2 * lanes())
+    whole = torch.arange(2.0 * lanes())
+    wanted = whole if dtype == torch.bfloat16 else torch.cat([whole[::2], whole[1::2]])
+    assert torch.equal(found[0, 0, 0], wanted.to(dtype).float())
+    assert sorted(found[0, 0, 1].tolist()) == [0.0] * (2 * lanes() - 2) + [2.0 * lanes(), 2.0 * lanes() + 1]
 
 
 @compiled
@@ -118,7 +162,7 @@ def test_weights_span_many_orders_of_magnitude() -> None:
         values[:, :, 63:].clone(),
         keys,
         values,
-        empty,
+        key_blocks(empty),
         empty,
         zero,
         zero,
@@ -138,7 +182,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     keys[0, 0, 1] = float("nan")
     zero, age = torch.zeros(1, dtype=torch.long), torch.tensor([3])
     one, empty = torch.ones(1, 1, 1, width), torch.zeros(1, 1, 1, width)
-    found = decode_attention(one, one, one, keys, values, empty, empty, zero, zero, age, 3, 0, 1.0)
+    found = decode_attention(one, one, one, keys, values, key_blocks(empty), empty, zero, zero, age, 3, 0, 1.0)
     assert found.isnan().all()
 
 
@@ -149,6 +193,7 @@ def test_torch_compile_knows_both() -> None:
     torch.library.opcheck(recorded_few_rows, (torch.randn(12, 8), torch.randn(5, 8), None))
     width, n = lanes(), 2
     stores = [torch.zeros(n, 1, 4, width) for _ in range(4)]
+    stores[2] = key_blocks(stores[2])
     step = [torch.randn(n, 1, 1, width) for _ in range(3)]
     numbers = [torch.tensor([0, 1]), torch.tensor([2, 4]), torch.tensor([0, 0])]
     torch.library.opcheck(recorded_decode_attention, (*step, *stores, *numbers, 1, 0, 0.5))
