@@ -133,3 +133,24 @@ def test_imitation_tells_its_sinks_too(tiny_folder: Path, tmp_path: Path) -> Non
 def test_steps_are_reckoned_from_the_tokens_so_far(step: int, tokens: int, expected: int) -> None:
     assert expected_steps(9, 500, step + 1, tokens) == expected
     assert expected_steps(9, 0, step + 1, tokens) == 9
+
+
+@pytest.mark.parametrize(("rate", "times"), [(1e-9, 1), (2e-4, 0)])
+def test_a_rate_that_moves_no_narrow_weight_is_told_once(rate: float, times: int, tmp_path: Path) -> None:
+    noted: list[str] = []
+
+    class Listening(Display):
+        def say(self, text: str, style: str = "") -> None:
+            noted.append(text + style)
+
+    settings = [
+        "steps=5",
+        "rollout.problems=4",
+        "rollout.group_size=4",
+        "model.dtype=bfloat16",
+        f"optimizer.learning_rate={rate}",
+        f"output={tmp_path}",
+        "name=a",
+    ]
+    train(load_config(TrainConfig, [], [*SMALL, *settings]), Listening())
+    assert len([text for text in noted if "an update changes fewer than one in 10,000" in text]) == times
