@@ -36,6 +36,8 @@ class Keeper:
         """The next offer is taken: a checkpoint could not be written, or the run was rolled back."""
         self._writing: tuple[int, Future[None]] | None = None
         """Step of the checkpoint that is being written, and its end."""
+        self._ended = False
+        """Something has ended the run: it must not be hidden by what goes wrong with a checkpoint."""
 
     def offer(self, step: int) -> None:
         """Keep this step where checkpoint.every says so."""
@@ -49,24 +51,40 @@ class Keeper:
             self._start(step)
 
     def keep(self, step: int) -> None:
-        """Write a checkpoint unless there is one of this step, and remove older ones.
-
-        A full disk, or weights that are not finite, are reported, and the next offer tries again.
-        """
+        """Write a last checkpoint unless there is one of this step, and remove older ones; any failure is only reported."""
+        self._ended = True
         self._start(step)
         self.settle()
 
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written: what it consists of may change only after that."""
+        """Wait for the checkpoint that is being written: what it consists of may change only after that.
+
+        A full disk, or weights that are not finite, are reported, and the next offer tries again.
+        """
         if self._writing is None:
             return
         (step, writing), self._writing = self._writing, None
         try:
             writing.result()
-        except (OSError, NonFiniteError) as error:
+        except self._reported as error:
             self._failed(step, error)
         else:
             self._newest, self._overdue = step, False
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """`settle` at the end of the block. An error that ends the block is raised, whatever becomes of the checkpoint."""
+        try:
+            yield
+        except BaseException:
+            self._ended = True
+            self.settle()
+            raise
+        self.settle()
+
+    @property
+    def _reported(self) -> tuple[type[Exception], ...]:
+        return (Exception,) if self._ended else (OSError, NonFiniteError)
 
     def _start(self, step: int) -> None:
         self.settle()
@@ -76,7 +94,7 @@ class Keeper:
             return
         try:
             finish = self._begin()
-        except (OSError, NonFiniteError) as error:
+        except self._reported as error:
             self._failed(step, error)
             return
 
@@ -90,9 +108,10 @@ class Keeper:
         if not self._beside:
             self.settle()
 
-    def _failed(self, step: int, error: OSError | NonFiniteError) -> None:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        self._say(f"no checkpoint after step {step} ({reason}); the next step tries again", "yellow")
+    def _failed(self, step: int, error: Exception) -> None:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        again = "" if self._ended else "; the next step tries again"
+        self._say(f"no checkpoint after step {step} ({reason}){again}", "yellow")
         self.run.note(step, "checkpoint failed", why=reason)
         self._overdue = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic
 
@@ -92,15 +92,15 @@ class Session(Generic[State]):
         """The block of the run's steps and its end; a run that is told to stop leaves a checkpoint."""
         settings = settings_of(self.setup.config)
         self._tell(lambda sink: sink.begin(self.run.path, settings, self.state.step))
-        try:
-            yield
-        except Stopped as reason:  # raised only where no weight has moved since the last step
-            self.keeper.keep(self.state.step)
-            where = f" after step {self.state.step}; resume with {self.run.resume_command}"
-            raise Stopped(reason.cause, reason.exit_code, where) from None
-        finally:
-            self.keeper.settle()
-            self._tell(lambda sink: sink.close())
+        with ExitStack() as end:
+            end.callback(self._tell, lambda sink: sink.close())
+            end.enter_context(self.keeper.settled())
+            try:
+                yield
+            except Stopped as reason:  # raised only where no weight has moved since the last step
+                self.keeper.keep(self.state.step)
+                where = f" after step {self.state.step}; resume with {self.run.resume_command}"
+                raise Stopped(reason.cause, reason.exit_code, where) from None
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0; between them checkpoints are kept and held-out accuracy is measured."""
