@@ -1,7 +1,7 @@
 """The checkpoints of a run: when one is written, and which of them stay.
 
-On a CPU a checkpoint is written beside the work that leaves weights as they are, evaluation and sampling: weights move only
-after `settle`. On a GPU it is written at once, since copies from it would come between the recording of decode steps.
+A checkpoint is written beside the work that leaves weights as they are, evaluation and sampling: weights move only after
+`settle`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,8 @@ class Keeper:
         settings: CheckpointConfig,
         begin: Callable[[], Callable[[], Checkpoint]],
         say: Callable[[str, str], None],
-        *,
-        beside: bool,
     ) -> None:
-        """`beside` lets checkpoints be written while the run goes on."""
-        self.run, self.settings, self._begin, self._say, self._beside = run, settings, begin, say, beside
+        self.run, self.settings, self._begin, self._say = run, settings, begin, say
         self._newest = next((checkpoint.step for checkpoint in checkpoints(run.checkpoints)), -1)
         """Step of the newest checkpoint; -1 without one."""
         self._overdue = False
@@ -105,8 +102,6 @@ class Keeper:
         thread = ThreadPoolExecutor(1)
         self._writing = step, thread.submit(write)
         thread.shutdown(wait=False)  # it ends after this one
-        if not self._beside:
-            self.settle()
 
     def _failed(self, step: int, error: Exception) -> None:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -82,8 +82,7 @@ class Session(Generic[State]):
 
     def __post_init__(self) -> None:
         checkpoint = self.setup.config.checkpoint
-        beside = self.setup.policy.device.type == "cpu"
-        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say, beside=beside)
+        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say)
         self._sinks = [*self.sinks]
         self._sampler_is_stale = False
 

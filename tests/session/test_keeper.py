@@ -20,16 +20,19 @@ from slimrl.machine.signals import Stop, Stopped
 from slimrl.runs import checkpoints as checkpoint_files
 from slimrl.runs.checkpoints import Checkpoint, begin_checkpoint, checkpoints
 from slimrl.runs.directory import RunDirectory
+from slimrl.session import state
 from slimrl.session.keeper import Keeper
 from tests.test_train import SMALL, run
 
 SECONDS = 30.0
 
 
+@pytest.mark.parametrize("copied", [False, True])
 def test_a_checkpoint_is_written_beside_sampling_and_before_weights_move(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writing waits here until the next step has sampled, and the update finds that it has ended."""
+    """Writing waits here until the next step has sampled, and the update finds that it has ended; copied as from a GPU too."""
+    monkeypatch.setattr(state, "is_hosts", lambda _tensor: not copied)
     sampled_again, written, updates = threading.Event(), [], []
     write, collect, update = checkpoint_files.write_tensors, training.collect, Learner.update
 
@@ -39,9 +42,9 @@ def test_a_checkpoint_is_written_beside_sampling_and_before_weights_move(
         written.append(path.name)
         return done
 
-    def sampled(setup: Any, state: Any) -> Any:
-        found = collect(setup, state)
-        if state.step:
+    def sampled(setup: Any, before: Any) -> Any:
+        found = collect(setup, before)
+        if before.step:
             sampled_again.set()
         return found
 
@@ -72,16 +75,11 @@ def begin(kept: RunDirectory, step: int, held: threading.Event) -> Any:
     return wait_and_finish
 
 
-@pytest.mark.parametrize("beside", [True, False])
-def test_what_is_offered_is_there_when_it_is_settled(kept: RunDirectory, beside: bool) -> None:
+def test_what_is_offered_is_there_when_it_is_settled(kept: RunDirectory) -> None:
     held, step = threading.Event(), 1
-    keeper = Keeper(
-        kept, CheckpointConfig(every=1, keep=2), lambda: begin(kept, step, held), lambda *_: None, beside=beside
-    )
-    if not beside:
-        held.set()
+    keeper = Keeper(kept, CheckpointConfig(every=1, keep=2), lambda: begin(kept, step, held), lambda *_: None)
     keeper.offer(step)
-    assert [c.step for c in checkpoints(kept.checkpoints)] == ([] if beside else [1])
+    assert [c.step for c in checkpoints(kept.checkpoints)] == []
     held.set()
     for step in (2, 3):
         keeper.offer(step)  # which waits for the one before
@@ -101,7 +99,7 @@ def test_what_fails_beside_is_said_and_tried_again(kept: RunDirectory) -> None:
             return lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
         return begin(kept, 2, held)
 
-    keeper = Keeper(kept, CheckpointConfig(every=1), attempt, lambda text, _: said.append(text), beside=True)
+    keeper = Keeper(kept, CheckpointConfig(every=1), attempt, lambda text, _: said.append(text))
     keeper.offer(1)
     assert said == [], "not yet known"
     keeper.settle()
@@ -121,7 +119,7 @@ def broken() -> Any:
 @pytest.mark.parametrize("reason", [None, ValueError("a bad reward"), Stopped("SIGTERM", 75)])
 def test_what_fails_beside_never_hides_what_ended_the_run(kept: RunDirectory, reason: BaseException | None) -> None:
     said: list[str] = []
-    keeper = Keeper(kept, CheckpointConfig(every=1), broken, lambda text, _: said.append(text), beside=True)
+    keeper = Keeper(kept, CheckpointConfig(every=1), broken, lambda text, _: said.append(text))
 
     def work() -> None:
         with keeper.settled():
@@ -139,9 +137,7 @@ def test_what_fails_beside_never_hides_what_ended_the_run(kept: RunDirectory, re
 def test_a_stop_still_leaves_a_checkpoint_where_the_one_before_fails(kept: RunDirectory) -> None:
     held, said, attempts = threading.Event(), [], [lambda: begin(kept, 2, held), broken]
     held.set()
-    keeper = Keeper(
-        kept, CheckpointConfig(every=1), lambda: attempts.pop()(), lambda text, _: said.append(text), beside=True
-    )
+    keeper = Keeper(kept, CheckpointConfig(every=1), lambda: attempts.pop()(), lambda text, _: said.append(text))
     keeper.offer(1)
     keeper.keep(2)
     assert said == ["no checkpoint after step 1 (a defect)"]
@@ -168,10 +164,10 @@ def test_a_stop_waits_for_the_checkpoint_of_its_step_and_writes_no_second(
         stop.ask("SIGTERM", 75)
         asked.set()
 
-    def sampled(setup: Any, state: Any) -> Any:
-        if phase == "sampling" and state.step == 1:
+    def sampled(setup: Any, before: Any) -> Any:
+        if phase == "sampling" and before.step == 1:
             ask()
-        return collect(setup, state)
+        return collect(setup, before)
 
     def updated(self: Learner, groups: Any, step: int) -> Any:
         if phase == "update" and step == 1:
