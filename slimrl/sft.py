@@ -202,7 +202,9 @@ def imitate(
             mask[i, len(example.prompt_ids) - 1 : lengths[row]] = True
         packed = pack(ids[:, :-1], lengths[rows], lengths[rows], rows, device=policy.device)
         hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask.to(policy.device)])
-        logprobs, _ = token_logprobs(policy.head, hidden, ids[:, 1:][mask].to(policy.device), temperature=1.0)
+        logprobs, _ = token_logprobs(
+            policy.head, hidden, ids[:, 1:][mask].to(policy.device), temperature=1.0, with_entropy=False
+        )
         loss = -logprobs.sum() / total
         if not torch.isfinite(loss):
             raise DivergedError(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from slimrl.results import GradedCompletion, SplitEvaluation
+import dataclasses
+import re
+
+import pytest
+
+from slimrl.results import GradedCompletion, SftSummary, SplitEvaluation, TrainSummary
+from tests.conftest import ROOT
 
 
 def answered(problem: str, strict: bool, mode: str = "sampled", sample: int = 0) -> GradedCompletion:
@@ -17,3 +23,10 @@ def test_summary_keeps_modes_apart() -> None:
     assert summary["n"] == 2
     assert summary["greedy"] == 0.5
     assert "greedy" not in SplitEvaluation(rows).summary()
+
+
+@pytest.mark.parametrize(("verb", "summary"), [("train", TrainSummary), ("sft", SftSummary)])
+def test_every_entry_of_a_summary_is_in_the_docs(verb: str, summary: type) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(rf"^- `slimrl {verb} --json`:(.*?)(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
+    assert {field.name for field in dataclasses.fields(summary)} <= {*re.findall(r"`(\w+)`", entry)}

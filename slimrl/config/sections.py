@@ -117,8 +117,8 @@ class RolloutConfig(Section):
     compile: bool = False
     """Decode steps through torch.compile: about a minute at the start (a C++ compiler on a CPU), then a third faster."""
     slots: Count | Literal["auto"] = "auto"
-    """Completions decoded at once; `auto`: all of a step, as far as memory allows. Other slots round otherwise, which now
-    and then decides a draw (docs/reliability.md, Rounding)."""
+    """Completions decoded at once; `auto`: all of a step or of an evaluation, as far as memory allows. Other slots round
+    otherwise, which now and then decides a draw (docs/reliability.md, Rounding)."""
 
     @property
     def budget(self) -> int:

@@ -103,11 +103,13 @@ class Microbatcher:
         kl: VocabularyKl | None = None,
         *,
         with_entropy: bool = False,
+        measured: bool = True,
         passes: int = 1,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability, entropy and divergence from a reference of the tokens that carry loss: [B, L] nats, 0 elsewhere.
 
-        All rows are one micro-batch. The entropy carries gradient only `with_entropy`; the divergence is 0 without `kl`.
+        All rows are one micro-batch. The entropy carries gradient only `with_entropy`, and else is 0 unless `measured`; the
+        divergence is 0 without `kl`.
         `passes` is the work, in forward passes, that the profiler counts: 3 where a backward pass follows.
         """
         packed = packed_rows(rows, policy.device)
@@ -123,7 +125,9 @@ class Microbatcher:
         targets = rows.targets.to(policy.device)[mask]
         blank = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         if kl is None and not with_entropy:
-            logprobs, entropy = token_logprobs(policy.head, hidden, targets, temperature=self.temperature)
+            logprobs, entropy = token_logprobs(
+                policy.head, hidden, targets, temperature=self.temperature, with_entropy=measured
+            )
             return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, entropy), blank
         other = None
         if kl is not None:
@@ -138,7 +142,7 @@ class Microbatcher:
     def logprobs(self, policy: Policy, rows: Rows, mask: Tensor) -> Tensor:
         """[B, L] nats on the CPU at `mask` [B, L], without gradients. Raises Stopped between micro-batches."""
         rows = replace(rows, loss_mask=mask)
-        return self.over_parts(rows, mask.any(1), lambda part: self.statistics(policy, part)[0])
+        return self.over_parts(rows, mask.any(1), lambda part: self.statistics(policy, part, measured=False)[0])
 
     @torch.no_grad()
     def entropies(self, policy: Policy, rows: Rows, *, may_stop: bool) -> Tensor:

@@ -190,8 +190,11 @@ class Targets:
                         self.microbatcher.stop.check()
                         micro = take(part, inside)
                         # Detached at once: a graph that is alive would stand in the way of the next attempt.
-                        found = self.microbatcher.statistics(self.policy, micro, with_entropy=with_entropy)[0].detach()
-                        result[chosen[inside], : found.shape[1]] = found.cpu()
+                        found = self.microbatcher.statistics(
+                            self.policy, micro, with_entropy=with_entropy, measured=False
+                        )
+                        logprobs = found[0].detach()
+                        result[chosen[inside], : logprobs.shape[1]] = logprobs.cpu()
         return result
 
     def _advantages(self, groups: Sequence[Group], log_ratio: Tensor) -> tuple[Tensor, Metrics]:

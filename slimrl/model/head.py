@@ -71,17 +71,23 @@ class Reference:
 
 
 def token_logprobs(
-    head: Head, hidden: Tensor, targets: Tensor, *, temperature: float, chunk_elements: int = CHUNK_ELEMENTS
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    with_entropy: bool = True,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """hidden [N, D], targets [N] long -> log-probability [N] and entropy [N] in nats, float32.
 
-    The log-probability carries gradient; the entropy is a measurement and carries none.
+    The log-probability carries gradient; the entropy is a measurement and carries none. It is 0, and not computed, unless
+    `with_entropy`.
     """
     size = max(1, chunk_elements // head.vocabulary)
     keeps = len(hidden) <= size and not head.softcap
-    logprobs, entropy, _ = _values(
-        head, hidden, targets, _Logprobs(temperature, head.softcap, size, keeps, head.weight.dtype)
-    )
+    chunks = _Logprobs(temperature, head.softcap, size, keeps, with_entropy, head.weight.dtype)
+    logprobs, entropy, _ = _values(head, hidden, targets, chunks)
     return logprobs, entropy
 
 
@@ -147,6 +153,7 @@ class _Logprobs:
     """Positions of a chunk."""
     keeps: bool
     """There is one chunk: what p is made of is kept, and nothing is made again (nor can it be differentiated twice)."""
+    with_entropy: bool
     dtype: torch.dtype
     """Of the head's weights."""
     differentiable = False
@@ -154,16 +161,19 @@ class _Logprobs:
     def forward(self, logits: Tensor, targets: Tensor, rows: slice) -> _Chunk:
         """Overwrites the chunk's `logits` [n, V]; `targets` are those of all positions."""
         if takes(logits):
-            found = summarize(logits, targets[rows], self.temperature, keep=self.keeps)
-            return _Chunk(*found[:2], torch.zeros_like(found[0]), found[2], logits if self.keeps else None)
+            logprobs, entropy, normalizer = summarize(logits, targets[rows], self.temperature, keep=self.keeps)
+            entropy = entropy if self.with_entropy else torch.zeros_like(entropy)  # which costs the kernel nothing
+            return _Chunk(logprobs, entropy, torch.zeros_like(logprobs), normalizer, logits if self.keeps else None)
         if self.temperature != 1:
             logits /= self.temperature
         top = logits.amax(-1)
         logits -= top[:, None]
         chosen = logits.gather(-1, targets[rows][:, None]).squeeze(-1)
-        weights = logits.exp()
+        weights = logits.exp() if self.with_entropy else logits.exp_()
         total = weights.sum(-1)
-        entropy = total.log() - logits.mul_(weights).sum(-1) / total
+        entropy = torch.zeros_like(total)
+        if self.with_entropy:
+            entropy = total.log() - logits.mul_(weights).sum(-1) / total
         normalizer = total if self.keeps else top + total.log()
         kept = weights if self.keeps else None
         return _Chunk(chosen - total.log(), entropy, torch.zeros_like(entropy), normalizer, kept)

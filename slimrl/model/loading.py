@@ -49,9 +49,9 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         if config.dtype != "auto":
             dtype: torch.dtype = getattr(torch, config.dtype)
         else:
-            dtype = usual_dtype(device, AutoConfig.from_pretrained(path, **source).get_text_config())
-            if device.type == "cpu" and dtype != torch.float32:
-                notes.append("model.dtype=auto is bfloat16, which this processor multiplies faster than float32")
+            saved = AutoConfig.from_pretrained(path, **source)
+            dtype = usual_dtype(device, saved.get_text_config())
+            notes += _dtype_notes(device, dtype, saved.dtype if config.init == "pretrained" else None)
         if device.type == "cpu" and dtype != torch.float32:
             bound_kernel_caches()
         if config.init == "random":
@@ -79,6 +79,21 @@ def _source(config: ModelConfig, path: str) -> dict[str, Any]:
             f"model.revision={config.revision} has no effect on the local folder {config.path}; remove it"
         )
     return source
+
+
+def _dtype_notes(device: torch.device, dtype: torch.dtype, saved: torch.dtype | None) -> list[str]:
+    """Notes on what `model.dtype=auto` chose, where the model's weights are `saved` in a type, by its config.json."""
+    if dtype == torch.float32:
+        return []
+    notes = []
+    if device.type == "cpu":
+        notes.append("model.dtype=auto is bfloat16, which this processor multiplies faster than float32")
+    if saved == torch.float32:
+        notes.append(
+            "the model's weights are float32, and what is trained from them is saved in bfloat16; model.dtype=float32 trains and "
+            "saves them as they are, slower"
+        )
+    return notes
 
 
 def _random_model(path: str, source: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slimrl.algorithm.kl import VOCABULARY
 from slimrl.config.algorithm import AlgorithmConfig
-from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.learner.recompute import can_checkpoint, checkpointed
 from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
@@ -145,8 +145,8 @@ def plan_memory(
 ) -> MemoryEstimate:
     """Estimate the peak of a run, and choose the sizes that the settings leave to `auto`.
 
-    `rows` are the completions of one step, or the samples of an evaluation's larger split; without `training` there is no
-    update, and the plan has no micro-batches. A run that is resumed has `kept` its sizes.
+    `rows` are the completions of the largest call of the sampler: a step's, or all of an evaluation. Without `training` there
+    is no update, and the plan has no micro-batches. A run that is resumed has `kept` its sizes.
     """
     slots, tokens = config.rollout.slots, config.optimizer.microbatch_tokens
     recompute = config.optimizer.activation_checkpointing
@@ -154,15 +154,19 @@ def plan_memory(
         slots = kept.slots if slots == "auto" else slots
         tokens = (kept.microbatch_tokens or tokens) if tokens == "auto" else tokens
         recompute = ("on" if kept.recompute else "off") if recompute == "auto" else recompute
-    estimate = _choose_slots(_fixed_parts(policy, config, training), policy, config, slots, longest_prompt, rows)
-    if not training:
-        return estimate
     longest = longest_prompt + config.rollout.budget
     if recompute == "auto" and not can_checkpoint(policy.model):
         recompute = "off"
-    most = max(longest, min(MOST_TOKENS, rows * longest)) if tokens == "auto" else tokens
+    most = max(longest, min(MOST_TOKENS, _rows_of_a_step(config, rows) * longest)) if tokens == "auto" else tokens
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
-    activations = {again: activation_bytes(policy, checkpointing=again) for again in ways}
+    activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
+    fixed = _fixed_parts(policy, config, training)
+    if training and fixed.cache_stays:  # slots leave room for a micro-batch
+        room = replace(fixed.plan, microbatch_tokens=min(most, max(longest, FEWEST_TOKENS)))
+        fixed = replace(fixed, token_bytes=min(activations.values()), plan=room)
+    estimate = _choose_slots(fixed, policy, config, slots, longest_prompt, rows)
+    if not training:
+        return estimate
     # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
     fewest = {again: longest if again or len(ways) == 1 else max(longest, FEWEST_TOKENS) for again in ways}
     if tokens != "auto":
@@ -173,6 +177,13 @@ def plan_memory(
         if lean.plan != found.plan or not found.fits:
             return lean
     return found
+
+
+def _rows_of_a_step(config: RootConfig, rows: int) -> int:
+    """Rows that one step trains on; `rows` where the settings are of no step."""
+    if isinstance(config, TrainConfig):
+        return config.rollout.problems * config.rollout.group_size
+    return config.sft.batch_size if isinstance(config, SftRunConfig) else rows
 
 
 def _choose_tokens(
@@ -239,7 +250,7 @@ def _choose_slots(
     width = max(max(module.in_features, module.out_features) for module in linear)
 
     def with_slots(estimate: MemoryEstimate, slots: int) -> MemoryEstimate:
-        # As many prompts as slots: an evaluation has one of its own for every row.
+        # As many prompts as slots: where few completions of each are left, every row has another one.
         tokens = min(PREFILL_TOKENS, slots * longest_prompt)
         prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + slots * fixed.vocabulary * 4
         return replace(

@@ -163,7 +163,7 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
     harder, harder_note = _fitting("harder", task.harder, evaluation.harder_problems, fits)
     measured = filter(fits, (*islice(train, LOOKED_AT), *held_out, *harder))
     longest = max(map(length, measured), default=1)
-    rows = max(len(held_out), len(harder)) * evaluation.samples
+    rows = (len(held_out) + len(harder)) * (evaluation.samples + evaluation.greedy)  # an evaluation is one call
     profiler, order, steps = OFF, CurriculumConfig(), 0
     if isinstance(config, TrainConfig):
         rows = max(rows, config.rollout.problems * config.rollout.group_size)

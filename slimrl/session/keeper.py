@@ -1,7 +1,7 @@
 """The checkpoints of a run: when one is written, and which of them stay.
 
-On a CPU a checkpoint is written beside the work that leaves weights as they are, evaluation and sampling: weights move only
-after `settle`. On a GPU it is written at once, since copies from it would come between the recording of decode steps.
+A checkpoint is written beside the work that leaves weights as they are, evaluation and sampling: weights move only after
+`settle`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ class Keeper:
         settings: CheckpointConfig,
         begin: Callable[[], Callable[[], Checkpoint]],
         say: Callable[[str, str], None],
-        *,
-        beside: bool,
     ) -> None:
-        """`beside` lets checkpoints be written while the run goes on."""
-        self.run, self.settings, self._begin, self._say, self._beside = run, settings, begin, say, beside
+        self.run, self.settings, self._begin, self._say = run, settings, begin, say
         self._newest = next((checkpoint.step for checkpoint in checkpoints(run.checkpoints)), -1)
         """Step of the newest checkpoint; -1 without one."""
         self._overdue = False
         """The next offer is taken: a checkpoint could not be written, or the run was rolled back."""
         self._writing: tuple[int, Future[None]] | None = None
         """Step of the checkpoint that is being written, and its end."""
+        self._ended = False
+        """Something has ended the run: it must not be hidden by what goes wrong with a checkpoint."""
 
     def offer(self, step: int) -> None:
         """Keep this step where checkpoint.every says so."""
@@ -49,24 +48,40 @@ class Keeper:
             self._start(step)
 
     def keep(self, step: int) -> None:
-        """Write a checkpoint unless there is one of this step, and remove older ones.
-
-        A full disk, or weights that are not finite, are reported, and the next offer tries again.
-        """
+        """Write a last checkpoint unless there is one of this step, and remove older ones; any failure is only reported."""
+        self._ended = True
         self._start(step)
         self.settle()
 
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written: what it consists of may change only after that."""
+        """Wait for the checkpoint that is being written: what it consists of may change only after that.
+
+        A full disk, or weights that are not finite, are reported, and the next offer tries again.
+        """
         if self._writing is None:
             return
         (step, writing), self._writing = self._writing, None
         try:
             writing.result()
-        except (OSError, NonFiniteError) as error:
+        except self._reported as error:
             self._failed(step, error)
         else:
             self._newest, self._overdue = step, False
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """`settle` at the end of the block. An error that ends the block is raised, whatever becomes of the checkpoint."""
+        try:
+            yield
+        except BaseException:
+            self._ended = True
+            self.settle()
+            raise
+        self.settle()
+
+    @property
+    def _reported(self) -> tuple[type[Exception], ...]:
+        return (Exception,) if self._ended else (OSError, NonFiniteError)
 
     def _start(self, step: int) -> None:
         self.settle()
@@ -76,7 +91,7 @@ class Keeper:
             return
         try:
             finish = self._begin()
-        except (OSError, NonFiniteError) as error:
+        except self._reported as error:
             self._failed(step, error)
             return
 
@@ -87,12 +102,11 @@ class Keeper:
         thread = ThreadPoolExecutor(1)
         self._writing = step, thread.submit(write)
         thread.shutdown(wait=False)  # it ends after this one
-        if not self._beside:
-            self.settle()
 
-    def _failed(self, step: int, error: OSError | NonFiniteError) -> None:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        self._say(f"no checkpoint after step {step} ({reason}); the next step tries again", "yellow")
+    def _failed(self, step: int, error: Exception) -> None:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        again = "" if self._ended else "; the next step tries again"
+        self._say(f"no checkpoint after step {step} ({reason}){again}", "yellow")
         self.run.note(step, "checkpoint failed", why=reason)
         self._overdue = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic
 
@@ -18,6 +18,7 @@ from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.evaluate import evaluate
 from slimrl.machine.signals import Stop, Stopped
+from slimrl.preflight.notes import still_note
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.directory import RunDirectory
@@ -81,8 +82,7 @@ class Session(Generic[State]):
 
     def __post_init__(self) -> None:
         checkpoint = self.setup.config.checkpoint
-        beside = self.setup.policy.device.type == "cpu"
-        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say, beside=beside)
+        self.keeper = Keeper(self.run, checkpoint, lambda: self.save(self.state), self.screen.say)
         self._sinks = [*self.sinks]
         self._sampler_is_stale = False
 
@@ -91,15 +91,15 @@ class Session(Generic[State]):
         """The block of the run's steps and its end; a run that is told to stop leaves a checkpoint."""
         settings = settings_of(self.setup.config)
         self._tell(lambda sink: sink.begin(self.run.path, settings, self.state.step))
-        try:
-            yield
-        except Stopped as reason:  # raised only where no weight has moved since the last step
-            self.keeper.keep(self.state.step)
-            where = f" after step {self.state.step}; resume with {self.run.resume_command}"
-            raise Stopped(reason.cause, reason.exit_code, where) from None
-        finally:
-            self.keeper.settle()
-            self._tell(lambda sink: sink.close())
+        with ExitStack() as end:
+            end.callback(self._tell, lambda sink: sink.close())
+            end.enter_context(self.keeper.settled())
+            try:
+                yield
+            except Stopped as reason:  # raised only where no weight has moved since the last step
+                self.keeper.keep(self.state.step)
+                where = f" after step {self.state.step}; resume with {self.run.resume_command}"
+                raise Stopped(reason.cause, reason.exit_code, where) from None
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0; between them checkpoints are kept and held-out accuracy is measured."""
@@ -123,6 +123,8 @@ class Session(Generic[State]):
         self.run.log_step(self.state.step, metrics, collected)
         self.state = state
         self._sampler_is_stale = True
+        if note := still_note(self.setup.policy, self.setup.config.optimizer.peak_rate, self.run.history):
+            self.screen.note(note)
         self._tell(lambda sink: sink.step(state.step, metrics))
 
     def refresh_sampler(self) -> None:

@@ -19,6 +19,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.machine.limits import free_memory
 from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import Setup
@@ -63,6 +64,8 @@ class RunState(Progress):
 Write = Callable[[], Checkpoint]
 """Finishes a checkpoint that was begun."""
 State = TypeVar("State", bound=Progress)
+HOST_SHARE = 0.5
+"""Of the free memory of the host that a copy of the state may take."""
 RUN_STATE = TypeAdapter(RunState)
 COLUMNS = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns"}}}}}}
 """Data columns of carried groups: they may hold anything, and nothing reads them again."""
@@ -95,8 +98,9 @@ def save_policy(
 ) -> Write:
     """Begin a checkpoint of a policy, its optimizer, and the rest of the state: `tensors` by file, and `plain` data.
 
-    The function that is returned writes what is large; until it has returned no tensor may change. Raises OSError where
-    the checkpoint cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
+    The function that is returned writes what is large; until it has returned no tensor may change. It only reads the host's
+    memory, so that it disturbs no work on a GPU. Raises OSError where the checkpoint cannot be written, and NonFiniteError,
+    nothing written, for weights that are not finite.
     """
     whole = {"model": model_tensors(policy), "optimizer": optimizer.tensors(), **tensors}
     if not all(are_finite(table.values()) for table in whole.values()):
@@ -109,7 +113,27 @@ def save_policy(
         policy.tokenizer.save_pretrained(folder)
 
     plain = {**plain, "scale": optimizer.scale, "evaluated": [*run.measured.summaries]}
-    return begin_checkpoint(run.checkpoints, step, whole, plain, write_model_files)
+    copied = on_host(whole)
+    write = begin_checkpoint(run.checkpoints, step, whole if copied is None else copied, plain, write_model_files)
+    if copied is not None:
+        return write
+    written = write()  # at once, a tensor at a time
+    return lambda: written
+
+
+def on_host(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]] | None:
+    """The tensors of every file in the host's memory: its own as they are, copies of others; None without room for these."""
+    foreign = sum(t.numel() * t.element_size() for table in files.values() for t in table.values() if not is_hosts(t))
+    if foreign > HOST_SHARE * free_memory(torch.device("cpu")):
+        return None
+    return {
+        name: {key: t.detach() if is_hosts(t) else t.detach().to("cpu", copy=True) for key, t in table.items()}
+        for name, table in files.items()
+    }
+
+
+def is_hosts(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

@@ -13,6 +13,9 @@ import torch
 import yaml
 
 from slimrl import cli
+from slimrl.cli.output import open_display
+from slimrl.config.files import load_config
+from slimrl.config.schema import TrainConfig
 from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
@@ -455,6 +458,14 @@ def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pyte
     assert (failed.code, failed.err) == (
         3, "error: 1 runs failed (base-0); correct the cause and run the same command again\n"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_takes_long_to_compile_is_said_before_a_model_is_loaded(
+    compiled: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_display(load_config(TrainConfig, [], [f"rollout.compile={compiled}"]))
+    assert ("compiling decode steps" in capsys.readouterr().err) is compiled
 
 
 def test_interrupt_ends_with_130(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from slimrl.kernels.decode import (
     recorded_few_rows,
 )
 from slimrl.kernels.native import has_kernels, lanes
-from slimrl.model.attention import PackedRows, Prefill
+from slimrl.model.attention import Prefill
+from slimrl.model.packing import pack
 from slimrl.rollout.cache import Cache
 
 
@@ -264,11 +265,13 @@ def test_other_defaults_of_torch_do_not_matter(default: torch.dtype) -> None:
 
 @compiled
 def test_only_a_cache_of_one_width_is_read_by_it() -> None:
+    three = torch.tensor([3])
+    prompt = pack(torch.zeros(1, 3, dtype=torch.long), three, three, torch.tensor([0]), device=torch.device("cpu"))
+
     def cache(key_width: int, value_width: int, *, dtype: torch.dtype = torch.float32, recorded: bool = False) -> Cache:
         keys, values = {0: torch.zeros(2, 3, key_width, dtype=dtype)}, {0: torch.zeros(2, 3, value_width)}
-        rows = Prefill(PackedRows([], torch.zeros(0, dtype=torch.long)), keys, values)
         made = Cache(prompts=1, width=3, slots=2, columns=4, recorded=recorded)
-        made.fill(0, rows, torch.zeros(1, 3, dtype=torch.long))
+        made.fill(0, Prefill(prompt.plan, keys, values), prompt.places)
         return made
 
     width = lanes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slimrl.kernels.native import paused
 from slimrl.model.head import Head, token_logprobs, token_statistics
 
 
@@ -39,6 +41,23 @@ def test_chunks_equal_the_plain_computation(softcap: float, temperature: float) 
             torch.autograd.grad((got * upstream).sum(), [hidden, *projection.parameters()]), grads, strict=True
         ):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("chunk", [23 * 7, 10**6])
+def test_an_entropy_that_nobody_reads_changes_nothing_else(compiled: bool, chunk: int) -> None:
+    projection, targets, upstream = nn.Linear(8, 23), torch.randint(23, (40,)), torch.randn(40)
+    hidden = torch.randn(40, 8, requires_grad=True)
+
+    def found(with_entropy: bool) -> list[torch.Tensor]:
+        logprobs, entropy = token_logprobs(
+            Head(projection), hidden, targets, temperature=0.7, with_entropy=with_entropy, chunk_elements=chunk
+        )
+        assert bool(entropy.any()) is with_entropy
+        return [logprobs, *torch.autograd.grad((logprobs * upstream).sum(), [hidden, *projection.parameters()])]
+
+    with nullcontext() if compiled else paused():
+        assert all(map(torch.equal, found(True), found(False)))
 
 
 def test_no_token_is_no_error() -> None:

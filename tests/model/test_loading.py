@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
@@ -224,3 +224,23 @@ def test_a_model_is_loaded_in_its_usual_type_and_says_so(monkeypatch: pytest.Mon
     policy = load_policy(config)
     assert policy.model.dtype == torch.bfloat16
     assert any("bfloat16" in note for note in policy.notes)
+
+
+def test_a_model_that_will_be_saved_narrower_is_told_so(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the type was chosen for the user, and the weights of the folder are wider than it."""
+    monkeypatch.setattr(precision, "has_kernels", lambda _dtype: True)
+    monkeypatch.setattr(precision, "WIDE", 1)
+    narrow = tmp_path / "narrow"
+    load_policy(ModelConfig(path=str(tiny_folder), device="cpu", dtype="bfloat16")).model.save_pretrained(narrow)
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(narrow)
+    for more, told in (
+        ({"path": str(tiny_folder)}, True),
+        ({"path": str(narrow)}, False),
+        ({"path": str(tiny_folder), "dtype": "bfloat16"}, False),
+        ({"path": str(tiny_folder), "init": "random"}, False),
+    ):
+        policy = load_policy(ModelConfig.model_validate({"device": "cpu", **more}))
+        assert policy.model.dtype == torch.bfloat16
+        assert any("saved in bfloat16" in note for note in policy.notes) is told

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slimrl.config.files import build
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
 from slimrl.model.policy import Policy
 from slimrl.preflight import memory
@@ -107,6 +107,32 @@ def test_choices_shrink_with_the_memory_and_numbers_that_are_set_stay(monkeypatc
     told, _ = plan(policy, monkeypatch, free=1.0, **settings)
     assert (told.plan.slots, told.plan.microbatch_tokens, told.plan.recompute) == (5, 77, True)
     assert short.plan == Plan(slots=16, microbatch_tokens=short.plan.microbatch_tokens, recompute=False)
+
+
+def test_slots_are_for_the_largest_call_and_micro_batches_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation of 100 completions, and steps of 4 x 4 completions or of 8 demonstrations, of 16 tokens at most."""
+    monkeypatch.setattr(memory, "free_memory", lambda _device: 1e9)
+    rollout = {"problems": 4, "group_size": 4, "max_new_tokens": 10}
+    trained = build(TrainConfig, {"rollout": rollout})
+    imitated = build(SftRunConfig, {"rollout": {"max_new_tokens": 10}, "sft": {"batch_size": 8}})
+    for config, rows in ((trained, 16), (imitated, 8)):
+        found = plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=True).plan
+        assert (found.slots, found.microbatch_tokens) == (100, rows * 16)
+
+
+def test_slots_whose_cache_stays_leave_room_for_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: slots that would fill the memory before an update are fewer instead."""
+    fixed_parts = memory._fixed_parts
+    monkeypatch.setattr(memory, "_fixed_parts", lambda *given: replace(fixed_parts(*given), cache_stays=True))
+    monkeypatch.setattr(memory, "FEWEST_TOKENS", 64)
+    policy = tiny_policy()
+    kept = {"activation_checkpointing": "off"}
+    ample, _ = plan(policy, monkeypatch, free=1e9, optimizer=kept)
+    assert ample.plan.slots == 16
+    smallest = replace(ample, plan=replace(ample.plan, slots=8, microbatch_tokens=64), cache=ample.cache // 2)
+    found, _ = plan(policy, monkeypatch, free=smallest.peak - smallest.process - smallest.weights, optimizer=kept)
+    assert found.plan == smallest.plan
+    assert found.fits
 
 
 def test_a_resumed_run_keeps_its_sizes_where_settings_say_auto(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,14 @@ def test_eval_and_sample_of_a_run_ask_as_the_run_asked(
     assert prompter.text(question).startswith("Today is 01 Mar 2026 23:59.\n"), "a model has no date of its own"
 
 
+@pytest.mark.parametrize("greedy", [True, False])
+def test_slots_hold_all_completions_of_an_evaluation(greedy: bool, tiny_folder: Path, tmp_path: Path) -> None:
+    """Both splits and both ways of decoding are one batch."""
+    more = ("evaluation.harder_problems=4", "evaluation.samples=2", f"evaluation.greedy={greedy}")
+    setup = prepare(config(TrainConfig, tiny_folder, tmp_path, *more))
+    assert setup.engine.slots == setup.memory.plan.slots == (3 + 4) * (2 + greedy)
+
+
 def test_a_date_that_nothing_writes_is_said(tiny_folder: Path, tmp_path: Path) -> None:
     setup = prepare(config(TrainConfig, tiny_folder, tmp_path, "task.date=2026-01-05"))
     assert "task.date has no effect, since the template writes no date" in setup.notes

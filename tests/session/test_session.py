@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from slimrl import train as training
 from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
@@ -133,3 +135,48 @@ def test_imitation_tells_its_sinks_too(tiny_folder: Path, tmp_path: Path) -> Non
 def test_steps_are_reckoned_from_the_tokens_so_far(step: int, tokens: int, expected: int) -> None:
     assert expected_steps(9, 500, step + 1, tokens) == expected
     assert expected_steps(9, 0, step + 1, tokens) == 9
+
+
+@pytest.mark.parametrize(("rate", "times"), [(1e-9, 1), (2e-4, 0)])
+def test_a_rate_that_moves_no_narrow_weight_is_told_once(rate: float, times: int, tmp_path: Path) -> None:
+    noted: list[str] = []
+
+    class Listening(Display):
+        def say(self, text: str, style: str = "") -> None:
+            noted.append(text + style)
+
+    settings = [
+        "steps=5",
+        "rollout.problems=4",
+        "rollout.group_size=4",
+        "model.dtype=bfloat16",
+        f"optimizer.learning_rate={rate}",
+        f"output={tmp_path}",
+        "name=a",
+    ]
+    train(load_config(TrainConfig, [], [*SMALL, *settings]), Listening())
+    assert len([text for text in noted if "an update changes fewer than one in 10,000" in text]) == times
+
+
+def test_an_error_of_a_step_is_raised_though_its_checkpoint_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, sink = training.collect, Collector()
+
+    def failing(*_: object) -> object:
+        raise RuntimeError("a defect in writing")
+
+    def sampled(setup: Any, state: Any) -> Any:
+        if state.step:
+            raise ValueError("a defect in sampling")
+        return collect(setup, state)
+
+    monkeypatch.setattr(training, "save", lambda *_: failing)
+    monkeypatch.setattr(training, "collect", sampled)
+    config = load_config(TrainConfig, [], [*SMALL, f"output={tmp_path}", "name=a"])
+    with pytest.raises(ValueError, match="a defect in sampling"):
+        train(config, Display(quiet=True), sinks=[sink])
+    assert sink.told[-1] == ("close", 0)
+    events = [json.loads(line) for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["why"]) for event in events] == [("checkpoint failed", "a defect in writing")]
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["reason"] == "a defect in sampling"

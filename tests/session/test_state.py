@@ -10,11 +10,26 @@ from typing import Any
 import pytest
 import torch
 
+from slimrl.config.sections import ModelConfig, OptimizerConfig
 from slimrl.errors import DataError
+from slimrl.learner.optimizer import MasterAdamW, make_optimizer
+from slimrl.model.loading import load_policy
+from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.records import Completion, Group, Problem, Rollout
-from slimrl.runs.checkpoints import write_checkpoint
-from slimrl.session.state import RunState, are_finite, as_json, from_json, read_run_state
+from slimrl.runs.checkpoints import checkpoints, write_checkpoint
+from slimrl.runs.directory import RunDirectory
+from slimrl.runs.durable import damage
+from slimrl.session import state
+from slimrl.session.state import (
+    RunState,
+    are_finite,
+    as_json,
+    from_json,
+    model_tensors,
+    read_run_state,
+    save_policy,
+)
 
 PROBLEM = Problem("p/1", "1+1?", "2", "2 it is", 1.0)
 
@@ -89,3 +104,49 @@ def test_one_number_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
             spoilt = fine.clone()
             spoilt[place] = number
             assert not are_finite([fine, spoilt])
+
+
+@pytest.fixture
+def trained(tiny_folder: Path) -> tuple[Policy, MasterAdamW]:
+    """A narrow policy after an update, so that there are masters and moments."""
+    policy = load_policy(ModelConfig(path=str(tiny_folder), dtype="bfloat16", device="cpu"))
+    optimizer = make_optimizer(policy.trainable, OptimizerConfig(learning_rate=1e-2))
+    move(policy, optimizer)
+    return policy, optimizer
+
+
+def move(policy: Policy, optimizer: MasterAdamW) -> None:
+    optimizer.backward(sum(p.float().square().sum() for p in policy.trainable.values()))
+    optimizer.step(1e-2, optimizer.gradient_norm())
+
+
+def state_of(policy: Policy, optimizer: MasterAdamW) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in (model_tensors(policy) | optimizer.tensors()).items()}
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_state_on_a_device_is_copied_to_the_host_or_written_at_once(
+    room: bool, trained: tuple[Policy, MasterAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors that count as another device's: they may move after the checkpoint is begun, and it does not."""
+    run = RunDirectory(tmp_path)
+    monkeypatch.setattr(state, "is_hosts", lambda _tensor: False)
+    monkeypatch.setattr(state, "free_memory", lambda _device: 2**40 if room else 0)
+    before = state_of(*trained)
+    finish = save_policy(run, *trained, 1, {}, {"run": {}})
+    assert bool(checkpoints(run.checkpoints)) is not room
+    move(*trained)
+    found = finish()
+    stored = found.tensors("model") | found.tensors("optimizer")
+    assert not damage(found.path)
+    assert stored.keys() == before.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in before.items())
+    assert not all(torch.equal(stored[name], tensor) for name, tensor in state_of(*trained).items())
+
+
+def test_what_is_on_the_host_is_not_copied(trained: tuple[Policy, MasterAdamW]) -> None:
+    """Memory for a copy is in no plan; weights wait for the checkpoint instead."""
+    tensors = trained[1].tensors()
+    held = state.on_host({"optimizer": tensors})
+    assert held is not None
+    assert all(held["optimizer"][name].data_ptr() == tensor.data_ptr() for name, tensor in tensors.items())
