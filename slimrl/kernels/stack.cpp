@@ -76,7 +76,7 @@ KERNELS(BFloat16, bfloat16, narrow_, wide_)
 
 // One step: its buffers, and what every layer does with them.
 template <typename T>
-struct Step {
+struct Pass {
   using K = Kernels<T>;
   const Sizes& s;
   float *x, *scale;  // the residual stream, and a number for each row and head
@@ -118,7 +118,7 @@ static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s,
   const std::unique_ptr<T[]> room(new T[s.rows * (s.hidden + 2 * queries + 2 * keys + 2 * s.intermediate)]);
   T *delta = room.get(), *query = delta + s.rows * s.hidden, *key = query + s.rows * queries, *value = key + s.rows * keys;
   T *attended = value + s.rows * keys, *gated = attended + s.rows * queries, *up = gated + s.rows * s.intermediate;
-  const Step<T> step = {s, x, scale.get(), y, threads};
+  const Pass<T> step = {s, x, scale.get(), y, threads};
   for (int64_t i = 0; i < count; i++) {
     const Layer<T>& layer = layers[i];
     step.before(layer, layer.before_attention, i ? delta : nullptr);

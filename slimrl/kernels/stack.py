@@ -18,7 +18,7 @@ WEIGHTS = (
 """Of a layer, in the order in which stack.cpp has them; see `slimrl.model.families.Weights`."""
 STORES = ("keys", "values", "prompt_keys", "prompt_values")
 Stores = tuple[Mapping[int, Tensor], Mapping[int, Tensor], Mapping[int, Tensor], Mapping[int, Tensor]]
-"""The cache by layer: keys and values of drawn tokens [slots, K, C, d], keys and values of prompts [prompts, K, P, d]."""
+"""The cache by layer, as `decode_attention` takes it: keys and values of drawn tokens, keys and values of prompts."""
 
 
 class _Layer(ctypes.Structure):
@@ -75,7 +75,7 @@ class DecodeTable:
         first = next(iter(layers.values())).weights
         outputs = {name: 0 if weight is None else len(weight) for name, weight in first.items()}
         _, key_heads, columns, width = next(iter(stores[0].values())).shape
-        prompt_width = next(iter(stores[2].values())).shape[2]
+        prompt_width = next(iter(stores[3].values())).shape[2]
         assert outputs["key"] == key_heads * width
         self.width = width
         self.sizes = (
