@@ -7,11 +7,15 @@ it. The training reward is never the headline: several switches change what it m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from slimrl.preflight.setup import Setup
 from slimrl.records import Completion, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
+
+Graded = tuple[list[GradedCompletion], list[GradedCompletion]]
+"""The samples of a problem, and its greedy completions."""
 
 
 def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
@@ -22,16 +26,31 @@ def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
     requests = setup.requests(
         problems, stream="evaluate", step=0, samples=evaluation.samples, greedy=int(evaluation.greedy)
     )
-    groups = setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature)
-    answered = list(zip(problems, groups, strict=True))
-    return Evaluation(step, _graded(setup, answered[:held_out]), _graded(setup, answered[held_out:]))
+    graded: dict[int, Future[Graded]] = {}
+
+    def grade(index: int, completions: tuple[Completion, ...]) -> None:
+        graded[index] = setup.grading.submit(_graded, setup, problems[index], completions)
+
+    try:
+        setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=grade)
+        found = [setup.awaited(graded[index]) for index in range(len(problems))]
+    except BaseException:
+        for future in graded.values():
+            future.cancel()
+        raise
+    return Evaluation(step, _split(found[:held_out]), _split(found[held_out:]))
 
 
-def _graded(setup: Setup[Any], answered: Sequence[tuple[Problem, tuple[Completion, ...]]]) -> SplitEvaluation:
-    """The samples of every problem, and after them the greedy completions."""
+def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completion]) -> Graded:
+    """The samples of a problem and its greedy completions, in a thread beside the sampling of others."""
     samples = setup.config.evaluation.samples
-    drawn = [_grade(setup, p, c, "sampled", n) for p, group in answered for n, c in enumerate(group[:samples])]
-    taken = [_grade(setup, p, c, "greedy", n) for p, group in answered for n, c in enumerate(group[samples:])]
+    drawn = [_grade(setup, problem, c, "sampled", n) for n, c in enumerate(completions[:samples])]
+    return drawn, [_grade(setup, problem, c, "greedy", n) for n, c in enumerate(completions[samples:])]
+
+
+def _split(graded: Sequence[Graded]) -> SplitEvaluation:
+    """The samples of every problem, and after them the greedy completions."""
+    drawn, taken = ([one for both in graded for one in both[mode]] for mode in (0, 1))
     return SplitEvaluation((*drawn, *taken))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -41,6 +41,7 @@ from slimrl.tasks.styles import STYLES
 from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
+Found = TypeVar("Found")
 
 LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
@@ -74,6 +75,9 @@ class Setup(Generic[Config]):
     """Sentences that a user should know before the first step."""
     memory: MemoryEstimate
     """The memory that the run will take, with the plan of its sizes."""
+    grading: Executor
+    """The one thread that grades evaluations while others of their completions are sampled. It stays, since the process of a
+    symbolic checker ends with the thread that began it."""
     chosen: Mapping[str, int | float]
     """Numbers that model and task decided where settings say `auto`, by dotted key."""
 
@@ -86,6 +90,12 @@ class Setup(Generic[Config]):
     def prompt_ids(self, problem: Problem) -> tuple[int, ...]:
         """Raises DataError, naming the problem, where its prompt cannot be encoded as it is."""
         return encode_prompt(self.prompter, self.task, problem)
+
+    def awaited(self, found: Future[Found]) -> Found:
+        """Its result; raises Stopped where a stop is asked for meanwhile."""
+        while wait([found], timeout=WAIT_SECONDS).not_done:
+            self.stop.check()
+        return found.result()
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
         """Texts as completions that hold them are decoded."""
@@ -121,14 +131,8 @@ class TrainSetup:
 
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
         with setup.profiler.part("rewards"):
-            scored = [self._awaited(groups[index]) for index in range(len(problems))]
+            scored = [setup.awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
-
-    def _awaited(self, group: Future[Group]) -> Group:
-        """Its result; raises Stopped where a stop is asked for meanwhile."""
-        while wait([group], timeout=WAIT_SECONDS).not_done:
-            self.setup.stop.check()
-        return group.result()
 
 
 def prepare(config: Config, *, training: bool = False, kept: Plan | None = None, stop: Stop = NEVER) -> Setup[Config]:
@@ -188,6 +192,7 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
         curriculum=Curriculum(train, order, seed=config.seed, steps=steps),
         notes=tuple(note for note in notes if note),
         memory=memory,
+        grading=ThreadPoolExecutor(1),
         chosen=chosen.values,
     )
 
