@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import learning_rate, make_optimizer
+from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows
@@ -137,8 +139,9 @@ class Learner:
                     weight = weights[chosen, :width]
                     if algorithm.aggregation == "microbatch_token_mean":  # TRL's bnpo, which depends on the split
                         weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
-                    # No name for the loss: its graph would stay alive while a failed attempt is repeated.
-                    self._backward(self._loss(micro, weight, mask[chosen, :width], vocabulary, means))
+                    with checked(self.policy.model, partial(self._check_stop, number)):
+                        # No name for the loss: its graph would stay alive while a failed attempt is repeated.
+                        self._backward(self._loss(micro, weight, mask[chosen, :width], vocabulary, means))
                 if self.critic is not None:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:

@@ -1,12 +1,15 @@
-"""Activation checkpointing: keep each layer's input, compute the layer again in the backward pass."""
+"""Around the layers of a pass: activation checkpointing, which keeps a layer's input and computes the layer again in the backward
+pass, and checks for a stop, which need not wait for the end of the pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -36,6 +39,29 @@ def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             del vars(layer)["forward"]
+
+
+@contextmanager
+def checked(model: nn.Module, check: Callable[[], object]) -> Iterator[None]:
+    """Within the block `check` is called after every layer's forward pass and before its backward pass; what it raises ends the
+    pass.
+    """
+
+    def before_backward(_gradient: Tensor) -> None:
+        check()
+
+    def after(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+        check()
+        hidden = output[0] if isinstance(output, tuple) else output
+        if isinstance(hidden, Tensor) and hidden.requires_grad:
+            hidden.register_hook(before_backward)  # type: ignore[no-untyped-call]
+
+    handles = [layer.register_forward_hook(after) for layer in _layers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def can_checkpoint(model: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Requests to stop a run: SIGTERM from a scheduler, Ctrl-C, or the end of its time.
 
-The first request stops the run at the next safe point, between decode steps or micro-batches; a second signal ends the
+The first request stops the run at the next safe point, between decode steps or layers of an update; a second signal ends the
 process at once.
 """
 
