@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""What happens around the layers of a pass: activation checkpointing keeps each layer's input and computes the layer again in the
-backward pass, and a stop need not wait for the end of a pass.
-=======
 """Around the layers of a pass: activation checkpointing, which keeps a layer's input and computes the layer again in the backward
 pass, and checks for a stop, which need not wait for the end of the pass.
->>>>>>> 4fe34ca687b40f62d905693860fa42cf2cf7b5d0
 """
 
 from __future__ import annotations
