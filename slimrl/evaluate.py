@@ -44,8 +44,15 @@ def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
 def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completion]) -> Graded:
     """The samples of a problem and its greedy completions, in a thread beside the sampling of others."""
     samples = setup.config.evaluation.samples
-    drawn = [_grade(setup, problem, c, "sampled", n) for n, c in enumerate(completions[:samples])]
-    return drawn, [_grade(setup, problem, c, "greedy", n) for n, c in enumerate(completions[samples:])]
+    drawn: list[GradedCompletion] = []
+    taken: list[GradedCompletion] = []
+    for n, completion in enumerate(completions):
+        setup.stop.check()  # a symbolic checker may take seconds for each
+        if n < samples:
+            drawn.append(_grade(setup, problem, completion, "sampled", n))
+        else:
+            taken.append(_grade(setup, problem, completion, "greedy", n - samples))
+    return drawn, taken
 
 
 def _split(graded: Sequence[Graded]) -> SplitEvaluation:

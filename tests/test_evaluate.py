@@ -109,4 +109,4 @@ def test_a_stop_waits_for_no_grading(prepared: Setup[TrainConfig], monkeypatch: 
         evaluate(prepared, step=0)
     over.set()
     prepared.grading.shutdown()
-    assert len(count) == 3, "of the group that was being graded"
+    assert len(count) == 1, "the completion that was being graded"

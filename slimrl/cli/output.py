@@ -58,7 +58,7 @@ def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0
     if is_hub_name(path) and not Path(path).is_dir():  # a misspelt folder can look like a name on the Hub
         display.say(f"model.path={path} is no folder here, so it is taken from the Hugging Face Hub")
     if config.rollout.compile:
-        display.say("compiling decode steps (rollout.compile=true), which takes a minute or more")
+        display.say("rollout.compile=true: the first decode steps are compiled, which takes a minute or more")
     return display
 
 

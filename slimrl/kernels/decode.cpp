@@ -1,6 +1,7 @@
 // The parts of a decode step that read much memory for little arithmetic. native.py compiles them for the processor they
 // run on; decode.py says what the arguments are.
 
+#include "products.h"
 #include "vectors.h"
 
 #include <algorithm>
@@ -73,14 +74,6 @@ static void outputs_of(const T* weight, const float* scratch, const T* bias, Y* 
     tile(weight, scratch + row * (inputs / PAIR<T>), bias, y + row * outputs, outputs, inputs, left);
   }
 }
-
-// One of the products of the same rows.
-template <typename T, typename Y>
-struct Part {
-  const T *weight, *bias;
-  Y* y;
-  int64_t outputs;
-};
 
 // Bytes of rows that are packed at once: they stay in a core's own cache while all weights pass.
 constexpr int64_t PANEL = 1 << 19;

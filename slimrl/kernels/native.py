@@ -27,7 +27,7 @@ from torch import Tensor
 Argument = Tensor | int | float | ctypes.Structure | ctypes.Array[Any] | None
 FOLDER = Path(__file__).parent
 SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("decode", "layers", "optimizer", "packed", "stack", "vocabulary"))
-HEADER = FOLDER / "vectors.h"
+HEADERS = (FOLDER / "products.h", FOLDER / "vectors.h")
 OPTIONS = ("-std=c++17", "-O3", "-march=native", "--param=avoid-fma-max-bits=0", "-fopenmp", "-shared", "-fPIC")
 """The parameter lets every loop multiply and add in one instruction. For some processors the compiler would do so in some
 loops only, and a row's last bits would depend on how many rows there are."""
@@ -120,7 +120,7 @@ def _library() -> ctypes.CDLL | str:
     if shutil.which(command[0]) is None:
         return f"there is no {command[0]}"
     key = hashlib.sha256()
-    for source in (HEADER, *SOURCES):
+    for source in (*HEADERS, *SOURCES):
         key.update(source.read_bytes())
     for part in (*command, *OPTIONS, platform.platform(), _processor()):
         key.update(part.encode())

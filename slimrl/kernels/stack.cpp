@@ -1,21 +1,14 @@
 // All layers of a decode step in one call. Between two kernels of a small model Python takes as long as a kernel; here it takes
 // part once a step. stack.py says what the arguments are.
 
+#include "products.h"
 #include "vectors.h"
 
 #include <memory>
 
 // Sizes of every layer, and the step's place in time.
-struct Sizes {
+struct StackSizes {
   int64_t rows, hidden, heads, key_heads, width, intermediate, columns, prompt_width, query_norm, key_norm, time;
-};
-
-// One linear product of the same rows; decode.cpp's record.
-template <typename T>
-struct Part {
-  const T *weight, *bias;
-  T* y;
-  int64_t outputs;
 };
 
 template <typename T>
@@ -46,7 +39,7 @@ struct Turn {
 
 #define KERNELS(T, NAME, PREFIX, WIDE)                                                                                        \
   extern "C" {                                                                                                                \
-  void products_##NAME(const Part<T>*, int64_t, const T*, int64_t, int64_t, int);                                             \
+  void products_##NAME(const Part<T, T>*, int64_t, const T*, int64_t, int64_t, int);                                             \
   void add_norm_##NAME(float*, const float*, const T*, const T*, T*, float*, int64_t, int64_t, float, float, int);            \
   void PREFIX##add_norm_##NAME(T*, const T*, const T*, const T*, T*, float*, int64_t, int64_t, float, float, int);            \
   void rotate_##NAME(T*, const T*, const T*, int64_t, int64_t, int64_t, int, int);                                            \
@@ -78,7 +71,7 @@ KERNELS(BFloat16, bfloat16, narrow_, wide_)
 template <typename T>
 struct Pass {
   using K = Kernels<T>;
-  const Sizes& s;
+  const StackSizes& s;
   float *x, *scale;  // the residual stream, and a number for each row and head
   T* h;              // what enters a product
   int threads;
@@ -110,7 +103,7 @@ struct Pass {
 // x [rows][hidden] is the residual stream, which is used up; y gets it behind the last norm. Rotary tables are float32
 // where they are `wide`, else of T.
 template <typename T>
-static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s, const Places& places, float* x, const Turn* turns,
+static void decode_layers(const Layer<T>* layers, int64_t count, const StackSizes& s, const Places& places, float* x, const Turn* turns,
                           bool wide, const T* norm, T* y, int threads) {
   using K = Kernels<T>;
   const int64_t queries = s.heads * s.width, keys = s.key_heads * s.width;
@@ -122,7 +115,7 @@ static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s,
   for (int64_t i = 0; i < count; i++) {
     const Layer<T>& layer = layers[i];
     step.before(layer, layer.before_attention, i ? delta : nullptr);
-    const Part<T> inputs[3] = {{layer.query.weight, layer.query.bias, query, queries},
+    const Part<T, T> inputs[3] = {{layer.query.weight, layer.query.bias, query, queries},
                                {layer.key.weight, layer.key.bias, key, keys},
                                {layer.value.weight, layer.value.bias, value, keys}};
     K::products(inputs, 3, y, s.hidden, s.rows, threads);
@@ -135,15 +128,15 @@ static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s,
     K::attention(query, key, value, layer.keys, layer.values, layer.prompt_keys, layer.prompt_values, places.prompt,
                  places.lengths, places.ages, attended, s.rows, s.key_heads, s.columns, s.prompt_width, s.width, s.time,
                  layer.window, static_cast<int>(s.heads / s.key_heads), layer.scaling, threads);
-    const Part<T> output = {layer.output.weight, layer.output.bias, delta, s.hidden};
+    const Part<T, T> output = {layer.output.weight, layer.output.bias, delta, s.hidden};
     K::products(&output, 1, attended, queries, s.rows, threads);
     step.normalize(layer, delta, layer.behind_attention, s.rows * s.hidden, s.hidden);
     step.before(layer, layer.before_mlp, delta);
-    const Part<T> gates[2] = {{layer.gate.weight, layer.gate.bias, gated, s.intermediate},
+    const Part<T, T> gates[2] = {{layer.gate.weight, layer.gate.bias, gated, s.intermediate},
                               {layer.up.weight, layer.up.bias, up, s.intermediate}};
     K::products(gates, 2, y, s.hidden, s.rows, threads);
     K::gate(gated, up, gated, s.rows * s.intermediate, static_cast<int>(layer.gelu), threads);
-    const Part<T> down = {layer.down.weight, layer.down.bias, delta, s.hidden};
+    const Part<T, T> down = {layer.down.weight, layer.down.bias, delta, s.hidden};
     K::products(&down, 1, gated, s.intermediate, s.rows, threads);
     step.normalize(layer, delta, layer.behind_mlp, s.rows * s.hidden, s.hidden);
   }
@@ -151,7 +144,7 @@ static void decode_layers(const Layer<T>* layers, int64_t count, const Sizes& s,
 }
 
 #define STACK(T, NAME)                                                                                                      \
-  void decode_layers_##NAME(const Layer<T>* layers, int64_t count, const Sizes* sizes, const Places* places, float* x,      \
+  void decode_layers_##NAME(const Layer<T>* layers, int64_t count, const StackSizes* sizes, const Places* places, float* x,      \
                             const Turn* turns, int64_t wide, const T* norm, T* y, int threads) {                            \
     decode_layers(layers, count, *sizes, *places, x, turns, wide, norm, y, threads);                                        \
   }

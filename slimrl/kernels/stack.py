@@ -71,12 +71,18 @@ class DecodeTable:
 
     def __init__(self, layers: Mapping[int, DecodeLayer], norm: Tensor, stores: Stores) -> None:
         """`layers` by their number, in the order in which they follow each other; `norm` [D] is the last one's weight."""
-        self.norm = norm
+        self.norm, self.held = (
+            norm,
+            tuple(layers.values()),
+        )  # held, so that no weight is freed while its address is kept
         first = next(iter(layers.values())).weights
         outputs = {name: 0 if weight is None else len(weight) for name, weight in first.items()}
         _, key_heads, columns, width = next(iter(stores[0].values())).shape
         prompt_width = next(iter(stores[3].values())).shape[2]
         assert outputs["key"] == key_heads * width
+        shapes = {tuple(None if w is None else w.shape for w in layer.weights.values()) for layer in self.held}
+        assert len(shapes) == 1, "layers differ in size"
+        assert all(part.dtype == norm.dtype for store in stores for part in store.values())
         self.width = width
         self.sizes = (
             len(norm), outputs["query"] // width, key_heads, width, outputs["gate"], columns, prompt_width,

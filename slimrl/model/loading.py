@@ -90,8 +90,8 @@ def _dtype_notes(device: torch.device, dtype: torch.dtype, saved: torch.dtype | 
         notes.append("model.dtype=auto is bfloat16, which this processor multiplies faster than float32")
     if saved == torch.float32:
         notes.append(
-            "the model's weights are float32, and what is trained from them is saved in bfloat16; model.dtype=float32 trains and "
-            "saves them as they are, slower"
+            "the model's weights are float32, and a run that trains them in bfloat16 saves them so; model.dtype=float32 keeps "
+            "them as they are, and is slower"
         )
     return notes
 

@@ -29,10 +29,15 @@ TURNS_BY_KIND = ("Gemma3TextModel",)
 class FusedTrunk(nn.Module):
     """The forward pass of a trunk for decode steps, in front of its own class, which serves everything else."""
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, **others: Any) -> Any:
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **others: Any) -> Any:
         """[N, T] ids and positions -> hidden states [N, T, D] behind the last norm."""
         rows = getattr(others.get("plan"), "cached_rows", None)
-        if isinstance(rows, CachedRows) and not torch.is_grad_enabled() and self._is_quick(input_ids):
+        if (
+            position_ids is not None
+            and isinstance(rows, CachedRows)
+            and not torch.is_grad_enabled()
+            and self._is_quick(input_ids)
+        ):
             return _Output(self._decoded(input_ids, position_ids, rows))
         return super().forward(input_ids=input_ids, position_ids=position_ids, **others)
 
@@ -80,6 +85,12 @@ def _decode_layer(layer: Any, kinds: Sequence[tuple[str, ...]]) -> DecodeLayer:
         offset=design.norms.offset,
         scaling=design.scaling,
     )
+
+
+def unstack(trunk: nn.Module) -> None:
+    """Undo `stack`; other trunks are left alone."""
+    if isinstance(trunk, FusedTrunk):
+        trunk.__class__ = type(trunk).__mro__[2]  # behind the mixed class and the fused one
 
 
 def stack(trunk: nn.Module) -> None:

@@ -157,11 +157,15 @@ def plan_memory(
     longest = longest_prompt + config.rollout.budget
     if recompute == "auto" and not can_checkpoint(policy.model):
         recompute = "off"
-    most = max(longest, min(MOST_TOKENS, _rows_of_a_step(config, rows) * longest)) if tokens == "auto" else tokens
+    trained = _rows_of_a_step(config, rows)
+    most = max(longest, min(MOST_TOKENS, trained * longest)) if tokens == "auto" else tokens
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
     activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
     fixed = _fixed_parts(policy, config, training)
-    if training and fixed.cache_stays:  # slots leave room for a micro-batch
+    if (
+        training and fixed.cache_stays
+    ):  # slots leave room for a micro-batch, and an evaluation passes through those of a step
+        rows = min(rows, trained)
         room = replace(fixed.plan, microbatch_tokens=min(most, max(longest, FEWEST_TOKENS)))
         fixed = replace(fixed, token_bytes=min(activations.values()), plan=room)
     estimate = _choose_slots(fixed, policy, config, slots, longest_prompt, rows)

@@ -13,10 +13,10 @@ from slimrl.tasks import Task
 from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import MARKERS
 
-STILL = 1e-4
+LEAST_MOVED = 1e-4
 """Share of narrow weights that change in an update, below which a run is told so. At the default rates it is between 4e-4 and
 6e-2 (SmolLM2-135M, Qwen2.5-Coder-0.5B)."""
-STILL_STEPS, LOOKED_AT = 3, 50
+UNMOVED_STEPS, LOOKED_AT = 3, 50
 """Steps in a row with fewer, of those with a gradient, and the steps among which they are looked for."""
 
 
@@ -64,7 +64,7 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
     return found
 
 
-def still_note(policy: Policy, peak: float, history: Sequence[Mapping[str, float]]) -> str:
+def unmoved_note(policy: Policy, peak: float, history: Sequence[Mapping[str, float]]) -> str:
     """A note where the last steps of `history`, their metrics, changed hardly any weight of a narrow model; else empty.
 
     Steps without a gradient say nothing of it, nor do those whose learning rate is below half of its `peak`.
@@ -72,11 +72,11 @@ def still_note(policy: Policy, peak: float, history: Sequence[Mapping[str, float
     if not is_narrow(policy.model):
         return ""
     moved = [row for row in history[-LOOKED_AT:] if row.get("grad_norm", 0.0) > 0 and row["learning_rate"] >= peak / 2]
-    last = moved[-STILL_STEPS:]
-    if len(last) < STILL_STEPS or any(row["update/applied_fraction"] >= STILL for row in last):
+    last = moved[-UNMOVED_STEPS:]
+    if len(last) < UNMOVED_STEPS or any(row["update/applied_fraction"] >= LEAST_MOVED for row in last):
         return ""
     name = str(policy.model.dtype).removeprefix("torch.")
     return (
-        f"at optimizer.learning_rate={peak:g} an update changes fewer than one in {1 / STILL:,.0f} of the {name} weights (the "
-        "rest of it waits in float32 copies for further updates); raise it to learn sooner, or set model.dtype=float32"
+        f"at optimizer.learning_rate={peak:g} an update changes fewer than one in {1 / LEAST_MOVED:,.0f} of the {name} weights "
+        "(the rest of it waits in float32 copies for further updates); raise it to learn sooner, or set model.dtype=float32"
     )

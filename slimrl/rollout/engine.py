@@ -25,7 +25,7 @@ from slimrl.records import Completion
 from slimrl.rollout import OnGroup, Request, ignore
 from slimrl.rollout.cache import Cache, RowLayout, StepShape
 from slimrl.rollout.graphs import Runner, make_runner
-from slimrl.rollout.probe import demand_plain_decoding
+from slimrl.rollout.probe import check_one_call, demand_plain_decoding
 from slimrl.rollout.sampling import GREEDY
 from slimrl.rollout.scheduler import Scheduler
 from slimrl.rollout.state import State, Step, compiled_step, decode_step, prefill
@@ -58,6 +58,7 @@ class RolloutEngine:
         self.state: State | None = None
         """Buffers of the last call, where addresses must stay."""
         demand_plain_decoding(policy)
+        check_one_call(policy)
         self.step = compiled_step() if compiled else decode_step
         self.cost = cost_of(policy)
 

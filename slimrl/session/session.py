@@ -18,7 +18,7 @@ from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.evaluate import evaluate
 from slimrl.machine.signals import Stop, Stopped
-from slimrl.preflight.notes import still_note
+from slimrl.preflight.notes import unmoved_note
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.directory import RunDirectory
@@ -123,7 +123,7 @@ class Session(Generic[State]):
         self.run.log_step(self.state.step, metrics, collected)
         self.state = state
         self._sampler_is_stale = True
-        if note := still_note(self.setup.policy, self.setup.config.optimizer.peak_rate, self.run.history):
+        if note := unmoved_note(self.setup.policy, self.setup.config.optimizer.peak_rate, self.run.history):
             self.screen.note(note)
         self._tell(lambda sink: sink.step(state.step, metrics))
 

@@ -18,9 +18,11 @@ from slimrl.randomness import uniforms
 from slimrl.records import Completion
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
+from slimrl.rollout.probe import _two_steps
 from tests.tiny import FUSIBLE, NoTokenizer, tiny_model
 
 pytestmark = pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2")
+narrow = [torch.bfloat16] if has_kernels(torch.bfloat16) else []
 NEW_TOKENS = 20
 
 
@@ -61,18 +63,7 @@ def completions(policy: Policy, *, greedy: bool = False) -> list[tuple[Completio
     return RolloutEngine(policy, slots=9).generate(asked, max_new_tokens=NEW_TOKENS)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float32,
-        pytest.param(
-            torch.bfloat16,
-            marks=pytest.mark.skipif(
-                not has_kernels(torch.bfloat16), reason="the processor does not multiply bfloat16"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("dtype", [torch.float32, *narrow])
 @pytest.mark.parametrize("family", FUSIBLE)
 def test_layers_in_one_call_draw_what_layers_one_by_one_draw(
     family: str, dtype: torch.dtype, calls: list[int], monkeypatch: pytest.MonkeyPatch
@@ -129,3 +120,41 @@ def test_other_trunks_are_left_alone(change: str, monkeypatch: pytest.MonkeyPatc
     alter[change]()
     stack.stack(model.model)
     assert not isinstance(model.model, stack.FusedTrunk)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *narrow])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("family", FUSIBLE)
+def test_one_call_gives_the_bits_of_the_layers(
+    family: str, threads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(family, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, _ = _two_steps(policy, rows=5, recorded=False)
+        monkeypatch.setattr(stack.FusedTrunk, "_is_quick", lambda *_: False)
+        wanted, _ = _two_steps(policy, rows=5, recorded=False)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, wanted)
+
+
+def test_a_call_that_gives_something_else_is_found_and_not_used(
+    calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of("wide llama", torch.float32)
+    wanted = completions(policy)
+    right = stack.decode_layers
+    monkeypatch.setattr(stack, "decode_layers", lambda *given: right(*given) * 1.01)
+    calls.clear()
+    assert completions(policy) == wanted
+    assert len(calls) == 2, "the two steps of the check"
+    assert not isinstance(policy.trunk, stack.FusedTrunk)
+
+
+def test_layers_of_several_sizes_are_refused() -> None:
+    policy = policy_of("wide llama", torch.float32)
+    policy.trunk.layers[1].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(128, 64))  # type: ignore[union-attr, index]
+    with pytest.raises(AssertionError, match="differ in size"):
+        completions(policy)

@@ -120,6 +120,16 @@ def test_slots_are_for_the_largest_call_and_micro_batches_for_a_step(monkeypatch
         assert (found.slots, found.microbatch_tokens) == (100, rows * 16)
 
 
+def test_where_a_cache_stays_slots_are_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where an evaluation's cache would lie in the way of every update."""
+    fixed_parts = memory._fixed_parts
+    monkeypatch.setattr(memory, "_fixed_parts", lambda *given: replace(fixed_parts(*given), cache_stays=True))
+    monkeypatch.setattr(memory, "free_memory", lambda _device: 1e9)
+    config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}})
+    assert plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=True).plan.slots == 16
+    assert plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=False).plan.slots == 100
+
+
 def test_slots_whose_cache_stays_leave_room_for_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: slots that would fill the memory before an update are fewer instead."""
     fixed_parts = memory._fixed_parts
