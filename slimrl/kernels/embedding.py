@@ -14,22 +14,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-MARK = "slimrl_sums_in_place"
+MARK, WIDE = "slimrl_sums_in_place", "slimrl_wide_gradient"
 
 
 def sum_in_place(weights: Iterable[Tensor]) -> None:
-    """Let a backward pass add to `.grad` of these leaves by itself, unseen by hooks and by torch.autograd.grad."""
+    """Let a backward pass add to the gradients of these leaves by itself, unseen by hooks and by torch.autograd.grad."""
     for weight in weights:
         setattr(weight, MARK, True)
 
 
 def running_gradient(weight: Tensor) -> Tensor | None:
-    """The tensor to which the gradient of a marked weight is added; None for other weights."""
-    if not getattr(weight, MARK, False):
+    """`.grad` of a marked float32 weight, to which its gradient is added; None for other weights."""
+    if not getattr(weight, MARK, False) or weight.dtype != torch.float32:
         return None
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
+
+
+def running_sum(weight: Tensor) -> Tensor | None:
+    """The same, and for a marked narrow weight its `wide_gradient`, which is made where there is none."""
+    if not getattr(weight, MARK, False) or weight.dtype == torch.float32:
+        return running_gradient(weight)
+    if wide_gradient(weight) is None:
+        setattr(weight, WIDE, torch.zeros_like(weight, dtype=torch.float32))
+    return wide_gradient(weight)
+
+
+def wide_gradient(weight: Tensor) -> Tensor | None:
+    """The float32 sum of a narrow weight's gradients, which `.grad` cannot be, where there is one."""
+    found: Tensor | None = getattr(weight, WIDE, None)
+    return found
+
+
+def drop_gradients(weight: Tensor) -> None:
+    """Forget all of them."""
+    weight.grad = None
+    setattr(weight, WIDE, None)
 
 
 class SummedEmbedding(nn.Embedding):
@@ -60,9 +81,9 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
         (ids,) = ctx.saved_tensors
-        running = running_gradient(ctx.weight)
+        running = running_sum(ctx.weight)
         assert running is not None
-        rows = gradient.reshape(-1, gradient.shape[-1])
+        rows = gradient.reshape(-1, gradient.shape[-1]).to(running.dtype)
         if ctx.padding is not None:
             rows = rows * (ids.flatten() != ctx.padding)[:, None]
         running.index_add_(0, ids.flatten(), rows)

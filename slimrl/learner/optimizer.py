@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slimrl.config.sections import OptimizerConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
-from slimrl.kernels.embedding import sum_in_place
+from slimrl.kernels.embedding import drop_gradients, sum_in_place, wide_gradient
 from slimrl.kernels.optimizer import AdamW, adamw, can_update, gradient_norm
 from slimrl.terms import Schedule
 
@@ -68,7 +68,7 @@ class MasterAdamW:
         self.masters = [
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
         ]
-        sum_in_place(m for m, p in zip(self.masters, self.parameters, strict=True) if m is p)
+        sum_in_place(self.parameters)
         decay = [m for m in self.masters if m.ndim >= 2]
         plain = [m for m in self.masters if m.ndim < 2]
         self.optimizer = torch.optim.AdamW(
@@ -85,13 +85,19 @@ class MasterAdamW:
         self.scaled = self.loss_scale != 1.0
         self.good_updates = 0
         self.sums: dict[int, Tensor] = {}
-        """Gradients of narrow weights, by number: as autograd made them, and float32 from the second micro-batch on."""
+        """Gradients of narrow weights, by number: as autograd made them, and float32 from the second micro-batch on; those of
+        the vocabulary's tables are their wide gradients from the start."""
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient to the sums."""
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
         for number, (parameter, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
-            if master is parameter or parameter.grad is None:
+            if master is parameter:
+                continue
+            wide = wide_gradient(parameter)
+            if wide is not None and self.sums.get(number) is not wide:
+                self.sums[number] = wide.add_(self.sums[number]) if number in self.sums else wide
+            if parameter.grad is None:
                 continue
             if number in self.sums:
                 self.sums[number] = self.sums[number].float().add_(parameter.grad)
@@ -130,7 +136,7 @@ class MasterAdamW:
         """Forget the gradients summed so far."""
         self.sums.clear()
         for tensor in (*self.masters, *self.parameters):
-            tensor.grad = None
+            drop_gradients(tensor)
 
     @torch.no_grad()
     def step(self, rate: float, norm: float) -> dict[str, float]:

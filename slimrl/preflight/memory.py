@@ -65,10 +65,14 @@ class MemoryEstimate:
     sampling: int
     """Prefill, or logits of a decode step, whichever is larger."""
     gradients: int
-    """All of them, and once more the largest where it is not added in place."""
+    """All of them in float32; those that a pass makes in a narrow type, and the largest once more where it is not added in
+    place, stand beside them.
+    """
     token_bytes: int
     """Activations that one token of a micro-batch leaves to the backward pass."""
     vocabulary: int
+    loss_tokens: int
+    """Tokens of a step that carry loss, at most."""
     head_copies: int
     """Buffers of a chunk of logits that a backward pass holds."""
     critic: int
@@ -87,7 +91,8 @@ class MemoryEstimate:
 
     @property
     def head(self) -> int:
-        return self.head_copies * 4 * min(CHUNK_ELEMENTS, self.plan.microbatch_tokens * self.vocabulary)
+        tokens = min(self.plan.microbatch_tokens, self.loss_tokens)
+        return self.head_copies * 4 * min(CHUNK_ELEMENTS, tokens * self.vocabulary)
 
     @property
     def peak(self) -> int:
@@ -158,13 +163,13 @@ def plan_memory(
     if recompute == "auto" and not can_checkpoint(policy.model):
         recompute = "off"
     trained = _rows_of_a_step(config, rows)
-    most = max(longest, min(MOST_TOKENS, trained * longest)) if tokens == "auto" else tokens
+    packed, loss_tokens = _step_tokens(config, longest_prompt, trained)
+    most = max(longest, min(MOST_TOKENS, packed)) if tokens == "auto" else tokens
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
     activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
-    fixed = _fixed_parts(policy, config, training)
-    if (
-        training and fixed.cache_stays
-    ):  # slots leave room for a micro-batch, and an evaluation passes through those of a step
+    fixed = replace(_fixed_parts(policy, config, training), loss_tokens=loss_tokens)
+    if training and fixed.cache_stays:
+        # Slots leave room for a micro-batch, and an evaluation passes through those of a step.
         rows = min(rows, trained)
         room = replace(fixed.plan, microbatch_tokens=min(most, max(longest, FEWEST_TOKENS)))
         fixed = replace(fixed, token_bytes=min(activations.values()), plan=room)
@@ -188,6 +193,15 @@ def _rows_of_a_step(config: RootConfig, rows: int) -> int:
     if isinstance(config, TrainConfig):
         return config.rollout.problems * config.rollout.group_size
     return config.sft.batch_size if isinstance(config, SftRunConfig) else rows
+
+
+def _step_tokens(config: RootConfig, longest_prompt: int, rows: int) -> tuple[int, int]:
+    """Packed tokens of a step of so many rows, a group's prompt counted once, and those of them that carry loss, at most."""
+    prompts = config.rollout.problems if isinstance(config, TrainConfig) else rows
+    drawn = rows * config.rollout.budget
+    return prompts * longest_prompt + drawn, drawn if isinstance(
+        config, TrainConfig
+    ) else prompts * longest_prompt + drawn
 
 
 def _choose_tokens(
@@ -216,8 +230,6 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
     budget = int(SHARE * free_memory(device)) + used
     if config.memory_share < 1:  # of all memory, so that the use by others at this moment decides nothing
         budget = int(SHARE * config.memory_share * total_memory(device))
-    in_place = not narrow and isinstance(model.get_input_embeddings(), SummedEmbedding)
-    apart = 0 if in_place else max(p.numel() * p.element_size() for p in policy.trainable.values())
     algorithm = config.algorithm if isinstance(config, TrainConfig) else None
     return MemoryEstimate(
         process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
@@ -227,9 +239,10 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
         moments=8 * parameters if training else 0,
         cache=0,
         sampling=0,
-        gradients=(4 + model.dtype.itemsize * narrow) * parameters + apart if training else 0,
+        gradients=_gradient_bytes(policy) if training else 0,
         token_bytes=0,
         vocabulary=policy.head.vocabulary,
+        loss_tokens=0,
         head_copies=_head_copies(algorithm),
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
         cache_stays=device.type == "cuda",
@@ -237,6 +250,17 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
     )
+
+
+def _gradient_bytes(policy: Policy) -> int:
+    """Float32 gradients, and beside them what autograd makes in a narrow type: those of the vocabulary's tables it does not,
+    where the embedding adds in place; elsewhere the largest stands there once more.
+    """
+    weights, embedding = list(policy.trainable.values()), policy.model.get_input_embeddings()
+    total, largest = sum(4 * p.numel() for p in weights), max(p.numel() * p.element_size() for p in weights)
+    summed = {embedding.weight, policy.head.weight} if isinstance(embedding, SummedEmbedding) else set()
+    narrow = sum(p.numel() * p.element_size() for p in weights if p.dtype != torch.float32 and p not in summed)
+    return total + narrow + (0 if summed else largest)
 
 
 def _choose_slots(

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slimrl.kernels.embedding import SummedEmbedding, sum_in_place, use_summed_embeddings
+from slimrl.kernels.embedding import (
+    SummedEmbedding,
+    drop_gradients,
+    sum_in_place,
+    use_summed_embeddings,
+    wide_gradient,
+)
 from slimrl.model.head import Head, token_logprobs
 from tests.tiny import tiny_policy
 
@@ -88,6 +94,21 @@ def test_padding_gets_no_gradient_and_repeated_ids_add_up() -> None:
         table(torch.tensor([1, 5, 5, 0])).sum().backward()
     assert table.weight.grad is not None
     assert table.weight.grad[:, 0].tolist()[:6] == [0, 3, 0, 0, 0, 6]
+
+
+def test_a_narrow_table_has_a_wide_sum() -> None:
+    """300 times 1: in bfloat16 a sum stands still at 256."""
+    table = nn.Embedding(10, 4, dtype=torch.bfloat16)
+    use_summed_embeddings(nn.ModuleList([table]))
+    sum_in_place([table.weight])
+    for _ in range(300):
+        table(torch.tensor([3])).sum().backward()
+    found = wide_gradient(table.weight)
+    assert found is not None
+    assert table.weight.grad is None
+    assert found[:, 0].tolist() == [0, 0, 0, 300, 0, 0, 0, 0, 0, 0]
+    drop_gradients(table.weight)
+    assert wide_gradient(table.weight) is None
 
 
 def test_a_frozen_table_gets_none() -> None:

@@ -616,3 +616,22 @@ def test_gradients_of_microbatches_are_summed_in_float32() -> None:
         optimizer.backward((weight * 1.0).sum())
     index = [p is weight for p in optimizer.parameters].index(True)
     assert optimizer.gradients()[index].max() == 300
+
+
+def test_wide_gradients_and_those_of_autograd_are_one_sum() -> None:
+    """A narrow table that is read in its own way too, before and after its wide sum exists."""
+    policy = tiny_policy()
+    policy.model.to(torch.bfloat16)
+    optimizer = make_masters(policy)
+    table = policy.model.get_input_embeddings()
+    index = [p is table.weight for p in optimizer.parameters].index(True)
+    optimizer.backward(table.weight[5].sum())
+    for _ in range(2):
+        optimizer.backward(table(torch.tensor([5, 6])).sum() + table.weight[5].sum())
+    found = optimizer.gradients()[index]
+    assert found.dtype == torch.float32
+    assert found[5:8, 0].tolist() == [5, 2, 0]
+    optimizer.drop()
+    assert optimizer.gradients() == {}
+    optimizer.backward(table(torch.tensor([6])).sum())
+    assert optimizer.gradients()[index][5:7, 0].tolist() == [0, 1]
