@@ -243,4 +243,4 @@ def test_a_model_that_will_be_saved_narrower_is_told_so(
     ):
         policy = load_policy(ModelConfig.model_validate({"device": "cpu", **more}))
         assert policy.model.dtype == torch.bfloat16
-        assert any("saved in bfloat16" in note for note in policy.notes) is told
+        assert any("saves them so" in note for note in policy.notes) is told
