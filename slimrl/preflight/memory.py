@@ -197,11 +197,10 @@ def _rows_of_a_step(config: RootConfig, rows: int) -> int:
 
 def _step_tokens(config: RootConfig, longest_prompt: int, rows: int) -> tuple[int, int]:
     """Packed tokens of a step of so many rows, a group's prompt counted once, and those of them that carry loss, at most."""
-    prompts = config.rollout.problems if isinstance(config, TrainConfig) else rows
     drawn = rows * config.rollout.budget
-    return prompts * longest_prompt + drawn, drawn if isinstance(
-        config, TrainConfig
-    ) else prompts * longest_prompt + drawn
+    if isinstance(config, TrainConfig):
+        return config.rollout.problems * longest_prompt + drawn, drawn
+    return rows * longest_prompt + drawn, rows * longest_prompt + drawn
 
 
 def _choose_tokens(

@@ -465,7 +465,7 @@ def test_what_takes_long_to_compile_is_said_before_a_model_is_loaded(
     compiled: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     open_display(load_config(TrainConfig, [], [f"rollout.compile={compiled}"]))
-    assert ("compiling decode steps" in capsys.readouterr().err) is compiled
+    assert ("decode steps are compiled" in capsys.readouterr().err) is compiled
 
 
 def test_interrupt_ends_with_130(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,9 @@ def test_a_call_that_gives_something_else_is_found_and_not_used(
 
 def test_layers_of_several_sizes_are_refused() -> None:
     policy = policy_of("wide llama", torch.float32)
-    policy.trunk.layers[1].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(128, 64))  # type: ignore[union-attr, index]
+    mlp = policy.model.model.layers[1].mlp
+    for product in (mlp.gate_proj, mlp.up_proj):
+        product.weight, product.bias = torch.nn.Parameter(torch.zeros(128, 64)), torch.nn.Parameter(torch.zeros(128))
+    mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(64, 128))
     with pytest.raises(AssertionError, match="differ in size"):
         completions(policy)

@@ -115,9 +115,9 @@ def test_slots_are_for_the_largest_call_and_micro_batches_for_a_step(monkeypatch
     rollout = {"problems": 4, "group_size": 4, "max_new_tokens": 10}
     trained = build(TrainConfig, {"rollout": rollout})
     imitated = build(SftRunConfig, {"rollout": {"max_new_tokens": 10}, "sft": {"batch_size": 8}})
-    for config, rows in ((trained, 16), (imitated, 8)):
+    for config, tokens in ((trained, 4 * 6 + 16 * 10), (imitated, 8 * 16)):  # a group's prompt counts once
         found = plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=True).plan
-        assert (found.slots, found.microbatch_tokens) == (100, rows * 16)
+        assert (found.slots, found.microbatch_tokens) == (100, tokens)
 
 
 def test_where_a_cache_stays_slots_are_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,12 +134,12 @@ def test_slots_whose_cache_stays_leave_room_for_a_micro_batch(monkeypatch: pytes
     """As on a GPU: slots that would fill the memory before an update are fewer instead."""
     fixed_parts = memory._fixed_parts
     monkeypatch.setattr(memory, "_fixed_parts", lambda *given: replace(fixed_parts(*given), cache_stays=True))
-    monkeypatch.setattr(memory, "FEWEST_TOKENS", 64)
+    monkeypatch.setattr(memory, "FEWEST_TOKENS", 46)
     policy = tiny_policy()
     kept = {"activation_checkpointing": "off"}
     ample, _ = plan(policy, monkeypatch, free=1e9, optimizer=kept)
     assert ample.plan.slots == 16
-    smallest = replace(ample, plan=replace(ample.plan, slots=8, microbatch_tokens=64), cache=ample.cache // 2)
+    smallest = replace(ample, plan=replace(ample.plan, slots=8, microbatch_tokens=46), cache=ample.cache // 2)
     found, _ = plan(policy, monkeypatch, free=smallest.peak - smallest.process - smallest.weights, optimizer=kept)
     assert found.plan == smallest.plan
     assert found.fits
@@ -225,7 +225,7 @@ print(plan.peak / peak_memory(policy.device) - 1)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process holds")
 @pytest.mark.parametrize("again", ["off", "on"])
 @pytest.mark.parametrize("blocks", ["keep", "give"])
-def test_the_estimate_is_within_15_percent_of_the_measured_peak(
+def test_the_estimate_is_near_the_measured_peak(
     again: str, blocks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of its own: 27M parameters, 2 steps of 32 rows with a reference, the update being the peak."""
@@ -234,7 +234,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     for name in ALLOCATOR_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", MEASURED, again, blocks], capture_output=True, text=True, check=True)
-    assert abs(float(done.stdout)) < 0.15
+    assert -0.15 < float(done.stdout) < 0.2, "rather too much than too little"
 
 
 WIDE_OR_LONG = """
@@ -321,7 +321,7 @@ def test_the_estimate_holds_with_rollouts_in_bfloat16(tmp_path: Path, monkeypatc
     for name in (*ALLOCATOR_SETTINGS, *KERNEL_CACHES):
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", TRAINED, tmp_path], capture_output=True, text=True, check=True)
-    assert abs(float(done.stdout)) < 0.15
+    assert -0.15 < float(done.stdout) < 0.2, "rather too much than too little"
 
 
 def test_kernel_caches_are_bounded_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
