@@ -225,9 +225,7 @@ print(plan.peak / peak_memory(policy.device) - 1)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process holds")
 @pytest.mark.parametrize("again", ["off", "on"])
 @pytest.mark.parametrize("blocks", ["keep", "give"])
-def test_the_estimate_is_near_the_measured_peak(
-    again: str, blocks: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_estimate_is_near_the_measured_peak(again: str, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of its own: 27M parameters, 2 steps of 32 rows with a reference, the update being the peak."""
     if blocks == "give" and platform.libc_ver()[0] != "glibc":
         pytest.skip("glibc's")
