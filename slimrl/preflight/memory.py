@@ -18,6 +18,7 @@ from slimrl.algorithm.kl import VOCABULARY
 from slimrl.config.algorithm import AlgorithmConfig
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
+from slimrl.kernels.native import takes
 from slimrl.learner.recompute import can_checkpoint, checkpointed
 from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
 from slimrl.model.head import CHUNK_ELEMENTS
@@ -34,7 +35,7 @@ MOST_SLOTS, FEWEST_SLOTS = 4096, 8
 SHARE = 0.9
 """Of the free memory that a plan may take."""
 HEAD_COPIES, ENTROPY_COPIES = 2, 6
-"""Logits of a chunk and one temporary; more where the entropy is differentiated (measured)."""
+"""Logits of a chunk and one temporary, which kernels do not make; more where the entropy is differentiated (measured)."""
 HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
 """Bytes of a CPU process beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
@@ -73,8 +74,8 @@ class MemoryEstimate:
     vocabulary: int
     loss_tokens: int
     """Tokens of a step that carry loss, at most."""
-    head_copies: int
-    """Buffers of a chunk of logits that a backward pass holds."""
+    head_bytes: int
+    """Of each logit of a chunk, for all buffers that a backward pass holds of it."""
     critic: int
     """PPO's value function: weights, masters, moments and gradients."""
     cache_stays: bool
@@ -92,7 +93,7 @@ class MemoryEstimate:
     @property
     def head(self) -> int:
         tokens = min(self.plan.microbatch_tokens, self.loss_tokens)
-        return self.head_copies * 4 * min(CHUNK_ELEMENTS, tokens * self.vocabulary)
+        return self.head_bytes * min(CHUNK_ELEMENTS, tokens * self.vocabulary)
 
     @property
     def peak(self) -> int:
@@ -242,7 +243,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
         token_bytes=0,
         vocabulary=policy.head.vocabulary,
         loss_tokens=0,
-        head_copies=_head_copies(algorithm),
+        head_bytes=_head_bytes(policy, algorithm),
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
         cache_stays=device.type == "cuda",
         blocks_given_back=False,
@@ -297,13 +298,17 @@ def _choose_slots(
     return with_slots(fixed, slots)
 
 
-def _head_copies(algorithm: AlgorithmConfig | None) -> int:
-    """Buffers of a chunk of logits, by the terms of the loss beyond the sampled token's log-probability."""
-    if algorithm is None:
-        return HEAD_COPIES
-    if algorithm.kl_coef > 0 and algorithm.kl_estimator in VOCABULARY:
-        return VOCABULARY[algorithm.kl_estimator].copies
-    return ENTROPY_COPIES if algorithm.entropy_coef else HEAD_COPIES
+def _head_bytes(policy: Policy, algorithm: AlgorithmConfig | None) -> int:
+    """Bytes of a logit in all float32 buffers that the terms of the loss ask for."""
+    if algorithm and algorithm.kl_coef > 0 and algorithm.kl_estimator in VOCABULARY:
+        return 4 * VOCABULARY[algorithm.kl_estimator].copies
+    if algorithm and algorithm.entropy_coef:
+        return 4 * ENTROPY_COPIES
+    weight = policy.head.weight
+    if policy.head.softcap or not takes(weight):
+        return 4 * HEAD_COPIES
+    # Logits become their gradient in place, or beside them in a narrow type.
+    return 4 if weight.dtype == torch.float32 else 4 + weight.element_size()
 
 
 def _critic_bytes(policy: Policy) -> int:

@@ -225,14 +225,16 @@ print(plan.peak / peak_memory(policy.device) - 1)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process holds")
 @pytest.mark.parametrize("again", ["off", "on"])
 @pytest.mark.parametrize("blocks", ["keep", "give"])
-def test_the_estimate_is_near_the_measured_peak(again: str, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_is_within_15_percent_of_the_measured_peak(
+    again: str, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process of its own: 27M parameters, 2 steps of 32 rows with a reference, the update being the peak."""
     if blocks == "give" and platform.libc_ver()[0] != "glibc":
         pytest.skip("glibc's")
     for name in ALLOCATOR_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", MEASURED, again, blocks], capture_output=True, text=True, check=True)
-    assert -0.15 < float(done.stdout) < 0.2, "rather too much than too little"
+    assert abs(float(done.stdout)) < 0.15
 
 
 WIDE_OR_LONG = """
@@ -319,7 +321,7 @@ def test_the_estimate_holds_with_rollouts_in_bfloat16(tmp_path: Path, monkeypatc
     for name in (*ALLOCATOR_SETTINGS, *KERNEL_CACHES):
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", TRAINED, tmp_path], capture_output=True, text=True, check=True)
-    assert -0.15 < float(done.stdout) < 0.2, "rather too much than too little"
+    assert abs(float(done.stdout)) < 0.15
 
 
 def test_kernel_caches_are_bounded_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
