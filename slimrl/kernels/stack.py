@@ -71,10 +71,9 @@ class DecodeTable:
 
     def __init__(self, layers: Mapping[int, DecodeLayer], norm: Tensor, stores: Stores) -> None:
         """`layers` by their number, in the order in which they follow each other; `norm` [D] is the last one's weight."""
-        self.norm, self.held = (
-            norm,
-            tuple(layers.values()),
-        )  # held, so that no weight is freed while its address is kept
+        self.norm = norm
+        self.held = tuple(layers.values())
+        """So that no weight is freed while its address is kept."""
         first = next(iter(layers.values())).weights
         outputs = {name: 0 if weight is None else len(weight) for name, weight in first.items()}
         _, key_heads, columns, width = next(iter(stores[0].values())).shape

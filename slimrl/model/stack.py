@@ -18,7 +18,7 @@ from slimrl.kernels.stack import CachedRows, DecodeLayer, DecodeTable, decode_la
 from slimrl.model.families import Design, weights_of
 from slimrl.model.layer import FusedLayer, in_front
 
-FAMILIES = (
+TRUNKS = (
     "Gemma3TextModel", "LlamaModel", "MistralModel", "Olmo2Model", "Qwen2Model", "Qwen3Model", "SmolLM3Model",
 )  # fmt: skip
 """transformers' trunks that are embedding, layers and norm, with nothing between."""
@@ -32,19 +32,14 @@ class FusedTrunk(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **others: Any) -> Any:
         """[N, T] ids and positions -> hidden states [N, T, D] behind the last norm."""
         rows = getattr(others.get("plan"), "cached_rows", None)
-        if (
-            position_ids is not None
-            and isinstance(rows, CachedRows)
-            and not torch.is_grad_enabled()
-            and self._is_quick(input_ids)
-        ):
+        if isinstance(rows, CachedRows) and position_ids is not None and self._is_quick(input_ids):
             return _Output(self._decoded(input_ids, position_ids, rows))
         return super().forward(input_ids=input_ids, position_ids=position_ids, **others)
 
     def _is_quick(self, input_ids: Tensor) -> bool:
         trunk: Any = self
         weight = trunk.norm.weight
-        fused = isinstance(trunk.layers[0], FusedLayer)
+        fused = isinstance(trunk.layers[0], FusedLayer) and not torch.is_grad_enabled()
         return fused and takes(weight) and len(input_ids) in quick_rows(weight.dtype)
 
     def _decoded(self, input_ids: Tensor, position_ids: Tensor, rows: CachedRows) -> Tensor:
@@ -95,7 +90,7 @@ def unstack(trunk: nn.Module) -> None:
 
 def stack(trunk: nn.Module) -> None:
     """Let a trunk whose layers are fused decode in one call, if it is of a known family and all of a head is rotated."""
-    if type(trunk).__name__ not in FAMILIES or not type(trunk).__module__.startswith("transformers.models."):
+    if type(trunk).__name__ not in TRUNKS or not type(trunk).__module__.startswith("transformers.models."):
         return
     parts: Any = trunk
     x, position = torch.zeros(1, 1, len(parts.norm.weight)), torch.zeros(1, 1, dtype=torch.long)

@@ -114,7 +114,7 @@ def test_weights_that_are_replaced_between_calls_are_read(calls: list[int]) -> N
 def test_other_trunks_are_left_alone(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("wide llama")
     alter: dict[str, Callable[[], object]] = {
-        "another trunk": lambda: monkeypatch.setattr(stack, "FAMILIES", ("MistralModel",)),
+        "another trunk": lambda: monkeypatch.setattr(stack, "TRUNKS", ("MistralModel",)),
         "a part of each head": lambda: setattr(model.model.rotary_emb, "inv_freq", torch.ones(8)),
     }
     alter[change]()
