@@ -48,15 +48,13 @@ def policy_of(family: str, dtype: torch.dtype) -> Policy:
     return adopt(model.to(dtype), NoTokenizer(), name=family)
 
 
-def completions(policy: Policy, *, greedy: bool = False) -> list[tuple[Completion, ...]]:
+def completions(policy: Policy) -> list[tuple[Completion, ...]]:
     """Rows come and go: there are fewer slots than samples, and prompts of many lengths."""
     rng = np.random.default_rng(0)
     asked = [
         Request(
             tuple(rng.integers(3, 61, size=rng.integers(3, 17)).tolist()),
-            np.full((4, NEW_TOKENS), -1.0)
-            if greedy
-            else uniforms(0, "train", 0, f"p{i}", samples=4, positions=NEW_TOKENS),
+            uniforms(0, "train", 0, f"p{i}", samples=4, positions=NEW_TOKENS),
         )
         for i in range(6)
     ]
