@@ -58,16 +58,21 @@ def _(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+def block_shape(keys: Tensor) -> tuple[int, ...]:
+    """The shape of the `key_blocks` of keys [n, K, P, d]."""
+    n, heads, length, width = keys.shape
+    return n, heads, -(-length // lanes()), width * lanes()
+
+
 def key_blocks(keys: Tensor) -> Tensor:
     """keys [n, K, P, d] -> [n, K, P / lanes, d * lanes]: blocks of as many keys as a vector has lanes, P rounded up, each block
     transposed so that one number (in bfloat16 two) of all its keys is a vector. Blocks are filled up with 0.
     """
     n, heads, length, width = keys.shape
-    blocks, pair = -(-length // lanes()), 4 // keys.element_size()
-    filled = keys.new_zeros(n, heads, blocks * lanes(), width)
+    shape, pair = block_shape(keys), 4 // keys.element_size()
+    filled = keys.new_zeros(n, heads, shape[2] * lanes(), width)
     filled[:, :, :length] = keys
-    turned = filled.view(n, heads, blocks, lanes(), width // pair, pair).transpose(3, 4)
-    return turned.reshape(n, heads, blocks, width * lanes())
+    return filled.view(n, heads, shape[2], lanes(), width // pair, pair).transpose(3, 4).reshape(shape)
 
 
 def decode_attention(
@@ -101,7 +106,7 @@ def decode_attention(
     assert key.shape == value.shape == (rows, key_heads, 1, width)
     places = prompt_values.shape[2]
     assert prompt_values.shape == (len(prompt_values), key_heads, places, width)
-    assert prompt_keys.shape == (len(prompt_values), key_heads, -(-places // lanes()), width * lanes())
+    assert prompt_keys.shape == block_shape(prompt_values)
     assert all(store.is_contiguous() for store in (keys, values, prompt_keys, prompt_values))
     out = torch.empty_like(query)
     call(

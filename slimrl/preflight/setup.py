@@ -92,7 +92,7 @@ class Setup(Generic[Config]):
         return encode_prompt(self.prompter, self.task, problem)
 
     def awaited(self, found: Future[Found]) -> Found:
-        """Its result; raises Stopped where a stop is asked for meanwhile."""
+        """The result of a future; raises Stopped where a stop is asked for meanwhile."""
         while wait([found], timeout=WAIT_SECONDS).not_done:
             self.stop.check()
         return found.result()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrl.kernels.decode import decode_attention, key_blocks, recorded_decode_attention
+from slimrl.kernels.decode import block_shape, decode_attention, key_blocks, recorded_decode_attention
 from slimrl.kernels.native import lanes, takes
 from slimrl.kernels.stack import CachedRows, DecodeTable
 from slimrl.model.attention import Prefill
@@ -35,7 +35,7 @@ class Cache:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.tables: dict[object, DecodeTable] = {}
-        """What a trunk has prepared for all steps."""
+        """See `CachedRows`."""
         self.native = False
         """True where the compiled attention reads it: then nothing is read before it is written, and the prompts' keys are
         `key_blocks`."""
@@ -66,8 +66,8 @@ class Cache:
             return {i: new(tensor, (rows, len(tensor), length, tensor.shape[2])) for i, tensor in parts.items()}
 
         self.prompt_keys = allocate(example.keys, self.prompts, self.width)
-        if self.native:
-            self.prompt_keys = {i: key_blocks(keys) for i, keys in self.prompt_keys.items()}
+        if self.native:  # the same numbers in blocks; nothing has been written, so no memory is taken twice
+            self.prompt_keys = {i: tensor.new_empty(block_shape(tensor)) for i, tensor in self.prompt_keys.items()}
         self.prompt_values = allocate(example.values, self.prompts, self.width)
         self.keys = allocate(example.keys, self.slots, self.columns)
         self.values = allocate(example.values, self.slots, self.columns)
