@@ -24,7 +24,7 @@ from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.signals import Stop
 from slimrl.model.head import token_logprobs
-from slimrl.model.loading import TAUGHT
+from slimrl.model.lora import TAUGHT
 from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
 from slimrl.preflight.setup import Setup, prepare

@@ -80,10 +80,8 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     if greedy and count > 1:
         raise SettingsError("-n has no effect with --greedy, which gives one completion; remove one of them")
     open_display(config)
-    from slimrl.config.defaults import choose
-    from slimrl.config.files import with_chosen
     from slimrl.machine.threads import settle_threads
-    from slimrl.preflight.setup import prepare_model
+    from slimrl.preflight.setup import budget_behind, prepare_model
     from slimrl.randomness import uniforms
     from slimrl.rollout import Request
     from slimrl.rollout.engine import RolloutEngine
@@ -93,9 +91,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     settle_threads()
     policy, prompter, instruction = prepare_model(config)
     ids = prompter.ids(chat_messages(instruction, question))
-    sizes = {"parameters": policy.model.num_parameters(), "context": policy.context}
-    chosen = choose(config, **sizes, longest_prompt=lambda: len(ids), longest_solution=lambda: 0)
-    budget = with_chosen(config, chosen.values).rollout.budget
+    budget = budget_behind(config, policy, prompt=len(ids))
     if len(ids) + budget > policy.context:
         raise SettingsError(
             f"a prompt of {len(ids)} tokens and rollout.max_new_tokens={budget} exceed the model's context of "

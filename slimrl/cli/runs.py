@@ -84,7 +84,8 @@ def _run(
 @click.command(short_help="Copy a run's trained model to a folder.")
 @click.argument("run", type=click.Path())
 @click.argument("folder", type=click.Path())
-def export(run: str, folder: str) -> None:
+@click.option("--adapter", is_flag=True, help="Copy the adapter that the run trained, for peft, not the merged model.")
+def export(run: str, folder: str, adapter: bool) -> None:
     """Copy a run's trained model to FOLDER, as transformers loads it.
 
     \b
@@ -95,9 +96,11 @@ def export(run: str, folder: str) -> None:
 
     from slimrl.runs.files import files_within
 
-    source, target = Path(run) / "final", Path(folder)
-    if not (source / "config.json").is_file():
-        raise DataError(f"{run} holds no final/ model; give the folder of a finished run")
+    source, target = Path(run) / ("adapter" if adapter else "final"), Path(folder)
+    if adapter and not source.is_dir() and (Path(run) / "final").is_dir():
+        raise DataError(f"{run} trained the model's own weights and holds no adapter; remove --adapter")
+    if not (source / ("adapter_config.json" if adapter else "config.json")).is_file():
+        raise DataError(f"{run} holds no {source.name}/ model; give the folder of a finished run")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
     try:

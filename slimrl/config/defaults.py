@@ -13,6 +13,7 @@ TINY, SMALL = 5_000_000, 50_000_000
 """Parameters below which a model is tiny, as the built-in one, or small; above are pretrained models as people use them."""
 RL_RATES = (2e-4, 1e-5, 1e-6)  # of tiny, small and other models
 SFT_RATES = (2e-4, 1e-4, 2e-5)
+LORA_RATE = 10  # times the rate of the model's own weights
 NEW_WEIGHTS = 2e-4  # of a model that begins with random weights, whatever its size: there is nothing to forget
 TINY_BUDGET = 64  # new tokens of a tiny model, whatever the task
 BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "jsonl": 512, "math": 1024, "aime": 4096}
@@ -33,6 +34,7 @@ def choose(
     config: RootConfig,
     *,
     parameters: int,
+    adapter: bool,
     context: int,
     longest_prompt: Callable[[], int],
     longest_solution: Callable[[], int],
@@ -41,6 +43,7 @@ def choose(
 
     Args:
         parameters: of the model.
+        adapter: only an adapter is trained.
         context: longest prompt plus completion, in tokens.
         longest_prompt: tokens; called only where the context may be short.
         longest_solution: tokens of long worked solutions, 0 where there are none; called only for task.name=jsonl.
@@ -50,9 +53,10 @@ def choose(
     millions = parameters / 1e6
     size = f"{millions:,.0f} million parameters" if millions >= 10 else f"{millions:.2g} million parameters"
     if config.optimizer.learning_rate == "auto" and isinstance(config, TrainConfig | SftRunConfig):
-        rate = learning_rate(config, parameters)
+        rate = learning_rate(config, parameters) * (LORA_RATE if adapter else 1)
         values["optimizer.learning_rate"] = rate
-        reasons.append(f"optimizer.learning_rate={rate:g} ({'new weights' if config.model.init == 'random' else size})")
+        why = "new weights" if config.model.init == "random" else size
+        reasons.append(f"optimizer.learning_rate={rate:g} ({why}{', LoRA' if adapter else ''})")
     if config.rollout.max_new_tokens == "auto":
         wanted = TINY_BUDGET if parameters < TINY else BUDGETS.get(config.task.name, BUDGETS["jsonl"])
         why = size if parameters < TINY else f"task {config.task.name}"

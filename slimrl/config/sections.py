@@ -23,6 +23,17 @@ def _moment(value: str) -> str:
 Moment = Annotated[str, AfterValidator(_moment)]
 
 
+class LoraConfig(Section):
+    prefix = "model.lora"
+
+    rank: CountOrZero = 0
+    """Of the two factors that are trained beside every adapted weight, which is frozen; 0 trains the weights themselves."""
+    alpha: Annotated[Count, Needs("rank")] = 32
+    """What the factors add is multiplied by alpha / rank."""
+    targets: Annotated[Literal["all-linear"] | list[str], Needs("rank")] = "all-linear"
+    """The adapted layers: all linear ones but the head, or those of these names, as `[q_proj, v_proj]`."""
+
+
 class ModelConfig(Section):
     path: str = "builtin"
     """Folder or Hub name of a transformers causal LM; `builtin` is the tiny model shipped with SlimRL."""
@@ -40,6 +51,15 @@ class ModelConfig(Section):
     """Run Python code that comes with the model; needs a `revision` that pins it: the full commit hash."""
     pickled_weights: bool = False
     """Take weights from `pytorch_model.bin`: tensors only, torch refuses a pickle that holds anything else."""
+    lora: LoraConfig = LoraConfig()
+    """Train an adapter of low rank (LoRA, arXiv:2106.09685) in place of the weights. A `path` that is an adapter is trained on as
+    it is."""
+
+    @model_validator(mode="after")
+    def _weights_beside_an_adapter_are_good(self) -> Self:
+        if self.lora.rank and self.init == "random":
+            raise ValueError("model.init=random draws weights that model.lora would never train; remove one of them")
+        return self
 
 
 class ArithmeticConfig(Section):

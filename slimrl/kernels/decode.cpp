@@ -24,13 +24,10 @@ static inline Vector multiplied(Vector sum, const BFloat16* weight, Vector lanes
 }
 #endif
 
-// R outputs of up to V vectors of rows. x is [inputs / PAIR][V * LANES], the sums stay in registers until the last input.
-template <typename T, typename Y, int R, int V>
-static inline void block(const T* weight, const float* x, const T* bias, Y* y, int64_t outputs, int64_t inputs, int rows) {
+// Adds to the sums of R outputs of V vectors of rows the products of `inputs` numbers; x is [inputs / PAIR][V * LANES].
+template <typename T, int R, int V>
+[[gnu::always_inline]] static inline void accumulate(Vector (&sum)[R][V], const T* weight, const float* x, int64_t inputs) {
   constexpr int64_t STEP = PAIR<T>, AHEAD = 64 / sizeof(T);
-  Vector sum[R][V];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) sum[r][v] = Vector{} + (bias ? number(bias[r]) : 0.0f);
   for (int64_t first = 0; first < inputs; first += AHEAD) {
     for (int r = 0; r < R; r++) {
       // R streams of weights at once are more than the processor foresees: the same line of the next R outputs, too.
@@ -46,6 +43,28 @@ static inline void block(const T* weight, const float* x, const T* bias, Y* y, i
         for (int v = 0; v < V; v++) sum[r][v] = multiplied(sum[r][v], weight + r * inputs + k, lanes[v]);
     }
   }
+}
+
+// Numbers of all rows in tiles of up to MOST vectors: [tile][inputs / PAIR][vectors of the tile * LANES].
+template <typename T>
+struct Packed {
+  const float* numbers;
+  int64_t inputs;
+
+  const float* tile(int row) const { return numbers + row * (inputs / PAIR<T>); }
+};
+
+// R outputs of up to V vectors of rows from `row` on; the sums stay in registers until the last input.
+template <typename T, typename Y, int R, int V>
+static inline void block(const Part<T, Y>& part, int64_t output, const Packed<T>& x, const Packed<T>& low, int row, int rows) {
+  const int64_t outputs = part.outputs;
+  Y* const y = part.y + row * outputs + output;
+  rows -= row;
+  Vector sum[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) sum[r][v] = Vector{} + (part.bias ? number(part.bias[output + r]) : 0.0f);
+  accumulate<T, R, V>(sum, part.weight + output * x.inputs, x.tile(row), x.inputs);
+  if (low.inputs) accumulate<T, R, V>(sum, part.factor + output * low.inputs, low.tile(row), low.inputs);
   for (int v = 0; v < V; v++) {
     if constexpr (2 * R == LANES) {
       Vector two_rows[R];
@@ -54,9 +73,9 @@ static inline void block(const T* weight, const float* x, const T* bias, Y* y, i
       for (int r = 0; r < R; r++) {
         Y values[LANES];
         store(values, two_rows[r]);
-        const int row = v * LANES + 2 * r;
+        const int at = v * LANES + 2 * r;
         for (int half = 0; half < 2; half++)
-          if (row + half < rows) __builtin_memcpy(y + (row + half) * outputs, values + half * R, R * sizeof(Y));
+          if (at + half < rows) __builtin_memcpy(y + (at + half) * outputs, values + half * R, R * sizeof(Y));
       }
     } else {
       for (int lane = 0; lane < LANES && v * LANES + lane < rows; lane++)
@@ -65,13 +84,13 @@ static inline void block(const T* weight, const float* x, const T* bias, Y* y, i
   }
 }
 
-// R outputs of all rows, which go in tiles of up to MOST vectors; scratch is [tile][inputs / PAIR][vectors of the tile * LANES].
+// R outputs of all rows.
 template <typename T, typename Y, int R>
-static void outputs_of(const T* weight, const float* scratch, const T* bias, Y* y, int64_t outputs, int64_t inputs, int rows) {
+static void outputs_of(const Part<T, Y>& part, int64_t output, const Packed<T>& x, const Packed<T>& low, int rows) {
   for (int row = 0; row < rows; row += MOST * LANES) {
     const int left = rows - row;
     const auto tile = left <= LANES ? block<T, Y, R, 1> : left <= 2 * LANES ? block<T, Y, R, 2> : block<T, Y, R, MOST>;
-    tile(weight, scratch + row * (inputs / PAIR<T>), bias, y + row * outputs, outputs, inputs, left);
+    tile(part, output, x, low, row, rows);
   }
 }
 
@@ -88,31 +107,49 @@ static inline void pack(const T* x, int64_t stride, int64_t rows, int64_t steps,
   for (int step = 0; step < std::min<int64_t>(steps, LANES); step++) store(scratch + step * width, part[step]);
 }
 
+// Rows of x [rows][inputs] as `Packed` has them, by all threads of a parallel region.
+template <typename T>
+static void pack_all(const T* x, int64_t inputs, int rows, float* scratch) {
+  const int64_t steps = inputs / PAIR<T>;
+#pragma omp for collapse(2) schedule(static) nowait
+  for (int row = 0; row < rows; row += LANES)
+    for (int64_t k = 0; k < steps; k += LANES) {
+      const int first = row / (MOST * LANES) * (MOST * LANES), vectors = std::min((rows - first + LANES - 1) / LANES, MOST);
+      pack(x + row * inputs + k * PAIR<T>, inputs, rows - row, steps - k,
+           scratch + first * steps + k * vectors * LANES + row - first, vectors * LANES);
+    }
+}
+
 template <typename T, typename Y>
 static void products(const Part<T, Y>* parts, int64_t count, const T* x, int64_t inputs, int64_t all_rows, int threads) {
-  const int64_t steps = inputs / PAIR<T>, tile = MOST * LANES, needed = (all_rows + LANES - 1) / LANES * LANES;
+  const int64_t tile = MOST * LANES, needed = (all_rows + LANES - 1) / LANES * LANES;
   const int64_t panel = std::min(std::max<int64_t>(PANEL / (inputs * sizeof(T)) / tile, 1) * tile, needed);
-  const std::unique_ptr<float[]> packed(new float[panel * steps]);
+  int64_t width = inputs;  // numbers of a row that are packed
+  for (int64_t i = 0; i < count; i++) width += parts[i].rank;
+  const std::unique_ptr<float[]> packed(new float[panel * (width / PAIR<T>)]);
   float* const scratch = packed.get();
 #pragma omp parallel num_threads(threads)
   for (int64_t begin = 0; begin < all_rows; begin += panel) {
     const int rows = static_cast<int>(std::min(panel, all_rows - begin));
-#pragma omp for collapse(2) schedule(static)
-    for (int row = 0; row < rows; row += LANES)
-      for (int64_t k = 0; k < steps; k += LANES) {
-        const int first = row / tile * tile, vectors = std::min((rows - first + LANES - 1) / LANES, MOST);
-        pack(x + (begin + row) * inputs + k * PAIR<T>, inputs, rows - row, steps - k,
-             scratch + first * steps + k * vectors * LANES + row - first, vectors * LANES);
-      }
+    int64_t place = panel * (inputs / PAIR<T>);
+    pack_all(x + begin * inputs, inputs, rows, scratch);
     for (int64_t i = 0; i < count; i++) {
-      const Part<T, Y> p = parts[i];
+      pack_all(parts[i].low + begin * parts[i].rank, parts[i].rank, rows, scratch + place);
+      place += panel * (parts[i].rank / PAIR<T>);
+    }
+#pragma omp barrier
+    place = panel * (inputs / PAIR<T>);
+    for (int64_t i = 0; i < count; i++) {
+      Part<T, Y> p = parts[i];
+      p.y += begin * p.outputs;
+      const Packed<T> all = {scratch, inputs}, low = {scratch + place, p.rank};
+      place += panel * (p.rank / PAIR<T>);
       const int64_t whole = p.outputs / OUTPUTS, left = p.outputs % OUTPUTS;
 #pragma omp for schedule(static) nowait
       for (int64_t j = 0; j < whole + left; j++) {
         const int64_t n = j < whole ? j * OUTPUTS : whole * OUTPUTS + j - whole;
         const auto some = j < whole ? outputs_of<T, Y, OUTPUTS> : outputs_of<T, Y, 1>;
-        const T* bias = p.bias ? p.bias + n : nullptr;
-        some(p.weight + n * inputs, scratch, bias, p.y + begin * p.outputs + n, p.outputs, inputs, rows);
+        some(p, n, all, low, rows);
       }
     }
 #pragma omp barrier

@@ -11,41 +11,62 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from slimrl.kernels.native import call, lanes
+from slimrl.kernels.native import address, call, lanes
 
 
 class _Part(ctypes.Structure):
-    _fields_ = (*((name, ctypes.c_void_p) for name in ("weight", "bias", "y")), ("outputs", ctypes.c_int64))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "y")), ("outputs", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("factor", "low")), ("rank", ctypes.c_int64),
+    )  # fmt: skip
 
 
-def products(x: Tensor, linear: Sequence[tuple[Tensor, Tensor | None]], *, widen: bool = False) -> list[Tensor]:
-    """x [rows, inputs] and weights [outputs, inputs] with biases [outputs], of one type on the CPU -> x W^T + b for each.
+class Product(NamedTuple):
+    """One of the products of the same rows."""
 
-    Results [rows, outputs] are of the same type, or float32 if asked to `widen`. In bfloat16 the number of inputs is even.
+    weight: Tensor
+    """[outputs, inputs]."""
+    bias: Tensor | None = None
+    """[outputs]."""
+    factor: Tensor | None = None
+    """[outputs, rank], and with it `low` [rows, rank]: low factor^T is added."""
+    low: Tensor | None = None
+
+
+def products(x: Tensor, linear: Sequence[Product], *, widen: bool = False) -> list[Tensor]:
+    """x [rows, inputs] -> x W^T + b + low factor^T [rows, outputs] for each product, all of one type on the CPU.
+
+    Results are of the same type, or float32 if asked to `widen`. In bfloat16 the number of inputs, and a rank, are even.
     """
     x = x.contiguous()
     rows, inputs = x.shape
     narrow = x.dtype == torch.bfloat16
-    assert not narrow or inputs % 2 == 0
-    dense = [(w.contiguous(), None if b is None else b.contiguous()) for w, b in linear]
-    found = [x.new_empty(rows, len(w), dtype=torch.float32 if widen else x.dtype) for w, _ in dense]
+    dense = [Product(product.weight.contiguous(), *map(_dense, product[1:])) for product in linear]
+    ranks = [0 if product.low is None else product.low.shape[1] for product in dense]
+    assert not narrow or all(number % 2 == 0 for number in (inputs, *ranks))
+    found = [x.new_empty(rows, len(w), dtype=torch.float32 if widen else x.dtype) for w, *_ in dense]
     parts = (_Part * len(dense))(
         *(
-            _Part(w.data_ptr(), None if b is None else b.data_ptr(), y.data_ptr(), len(w))
-            for (w, b), y in zip(dense, found, strict=True)
+            _Part(*map(address, (w, b, y)), len(w), *map(address, (factor, low)), rank)
+            for (w, b, factor, low), y, rank in zip(dense, found, ranks, strict=True)
         )
     )
     call("products_widened" if widen and narrow else "products", x.dtype, parts, len(dense), x, inputs, rows)
     return found
 
 
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 def few_rows(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     """weight [outputs, inputs], x [rows, inputs], bias [outputs] -> x W^T + b [rows, outputs]; see `products`."""
-    return products(x, [(weight, bias)])[0]
+    return products(x, [Product(weight, bias)])[0]
 
 
 recorded_few_rows = torch.library.custom_op("slimrl::product", mutates_args=())(few_rows)

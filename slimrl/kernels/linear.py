@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from slimrl.kernels.decode import few_rows, products, recorded_few_rows
+from slimrl.kernels.decode import Product, few_rows, products, recorded_few_rows
 from slimrl.kernels.native import has_kernels, has_matrix_unit, takes
 
 FEWEST_ROWS = 3
@@ -46,19 +47,58 @@ def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     unit, does.
     """
     if _is_quick(x, [weight]):
-        return products(x, [(weight, bias)], widen=True)[0]
+        return products(x, [Product(weight, bias)], widen=True)[0]
     return linear(x, weight, bias).float()
 
 
-def together(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-    """x [N, D], weights and biases as `products` takes them -> its results, by the compiled product or torch's, without gradient.
+class Adapter(NamedTuple):
+    """The update of a weight by low-rank adaptation (LoRA, arXiv:2106.09685): scaling B A."""
+
+    a: Tensor
+    """[rank, inputs]."""
+    b: Tensor
+    """[outputs, rank]."""
+    scaling: float
+
+
+class AdaptedLinear(NamedTuple):
+    """A linear layer: x (W + scaling B A)^T + bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+    adapter: Adapter | None
+
+
+def together(x: Tensor, layers: Sequence[AdaptedLinear]) -> list[Tensor]:
+    """x [N, D] -> what each of the layers gives, by the compiled product or torch's, without gradient.
 
     In bfloat16 a row's result does not depend on the rows that it is computed with (beside a matrix unit it does), so that
     sampler and trainer round alike.
     """
-    if _is_quick(x, [weight for weight, _ in layers]):
-        return products(x, layers)
-    return [linear(x, weight, bias) for weight, bias in layers]
+    lows = iter(lowered(x, [layer.adapter for layer in layers if layer.adapter is not None]))
+    parts = [
+        Product(weight, bias) if adapter is None else Product(weight, bias, adapter.b, next(lows))
+        for weight, bias, adapter in layers
+    ]
+    return _multiplied(x, parts)
+
+
+def lowered(x: Tensor, adapters: Sequence[Adapter]) -> list[Tensor]:
+    """x [N, D] -> scaling x A^T [N, rank] for each."""
+    if not adapters:
+        return []
+    found = _multiplied(x, [Product(adapter.a) for adapter in adapters], widen=True)
+    return [low.mul_(adapter.scaling).to(x.dtype) for low, adapter in zip(found, adapters, strict=True)]
+
+
+def _multiplied(x: Tensor, parts: Sequence[Product], *, widen: bool = False) -> list[Tensor]:
+    if _is_quick(x, [part.weight for part in parts]):
+        return products(x, parts, widen=widen)
+    found = []
+    for weight, bias, factor, low in parts:
+        y = linear(x, weight, bias)
+        found.append(y if factor is None or low is None else y.addmm_(low, factor.t()))
+    return found
 
 
 class FewRowsLinear(nn.Linear):

@@ -79,6 +79,12 @@ def call(kernel: str, dtype: torch.dtype, *arguments: Argument) -> None:
     _kernel(kernel, dtype)(*map(_argument, arguments), torch.get_num_threads())
 
 
+def address(tensor: Tensor | None) -> int | None:
+    """The address of the numbers of a contiguous tensor; None for none."""
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
+
+
 def problem() -> str:
     """Why nothing is compiled where it could be, in a few words; empty elsewhere."""
     library = _library()

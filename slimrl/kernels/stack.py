@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrl.kernels.native import call
+from slimrl.kernels.native import address, call
 
 WEIGHTS = (
-    *(f"{name}{part}" for name in ("query", "key", "value", "out", "gate", "up", "down") for part in ("", "_bias")),
+    *(
+        f"{name}{part}"
+        for name in ("query", "key", "value", "out", "gate", "up", "down")
+        for part in ("", "_bias", "_a", "_b")
+    ),
     "before_attention", "behind_attention", "before_mlp", "behind_mlp", "query_norm", "key_norm",
 )  # fmt: skip
 """Of a layer, in the order in which stack.cpp has them; see `slimrl.model.families.Weights`."""
@@ -25,7 +29,7 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (*WEIGHTS, *STORES)),
         *((name, ctypes.c_int64) for name in ("window", "turn", "gelu")),
-        *((name, ctypes.c_float) for name in ("epsilon", "offset", "scaling")),
+        *((name, ctypes.c_float) for name in ("epsilon", "offset", "scaling", "lora_scaling")),
     )
 
 
@@ -34,7 +38,7 @@ class _Sizes(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             "rows", "hidden", "heads", "key_heads", "width", "intermediate", "columns", "prompt_width", "query_norm",
-            "key_norm", "time",
+            "key_norm", "rank", "time",
         )
     )  # fmt: skip
 
@@ -64,6 +68,14 @@ class DecodeLayer:
     offset: float
     """Added to the weights of all norms."""
     scaling: float
+    """Factor of attention's scores."""
+    lora_scaling: float
+    """Factor of all its adapters."""
+
+    @property
+    def shapes(self) -> tuple[torch.Size | None, ...]:
+        """Of the weights."""
+        return tuple(None if weight is None else weight.shape for weight in self.weights.values())
 
 
 class DecodeTable:
@@ -79,22 +91,23 @@ class DecodeTable:
         _, key_heads, columns, width = next(iter(stores[0].values())).shape
         prompt_width = next(iter(stores[3].values())).shape[2]
         assert outputs["key"] == key_heads * width
-        shapes = {tuple(None if w is None else w.shape for w in layer.weights.values()) for layer in self.held}
-        assert len(shapes) == 1, "layers differ in size"
+        ranks = {len(w) for name, w in first.items() if name.endswith("_a") and w is not None}
+        assert len({layer.shapes for layer in self.held}) == 1, "layers differ in size"
+        assert len(ranks) <= 1, "adapters differ in rank"
         assert all(part.dtype == norm.dtype for store in stores for part in store.values())
         self.width = width
         self.sizes = (
             len(norm), outputs["query"] // width, key_heads, width, outputs["gate"], columns, prompt_width,
-            outputs["query_norm"], outputs["key_norm"],
+            outputs["query_norm"], outputs["key_norm"], max(ranks, default=0),
         )  # fmt: skip
         """Of a `_Sizes`, between rows and time."""
         self.layers = (_Layer * len(layers))(
             *(
                 _Layer(
-                    *(_address(layer.weights[name]) for name in WEIGHTS),
-                    *(_address(store[index]) for store in stores),
+                    *(address(layer.weights[name]) for name in WEIGHTS),
+                    *(address(store[index]) for store in stores),
                     *(int(constant) for constant in (layer.window, layer.turn, layer.gelu)),
-                    *(layer.epsilon, layer.offset, layer.scaling),
+                    *(layer.epsilon, layer.offset, layer.scaling, layer.lora_scaling),
                 )
                 for index, layer in layers.items()
             )
@@ -127,12 +140,7 @@ def decode_layers(x: Tensor, rotary: Sequence[tuple[Tensor, Tensor]], table: Dec
     sizes = _Sizes(len(x), *table.sizes, rows.time)
     prompt, lengths, ages = (part.contiguous() for part in (rows.prompt, rows.lengths, rows.ages))
     places = _Places(prompt.data_ptr(), lengths.data_ptr(), ages.data_ptr())
-    turns = (_Turn * len(rotary))(*(_Turn(*map(_address, pair)) for pair in rotary))
+    turns = (_Turn * len(rotary))(*(_Turn(*map(address, pair)) for pair in rotary))
     wide, out = int(rotary[0][0].dtype != dtype), torch.empty_like(x, dtype=dtype)
     call("decode_layers", dtype, table.layers, len(table.layers), sizes, places, x, turns, wide, table.norm, out)
     return out
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    assert tensor is None or tensor.is_contiguous()
-    return None if tensor is None else tensor.data_ptr()

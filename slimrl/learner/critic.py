@@ -7,8 +7,6 @@ reward at every token (before `critic.whiten`). A smaller lambda fades them: lam
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from slimrl.errors import NonFiniteError
 from slimrl.learner.forward import Microbatcher, packed_rows
 from slimrl.learner.optimizer import make_optimizer
 from slimrl.learner.recompute import checkpointed
+from slimrl.model.lora import shared_copy
 from slimrl.model.packing import Packed
 from slimrl.model.policy import Policy
 from slimrl.records import Batch, Rows
@@ -32,7 +31,7 @@ class Critic(nn.Module):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.trunk = copy.deepcopy(policy.trunk).requires_grad_(True)
+        self.trunk = shared_copy(policy.trunk)
         width = policy.head.weight.shape[1]
         self.head = nn.Linear(width, 1, device=policy.device, dtype=torch.float32)
         nn.init.zeros_(self.head.weight)
@@ -52,10 +51,15 @@ class CriticLearner:
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self.critic = Critic(policy)
-        self.optimizer = make_optimizer(dict(self.critic.named_parameters()), config.optimizer)
+        self.optimizer = make_optimizer(self.trainable, config.optimizer)
         self.value_clip = config.critic.value_clip
         rate = config.critic.learning_rate
         self.peak_rate = CRITIC_RATE * config.optimizer.peak_rate if rate == "auto" else rate
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All of its parameters but those that it shares with a policy of which an adapter is trained."""
+        return {name: p for name, p in self.critic.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def values(self, rows: Rows, microbatcher: Microbatcher) -> Tensor:

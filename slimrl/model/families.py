@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from slimrl.kernels.linear import FewRowsLinear
+from slimrl.kernels.linear import AdaptedLinear, Adapter, FewRowsLinear
 from slimrl.kernels.native import has_kernels, lanes
 from slimrl.kernels.packed import can_attend
+from slimrl.model.lora import NAME, adapted_layers
 
 
 @dataclass(frozen=True)
@@ -60,28 +62,47 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class Weights(NamedTuple):
-    """The weights of one layer. A product's bias follows it, and norms have the names of `Norms`."""
+    """The weights of one layer. A product's bias and its adapter's factors follow it, and norms have the names of `Norms`."""
 
     query: Tensor
     query_bias: Tensor | None
+    query_a: Tensor | None
+    query_b: Tensor | None
     key: Tensor
     key_bias: Tensor | None
+    key_a: Tensor | None
+    key_b: Tensor | None
     value: Tensor
     value_bias: Tensor | None
+    value_a: Tensor | None
+    value_b: Tensor | None
     out: Tensor
     out_bias: Tensor | None
+    out_a: Tensor | None
+    out_b: Tensor | None
     gate: Tensor
     gate_bias: Tensor | None
+    gate_a: Tensor | None
+    gate_b: Tensor | None
     up: Tensor
     up_bias: Tensor | None
+    up_a: Tensor | None
+    up_b: Tensor | None
     down: Tensor
     down_bias: Tensor | None
+    down_a: Tensor | None
+    down_b: Tensor | None
     before_attention: Tensor | None
     behind_attention: Tensor | None
     before_mlp: Tensor | None
     behind_mlp: Tensor | None
     query_norm: Tensor | None
     key_norm: Tensor | None
+
+    def linear(self, name: str, lora_scaling: float) -> AdaptedLinear:
+        """One of the products; `lora_scaling` is that of its adapter."""
+        weight, bias, a, b = (getattr(self, f"{name}{part}") for part in ("", "_bias", "_a", "_b"))
+        return AdaptedLinear(weight, bias, None if a is None else Adapter(a, b, lora_scaling))
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,8 @@ class Design:
     """The activation of the gate is the tanh form of gelu, not silu."""
     window: int = 0
     """Width of a sliding window, 0 for none."""
+    lora_scaling: float = 1.0
+    """Of all adapters."""
 
 
 def weights_of(layer: Any, norms: Norms) -> Weights:
@@ -108,13 +131,16 @@ def weights_of(layer: Any, norms: Norms) -> Weights:
     # Read from the modules' own tables: 30 look-ups by attribute are a part of a small model's decode step that shows.
     own = layer._modules
     attention, mlp = own["self_attn"]._modules, own["mlp"]._modules
-    products = (*(attention[name] for name in ATTENTION), *(mlp[name] for name in MLP))
-    found = [part._parameters[name] for part in products for name in ("weight", "bias")]
+    found: list[Tensor | None] = []
+    for part in (*(attention[name] for name in ATTENTION), *(mlp[name] for name in MLP)):
+        base = part._modules.get("base_layer", part)
+        factors = (None, None) if base is part else (part.lora_A[NAME].weight, part.lora_B[NAME].weight)
+        found += (base._parameters["weight"], base._parameters["bias"], *factors)
     for name in (norms.before_attention, norms.behind_attention, norms.before_mlp, norms.behind_mlp):
         found.append(own[name]._parameters["weight"] if name else None)
     for name in ("q_norm", "k_norm"):
         found.append(attention[name]._parameters["weight"] if norms.of_queries else None)
-    return Weights(*found)
+    return Weights(*found)  # type: ignore[arg-type]
 
 
 def fusible(trunk: Any) -> list[nn.Module]:
@@ -128,6 +154,7 @@ def fusible(trunk: Any) -> list[nn.Module]:
 def design_of(layer: Any, window: int) -> Design:
     """The design of a layer that can be fused."""
     attention, norms = layer.self_attn, FAMILIES[type(layer).__name__]
+    adapted = [part for _, part in adapted_layers(layer)]
     return Design(
         norms=norms,
         index=attention.layer_idx,
@@ -137,7 +164,20 @@ def design_of(layer: Any, window: int) -> Design:
         rotary=bool(getattr(attention, "use_rope", True)),
         gelu=GELU[type(layer.mlp.act_fn).__name__],
         window=window,
+        lora_scaling=adapted[0].scaling[NAME] if adapted else 1.0,
     )
+
+
+def _is_product(part: Any) -> bool:
+    """True for a linear layer, with or without an adapter of two plain factors."""
+    return type(getattr(part, "base_layer", part)) in (nn.Linear, FewRowsLinear)
+
+
+def _adapters_fit(layer: Any) -> bool:
+    """True where the adapters of a layer are alike, and the kernels take their rank."""
+    adapted = [part for _, part in adapted_layers(layer)]
+    alike = {(part.r[NAME], part.scaling[NAME], part.lora_A[NAME].weight.dtype) for part in adapted}
+    return not alike or (len(alike) == 1 and all(t == torch.float32 or rank % 2 == 0 for rank, _, t in alike))
 
 
 def _norms(layer: Any) -> Sequence[Any]:
@@ -162,9 +202,9 @@ def _fits(layer: Any, last: Any) -> bool:
         return False
     mlp, attention = layer.mlp, layer.self_attn
     products = [*(getattr(attention, name) for name in ATTENTION), *(getattr(mlp, name) for name in MLP)]
-    if type(mlp.act_fn).__name__ not in GELU or not all(type(part) in (nn.Linear, FewRowsLinear) for part in products):
+    if type(mlp.act_fn).__name__ not in GELU or not all(map(_is_product, products)) or not _adapters_fit(layer):
         return False
-    weight = attention.q_proj.weight
+    weight = products[0].weight
     types = {(p.dtype, p.device.type) for p in (*layer.parameters(), last.weight)}
     if types != {(weight.dtype, "cpu")} or not has_kernels(weight.dtype):
         return False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slimrl.kernels.embedding import running_gradient
 from slimrl.kernels.layers import add_norm, gate, gate_backward, norm_again, norm_backward, rotate
-from slimrl.kernels.linear import together
+from slimrl.kernels.linear import lowered, together
 from slimrl.kernels.native import takes
 from slimrl.kernels.packed import SpanAttention, packed_attention, packed_attention_backward
 from slimrl.model.attention import AttentionPlan, PackedRows
@@ -146,7 +146,7 @@ def _inferred(x: Tensor, w: Weights, call: _Call, plan: AttentionPlan, shape: tu
 def _queries(x: Tensor, w: Weights, call: _Call) -> _Queries:
     """Of x [N, D] float32; not yet normalized by head, nor at their positions."""
     _, h, scale = _before(x, None, w.before_attention, w, call)
-    parts = together(h, ((w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)))
+    parts = _products(h, w, call, "query", "key", "value")
     return _Queries(x, scale, *(part.view(len(h), -1, call.design.head_width) for part in parts))
 
 
@@ -163,13 +163,17 @@ def _placed(part: Tensor, norm: Tensor | None, call: _Call) -> tuple[Tensor, Ten
 
 def _branches(x: Tensor, attended: Tensor, w: Weights, call: _Call) -> tuple[Tensor, _Branches]:
     """x [N, D] float32 and attention [N, H * d] -> what the MLP adds to the residual stream, and what led there."""
-    (projected,) = together(attended, ((w.out, w.out_bias),))
+    (projected,) = _products(attended, w, call, "out")
     branch, kept, kept_scale = _behind(projected, w.behind_attention, call)
     middle, h, scale = _before(x, branch, w.before_mlp, w, call)
-    gated, up = together(h, ((w.gate, w.gate_bias), (w.up, w.up_bias)))
-    (projected,) = together(gate(gated, up, gelu=call.design.gelu), ((w.down, w.down_bias),))
+    gated, up = _products(h, w, call, "gate", "up")
+    (projected,) = _products(gate(gated, up, gelu=call.design.gelu), w, call, "down")
     branch, fed, fed_scale = _behind(projected, w.behind_mlp, call)
     return branch, _Branches(kept, kept_scale, middle, scale, gated, up, fed, fed_scale)
+
+
+def _products(x: Tensor, w: Weights, call: _Call, *names: str) -> list[Tensor]:
+    return together(x, [w.linear(name, call.design.lora_scaling) for name in names])
 
 
 def _before(
@@ -214,12 +218,12 @@ class _Layer(torch.autograd.Function):
         wanted = (p if needed else None for p, needed in zip(ctx.parameters, ctx.needs_input_grad[3:], strict=True))
         back = _Backward(slope, w, call.design, dict(zip(Weights._fields, wanted, strict=True)))
         narrow = back.branches(branches)
-        back.product("out", narrow, attended.flatten(1))
+        back.weights("out", narrow, attended.flatten(1))
         # Where there is no norm, what was kept is at its position already.
         query, of_query = (queries.query, None) if w.query_norm is None else _placed(queries.query, w.query_norm, call)
         key, of_key = (queries.key, None) if w.key_norm is None else _placed(queries.key, w.key_norm, call)
         kept = (query, key, queries.value, attended, normalizers)
-        slopes = packed_attention_backward((narrow @ w.out).view_as(attended), kept, ctx.how)
+        slopes = packed_attention_backward(back.inputs("out", narrow).view_as(attended), kept, ctx.how)
         if call.design.rotary:
             for part in slopes[:2]:
                 rotate(part, call.cosine, call.sine, back=True)
@@ -233,8 +237,8 @@ class _Layer(torch.autograd.Function):
 
 
 class _Backward:
-    """Gradients of one layer: those of products' weights are added to running sums where weights have them, all others are
-    returned to autograd."""
+    """Gradients of one layer: those of products' matrices are added to running sums where they have them, all others are returned
+    to autograd."""
 
     def __init__(self, slope: Tensor, w: Weights, design: Design, wanted: dict[str, Tensor | None]) -> None:
         """`wanted` holds the parameters that want a gradient."""
@@ -245,38 +249,54 @@ class _Backward:
 
     def branches(self, kept: _Branches) -> Tensor:
         """The gradient [N, D] of what `out` gives, in the weights' type."""
-        w = self.w
-        narrow = self.behind("behind_mlp", self.total.to(w.down.dtype), kept.fed, kept.fed_scale)
-        gated, up, product = kept.gated, kept.up, narrow @ w.down
+        narrow = self.behind("behind_mlp", self.total.to(self.w.down.dtype), kept.fed, kept.fed_scale)
+        gated, up, product = kept.gated, kept.up, self.inputs("down", narrow)
         # The first two become gradients, and the third, their gradient, becomes the gate's product.
         gate_backward(gated, up, product, gelu=self.design.gelu)
-        self.product("down", narrow, product)
+        self.weights("down", narrow, product)
         h = self.again("before_mlp", kept.middle, kept.middle_scale)
-        self.product("gate", gated, h)
-        self.product("up", up, h)
-        of_h = torch.addmm(gated @ w.gate, up, w.up)
+        self.weights("gate", gated, h)
+        self.weights("up", up, h)
+        of_h = self.inputs("gate", gated)
+        self.inputs("up", up, of_h)
         narrow = self.before("before_mlp", of_h, kept.middle, kept.middle_scale)
         return self.behind("behind_attention", narrow, kept.attended, kept.attended_scale)
 
     def queries(self, kept: _Queries, slopes: Sequence[Tensor]) -> None:
         """Under the gradients [N, heads * d] of what `query`, `key` and `value` give."""
-        w, h = self.w, self.again("before_attention", kept.x, kept.scale)
+        h, of_h = self.again("before_attention", kept.x, kept.scale), None
         for name, slope in zip(("query", "key", "value"), slopes, strict=True):
-            self.product(name, slope, h)
-        of_h = (slopes[0] @ w.query).addmm_(slopes[1], w.key).addmm_(slopes[2], w.value)
+            self.weights(name, slope, h)
+            of_h = self.inputs(name, slope, of_h)
+        assert of_h is not None
         self.before("before_attention", of_h, kept.x, kept.scale)
 
-    def product(self, name: str, slope: Tensor, x: Tensor) -> None:
-        """The weight and bias of a product with x [N, inputs], under the slope [N, outputs] of its result."""
-        weight, bias = self.wanted[name], f"{name}_bias"
+    def weights(self, name: str, slope: Tensor, x: Tensor) -> None:
+        """Weight, bias and adapter of a product with x [N, inputs], under the slope [N, outputs] of its result."""
+        adapter = self.w.linear(name, self.design.lora_scaling).adapter
+        self.matrix(name, slope, x)
+        if self.wanted[f"{name}_bias"] is not None:
+            self.found[f"{name}_bias"] = slope.sum(0, dtype=torch.float32)
+        if adapter is not None:
+            self.matrix(f"{name}_a", slope @ adapter.b, x, adapter.scaling)
+            self.matrix(f"{name}_b", slope, lowered(x, [adapter])[0])
+
+    def matrix(self, name: str, slope: Tensor, x: Tensor, scaling: float = 1.0) -> None:
+        """A matrix [outputs, inputs] that x [N, inputs] is multiplied with, under the slope [N, outputs] of the product, which is
+        multiplied by `scaling`."""
+        weight = self.wanted[name]
         if weight is not None:
             running = running_gradient(weight)
             if running is None:
-                self.found[name] = slope.t() @ x
+                self.found[name] = torch.addmm(weight, slope.t(), x, beta=0, alpha=scaling)
             else:
-                running.addmm_(slope.t(), x)
-        if self.wanted[bias] is not None:
-            self.found[bias] = slope.sum(0, dtype=torch.float32)
+                running.addmm_(slope.t(), x, alpha=scaling)
+
+    def inputs(self, name: str, slope: Tensor, total: Tensor | None = None) -> Tensor:
+        """The gradient [N, inputs] of what enters a product, under the slope [N, outputs] of its result; added to `total`."""
+        weight, _, adapter = self.w.linear(name, self.design.lora_scaling)
+        found = slope @ weight if total is None else total.addmm_(slope, weight)
+        return found if adapter is None else found.addmm_(slope @ adapter.b, adapter.a, alpha=adapter.scaling)
 
     def again(self, name: str, x: Tensor, scale: Tensor | None) -> Tensor:
         """The second result of `_before`."""

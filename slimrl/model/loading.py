@@ -12,12 +12,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from slimrl.config.places import PICKLES, is_hub_name
-from slimrl.config.sections import ModelConfig
+from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches
 from slimrl.model.architecture import context_of
 from slimrl.model.head import Head
+from slimrl.model.lora import CONFIG_FILE, TAUGHT, Lora, SavedAdapter, add_adapter, find_adapter, load_adapter
 from slimrl.model.policy import Policy
 from slimrl.model.precision import usual_dtype
 from slimrl.model.probe import fuse_layers, install_hook
@@ -25,24 +26,64 @@ from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
-TAUGHT = "slimrl_taught"
-"""Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     """Load model and tokenizer, install the attention hook and probe it against the model's own forward pass.
 
-    `seed` decides the weights of `init: random` and nothing else.
+    A folder or Hub name may be that of an adapter, which brings its model with it. `seed` decides the weights of `init: random`
+    and the first factors of a new adapter, and nothing else.
 
     Raises SettingsError or DataError, one sentence each, for a missing folder, pickled weights, code of the model's own, a
     model without a stop id, or an architecture whose attention does not pass through the hook.
     """
-    path = resolve(config.path)
-    pickled = _pickled(config, path)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    source = _source(config, path)
+    path = resolve(config.path)
+    saved = find_adapter(path, _source(config, path))
+    if saved is None:
+        model, tokenizer, notes = _load(config, path, device, seed)
+        lora = add_adapter(model, config.lora, base=path, seed=seed) if config.lora.rank else None
+    else:
+        model, tokenizer, notes, lora = _load_adapted(config, device, saved)
+    policy = adopt(model.to(device), tokenizer, name=config.path, lora=lora)
+    notes += [lora_note(policy, lora)] if lora else []
+    return replace(policy, notes=(*notes, *policy.notes))
+
+
+def _load_adapted(
+    config: ModelConfig, device: torch.device, saved: SavedAdapter
+) -> tuple[PreTrainedModel, Any, list[str], Lora]:
+    """As `_load`, of the model that a saved adapter belongs to, and the adapter in it."""
+    rank, alpha = saved.config.r, saved.config.lora_alpha
+    if config.init == "random":
+        raise SettingsError(f"model.init=random has no effect on the adapter {config.path}; remove it")
+    if config.lora != LoraConfig() and (config.lora.rank, config.lora.alpha) != (rank, alpha):
+        raise SettingsError(
+            f"model.path={config.path} is an adapter of rank {rank} and alpha {alpha}, which model.lora cannot change; remove "
+            "model.lora, or train a new adapter on the merged model (slimrl export)"
+        )
+    base = config.model_copy(update={"path": saved.base, "revision": saved.revision})
+    model, tokenizer, notes = _load(base, resolve(saved.base), device, 0)
+    lora = load_adapter(model, saved)
+    if (saved.weights.parent / "tokenizer_config.json").is_file():  # it may have a chat template of its own
+        tokenizer = AutoTokenizer.from_pretrained(saved.weights.parent)
+    return model, tokenizer, [*notes, f"{config.path} is an adapter of {saved.base}, which is loaded with it"], lora
+
+
+def lora_note(policy: Policy, lora: Lora) -> str:
+    """A sentence on the numbers that are trained."""
+    trained = sum(p.numel() for p in policy.trainable.values())
+    return (
+        f"an adapter of rank {lora.rank} (LoRA) is trained, {trained / 1e6:.3g} million numbers beside "
+        f"{policy.parameters / 1e6:.3g} million weights that stay as they are"
+    )
+
+
+def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tuple[PreTrainedModel, Any, list[str]]:
+    """Model, tokenizer, and notes on their files."""
+    pickled, source = _pickled(config, path), _source(config, path)
     try:
         notes = check_code(config, path, source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -65,8 +106,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         raise _unusable(config, path, pickled, error) from error
     if not tokenizer("1 a").input_ids:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
-    policy = adopt(model.to(device), tokenizer, name=config.path)
-    return replace(policy, notes=(*notes, *policy.notes))
+    return model, tokenizer, notes
 
 
 def _source(config: ModelConfig, path: str) -> dict[str, Any]:
@@ -143,7 +183,7 @@ def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) ->
     return DataError(f"model.path={config.path}: {where}transformers cannot load it ({first.strip()[:300]})")
 
 
-def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
+def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | None = None) -> Policy:
     """A policy from a loaded model: finds its stop ids, installs the attention hook and probes it.
 
     Raises SettingsError, naming the model, where either fails.
@@ -161,6 +201,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
         stop_ids=tuple(i for i in stop_ids(model, tokenizer) if i < head.vocabulary),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         context=context,
+        lora=lora,
         notes=(note,) if note else (),
     )
     if not policy.stop_ids:
@@ -177,7 +218,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str) -> Policy:
 
 
 def resolve(path: str) -> str:
-    """A folder with a model, or a name that may be on the Hub; raises SettingsError for any other path."""
+    """A folder with a model or an adapter, or a name that may be on the Hub; raises SettingsError for any other path."""
     if path == "builtin":
         return str(BUILTIN)
     if not path:
@@ -185,6 +226,8 @@ def resolve(path: str) -> str:
             "model.path is empty; give a folder, a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"
         )
     folder = Path(path).expanduser()
+    if (folder / CONFIG_FILE).is_file():
+        return str(folder)
     if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
         folder = folder / "final"
     if not folder.is_dir():

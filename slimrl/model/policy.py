@@ -1,7 +1,7 @@
 """The policy: a causal language model of transformers, its head and tokenizer, and how they are called.
 
-Sampler and trainer call this one module with the same weights. Three doors are meant for a policy of which only a part is
-trained (`trunk`, `trainable`, `merged`): the optimizer, the memory plan, checkpoints and `final/` go through them.
+Sampler and trainer call this one module with the same weights. Of a policy with an adapter only that is trained: the optimizer,
+the memory plan, checkpoints and `final/` go through `trainable`, `tensors` and `merged`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrl.model.architecture import LayerAttention
 from slimrl.model.attention import AttentionPlan
 from slimrl.model.head import Head
+from slimrl.model.lora import (
+    WEIGHTS_FILE,
+    Lora,
+    adapter_parameters,
+    adapter_tensors,
+    merge,
+    shared_copy,
+    without_adapter,
+)
 from slimrl.model.packing import Packed
 
 
@@ -38,6 +49,8 @@ class Policy:
     """Recorded layer by layer when the model was loaded."""
     form_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the form of an answer, and so of a completion's text."""
+    lora: Lora | None = None
+    """The adapter that is trained; None where the model's own weights are."""
     notes: tuple[str, ...] = ()
     """Sentences for the user about the files that were loaded, and about the model."""
 
@@ -56,9 +69,49 @@ class Policy:
         """The parameters that the optimizer owns, by name: all that are not frozen, tied ones once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def parameters(self) -> int:
+        """Number of the model's own weights, tied ones once."""
+        adapters = adapter_parameters(self.model).values()
+        return int(self.model.num_parameters()) - sum(p.numel() for p in adapters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by the names of transformers' or peft's own files: the module's tensors without frozen
+        weights, shared ones once; or the adapter's.
+        """
+        if self.lora is not None:
+            return adapter_tensors(self.model)
+        seen = {p.data_ptr() for p in self.model.parameters() if not p.requires_grad}
+        found = {}
+        for name, tensor in self.model.state_dict().items():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                found[name] = tensor
+        return found
+
     def merged(self) -> PreTrainedModel:
         """The model as it is saved: its own layers with plain weights, ready for from_pretrained."""
-        return self.model
+        return self.model if self.lora is None else merge(self.model)
+
+    def save(self, folder: Path) -> None:
+        """The merged model and the tokenizer, into a new folder."""
+        self.merged().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter as peft's own files, with the tokenizer, into a new folder."""
+        folder.mkdir(parents=True)
+        self.save_descriptions(folder)
+        save_file({name: t.detach().contiguous() for name, t in self.tensors().items()}, folder / WEIGHTS_FILE)
+
+    def save_descriptions(self, folder: Path) -> None:
+        """Everything but weights that makes a folder of them a model, or an adapter, that loads like any other."""
+        if self.lora is None:
+            self.model.config.save_pretrained(folder)
+        else:  # beside a config.json transformers would look for a model
+            self.lora.save_config(folder, self.model)
+        self.model.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """[N, T] ids and positions -> [N, T, D] hidden states after the final norm."""
@@ -87,8 +140,15 @@ class Policy:
 
 
 def freeze(policy: Policy) -> Policy:
-    """A copy that no optimizer touches: the reference of the KL penalty."""
-    model = copy.deepcopy(policy.model).requires_grad_(False)
+    """The policy as it is now, untouched by what an optimizer does to it: the reference of the KL penalty.
+
+    Beside an adapter it shares the model's own weights: a new adapter is left out, and of another the factors are copied.
+    """
+    if policy.lora is None:
+        model = copy.deepcopy(policy.model)
+    else:
+        model = without_adapter(policy.model) if policy.lora.new else shared_copy(policy.model)
+    model.requires_grad_(False)
     return replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
 
 

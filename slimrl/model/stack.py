@@ -79,6 +79,7 @@ def _decode_layer(layer: Any, kinds: Sequence[tuple[str, ...]]) -> DecodeLayer:
         epsilon=design.epsilon,
         offset=design.norms.offset,
         scaling=design.scaling,
+        lora_scaling=design.lora_scaling,
     )
 
 
@@ -95,5 +96,7 @@ def stack(trunk: nn.Module) -> None:
     parts: Any = trunk
     x, position = torch.zeros(1, 1, len(parts.norm.weight)), torch.zeros(1, 1, dtype=torch.long)
     widths = {parts.rotary_emb(x, position, *kind)[0].shape[-1] for kind in _kinds(parts)}
-    if widths == {parts.layers[0].self_attn.head_dim}:
+    # Adapters may be in some layers only.
+    sizes = {tuple(p.shape for p in layer.parameters()) for layer in parts.layers}
+    if widths == {parts.layers[0].self_attn.head_dim} and len(sizes) == 1:
         trunk.__class__ = in_front(FusedTrunk, type(trunk))

@@ -234,7 +234,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEs
     return MemoryEstimate(
         process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
-        reference=cost.weight_bytes if algorithm and algorithm.kl_coef else 0,
+        reference=_copied_bytes(policy.model) if algorithm and algorithm.kl_coef else 0,
         masters=4 * parameters if narrow and training else 0,
         moments=8 * parameters if training else 0,
         cache=0,
@@ -311,9 +311,14 @@ def _head_bytes(policy: Policy, algorithm: AlgorithmConfig | None) -> int:
     return 4 if weight.dtype == torch.float32 else 4 + weight.element_size()
 
 
+def _copied_bytes(module: nn.Module) -> int:
+    """Weights that a copy does not share: those that are trained."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+
+
 def _critic_bytes(policy: Policy) -> int:
     masters = 4 if policy.model.dtype != torch.float32 else 0
-    return sum(p.numel() * (p.element_size() + masters + 8 + 4) for p in policy.trunk.parameters())
+    return sum(p.numel() * (p.element_size() + masters + 8 + 4) for p in policy.trunk.parameters() if p.requires_grad)
 
 
 def compare_memory(estimate: MemoryEstimate, measured: int, *, largest_microbatch: int) -> dict[str, float]:

@@ -232,11 +232,25 @@ def _chosen(
 
     return choose(
         config,
-        parameters=policy.model.num_parameters(),
+        parameters=policy.parameters,
+        adapter=policy.lora is not None,
         context=policy.context,
         longest_prompt=longest_prompt,
         longest_solution=longest_solution,
     )
+
+
+def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
+    """New tokens behind one prompt of so many tokens."""
+    chosen = choose(
+        config,
+        parameters=policy.parameters,
+        adapter=policy.lora is not None,
+        context=policy.context,
+        longest_prompt=lambda: prompt,
+        longest_solution=lambda: 0,
+    )
+    return with_chosen(config, chosen.values).rollout.budget
 
 
 def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:

@@ -1,5 +1,5 @@
-"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/; and
-rejected.jsonl where rows of the data were.
+"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/; with an
+adapter adapter/, and rejected.jsonl where rows of the data were.
 
 The directory is the only record of a run; anything else can be rebuilt from it. A run never overwrites another, and one process
 at a time works on it. This module does not know how a run trains, nor who watches it.
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,13 +190,20 @@ class RunDirectory:
         return None
 
     def save_final(self, policy: Policy) -> None:
-        """final/: loads with AutoModelForCausalLM.from_pretrained. On the disk, whole, before the run counts as finished."""
-        temporary, final = self.path / ".writing-final", self.path / "final"
+        """final/: loads with AutoModelForCausalLM.from_pretrained; and adapter/, for peft, where an adapter was trained. On the
+        disk, whole, before the run counts as finished.
+        """
+        if policy.lora is not None:
+            self._save_whole("adapter", policy.save_adapter)
+        self._save_whole("final", policy.save)
+
+    def _save_whole(self, name: str, save: Callable[[Path], None]) -> None:
+        """A folder of what `save` writes into the folder that it is given, or nothing."""
+        temporary, final = self.path / f".writing-{name}", self.path / name
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             with full_disk_as_oserror(final):
-                policy.merged().save_pretrained(temporary)
-                policy.tokenizer.save_pretrained(temporary)
+                save(temporary)
             for file in files_within(temporary):
                 adopt(file)
             sync_folders(temporary)
@@ -276,10 +283,10 @@ def _step_of(file: Path) -> int:
 
 
 def steps_taken(model: Path) -> int | None:
-    """Steps after which a model was left: of a run, of its final/, or of a checkpoint; None for any other model."""
+    """Steps after which a model was left: of a run, of its final/ or adapter/, or of a checkpoint; None for any other model."""
     if match := re.fullmatch(r"step-(\d{8,})", model.resolve().name):
         return int(match[1])
-    run = model.resolve().parent if model.resolve().name == "final" else model
+    run = model.resolve().parent if model.resolve().name in ("final", "adapter") else model
     steps = read_state(run).get("summary", {}).get("steps")
     return steps if isinstance(steps, int) else None
 

@@ -20,6 +20,7 @@ from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.limits import free_memory
+from slimrl.model.lora import WEIGHTS_FILE
 from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import Setup
@@ -82,7 +83,7 @@ def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: 
         "microbatch_tokens": learner.plan.microbatch_tokens,
     }
     if learner.critic is not None:
-        tensors = {"critic": dict(learner.critic.critic.state_dict())}
+        tensors = {"critic": dict(learner.critic.trainable)}
         tensors["critic_optimizer"] = learner.critic.optimizer.tensors()
         plain["critic_scale"] = learner.critic.optimizer.scale
     return save_policy(run, setup.policy, learner.optimizer, state.step, tensors, plain)
@@ -102,19 +103,16 @@ def save_policy(
     memory, so that it disturbs no work on a GPU. Raises OSError where the checkpoint cannot be written, and NonFiniteError,
     nothing written, for weights that are not finite.
     """
-    whole = {"model": model_tensors(policy), "optimizer": optimizer.tensors(), **tensors}
+    whole = {weights_file(policy): policy.tensors(), "optimizer": optimizer.tensors(), **tensors}
     if not all(are_finite(table.values()) for table in whole.values()):
         raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
-    def write_model_files(folder: Path) -> None:  # so that the checkpoint is a model that loads like any other
-        policy.model.config.save_pretrained(folder)
-        policy.model.generation_config.save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
-
     plain = {**plain, "scale": optimizer.scale, "evaluated": [*run.measured.summaries]}
     copied = on_host(whole)
-    write = begin_checkpoint(run.checkpoints, step, whole if copied is None else copied, plain, write_model_files)
+    write = begin_checkpoint(
+        run.checkpoints, step, whole if copied is None else copied, plain, policy.save_descriptions
+    )
     if copied is not None:
         return write
     written = write()  # at once, a tensor at a time
@@ -151,7 +149,7 @@ def restore(checkpoint: Checkpoint, setup: Setup[TrainConfig], learner: Learner)
     """Bring policy, optimizers, critic, curriculum and memory sizes back to a checkpoint; returns its state."""
     plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:
-        _copy(checkpoint, "critic", dict(learner.critic.critic.state_dict()))
+        _copy(checkpoint, "critic", dict(learner.critic.trainable))
         learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), tuple(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
     setup.engine.limit_slots(int(plain["slots"]))  # memory ran out, or settings want fewer now
@@ -163,7 +161,7 @@ def restore(checkpoint: Checkpoint, setup: Setup[TrainConfig], learner: Learner)
 def restore_policy(checkpoint: Checkpoint, policy: Policy, optimizer: MasterAdamW) -> dict[str, Any]:
     """Bring policy and optimizer back to a checkpoint; returns its plain data."""
     plain = checkpoint.state()
-    _copy(checkpoint, "model", model_tensors(policy))
+    _copy(checkpoint, weights_file(policy), policy.tensors())
     optimizer.restore(checkpoint.tensors("optimizer"), tuple(plain["scale"]))
     return plain
 
@@ -179,15 +177,9 @@ def read_run_state(checkpoint: Checkpoint, read: Callable[[Any], State]) -> Stat
         ) from None
 
 
-def model_tensors(policy: Policy) -> dict[str, Tensor]:
-    """The module's tensors by name, shared ones once, as transformers' own files have them; without frozen weights."""
-    seen = {p.data_ptr() for p in policy.model.parameters() if not p.requires_grad}
-    found = {}
-    for name, tensor in policy.model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            found[name] = tensor
-    return found
+def weights_file(policy: Policy) -> str:
+    """The name of a policy's file in a checkpoint, without its ending: transformers' or peft's own."""
+    return "model" if policy.lora is None else Path(WEIGHTS_FILE).stem
 
 
 def optimizer_tensors(learner: Learner) -> dict[str, Tensor]:

@@ -34,7 +34,9 @@ def never() -> int:
 
 
 def chosen(config: RootConfig, parameters: int, context: int = 2**20) -> dict[str, int | float]:
-    found = choose(config, parameters=parameters, context=context, longest_prompt=never, longest_solution=lambda: 0)
+    found = choose(
+        config, parameters=parameters, adapter=False, context=context, longest_prompt=never, longest_solution=lambda: 0
+    )
     return dict(found.values)
 
 
@@ -66,10 +68,23 @@ def test_between_them_rates_fall_with_size_and_new_weights_are_no_pretrained_one
     assert chosen(build(SftRunConfig, {"model": {"init": "random"}}), QWEN)[RATE] == 2e-4
 
 
+@pytest.mark.parametrize(("kind", "rates"), [(TrainConfig, (2e-3, 1e-4, 1e-5)), (SftRunConfig, (2e-3, 1e-3, 2e-4))])
+def test_adapters_take_ten_times_the_rate(kind: type[RootConfig], rates: tuple[float, ...]) -> None:
+    for size, rate in zip((BUILTIN, 5_000_000, QWEN), rates, strict=True):
+        found = choose(
+            kind(), parameters=size, adapter=True, context=2**20, longest_prompt=never, longest_solution=lambda: 0
+        )
+        assert found.values[RATE] == pytest.approx(rate)
+        assert "LoRA" in found.sentence
+
+
 def test_what_is_set_stays() -> None:
     config = build(TrainConfig, {"optimizer": {"learning_rate": 2e-4}, "rollout": {"max_new_tokens": 7}})
     assert chosen(config, QWEN) == {}
-    assert choose(config, parameters=QWEN, context=9, longest_prompt=never, longest_solution=never).sentence == ""
+    assert (
+        choose(config, parameters=QWEN, adapter=False, context=9, longest_prompt=never, longest_solution=never).sentence
+        == ""
+    )
     assert with_chosen(config, {RATE: 1.0, BUDGET: 1}) == config
 
 
@@ -86,7 +101,9 @@ def test_what_is_set_stays() -> None:
 def test_the_context_bounds_the_budget(context: int, longest: int, budget: int) -> None:
     config = build(TrainConfig, task("aime"))
     prompt = never if context == 8192 else lambda: longest
-    found = choose(config, parameters=QWEN, context=context, longest_prompt=prompt, longest_solution=never)
+    found = choose(
+        config, parameters=QWEN, adapter=False, context=context, longest_prompt=prompt, longest_solution=never
+    )
     assert found.values[BUDGET] == budget
     assert (f"context of {context:,}" in found.sentence) == (budget < 4096)
 
@@ -94,7 +111,9 @@ def test_the_context_bounds_the_budget(context: int, longest: int, budget: int) 
 @pytest.mark.parametrize(("longest", "budget"), [(0, 512), (512, 512), (513, 1024), (1500, 2048), (99_999, 4096)])
 def test_worked_solutions_of_a_file_get_room(longest: int, budget: int) -> None:
     config = build(SftRunConfig, task("jsonl"))
-    found = choose(config, parameters=QWEN, context=2**20, longest_prompt=never, longest_solution=lambda: longest)
+    found = choose(
+        config, parameters=QWEN, adapter=False, context=2**20, longest_prompt=never, longest_solution=lambda: longest
+    )
     assert found.values[BUDGET] == budget
 
 

@@ -105,7 +105,8 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
          "rewards.check_numbers=1", "rewards.as_published=true", "rewards.gold_check=report"],
         ["steps=2", "checkpoint.every=1", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
          "algorithm.kl_place=reward", "curriculum.order=learnability", "algorithm.importance=mask"],
-        ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000"],
+        ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000",
+         "model.lora.rank=2"],
     ]  # fmt: skip
     (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
     configs = [load_config(TrainConfig, [], [*small, f"name=t{i}", *more]) for i, more in enumerate(trainings)]

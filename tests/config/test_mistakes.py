@@ -142,7 +142,8 @@ MEANT = {
     "use_vllm=true": "has no equivalent here: SlimRL samples with its own engine",
     "report_to=wandb": "has no equivalent here: a run writes metrics.jsonl",
     "log.wandb=true": "has no equivalent here",
-    "model.lora=true": "has no equivalent here: SlimRL trains all weights",
+    "lora_r=8": "did you mean model.lora.rank",
+    "lora_dropout=0.1": "has no equivalent here: with dropout sampler and trainer would be two policies",
     "algorithm.clip_hihg=0.3": "did you mean algorithm.clip_high?",
     "sede=3": "did you mean seed?",
     "group_sise=3": "did you mean rollout.group_size?",
@@ -184,7 +185,7 @@ def test_how_close_is_close() -> None:
     assert closest("kl", ["gkl"]) == ""
 
 
-@pytest.mark.parametrize("word", ["lora", "use_vllm", "log.wandb", "report_to"])
+@pytest.mark.parametrize("word", ["lora_dropout", "use_vllm", "log.wandb", "report_to"])
 def test_what_is_only_asked_about_need_not_be_removed(word: str) -> None:
     with pytest.raises(SettingsError, match="has no equivalent here: ") as caught:
         describe_settings(word)

@@ -27,7 +27,7 @@ MARKED = [(name, key, needs) for name, section in ALL.items() for key, needs in 
 
 
 def test_a_section_that_marks_settings_knows_its_own_name() -> None:
-    assert {name for name, _, _ in MARKED} == {"algorithm", "curriculum", "rewards"}
+    assert {name for name, _, _ in MARKED} == {"algorithm", "curriculum", "model.lora", "rewards"}
     for name, _, _ in MARKED:
         assert ALL[name].prefix == name
 
@@ -38,15 +38,24 @@ def test_a_setting_that_needs_another_is_refused_without_it(name: str, key: str,
         "algorithm": {"surrogate": "reinforce", "kl_coef": 0.0, "importance": "off", "dynamic_sampling": "off"},
         "curriculum": {"order": "shuffled"},
         "rewards": {"soft_overlong": 0.0},
+        "model.lora": {"rank": 0},
     }[name]
     field = ALL[name].model_fields[key]
     value = {
         "signal": "reward", "kl_estimator": "k1", "kl_place": "reward", "gkl": {"mse": 2.0}, "dual_clip": 3.0,
         "importance_level": "sequence", "overlong_buffer": 7, "refill_budget": 9.0, "importance_cap": 9.0,
+        "alpha": 7, "targets": ["q_proj"],
     }.get(key, 0.5)  # fmt: skip
     with pytest.raises(SettingsError, match=rf"^{name}\.{key} has no effect without {name}\.{needs.setting}"):
-        build(TrainConfig, {name: {**others, key: value}})
-    assert build(TrainConfig, {name: {**others, key: field.default if key != "gkl" else {}}})
+        build(TrainConfig, nested(name, {**others, key: value}))
+    assert build(TrainConfig, nested(name, {**others, key: field.default if key != "gkl" else {}}))
+
+
+def nested(name: str, settings: dict[str, object]) -> dict[str, object]:
+    """The settings of a section under its dotted name."""
+    for part in reversed(name.split(".")):
+        settings = {part: settings}
+    return settings
 
 
 def test_what_a_setting_needs_is_listed() -> None:

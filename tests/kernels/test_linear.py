@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -9,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from slimrl.kernels import linear, native
-from slimrl.kernels.decode import few_rows, products
-from slimrl.kernels.linear import FewRowsLinear, quick_rows, speed_up_linear, together, wide_product
+from slimrl.kernels.decode import Product, few_rows, products
+from slimrl.kernels.linear import (
+    AdaptedLinear,
+    Adapter,
+    FewRowsLinear,
+    lowered,
+    quick_rows,
+    speed_up_linear,
+    together,
+    wide_product,
+)
 from slimrl.kernels.native import has_kernels, lanes, paused
 from tests.tiny import tiny_model
 
@@ -115,7 +125,7 @@ def test_products_of_bfloat16_are_rounded_once(rows: int, inputs: int, bias: boo
         weight, x = torch.randn(43, inputs).bfloat16(), torch.randn(rows, inputs).bfloat16()
         offset = torch.randn(43).bfloat16() if bias else None
     exact = x.double() @ weight.double().T + (offset.double() if offset is not None else 0)
-    (wide,) = products(x, [(weight, offset)], widen=True)
+    (wide,) = products(x, [Product(weight, offset)], widen=True)
     assert wide.dtype == torch.float32
     torch.testing.assert_close(wide.double(), exact, atol=1e-5, rtol=1e-5)
     found = few_rows(weight, x, offset)
@@ -149,7 +159,7 @@ def test_a_wide_product_is_float32(
 def test_the_head_of_a_decode_step_takes_the_product_of_few_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
-    def counted(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, widen: bool = False) -> list[Tensor]:
+    def counted(x: Tensor, layers: Sequence[Product], *, widen: bool = False) -> list[Tensor]:
         taken.append(len(x))
         return products(x, layers, widen=widen)
 
@@ -181,5 +191,39 @@ def test_layers_together_give_what_each_gives(rows: int) -> None:
         layers = [nn.Linear(70, 50), nn.Linear(70, 9, bias=False), nn.Linear(70, 16)]
         x = torch.randn(rows, 70)
     with torch.no_grad():
-        for found, layer in zip(together(x, [(m.weight, m.bias) for m in layers]), layers, strict=True):
+        for found, layer in zip(
+            together(x, [AdaptedLinear(m.weight, m.bias, None) for m in layers]), layers, strict=True
+        ):
             torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 2, 6, 16, 64])
+@pytest.mark.parametrize("rows", [1, 17, 49, 300])
+def test_an_adapter_adds_the_product_of_its_factors(rows: int, rank: int, dtype: torch.dtype) -> None:
+    """Beside others and on every processor; where the product is compiled, it is rounded once."""
+    draws = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draws).to(dtype)
+
+    x, weight, bias, a, b = drawn(rows, 130), drawn(43, 130), drawn(43), drawn(rank, 130), drawn(43, rank)
+    if dtype == torch.bfloat16 and rank % 2:
+        return  # such layers are not fused
+    layers = [
+        AdaptedLinear(weight, bias, Adapter(a, b, 0.5)),
+        AdaptedLinear(weight, None, None),
+        AdaptedLinear(weight, None, Adapter(2 * a, b, 4.0)),
+    ]
+    for turned_off in (False, True):
+        with paused() if turned_off else contextlib.nullcontext():
+            lows = [low.double() for low in lowered(x, [Adapter(a, b, 0.5), Adapter(2 * a, b, 4.0)])]
+            found = together(x, layers)
+        for low, scaling, factor in zip(lows, (0.5, 4.0), (1, 2), strict=True):
+            close = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 2**-6}
+            torch.testing.assert_close(low, scaling * x.double() @ (factor * a).double().T, **close)
+        plain, up = x.double() @ weight.double().T, b.double().T
+        for y, exact in zip(found, (plain + bias.double() + lows[0] @ up, plain, plain + lows[1] @ up), strict=True):
+            once = has_kernels(dtype) and not turned_off
+            tolerance = 1e-5 if dtype == torch.float32 else 2**-8 if once else 2**-5
+            torch.testing.assert_close(y.double(), exact, atol=tolerance * float(exact.abs().max()), rtol=tolerance)

@@ -135,7 +135,7 @@ def test_a_step_whose_first_update_is_applied_is_completed(tmp_path: Path) -> No
         assert content(tmp_path / name) == content(tmp_path / "whole"), moment
 
 
-@pytest.mark.parametrize("recipe", ["ppo.yaml", "gpg.yaml"])
+@pytest.mark.parametrize("recipe", ["ppo.yaml", "gpg.yaml", "lora.yaml"])
 def test_other_methods_too(recipe: str, tmp_path: Path) -> None:
     settings = ("curriculum.order=shuffled", "steps=3", "optimizer.minibatches=1", "optimizer.schedule=constant")
     settings = (

@@ -26,7 +26,6 @@ from slimrl.session.state import (
     are_finite,
     as_json,
     from_json,
-    model_tensors,
     read_run_state,
     save_policy,
 )
@@ -121,7 +120,7 @@ def move(policy: Policy, optimizer: MasterAdamW) -> None:
 
 
 def state_of(policy: Policy, optimizer: MasterAdamW) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in (model_tensors(policy) | optimizer.tensors()).items()}
+    return {name: tensor.clone() for name, tensor in (policy.tensors() | optimizer.tensors()).items()}
 
 
 @pytest.mark.parametrize("room", [True, False])

@@ -1,0 +1,242 @@
+"""Low-rank adaptation (LoRA, arXiv:2106.09685): small trained factors beside frozen weights, through peft.
+
+peft's layers are put into the model in place of its linear layers, so the model keeps its class, its trunk and its head. The
+layer of a weight W [outputs, inputs] computes x (W + scaling B A)^T with A [rank, inputs] and B [outputs, rank]. B begins at 0,
+so a new adapter changes nothing, and the model without it is the initial policy.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from slimrl.config.mistakes import nearest
+from slimrl.config.places import is_hub_name
+from slimrl.config.sections import LoraConfig
+from slimrl.errors import DataError, SettingsError
+
+NAME = "default"
+"""peft's name of the one adapter of a model."""
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+TAUGHT = "slimrl_taught"
+"""Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
+TAUGHT_FILE = f"{TAUGHT}.json"
+"""The same beside an adapter."""
+PREFIX = "base_model.model."
+"""Of the names in an adapter's file: peft wraps the model twice."""
+PLAIN = {
+    "bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": None, "trainable_token_indices": None,
+    "fan_in_fan_out": False, "alora_invocation_tokens": None, "target_parameters": None,
+}  # fmt: skip
+"""Settings of a peft adapter and the value with which it is nothing but products of two factors."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapter of a policy."""
+
+    config: Any
+    """peft's own, as its file has it."""
+    new: bool
+    """It began with this run, so the model without it is the initial policy."""
+
+    @property
+    def rank(self) -> int:
+        return int(self.config.r)
+
+    def save_config(self, folder: Path, model: PreTrainedModel) -> None:
+        """peft's description of the adapter, and in a file of its own what `slimrl sft` notes in a model's config.json."""
+        self.config.save_pretrained(folder)
+        if (taught := getattr(model.config, TAUGHT, None)) is not None:
+            (folder / TAUGHT_FILE).write_text(json.dumps(taught), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter in files, and the model that it belongs to."""
+
+    config: Any
+    weights: Path
+    base: str
+    """Folder or Hub name."""
+    revision: str
+
+
+def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
+    """The adapter at a folder or a Hub name; None where there is a model of its own, or nothing.
+
+    Raises DataError for an adapter of another kind than low-rank factors, or without its weights or its base.
+    """
+    file = _file(path, CONFIG_FILE, source)
+    if file is None:
+        return None
+    import peft  # takes a second, which no other run should spend
+
+    try:
+        config = peft.PeftConfig.from_pretrained(str(file.parent))
+    except Exception as error:  # peft raises many kinds for one cause
+        raise DataError(f"{file}: peft cannot read it ({str(error).splitlines()[0][:200]})") from error
+    if not isinstance(config, peft.LoraConfig):
+        raise DataError(
+            f"model.path={path} is an adapter of the kind {config.peft_type}, and SlimRL knows LoRA; merge it into its model "
+            "with peft and give the merged folder"
+        )
+    for key, plain in PLAIN.items():
+        if (found := getattr(config, key, plain)) != plain and found:
+            raise DataError(
+                f"model.path={path} is an adapter with {key}={found!r}, which SlimRL does not train; merge it into its model "
+                "with peft and give the merged folder"
+            )
+    weights = _file(path, WEIGHTS_FILE, source)
+    if weights is None:
+        raise DataError(f"model.path={path} has {CONFIG_FILE} but no {WEIGHTS_FILE}; add it")
+    base = config.base_model_name_or_path or ""
+    if not Path(base).is_dir() and not is_hub_name(base):
+        raise DataError(
+            f"model.path={path} is an adapter for {base or 'a model that it does not name'}, which is not here; set "
+            f"base_model_name_or_path in its {CONFIG_FILE} to the folder of that model"
+        )
+    config.inference_mode = False
+    return SavedAdapter(config, weights, base, config.revision or "main")
+
+
+def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:
+    """A file of a folder or of a Hub repository; None where it has none."""
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.is_file() else None
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    found = cached_file(path, name, revision=source.get("revision", "main"), **quiet)
+    return None if found is None else Path(found)
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, seed: int) -> Lora:
+    """Put a new adapter into a model, whose own weights are frozen; `seed` decides its first factors A.
+
+    Raises SettingsError for targets that the model does not have.
+    """
+    import peft
+
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=targets_of(model, settings.targets),
+        base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():  # peft draws A with torch's generator, which is put back as it was
+        torch.random.manual_seed(seed)
+        _put(model, config)
+    return Lora(config, new=True)
+
+
+def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
+    """Put a saved adapter into its model; raises DataError where its tensors are not those of this model."""
+    _put(model, saved.config)
+    found, wanted = load_file(saved.weights), adapter_tensors(model)
+    odd = sorted(found.keys() ^ wanted.keys())
+    if odd or any(found[name].shape != tensor.shape for name, tensor in wanted.items()):
+        name = odd[0] if odd else next(name for name, tensor in wanted.items() if found[name].shape != tensor.shape)
+        raise DataError(f"{saved.weights} does not fit {saved.base} ({name}); give the model that it was trained on")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])
+    taught = saved.weights.parent / TAUGHT_FILE
+    if taught.is_file():
+        setattr(model.config, TAUGHT, json.loads(taught.read_text(encoding="utf-8")))
+    return Lora(saved.config, new=False)
+
+
+def _put(model: PreTrainedModel, config: Any) -> None:
+    import peft
+
+    peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+    for parameter in adapter_parameters(model).values():  # which peft makes float32
+        parameter.data = parameter.data.to(model.dtype)
+        parameter.requires_grad_(True)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers of the text decoder, without the head."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear)}
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if id(module) in inside and module is not head]
+
+
+def targets_of(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str]:
+    """The full names of the linear layers that `model.lora.targets` names; raises SettingsError for a name that is none."""
+    names = linear_layers(model)
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+    if isinstance(wanted, str):
+        return names
+    for name in wanted:
+        if name not in kinds:
+            raise SettingsError(
+                f"model.lora.targets: this model has no linear layer {name!r}; it has {', '.join(kinds)}"
+                f"{nearest(name, kinds)}"
+            )
+    return [name for name in names if name.rsplit(".", 1)[-1] in wanted]
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """peft's layers of a model, by name."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The factors of all adapters, by their names in the model."""
+    return {
+        f"{name}.{factor}.{NAME}.weight": getattr(layer, factor)[NAME].weight
+        for name, layer in adapted_layers(model)
+        for factor in ("lora_A", "lora_B")
+    }
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The same by their names in peft's files."""
+    return {
+        PREFIX + name.removesuffix(f".{NAME}.weight") + ".weight": parameter
+        for name, parameter in adapter_parameters(model).items()
+    }
+
+
+def shared_copy(module: Any) -> Any:
+    """A copy of a module that shares all frozen parameters with it."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
+
+
+def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """The model under an adapter, which shares its weights."""
+    plain: PreTrainedModel = shared_copy(model)
+    _remove(plain)
+    return plain
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with W + scaling B A, summed in float32, in place of every weight W that has an adapter; it shares all others."""
+    plain: PreTrainedModel = shared_copy(model)
+    for _, layer in adapted_layers(plain):
+        base, a, b = layer.base_layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+        whole = base.weight.float().addmm(b.float(), a.float(), alpha=layer.scaling[NAME])
+        base.weight = nn.Parameter(whole.to(base.weight.dtype), requires_grad=False)
+    _remove(plain)
+    return plain
+
+
+def _remove(model: PreTrainedModel) -> None:
+    """Put the layers under adapters in their places."""
+    for name, layer in list(adapted_layers(model)):
+        model.set_submodule(name, layer.base_layer)
+    vars(model).pop("peft_config", None)
