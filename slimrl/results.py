@@ -114,6 +114,27 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 @dataclass(frozen=True)
+class FormFinding:
+    """One form of an answer, asked for on a few problems, greedily; counts are of these problems."""
+
+    style: str
+    problems: int
+    in_form: int
+    right: int
+    """Strictly."""
+    lenient: int
+    """Right by the last number after the thinking, whatever the form."""
+    cut_off: int
+    """Longer than the token budget."""
+    mean_length: float
+    """Tokens."""
+    verdicts: str
+    """The strict verdict on each problem, 1 or 0, in one order for all forms."""
+    example: str
+    """The completion of the first problem."""
+
+
+@dataclass(frozen=True)
 class DoctorReport:
     """The output of `slimrl doctor --json`; shares are of the probe's completions or groups."""
 

@@ -167,7 +167,8 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
 @SETTINGS
 @JSON
 def doctor(settings: Sequence[str], as_json: bool) -> None:
-    """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions.
+    """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions, and the form of an
+    answer that the model follows.
 
     \b
     Example:
@@ -178,6 +179,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     config = load_settings(TrainConfig, settings)
     display = open_display(config)
     from slimrl.preflight.doctor import examine
+    from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training
 
     training = prepare_training(config)
@@ -185,8 +187,12 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
         examination = examine(training)
     display.opening(examination, config)
     display.probes(examination)
+    forms = compare_forms(training.setup)
+    advice = form_advice(forms)
+    display.forms(forms, advice)
     if as_json:
-        print_json(dataclasses.asdict(examination) | {"memory": training.setup.memory.table()})
+        found = {"forms": [dataclasses.asdict(form) for form in forms], "form_advice": advice}
+        print_json(dataclasses.asdict(examination) | found | {"memory": training.setup.memory.table()})
 
 
 @click.command(name="settings", short_help="List settings with their defaults and meanings.")

@@ -21,7 +21,7 @@ from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
-from slimrl.results import DoctorReport, Evaluation, Mode, TrainSummary
+from slimrl.results import DoctorReport, Evaluation, FormFinding, Mode, TrainSummary
 from slimrl.tasks import Task
 from slimrl.text import visible
 
@@ -130,6 +130,18 @@ class Display:
         """The sampled completions of a preflight."""
         for sample in report.samples:
             self._completion(**sample)
+
+    def forms(self, found: Sequence[FormFinding], advice: str) -> None:
+        """The answer forms compared, and the one to take."""
+        if not found:
+            return
+        self.say(f"forms of an answer, each asked for on the same {found[0].problems} problems, greedily", "bold")
+        self.say("form      in form   right  lenient  cut off  tokens", "dim")
+        for form in found:
+            self.say(
+                f"{form.style:<9}{form.in_form:>8}{form.right:>8}{form.lenient:>9}{form.cut_off:>9}{form.mean_length:>8.0f}"
+            )
+        self.note(advice or f"no other form is clearly better than task.style={found[0].style}", "form")
 
     def evaluation(self, evaluation: Evaluation, when: str | None = None) -> None:
         """One line per split; `when` follows the split's name, by default with the evaluation's step."""

@@ -270,9 +270,14 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
     if instruction == "auto":
-        taught = taught_instruction(policy, config.task.style)
-        instruction = STYLES[config.task.style].instruction if taught is None else taught
+        instruction = instruction_for(policy, config.task.style)
     return policy, prompter, instruction
+
+
+def instruction_for(policy: Policy, style: str) -> str:
+    """The system message that taught the model a form of answers, else the form's own."""
+    taught = taught_instruction(policy, style)
+    return STYLES[style].instruction if taught is None else taught
 
 
 def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER) -> TrainSetup:
