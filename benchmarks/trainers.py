@@ -142,10 +142,10 @@ def natural_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected
 
 def planned(job: Message, policy: Any, config: Any) -> Any:
     """The sizes that `slimrl train` would choose in the memory that is free now, but for those that the settings name."""
-    from slimrl.preflight.memory import plan_memory
+    from slimrl.preflight.memory import Call, plan_memory
 
     longest, rows = max(len(prompt["ids"]) for prompt in job["prompts"]), config.rollout.slots
-    return plan_memory(policy, config, longest_prompt=longest, rows=rows, training=True).plan
+    return plan_memory(policy, config, Call(longest, rows), training=True).plan
 
 
 def fixed_groups(job: Message, config: Any) -> tuple[Callable[[int], Collected], Any, Any]:

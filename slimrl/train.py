@@ -108,7 +108,9 @@ def make_learner(training: TrainSetup) -> Learner:
     microbatcher = Microbatcher(setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop)
     weights = {reward.name: reward.weight for reward in training.rewards}
     exact = setup.engine.exact
-    return Learner(setup.policy, setup.config, microbatcher, reward_weights=weights, exact_sampler=exact)
+    return Learner(
+        setup.policy, setup.config, microbatcher, reward_weights=weights, exact_sampler=exact, teacher=setup.teacher
+    )
 
 
 def collect(training: TrainSetup, state: RunState) -> Collected:

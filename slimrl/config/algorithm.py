@@ -83,7 +83,10 @@ class AlgorithmConfig(Section):
     aggregation: terms.Aggregation = "sequence_mean"
     """GRPO, DAPO over the batch, DAPO's equation to the letter, Dr. GRPO; the last one only replicates TRL's bnpo."""
     kl_coef: NonNegative = 0.04
-    """Weight of the KL penalty to the initial model; 0 loads no reference at all."""
+    """Weight of the KL penalty to the reference; 0 loads no reference at all."""
+    reference: Annotated[str, Needs("kl_coef")] = ""
+    """Folder or Hub name of another model with the same vocabulary, a teacher; empty: the initial policy. With every reward at
+    weight 0 and kl_estimator=reverse this is on-policy distillation (arXiv:2306.13649)."""
     kl_estimator: Annotated[terms.KlEstimator, Needs("kl_coef")] = "k3"
     """Of the sampled token (Schulman 2020), or exact over the whole vocabulary: KL either way, or the generalized KL."""
     kl_place: Annotated[Literal["loss", "reward"], Needs("kl_coef")] = "loss"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 PATHS = (("task", "path"), ("task", "test_path"))
-"""Section and key of the settings that are always paths; model.path may be a Hub name, keys of rewards.custom hold a path."""
+"""Section and key of the settings that are always paths; keys of rewards.custom hold a path."""
+MODELS = (("model", "path"), ("algorithm", "reference"))
+"""Of those that may be a Hub name."""
 RUNS = "runs"  # the folder of runs by default; no name on the Hub begins so
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -33,11 +35,12 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for section, key in PATHS:
         if value := _text(found, section, key):
             found[section] = {**found[section], key: _joined(value, folder)}
-    model = _text(found, "model", "path")
-    if model and model != "builtin" and not is_hub_name(model, folder):
-        joined = _joined(model, folder)
-        # without the dot a path like ./a/b would read as a name on the Hub
-        found["model"] = {**found["model"], "path": f"./{joined}" if is_hub_name(joined) else joined}
+    for section, key in MODELS:
+        model = _text(found, section, key)
+        if model and model != "builtin" and not is_hub_name(model, folder):
+            joined = _joined(model, folder)
+            # without the dot a path like ./a/b would read as a name on the Hub
+            found[section] = {**found[section], key: f"./{joined}" if is_hub_name(joined) else joined}
     rewards = found.get("rewards")
     custom = rewards.get("custom") if isinstance(rewards, dict) else None
     if isinstance(rewards, dict) and isinstance(custom, dict):

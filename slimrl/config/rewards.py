@@ -105,9 +105,7 @@ class RewardsConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _something_is_paid(self) -> Self:
-        if not {*self.paid} - {"soft_overlong"}:  # a punishment alone pays nothing
-            raise ValueError("every reward has weight 0; set rewards.correct=1 or another one")
+    def _fit_together(self) -> Self:
         if self.zero_truncated and self.soft_overlong:
             raise ValueError(
                 "rewards.zero_truncated pays a completion that is cut off more than rewards.soft_overlong pays one that "

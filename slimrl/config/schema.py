@@ -117,6 +117,11 @@ class TrainConfig(RootConfig):
                 "algorithm.aggregation=microbatch_token_mean depends on the split, which microbatch_tokens=auto leaves to "
                 "the machine; set optimizer.microbatch_tokens to a number"
             )
+        paid = {*self.rewards.paid} - {"soft_overlong"}  # a punishment alone pays nothing
+        if not paid and not self.algorithm.reference:
+            raise ValueError(
+                "every reward has weight 0; set rewards.correct=1 or another one, or a teacher (algorithm.reference)"
+            )
         if self.optimizer.minibatches > self.rollout.problems:
             raise ValueError(
                 f"optimizer.minibatches={self.optimizer.minibatches} exceeds rollout.problems={self.rollout.problems}, "

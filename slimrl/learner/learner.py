@@ -62,11 +62,14 @@ class Learner:
         *,
         reward_weights: Mapping[str, float],
         exact_sampler: bool = True,
+        teacher: Policy | None = None,
     ) -> None:
-        """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with the policy's own module."""
+        """`reward_weights` by reward name; `exact_sampler` says that rollouts are sampled with the policy's own module; without a
+        `teacher` the reference is the policy as it is now.
+        """
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
         self.optimizer = make_optimizer(policy.trainable, config.optimizer)
-        reference = freeze(policy) if config.algorithm.kl_coef else None
+        reference = (freeze(policy) if teacher is None else teacher) if config.algorithm.kl_coef else None
         self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
         self.targets = Targets(policy, reference, self.critic, microbatcher, config, reward_weights, exact_sampler)
         self.options = Options(**{f.name: getattr(config.algorithm, f.name) for f in fields(Options)})

@@ -39,7 +39,7 @@ class Targets:
 
     policy: Policy
     reference: Policy | None
-    """The initial policy, where there is a KL penalty."""
+    """The initial policy or a teacher, where there is a KL penalty."""
     critic: CriticLearner | None
     """PPO's value function, where the baseline is one."""
     microbatcher: Microbatcher

@@ -55,7 +55,7 @@ def examine(training: TrainSetup) -> DoctorReport:
         warnings=[
             *_slow(setup.policy),
             *_prompt_warnings(setup, problems[0], stop),
-            *_reward_warnings(groups, signal),
+            *_reward_warnings(groups, signal, taught=bool(config.algorithm.reference)),
             *_form_warnings(setup, stop, parses, right),
         ],
         samples=[
@@ -97,13 +97,14 @@ def _prompt_warnings(setup: Setup[TrainConfig], asked: Problem, stop: float) -> 
     return found
 
 
-def _reward_warnings(groups: Sequence[Group], signal: float) -> list[str]:
+def _reward_warnings(groups: Sequence[Group], signal: float, *, taught: bool) -> list[str]:
+    """`taught` says that there is a teacher, from whom much can be learnt without a reward."""
     found = []
     reasons = [rollout.unscorable for group in groups for rollout in group.rollouts]
     if any(reasons):
         share = sum(map(bool, reasons)) / len(reasons)
         found.append(f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})")
-    if not signal:
+    if not signal and not taught:
         found.append(
             f"none of {len(groups)} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
             "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -146,14 +146,30 @@ def read_plan(table: Mapping[str, Any]) -> Plan:
     return Plan(int(table["slots"]), int(table["microbatch_tokens"]), bool(table["activation_checkpointing"]))
 
 
+class Call(NamedTuple):
+    """The largest call of the sampler."""
+
+    longest_prompt: int
+    """Tokens."""
+    rows: int
+    """Completions: of a step, or all of an evaluation."""
+
+
 def plan_memory(
-    policy: Policy, config: RootConfig, *, longest_prompt: int, rows: int, training: bool, kept: Plan | None = None
+    policy: Policy,
+    config: RootConfig,
+    call: Call,
+    *,
+    training: bool,
+    kept: Plan | None = None,
+    teacher: Policy | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak of a run, and choose the sizes that the settings leave to `auto`.
 
-    `rows` are the completions of the largest call of the sampler: a step's, or all of an evaluation. Without `training` there
-    is no update, and the plan has no micro-batches. A run that is resumed has `kept` its sizes.
+    Without `training` there is no update, and the plan has no micro-batches. A run that is resumed has `kept` its sizes. A
+    `teacher`, which is loaded already, is the reference.
     """
+    longest_prompt, rows = call
     slots, tokens = config.rollout.slots, config.optimizer.microbatch_tokens
     recompute = config.optimizer.activation_checkpointing
     if kept is not None:
@@ -168,7 +184,7 @@ def plan_memory(
     most = max(longest, min(MOST_TOKENS, packed)) if tokens == "auto" else tokens
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
     activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
-    fixed = replace(_fixed_parts(policy, config, training), loss_tokens=loss_tokens)
+    fixed = replace(_fixed_parts(policy, config, training, teacher), loss_tokens=loss_tokens)
     if training and fixed.cache_stays:
         # Slots leave room for a micro-batch, and an evaluation passes through those of a step.
         rows = min(rows, trained)
@@ -221,20 +237,26 @@ def _choose_tokens(
     return estimate
 
 
-def _fixed_parts(policy: Policy, config: RootConfig, training: bool) -> MemoryEstimate:
+def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Policy | None) -> MemoryEstimate:
     """The parts that slots and micro-batches have no influence on."""
     cost, device, model = cost_of(policy), policy.device, policy.model
     parameters = sum(p.numel() for p in policy.trainable.values())
     narrow = model.dtype != torch.float32
+    loaded, reference = cost.weight_bytes, 0
+    algorithm = config.algorithm if isinstance(config, TrainConfig) else None
+    if teacher is not None:
+        reference = cost_of(teacher).weight_bytes
+        loaded += reference
+    elif algorithm and algorithm.kl_coef:
+        reference = _copied_bytes(model)
     used = used_memory(device)
     budget = int(SHARE * free_memory(device)) + used
     if config.memory_share < 1:  # of all memory, so that the use by others at this moment decides nothing
         budget = int(SHARE * config.memory_share * total_memory(device))
-    algorithm = config.algorithm if isinstance(config, TrainConfig) else None
     return MemoryEstimate(
-        process=max(0, used - cost.weight_bytes) if device.type == "cpu" else 0,
+        process=max(0, used - loaded) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
-        reference=_copied_bytes(policy.model) if algorithm and algorithm.kl_coef else 0,
+        reference=reference,
         masters=4 * parameters if narrow and training else 0,
         moments=8 * parameters if training else 0,
         cache=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from slimrl.config.schema import RootConfig
+from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.model.prompts import Prompter
@@ -62,6 +62,14 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         kept = ", ".join(prompter.control.ids[i] for i in sorted(policy.form_ids))
         found.append(f"{kept} are special tokens, and stay in the text of completions since task.style needs them")
     return found
+
+
+def teacher_note(teacher: Policy | None, config: RootConfig) -> str:
+    """A note on the model of `algorithm.reference`, where there is one."""
+    if teacher is None or not isinstance(config, TrainConfig):
+        return ""
+    size = f"{teacher.parameters / 1e6:.3g} million weights"
+    return f"the KL penalty draws the policy to {config.algorithm.reference} ({size}), which reads the policy's prompts"
 
 
 def unmoved_note(policy: Policy, peak: float, history: Sequence[Mapping[str, float]]) -> str:

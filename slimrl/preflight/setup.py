@@ -20,12 +20,13 @@ from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
-from slimrl.model.loading import load_policy, sampling_settings, taught_instruction
+from slimrl.model.loading import load_policy, load_teacher, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.memory import MemoryEstimate, plan_memory
-from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, template_notes
+from slimrl.preflight.fitting import fitting_problems, room_for_prompts
+from slimrl.preflight.memory import Call, MemoryEstimate, plan_memory
+from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, teacher_note, template_notes
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem
 from slimrl.rewards import Reward, load_rewards
@@ -78,6 +79,8 @@ class Setup(Generic[Config]):
     grading: Executor
     """The one thread that grades evaluations while others of their completions are sampled. It stays, since the process of a
     symbolic checker ends with the thread that began it."""
+    teacher: Policy | None
+    """The model that the KL penalty draws the policy to; None for the initial policy."""
     chosen: Mapping[str, int | float]
     """Numbers that model and task decided where settings say `auto`, by dotted key."""
 
@@ -142,6 +145,9 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config)
+    teacher = _teacher(config, policy) if training else None
+    if teacher is not None:
+        policy = replace(policy, context=min(policy.context, teacher.context))
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
     lengths: dict[str, int] = {}
 
@@ -157,54 +163,54 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
 
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
-    evaluation, room = config.evaluation, _room(config, policy)
+    room = room_for_prompts(config, policy)
 
     def fits(problem: Problem) -> bool:
         return length(problem) <= room
 
-    train, train_note = _fitting("train", task.train, len(task.train), fits)
-    held_out, test_note = _fitting("test", task.test, evaluation.problems, fits)
-    harder, harder_note = _fitting("harder", task.harder, evaluation.harder_problems, fits)
-    measured = filter(fits, (*islice(train, LOOKED_AT), *held_out, *harder))
-    longest = max(map(length, measured), default=1)
-    rows = (len(held_out) + len(harder)) * (evaluation.samples + evaluation.greedy)  # an evaluation is one call
+    found = fitting_problems(task, config, fits)
+    looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder))
+    call = Call(max(map(length, looked_at), default=1), _rows(config, len(found.held_out) + len(found.harder)))
+    memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler, order, steps = OFF, CurriculumConfig(), 0
     if isinstance(config, TrainConfig):
-        rows = max(rows, config.rollout.problems * config.rollout.group_size)
         profiler = Profiler(policy.device) if config.log.profile else OFF
         order, steps = config.curriculum, config.steps
-    memory = plan_memory(policy, config, longest_prompt=longest, rows=rows, training=training, kept=kept)
     if policy.device.type == "cpu":
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
-    notes += [rejected_note(task), train_note, test_note, harder_note, memory.sentence()]
+    notes += [teacher_note(teacher, config), rejected_note(task), *found.notes, memory.sentence()]
     slots, compiled = memory.plan.slots, config.rollout.compile
     return Setup(
         config=config,
         policy=policy,
-        task=replace(task, train=train),
+        task=replace(task, train=found.train),
         prompter=prompter,
         engine=RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop),
         profiler=profiler,
         stop=stop,
-        held_out=held_out,
-        harder=harder,
-        curriculum=Curriculum(train, order, seed=config.seed, steps=steps),
+        held_out=found.held_out,
+        harder=found.harder,
+        curriculum=Curriculum(found.train, order, seed=config.seed, steps=steps),
         notes=tuple(note for note in notes if note),
         memory=memory,
         grading=ThreadPoolExecutor(1),
+        teacher=teacher,
         chosen=chosen.values,
     )
 
 
-def _room(config: RootConfig, policy: Policy) -> int:
-    """Tokens that the context leaves for a prompt; raises SettingsError where there are none."""
-    budget = config.rollout.budget
-    if policy.context <= budget:
-        raise SettingsError(
-            f"rollout.max_new_tokens={budget} fills the model's context of {policy.context} tokens; lower it"
-        )
-    return policy.context - budget
+def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
+    """The model of `algorithm.reference`, where the settings have one."""
+    if not isinstance(config, TrainConfig) or not config.algorithm.reference:
+        return None
+    return load_teacher(config.algorithm.reference, config.model, policy)
+
+
+def _rows(config: RootConfig, evaluated: int) -> int:
+    """Completions of the largest call of the sampler: an evaluation of so many problems is one call, and so is a step."""
+    rows = evaluated * (config.evaluation.samples + config.evaluation.greedy)
+    return max(rows, config.rollout.problems * config.rollout.group_size) if isinstance(config, TrainConfig) else rows
 
 
 def encode_prompt(prompter: Prompter, task: Task, problem: Problem) -> tuple[int, ...]:
@@ -342,31 +348,3 @@ def _checked_gold(setup: Setup[TrainConfig], rewards: Sequence[Reward], submit: 
             "set task.checker=symbolic for answers that are no numbers (letters, words, LaTeX), or correct the data"
         )
     raise SettingsError(f"{gold_sentence(gold)}; {way_out}, or set rewards.gold_check=report to continue")
-
-
-def _fitting(
-    split: str, problems: Sequence[Problem], wanted: int, fits: Callable[[Problem], bool]
-) -> tuple[Sequence[Problem], str]:
-    """The first `wanted` problems that fit, and a note on those that do not; an endless supply to train on is left
-    whole, since `training_problems` passes over what does not fit.
-    """
-    nothing = SettingsError(
-        f"no {split} prompt leaves room for rollout.max_new_tokens in the model's context; lower it"
-    )
-    if wanted >= ENDLESS:
-        if not any(map(fits, islice(problems, 64))):
-            raise nothing
-        return problems, ""
-    kept: list[Problem] = []
-    left_out = 0
-    for problem in problems if len(problems) < ENDLESS else islice(problems, 10 * wanted):
-        if len(kept) == wanted:
-            break
-        if fits(problem):
-            kept.append(problem)
-        else:
-            left_out += 1
-    if left_out and not kept:
-        raise nothing
-    total = left_out + len(kept)
-    return kept, f"{left_out} of {total} {split} prompts do not fit the context and are left out" if left_out else ""

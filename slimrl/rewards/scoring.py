@@ -47,8 +47,9 @@ def score(sampled: Sampled, rewards: Sequence[Reward], task: Task) -> Group:
     """The group of one problem's completions with what each of them earns.
 
     A completion that a reward fails on (a value that is no number, not finite or outside of its bounds; an exception; a
-    checker's missed deadline), or to which no reward applies, is `unscorable`, never 0. If `sampled` is strict, failures
-    of the function raise SettingsError, which names the reward, the problem, the completion and the line.
+    checker's missed deadline), or to which none of them applies, is `unscorable`, never 0; where there are no rewards at all, it
+    is 0. If `sampled` is strict, failures of the function raise SettingsError, which names the reward, the problem, the
+    completion and the line.
     """
     correct = [task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
     return assemble(sampled, rewards, correct, {reward.name: outcomes_of(reward, sampled, task) for reward in rewards})
@@ -71,7 +72,7 @@ def assemble(
                 reason = reason or f"reward {reward.name} {outcome.reason}"
             elif outcome is not None:
                 scores[reward.name] = outcome
-        reason = reason or ("" if scores else "no reward applies")
+        reason = reason or ("" if scores or not rewards else "no reward applies")
         total = 0.0 if reason else math.fsum(weights[name] * value for name, value in scores.items())
         rollouts.append(Rollout(sampled.problem, completion, text, right, scores, total, reason))
     return Group(tuple(rollouts), sampled.step)

@@ -47,6 +47,7 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
         "date": setup.prompter.date,
         "data": _data(setup),
         "initial": digest(dict(setup.policy.model.named_parameters())),
+        "teacher": "" if setup.teacher is None else digest(dict(setup.teacher.model.named_parameters())),
         "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
         "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
     }
@@ -57,9 +58,13 @@ def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, An
 
     Raises SettingsError for those that make it another run; `force` turns those of software into notes.
     """
-    made_of = {"data": "the problems of the task, or their prompts,", "initial": "the weights of model.path"}
+    made_of = {
+        "data": "the problems of the task, or their prompts,",
+        "initial": "the weights of model.path",
+        "teacher": "the weights of algorithm.reference",
+    }
     for key, what in made_of.items():
-        if before.get(key) != now[key]:
+        if before.get(key, "") != now[key]:
             raise SettingsError(
                 f"{what} are not those that {path} began with; bring them back, or choose another name=..."
             )

@@ -44,7 +44,7 @@ def test_a_setting_that_needs_another_is_refused_without_it(name: str, key: str,
     value = {
         "signal": "reward", "kl_estimator": "k1", "kl_place": "reward", "gkl": {"mse": 2.0}, "dual_clip": 3.0,
         "importance_level": "sequence", "overlong_buffer": 7, "refill_budget": 9.0, "importance_cap": 9.0,
-        "alpha": 7, "targets": ["q_proj"],
+        "alpha": 7, "targets": ["q_proj"], "reference": "a/teacher",
     }.get(key, 0.5)  # fmt: skip
     with pytest.raises(SettingsError, match=rf"^{name}\.{key} has no effect without {name}\.{needs.setting}"):
         build(TrainConfig, nested(name, {**others, key: value}))
@@ -72,7 +72,7 @@ def test_what_is_paid_is_read_from_the_fields() -> None:
     assert rewards.paid == ("correct", "format", "soft_overlong", "my.py:f")
     for nothing in ({"correct": 0.0}, {"correct": 0.0, "soft_overlong": 1.0}):
         with pytest.raises(ValueError, match="every reward has weight 0"):
-            RewardsConfig.model_validate(nothing)
+            TrainConfig.model_validate({"rewards": nothing})
 
 
 def test_the_clip_is_that_of_the_surrogates_that_have_one() -> None:

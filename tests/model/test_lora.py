@@ -22,7 +22,7 @@ from slimrl.model.loading import adopt, load_policy
 from slimrl.model.lora import TAUGHT, adapter_parameters, add_adapter
 from slimrl.model.policy import Policy, cost_of, freeze
 from slimrl.model.stack import FusedTrunk
-from slimrl.preflight.memory import plan_memory
+from slimrl.preflight.memory import Call, plan_memory
 from slimrl.runs.directory import RunDirectory
 from tests.learner.test_targets import run_update
 from tests.learner.test_update import settings
@@ -227,7 +227,7 @@ def test_plans_and_costs_count_the_adapter() -> None:
     policy, plain = adapted(), tiny_policy("wide llama")
     config = settings(algorithm={"kl_coef": 0.1, "baseline": "critic", "scale_rewards": "none"})
     added = sum(p.numel() for p in policy.trainable.values())
-    plan = plan_memory(policy, config, longest_prompt=8, rows=16, training=True)
+    plan = plan_memory(policy, config, Call(8, 16), training=True)
     assert plan.moments == 8 * added
     assert plan.reference == 4 * added
     assert plan.critic == 16 * added

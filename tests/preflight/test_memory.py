@@ -17,7 +17,7 @@ from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
 from slimrl.model.policy import Policy
 from slimrl.preflight import memory
-from slimrl.preflight.memory import activation_bytes, compare_memory, plan_memory, read_plan
+from slimrl.preflight.memory import Call, activation_bytes, compare_memory, plan_memory, read_plan
 from slimrl.records import Plan
 from tests.tiny import tiny_policy
 
@@ -37,7 +37,7 @@ def plan(
     monkeypatch.setattr(memory, "free_memory", lambda _device: free / memory.SHARE)
     monkeypatch.setattr(memory, "used_memory", lambda _device: 1000 + parameters(policy) * 4)
     config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}} | sections)
-    return plan_memory(policy, config, longest_prompt=6, rows=16, training=training), config
+    return plan_memory(policy, config, Call(6, 16), training=training), config
 
 
 def parameters(policy: Policy) -> int:
@@ -116,7 +116,7 @@ def test_slots_are_for_the_largest_call_and_micro_batches_for_a_step(monkeypatch
     trained = build(TrainConfig, {"rollout": rollout})
     imitated = build(SftRunConfig, {"rollout": {"max_new_tokens": 10}, "sft": {"batch_size": 8}})
     for config, tokens in ((trained, 4 * 6 + 16 * 10), (imitated, 8 * 16)):  # a group's prompt counts once
-        found = plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=True).plan
+        found = plan_memory(tiny_policy(), config, Call(6, 100), training=True).plan
         assert (found.slots, found.microbatch_tokens) == (100, tokens)
 
 
@@ -126,8 +126,8 @@ def test_where_a_cache_stays_slots_are_for_a_step(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory, "_fixed_parts", lambda *given: replace(fixed_parts(*given), cache_stays=True))
     monkeypatch.setattr(memory, "free_memory", lambda _device: 1e9)
     config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}})
-    assert plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=True).plan.slots == 16
-    assert plan_memory(tiny_policy(), config, longest_prompt=6, rows=100, training=False).plan.slots == 100
+    assert plan_memory(tiny_policy(), config, Call(6, 100), training=True).plan.slots == 16
+    assert plan_memory(tiny_policy(), config, Call(6, 100), training=False).plan.slots == 100
 
 
 def test_slots_whose_cache_stays_leave_room_for_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_resumed_run_keeps_its_sizes_where_settings_say_auto(monkeypatch: pyte
 
     def resumed(**sections: dict[str, object]) -> Plan:
         config = build(TrainConfig, {"rollout": {"problems": 4, "group_size": 4, "max_new_tokens": 10}} | sections)
-        return plan_memory(policy, config, longest_prompt=6, rows=16, training=True, kept=kept).plan
+        return plan_memory(policy, config, Call(6, 16), training=True, kept=kept).plan
 
     assert resumed() == kept
     told = resumed(rollout={"slots": 5, "problems": 4, "group_size": 4, "max_new_tokens": 10})
@@ -195,7 +195,7 @@ torch.set_num_threads(1)
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from slimrl.config.schema import TrainConfig
 from slimrl.machine.limits import peak_memory, settle_freed_blocks
-from slimrl.preflight.memory import plan_memory
+from slimrl.preflight.memory import Call, plan_memory
 from slimrl.model.loading import adopt
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.config.files import build
@@ -210,7 +210,7 @@ shape = Qwen2Config(vocab_size=8000, hidden_size=512, intermediate_size=1536, nu
 policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
                              "optimizer": {"learning_rate": 1e-4, "microbatch_tokens": 2048, "activation_checkpointing": again}})
-plan = plan_memory(policy, config, longest_prompt=64, rows=32, training=True)
+plan = plan_memory(policy, config, Call(64, 32), training=True)
 plan = dataclasses.replace(plan, blocks_given_back=sys.argv[2] == "give")
 learner = Learner(policy, config, Microbatcher(config, plan.plan), reward_weights={})
 problem = Problem("p", "?", "1")
@@ -243,7 +243,7 @@ torch.set_num_threads(1)
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from slimrl.config.schema import TrainConfig
 from slimrl.machine.limits import bound_kernel_caches, peak_memory, settle_freed_blocks
-from slimrl.preflight.memory import plan_memory
+from slimrl.preflight.memory import Call, plan_memory
 from slimrl.model.loading import adopt
 from slimrl.randomness import uniforms
 from slimrl.records import Group, Problem, Rollout
@@ -265,7 +265,7 @@ torch.set_default_dtype(torch.float32)
 policy = adopt(model, NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 2, "group_size": 4, "max_new_tokens": drawn},
                              "optimizer": {"learning_rate": 1e-4}})
-plan = plan_memory(policy, config, longest_prompt=prompt, rows=8, training=True)
+plan = plan_memory(policy, config, Call(prompt, 8), training=True)
 plan = dataclasses.replace(plan, blocks_given_back=give)
 settle_freed_blocks(given_back=give)
 learner = Learner(policy, config, Microbatcher(config, plan.plan), reward_weights={})

@@ -1,0 +1,70 @@
+"""The problems whose prompts leave room for a completion; the others are counted, and none is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from slimrl.config.schema import RootConfig
+from slimrl.errors import SettingsError
+from slimrl.model.policy import Policy
+from slimrl.records import Problem
+from slimrl.tasks import Task
+from slimrl.tasks.curriculum import ENDLESS
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The problems whose prompts fit, and notes on the others."""
+
+    train: Sequence[Problem]
+    held_out: Sequence[Problem]
+    harder: Sequence[Problem]
+    notes: tuple[str, ...]
+
+
+def fitting_problems(task: Task, config: RootConfig, fits: Callable[[Problem], bool]) -> Fitting:
+    """All that fit to train on, and as many of the others as an evaluation takes."""
+    train, of_train = _fitting("train", task.train, len(task.train), fits)
+    held_out, of_test = _fitting("test", task.test, config.evaluation.problems, fits)
+    harder, of_harder = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
+    return Fitting(train, held_out, harder, (of_train, of_test, of_harder))
+
+
+def room_for_prompts(config: RootConfig, policy: Policy) -> int:
+    """Tokens that the context leaves for a prompt; raises SettingsError where there are none."""
+    budget = config.rollout.budget
+    if policy.context <= budget:
+        raise SettingsError(
+            f"rollout.max_new_tokens={budget} fills the model's context of {policy.context} tokens; lower it"
+        )
+    return policy.context - budget
+
+
+def _fitting(
+    split: str, problems: Sequence[Problem], wanted: int, fits: Callable[[Problem], bool]
+) -> tuple[Sequence[Problem], str]:
+    """The first `wanted` problems that fit, and a note on those that do not; an endless supply to train on is left
+    whole, since `training_problems` passes over what does not fit.
+    """
+    nothing = SettingsError(
+        f"no {split} prompt leaves room for rollout.max_new_tokens in the model's context; lower it"
+    )
+    if wanted >= ENDLESS:
+        if not any(map(fits, islice(problems, 64))):
+            raise nothing
+        return problems, ""
+    kept: list[Problem] = []
+    left_out = 0
+    for problem in problems if len(problems) < ENDLESS else islice(problems, 10 * wanted):
+        if len(kept) == wanted:
+            break
+        if fits(problem):
+            kept.append(problem)
+        else:
+            left_out += 1
+    if left_out and not kept:
+        raise nothing
+    total = left_out + len(kept)
+    return kept, f"{left_out} of {total} {split} prompts do not fit the context and are left out" if left_out else ""
