@@ -141,6 +141,8 @@ class DoctorReport:
     first_prompt: str
     stop_ids: dict[str, str]
     """Stop id to its text."""
+    stop_texts: list[str]
+    """Texts that end a completion as well."""
     completions: int
     stop: float
     """Share that ends with a stop id within the budget."""

@@ -20,6 +20,12 @@ def _moment(value: str) -> str:
     return value
 
 
+def _no_empty_text(texts: list[str]) -> list[str]:
+    if "" in texts:
+        raise ValueError("rollout.stop holds an empty text, which would end every completion; remove it")
+    return texts
+
+
 Moment = Annotated[str, AfterValidator(_moment)]
 
 
@@ -128,6 +134,9 @@ class RolloutConfig(Section):
     max_new_tokens: Count | Literal["auto"] = "auto"
     """Token budget of a completion, in training and in evaluation. `auto`: by task and model (64 for the built-in model, 512
     for GSM8K, at most what the context leaves; docs/defaults.md), shown when the run begins."""
+    stop: Annotated[list[str], AfterValidator(_no_empty_text)] | Literal["auto"] = "auto"
+    """Texts that end a completion, in addition to the model's stop tokens, and are no part of its text. `auto`: a new line with
+    `Question:` where prompts are plain, none with a chat template."""
     temperature: Positive = 1.0
     """Log-probabilities are of softmax(logits / temperature), the distribution that was sampled."""
     top_p: float = 1.0

@@ -106,7 +106,8 @@ class Display:
         """
         self.say("first prompt", "bold")
         self.say(report.first_prompt, "dim")
-        self.say("stops at " + ", ".join(f"{text} ({i})" for i, text in report.stop_ids.items()))
+        stops = [*(f"{text} ({i})" for i, text in report.stop_ids.items()), *map(repr, report.stop_texts)]
+        self.say("stops at " + ", ".join(stops))
         self.say(
             f"probe of {report.completions} completions: {report.stop:.0%} stop, {report.parses:.0%} parse, "
             f"{report.right:.0%} right; {report.signal:.0%} of {report.groups} groups carry a signal"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from slimrl.model.lora import (
     without_adapter,
 )
 from slimrl.model.packing import Packed
+from slimrl.model.stops import StopTexts
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Policy:
     """Recorded layer by layer when the model was loaded."""
     form_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the form of an answer, and so of a completion's text."""
+    stop_texts: StopTexts = field(default_factory=StopTexts)
+    """Texts that end a completion and are no part of it."""
     lora: Lora | None = None
     """The adapter that is trained; None where the model's own weights are."""
     notes: tuple[str, ...] = ()
@@ -124,14 +127,15 @@ class Policy:
         return self.hidden(packed.ids[None], packed.positions[None], packed.plan)[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion: without the stop token, and without special tokens except those of the answer's form."""
+        """The text of a completion: up to a stop token or a stop text, and without special tokens except those of the answer's
+        form.
+        """
         ids = list(token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids)
         form = self.form_ids.intersection(ids)
         if form:
             special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
             ids = [i for i in ids if i not in special or i in form]
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=not form)
-        return text
+        return self.stop_texts.cut(self.tokenizer.decode(ids, skip_special_tokens=not form))
 
     def read_back(self, token_ids: Sequence[int]) -> str:
         """The text of a completion of which these are the ids: it ends with its first stop token."""

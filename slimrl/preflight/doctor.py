@@ -41,6 +41,7 @@ def examine(training: TrainSetup) -> DoctorReport:
     return DoctorReport(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),
         stop_ids={str(i): str(tokenizer.convert_ids_to_tokens(i)) for i in setup.policy.stop_ids},
+        stop_texts=list(setup.policy.stop_texts.texts),
         completions=len(rollouts),
         stop=stop,
         parses=parses,

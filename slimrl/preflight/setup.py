@@ -23,6 +23,7 @@ from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import load_policy, load_teacher, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
+from slimrl.model.stops import make_stop_texts
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, MemoryEstimate, plan_memory
@@ -44,6 +45,8 @@ from slimrl.text import visible
 Config = TypeVar("Config", bound=RootConfig)
 Found = TypeVar("Found")
 
+PLAIN_STOP = "\nQuestion:"
+"""By which a model that is given a plain prompt goes on to the next one."""
 LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
 LONG = 0.95
@@ -271,7 +274,13 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
         form=STYLES[task.style].render("", ""),
     )
     ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}
-    policy = replace(policy, form_ids=prompter.form_ids - ends, stop_ids=tuple(sorted(ends)))
+    form_ids = prompter.form_ids - ends
+    stop = config.rollout.stop
+    texts = ([PLAIN_STOP] if prompter.chat is None else []) if stop == "auto" else stop
+    stop_texts = make_stop_texts(
+        texts, policy.tokenizer, vocabulary=policy.head.vocabulary, form_ids=form_ids, device=policy.device
+    )
+    policy = replace(policy, form_ids=form_ids, stop_ids=tuple(sorted(ends)), stop_texts=stop_texts)
     # what is stored later says how it was evaluated
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction

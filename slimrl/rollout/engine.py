@@ -220,11 +220,12 @@ class _Run:
     def _hand_over(self, slots: NDArray[np.int64]) -> None:
         """Turn finished slots into completions, and hand over every group whose last one is among them."""
         index = torch.from_numpy(slots).to(self.policy.device)
-        drawn = (part[index].tolist() for part in (self.state.counts, self.state.tokens, self.state.logprobs))
-        stops = set(self.policy.stop_ids)
-        for sample, count, ids, nats in zip(self.schedule.rows[slots].tolist(), *drawn, strict=True):
+        state, stops = self.state, set(self.policy.stop_ids)
+        drawn = (part[index].tolist() for part in (state.counts, state.read, state.tokens, state.logprobs))
+        for sample, count, read, ids, nats in zip(self.schedule.rows[slots].tolist(), *drawn, strict=True):
             request = int(self.schedule.request_of[sample])
-            prompt, finish = self.requests[request].prompt_ids, "stop" if ids[count - 1] in stops else "length"
+            stopped = ids[count - 1] in stops or read == self.policy.stop_texts.found
+            prompt, finish = self.requests[request].prompt_ids, "stop" if stopped else "length"
             self.drawn[sample] = Completion(prompt, tuple(ids[:count]), tuple(nats[:count]), finish)  # type: ignore[arg-type]
             if group := self.schedule.finish(sample):
                 completions = tuple(self.drawn.pop(i) for i in group)
@@ -247,7 +248,7 @@ class _Run:
             slots = prompts = runner.round_up(engine.slots, 16)
         width = runner.round_up(longest, 32)
         cache = Cache(prompts=prompts, width=width, slots=slots, columns=columns, recorded=runner.keeps)
-        state = State(cache, self.policy.stop_ids, self.policy.device)
+        state = State(cache, self.policy.stop_ids, self.policy.stop_texts, self.policy.device)
         engine.state = state if runner.keeps else None
         return state
 

@@ -16,6 +16,7 @@ from slimrl.machine.profiler import Profiler
 from slimrl.model.attention import Prefill
 from slimrl.model.packing import pack
 from slimrl.model.policy import Policy
+from slimrl.model.stops import StopTexts
 from slimrl.rollout.cache import Cache, DecodeStep, RowLayout, StepShape
 from slimrl.rollout.sampling import sample_tokens
 from slimrl.rollout.scheduler import Moves
@@ -39,10 +40,13 @@ class State:
     Token buffers have a column beyond the cache's C, for what a finished row still draws until it leaves.
     """
 
-    def __init__(self, cache: Cache, stop_ids: Sequence[int], device: torch.device) -> None:
+    def __init__(self, cache: Cache, stop_ids: Sequence[int], stop_texts: StopTexts, device: torch.device) -> None:
         self.cache, self.device = cache, device
         slots, width = cache.slots, cache.columns + 1
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
+        self.stop_texts = stop_texts
+        self.read = torch.zeros(slots, dtype=torch.long, device=device)
+        """State of the automaton of stop texts."""
         self.tokens = torch.zeros((slots, width), dtype=torch.long, device=device)
         self.logprobs = torch.zeros((slots, width), device=device)
         self.uniforms = torch.zeros((slots, width), dtype=torch.float64, device=device)
@@ -60,6 +64,7 @@ class State:
         self.uniforms[rows, : self.cache.columns] = torch.from_numpy(uniforms).to(self.device)
         self.lengths[rows] = torch.from_numpy(lengths).to(self.device)
         self.counts[rows] = 0
+        self.read[rows] = 0
         self.done[rows] = False
 
     def record(self, rows: slice, logits: Tensor, *, temperature: float, greedy: bool) -> None:
@@ -71,6 +76,11 @@ class State:
         self.tokens[rows].scatter_(1, place, tokens[:, None])
         self.logprobs[rows].scatter_(1, place, logprobs[:, None])
         counts += ~done
+        if self.stop_texts.texts:
+            # A row that is done draws on until it leaves, which must not change how it ended.
+            read = self.read[rows]
+            read.copy_(torch.where(done, read, self.stop_texts.moves[read, tokens]))
+            done |= read == self.stop_texts.found
         done |= (tokens[:, None] == self.stop_ids).any(1) | (counts >= self.cache.columns)
 
     def close_slots(self, moves: Moves, used_columns: int) -> None:
@@ -78,7 +88,7 @@ class State:
         if len(moves.target):
             source, target = (torch.from_numpy(x).to(self.device) for x in (moves.source, moves.target))
             self.cache.move_slots(source, target, used_columns)
-            for tensor in (self.tokens, self.logprobs, self.uniforms, self.counts, self.lengths, self.done):
+            for tensor in (self.tokens, self.logprobs, self.uniforms, self.counts, self.read, self.lengths, self.done):
                 tensor[target] = tensor[source]
         self.done[moves.kept :] = True
 
