@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from slimrl.preflight.setup import Setup
+from slimrl.preflight.thinking import thinking_tokens
 from slimrl.records import Completion, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
 
@@ -73,6 +74,7 @@ def _grade(setup: Setup[Any], problem: Problem, completion: Completion, mode: Mo
         well_formed=setup.task.style.well_formed(text),
         finish=completion.finish,
         tokens=len(completion.token_ids),
+        thinking=thinking_tokens(setup.policy, completion),
         question=problem.question,
         answer=problem.answer,
         extracted_strict=grade.extracted_strict,

@@ -40,6 +40,8 @@ class GradedCompletion:
     extracted_strict: str
     extracted_lenient: str
     text: str
+    thinking: int = 0
+    """Tokens up to the end of the thinking; all of `tokens` where it does not end, 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class SplitEvaluation:
 
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
-        `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions.
+        `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions. Where some think,
+        `thinking_length` (tokens) and `thinking_truncated` (share cut off while thinking) of them.
         """
         drawn, decoded = ([row for row in self.rows if row.mode == mode] for mode in MODES)
         accuracy = list(self.by_problem("sampled").values())
@@ -68,6 +71,11 @@ class SplitEvaluation:
         summary["format"] = _mean([row.well_formed for row in drawn])
         summary["truncated"] = _mean([row.finish == "length" for row in drawn])
         summary["mean_length"] = _mean([row.tokens for row in drawn])
+        if any(row.thinking for row in drawn):
+            summary["thinking_length"] = _mean([row.thinking for row in drawn])
+            summary["thinking_truncated"] = _mean(
+                [row.finish == "length" and row.thinking == row.tokens for row in drawn]
+            )
         if decoded:
             accuracy = list(self.by_problem("greedy").values())
             low, high = accuracy_interval(accuracy)

@@ -159,7 +159,7 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
         draws = generator(config.seed, "imitate", step, problem.id)
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
-        (ids,) = setup.prompter.completion_ids([text])
+        (ids,) = setup.completion_ids([text])
         budget = setup.config.rollout.budget
         if len(ids) < budget:
             return Example(setup.prompt_ids(problem), (*ids, stop))

@@ -35,6 +35,7 @@ from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.memory import compare_memory
 from slimrl.preflight.observed import combine, note_update, observe
 from slimrl.preflight.setup import Setup, TrainSetup, prepare_training
+from slimrl.preflight.thinking import thinking_metrics
 from slimrl.results import TrainSummary, compare
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.durable import digest
@@ -161,6 +162,7 @@ def record_step(
         session.run.keep_fault(state.step, tensors_of(updated.fault.rows), updated.fault.what)
         session.screen.say(f"step {state.step}: {updated.fault.what}; its update was dropped", "yellow")
     metrics = describe(collected, config.algorithm.signal) | updated.metrics
+    metrics |= thinking_metrics(setup.policy, [rollout for group in collected.sampled for rollout in group.rollouts])
     metrics |= {"num_tokens": state.tokens, **timing, "time/total": state.seconds}
     session.record(state, metrics, collected if config.log.rollouts else None)
     session.screen.step(before.step, session.total_steps(), metrics, collected, setup.task)

@@ -152,7 +152,7 @@ class Display:
             self.say(
                 f"held out ({name}, {s['n']:.0f} problems){when}: {s['accuracy']:.1%} "
                 f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
-                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens",
+                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens{_thinking(s)}",
                 "cyan",
             )
             if s["truncated"] > 0.5:
@@ -244,6 +244,13 @@ def _row(step: str, cells: Sequence[str], speed: str, left: str) -> str:
     """A line of the step table, no longer than WIDTH for up to 99,999 steps."""
     middle = " ".join(f"{cell:>{column.width}}" for cell, column in zip(cells, COLUMNS, strict=True))
     return f"{step:>{STEP}} {middle} {speed:>{SPEED}} {left:>{LEFT}}"
+
+
+def _thinking(summary: dict[str, float]) -> str:
+    """The part of the completions that is thinking, where some think."""
+    if "thinking_length" not in summary:
+        return ""
+    return f", {summary['thinking_length']:.1f} of them thinking, {summary['thinking_truncated']:.1%} cut off in it"
 
 
 def _accuracy(summary: dict[str, float], mode: Mode) -> str:

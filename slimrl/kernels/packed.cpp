@@ -169,7 +169,7 @@ static void span_forward(const T* query, T* out, float* normalizers, const int64
         top = x > top ? x : top;
       }
       for (int64_t j = t.begin; j < t.end; j++) {
-        const Vector p = exponential(load(scores + j * t.lanes + v) - top);
+        const Vector x = load(scores + j * t.lanes + v), p = x > -1e29f ? exponential(x - top) : Vector{};
         store(scores + j * t.lanes + v, p);
         sum += p;
       }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ PREFIX = "base_model.model."
 PLAIN = {
     "bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": None, "trainable_token_indices": None,
     "fan_in_fan_out": False, "alora_invocation_tokens": None, "target_parameters": None,
+    "layer_replication": None,
 }  # fmt: skip
 """Settings of a peft adapter and the value with which it is nothing but products of two factors."""
 
@@ -107,6 +109,7 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
             f"base_model_name_or_path in its {CONFIG_FILE} to the folder of that model"
         )
     config.inference_mode = False
+    config.init_lora_weights = True  # other ways to begin change the weights beside it, and the factors are read anyway
     return SavedAdapter(config, weights, base, config.revision or "main")
 
 
@@ -116,7 +119,10 @@ def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:
         file = Path(path) / name
         return file if file.is_file() else None
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
-    found = cached_file(path, name, revision=source.get("revision", "main"), **quiet)
+    try:
+        found = cached_file(path, name, revision=source.get("revision", "main"), **quiet)
+    except OSError:  # no such repository, which the loading of the model says better
+        return None
     return None if found is None else Path(found)
 
 
@@ -160,7 +166,9 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
 def _put(model: PreTrainedModel, config: Any) -> None:
     import peft
 
-    peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on patterns that peft itself adds for layers of experts
+        peft.inject_adapter_in_model(config, model, adapter_name=NAME)
     for parameter in adapter_parameters(model).values():  # which peft makes float32
         parameter.data = parameter.data.to(model.dtype)
         parameter.requires_grad_(True)
@@ -178,6 +186,11 @@ def targets_of(model: PreTrainedModel, wanted: str | Sequence[str]) -> list[str]
     """The full names of the linear layers that `model.lora.targets` names; raises SettingsError for a name that is none."""
     names = linear_layers(model)
     kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+    if not names:
+        raise SettingsError(
+            f"model.lora: {type(model).__name__} has no linear layers to put an adapter beside; remove model.lora to train the "
+            "weights themselves"
+        )
     if isinstance(wanted, str):
         return names
     for name in wanted:

@@ -50,6 +50,8 @@ class Policy:
     """Recorded layer by layer when the model was loaded."""
     form_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the form of an answer, and so of a completion's text."""
+    opening: str = ""
+    """The mark with which prompts begin the thinking of a completion, where they do: the text of completions begins with it."""
     stop_texts: StopTexts = field(default_factory=StopTexts)
     """Texts that end a completion and are no part of it."""
     lora: Lora | None = None
@@ -135,7 +137,7 @@ class Policy:
         if form:
             special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
             ids = [i for i in ids if i not in special or i in form]
-        return self.stop_texts.cut(self.tokenizer.decode(ids, skip_special_tokens=not form))
+        return self.opening + self.stop_texts.cut(self.tokenizer.decode(ids, skip_special_tokens=not form))
 
     def read_back(self, token_ids: Sequence[int]) -> str:
         """The text of a completion of which these are the ids: it ends with its first stop token."""

@@ -54,6 +54,11 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
     found = []
     if prompter.chat is None and config.task.template == "auto":
         found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')
+    if policy.opening:
+        found.append(
+            f"prompts end with {policy.opening.strip()}, so completions begin within the thinking; their text begins with that "
+            "mark, and answers are read behind the mark that ends it"
+        )
     if not prompter.system_role:
         found.append("the chat template takes no system message, so the instruction opens the user's turn")
     if config.task.date != "auto" and not prompter.date:

@@ -40,6 +40,7 @@ from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.styles import STYLES
+from slimrl.tasks.thinking import closed, opening
 from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
@@ -105,7 +106,13 @@ class Setup(Generic[Config]):
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
         """Texts as completions that hold them are decoded."""
-        return [self.policy.read_back(ids) for ids in self.prompter.completion_ids(texts)]
+        return [self.policy.read_back(ids) for ids in self.completion_ids(texts)]
+
+    def completion_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids with which the model would write each text, the stop token not included; where prompts begin thinking, it ends
+        first.
+        """
+        return self.prompter.completion_ids([closed(self.policy.opening, text) for text in texts])
 
     def requests(
         self, problems: Sequence[Problem], *, stream: Stream, step: int, samples: int, greedy: int = 0
@@ -286,7 +293,8 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
     instruction = config.task.instruction
     if instruction == "auto":
         instruction = instruction_for(policy, config.task.style)
-    return policy, prompter, instruction
+    begun = opening(prompter.text(chat_messages(instruction, USER_TURN["content"])))
+    return replace(policy, opening=begun), prompter, instruction
 
 
 def instruction_for(policy: Policy, style: str) -> str:

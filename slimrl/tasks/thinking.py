@@ -28,6 +28,37 @@ def split(text: str) -> tuple[str, str]:
     return (text[:end], text[end:]) if closes else (text, "")
 
 
+def is_open(text: str) -> bool:
+    """True where thinking begins and does not end, so that nothing of the text is read."""
+    return split(f"{text}.")[1] == ""
+
+
+def opening(prompt: str) -> str:
+    """The mark with which a prompt begins the thinking that a completion goes on with, and the white space behind it; empty
+    where it does not.
+    """
+    last = next(reversed([*_MARK.finditer(prompt)]), None)
+    begins = last is not None and not prompt[last.end() :].strip() and is_open(prompt[last.start() :])
+    return prompt[last.start() :] if last is not None and begins else ""
+
+
+def closed(begun: str, text: str) -> str:
+    """A completion behind an `opening` that goes on with no thinking of its own: the mark that ends it, then the text.
+
+    Anything else stays as it is: text that ends the thinking, and every text where none was begun.
+    """
+    if not begun or not is_open(begun + text):
+        return text
+    return f"{_end_of(begun.rstrip())}\n\n{text}"
+
+
+def _end_of(mark: str) -> str:
+    """The mark that ends what a mark begins."""
+    if mark.lower().startswith("<|begin"):
+        return mark.replace("begin", "end", 1)
+    return f"{mark[0]}/{mark[1:]}"
+
+
 def committed(text: str) -> str:
     """The completion after its thinking; empty if the thinking never ends."""
     return split(without_end_tokens(text))[1]
@@ -47,4 +78,4 @@ def without_end_tokens(text: str) -> str:
 
 def ended(text: str) -> str:
     """The text, without its marks of thinking if nothing added to it would be read."""
-    return _MARK.sub("", text) if split(f"{text}.")[1] == "" else text
+    return _MARK.sub("", text) if is_open(text) else text

@@ -220,3 +220,15 @@ def test_what_the_kernels_do_not_take() -> None:
     with paused():
         assert not takes(16, 1, width, width)
     assert takes(16, 1, width, width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if has_kernels(torch.bfloat16) else [])])
+def test_a_hidden_key_has_no_weight_at_all(dtype: torch.dtype) -> None:
+    """Deep models make of 1e-38 what they like, where a token has nothing else."""
+    spans, seen, _ = packed_spans()
+    query, key, value, _ = tensors(4, 2, 32, dtype)
+    first = seen.sum(1) == 1
+    value = torch.where(first[:, None, None], 0.0, 1e30).to(dtype).expand_as(value).contiguous()
+    out, _ = packed_attention(query, key, value, SpanAttention(spans, 0.2, 0))
+    assert first.any()
+    assert not out[first].any()

@@ -72,6 +72,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("gpt_neox", SIZES),
     "opt": ("opt", {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}),
     "phi": ("phi", SIZES),
+    "phi 3, queries to values in one product": ("phi3", {**GROUPED, "partial_rotary_factor": 0.5}),
     "starcoder 2": ("starcoder2", {**GROUPED, "sliding_window": None}),
     "glm": ("glm", {**GROUPED, "head_dim": 8}),
     "exaone 4": ("exaone4", {**GROUPED, "sliding_window": 6, "layer_types": MIXED}),

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -23,9 +24,12 @@ from slimrl.model.lora import TAUGHT, adapter_parameters, add_adapter
 from slimrl.model.policy import Policy, cost_of, freeze
 from slimrl.model.stack import FusedTrunk
 from slimrl.preflight.memory import Call, plan_memory
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.directory import RunDirectory
 from tests.learner.test_targets import run_update
 from tests.learner.test_update import settings
+from tests.model.test_architecture import ACCEPTED, tiny
 from tests.model.test_layer import gradients, packed_rows, share
 from tests.model.test_stack import completions
 from tests.tiny import FAMILIES, FUSIBLE, NoTokenizer, learner_of, tiny_model, tiny_policy
@@ -148,6 +152,36 @@ def test_layers_with_adapters_of_their_own_decode_one_by_one() -> None:
     assert isinstance(policy.trunk.layers[1], FusedLayer)
     assert not isinstance(policy.trunk, FusedTrunk)
     assert completions(policy)
+
+
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if name != "gpt-2"])
+def test_every_architecture_that_can_be_trained_can_have_an_adapter(name: str) -> None:
+    """What is sampled has the log-probabilities of peft's layers under the model's own attention, and of the merged model."""
+    model = tiny(*ACCEPTED[name], torch.float32)
+    lora = add_adapter(model, ALL, base="owner/model", seed=0)
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for factor in adapter_parameters(model).values():
+            factor.add_(0.1 * torch.randn(factor.shape, generator=draws))
+    engine = RolloutEngine(adopt(model, Tokenizer(), name="m", lora=lora), slots=2)
+    asked = [Request(tuple(range(3, 3 + n)), np.random.default_rng(0).random((1, 12))) for n in (4, 15)]
+    drawn = [completion for (completion,) in engine.generate(asked, max_new_tokens=12)]
+    merged = engine.policy.merged()
+    assert sum(p.numel() for p in merged.parameters()) == engine.policy.parameters
+    for one in (model, merged):
+        one.set_attn_implementation("eager")
+        for completion in drawn:
+            ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
+            with torch.no_grad():
+                own = torch.log_softmax(one(input_ids=ids, use_cache=False).logits[0], -1)
+            start = len(completion.prompt_ids)
+            wanted = own[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"GPT2LMHeadModel has no linear layers to put an adapter beside"):
+        add_adapter(tiny(*ACCEPTED["gpt-2"], torch.float32), ALL, base="", seed=0)
 
 
 def test_an_update_moves_the_factors_and_nothing_else() -> None:

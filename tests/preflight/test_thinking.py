@@ -1,0 +1,154 @@
+"""Thinking that the prompt begins, from the template to the verdict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimrl.config.files import load_config
+from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.display.run import Display
+from slimrl.evaluate import evaluate
+from slimrl.preflight.setup import Setup, prepare, prepare_training
+from slimrl.preflight.thinking import thinking_metrics, thinking_tokens
+from slimrl.records import Completion, Rollout
+from slimrl.results import SplitEvaluation
+from slimrl.rewards.gold import check_gold
+from slimrl.sft import demonstrator
+from slimrl.tasks.thinking import closed, committed, is_open, opening
+from tests.tiny import NoTokenizer, tiny_policy
+
+SMALL = ("evaluation.problems=4", "evaluation.harder_problems=0", "rollout.max_new_tokens=40", "model.device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "mark"),
+    [
+        ("<|user|>hi<|assistant|><think>\n", "<think>\n"),
+        ("hi<|assistant|><think>", "<think>"),
+        ("[INST] hi [/INST][THINK]", "[THINK]"),
+        ("hi<|begin_of_thought|>\n\n", "<|begin_of_thought|>\n\n"),
+        ("hi\u25c1think\u25b7", "\u25c1think\u25b7"),
+        ("hi<|assistant|><think>\n\n</think>\n\n", ""),  # Qwen3 without thinking
+        ("Explain what <think> means.<|assistant|>", ""),
+        ("<|assistant|>", ""),
+        ("", ""),
+    ],
+)
+def test_a_prompt_may_begin_the_thinking(prompt: str, mark: str) -> None:
+    assert opening(prompt) == mark
+    done = closed(mark, "2+2=4\n#### 4")
+    assert committed(mark + done).strip() == "2+2=4\n#### 4"
+    assert (done == "2+2=4\n#### 4") is not bool(mark)
+    assert closed(mark, "so</think>4") == "so</think>4"
+
+
+def test_thinking_that_does_not_end_is_open() -> None:
+    assert is_open("<think>")
+    assert is_open("a<think>b</think>c<think>")
+    assert not is_open("<think>a</think>")
+    assert not is_open("")
+
+
+class Words(NoTokenizer):
+    """A token is a word of this list."""
+
+    words = ("", "", "", "<think>", "</think>", "so", "4", " ")
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(self.words[i] for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("begun", "ids", "tokens"),
+    [
+        ("", (5, 6, 2), 0),
+        ("", (3, 5, 7, 4, 6, 2), 4),
+        ("", (3, 5, 6, 2), 4),  # it does not end: all of it
+        ("", (3, 5, 4, 3, 5, 4, 6), 6),
+        ("<think>", (5, 7, 4, 6, 2), 3),
+        ("<think>", (5, 6, 6), 3),
+        ("<think>", (4, 6), 1),
+        ("<think>", (5, 4), 2),
+    ],
+)
+def test_its_tokens_are_counted(begun: str, ids: tuple[int, ...], tokens: int) -> None:
+    policy = replace(tiny_policy(), tokenizer=Words(), opening=begun)
+    finish: Any = "stop" if ids[-1] == 2 else "length"
+    completion = Completion((1,), ids, (0.0,) * len(ids), finish)
+    assert thinking_tokens(policy, completion) == tokens
+    rollout = Rollout(None, completion, policy.decode(ids), False, {}, 0.0)  # type: ignore[arg-type]
+    found = thinking_metrics(policy, [rollout, rollout])
+    assert bool(found) is bool(tokens)
+    if found:
+        assert found["completions/thinking_length"] == tokens
+        assert found["completions/answer_length"] == len(ids) - tokens
+        assert found["completions/thinking_clipped_ratio"] == float(finish == "length" and is_open(rollout.text))
+
+
+@pytest.fixture
+def thinker(qwen_folder: Path, tmp_path: Path) -> Path:
+    """A model whose prompts end with <think>."""
+    folder = tmp_path / "thinker"
+    shutil.copytree(qwen_folder, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(
+        template + "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
+    )
+    return folder
+
+
+def setup_of(folder: Path) -> Setup[TrainConfig]:
+    return prepare(load_config(TrainConfig, [], [f"model.path={folder}", *SMALL]))
+
+
+def test_a_model_that_thinks_is_graded_behind_its_thinking(thinker: Path) -> None:
+    setup = setup_of(thinker)
+    assert setup.policy.opening == "<think>\n"
+    assert any("prompts end with <think>" in note for note in setup.notes)
+    problem = setup.held_out[0]
+    (ids,) = setup.prompter.completion_ids([f"#### 1</think>\n#### {problem.answer}"])
+    text = setup.policy.decode(ids)
+    assert text == f"<think>\n#### 1</think>\n#### {problem.answer}"
+    assert setup.task.grade(text, problem.answer).strict
+    (ids,) = setup.prompter.completion_ids([f"#### {problem.answer}"])  # it is still thinking
+    grade = setup.task.grade(setup.policy.decode(ids), problem.answer)
+    assert not grade.strict
+    assert not grade.lenient
+
+
+def test_gold_answers_and_solutions_end_the_thinking(thinker: Path) -> None:
+    settings = [f"model.path={thinker}", *SMALL]
+    training = prepare_training(load_config(TrainConfig, [], settings))
+    with training.scorer:
+        assert training.gold.failures == ()
+    setup = training.setup
+    assert check_gold(setup.task, setup.held_out, training.rewards).failures == ()
+    imitation: Any = prepare(
+        load_config(SftRunConfig, [], [f"model.path={thinker}", *SMALL[:2], "model.device=cpu"]), training=True
+    )
+    example = demonstrator(imitation, imitation.config)(imitation.held_out[0], 0)
+    assert example is not None
+    text = imitation.policy.decode(example.target_ids)
+    assert text.startswith("<think>\n</think>\n\n")
+    assert imitation.task.grade(text, imitation.held_out[0].answer).strict
+
+
+def test_an_evaluation_tells_thinking_from_answers(thinker: Path) -> None:
+    setup = setup_of(thinker)
+    found = evaluate(setup, step=0)
+    summary = found.summaries()["test"]
+    assert summary["thinking_length"] > 0
+    assert summary["thinking_truncated"] == summary["truncated"]  # noise ends no thinking
+    row = found.test.rows[0]
+    assert row.text.startswith("<think>\n")
+    assert row.thinking == row.tokens
+    plain = SplitEvaluation(tuple(replace(row, thinking=0) for row in found.test.rows))
+    assert "thinking_length" not in plain.summary()
+    json.dumps(found.table())
+    Display(quiet=True).evaluation(found)
