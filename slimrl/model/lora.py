@@ -129,7 +129,7 @@ def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:
 def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, seed: int) -> Lora:
     """Put a new adapter into a model, whose own weights are frozen; `seed` decides its first factors A.
 
-    Raises SettingsError for targets that the model does not have.
+    Raises SettingsError for targets that the model does not have, or that are no linear layers.
     """
     import peft
 
@@ -169,6 +169,12 @@ def _put(model: PreTrainedModel, config: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on patterns that peft itself adds for layers of experts
         peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+    for name, layer in adapted_layers(model):
+        if not isinstance(layer, peft.tuners.lora.Linear):
+            raise SettingsError(
+                f"model.lora: peft puts an adapter beside {name} of {type(model).__name__} that SlimRL does not know "
+                f"({type(layer).__name__}, for experts); name the layers of attention in model.lora.targets, as [q_proj, v_proj]"
+            )
     for parameter in adapter_parameters(model).values():  # which peft makes float32
         parameter.data = parameter.data.to(model.dtype)
         parameter.requires_grad_(True)
