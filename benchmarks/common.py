@@ -130,6 +130,12 @@ class Worker:
         if not vars(args).get("fresh"):
             self.open()
 
+    @property
+    def versions(self) -> Message | str:
+        """Those of its libraries, or why there are no figures of it."""
+        found: Message | str = self.problem or self.info.get("versions", "")
+        return found
+
     def open(self) -> None:
         """Start the process with its job."""
         pipe = subprocess.PIPE

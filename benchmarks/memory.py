@@ -110,7 +110,7 @@ def main() -> None:
                 if role == "ours":
                     baselines.setdefault(dtype, own)
                 table.append(line(worker, rows, own, baselines.get(dtype, []), limits[dtype].seconds))
-                versions[name] = worker.info.get("versions", worker.problem)
+                versions[name] = worker.versions
                 runs[f"{name}, {rows} rows"] = own
     notes = [describe_machines(machines)]
     notes += [describe(f"update, {dtype}", shape, limits[dtype], machine) for dtype, machine in machines.items()]

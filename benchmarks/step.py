@@ -166,7 +166,7 @@ def measure(args: argparse.Namespace, name: str, workload: Workload, folder: Pat
     return {
         "rows": [line(name, worker, runs, own_names(args)) for worker in workers],
         "notes": notes,
-        "versions": {w.name: w.info.get("versions", w.problem) for w in workers},
+        "versions": {w.name: w.versions for w in workers},
         "machine": machine_record(machines),
         "runs": runs,
     }

@@ -108,7 +108,7 @@ def show(payloads: list[str]) -> None:
         group = Group((rollout,), number)
         sample: dict[str, Any] = {"question": text, "text": text, "extracted": text, "answer": text, "reward": 0.0}
         report = DoctorReport(
-            first_prompt=text, stop_ids={"2": text}, completions=1, stop=1.0, parses=1.0, right=1.0, groups=1, signal=1.0,
+            first_prompt=text, stop_ids={"2": text}, stop_texts=[text], completions=1, stop=1.0, parses=1.0, right=1.0, groups=1, signal=1.0,
             gold_checked=1, gold_failed=1, reward_maximum=1.0, inert=[f"{CHOSEN}: {text}"], confounded=[text], warnings=[text], samples=[sample], notes=[text],
         )  # fmt: skip
         display.opening(report, config)

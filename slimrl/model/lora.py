@@ -148,12 +148,15 @@ def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, seed
 
 def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
     """Put a saved adapter into its model; raises DataError where its tensors are not those of this model."""
-    _put(model, saved.config)
+    try:
+        _put(model, saved.config)
+    except ValueError as error:  # peft finds none of its layers
+        raise _unfit(saved, str(error).splitlines()[0][:120]) from error
     found, wanted = load_file(saved.weights), adapter_tensors(model)
     odd = sorted(found.keys() ^ wanted.keys())
     if odd or any(found[name].shape != tensor.shape for name, tensor in wanted.items()):
         name = odd[0] if odd else next(name for name, tensor in wanted.items() if found[name].shape != tensor.shape)
-        raise DataError(f"{saved.weights} does not fit {saved.base} ({name}); give the model that it was trained on")
+        raise _unfit(saved, name)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(found[name])
@@ -161,6 +164,10 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
     if taught.is_file():
         setattr(model.config, TAUGHT, json.loads(taught.read_text(encoding="utf-8")))
     return Lora(saved.config, new=False)
+
+
+def _unfit(saved: SavedAdapter, what: str) -> DataError:
+    return DataError(f"{saved.weights} does not fit {saved.base} ({what}); give the model that it was trained on")
 
 
 def _put(model: PreTrainedModel, config: Any) -> None:

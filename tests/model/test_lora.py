@@ -343,6 +343,7 @@ class TestFolders:
             ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
             ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all, which is not here"),
             ({"r": 8}, "does not fit"),
+            ({"target_modules": ["c_attn"]}, "does not fit .*c_attn"),
         ],
     )
     def test_others_are_refused(self, folder: Path, change: dict[str, object], words: str) -> None:
