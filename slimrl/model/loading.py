@@ -44,22 +44,24 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     saved = find_adapter(path, _source(config, path))
     if saved is None:
         model, tokenizer, notes = _load(config, path, device, seed)
-        lora = add_adapter(model, config.lora, base=path, seed=seed) if config.lora.rank else None
+        lora = None
+        if config.lora.rank:
+            lora = add_adapter(model, config.lora, base=path, revision=config.revision, seed=seed)
     else:
-        model, tokenizer, notes, lora = _load_adapted(config, device, saved)
+        model, tokenizer, notes, lora = _load_adapted(config, path, device, saved)
     policy = adopt(model.to(device), tokenizer, name=config.path, lora=lora)
     notes += [lora_note(policy, lora)] if lora else []
     return replace(policy, notes=(*notes, *policy.notes))
 
 
 def _load_adapted(
-    config: ModelConfig, device: torch.device, saved: SavedAdapter
+    config: ModelConfig, path: str, device: torch.device, saved: SavedAdapter
 ) -> tuple[PreTrainedModel, Any, list[str], Lora]:
     """As `_load`, of the model that a saved adapter belongs to, and the adapter in it."""
     rank, alpha = saved.config.r, saved.config.lora_alpha
     if config.init == "random":
         raise SettingsError(f"model.init=random has no effect on the adapter {config.path}; remove it")
-    if config.lora != LoraConfig() and (config.lora.rank, config.lora.alpha) != (rank, alpha):
+    if config.lora not in (LoraConfig(), LoraConfig(rank=rank, alpha=alpha)):
         raise SettingsError(
             f"model.path={config.path} is an adapter of rank {rank} and alpha {alpha}, which model.lora cannot change; remove "
             "model.lora, or train a new adapter on the merged model (slimrl export)"
@@ -67,8 +69,12 @@ def _load_adapted(
     base = config.model_copy(update={"path": saved.base, "revision": saved.revision})
     model, tokenizer, notes = _load(base, resolve(saved.base), device, 0)
     lora = load_adapter(model, saved)
-    if (saved.weights.parent / "tokenizer_config.json").is_file():  # it may have a chat template of its own
-        tokenizer = AutoTokenizer.from_pretrained(saved.weights.parent)
+    if saved.tokenizer:
+        source = _source(config, path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        except Exception as error:
+            raise _unusable(config, path, "", error) from error
     return model, tokenizer, [*notes, f"{config.path} is an adapter of {saved.base}, which is loaded with it"], lora
 
 

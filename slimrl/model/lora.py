@@ -72,6 +72,10 @@ class SavedAdapter:
     base: str
     """Folder or Hub name."""
     revision: str
+    tokenizer: bool
+    """It has a tokenizer of its own, and with it perhaps another chat template."""
+    taught: Path | None
+    """The file in which `slimrl sft` noted what it taught, if it did."""
 
 
 def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
@@ -110,7 +114,8 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
         )
     config.inference_mode = False
     config.init_lora_weights = True  # other ways to begin change the weights beside it, and the factors are read anyway
-    return SavedAdapter(config, weights, base, config.revision or "main")
+    words = [_file(path, name, source) for name in ("tokenizer_config.json", "tokenizer.json")]
+    return SavedAdapter(config, weights, base, config.revision or "main", all(words), _file(path, TAUGHT_FILE, source))
 
 
 def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:
@@ -126,8 +131,10 @@ def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:
     return None if found is None else Path(found)
 
 
-def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, seed: int) -> Lora:
+def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, revision: str = "main", seed: int) -> Lora:
     """Put a new adapter into a model, whose own weights are frozen; `seed` decides its first factors A.
+
+    The adapter's files name `base`, a folder or a Hub name with its `revision`.
 
     Raises SettingsError for targets that the model does not have, or that are no linear layers.
     """
@@ -138,6 +145,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, seed
         lora_alpha=settings.alpha,
         target_modules=targets_of(model, settings.targets),
         base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        revision=None if Path(base).is_dir() else revision,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():  # peft draws A with torch's generator, which is put back as it was
@@ -152,7 +160,14 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
         _put(model, saved.config)
     except ValueError as error:  # peft finds none of its layers
         raise _unfit(saved, str(error).splitlines()[0][:120]) from error
-    found, wanted = load_file(saved.weights), adapter_tensors(model)
+    try:
+        found = load_file(saved.weights)
+        taught = None if saved.taught is None else json.loads(saved.taught.read_text(encoding="utf-8"))
+    except Exception as error:  # safetensors has an error of its own for a damaged file
+        raise DataError(
+            f"{saved.weights}: the adapter cannot be read ({str(error).splitlines()[0][:120]}); restore it"
+        ) from error
+    wanted = adapter_tensors(model)
     odd = sorted(found.keys() ^ wanted.keys())
     if odd or any(found[name].shape != tensor.shape for name, tensor in wanted.items()):
         name = odd[0] if odd else next(name for name, tensor in wanted.items() if found[name].shape != tensor.shape)
@@ -160,9 +175,8 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(found[name])
-    taught = saved.weights.parent / TAUGHT_FILE
-    if taught.is_file():
-        setattr(model.config, TAUGHT, json.loads(taught.read_text(encoding="utf-8")))
+    if taught is not None:
+        setattr(model.config, TAUGHT, taught)
     return Lora(saved.config, new=False)
 
 
@@ -173,14 +187,16 @@ def _unfit(saved: SavedAdapter, what: str) -> DataError:
 def _put(model: PreTrainedModel, config: Any) -> None:
     import peft
 
+    known = {*linear_layers(model)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on patterns that peft itself adds for layers of experts
         peft.inject_adapter_in_model(config, model, adapter_name=NAME)
     for name, layer in adapted_layers(model):
-        if not isinstance(layer, peft.tuners.lora.Linear):
+        if name not in known or not isinstance(layer, peft.tuners.lora.Linear):
             raise SettingsError(
-                f"model.lora: peft puts an adapter beside {name} of {type(model).__name__} that SlimRL does not know "
-                f"({type(layer).__name__}, for experts); name the layers of attention in model.lora.targets, as [q_proj, v_proj]"
+                f"model.lora: an adapter beside {name} of {type(model).__name__}, which is no linear layer of its text decoder, "
+                "is not trained; name the layers of attention in model.lora.targets, as [q_proj, v_proj], or merge a saved "
+                "adapter into its model with peft"
             )
     for parameter in adapter_parameters(model).values():  # which peft makes float32
         parameter.data = parameter.data.to(model.dtype)
@@ -256,7 +272,8 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     for _, layer in adapted_layers(plain):
         base, a, b = layer.base_layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
         whole = base.weight.float().addmm(b.float(), a.float(), alpha=layer.scaling[NAME])
-        base.weight = nn.Parameter(whole.to(base.weight.dtype), requires_grad=False)
+        # A GPU may have no room for them: they are only saved.
+        base.weight = nn.Parameter(whole.to("cpu", base.weight.dtype), requires_grad=False)
     _remove(plain)
     return plain
 

@@ -32,7 +32,7 @@ class Prompter:
     """None: the plain template."""
     control: ControlTokens
     form_ids: frozenset[int]
-    """Special tokens that belong to the form of an answer: in completions they are text."""
+    """Control tokens that belong to the form of an answer, or begin or end thinking: in completions they are text."""
     turn_end: int | None
     """The token with which the chat template ends an assistant's turn, where there is one."""
 

@@ -104,8 +104,10 @@ def token_bytes(tokenizer: Any, form_ids: frozenset[int] = frozenset()) -> list[
     kinds = _decoders(tokenizer)
     added = tokenizer.added_tokens_decoder
     alphabet = _byte_alphabet()
+    words = {number: token for token, number in tokenizer.get_vocab().items()}
     found = []
-    for number, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
+    for number in range(max(words) + 1):
+        token = words.get(number)
         if number in added:
             silent = added[number].special and number not in form_ids
             found.append(b"" if silent else added[number].content.encode())

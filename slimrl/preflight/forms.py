@@ -48,7 +48,8 @@ def compare_forms(setup: Setup[Any]) -> list[FormFinding]:
     found, n = [], len(problems)
     for i, task in enumerate(tasks):
         completions = drawn[i * n : (i + 1) * n]
-        form_ids = setup.prompter.control.spelled_by(task.style.render("", "")) - {*setup.policy.stop_ids}
+        of_form = setup.prompter.control.spelled_by(task.style.render("", "")) - {*setup.policy.stop_ids}
+        form_ids = of_form | setup.policy.form_ids
         texts = [replace(setup.policy, form_ids=form_ids).decode(c.token_ids) for c in completions]
         found.append(_finding(task, texts, completions, [p.answer for p in problems]))
     return found

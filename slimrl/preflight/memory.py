@@ -39,6 +39,8 @@ HEAD_COPIES, ENTROPY_COPIES = 2, 6
 HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
 """Bytes of a CPU process beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
+LAYER_COPIES = 4
+"""Numbers of the widest product that a token has at once in a forward pass without gradients."""
 DECODE_COPIES = 3
 """Logits, probabilities, and one temporary."""
 GIB = 2**30
@@ -183,7 +185,8 @@ def plan_memory(
     packed, loss_tokens = _step_tokens(config, longest_prompt, trained)
     most = max(longest, min(MOST_TOKENS, packed)) if tokens == "auto" else tokens
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
-    activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
+    beside = 0 if teacher is None else LAYER_COPIES * _widest(teacher) * teacher.model.dtype.itemsize
+    activations = {again: activation_bytes(policy, checkpointing=again) + beside for again in ways} if training else {}
     fixed = replace(_fixed_parts(policy, config, training, teacher), loss_tokens=loss_tokens)
     if training and fixed.cache_stays:
         # Slots leave room for a micro-batch, and an evaluation passes through those of a step.
@@ -295,14 +298,15 @@ def _choose_slots(
 ) -> MemoryEstimate:
     """The estimate with as many slots as the setting says or, for `auto`, as fit."""
     cost = cost_of(policy)
-    linear = [module for module in policy.trunk.modules() if isinstance(module, nn.Linear)]
-    # Numbers that a token has at once, at most, in a layer of a forward pass without gradients.
-    width = max(max(module.in_features, module.out_features) for module in linear)
+    width = _widest(policy)
 
     def with_slots(estimate: MemoryEstimate, slots: int) -> MemoryEstimate:
         # As many prompts as slots: where few completions of each are left, every row has another one.
         tokens = min(PREFILL_TOKENS, slots * longest_prompt)
-        prefill = tokens * (cost.cache_bytes + 4 * width * policy.model.dtype.itemsize) + slots * fixed.vocabulary * 4
+        prefill = (
+            tokens * (cost.cache_bytes + LAYER_COPIES * width * policy.model.dtype.itemsize)
+            + slots * fixed.vocabulary * 4
+        )
         return replace(
             estimate,
             plan=replace(estimate.plan, slots=slots),
@@ -318,6 +322,12 @@ def _choose_slots(
     while slots > FEWEST_SLOTS and not with_slots(lean, slots).fits:
         slots = max(FEWEST_SLOTS, slots // 2)
     return with_slots(fixed, slots)
+
+
+def _widest(policy: Policy) -> int:
+    """Numbers that a token has on the wider side of the widest product."""
+    linear = [module for module in policy.trunk.modules() if isinstance(module, nn.Linear)]
+    return max(max(module.in_features, module.out_features) for module in linear)
 
 
 def _head_bytes(policy: Policy, algorithm: AlgorithmConfig | None) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
@@ -23,7 +23,7 @@ from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import load_policy, load_teacher, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
-from slimrl.model.stops import make_stop_texts
+from slimrl.model.stops import StopTexts, make_stop_texts
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, MemoryEstimate, plan_memory
@@ -40,7 +40,7 @@ from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.styles import STYLES
-from slimrl.tasks.thinking import closed, opening
+from slimrl.tasks.thinking import closed, is_mark, opening
 from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
@@ -280,14 +280,12 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
         now=datetime.now().replace(microsecond=0) if task.date == "auto" else datetime.fromisoformat(task.date),
         form=STYLES[task.style].render("", ""),
     )
+    marks = {number for number, token in prompter.control.ids.items() if is_mark(token)}
+    prompter = replace(prompter, form_ids=prompter.form_ids | marks)
     ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}
     form_ids = prompter.form_ids - ends
-    stop = config.rollout.stop
-    texts = ([PLAIN_STOP] if prompter.chat is None else []) if stop == "auto" else stop
-    stop_texts = make_stop_texts(
-        texts, policy.tokenizer, vocabulary=policy.head.vocabulary, form_ids=form_ids, device=policy.device
-    )
-    policy = replace(policy, form_ids=form_ids, stop_ids=tuple(sorted(ends)), stop_texts=stop_texts)
+    policy = replace(policy, form_ids=form_ids, stop_ids=tuple(sorted(ends)))
+    policy = replace(policy, stop_texts=_stop_texts(config.rollout.stop, policy, plain=prompter.chat is None))
     # what is stored later says how it was evaluated
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
@@ -295,6 +293,18 @@ def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
         instruction = instruction_for(policy, config.task.style)
     begun = opening(prompter.text(chat_messages(instruction, USER_TURN["content"])))
     return replace(policy, opening=begun), prompter, instruction
+
+
+def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: bool) -> StopTexts:
+    """The texts of `rollout.stop`; under `auto` none where the tokenizer does not allow them."""
+    texts = ([PLAIN_STOP] if plain else []) if wanted == "auto" else wanted
+    form_ids, vocabulary = policy.form_ids, policy.head.vocabulary
+    try:
+        return make_stop_texts(texts, policy.tokenizer, vocabulary=vocabulary, form_ids=form_ids, device=policy.device)
+    except SettingsError:
+        if wanted == "auto":
+            return StopTexts()
+        raise
 
 
 def instruction_for(policy: Policy, style: str) -> str:

@@ -33,6 +33,11 @@ def is_open(text: str) -> bool:
     return split(f"{text}.")[1] == ""
 
 
+def is_mark(token: str) -> bool:
+    """True for a mark that begins or ends thinking, and nothing else."""
+    return bool(_MARK.fullmatch(token))
+
+
 def opening(prompt: str) -> str:
     """The mark with which a prompt begins the thinking that a completion goes on with, and the white space behind it; empty
     where it does not.

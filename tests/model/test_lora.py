@@ -156,7 +156,7 @@ def test_layers_with_adapters_of_their_own_decode_one_by_one() -> None:
 
 WITHOUT = {
     "gpt-2": "GPT2LMHeadModel has no linear layers to put an adapter beside",
-    "deepseek v3, latent attention": r"beside model\.layers\.1\.mlp\.experts of DeepseekV3ForCausalLM .*name the layers of attention",
+    "deepseek v3, latent attention": r"beside model\.layers\.1\.mlp\.experts of DeepseekV3ForCausalLM, .*name the layers of attention",
 }
 
 
@@ -298,6 +298,12 @@ def test_the_seed_decides_the_first_factors() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_files_name_the_revision_of_a_model_of_the_hub(tiny_folder: Path) -> None:
+    for base, revision in (("owner/model", "v2"), (str(tiny_folder), None)):
+        lora = add_adapter(tiny_model("llama"), ALL, base=base, revision="v2", seed=0)
+        assert (lora.config.base_model_name_or_path, lora.config.revision) == (base, revision)
+
+
 def test_a_target_that_is_none_is_named() -> None:
     with pytest.raises(SettingsError, match=r"model.lora.targets: .*'q_prj'.*it has .*q_proj.*did you mean.*q_proj"):
         add_adapter(tiny_model("llama"), LoraConfig(rank=4, targets=["q_prj"]), base="", seed=0)
@@ -334,6 +340,24 @@ class TestFolders:
         load_policy(ModelConfig(path=str(folder), device="cpu", lora=ALL))
         with pytest.raises(SettingsError, match=r"is an adapter of rank 4 and alpha 6.*remove model.lora"):
             load_policy(ModelConfig(path=str(folder), device="cpu", lora=LoraConfig(rank=8)))
+        other = LoraConfig(rank=ALL.rank, alpha=ALL.alpha, targets=["q_proj"])
+        with pytest.raises(SettingsError, match=r"remove model.lora"):
+            load_policy(ModelConfig(path=str(folder), device="cpu", lora=other))
+
+    def test_an_adapter_beside_the_head_is_refused(self, folder: Path) -> None:
+        """The head is read by its weight, and would be sampled and trained without it."""
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "lm_head"]}))
+        with pytest.raises(SettingsError, match=r"an adapter beside lm_head of Qwen2ForCausalLM.*merge"):
+            load_policy(ModelConfig(path=str(folder), device="cpu"))
+
+    def test_it_has_a_tokenizer_of_its_own(self, folder: Path, tiny_folder: Path) -> None:
+        (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }} and so on")
+        assert "and so on" in str(load_policy(ModelConfig(path=str(folder), device="cpu")).tokenizer.chat_template)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (folder / name).unlink()
+        theirs = load_policy(ModelConfig(path=str(tiny_folder), device="cpu")).tokenizer.chat_template
+        assert load_policy(ModelConfig(path=str(folder), device="cpu")).tokenizer.chat_template == theirs
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -354,6 +378,12 @@ class TestFolders:
             given["feedforward_modules"] = []
         file.write_text(json.dumps(given))
         with pytest.raises(DataError, match=words):
+            load_policy(ModelConfig(path=str(folder), device="cpu"))
+
+    @pytest.mark.parametrize("name", ["adapter_model.safetensors", "slimrl_taught.json"])
+    def test_damaged_files_are_named(self, folder: Path, name: str) -> None:
+        (folder / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(DataError, match=r"the adapter cannot be read .*restore it"):
             load_policy(ModelConfig(path=str(folder), device="cpu"))
 
     def test_weights_must_be_there(self, folder: Path) -> None:

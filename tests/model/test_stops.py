@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.model.stops import StopTexts, make_stop_texts, token_bytes
-from slimrl.preflight.setup import PLAIN_STOP, prepare
+from slimrl.preflight.setup import PLAIN_STOP, _stop_texts, prepare
 from slimrl.rollout import Request
 from slimrl.runs.reader import read_metrics
 from slimrl.train import train
 from tests.conftest import ROOT, SHARED
+from tests.tiny import tiny_policy
 
 CPU = torch.device("cpu")
 REAL = [SHARED / "tokenizers" / name for name in ("qwen2.5-0.5b-instruct", "smollm2-135m-instruct")]
@@ -175,6 +177,17 @@ def test_a_plain_prompt_ends_where_the_next_question_begins(tmp_path: Path) -> N
     rows = read_metrics(tmp_path / "a")
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in rows)
     assert all(row["completions/clipped_ratio"] < 0.5 for row in rows)
+
+
+def test_a_tokenizer_that_takes_no_stop_texts_has_none_unless_they_are_asked_for() -> None:
+    inner = Tokenizer(models.WordLevel({"a": 0, "b": 5, "<unk>": 2}, unk_token="<unk>"))  # ids with gaps
+    words = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    policy = replace(tiny_policy(), tokenizer=words)
+    assert _stop_texts("auto", policy, plain=True).texts == ()
+    with pytest.raises(SettingsError, match=r"rollout.stop needs a tokenizer"):
+        _stop_texts(["a"], policy, plain=True)
+    inner.decoder = decoders.Metaspace(prepend_scheme="never")
+    assert len(token_bytes(PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>"))) == 6
 
 
 def test_an_empty_text_is_refused() -> None:

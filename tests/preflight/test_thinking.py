@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
@@ -101,6 +103,24 @@ def thinker(qwen_folder: Path, tmp_path: Path) -> Path:
         template + "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}"
     )
     return folder
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_that_are_tokens_are_read_and_written_as_such(thinker: Path, special: bool) -> None:
+    """Also special ones, which are no text otherwise."""
+    tokenizer = AutoTokenizer.from_pretrained(thinker)
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=special) for mark in ("<think>", "</think>")], special_tokens=special
+    )
+    tokenizer.save_pretrained(thinker)
+    template = (thinker / "chat_template.jinja").read_text()
+    (thinker / "chat_template.jinja").write_text("{#- </think> -#}" + template)
+    setup = setup_of(thinker)
+    assert setup.policy.opening == "<think>\n"
+    (ids,) = setup.completion_ids(["#### 4"])
+    assert ids[0] == tokenizer.convert_tokens_to_ids("</think>")
+    assert setup.policy.decode(ids) == "<think>\n</think>\n\n#### 4"
+    assert setup.task.grade(setup.policy.decode(ids), "4").strict
 
 
 def setup_of(folder: Path) -> Setup[TrainConfig]:
