@@ -65,7 +65,7 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         found.append("task.date has no effect, since the template writes no date")
     if policy.form_ids:
         kept = ", ".join(prompter.control.ids[i] for i in sorted(policy.form_ids))
-        found.append(f"{kept} are control tokens, and stay in the text of completions, since answers are read by them")
+        found.append(f"{kept} are special tokens, and stay in the text of completions, since answers are read by them")
     return found
 
 
