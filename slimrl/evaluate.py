@@ -74,7 +74,7 @@ def _grade(setup: Setup[Any], problem: Problem, completion: Completion, mode: Mo
         well_formed=setup.task.style.well_formed(text),
         finish=completion.finish,
         tokens=len(completion.token_ids),
-        thinking=thinking_tokens(setup.policy, completion),
+        thinking=thinking_tokens(setup.policy, completion, text),
         question=problem.question,
         answer=problem.answer,
         extracted_strict=grade.extracted_strict,

@@ -136,7 +136,7 @@ class RolloutConfig(Section):
     for GSM8K, at most what the context leaves; docs/defaults.md), shown when the run begins."""
     stop: Annotated[list[str], AfterValidator(_no_empty_text)] | Literal["auto"] = "auto"
     """Texts that end a completion, in addition to the model's stop tokens, and are no part of its text. `auto`: a new line with
-    `Question:` where prompts are plain, none with a chat template."""
+    `Question:` where prompts are plain and the tokenizer's tokens are bytes; none with a chat template."""
     temperature: Positive = 1.0
     """Log-probabilities are of softmax(logits / temperature), the distribution that was sampled."""
     top_p: float = 1.0

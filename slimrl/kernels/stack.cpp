@@ -46,7 +46,7 @@ struct Turn {
   const void *cosine, *sine;
 };
 
-#define KERNELS(T, NAME, PREFIX, WIDE, WIDENED)                                                                                        \
+#define KERNELS(T, NAME, PREFIX, WIDE, WIDENED)                                                                               \
   extern "C" {                                                                                                                \
   void products_##NAME(const Part<T, T>*, int64_t, const T*, int64_t, int64_t, int);                                          \
   void products_##WIDENED##NAME(const Part<T, float>*, int64_t, const T*, int64_t, int64_t, int);                             \
@@ -89,7 +89,7 @@ struct Pass {
   float* wide;       // and before it is scaled and rounded
   int threads;
 
-  // Products of x [rows][inputs].
+  // The products of `from` [rows][inputs], each with its adapter where it has one.
   template <int COUNT>
   void multiply(const Layer<T>& layer, const Output<T> (&wanted)[COUNT], const T* from, int64_t inputs) const {
     Part<T, T> parts[COUNT];

@@ -78,46 +78,6 @@ def _load_adapted(
     return model, tokenizer, [*notes, f"{config.path} is an adapter of {saved.base}, which is loaded with it"], lora
 
 
-def load_teacher(path: str, config: ModelConfig, policy: Policy) -> Policy:
-    """The model of `algorithm.reference`, frozen, in the type and on the device of the policy, with outputs for its vocabulary.
-
-    Raises SettingsError or DataError, naming the setting, where `load_policy` would, and for another vocabulary.
-    """
-    dtype = str(policy.model.dtype).removeprefix("torch.")
-    device = policy.device.type
-    wanted = ModelConfig.model_validate({"path": path, "dtype": dtype, "device": device})
-    setting = f"algorithm.reference={path}"
-    try:
-        teacher = load_policy(wanted)
-    except SlimError as error:
-        raise type(error)(str(error).replace(f"model.path={path}", setting)) from error
-    own, theirs = policy.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if own != theirs:
-        token = min(token for token in {*own, *theirs} if own.get(token) != theirs.get(token))
-        raise SettingsError(
-            f"{setting} has another vocabulary than model.path={config.path} (token {token!r} is {theirs.get(token)}, not "
-            f"{own.get(token)}), so no divergence is defined; choose a teacher of the same family"
-        )
-    if teacher.head.vocabulary < policy.head.vocabulary:
-        raise SettingsError(
-            f"{setting} has {teacher.head.vocabulary:,} outputs, fewer than the {policy.head.vocabulary:,} of "
-            f"model.path={config.path}; choose a teacher with as many"
-        )
-    teacher.model.requires_grad_(False)
-    return replace(teacher, head=_narrowed(teacher.head, policy.head.vocabulary))
-
-
-def _narrowed(head: Head, vocabulary: int) -> Head:
-    """A head without the outputs beyond a vocabulary: those of larger models of a family stand for no token."""
-    if head.vocabulary == vocabulary:
-        return head
-    projection = torch.nn.Linear(head.weight.shape[1], vocabulary, bias=head.bias is not None, device="meta")
-    projection.weight = torch.nn.Parameter(head.weight.detach()[:vocabulary], requires_grad=False)
-    if head.bias is not None:
-        projection.bias = torch.nn.Parameter(head.bias.detach()[:vocabulary], requires_grad=False)
-    return replace(head, projection=projection)
-
-
 def lora_note(policy: Policy, lora: Lora) -> str:
     """A sentence on the numbers that are trained."""
     trained = sum(p.numel() for p in policy.trainable.values())

@@ -33,25 +33,25 @@ def compare_forms(setup: Setup[Any]) -> list[FormFinding]:
     budget, own = setup.config.rollout.budget, setup.task.style.name
     count = max(FEWEST_PROBLEMS, min(MOST_PROBLEMS, FORM_TOKENS // (budget * len(STYLES))))
     tasks = [_in_form(setup, name) for name in sorted(STYLES, key=lambda name: name != own)]
-    room = setup.policy.context - budget
-    prompts: dict[str, list[tuple[int, ...]]] = {}
+    room, answers = setup.policy.context - budget, []
+    prompts: list[list[tuple[int, ...]]] = []
     for problem in islice(setup.training_problems(step=0, count=count), count):
         encoded = [encode_prompt(setup.prompter, task, problem) for task in tasks]
         if max(map(len, encoded)) <= room:
-            prompts[problem.id] = encoded
+            answers.append(problem.answer)
+            prompts.append(encoded)
     if not prompts:
         return []
-    problems = [p for p in islice(setup.training_problems(step=0, count=count), count) if p.id in prompts]
     nothing = np.zeros((0, budget))
-    requests = [Request(prompts[p.id][i], nothing, greedy=1) for i in range(len(tasks)) for p in problems]
+    requests = [Request(ids, nothing, greedy=1) for form in zip(*prompts, strict=True) for ids in form]
     drawn = [group[0] for group in setup.engine.generate(requests, max_new_tokens=budget)]
-    found, n = [], len(problems)
+    found = []
     for i, task in enumerate(tasks):
-        completions = drawn[i * n : (i + 1) * n]
+        completions = drawn[i * len(answers) : (i + 1) * len(answers)]
         of_form = setup.prompter.control.spelled_by(task.style.render("", "")) - {*setup.policy.stop_ids}
         form_ids = of_form | setup.policy.form_ids
         texts = [replace(setup.policy, form_ids=form_ids).decode(c.token_ids) for c in completions]
-        found.append(_finding(task, texts, completions, [p.answer for p in problems]))
+        found.append(_finding(task, texts, completions, answers))
     return found
 
 

@@ -63,8 +63,9 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         found.append("the chat template takes no system message, so the instruction opens the user's turn")
     if config.task.date != "auto" and not prompter.date:
         found.append("task.date has no effect, since the template writes no date")
-    if policy.form_ids:
-        kept = ", ".join(prompter.control.ids[i] for i in sorted(policy.form_ids))
+    special = {i for i, token in policy.tokenizer.added_tokens_decoder.items() if token.special}
+    if kept_ids := policy.form_ids & special:
+        kept = ", ".join(prompter.control.ids[i] for i in sorted(kept_ids))
         found.append(f"{kept} are special tokens, and stay in the text of completions, since answers are read by them")
     return found
 

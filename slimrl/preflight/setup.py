@@ -20,10 +20,11 @@ from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
-from slimrl.model.loading import load_policy, load_teacher, sampling_settings, taught_instruction
+from slimrl.model.loading import load_policy, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts
+from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, MemoryEstimate, plan_memory
@@ -214,7 +215,7 @@ def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
     """The model of `algorithm.reference`, where the settings have one."""
     if not isinstance(config, TrainConfig) or not config.algorithm.reference:
         return None
-    return load_teacher(config.algorithm.reference, config.model, policy)
+    return load_teacher(config.algorithm.reference, policy, name=config.model.path)
 
 
 def _rows(config: RootConfig, evaluated: int) -> int:

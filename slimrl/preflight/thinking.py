@@ -13,10 +13,12 @@ from slimrl.records import Completion, Rollout
 from slimrl.tasks.thinking import is_open, split
 
 
-def thinking_tokens(policy: Policy, completion: Completion) -> int:
-    """Tokens of a completion up to the end of its thinking; all of them where that does not end, 0 where there is none."""
+def thinking_tokens(policy: Policy, completion: Completion, text: str) -> int:
+    """Tokens of a completion up to the end of its thinking; all of them where that does not end, 0 where there is none.
+
+    `text` is the completion decoded.
+    """
     ids = completion.token_ids
-    text = policy.decode(ids)
     if is_open(text):
         return len(ids)
     thought, _ = split(text)
@@ -27,7 +29,7 @@ def thinking_tokens(policy: Policy, completion: Completion) -> int:
 
 def thinking_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> Metrics:
     """Mean lengths of thinking and answers in tokens, and the share cut off while thinking; empty where none thinks."""
-    thought = [thinking_tokens(policy, r.completion) if split(r.text)[0] else 0 for r in rollouts]
+    thought = [thinking_tokens(policy, r.completion, r.text) for r in rollouts]
     if not any(thought):
         return {}
     answers = [len(r.completion.token_ids) - count for r, count in zip(rollouts, thought, strict=True)]

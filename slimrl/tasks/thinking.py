@@ -42,9 +42,11 @@ def opening(prompt: str) -> str:
     """The mark with which a prompt begins the thinking that a completion goes on with, and the white space behind it; empty
     where it does not.
     """
-    last = next(reversed([*_MARK.finditer(prompt)]), None)
-    begins = last is not None and not prompt[last.end() :].strip() and is_open(prompt[last.start() :])
-    return prompt[last.start() :] if last is not None and begins else ""
+    *_, last = [None, *_MARK.finditer(prompt)]
+    if last is None or prompt[last.end() :].strip():
+        return ""
+    rest = prompt[last.start() :]
+    return rest if is_open(rest) else ""
 
 
 def closed(begun: str, text: str) -> str:

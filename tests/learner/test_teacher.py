@@ -18,7 +18,8 @@ from slimrl.config.sections import ModelConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.learner.learner import Learner
-from slimrl.model.loading import load_policy, load_teacher
+from slimrl.model.loading import load_policy
+from slimrl.model.teacher import load_teacher
 from slimrl.preflight.memory import Call, plan_memory
 from slimrl.train import train
 from tests.conftest import ROOT
@@ -97,7 +98,7 @@ def test_a_teacher_may_be_larger_and_have_outputs_that_stand_for_no_token(tmp_pa
     model = whole.model
     model.resize_token_embeddings(policy.head.vocabulary + 16)
     model.save_pretrained(folder)
-    teacher = load_teacher(str(folder), ModelConfig(), policy)
+    teacher = load_teacher(str(folder), policy, name="builtin")
     assert teacher.head.vocabulary == policy.head.vocabulary
     assert not any(p.requires_grad for p in teacher.model.parameters())
     hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
@@ -118,12 +119,17 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, policy) -> N
     }
     (folder / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(SettingsError, match=r"algorithm.reference=.* has another vocabulary than model.path"):
-        load_teacher(str(folder), ModelConfig(), policy)
+        load_teacher(str(folder), policy, name="builtin")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        DataError, match=r"^algorithm.reference=.* needs code of its own or pickled weights, which a teacher"
+    ):
+        load_teacher(str(folder), policy, name="builtin")
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with pytest.raises(DataError, match=r"^algorithm.reference="):
-        load_teacher(str(folder), ModelConfig(), policy)
+        load_teacher(str(folder), policy, name="builtin")
 
 
 def test_it_needs_a_penalty_and_takes_the_place_of_rewards() -> None:

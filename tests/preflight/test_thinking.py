@@ -83,7 +83,7 @@ def test_its_tokens_are_counted(begun: str, ids: tuple[int, ...], tokens: int) -
     policy = replace(tiny_policy(), tokenizer=Words(), opening=begun)
     finish: Any = "stop" if ids[-1] == 2 else "length"
     completion = Completion((1,), ids, (0.0,) * len(ids), finish)
-    assert thinking_tokens(policy, completion) == tokens
+    assert thinking_tokens(policy, completion, policy.decode(ids)) == tokens
     rollout = Rollout(None, completion, policy.decode(ids), False, {}, 0.0)  # type: ignore[arg-type]
     found = thinking_metrics(policy, [rollout, rollout])
     assert bool(found) is bool(tokens)
