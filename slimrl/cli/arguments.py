@@ -89,7 +89,8 @@ def model_settings(model_or_run: str, settings: Sequence[str], task: str | None)
         base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
         # what a run leaves are safetensors, whatever it began from
         base["model"].pop("pickled_weights", None)
-        base["model"].pop("lora", None)  # final/ is merged, and a checkpoint knows what it is
+        for key in ("lora", "quantize"):  # final/ is merged, and a checkpoint knows what it is
+            base["model"].pop(key, None)
         task_settings = base.setdefault("task", {})
         # the date that the run's prompts hold, if its settings leave that to the day on which it began
         if (date := read_state(Path(model_or_run)).get("date")) and task_settings.get("date", "auto") == "auto":

@@ -62,6 +62,8 @@ NAMES: tuple[Foreign, ...] = (
     *_names("model.lora.rank", trl="use_peft", values={"true": "16", "false": "0"}, note="0 trains the weights themselves"),
     *_names("model.lora.alpha", trl="lora_alpha", verl="lora_alpha"),
     *_names("model.lora.targets", trl="lora_target_modules", verl="target_modules"),
+    *_names("model.quantize", trl="load_in_4bit", values={"true": "4bit", "false": "none"}, note="NF4 with quantized scales"),
+    *_names("model.quantize", trl="load_in_8bit", values={"true": "8bit", "false": "none"}),
     *_names("", trl="lora_dropout", note="with dropout sampler and trainer would be two policies"),
     *_names("model.device", trl="use_cpu", values={"true": "cpu", "false": "auto"}),
     # rollouts
@@ -153,7 +155,6 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="report_to wandb", verl="wandb project_name logger", note=_RUN_FILES),
     *_names("", trl="logging_steps", note="every step is logged"),
     *_names("", trl="push_to_hub", note="slimrl export copies the model to a folder, which hf upload can push"),
-    *_names("", trl="load_in_4bit", note="SlimRL trains all weights, in float32, bfloat16 or float16"),
     *_names("", trl="optim", note="the optimizer is AdamW with float32 masters"),
     *_names("", trl="use_liger_kernel use_liger_loss", note="log-probabilities are computed in chunks always"),
     *_names("", trl="sync_ref_model ref_model_mixup_alpha", note="the reference stays as it is"),

@@ -60,11 +60,15 @@ class ModelConfig(Section):
     lora: LoraConfig = LoraConfig()
     """Train an adapter of low rank (LoRA, arXiv:2106.09685) in place of the weights. A `path` that is an adapter is trained on as
     it is."""
+    quantize: Literal["none", "4bit", "8bit"] = "none"
+    """Hold the weights beside an adapter in 4 bits (NF4 with quantized scales: QLoRA, arXiv:2305.14314) or in 8; they are widened
+    for every product. Needs a GPU and bitsandbytes (the extra `quantize`). `final/` is a plain model all the same."""
 
     @model_validator(mode="after")
     def _weights_beside_an_adapter_are_good(self) -> Self:
-        if self.lora.rank and self.init == "random":
-            raise ValueError("model.init=random draws weights that model.lora would never train; remove one of them")
+        for key, given in (("lora", self.lora.rank), ("quantize", self.quantize != "none")):
+            if given and self.init == "random":
+                raise ValueError(f"model.init=random draws weights that model.{key} would never train; remove one")
         return self
 
 

@@ -18,10 +18,20 @@ from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches
 from slimrl.model.architecture import context_of
 from slimrl.model.head import Head
-from slimrl.model.lora import CONFIG_FILE, TAUGHT, Lora, SavedAdapter, add_adapter, find_adapter, load_adapter
+from slimrl.model.lora import (
+    CONFIG_FILE,
+    TAUGHT,
+    Lora,
+    SavedAdapter,
+    add_adapter,
+    find_adapter,
+    linear_layers,
+    load_adapter,
+)
 from slimrl.model.policy import Policy
 from slimrl.model.precision import usual_dtype
 from slimrl.model.probe import fuse_layers, install_hook
+from slimrl.model.quantized import check_quantize, quantize
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
 
@@ -40,6 +50,8 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.quantize != "none":
+        check_quantize(config.quantize, device)
     path = resolve(config.path)
     saved = find_adapter(path, _source(config, path))
     if saved is None:
@@ -78,6 +90,14 @@ def _load_adapted(
     return model, tokenizer, [*notes, f"{config.path} is an adapter of {saved.base}, which is loaded with it"], lora
 
 
+def check_trainable(policy: Policy, config: ModelConfig) -> None:
+    """Raises SettingsError for packed weights without an adapter."""
+    if config.quantize != "none" and policy.lora is None:
+        raise SettingsError(
+            f"model.quantize={config.quantize} leaves no weights to train; set model.lora.rank=16, or remove it"
+        )
+
+
 def lora_note(policy: Policy, lora: Lora) -> str:
     """A sentence on the numbers that are trained."""
     trained = sum(p.numel() for p in policy.trainable.values())
@@ -93,10 +113,12 @@ def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tu
     try:
         notes = check_code(config, path, source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        saved = AutoConfig.from_pretrained(path, **source)
+        if (packed := getattr(saved, "quantization_config", None)) is not None:
+            raise _packed_already(config, packed)
         if config.dtype != "auto":
             dtype: torch.dtype = getattr(torch, config.dtype)
         else:
-            saved = AutoConfig.from_pretrained(path, **source)
             dtype = usual_dtype(device, saved.get_text_config())
             notes += _dtype_notes(device, dtype, saved.dtype if config.init == "pretrained" else None)
         if device.type == "cpu" and dtype != torch.float32:
@@ -106,6 +128,8 @@ def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tu
         else:
             model, more = _saved_model(config, path, source, dtype, pickled)
             notes += more
+        if config.quantize != "none":
+            quantize(model, linear_layers(model), config.quantize, device)
     except SlimError:
         raise
     except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
@@ -125,6 +149,15 @@ def _source(config: ModelConfig, path: str) -> dict[str, Any]:
             f"model.revision={config.revision} has no effect on the local folder {config.path}; remove it"
         )
     return source
+
+
+def _packed_already(config: ModelConfig, packed: Any) -> DataError:
+    """The error for a model whose files hold quantized weights."""
+    table = packed if isinstance(packed, dict) else packed.to_dict()
+    return DataError(
+        f"model.path={config.path} holds quantized weights ({table.get('quant_method', 'of an unknown kind')}), which SlimRL "
+        "does not read; give the model that they were made from, with model.quantize=4bit on a GPU"
+    )
 
 
 def _dtype_notes(device: torch.device, dtype: torch.dtype, saved: torch.dtype | None) -> list[str]:

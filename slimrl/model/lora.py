@@ -25,6 +25,7 @@ from slimrl.config.mistakes import nearest
 from slimrl.config.places import is_hub_name
 from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.model.quantized import full_weight, quantized_layers
 
 NAME = "default"
 """peft's name of the one adapter of a model."""
@@ -255,7 +256,9 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def shared_copy(module: Any) -> Any:
     """A copy of a module that shares all frozen parameters with it."""
-    return copy.deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    scales = [layer.scales for _, layer in quantized_layers(module)]
+    return copy.deepcopy(module, {id(shared): shared for shared in (*frozen, *scales)})
 
 
 def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
@@ -267,14 +270,25 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with W + scaling B A, summed in float32, in place of every weight W that has an adapter; it shares all others."""
+    """The model with W + scaling B A, summed in float32, in place of every weight W that has an adapter; it shares all others,
+    but for packed ones, which are widened.
+    """
     plain: PreTrainedModel = shared_copy(model)
     for _, layer in adapted_layers(plain):
-        base, a, b = layer.base_layer, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-        whole = base.weight.float().addmm(b.float(), a.float(), alpha=layer.scaling[NAME])
-        # A GPU may have no room for them: they are only saved.
-        base.weight = nn.Parameter(whole.to("cpu", base.weight.dtype), requires_grad=False)
+        a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+        whole = full_weight(layer.base_layer).float().addmm(b.float(), a.float(), alpha=layer.scaling[NAME])
+        layer.base_layer = _with_weight(layer.base_layer, whole.to(a.dtype))
     _remove(plain)
+    for name, packed in list(quantized_layers(plain)):
+        plain.set_submodule(name, _with_weight(packed, full_weight(packed)))
+    return plain
+
+
+def _with_weight(layer: nn.Linear, weight: Tensor) -> nn.Linear:
+    """A plain layer with another weight, which is only saved: a GPU may have no room for it."""
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight.cpu(), requires_grad=False)
+    plain.bias = layer.bias
     return plain
 
 

@@ -30,6 +30,7 @@ from slimrl.model.lora import (
     without_adapter,
 )
 from slimrl.model.packing import Packed
+from slimrl.model.quantized import quantized_layers
 from slimrl.model.stops import StopTexts
 
 
@@ -77,8 +78,9 @@ class Policy:
     @property
     def parameters(self) -> int:
         """Number of the model's own weights, tied ones once."""
-        adapters = adapter_parameters(self.model).values()
-        return int(self.model.num_parameters()) - sum(p.numel() for p in adapters)
+        saved = sum(layer.saved for _, layer in quantized_layers(self.model))
+        adapters = sum(p.numel() for p in adapter_parameters(self.model).values())
+        return sum(int(p.numel()) for p in self.model.parameters()) + saved - adapters
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by the names of transformers' or peft's own files: the module's tensors without frozen
@@ -183,7 +185,7 @@ def cost_of(policy: Policy) -> Cost:
     linear = [module for module in policy.trunk.modules() if isinstance(module, nn.Linear)]
     widths = [layer.key_width + layer.value_width for layer in policy.attention]
     return Cost(
-        body=sum(module.weight.numel() for module in linear),
+        body=sum(module.in_features * module.out_features for module in linear),
         head=policy.head.weight.numel(),
         weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
         pair_flops=sum(2 * layer.heads * width for layer, width in zip(policy.attention, widths, strict=True)),

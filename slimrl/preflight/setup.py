@@ -20,7 +20,7 @@ from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
-from slimrl.model.loading import load_policy, sampling_settings, taught_instruction
+from slimrl.model.loading import check_trainable, load_policy, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts
@@ -155,7 +155,7 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
     A run that is resumed has `kept` its plan. Raises SettingsError or DataError, one sentence each.
     """
     threads = settle_threads()
-    policy, prompter, instruction = prepare_model(config)
+    policy, prompter, instruction = prepare_model(config, training=training)
     teacher = _teacher(config, policy) if training else None
     if teacher is not None:
         policy = replace(policy, context=min(policy.context, teacher.context))
@@ -270,9 +270,11 @@ def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
     return with_chosen(config, chosen.values).rollout.budget
 
 
-def prepare_model(config: RootConfig) -> tuple[Policy, Prompter, str]:
+def prepare_model(config: RootConfig, *, training: bool = False) -> tuple[Policy, Prompter, str]:
     """The policy, its prompter, and the system message to use with it."""
     policy = load_policy(config.model, seed=config.seed)
+    if training:
+        check_trainable(policy, config.model)
     task = config.task
     prompter = make_prompter(
         policy.tokenizer,

@@ -51,7 +51,7 @@ def open_run(
         record = {
             "verb": found.verb,
             "memory": setup.memory.table(),
-            "parameters": sum(p.numel() for p in setup.policy.model.parameters()),
+            "parameters": setup.policy.parameters,
             "chosen": setup.chosen,
             **made_from,
         }

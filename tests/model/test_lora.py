@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimrl.config.schema import TrainConfig
 from slimrl.config.sections import LoraConfig, ModelConfig
@@ -160,21 +160,21 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in WITHOUT])
-def test_every_architecture_that_can_be_trained_can_have_an_adapter(name: str) -> None:
-    """What is sampled has the log-probabilities of peft's layers under the model's own attention, and of the merged model."""
-    model = tiny(*ACCEPTED[name], torch.float32)
-    lora = add_adapter(model, ALL, base="owner/model", seed=0)
+def randomize(model: PreTrainedModel) -> None:
+    """Give every factor of an adapter a part in what the model computes."""
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for factor in adapter_parameters(model).values():
             factor.add_(0.1 * torch.randn(factor.shape, generator=draws))
-    engine = RolloutEngine(adopt(model, Tokenizer(), name="m", lora=lora), slots=2)
+
+
+def check_what_is_sampled(policy: Policy) -> None:
+    """It has the log-probabilities of peft's layers under the model's own attention, and of the merged model."""
     asked = [Request(tuple(range(3, 3 + n)), np.random.default_rng(0).random((1, 12))) for n in (4, 15)]
-    drawn = [completion for (completion,) in engine.generate(asked, max_new_tokens=12)]
-    merged = engine.policy.merged()
-    assert sum(p.numel() for p in merged.parameters()) == engine.policy.parameters
-    for one in (model, merged):
+    drawn = [completion for (completion,) in RolloutEngine(policy, slots=2).generate(asked, max_new_tokens=12)]
+    merged = policy.merged()
+    assert sum(p.numel() for p in merged.parameters()) == policy.parameters
+    for one in (policy.model, merged):
         one.set_attn_implementation("eager")
         for completion in drawn:
             ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
@@ -183,6 +183,14 @@ def test_every_architecture_that_can_be_trained_can_have_an_adapter(name: str) -
             start = len(completion.prompt_ids)
             wanted = own[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
             torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in WITHOUT])
+def test_every_architecture_that_can_be_trained_can_have_an_adapter(name: str) -> None:
+    model = tiny(*ACCEPTED[name], torch.float32)
+    lora = add_adapter(model, ALL, base="owner/model", seed=0)
+    randomize(model)
+    check_what_is_sampled(adopt(model, Tokenizer(), name="m", lora=lora))
 
 
 @pytest.mark.parametrize("name", WITHOUT)
@@ -398,6 +406,7 @@ class TestFolders:
         ({"lora": {"alpha": 8}}, "alpha has no effect without model.lora.rank above 0"),
         ({"lora": {"targets": ["q_proj"]}}, "targets has no effect without"),
         ({"lora": {"rank": 4}, "init": "random"}, "init=random draws weights that model.lora would never train"),
+        ({"quantize": "4bit", "init": "random"}, "init=random draws weights that model.quantize would never train"),
     ],
 )
 def test_settings_that_could_not_act_are_refused(given: dict[str, object], words: str) -> None:

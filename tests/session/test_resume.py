@@ -148,6 +148,16 @@ def test_other_methods_too(recipe: str, tmp_path: Path) -> None:
     assert content(tmp_path / "b") == content(tmp_path / "a")
 
 
+def test_packed_weights_are_packed_alike_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(loading, "check_quantize", lambda *_: None)
+    settings, stop = ("model.quantize=4bit", "steps=2"), StopAt(-1)
+    run(tmp_path, "a", *settings, recipe="lora.yaml", stop=stop)
+    assert interrupt(tmp_path, "b", round(0.8 * (-1 - stop.left)), *settings, recipe="lora.yaml") == 75
+    run(tmp_path, "b", *settings, recipe="lora.yaml", resume=True)
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
 def test_bfloat16_masters_come_back(tmp_path: Path) -> None:
     settings = ("model.dtype=bfloat16", "steps=3")
     stop = StopAt(-1)
