@@ -211,19 +211,27 @@ def rollout_limit(shape: Shape, prompts: Sequence[int], lengths: Sequence[Sequen
 
 
 def update_limit(
-    shape: Shape, prompts: Sequence[int], lengths: Sequence[Sequence[int]], machine: Machine, *, reference: bool
+    shape: Shape,
+    prompts: Sequence[int],
+    lengths: Sequence[Sequence[int]],
+    machine: Machine,
+    *,
+    reference: bool,
+    adapter: bool = False,
 ) -> Limit:
-    """Of one forward, one backward (two forwards' worth) and, with a reference, one more forward; AdamW's traffic."""
-    forward = 0.0
+    """Of one forward, one backward (two forwards' worth) and, with a reference, one more forward; AdamW's traffic. Beside an
+    adapter, weights have no gradient and are not updated, and the adapter's own arithmetic and traffic are left out.
+    """
+    products = attention = 0.0
     for prompt, group in zip(prompts, lengths, strict=True):
-        forward += 2.0 * shape.body * (prompt + sum(group)) + 2.0 * shape.head * sum(group)
-        forward += shape.attention_flops(prompt / 2) * prompt
-        forward += sum(shape.attention_flops(prompt + n / 2) * n for n in group)
-    flops = forward * (4 if reference else 3)
+        products += 2.0 * shape.body * (prompt + sum(group)) + 2.0 * shape.head * sum(group)
+        attention += shape.attention_flops(prompt / 2) * prompt
+        attention += sum(shape.attention_flops(prompt + n / 2) * n for n in group)
+    flops = (products + attention) * (4 if reference else 3) - (products if adapter else 0.0)
     # float32 weight and two moments read and written, the gradient read; in bfloat16 the float32 weight is the optimizer's
     # own, the gradient is half as wide, and the model's weight is written besides
     each = 6 * 4 + (4 if machine.itemsize == 4 else 2 * machine.itemsize)
-    read = float(each * shape.parameters)
+    read = 0.0 if adapter else float(each * shape.parameters)
     arithmetic, memory = flops / (machine.gemm * 1e9), read / (machine.read * 1e9)
     return Limit(arithmetic + memory, arithmetic, memory, flops, read)
 

@@ -2,6 +2,7 @@
 
 The shape of Qwen2.5-0.5B, 2 groups of 8 rows, each of 256 prompt and 256 completion tokens that are given, so that nothing
 is sampled. GRPO with a reference model (`--kl-coef 0`: without) and AdamW, whose state is there from the second update on.
+With `--lora` both train an adapter beside all linear layers, and the reference is the model without it.
 
 Every line is a process of its own; they run one after another, never side by side, since two may not fit. Peak is the
 kernel's high-water mark of resident memory (VmHWM), on a GPU the peak of what torch has allocated there.
@@ -59,6 +60,9 @@ def options() -> argparse.Namespace:
         help="further lines of ours, with these settings",
     )
     result.add_argument("--kl-coef", type=float, default=0.04, help="0: no reference model, for either")
+    result.add_argument(
+        "--lora", type=int, default=0, metavar="RANK", help="both train an adapter of this rank, alpha 32"
+    )
     result.add_argument("--shape", choices=SHAPES, default="0.5B")
     result.add_argument("--groups", type=int, default=2)
     result.add_argument("--samples", type=int, default=8, help="rows of a group")
@@ -83,6 +87,7 @@ def main() -> None:
         "max_new_tokens": args.new_tokens,
         "learning_rate": 1e-9,
         "kl_coef": args.kl_coef,
+        "lora": args.lora,
         "settings": [],
         "prompts": given * (args.repeats + 1),
     }
@@ -91,7 +96,14 @@ def main() -> None:
     machines = ask_machine(args, shape, rows, [*args.dtypes, *modes])
     lengths = [[args.new_tokens] * args.samples] * args.groups
     limits = {
-        dtype: update_limit(shape, [args.prompt_length] * args.groups, lengths, machine, reference=bool(args.kl_coef))
+        dtype: update_limit(
+            shape,
+            [args.prompt_length] * args.groups,
+            lengths,
+            machine,
+            reference=bool(args.kl_coef),
+            adapter=bool(args.lora),
+        )
         for dtype, machine in machines.items()
     }
 

@@ -5,6 +5,7 @@ A job holds `workload` (natural, fixed or update), `model` (folder), `device`, `
 
     settings    further `section.key=value` (ours)
     mode        arithmetic, one of common.py's TRL_MODES (TRL)
+    lora        rank of the adapter that is trained, alpha 32; 0 or absent: all weights
     rows        rows of one micro-batch (TRL)
     checkpoint  gradient checkpointing (TRL)
 
@@ -81,6 +82,7 @@ def ours(job: Message, channel: Channel) -> None:
         f"model.dtype={job['dtype']}",
         f"optimizer.learning_rate={job['learning_rate']}",
         f"algorithm.kl_coef={job['kl_coef']}",
+        f"model.lora.rank={job.get('lora', 0)}",
         f"rollout.problems={job['problems']}",
         f"rollout.group_size={job['samples']}",
         f"rollout.max_new_tokens={job['max_new_tokens']}",
@@ -312,6 +314,11 @@ def trl(job: Message, channel: Channel) -> None:
             self.started = time.perf_counter()
 
     weights = torch.bfloat16 if job["mode"] == "bfloat16" else torch.float32
+    adapter = None
+    if rank := job.get("lora"):
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     with tempfile.TemporaryDirectory() as folder:
         pace = OnRequest()
         trainer = Trainer(
@@ -322,6 +329,7 @@ def trl(job: Message, channel: Channel) -> None:
                 {key: [p[key] for p in prompts] for key in ("text", "answer")}
             ).rename_column("text", "prompt"),
             processing_class=tokenizer,
+            peft_config=adapter,
             callbacks=[pace],
             rollout_func=given if job["workload"] == "update" else None,
         )

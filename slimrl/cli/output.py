@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 import warnings
@@ -53,6 +54,7 @@ def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a part for CPUs, which is not used
     display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
     path = config.model.path
     if is_hub_name(path) and not Path(path).is_dir():  # a misspelt folder can look like a name on the Hub
