@@ -176,3 +176,5 @@ class Plan:
     """Packed tokens of one forward and backward pass at most; a single longer completion has a pass of its own."""
     recompute: bool
     """Whether activations are computed again in the backward pass (activation checkpointing)."""
+    offload: bool = False
+    """Whether the weights of the reference are in memory only while they are read."""

@@ -123,8 +123,13 @@ def tiny_policy(family: str = "qwen2", vocabulary: int = 61, seed: int = 0) -> P
 
 def plan_of(config: TrainConfig) -> Plan:
     """The plan of a machine with memory for everything, where settings say `auto`."""
-    tokens, recompute = config.optimizer.microbatch_tokens, config.optimizer.activation_checkpointing
-    return Plan(slots=8, microbatch_tokens=16384 if tokens == "auto" else tokens, recompute=recompute == "on")
+    optimizer = config.optimizer
+    return Plan(
+        slots=8,
+        microbatch_tokens=16384 if optimizer.microbatch_tokens == "auto" else optimizer.microbatch_tokens,
+        recompute=optimizer.activation_checkpointing == "on",
+        offload=optimizer.reference_offload == "on",
+    )
 
 
 def microbatcher_of(config: TrainConfig) -> Microbatcher:

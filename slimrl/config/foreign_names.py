@@ -180,6 +180,7 @@ VALUES: dict[str, dict[str, str]] = {
     "algorithm.dynamic_sampling": {"true": "refill", "false": "off", "on": "refill"},
     "algorithm.importance": {"true": "truncate", "false": "off"},
     "optimizer.activation_checkpointing": _SWITCH,
+    "optimizer.reference_offload": _SWITCH,
     "optimizer.schedule": {"constant_with_warmup": "constant"},
     "task.name": {
         "openai/gsm8k": "gsm8k", "math500": "math", "math-500": "math", "huggingfaceh4/math-500": "math",

@@ -196,6 +196,9 @@ class OptimizerConfig(Section):
     gradient depends on it by no more than rounding."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Compute layers again in the backward pass instead of keeping what they computed; `auto`: where memory is short."""
+    reference_offload: Literal["auto", "on", "off"] = "auto"
+    """Have the weights of the KL penalty's reference in memory only while they are read, before there are gradients: on a CPU
+    they lie in a file without a name under `output`, on a GPU in the host's memory. `auto`: where memory is short otherwise."""
 
     @property
     def peak_rate(self) -> float:

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
+from slimrl.learner.offload import Offloaded
 from slimrl.learner.optimizer import learning_rate, make_optimizer
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
@@ -71,7 +74,12 @@ class Learner:
         self.optimizer = make_optimizer(policy.trainable, config.optimizer)
         reference = (freeze(policy) if teacher is None else teacher) if config.algorithm.kl_coef else None
         self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
-        self.targets = Targets(policy, reference, self.critic, microbatcher, config, reward_weights, exact_sampler)
+        in_use = (
+            Offloaded(reference.model, Path(config.output)).in_use if reference and self.plan.offload else nullcontext
+        )
+        self.targets = Targets(
+            policy, reference, self.critic, microbatcher, config, reward_weights, in_use, exact_sampler
+        )
         self.options = Options(**{f.name: getattr(config.algorithm, f.name) for f in fields(Options)})
 
     @property

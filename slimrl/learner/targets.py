@@ -5,7 +5,8 @@ rows -> log-probabilities of the reference, values of the critic -> advantages -
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,8 @@ class Targets:
     microbatcher: Microbatcher
     config: TrainConfig
     reward_weights: Mapping[str, float]
+    reference_in_use: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around the reference's pass."""
     exact_sampler: bool = True
     """`Sampler.exact`: the sampler is the trainer's own module, so in float32 its log-probabilities are the trainer's."""
 
@@ -137,7 +140,8 @@ class Targets:
         # A penalty in the reward is one on every completion, also on those that carry no loss.
         in_reward = algorithm.kl_place == "reward"
         mask = rows.completion_mask if in_reward else rows.loss_mask
-        reference = self.microbatcher.logprobs(self.reference, rows, mask)
+        with self.reference_in_use():
+            reference = self.microbatcher.logprobs(self.reference, rows, mask)
         demand_finite("a log-probability of the reference", reference)
         if not in_reward:
             return reference, torch.zeros_like(sampler)

@@ -24,7 +24,10 @@ EARLIEST = 3
 """Steps after which something that held in all of them is worth saying."""
 NEVER_CLIPS = 1e6
 """optimizer.max_grad_norm from which on no gradient is scaled down."""
-SPEED_ONLY = ("rollout.slots", "rollout.compile", "rewards.workers", "optimizer.activation_checkpointing")
+SPEED_ONLY = (
+    "rollout.slots", "rollout.compile", "rewards.workers", "optimizer.activation_checkpointing",
+    "optimizer.reference_offload",
+)  # fmt: skip
 """Settings that change speed and memory, and numbers at most in their last bits."""
 SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
 """The same, unless the aggregation depends on the split into micro-batches."""

@@ -12,18 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimrl.algorithm.kl import VOCABULARY
 from slimrl.config.algorithm import AlgorithmConfig
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.kernels.native import takes
-from slimrl.learner.recompute import can_checkpoint, checkpointed
+from slimrl.learner.offload import ways_to_hold
+from slimrl.learner.recompute import can_checkpoint
 from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
 from slimrl.model.head import CHUNK_ELEMENTS
-from slimrl.model.packing import pack
 from slimrl.model.policy import Policy, cost_of
+from slimrl.preflight.activations import activation_bytes
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
 
@@ -99,10 +100,12 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        fixed = self.process + self.weights + self.reference + self.critic + self.masters + self.moments
+        fixed = self.process + self.weights + self.critic + self.masters + self.moments
         rollout = self.cache + self.sampling
         update = self.gradients + self.activations + self.head + (self.cache if self.cache_stays else 0)
-        return fixed + self.heap + max(rollout, update)
+        if self.plan.offload:  # the reference's own pass comes before there are gradients
+            return fixed + self.heap + max(rollout, update, self.reference + self.head)
+        return fixed + self.reference + self.heap + max(rollout, update)
 
     @property
     def heap(self) -> int:
@@ -121,6 +124,8 @@ class MemoryEstimate:
         text = f"memory: at most about {self.peak / GIB:.2f} of {self.free / GIB:.2f} GiB"
         if self.plan.recompute:
             text += ", activations recomputed"
+        if self.plan.offload:
+            text += f", {self.reference / GIB:.2f} GiB of the reference beside them only while they are read"
         if self.fits:
             return text
         size, part = max((getattr(self, name), name) for name in PARTS)
@@ -138,6 +143,7 @@ class MemoryEstimate:
             "slots": plan.slots,
             "microbatch_tokens": plan.microbatch_tokens,
             "activation_checkpointing": plan.recompute,
+            "reference_offload": plan.offload,
         }
         derived = ("activations", "head", "heap", "peak", "fits")
         return table | {name: getattr(self, name) for name in derived}
@@ -145,7 +151,12 @@ class MemoryEstimate:
 
 def read_plan(table: Mapping[str, Any]) -> Plan:
     """The sizes in a `MemoryEstimate.table`, as run.json has it."""
-    return Plan(int(table["slots"]), int(table["microbatch_tokens"]), bool(table["activation_checkpointing"]))
+    return Plan(
+        int(table["slots"]),
+        int(table["microbatch_tokens"]),
+        bool(table["activation_checkpointing"]),
+        bool(table["reference_offload"]),
+    )
 
 
 class Call(NamedTuple):
@@ -200,6 +211,18 @@ def plan_memory(
     fewest = {again: longest if again or len(ways) == 1 else max(longest, FEWEST_TOKENS) for again in ways}
     if tokens != "auto":
         fewest = dict.fromkeys(ways, most)
+    for offload in ways_to_hold(config, policy, kept, teacher):
+        estimate = replace(estimate, blocks_given_back=False, plan=replace(estimate.plan, offload=offload))
+        estimate = _choose_sizes(estimate, policy, activations, most, fewest)
+        if estimate.fits:
+            break
+    return estimate
+
+
+def _choose_sizes(
+    estimate: MemoryEstimate, policy: Policy, activations: Mapping[bool, int], most: int, fewest: Mapping[bool, int]
+) -> MemoryEstimate:
+    """As `_choose_tokens`, and on a CPU with freed blocks given back where that lets more fit."""
     found = _choose_tokens(estimate, activations, most, fewest)
     if policy.device.type == "cpu" and blocks_can_be_settled():
         lean = _choose_tokens(replace(estimate, blocks_given_back=True), activations, most, fewest)
@@ -362,38 +385,3 @@ def compare_memory(estimate: MemoryEstimate, measured: int, *, largest_microbatc
         "measured": measured / GIB,
         "error": of_largest.peak / measured - 1 if measured else float("nan"),
     }
-
-
-def activation_bytes(policy: Policy, *, checkpointing: bool) -> int:
-    """Bytes that a forward pass keeps for the backward one, a token: counted on two short rows of this very module."""
-    sizes = (16, 48)
-    kept = [_saved(policy, size, checkpointing) for size in sizes]
-    slope = (kept[1] - kept[0]) / (sizes[1] - sizes[0])
-    layers = policy.model.config.get_text_config().num_hidden_layers
-    if not checkpointing:
-        return int(slope * (1 + 1 / layers))
-    whole = [_saved(policy, size, False) for size in sizes]
-    # One layer at a time is computed again, and its gradients are held with it.
-    return int(slope + 2 * (whole[1] - whole[0]) / (sizes[1] - sizes[0]) / layers)
-
-
-def _saved(policy: Policy, size: int, checkpointing: bool) -> int:
-    """Bytes of distinct storages that one packed row of `size` tokens leaves to the backward pass, weights apart."""
-    lengths = torch.tensor([size])
-    ids = torch.arange(size)[None] * 7 % policy.head.vocabulary
-    packed = pack(ids, lengths, lengths, torch.zeros(1, dtype=torch.long), device=policy.device)
-    own = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
-    seen: dict[int, int] = {}
-    held: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)  # no address may be given out twice while they are counted
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
-    with torch.enable_grad(), hooks, checkpointed(policy.model, checkpointing):
-        policy.packed_hidden(packed)
-    return sum(seen.values())

@@ -16,8 +16,9 @@ from slimrl.config.files import build
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
 from slimrl.model.policy import Policy
-from slimrl.preflight import memory
-from slimrl.preflight.memory import Call, activation_bytes, compare_memory, plan_memory, read_plan
+from slimrl.preflight import activations, memory
+from slimrl.preflight.activations import activation_bytes
+from slimrl.preflight.memory import Call, compare_memory, plan_memory, read_plan
 from slimrl.records import Plan
 from tests.tiny import tiny_policy
 
@@ -172,10 +173,10 @@ def test_activations_are_counted_a_token(monkeypatch: pytest.MonkeyPatch) -> Non
     policy = tiny_policy()
     whole, again = (activation_bytes(policy, checkpointing=on) for on in (False, True))
     assert 2 * 10 * 32 * 4 < whole < 2 * 60 * 32 * 4
-    monkeypatch.setattr(memory, "_saved", lambda _policy, size, on: size * (10 if on else 120))
+    monkeypatch.setattr(activations, "_saved", lambda _policy, size, on: size * (10 if on else 120))
     assert activation_bytes(policy, checkpointing=True) == 10 + 2 * 120 / 2
     monkeypatch.undo()
-    assert memory._saved(policy, 48, True) < memory._saved(policy, 48, False) / 5
+    assert activations._saved(policy, 48, True) < activations._saved(policy, 48, False) / 5
     assert again < 1.2 * whole  # of two layers one is computed again, and its gradients stand beside it
     wider = activation_bytes(tiny_policy("gemma3"), checkpointing=False)
     assert wider > whole  # four norms a layer, where Qwen2 has two
@@ -209,7 +210,8 @@ shape = Qwen2Config(vocab_size=8000, hidden_size=512, intermediate_size=1536, nu
                     num_key_value_heads=2, eos_token_id=2)
 policy = adopt(Qwen2ForCausalLM(shape), NoTokenizer(), name="sized")
 config = build(TrainConfig, {"rollout": {"problems": 8, "group_size": 4, "max_new_tokens": 128},
-                             "optimizer": {"learning_rate": 1e-4, "microbatch_tokens": 2048, "activation_checkpointing": again}})
+                             "optimizer": {"learning_rate": 1e-4, "microbatch_tokens": 2048, "activation_checkpointing": again,
+                                           "reference_offload": sys.argv[3]}})
 plan = plan_memory(policy, config, Call(64, 32), training=True)
 plan = dataclasses.replace(plan, blocks_given_back=sys.argv[2] == "give")
 learner = Learner(policy, config, Microbatcher(config, plan.plan), reward_weights={})
@@ -223,17 +225,27 @@ print(plan.peak / peak_memory(policy.device) - 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not say what a process holds")
-@pytest.mark.parametrize("again", ["off", "on"])
-@pytest.mark.parametrize("blocks", ["keep", "give"])
+@pytest.mark.parametrize(
+    ("again", "blocks", "offload"),
+    [
+        ("off", "keep", "off"),
+        ("off", "give", "off"),
+        ("on", "keep", "off"),
+        ("on", "give", "off"),
+        ("on", "give", "on"),
+    ],
+)
 def test_the_estimate_is_within_15_percent_of_the_measured_peak(
-    again: str, blocks: str, monkeypatch: pytest.MonkeyPatch
+    again: str, blocks: str, offload: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of its own: 27M parameters, 2 steps of 32 rows with a reference, the update being the peak."""
     if blocks == "give" and platform.libc_ver()[0] != "glibc":
         pytest.skip("glibc's")
     for name in ALLOCATOR_SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    done = subprocess.run([sys.executable, "-c", MEASURED, again, blocks], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, again, blocks, offload], capture_output=True, text=True, check=True
+    )
     assert abs(float(done.stdout)) < 0.15
 
 
