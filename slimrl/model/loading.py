@@ -16,7 +16,7 @@ from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches
-from slimrl.model.architecture import context_of
+from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
 from slimrl.model.lora import (
     CONFIG_FILE,
@@ -229,10 +229,16 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
     """
     # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
     model = model.eval()
+    towers = freeze_towers(model)
     speed_up(model)
     text_config = model.config.get_text_config()
     head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
     context, note = context_of(text_config)
+    notes = [note] if note else []
+    if towers:
+        notes.append(
+            f"{towers / 1e6:.3g} million weights that read images or sound stay as they are; text alone is read and trained"
+        )
     policy = Policy(
         model=model,
         tokenizer=tokenizer,
@@ -241,7 +247,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         context=context,
         lora=lora,
-        notes=(note,) if note else (),
+        notes=tuple(notes),
     )
     if not policy.stop_ids:
         raise SettingsError(
