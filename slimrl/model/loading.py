@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -216,6 +217,11 @@ def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) ->
         return DataError(
             f"model.path={config.path}: {pickled or 'the pickle'} holds more than tensors, which could run code, so it is "
             "not loaded; convert it to safetensors where you trust it"
+        )
+    if (other := re.search(r"configuration class <class '[\w.]*\.(\w+)Config'> for this kind", str(error))) is not None:
+        return DataError(
+            f"model.path={config.path}: transformers' AutoModelForCausalLM has no model of the kind {other[1]} (it may be one for "
+            "images, or none that continues text); choose a model for text"
         )
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "
