@@ -220,8 +220,8 @@ def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) ->
         )
     if (other := re.search(r"configuration class <class '[\w.]*\.(\w+)Config'> for this kind", str(error))) is not None:
         return DataError(
-            f"model.path={config.path}: transformers' AutoModelForCausalLM has no model of the kind {other[1]} (it may be one for "
-            "images, or none that continues text); choose a model for text"
+            f"model.path={config.path}: transformers' AutoModelForCausalLM has no model of the kind {other[1]} (it may be "
+            "one for images, or continue no text); choose a model for text"
         )
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "

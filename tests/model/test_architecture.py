@@ -76,6 +76,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "phi 3, queries to values in one product": ("phi3", {**GROUPED, "partial_rotary_factor": 0.5}),
     "starcoder 2": ("starcoder2", {**GROUPED, "sliding_window": None}),
     "glm": ("glm", {**GROUPED, "head_dim": 8}),
+    "ernie 4.5": ("ernie4_5", {**GROUPED, "head_dim": 16}),
     "exaone 4": ("exaone4", {**GROUPED, "sliding_window": 6, "layer_types": MIXED}),
     "helium": ("helium", {**GROUPED, "head_dim": 8}),
     "deepseek v3, latent attention": ("deepseek_v3", {**SIZES, **LATENT}),
