@@ -132,7 +132,7 @@ REAL = {
     "Gemma 4 E2B": Real(
         "gemma4_text", 10, gemma4(1536, 1, [*[LOCAL] * 4, FULL] * 2, 5, use_double_wide_mlp=True), fused=False, around="gemma4"
     ),
-    "Gemma 4 E4B": Real("gemma4_text", 12, gemma4(2560, 2, [*[LOCAL] * 5, FULL] * 2, 6), fused=False, around="gemma4"),
+    "Gemma 4 E4B": Real("gemma4_text", 12, gemma4(2560, 2, [*[LOCAL] * 5, FULL] * 2, 6), fused=False),
     "ERNIE 4.5 0.3B": Real("ernie4_5", 2, plain(1024, 16, 2, rms_norm_eps=1e-5, rope_theta=5e5, head_dim=128), fused=False),
 }  # fmt: skip
 QWEN35 = plain(
