@@ -36,13 +36,24 @@ class LayerAttention:
     """Tokens that a sliding-window layer sees, itself included; 0 where it sees all."""
 
 
+def text_decoder(model: PreTrainedModel) -> nn.Module:
+    """The module from ids to hidden states: the model without its head, and without towers for images or sound."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder if isinstance(decoder, nn.Module) else model.base_model
+
+
+def freeze_towers(model: PreTrainedModel) -> int:
+    """Take all that text does not pass through, such as a tower for images, out of what is trained; returns how many weights."""
+    read = {id(p) for part in (text_decoder(model), model.get_output_embeddings()) for p in part.parameters()}
+    towers = [p.requires_grad_(False) for p in model.parameters() if id(p) not in read]
+    return sum(p.numel() for p in towers)
+
+
 def refuse_states(model: PreTrainedModel) -> None:
     """Raises SettingsError for layers that carry more than keys and values from token to token, or attend otherwise."""
     kind, config = type(model).__name__, model.config.get_text_config()
     carried = "which SlimRL's sampler, whose cache holds keys and values, does not carry from token to token"
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    # Without towers for images or sound, which read no tokens.
-    for name, module in (decoder if isinstance(decoder, nn.Module) else model.base_model).named_modules():
+    for name, module in text_decoder(model).named_modules():
         if isinstance(module, nn.Conv1d):
             raise SettingsError(f"{kind} has convolutions over tokens ({name}), {carried}")
         for parameter, _ in module.named_parameters(recurse=False):

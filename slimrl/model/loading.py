@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -16,7 +17,7 @@ from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches
-from slimrl.model.architecture import context_of
+from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
 from slimrl.model.lora import (
     CONFIG_FILE,
@@ -217,6 +218,11 @@ def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) ->
             f"model.path={config.path}: {pickled or 'the pickle'} holds more than tensors, which could run code, so it is "
             "not loaded; convert it to safetensors where you trust it"
         )
+    if (other := re.search(r"configuration class <class '[\w.]*\.(\w+)Config'> for this kind", str(error))) is not None:
+        return DataError(
+            f"model.path={config.path}: transformers' AutoModelForCausalLM has no model of the kind {other[1]} (it may be "
+            "one for images, or continue no text); choose a model for text"
+        )
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     where = "" if Path(path).is_dir() else "there is no such folder here, and from the Hub "
     return DataError(f"model.path={config.path}: {where}transformers cannot load it ({first.strip()[:300]})")
@@ -229,10 +235,16 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
     """
     # Dropout would make the sampler and the trainer two policies, so the module never enters training mode.
     model = model.eval()
+    towers = freeze_towers(model)
     speed_up(model)
     text_config = model.config.get_text_config()
     head = Head(model.get_output_embeddings(), float(getattr(text_config, "final_logit_softcapping", None) or 0.0))
     context, note = context_of(text_config)
+    notes = [note] if note else []
+    if towers:
+        notes.append(
+            f"{towers / 1e6:.3g} million weights that read images or sound stay as they are; text alone is read and trained"
+        )
     policy = Policy(
         model=model,
         tokenizer=tokenizer,
@@ -241,7 +253,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         context=context,
         lora=lora,
-        notes=(note,) if note else (),
+        notes=tuple(notes),
     )
     if not policy.stop_ids:
         raise SettingsError(

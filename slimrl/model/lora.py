@@ -25,6 +25,7 @@ from slimrl.config.mistakes import nearest
 from slimrl.config.places import is_hub_name
 from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.model.architecture import text_decoder
 from slimrl.model.quantized import full_weight, quantized_layers
 
 NAME = "default"
@@ -206,8 +207,7 @@ def _put(model: PreTrainedModel, config: Any) -> None:
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers of the text decoder, without the head."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear)}
+    inside = {id(module) for module in text_decoder(model).modules() if isinstance(module, nn.Linear)}
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if id(module) in inside and module is not head]
 

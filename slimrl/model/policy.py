@@ -6,9 +6,9 @@ the memory plan, checkpoints and `final/` go through `trainable`, `tensors` and 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimrl.model.architecture import LayerAttention
+from slimrl.model.architecture import LayerAttention, text_decoder
 from slimrl.model.attention import AttentionPlan
 from slimrl.model.head import Head
 from slimrl.model.lora import (
@@ -64,11 +64,10 @@ class Policy:
     def device(self) -> torch.device:
         return torch.device(self.model.device)
 
-    @property
+    @cached_property
     def trunk(self) -> nn.Module:
-        """The module that turns ids into hidden states: the model without its head, and without what wraps it."""
-        trunk: nn.Module = self.model.base_model
-        return trunk
+        """The module that turns ids into hidden states: the model without its head, and without towers for images or sound."""
+        return text_decoder(self.model)
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -83,18 +82,14 @@ class Policy:
         return sum(int(p.numel()) for p in self.model.parameters()) + saved - adapters
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds, by the names of transformers' or peft's own files: the module's tensors without frozen
-        weights, shared ones once; or the adapter's.
+        """All that a checkpoint holds, by the names of transformers' or peft's own files: the module's tensors, shared ones once,
+        or the adapter's.
         """
         if self.lora is not None:
             return adapter_tensors(self.model)
-        seen = {p.data_ptr() for p in self.model.parameters() if not p.requires_grad}
-        found = {}
-        for name, tensor in self.model.state_dict().items():
-            if tensor.data_ptr() not in seen:
-                seen.add(tensor.data_ptr())
-                found[name] = tensor
-        return found
+        whole = self.model.state_dict().items()
+        first = {tensor.data_ptr(): name for name, tensor in reversed(whole)}
+        return {name: tensor for name, tensor in whole if first[tensor.data_ptr()] == name}
 
     def merged(self) -> PreTrainedModel:
         """The model as it is saved: its own layers with plain weights, ready for from_pretrained."""
@@ -150,12 +145,10 @@ class Policy:
 def freeze(policy: Policy) -> Policy:
     """The policy as it is now, untouched by what an optimizer does to it: the reference of the KL penalty.
 
-    Beside an adapter it shares the model's own weights: a new adapter is left out, and of another the factors are copied.
+    It shares all weights that are not trained. A new adapter is left out, and of another the factors are copied.
     """
-    if policy.lora is None:
-        model = copy.deepcopy(policy.model)
-    else:
-        model = without_adapter(policy.model) if policy.lora.new else shared_copy(policy.model)
+    new = policy.lora is not None and policy.lora.new
+    model = without_adapter(policy.model) if new else shared_copy(policy.model)
     model.requires_grad_(False)
     return replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
 

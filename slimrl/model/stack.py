@@ -29,10 +29,15 @@ TURNS_BY_KIND = ("Gemma3TextModel",)
 class FusedTrunk(nn.Module):
     """The forward pass of a trunk for decode steps, in front of its own class, which serves everything else."""
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **others: Any) -> Any:
+    def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, **others: Any) -> Any:
         """[N, T] ids and positions -> hidden states [N, T, D] behind the last norm."""
         rows = getattr(others.get("plan"), "cached_rows", None)
-        if isinstance(rows, CachedRows) and position_ids is not None and self._is_quick(input_ids):
+        if (
+            isinstance(rows, CachedRows)
+            and input_ids is not None
+            and position_ids is not None
+            and self._is_quick(input_ids)
+        ):
             return _Output(self._decoded(input_ids, position_ids, rows))
         return super().forward(input_ids=input_ids, position_ids=position_ids, **others)
 

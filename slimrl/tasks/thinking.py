@@ -6,7 +6,10 @@ No other module knows about thinking: styles, the lenient verdict and the case s
 import re
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|seed:think"
-_MARK = re.compile(rf"</?(?:{_NAMES})>|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>|◁/?think▷", re.IGNORECASE)
+_CHANNEL = ("<|channel>", "<channel|>")
+"""Gemma 4's marks."""
+_MARKS = rf"</?(?:{_NAMES})>|\[/?THINK\]|<\|(?:begin|end)_of_thought\|>|◁/?think▷|{'|'.join(map(re.escape, _CHANNEL))}"
+_MARK = re.compile(_MARKS, re.IGNORECASE)
 _END_TOKENS = (
     "<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<|eom_id|>",
     "<|return|>", "<|eot|>", "<|endofturn|>", "<|end_of_turn|>", "<turn|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_role|>",
@@ -23,7 +26,7 @@ def split(text: str) -> tuple[str, str]:
     """
     end, closes = 0, True
     for mark in _MARK.finditer(text):
-        closes = "/" in mark[0] or mark[0].lower().startswith("<|end")
+        closes = "/" in mark[0] or mark[0].lower().startswith("<|end") or mark[0].lower() == _CHANNEL[1]
         end = mark.end() if closes else end
     return (text[:end], text[end:]) if closes else (text, "")
 
@@ -61,6 +64,8 @@ def closed(begun: str, text: str) -> str:
 
 def _end_of(mark: str) -> str:
     """The mark that ends what a mark begins."""
+    if mark.lower() == _CHANNEL[0]:
+        return _CHANNEL[1]
     if mark.lower().startswith("<|begin"):
         return mark.replace("begin", "end", 1)
     return f"{mark[0]}/{mark[1:]}"

@@ -16,6 +16,7 @@ from slimrl.model.attention import CausalRows, UnsupportedAttentionError, attend
 from slimrl.model.loading import adopt
 from slimrl.model.policy import cost_of
 from slimrl.model.precision import in_float32
+from slimrl.records import Completion
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from tests.tiny import NoTokenizer, tiny_model
@@ -75,6 +76,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "phi 3, queries to values in one product": ("phi3", {**GROUPED, "partial_rotary_factor": 0.5}),
     "starcoder 2": ("starcoder2", {**GROUPED, "sliding_window": None}),
     "glm": ("glm", {**GROUPED, "head_dim": 8}),
+    "ernie 4.5": ("ernie4_5", {**GROUPED, "head_dim": 16}),
     "exaone 4": ("exaone4", {**GROUPED, "sliding_window": 6, "layer_types": MIXED}),
     "helium": ("helium", {**GROUPED, "head_dim": 8}),
     "deepseek v3, latent attention": ("deepseek_v3", {**SIZES, **LATENT}),
@@ -164,22 +166,31 @@ def engine_of(model: PreTrainedModel) -> RolloutEngine:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_is_accepted_samples_what_its_own_attention_gives(name: str, dtype: torch.dtype) -> None:
-    """In bfloat16 for the verdict; in float32 also the log-probabilities, over rows that exceed the windows."""
+    """In bfloat16 for the verdict; in float32 also the log-probabilities, over rows that exceed the windows. All of it is trained."""
     engine = engine_of(tiny(*ACCEPTED[name], dtype))
-    if dtype != torch.float32:
-        return
+    assert engine.policy.trainable.keys() == dict(engine.policy.model.named_parameters()).keys()
+    if dtype == torch.float32:
+        drawn = draw(engine)
+        check_log_probabilities(engine.policy.model, drawn, atol=5e-5)
+
+
+def draw(engine: RolloutEngine) -> list[Completion]:
+    """Two completions, of rows that are longer than the windows of small models."""
     rng = np.random.default_rng(0)
     asked = [Request(tuple(rng.integers(3, 61, size=n).tolist()), rng.random((1, 12))) for n in (4, 15)]
-    drawn = engine.generate(asked, max_new_tokens=12)
-    model = engine.policy.model
+    return [completion for (completion,) in engine.generate(asked, max_new_tokens=12)]
+
+
+def check_log_probabilities(model: PreTrainedModel, drawn: list[Completion], *, atol: float) -> None:
+    """Those of the drawn tokens are what the model gives under its own attention, but for `atol` nats."""
     model.set_attn_implementation("eager")
-    for completions in drawn:
-        ids = torch.tensor([[*completions[0].prompt_ids, *completions[0].token_ids]])
+    for completion in drawn:
+        ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
         with torch.no_grad():
             own = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0], -1)
-        start = len(completions[0].prompt_ids)
+        start = len(completion.prompt_ids)
         wanted = own[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(completions[0].logprobs), wanted, atol=5e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model import precision
-from slimrl.model.loading import adopt, load_policy, taught_instruction, template_terminators
+from slimrl.model.loading import BUILTIN, adopt, load_policy, taught_instruction, template_terminators
 from slimrl.model.policy import freeze
 from slimrl.model.prompts import make_prompter
 from slimrl.rollout.engine import RolloutEngine
@@ -56,6 +56,16 @@ def test_stop_ids_that_cannot_be_drawn_are_no_stop_ids() -> None:
     model.generation_config.eos_token_id = 500
     with pytest.raises(SettingsError, match="no stop id"):
         adopt(model, tokenizer(None), name="m")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("mistral3", "Mistral3"), ("qwen3_vl", "Qwen3VL"), ("t5", "T5")])
+def test_a_model_that_transformers_has_for_something_else_alone_is_named(kind: str, name: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(BUILTIN, tmp_path / "model")
+    AutoConfig.for_model(kind).save_pretrained(folder)
+    with pytest.raises(
+        DataError, match=f"AutoModelForCausalLM has no model of the kind {name} .*choose a model for text"
+    ):
+        load_policy(ModelConfig(path=str(folder), device="cpu"))
 
 
 def test_template_terminator_without_template() -> None:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -24,12 +23,11 @@ from slimrl.model.lora import TAUGHT, adapter_parameters, add_adapter
 from slimrl.model.policy import Policy, cost_of, freeze
 from slimrl.model.stack import FusedTrunk
 from slimrl.preflight.memory import Call, plan_memory
-from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.directory import RunDirectory
 from tests.learner.test_targets import run_update
 from tests.learner.test_update import settings
-from tests.model.test_architecture import ACCEPTED, tiny
+from tests.model.test_architecture import ACCEPTED, check_log_probabilities, draw, tiny
 from tests.model.test_layer import gradients, packed_rows, share
 from tests.model.test_stack import completions
 from tests.tiny import FAMILIES, FUSIBLE, NoTokenizer, learner_of, tiny_model, tiny_policy
@@ -170,19 +168,11 @@ def randomize(model: PreTrainedModel) -> None:
 
 def check_what_is_sampled(policy: Policy) -> None:
     """It has the log-probabilities of peft's layers under the model's own attention, and of the merged model."""
-    asked = [Request(tuple(range(3, 3 + n)), np.random.default_rng(0).random((1, 12))) for n in (4, 15)]
-    drawn = [completion for (completion,) in RolloutEngine(policy, slots=2).generate(asked, max_new_tokens=12)]
+    drawn = draw(RolloutEngine(policy, slots=2))
     merged = policy.merged()
     assert sum(p.numel() for p in merged.parameters()) == policy.parameters
     for one in (policy.model, merged):
-        one.set_attn_implementation("eager")
-        for completion in drawn:
-            ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
-            with torch.no_grad():
-                own = torch.log_softmax(one(input_ids=ids, use_cache=False).logits[0], -1)
-            start = len(completion.prompt_ids)
-            wanted = own[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
-            torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+        check_log_probabilities(one, drawn, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if name not in WITHOUT])

@@ -31,6 +31,7 @@ from slimrl.train import train
 from tests.learner.test_targets import run_update
 from tests.learner.test_update import settings
 from tests.model.test_architecture import ACCEPTED, tiny
+from tests.model.test_families import model_of
 from tests.model.test_layer import share
 from tests.model.test_lora import WITHOUT, Tokenizer, check_what_is_sampled, logits, randomize
 from tests.tiny import learner_of, tiny_model
@@ -93,6 +94,17 @@ def test_every_architecture_that_can_have_an_adapter_can_be_packed(name: str, bi
     lora = add_adapter(model, LoraConfig(rank=4, alpha=6), base="owner/model", seed=0)
     randomize(model)
     check_what_is_sampled(adopt(model, Tokenizer(), name="m", lora=lora))
+
+
+@packed
+def test_of_a_model_for_images_the_decoder_alone_is_packed(bits: Bits) -> None:
+    model = model_of("Gemma 3 4B", around="gemma3")
+    quantize(model, linear_layers(model), bits, CPU)
+    lora = add_adapter(model, LoraConfig(rank=4, alpha=6), base="owner/model", seed=0)
+    randomize(model)
+    policy = adopt(model, Tokenizer(), name="m", lora=lora)
+    assert all("language_model" in name for name, _ in quantized_layers(model))
+    check_what_is_sampled(policy)
 
 
 @packed

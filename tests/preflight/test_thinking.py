@@ -36,7 +36,9 @@ SMALL = ("evaluation.problems=4", "evaluation.harder_problems=0", "rollout.max_n
         ("[INST] hi [/INST][THINK]", "[THINK]"),
         ("hi<|begin_of_thought|>\n\n", "<|begin_of_thought|>\n\n"),
         ("hi\u25c1think\u25b7", "\u25c1think\u25b7"),
+        ("hi<|channel>\n", "<|channel>\n"),
         ("hi<|assistant|><think>\n\n</think>\n\n", ""),  # Qwen3 without thinking
+        ("hi<|turn>model\n<|channel>thought\n<channel|>", ""),  # Gemma 4 without thinking
         ("Explain what <think> means.<|assistant|>", ""),
         ("<|assistant|>", ""),
         ("", ""),

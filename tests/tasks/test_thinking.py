@@ -26,6 +26,7 @@ READ = {
     "capitals": "<Think>{wrong}</Think>{right}",
     "words": "<|begin_of_thought|>{wrong}<|end_of_thought|>\n{right}",
     "brackets": "[THINK]{wrong}[/THINK]{right}",
+    "a channel": "<|channel>thought\n{wrong}<channel|>{right}<turn|>",
     "empty": "<think>\n\n</think>\n\n{right}",
     "opened twice": "<think><think>{wrong}</think>{right}",
     "end tokens": "<think>{wrong}</think>{right}<|im_end|>\n<|endoftext|>",
@@ -39,6 +40,7 @@ UNREAD = {
     "a late end": "{right}</think>",
     "another spelling": "<thinking>{right}",
     "words": "<|begin_of_thought|>{right}",
+    "a channel": "<|channel>thought\n{right}",
     "ends, then only a token": "<think>{right}</think><|im_end|>",
 }
 
