@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from slimrl.algorithm.kl import SAMPLED
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.machine.limits import return_freed_blocks
 from slimrl.model.policy import Policy
 from slimrl.records import Plan
 
@@ -65,7 +66,9 @@ class Offloaded:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within the block the parameters have their values."""
+        """Within the block the parameters have their values. On a CPU memory that was freed makes room first, as that of gradients."""
+        if self.pages is not None:
+            return_freed_blocks()
         for parameter, values in zip(self.parameters, self.host, strict=False):
             parameter.data = values.to(self.device, non_blocking=True)
         try:

@@ -136,6 +136,12 @@ def settle_freed_blocks(*, given_back: bool) -> None:
     library.mallopt(M_TRIM_THRESHOLD, LARGE_BLOCK if given_back else 2**31 - 1)
 
 
+def return_freed_blocks() -> None:
+    """Return to the system all memory that was freed, however the C library is set to treat it; nothing on systems without glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def bound_kernel_caches() -> None:
     """Let oneDNN keep few of the kernels that it compiles; call this before the first product in a narrow type on a CPU.
 
