@@ -66,7 +66,7 @@ class Offloaded:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Within the block the parameters have their values. On a CPU memory that was freed makes room first, as that of gradients."""
+        """Within the block the parameters have their values; on a CPU the memory of freed gradients makes room first."""
         if self.pages is not None:
             return_freed_blocks()
         for parameter, values in zip(self.parameters, self.host, strict=False):

@@ -137,7 +137,7 @@ def settle_freed_blocks(*, given_back: bool) -> None:
 
 
 def return_freed_blocks() -> None:
-    """Return to the system all memory that was freed, however the C library is set to treat it; nothing on systems without glibc."""
+    """Return to the system all memory that was freed, however glibc is set to treat it; nothing with another C library."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
