@@ -11,7 +11,7 @@ shift 2
 here=$(dirname "$0")
 case $method in
 lora) settings="model.lora.rank=16 optimizer.learning_rate=2e-4" ;;
-full) settings="optimizer.learning_rate=1e-5" ;;
+full) settings="optimizer.learning_rate=2e-5" ;;
 *) echo "the method is lora or full" >&2; exit 2 ;;
 esac
 for seed in "$@"; do
