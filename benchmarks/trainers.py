@@ -83,6 +83,7 @@ def ours(job: Message, channel: Channel) -> None:
         f"optimizer.learning_rate={job['learning_rate']}",
         f"algorithm.kl_coef={job['kl_coef']}",
         f"model.lora.rank={job.get('lora', 0)}",
+        f"output={tempfile.gettempdir()}",
         f"rollout.problems={job['problems']}",
         f"rollout.group_size={job['samples']}",
         f"rollout.max_new_tokens={job['max_new_tokens']}",

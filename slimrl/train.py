@@ -32,7 +32,7 @@ from slimrl.machine.profiler import mean_profile
 from slimrl.machine.signals import Stop
 from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
-from slimrl.preflight.memory import compare_memory
+from slimrl.preflight.estimate import compare_memory
 from slimrl.preflight.observed import combine, note_update, observe
 from slimrl.preflight.setup import Setup, TrainSetup, prepare_training
 from slimrl.preflight.thinking import thinking_metrics

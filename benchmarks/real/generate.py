@@ -3,7 +3,7 @@
 Reads the rows that `slimrl eval ... --out rows.jsonl` wrote, asks the model the same questions through transformers alone, and
 compares: how many completions are equal to the character, and how many verdicts agree. The grader knows two forms: `boxed`
 takes the contents of the last `\\boxed{...}`, `hashes` what follows the last `####`. Answers are numbers. Lenient is the last
-number of the text. An answer that is written for each batch of questions, so that a run that was stopped goes on.
+number of the text. Answers are written after every batch of questions, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class TrainConfig(RootConfig):
 
 UNREAD_BY_SFT = {
     "rollout": ("problems", "group_size"),
-    "optimizer": ("minibatches", "epochs"),
+    "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),
     "checkpoint": ("keep_best",),
 }

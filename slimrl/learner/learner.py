@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
-from slimrl.learner.offload import Offloaded
+from slimrl.learner.offload import offload_reference
 from slimrl.learner.optimizer import learning_rate, make_optimizer
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
@@ -74,9 +74,9 @@ class Learner:
         self.optimizer = make_optimizer(policy.trainable, config.optimizer)
         reference = (freeze(policy) if teacher is None else teacher) if config.algorithm.kl_coef else None
         self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
-        in_use = (
-            Offloaded(reference.model, Path(config.output)).in_use if reference and self.plan.offload else nullcontext
-        )
+        in_use: Callable[[], AbstractContextManager[None]] = nullcontext
+        if reference is not None and self.plan.offload:
+            in_use = offload_reference(reference, policy, Path(config.output)).in_use
         self.targets = Targets(
             policy, reference, self.critic, microbatcher, config, reward_weights, in_use, exact_sampler
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slimrl.algorithm.kl import SAMPLED
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.machine.limits import return_freed_blocks
+from slimrl.machine.limits import in_memory, return_freed_blocks
 from slimrl.model.policy import Policy
 from slimrl.records import Plan
 
@@ -28,46 +28,46 @@ ALIGNMENT = 64
 
 
 class Offloaded:
-    """The parameters of a frozen module, which have values only while they are `in_use`."""
+    """Frozen parameters that have values only while they are `in_use`."""
 
-    def __init__(self, module: nn.Module, folder: Path) -> None:
-        """Move the parameters out; on a CPU into a file in `folder`, or among temporary files where there is no such folder.
+    def __init__(self, parameters: Sequence[nn.Parameter], folder: Path | None) -> None:
+        """Move the values into a nameless file in a folder, or without one into the host's memory.
 
-        Raises SettingsError where the disk has no room for them.
+        Raises SettingsError where the file system has no room for them.
         """
-        self.parameters = list(module.parameters())
-        self.device = self.parameters[0].device
+        self.parameters = parameters
+        self.device = parameters[0].device
         self.pages: mmap.mmap | None = None
         self.host: list[Tensor] = []
-        if self.device.type == "cpu":
+        if folder is not None:
             self._map(folder)
         else:
-            self.host = [parameter.detach().cpu().pin_memory() for parameter in self.parameters]
-            self._forget()
+            copies = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+            self.host = [copy.pin_memory() for copy in copies] if self.device.type == "cuda" else copies
+        self._forget()
 
     def _map(self, folder: Path) -> None:
         sizes = [-(-parameter.nbytes // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
         try:
-            with tempfile.TemporaryFile(dir=folder if folder.is_dir() else None) as file:
+            with tempfile.TemporaryFile(dir=folder) as file:
                 # A mapped file without blocks of its own would end the process where the disk is full.
                 os.posix_fallocate(file.fileno(), 0, sum(sizes))
                 self.pages = mmap.mmap(file.fileno(), sum(sizes))
         except OSError as error:
             raise SettingsError(
-                f"optimizer.reference_offload: {sum(sizes) / 2**30:.1f} GiB of the reference do not fit into {folder} "
-                f"({error.strerror}); free some, choose another output, or set optimizer.reference_offload=off"
+                f"optimizer.reference_offload: the reference, {sum(sizes) / 2**30:.1f} GiB, cannot be written into {folder} "
+                f"({error.strerror}); choose another output, or set optimizer.reference_offload=off"
             ) from error
         offset = 0
         for parameter, size in zip(self.parameters, sizes, strict=True):
             place = torch.frombuffer(self.pages, dtype=parameter.dtype, count=parameter.numel(), offset=offset)
             parameter.data = place.view(parameter.shape).copy_(parameter.data)
             offset += size
-        self._forget()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Within the block the parameters have their values; on a CPU the memory of freed gradients makes room first."""
-        if self.pages is not None:
+        if self.device.type == "cpu":
             return_freed_blocks()
         for parameter, values in zip(self.parameters, self.host, strict=False):
             parameter.data = values.to(self.device, non_blocking=True)
@@ -82,6 +82,15 @@ class Offloaded:
             return
         for parameter in self.parameters:
             parameter.data = parameter.data.new_empty(0)
+
+
+def offload_reference(reference: Policy, policy: Policy, folder: Path) -> Offloaded:
+    """Move out the weights of a reference that are not the policy's as well: on a CPU into a file in `folder`, on a GPU into the
+    host's memory.
+    """
+    shared = {id(parameter) for parameter in policy.model.parameters()}
+    own = [parameter for parameter in reference.model.parameters() if id(parameter) not in shared]
+    return Offloaded(own, folder if policy.device.type == "cpu" else None)
 
 
 def ways_to_hold(config: RootConfig, policy: Policy, kept: Plan | None, teacher: Policy | None) -> tuple[bool, ...]:
@@ -100,6 +109,17 @@ def ways_to_hold(config: RootConfig, policy: Policy, kept: Plan | None, teacher:
         reason = f"with algorithm.kl_estimator={config.algorithm.kl_estimator}, which reads the reference in every micro-batch"
     elif teacher is None and policy.lora is not None:
         reason = "beside an adapter, whose reference shares the weights of the policy"
+    elif policy.device.type == "cpu":
+        reason = _no_file(Path(config.output))
     if reason and setting == "on":
         raise SettingsError(f"optimizer.reference_offload=on has no effect {reason}; remove it")
     return (False,) if reason else {"auto": (False, True), "on": (True,)}[setting]
+
+
+def _no_file(folder: Path) -> str:
+    """The reason for which a file in a folder would save no memory; empty where it does."""
+    if not hasattr(os, "posix_fallocate") or not hasattr(mmap, "MADV_DONTNEED"):
+        return "on this system, which does not give back the pages of a mapped file"
+    if in_memory(folder):
+        return f"where files in output={folder} lie in memory themselves (tmpfs)"
+    return ""

@@ -136,6 +136,17 @@ def settle_freed_blocks(*, given_back: bool) -> None:
     library.mallopt(M_TRIM_THRESHOLD, LARGE_BLOCK if given_back else 2**31 - 1)
 
 
+def in_memory(folder: Path) -> bool:
+    """True where the files of a folder, which need not exist yet, are held in memory: a tmpfs."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.is_file():
+        return False
+    kinds = {line.split()[1]: line.split()[2] for line in mounts.read_text().splitlines()}
+    path = folder.resolve()
+    nearest = next((str(place) for place in (path, *path.parents) if str(place) in kinds), "/")
+    return kinds.get(nearest) in ("tmpfs", "ramfs")
+
+
 def return_freed_blocks() -> None:
     """Return to the system all memory that was freed, however glibc is set to treat it; nothing with another C library."""
     if platform.libc_ver()[0] == "glibc":

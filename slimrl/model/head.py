@@ -35,6 +35,8 @@ class Head:
     projection: nn.Module
     softcap: float = 0.0
     """logits become softcap * tanh(logits / softcap); 0 for none."""
+    outputs: int | None = None
+    """Of the projection's outputs the first so many; None for all."""
 
     @property
     def vocabulary(self) -> int:
@@ -45,19 +47,19 @@ class Head:
         """[V, D]."""
         weight = self.projection.weight
         assert isinstance(weight, Tensor)
-        return weight
+        return weight if self.outputs is None else weight[: self.outputs]
 
     @property
     def bias(self) -> Tensor | None:
         """[V], where the projection has one."""
         bias = getattr(self.projection, "bias", None)
         assert bias is None or isinstance(bias, Tensor)
-        return bias
+        return bias if bias is None or self.outputs is None else bias[: self.outputs]
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> float32 logits [..., V]."""
         if torch.is_grad_enabled() or hidden.ndim != 2 or torch.compiler.is_compiling():
-            logits: Tensor = self.projection(hidden).float()
+            logits: Tensor = self.projection(hidden)[..., : self.outputs].float()
         else:
             logits = wide_product(hidden, self.weight, self.bias)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits

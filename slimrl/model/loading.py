@@ -32,7 +32,7 @@ from slimrl.model.lora import (
 from slimrl.model.policy import Policy
 from slimrl.model.precision import usual_dtype
 from slimrl.model.probe import fuse_layers, install_hook
-from slimrl.model.quantized import check_quantize, quantize
+from slimrl.model.quantized import check_quantize, packed_note, quantize
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
 
@@ -51,10 +51,11 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if config.quantize != "none":
-        check_quantize(config.quantize, device)
     path = resolve(config.path)
     saved = find_adapter(path, _source(config, path))
+    config = _with_packing(config, saved)
+    if config.quantize != "none":
+        check_quantize(config.quantize, device)
     if saved is None:
         model, tokenizer, notes = _load(config, path, device, seed)
         lora = None
@@ -64,7 +65,20 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         model, tokenizer, notes, lora = _load_adapted(config, path, device, saved)
     policy = adopt(model.to(device), tokenizer, name=config.path, lora=lora)
     notes += [lora_note(policy, lora)] if lora else []
+    notes += [packed_note(policy.model, policy.parameters)] if config.quantize != "none" else []
     return replace(policy, notes=(*notes, *policy.notes))
+
+
+def _with_packing(config: ModelConfig, saved: SavedAdapter | None) -> ModelConfig:
+    """The settings with the packing of the weights that a saved adapter was trained beside; raises SettingsError for another."""
+    if saved is None or saved.quantize in (None, config.quantize):
+        return config
+    if config.quantize != "none":
+        raise SettingsError(
+            f"model.path={config.path} is an adapter that was trained beside weights in {saved.quantize}, and fits none in "
+            f"{config.quantize}; remove model.quantize={config.quantize}"
+        )
+    return config.model_copy(update={"quantize": saved.quantize})
 
 
 def _load_adapted(
@@ -129,14 +143,14 @@ def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tu
         else:
             model, more = _saved_model(config, path, source, dtype, pickled)
             notes += more
-        if config.quantize != "none":
-            quantize(model, linear_layers(model), config.quantize, device)
     except SlimError:
         raise
     except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
         raise _unusable(config, path, pickled, error) from error
     if not tokenizer("1 a").input_ids:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
+    if config.quantize != "none":
+        quantize(model, linear_layers(model), config.quantize, device)
     return model, tokenizer, notes
 
 
@@ -243,7 +257,7 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
     notes = [note] if note else []
     if towers:
         notes.append(
-            f"{towers / 1e6:.3g} million weights that read images or sound stay as they are; text alone is read and trained"
+            f"{towers / 1e6:.3g} million weights that text does not pass through, as a tower for images, stay as they are"
         )
     policy = Policy(
         model=model,

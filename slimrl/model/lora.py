@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -26,7 +26,7 @@ from slimrl.config.places import is_hub_name
 from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.architecture import text_decoder
-from slimrl.model.quantized import full_weight, quantized_layers
+from slimrl.model.quantized import Bits, full_weight, packed_bits, quantized_layers
 
 NAME = "default"
 """peft's name of the one adapter of a model."""
@@ -35,6 +35,8 @@ TAUGHT = "slimrl_taught"
 """Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
 TAUGHT_FILE = f"{TAUGHT}.json"
 """The same beside an adapter."""
+QUANTIZED_FILE = "slimrl_quantized.json"
+"""Beside an adapter of packed weights: their bits."""
 PREFIX = "base_model.model."
 """Of the names in an adapter's file: peft wraps the model twice."""
 PLAIN = {
@@ -59,10 +61,14 @@ class Lora:
         return int(self.config.r)
 
     def save_config(self, folder: Path, model: PreTrainedModel) -> None:
-        """peft's description of the adapter, and in a file of its own what `slimrl sft` notes in a model's config.json."""
+        """peft's description of the adapter, and in files of their own what `slimrl sft` notes in a model's config.json and the
+        packing of the weights beside it.
+        """
         self.config.save_pretrained(folder)
         if (taught := getattr(model.config, TAUGHT, None)) is not None:
             (folder / TAUGHT_FILE).write_text(json.dumps(taught), encoding="utf-8")
+        if (bits := packed_bits(model)) is not None:
+            (folder / QUANTIZED_FILE).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class SavedAdapter:
     """It has a tokenizer of its own, and with it perhaps another chat template."""
     taught: Path | None
     """The file in which `slimrl sft` noted what it taught, if it did."""
+    quantize: Bits | None = None
+    """The packing of the weights that it was trained beside."""
 
 
 def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
@@ -117,7 +125,20 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
     config.inference_mode = False
     config.init_lora_weights = True  # other ways to begin change the weights beside it, and the factors are read anyway
     words = [_file(path, name, source) for name in ("tokenizer_config.json", "tokenizer.json")]
-    return SavedAdapter(config, weights, base, config.revision or "main", all(words), _file(path, TAUGHT_FILE, source))
+    taught, packed = (_file(path, name, source) for name in (TAUGHT_FILE, QUANTIZED_FILE))
+    bits = None if packed is None else _bits(packed)
+    return SavedAdapter(config, weights, base, config.revision or "main", all(words), taught, bits)
+
+
+def _bits(file: Path) -> Bits:
+    """The packing that a file names; raises DataError for another file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["quantize"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found not in get_args(Bits):
+        raise DataError(f"{file}: it names no packing of weights that SlimRL knows; restore it")
+    return cast(Bits, found)
 
 
 def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:

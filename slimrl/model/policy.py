@@ -180,7 +180,8 @@ def cost_of(policy: Policy) -> Cost:
     return Cost(
         body=sum(module.in_features * module.out_features for module in linear),
         head=policy.head.weight.numel(),
-        weight_bytes=sum(p.numel() * p.element_size() for p in policy.model.parameters()),
+        weight_bytes=sum(p.nbytes for p in policy.model.parameters())
+        + sum(layer.scales.nbytes for _, layer in quantized_layers(policy.model)),
         pair_flops=sum(2 * layer.heads * width for layer, width in zip(policy.attention, widths, strict=True)),
         cache_bytes=sum(layer.kv_heads * width for layer, width in zip(policy.attention, widths, strict=True))
         * policy.model.dtype.itemsize,

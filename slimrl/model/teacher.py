@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
-
 from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
-from slimrl.model.head import Head
 from slimrl.model.loading import load_policy
 from slimrl.model.policy import Policy
 
@@ -47,15 +44,5 @@ def load_teacher(path: str, policy: Policy, *, name: str) -> Policy:
             f"model.path={name}; choose a teacher with as many"
         )
     teacher.model.requires_grad_(False)
-    return replace(teacher, head=_narrowed(teacher.head, policy.head.vocabulary))
-
-
-def _narrowed(head: Head, vocabulary: int) -> Head:
-    """A head without the outputs beyond a vocabulary: those of larger models of a family stand for no token."""
-    if head.vocabulary == vocabulary:
-        return head
-    projection = nn.Linear(head.weight.shape[1], vocabulary, bias=head.bias is not None, device="meta")
-    projection.weight = nn.Parameter(head.weight.detach()[:vocabulary], requires_grad=False)
-    if head.bias is not None:
-        projection.bias = nn.Parameter(head.bias.detach()[:vocabulary], requires_grad=False)
-    return replace(head, projection=projection)
+    # Outputs beyond the vocabulary, which larger models of a family have, stand for no token.
+    return replace(teacher, head=replace(teacher.head, outputs=policy.head.vocabulary))

@@ -8,8 +8,8 @@ memory, never tokens or gradients, so `auto` may choose them by the memory that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,9 +22,10 @@ from slimrl.kernels.native import takes
 from slimrl.learner.offload import ways_to_hold
 from slimrl.learner.recompute import can_checkpoint
 from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
-from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.model.policy import Policy, cost_of
+from slimrl.model.quantized import quantized_layers
 from slimrl.preflight.activations import activation_bytes
+from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
 
@@ -37,126 +38,10 @@ SHARE = 0.9
 """Of the free memory that a plan may take."""
 HEAD_COPIES, ENTROPY_COPIES = 2, 6
 """Logits of a chunk and one temporary, which kernels do not make; more where the entropy is differentiated (measured)."""
-HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
-"""Bytes of a CPU process beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
-library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
 LAYER_COPIES = 4
 """Numbers of the widest product that a token has at once in a forward pass without gradients."""
 DECODE_COPIES = 3
 """Logits, probabilities, and one temporary."""
-GIB = 2**30
-PARTS = (
-    "process", "weights", "reference", "critic", "masters", "moments", "cache", "sampling", "gradients", "activations",
-    "head", "heap",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes by part, and the sizes that were chosen to fit."""
-
-    process: int
-    """Python and its libraries, measured; 0 on a GPU, where only tensors count."""
-    weights: int
-    reference: int
-    """The frozen copy for the KL penalty."""
-    masters: int
-    """float32 copies of narrower weights."""
-    moments: int
-    """The two of AdamW."""
-    cache: int
-    """Keys and values of all slots and their prompts."""
-    sampling: int
-    """Prefill, or logits of a decode step, whichever is larger."""
-    gradients: int
-    """All of them in float32; those that a pass makes in a narrow type, and the largest once more where it is not added in
-    place, stand beside them.
-    """
-    token_bytes: int
-    """Activations that one token of a micro-batch leaves to the backward pass."""
-    vocabulary: int
-    loss_tokens: int
-    """Tokens of a step that carry loss, at most."""
-    head_bytes: int
-    """Of each logit of a chunk, for all buffers that a backward pass holds of it."""
-    critic: int
-    """PPO's value function: weights, masters, moments and gradients."""
-    cache_stays: bool
-    """Recorded decode steps keep their cache during the update."""
-    blocks_given_back: bool
-    """The C library keeps no large block that was freed. Blocks that are kept make a step quicker."""
-    free: int
-    """Bytes that this process may hold in all, by the memory free when the plan was made."""
-    plan: Plan
-
-    @property
-    def activations(self) -> int:
-        return self.plan.microbatch_tokens * self.token_bytes
-
-    @property
-    def head(self) -> int:
-        tokens = min(self.plan.microbatch_tokens, self.loss_tokens)
-        return self.head_bytes * min(CHUNK_ELEMENTS, tokens * self.vocabulary)
-
-    @property
-    def peak(self) -> int:
-        fixed = self.process + self.weights + self.critic + self.masters + self.moments
-        rollout = self.cache + self.sampling
-        update = self.gradients + self.activations + self.head + (self.cache if self.cache_stays else 0)
-        if self.plan.offload:  # the reference's own pass comes before there are gradients
-            return fixed + self.heap + max(rollout, update, self.reference + self.head)
-        return fixed + self.reference + self.heap + max(rollout, update)
-
-    @property
-    def heap(self) -> int:
-        if self.cache_stays:
-            return 0
-        if self.blocks_given_back:
-            return HEAP_GIVEN_BACK
-        return int(HEAP + HEAP_SHARE * (self.gradients + self.activations + self.head))
-
-    @property
-    def fits(self) -> bool:
-        return self.peak <= self.free
-
-    def sentence(self) -> str:
-        """The summary for a person; run.json has the plan in full."""
-        text = f"memory: at most about {self.peak / GIB:.2f} of {self.free / GIB:.2f} GiB"
-        if self.plan.recompute:
-            text += ", activations recomputed"
-        if self.plan.offload:
-            text += f", {self.reference / GIB:.2f} GiB of the reference beside them only while they are read"
-        if self.fits:
-            return text
-        size, part = max((getattr(self, name), name) for name in PARTS)
-        return (
-            f"{text}, of which {part} {size / GIB:.2f}. This may not fit: lower rollout.slots or optimizer.microbatch_tokens, or "
-            "set optimizer.activation_checkpointing=on or model.dtype=bfloat16"
-        )
-
-    def table(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        table = asdict(self)
-        del table["plan"]
-        plan = self.plan
-        table |= {
-            "slots": plan.slots,
-            "microbatch_tokens": plan.microbatch_tokens,
-            "activation_checkpointing": plan.recompute,
-            "reference_offload": plan.offload,
-        }
-        derived = ("activations", "head", "heap", "peak", "fits")
-        return table | {name: getattr(self, name) for name in derived}
-
-
-def read_plan(table: Mapping[str, Any]) -> Plan:
-    """The sizes in a `MemoryEstimate.table`, as run.json has it."""
-    return Plan(
-        int(table["slots"]),
-        int(table["microbatch_tokens"]),
-        bool(table["activation_checkpointing"]),
-        bool(table["reference_offload"]),
-    )
 
 
 class Call(NamedTuple):
@@ -196,23 +81,26 @@ def plan_memory(
     packed, loss_tokens = _step_tokens(config, longest_prompt, trained)
     most = max(longest, min(MOST_TOKENS, packed)) if tokens == "auto" else tokens
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
-    beside = 0 if teacher is None else LAYER_COPIES * _widest(teacher) * teacher.model.dtype.itemsize
-    activations = {again: activation_bytes(policy, checkpointing=again) + beside for again in ways} if training else {}
-    fixed = replace(_fixed_parts(policy, config, training, teacher), loss_tokens=loss_tokens)
-    if training and fixed.cache_stays:
+    compared = teacher or policy
+    beside = LAYER_COPIES * _widest(compared) * compared.model.dtype.itemsize
+    activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
+    if teacher is not None:
+        activations = {again: token_bytes + beside for again, token_bytes in activations.items()}
+    fixed = replace(_fixed_parts(policy, config, training, teacher), loss_tokens=loss_tokens, pass_bytes=beside)
+    if not training:
+        return _choose_slots(fixed, policy, config, slots, longest_prompt, rows)
+    if fixed.cache_stays:
         # Slots leave room for a micro-batch, and an evaluation passes through those of a step.
         rows = min(rows, trained)
         room = replace(fixed.plan, microbatch_tokens=min(most, max(longest, FEWEST_TOKENS)))
         fixed = replace(fixed, token_bytes=min(activations.values()), plan=room)
-    estimate = _choose_slots(fixed, policy, config, slots, longest_prompt, rows)
-    if not training:
-        return estimate
     # While recomputing is still to be tried, micro-batches need not become so small that they are slow.
     fewest = {again: longest if again or len(ways) == 1 else max(longest, FEWEST_TOKENS) for again in ways}
     if tokens != "auto":
         fewest = dict.fromkeys(ways, most)
     for offload in ways_to_hold(config, policy, kept, teacher):
-        estimate = replace(estimate, blocks_given_back=False, plan=replace(estimate.plan, offload=offload))
+        held = replace(fixed, plan=replace(fixed.plan, offload=offload))
+        estimate = _choose_slots(held, policy, config, slots, longest_prompt, rows)
         estimate = _choose_sizes(estimate, policy, activations, most, fewest)
         if estimate.fits:
             break
@@ -297,6 +185,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Po
         blocks_given_back=False,
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
+        widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
     )
 
 
@@ -374,14 +263,3 @@ def _copied_bytes(module: nn.Module) -> int:
 def _critic_bytes(policy: Policy) -> int:
     masters = 4 if policy.model.dtype != torch.float32 else 0
     return sum(p.numel() * (p.element_size() + masters + 8 + 4) for p in policy.trunk.parameters() if p.requires_grad)
-
-
-def compare_memory(estimate: MemoryEstimate, measured: int, *, largest_microbatch: int) -> dict[str, float]:
-    """GiB planned for, estimated for the largest micro-batch that came up, and measured; the estimate's relative error."""
-    of_largest = replace(estimate, plan=replace(estimate.plan, microbatch_tokens=largest_microbatch))
-    return {
-        "planned": estimate.peak / GIB,
-        "estimated": of_largest.peak / GIB,
-        "measured": measured / GIB,
-        "error": of_largest.peak / measured - 1 if measured else float("nan"),
-    }

@@ -26,8 +26,9 @@ from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
+from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
-from slimrl.preflight.memory import Call, MemoryEstimate, plan_memory
+from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, teacher_note, template_notes
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem

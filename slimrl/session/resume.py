@@ -17,7 +17,7 @@ from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.threads import fix_threads
-from slimrl.preflight.memory import read_plan
+from slimrl.preflight.estimate import read_plan
 from slimrl.records import Plan
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.checkpoints import Checkpoint, newest, remove_unfinished

@@ -170,27 +170,49 @@ def test_plans_count_packed_bytes_and_costs_whole_weights() -> None:
         body = sum(layer.in_features * layer.out_features for _, layer in quantized_layers(policy.model))
         assert policy.parameters == plain.parameters
         assert cost_of(policy).body == cost_of(plain).body + factors
-        assert cost_of(policy).weight_bytes == cost_of(plain).weight_bytes + 4 * factors - 4 * body * (1 - part)
+        scales = sum(layer.scales.nbytes for _, layer in quantized_layers(policy.model))
+        assert 0 < scales < 0.05 * 4 * body
+        assert cost_of(policy).weight_bytes == cost_of(plain).weight_bytes + 4 * factors + scales - 4 * body * (
+            1 - part
+        )
+        assert plan_memory(policy, settings(), Call(8, 16), training=True).widened >= 4 * 64 * 96
         assert plan_memory(policy, settings(), Call(8, 16), training=True).moments == 8 * factors
 
 
-@pytest.mark.usefixtures("anywhere")
-@packed
-def test_a_run_learns_and_its_result_is_a_plain_model(bits: Bits, tmp_path: Path) -> None:
+@pytest.fixture
+def trained(bits: Bits, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A run of one step, as on a machine with a GPU."""
+    request.getfixturevalue("anywhere")
     short = [
         f"output={tmp_path}", "name=a", "steps=1", "rollout.problems=4", "evaluation.problems=4", "model.lora.rank=4",
         "evaluation.harder_problems=0", "algorithm.kl_coef=0.1", f"model.quantize={bits}",
     ]  # fmt: skip
-    summary = train(load_config(TrainConfig, [], short), Display(quiet=True))
-    assert summary.steps == 1
-    merged, own = load_policy(ModelConfig(path=str(tmp_path / "a"))), load_policy(ModelConfig())
+    assert train(load_config(TrainConfig, [], short), Display(quiet=True)).steps == 1
+    return tmp_path / "a"
+
+
+@packed
+def test_a_run_learns_and_its_result_is_a_plain_model(trained: Path, bits: Bits) -> None:
+    """The adapter of it is loaded with weights that are packed as they were."""
+    merged, own = load_policy(ModelConfig(path=str(trained))), load_policy(ModelConfig())
     assert merged.lora is None
     assert merged.parameters == own.parameters
-    again = load_policy(ModelConfig(path=str(tmp_path / "a" / "adapter"), quantize=bits))
+    again = load_policy(ModelConfig(path=str(trained / "adapter")))
     assert again.lora is not None
     assert len(dict(quantized_layers(again.model))) == 28
+    assert any(f"28 linear layers, are held in {bits[0]} bits" in note for note in again.notes)
     gaps = [(logits(merged) - logits(one)).abs().max() for one in (again, own)]
     assert gaps[0] < 1e-3 < gaps[1]
+
+
+@pytest.mark.parametrize("bits", ["4bit"])
+def test_an_adapter_fits_no_other_packing(trained: Path) -> None:
+    adapter = trained / "adapter"
+    with pytest.raises(SettingsError, match=r"trained beside weights in 4bit, .*remove model\.quantize=8bit"):
+        load_policy(ModelConfig(path=str(adapter), quantize="8bit"))
+    (adapter / "slimrl_quantized.json").write_text('{"quantize": "2bit"}')
+    with pytest.raises(DataError, match=r"slimrl_quantized\.json: it names no packing of weights"):
+        load_policy(ModelConfig(path=str(adapter)))
 
 
 def test_it_needs_a_gpu() -> None:
@@ -224,3 +246,21 @@ def test_files_that_are_packed_already_are_refused(method: str, tmp_path: Path) 
         DataError, match=rf"holds quantized weights \({method}\), .* with model\.quantize=4bit on a GPU"
     ):
         load_policy(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_model_without_linear_layers_is_not_packed() -> None:
+    model = tiny(*ACCEPTED["gpt-2"], torch.float32)
+    with pytest.raises(SettingsError, match="no effect on GPT2LMHeadModel, which has no linear layers to pack"):
+        quantize(model, linear_layers(model), "4bit", CPU)
+
+
+def test_what_bitsandbytes_cannot_do_is_told_as_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no library for this GPU\nmore")
+
+    monkeypatch.setattr(quantized, "_packed", broken)
+    model = tiny_model("qwen2")
+    with pytest.raises(
+        SettingsError, match=r"bitsandbytes cannot pack the weights \(no library for this GPU\); install one"
+    ):
+        quantize(model, linear_layers(model), "4bit", CPU)

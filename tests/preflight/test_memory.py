@@ -16,9 +16,10 @@ from slimrl.config.files import build
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
 from slimrl.model.policy import Policy
-from slimrl.preflight import activations, memory
+from slimrl.preflight import activations, estimate, memory
 from slimrl.preflight.activations import activation_bytes
-from slimrl.preflight.memory import Call, compare_memory, plan_memory, read_plan
+from slimrl.preflight.estimate import compare_memory, read_plan
+from slimrl.preflight.memory import Call, plan_memory
 from slimrl.records import Plan
 from tests.tiny import tiny_policy
 
@@ -86,8 +87,8 @@ def test_a_narrow_module_pays_for_masters(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_choices_shrink_with_the_memory_and_numbers_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
-    monkeypatch.setattr(memory, "HEAP", 0)
-    monkeypatch.setattr(memory, "HEAP_SHARE", 0)
+    monkeypatch.setattr(estimate, "HEAP", 0)
+    monkeypatch.setattr(estimate, "HEAP_SHARE", 0)
     ample, _ = plan(policy, monkeypatch, free=1e9)
     assert (ample.plan.microbatch_tokens, ample.plan.recompute) == (4 * (6 + 4 * 10), False)
     monkeypatch.setattr(memory, "FEWEST_TOKENS", 64)
@@ -354,6 +355,6 @@ def test_blocks_are_given_back_where_keeping_them_would_cost_tokens(monkeypatch:
     assert tight.blocks_given_back
     assert tight.plan == roomy.plan
     assert tight.fits
-    assert tight.heap == memory.HEAP_GIVEN_BACK < roomy.heap
+    assert tight.heap == estimate.HEAP_GIVEN_BACK < roomy.heap
     chosen_by_user, _ = plan(tiny_policy(), monkeypatch, free=between, rollout=rollout)
     assert not chosen_by_user.blocks_given_back
