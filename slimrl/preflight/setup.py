@@ -149,13 +149,21 @@ class TrainSetup:
         return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
 
 
-def prepare(config: Config, *, training: bool = False, kept: Plan | None = None, stop: Stop = NEVER) -> Setup[Config]:
+def prepare(
+    config: Config,
+    *,
+    training: bool = False,
+    kept: Plan | None = None,
+    stop: Stop = NEVER,
+    loaded: Policy | None = None,
+) -> Setup[Config]:
     """Load model and task, drop prompts that do not fit the context (counted, never cut), and plan the memory.
 
-    A run that is resumed has `kept` its plan. Raises SettingsError or DataError, one sentence each.
+    A run that is resumed has `kept` its plan; a model that is measured on several tasks is `loaded` with the first of them.
+    Raises SettingsError or DataError, one sentence each.
     """
     threads = settle_threads()
-    policy, prompter, instruction = prepare_model(config, training=training)
+    policy, prompter, instruction = prepare_model(config, training=training, loaded=loaded)
     teacher = _teacher(config, policy) if training else None
     if teacher is not None:
         policy = replace(policy, context=min(policy.context, teacher.context))
@@ -270,9 +278,11 @@ def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
     return with_chosen(config, chosen.values).rollout.budget
 
 
-def prepare_model(config: RootConfig, *, training: bool = False) -> tuple[Policy, Prompter, str]:
-    """The policy, its prompter, and the system message to use with it."""
-    policy = load_policy(config.model, seed=config.seed)
+def prepare_model(
+    config: RootConfig, *, training: bool = False, loaded: Policy | None = None
+) -> tuple[Policy, Prompter, str]:
+    """The policy, its prompter, and the system message to use with it; `loaded` is a policy of the same `config.model`."""
+    policy = load_policy(config.model, seed=config.seed) if loaded is None else loaded
     if training:
         check_trainable(policy, config.model)
     task = config.task
