@@ -40,7 +40,9 @@ def random_tallies(count: int, samples: int, seed: int) -> list[Tally]:
     for _ in range(count):
         answers = draws.integers(-1, draws.integers(1, 5), size=samples)
         silent = draws.uniform(size=samples) < draws.choice([0.0, 0.3])
-        found.append(tally((a == RIGHT, None if s and a != RIGHT else int(a)) for a, s in zip(answers, silent, strict=True)))
+        found.append(
+            tally((a == RIGHT, None if s and a != RIGHT else int(a)) for a, s in zip(answers, silent, strict=True))
+        )
     return found
 
 
@@ -82,7 +84,13 @@ def test_pass_at_k_is_unbiased() -> None:
 
 
 def test_the_majority_is_that_of_all_subsets() -> None:
-    for votes in [*random_tallies(60, 7, seed=0), Tally(2, (2, 2, 2), 0), Tally(1, (1,) * 6), Tally(0, (3,), 4), Tally(7)]:
+    for votes in [
+        *random_tallies(60, 7, seed=0),
+        Tally(2, (2, 2, 2), 0),
+        Tally(1, (1,) * 6),
+        Tally(0, (3,), 4),
+        Tally(7),
+    ]:
         for k in range(1, 8):
             assert majority_at_k(votes, k) == pytest.approx(by_definition(votes, k), abs=1e-12), (votes, k)
 
@@ -124,9 +132,13 @@ def test_at_one_both_are_the_accuracy_with_its_interval() -> None:
     low, high = accuracy_interval(shares)
     for name in ("pass@k", "maj@k"):
         assert [*found[name]] == ["1", "2", "4", "8"]
-        assert [found[name]["1"][key] for key in ("value", "low", "high")] == pytest.approx([np.mean(shares), low, high])
+        assert [found[name]["1"][key] for key in ("value", "low", "high")] == pytest.approx(
+            [np.mean(shares), low, high]
+        )
         assert all(one["low"] <= one["value"] <= one["high"] for one in found[name].values())
-    assert [one["value"] for one in found["pass@k"].values()] == sorted(one["value"] for one in found["pass@k"].values())
+    assert [one["value"] for one in found["pass@k"].values()] == sorted(
+        one["value"] for one in found["pass@k"].values()
+    )
 
 
 def test_the_fewest_samples_decide() -> None:
@@ -184,5 +196,7 @@ def test_five_points_on_400_problems_are_found(samples: int, agree: float) -> No
 def test_a_difference_of_nothing_is_found_in_few() -> None:
     draws = np.random.default_rng(9)
     rates = draws.beta(1.0, 1.0, size=400)
-    drawn = [[named([Tally(int(c), (4 - int(c),)) for c in draws.binomial(4, rates)]) for _ in range(2)] for _ in range(200)]
+    drawn = [
+        [named([Tally(int(c), (4 - int(c),)) for c in draws.binomial(4, rates)]) for _ in range(2)] for _ in range(200)
+    ]
     assert sum(paired(*both).verdict != "undecided" for both in drawn) <= 0.08 * 200

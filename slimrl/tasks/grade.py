@@ -16,7 +16,6 @@ from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.rows import Row, plain, read_rows
 from slimrl.tasks.styles import STYLES
 
-
 ASKED = 64
 """Pairs of wrong answers to one problem that are put to a symbolic checker; of further ones only equal texts are equal."""
 

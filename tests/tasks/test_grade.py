@@ -46,9 +46,15 @@ def test_grades_and_writes_rows(tmp_path: Path) -> None:
 
 def test_samples_of_a_problem_are_measured_together(tmp_path: Path) -> None:
     """Two of three problems, each with its own number of samples, in any order of rows."""
-    drawn = {"a": ["#### 7", "#### 7.0", "#### 8", "8"], "b": ["#### 5", "#### 6", "#### 6.0", "#### 7"], "c": ["#### 1"] * 5}
+    drawn = {
+        "a": ["#### 7", "#### 7.0", "#### 8", "8"],
+        "b": ["#### 5", "#### 6", "#### 6.0", "#### 7"],
+        "c": ["#### 1"] * 5,
+    }
     answers = {"a": "7", "b": "7", "c": "2"}
-    rows = [{"id": name, "answer": answers[name], "completion": text} for name, texts in drawn.items() for text in texts]
+    rows = [
+        {"id": name, "answer": answers[name], "completion": text} for name, texts in drawn.items() for text in texts
+    ]
     summary = grade_file(TaskConfig(name="gsm8k"), _file(tmp_path, *reversed(rows)), None)
     assert (summary.n, summary.problems, summary.samples) == (13, 3, 4)
     assert summary.strict == 3 / 13
