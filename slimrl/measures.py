@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import comb
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from slimrl.statistics import accuracy_interval, paired_difference
 
 Estimate = dict[str, float]
-"""`value`, `low`, `high` of one model; `difference`, `low`, `high` of two."""
+"""`value`, `low`, `high` of one model; `first`, `second`, `difference`, `low`, `high` of two."""
 AtK = dict[str, dict[str, Estimate]]
 """`pass@k` and `maj@k`, each an estimate by k written as text."""
 Standing = Literal["equal", "better", "worse", "undecided"]
@@ -131,10 +131,8 @@ def at_k(tallies: Iterable[Tally]) -> AtK:
 class Paired:
     """Two models on the same problems: the second minus the first."""
 
-    difference: float
-    """Of strict accuracy, a mean over problems of the share of right samples."""
-    low: float
-    high: float
+    accuracy: Estimate
+    """Strict accuracy of both, a mean over problems of the share of right samples, with the difference."""
     n: int
     """Problems."""
     verdict: Standing
@@ -143,21 +141,26 @@ class Paired:
     """Problems of which the second has a larger share right, with both shares; the largest gains first."""
     lost: dict[str, tuple[float, float]]
     at_k: AtK
-    """Differences of pass@k and maj@k, at k up to the fewest samples that a problem has in either."""
+    """pass@k and maj@k of both with their differences, at k up to the fewest samples that a problem has in either."""
+
+    def table(self) -> dict[str, Any]:
+        """As JSON has it, with the numbers of the accuracy, `pass@k` and `maj@k` beside the others."""
+        found = asdict(self)
+        return {**found.pop("accuracy"), **found.pop("at_k"), **found}
 
 
 def paired(first: Mapping[str, Tally], second: Mapping[str, Tally]) -> Paired:
     """Compare two models by problem; both have the same problems."""
     shares = {name: (votes.share, second[name].share) for name, votes in first.items()}
-    change = _difference(first, second, lambda votes: votes.share)
+    accuracy = _difference(first, second, lambda votes: votes.share)
     moved = sorted((item for item in shares.items() if item[1][0] != item[1][1]), key=lambda item: _gain(item[1]))
     found: AtK = {"pass@k": {}, "maj@k": {}}
     for k in sizes(min(votes.samples for votes in (*first.values(), *second.values()))):
         for name, measure in _measures(k).items():
             found[name][str(k)] = _difference(first, second, measure)
-    verdict: Standing = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "undecided"
+    verdict: Standing = "better" if accuracy["low"] > 0 else "worse" if accuracy["high"] < 0 else "undecided"
     return Paired(
-        **change,
+        accuracy=accuracy,
         n=len(first),
         verdict=verdict if moved else "equal",
         won={name: pair for name, pair in reversed(moved) if _gain(pair) > 0},
@@ -173,4 +176,9 @@ def _gain(pair: tuple[float, float]) -> float:
 def _difference(first: Mapping[str, Tally], second: Mapping[str, Tally], measure: Callable[[Tally], float]) -> Estimate:
     before, after = ({name: measure(votes) for name, votes in side.items()} for side in (first, second))
     change = paired_difference(before, after)
-    return {"difference": change["change"], "low": change["low"], "high": change["high"]}
+    means = (float(np.mean([*side.values()])) for side in (before, after))
+    return dict(zip(("first", "second"), means, strict=True)) | {
+        "difference": change["change"],
+        "low": change["low"],
+        "high": change["high"],
+    }

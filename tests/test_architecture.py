@@ -49,9 +49,9 @@ NEIGHBOURS: dict[str, set[str]] = {
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"runs", "statistics", "study"},
-    "display": {"algorithm", "config", "machine", "preflight", "results", "study", "tasks"},
+    "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
-        "config", "display", "evaluate", "machine", "preflight", "report", "results", "rollout", "runs", "sft",
+        "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
         "study", "tasks", "train",
     },
 }  # fmt: skip

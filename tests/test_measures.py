@@ -154,8 +154,8 @@ def named(votes: list[Tally]) -> dict[str, Tally]:
 def test_a_model_equals_itself() -> None:
     votes = named(random_tallies(40, 4, seed=3))
     found = paired(votes, dict(reversed(votes.items())))
-    assert (found.verdict, found.difference, found.n, found.won, found.lost) == ("equal", 0.0, 40, {}, {})
-    assert found.low < 0 < found.high, "no change is not certainty"
+    assert (found.verdict, found.accuracy["difference"], found.n, found.won, found.lost) == ("equal", 0.0, 40, {}, {})
+    assert found.accuracy["low"] < 0 < found.accuracy["high"], "no change is not certainty"
 
 
 def test_what_was_won_and_lost() -> None:
@@ -165,7 +165,8 @@ def test_what_was_won_and_lost() -> None:
     assert [*found.won.items()] == [("far up", (0.0, 1.0)), ("up", (0.25, 0.5))]
     assert found.lost == {"gone": (1.0, 0.75)}
     change = paired_difference({n: t.share for n, t in first.items()}, {n: t.share for n, t in second.items()})
-    assert (found.difference, found.low, found.high) == (change["change"], change["low"], change["high"])
+    assert [*found.accuracy.values()] == [0.4375, 0.6875, change["change"], change["low"], change["high"]]
+    assert {"difference", "low", "high", "n", "verdict", "won", "lost", "pass@k", "maj@k"} <= found.table().keys()
     assert found.at_k["pass@k"]["4"]["difference"] == pytest.approx(0.25), "far up alone had no right answer"
     assert found.at_k["maj@k"]["4"]["difference"] == pytest.approx((1 + 0.5 + 0.5) / 4), "a tie counts half"
 
@@ -190,7 +191,7 @@ def test_five_points_on_400_problems_are_found(samples: int, agree: float) -> No
     found = [paired(*planted(draws, samples, agree)) for _ in range(200)]
     assert sum(one.verdict == "better" for one in found) >= 0.8 * 200
     assert not any(one.verdict == "worse" for one in found)
-    assert sum(one.low <= 0.05 <= one.high for one in found) >= 0.92 * 200
+    assert sum(one.accuracy["low"] <= 0.05 <= one.accuracy["high"] for one in found) >= 0.92 * 200
 
 
 def test_a_difference_of_nothing_is_found_in_few() -> None:

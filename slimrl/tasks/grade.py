@@ -40,7 +40,7 @@ class GradeSummary:
     def table(self) -> dict[str, Any]:
         """As JSON has it, with `pass@k` and `maj@k` beside the others."""
         found = asdict(self)
-        return found | found.pop("at_k")
+        return {**found.pop("at_k"), **found}
 
 
 def votes(grader: Grader, answers: Sequence[tuple[str, bool]]) -> list[int | None]:

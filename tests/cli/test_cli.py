@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from slimrl import cli
 from slimrl.cli.output import open_display
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
@@ -20,30 +19,6 @@ from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
 from tests.study.folders import write_run
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def slimrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run the command in this process, in an empty folder; exceptions other than exits fail the test."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["slimrl", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
