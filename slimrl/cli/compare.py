@@ -156,7 +156,7 @@ def matched(first: Outputs, second: Outputs, limit: int | None) -> tuple[Parts, 
         raise DataError(
             f"{first.name} and {second.name} have no problem in common; compare outputs of the same problems"
         )
-    return dict(sorted(parts.items(), key=lambda item: item[0] != "test")), notes
+    return dict(sorted(parts.items(), key=lambda item: item[0] != "test")), [*dict.fromkeys(notes)]
 
 
 def _parts(one: Outputs, other: Outputs) -> dict[str, SplitEvaluation]:

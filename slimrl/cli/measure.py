@@ -54,7 +54,7 @@ def evaluate(
     target = _writable(file) if file else None
     display = open_display(next(iter(configs.values())), quiet=quiet)
     from slimrl.cli.evaluation import evaluations
-    from slimrl.display.measures import show_at_k, show_tasks
+    from slimrl.display.measures import show_at_k, show_tasks, split_name
     from slimrl.runs.directory import steps_taken
     from slimrl.runs.files import write_jsonl
 
@@ -63,8 +63,8 @@ def evaluate(
     for task, found in evaluations(model_or_run, configs, display):
         display.evaluation(found, "" if steps is None else f" after step {steps}", task if len(configs) > 1 else "")
         measured[task] = found.measures()
-        for split in measured[task].values():
-            show_at_k(display.console, split)
+        for split, measures in measured[task].items():
+            show_at_k(display.console, split_name(task, split) if len(configs) > 1 else split, measures)
         rows += [{"task": task, **row} for row in found.table()] if target else []
     if len(measured) > 1:
         show_tasks(display.console, model_or_run, measured)
@@ -182,8 +182,7 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
 
         from slimrl.display.measures import show_at_k
 
-        click.echo(f"{summary.problems} problems, in %, with 95 % intervals over problems", err=True)
-        show_at_k(Console(stderr=True, highlight=False), summary.at_k)
+        show_at_k(Console(stderr=True, highlight=False), f"{summary.problems} problems", summary.at_k)
     if as_json:
         print_json(summary.table())
 

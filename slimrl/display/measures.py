@@ -21,11 +21,11 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(visible(text), style=style), soft_wrap=not console.is_terminal)
 
 
-def show_at_k(console: Console, measures: Mapping[str, Any]) -> None:
-    """pass@k and maj@k of one split by k; nothing where there is one sample a problem."""
+def show_at_k(console: Console, name: str, measures: Mapping[str, Any]) -> None:
+    """pass@k and maj@k of what `name` says, by k; nothing where there is one sample a problem."""
     if [*measures["pass@k"]] == ["1"]:
         return
-    table = _table("k", "pass@k", "maj@k")
+    table = _table(f"{name}, k", "pass@k in %", "maj@k in %")
     for k, passed in measures["pass@k"].items():
         table.add_row(k, _interval(passed), _interval(measures["maj@k"][k]))
     console.print(table)
@@ -91,5 +91,5 @@ def _pair(estimate: Mapping[str, float]) -> tuple[str, str, str]:
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for title in titles:
-        table.add_column(title, no_wrap=True)
+        table.add_column(Text(visible(title)), no_wrap=True)
     return table

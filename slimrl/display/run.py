@@ -252,7 +252,8 @@ class Display:
 
     def stop(self) -> None:
         """Take the bar off the screen."""
-        self.progress.stop()
+        if self.progress.live.is_started:  # else rich prints an empty line into a file
+            self.progress.stop()
 
     def _completion(self, question: str, text: str, extracted: str, answer: str, reward: float) -> None:
         # Indented, so that no completion can pass its own lines off as ours.
