@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from slimrl.tasks.rows import Row, plain, read_rows
 from slimrl.tasks.styles import STYLES
 
 ASKED = 64
-"""Pairs of wrong answers to one problem that are put to a symbolic checker; of further ones only equal texts are equal."""
+"""Pairs of wrong answers to one problem that are put to a checker, which may be slow; further ones count as unequal."""
+
+TOLD = ("numeric", "regex")
+"""Checkers that are not asked about two wrong answers: numbers tell themselves apart, and an answer is no pattern."""
 
 
 @dataclass(frozen=True)
@@ -47,39 +51,36 @@ def votes(grader: Grader, answers: Sequence[tuple[str, bool]]) -> list[int | Non
     """The vote of each sample of a problem, given its answer (empty for none) and its strict verdict: the index of the first
     sample with an equal answer, None without an answer.
 
-    Right answers are equal. Wrong ones are where they are the same text, the same number, or where a symbolic checker says so.
+    Right answers are equal. Wrong ones are where they are the same text, the same number, or where the checker says so.
     """
+    known: dict[str | Fraction, int] = {}
+    """The first sample with each wrong answer, by its text and by its number."""
     firsts: dict[int, str] = {}
-    """Of each wrong answer, its text by the index of its first sample."""
+    """The text of each wrong answer, by its first sample."""
     right, asked = None, 0
     found: list[int | None] = []
     for index, (answer, is_right) in enumerate(answers):
         if is_right:
             right = index if right is None else right
             found.append(right)
-            continue
-        if not answer:
+        elif not answer:
             found.append(None)
-            continue
-        vote = next((first for first, text in firsts.items() if _same(answer, text)), None)
-        if vote is None and grader.checker == "symbolic":
+        else:
+            number = parse_number(answer)
+            vote = known.get(answer, None if number is None else known.get(number))
             for first, text in firsts.items():
-                asked += 1
-                if asked <= ASKED and grader.compare(answer, text):
-                    vote = first
+                if vote is not None or asked == ASKED or grader.checker in TOLD:
                     break
-        if vote is None:
-            vote = index
-            firsts[index] = answer
-        found.append(vote)
+                asked += 1
+                vote = first if grader.compare(answer, text) else None
+            vote = index if vote is None else vote
+            if vote == index:
+                firsts[index] = answer
+            known.setdefault(answer, vote)
+            if number is not None:
+                known.setdefault(number, vote)
+            found.append(vote)
     return found
-
-
-def _same(left: str, right: str) -> bool:
-    if left == right:
-        return True
-    number = parse_number(left)
-    return number is not None and number == parse_number(right)
 
 
 def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSummary:
