@@ -104,13 +104,10 @@ def _outputs(name: str, request: Request) -> Outputs:
 
     if Path(name).is_file():
         return Outputs(name, read_outputs(name))
-    if not request.settings and not request.tasks:
-        from slimrl.runs.measured import read_evaluations
-
-        *_, last = (None, *read_evaluations(Path(name), up_to=10**8))
-        if last is not None:
-            note = f"{name} goes by its stored evaluation after step {last.step}"
-            return Outputs(name, {("", split): rows for split, rows in last.splits.items()}, note)
+    stored = sorted((Path(name) / "evals").glob("step-*.jsonl"))
+    if stored and not request.settings and not request.tasks:
+        step = int(stored[-1].stem.removeprefix("step-"))
+        return Outputs(name, read_outputs(str(stored[-1])), f"{name} goes by its stored evaluation after step {step}")
     from slimrl.cli.evaluation import evaluations
 
     configs = task_settings(name, request.settings, request.tasks, request.limit, request.like)

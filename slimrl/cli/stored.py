@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from slimrl.results import MODES, GradedCompletion, Mode, SplitEvaluation
@@ -67,9 +68,17 @@ def _completion(row: Row) -> GradedCompletion:
         finish=row.optional_text("finish"),
         tokens=int(row.number("tokens")),
         question=row.optional_text("question"),
-        answer=row.answer("answer") if "answer" in row.fields else "",
+        answer=_gold(row),
         extracted_strict=extracted,
         extracted_lenient=row.optional_text("extracted_lenient"),
         text=row.optional_text("text"),
         vote=vote,
     )
+
+
+def _gold(row: Row) -> str:
+    """The gold answer as text, by which two files are matched; several right answers as JSON."""
+    value = plain(row.fields.get("answer"))
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else row.answer("answer")

@@ -319,7 +319,9 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     evaluated = slimrl("eval", run, "--json", "--out", tmp_path / "e.jsonl")
     assert evaluated.code == 0, evaluated.err
     again = json.loads(evaluated.out)["test"]
-    assert again == pytest.approx(summary["after"]), "a run is evaluated under its own settings"
+    flat = {key: value for key, value in again.items() if key not in ("pass@k", "maj@k")}
+    assert flat == pytest.approx(summary["after"]), "a run is evaluated under its own settings"
+    assert again["pass@k"].keys() == again["maj@k"].keys() == {"1"}
     assert len((tmp_path / "e.jsonl").read_text().splitlines()) == 2 * (6 + 3)
 
     sampled = slimrl("sample", run, "Tom has 3 apples. How many?", "-n", "2")

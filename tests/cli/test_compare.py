@@ -142,6 +142,15 @@ def test_verdicts_of_grade_are_compared(slimrl, stored: Callable[[str, Rows], Pa
     assert found["won"] == {"1": [pytest.approx(1 / 3), 1.0]}
 
 
+def test_several_right_answers_are_one_gold_answer(slimrl, stored: Callable[[str, Rows], Path]) -> None:
+    a, b = (
+        stored(f"{name}.jsonl", rows(FIRST, answer=answer))
+        for name, answer in (("a", ["1", "one"]), ("b", ["1", "two"]))
+    )
+    assert json.loads(slimrl("compare", a, a, "--json").out)["verdict"] == "equal"
+    assert "has another answer in" in slimrl("compare", a, b).err
+
+
 def test_files_of_versions_without_votes(slimrl, stored: Callable[[str, Rows], Path]) -> None:
     shares = dict.fromkeys(FIRST, (1, 4))
     old = [{key: value for key, value in line.items() if key != "vote"} for line in rows(shares)]
