@@ -4,12 +4,14 @@ A population of problems has a mean accuracy p; a problem's own accuracy is draw
 problems that are all right or all wrong (concentration 0) to problems that are all alike (infinite). An evaluation meets n of
 them with k samples each. A change is that of the same problems before and after. What an interval sees of n problems are
 counts of outcomes, which are drawn as such; with a single sample accuracies from 1 to 99 %, and changes that only gain, are
-reckoned exactly.
+reckoned exactly. pass@k and maj@k, and their changes, are simulated likewise: the number of right samples decides a problem's
+value, for maj@k with one wrong answer that all give, or with as many as there are wrong samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from slimrl.measures import Tally, majority_at_k, pass_at_k, sizes
 from slimrl.statistics import ADDED_TO_CHANGE, ADDED_TO_MEAN, interval_of_moments
 
 Array = NDArray[np.float64]
@@ -38,6 +41,14 @@ PAIRS = (
 CHANGES = ("alike", "independent", "a tenth", "a hundredth")
 """The better problems before are the better after; before and after have nothing to do with each other; a tenth, or a hundredth
 of the problems changes, the others give the same answers."""
+AT_K: dict[str, Callable[[int, int, int], float]] = {
+    "pass@k": pass_at_k,
+    "maj@k, one wrong answer": lambda samples, right, k: majority_at_k(Tally(right, (samples - right,)), k),
+    "maj@k, all wrong answers differ": lambda samples, right, k: majority_at_k(
+        Tally(right, (1,) * (samples - right)), k
+    ),
+}
+"""A problem's value by samples, right samples and k."""
 WORST = 12
 """Cells of the worst coverage that are simulated again: the least of many simulations is too low by chance."""
 
@@ -142,15 +153,20 @@ def binomials(k: int, rates: Array) -> Array:
     return np.asarray(special.comb(k, x) * rates[:, None] ** x * (1 - rates[:, None]) ** (k - x))
 
 
-def changes(k: int, before: float, after: float, concentration: float, kind: str) -> Array:
-    """[2 k + 1] chances of a problem's change by -k to k right answers."""
+def joint(k: int, before: float, after: float, concentration: float, kind: str) -> Array:
+    """[k + 1, k + 1] chances of a problem's right answers before and after."""
     if kind == "alike":
         first, second = (binomials(k, accuracies(p, concentration)) for p in (before, after))
-        joint = first.T @ second / len(first)
-        return np.array([np.trace(joint, offset) for offset in range(-k, k + 1)])
-    whole = np.convolve(right_answers(k, after, concentration), right_answers(k, before, concentration)[::-1])
+        return np.asarray(first.T @ second / len(first))
+    first, second = (right_answers(k, p, concentration) for p in (before, after))
     share = {"independent": 1.0, "a tenth": 0.1, "a hundredth": 0.01}[kind]
-    return share * whole + (1 - share) * (np.arange(2 * k + 1) == k)
+    return share * np.outer(first, second) + (1 - share) * np.diag(first)
+
+
+def changes(k: int, before: float, after: float, concentration: float, kind: str) -> Array:
+    """[2 k + 1] chances of a problem's change by -k to k right answers."""
+    both = joint(k, before, after, concentration, kind)
+    return np.array([np.trace(both, offset) for offset in range(-k, k + 1)])
 
 
 def means() -> Iterator[tuple[int, int, tuple[float, ...], float, Array, Array]]:
@@ -234,19 +250,84 @@ def again(cell: Cell, repeats: int, seed: int) -> Cell:
     return Cell(cell.kind, cell.method, cell.problems, cell.samples, cell.rates, cell.concentration, *result)
 
 
+@dataclass(frozen=True)
+class AtK:
+    """One kind of evaluation at k, or of its change where there are two rates."""
+
+    of: str
+    k: int
+    samples: int
+    problems: int
+    rates: tuple[float, ...]
+    concentration: float
+    kind: str = ""
+    """Of a change, one of CHANGES."""
+
+    def coverage(self, draws: np.random.Generator, repeats: int) -> float:
+        """Of our method, over so many evaluations."""
+        values = np.array([AT_K[self.of](self.samples, right, self.k) for right in range(self.samples + 1)])
+        if self.kind:
+            chances = joint(self.samples, *self.rates, self.concentration, self.kind).ravel()
+            values, method = np.subtract.outer(values, values).T.ravel(), DIFFERENCES[OURS]
+        else:
+            chances, method = right_answers(self.samples, *self.rates, self.concentration), MEANS[OURS]
+        found = covered(draws, repeats, self.problems, self.samples, values, chances, {OURS: method})
+        return found[OURS][0]
+
+
+def evaluations_at_k() -> Iterator[AtK]:
+    """Up to 32 samples of a mean, and 8 of a change; k = 1 is the accuracy, which is simulated above."""
+    for of, concentration, n in itertools.product(AT_K, CONCENTRATIONS, PROBLEMS):
+        for samples, p in itertools.product((4, 32), RATES):
+            yield from (AtK(of, k, samples, n, (p,), concentration) for k in sizes(samples)[1:])
+        for pair, kind in itertools.product(PAIRS, CHANGES):
+            yield from (AtK(of, k, 8, n, pair, concentration, kind) for k in (2, 8))
+
+
+def worst_at_k(repeats: int, seed: int) -> list[dict[str, object]]:
+    """The least coverage of every measure and of its change; the cells that seem worst are simulated again."""
+    draws = np.random.default_rng(seed)
+    found = [(one.coverage(draws, repeats), one) for one in evaluations_at_k()]
+    rows: list[dict[str, object]] = []
+    for of, is_change in itertools.product(AT_K, (False, True)):
+        own = sorted((c, i) for i, (c, one) in enumerate(found) if one.of == of and bool(one.kind) == is_change)
+        again = [(found[i][1].coverage(draws, 20 * repeats), found[i][1]) for _, i in own[:WORST]]
+        worst, at = min(again, key=lambda both: both[0])
+        mean = float(np.mean([coverage for coverage, _ in own]))
+        there = {key: str(value) if key == "concentration" else value for key, value in asdict(at).items()}
+        what = f"change of {of}" if is_change else of
+        rows.append({"of": what, "worst": worst, "at": there, "mean coverage": mean, "kinds of evaluation": len(own)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=2000, help="evaluations of every kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("accuracy", "at-k"), help="one part; the other's results stay in the file")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
     args = parser.parse_args()
-    cells = simulate(args.repeats, args.seed)
+    results = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
+    if args.only != "at-k":
+        results |= accuracy(args.repeats, args.seed)
+    if args.only != "accuracy":
+        rows = worst_at_k(args.repeats, args.seed)
+        print("\n| of | worst coverage | there | mean coverage |\n|---|---|---|---|")
+        for row in rows:
+            print(f"| {row['of']} | {row['worst']:.4f} | {row['at']} | {row['mean coverage']:.4f} |")
+        results["at k"] = {"repeats": args.repeats, "simulated": rows}
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def accuracy(repeats: int, seed: int) -> dict[str, object]:
+    """Accuracies and their changes, against older methods."""
+    cells = simulate(repeats, seed)
     rows = []
     for what, methods in (("accuracy", MEANS), ("change", DIFFERENCES)):
         for name in methods:
             own = [cell for cell in cells if cell.kind.startswith(what) and cell.method == name]
             low = sorted(own, key=lambda cell: cell.coverage)[:WORST]
-            worst = min((again(cell, 20 * args.repeats, args.seed + 1) for cell in low), key=lambda cell: cell.coverage)
+            worst = min((again(cell, 20 * repeats, seed + 1) for cell in low), key=lambda cell: cell.coverage)
             rows.append(
                 {
                     "of": what,
@@ -280,9 +361,7 @@ def main() -> None:
     print("\n| one sample, exact, any p | method | worst coverage | there |\n|---|---|---|---|")
     for line in exact:
         print(f"| {line['of']} | {line['method']} | {line['worst']:.4f} | n {line['problems']}, p {line['p']:.4f} |")
-    args.out.write_text(
-        json.dumps({"repeats": args.repeats, "simulated": rows, "one sample, exact": exact}, indent=1) + "\n"
-    )
+    return {"repeats": repeats, "simulated": rows, "one sample, exact": exact}
 
 
 if __name__ == "__main__":

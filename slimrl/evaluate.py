@@ -6,21 +6,32 @@ it. The training reward is never the headline: several switches change what it m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
 from slimrl.records import Completion, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
+from slimrl.tasks.grade import votes
 
+Progress = Callable[[int, int], None]
+"""Receives the number of problems whose completions are done, and that of all."""
 Graded = tuple[list[GradedCompletion], list[GradedCompletion]]
 """The samples of a problem, and its greedy completions."""
 
 
-def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
-    """Sample (at the training temperature) and decode greedily on the held-out problems, all in one batch."""
+def _silent(_done: int, _total: int) -> None:
+    """The `Progress` of a caller that shows none."""
+
+
+def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> Evaluation:
+    """Sample (at the training temperature) and decode greedily on the held-out problems, all in one batch.
+
+    `progress` is called with 0 before the first token, and whenever all completions of a problem are done.
+    """
     rollout, evaluation = setup.config.rollout, setup.config.evaluation
     problems, held_out = [*setup.held_out, *setup.harder], len(setup.held_out)
     # The step is not part of the key: before and after meet the same draws, so their difference is paired.
@@ -31,7 +42,9 @@ def evaluate(setup: Setup[Any], *, step: int) -> Evaluation:
 
     def grade(index: int, completions: tuple[Completion, ...]) -> None:
         graded[index] = setup.grading.submit(_graded, setup, problems[index], completions)
+        progress(len(graded), len(problems))
 
+    progress(0, len(problems))
     try:
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=grade)
         found = [setup.awaited(graded[index]) for index in range(len(problems))]
@@ -53,7 +66,12 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
             drawn.append(_grade(setup, problem, completion, "sampled", n))
         else:
             taken.append(_grade(setup, problem, completion, "greedy", n - samples))
-    return drawn, taken
+    return _voted(setup, drawn), _voted(setup, taken)
+
+
+def _voted(setup: Setup[Any], rows: Sequence[GradedCompletion]) -> list[GradedCompletion]:
+    cast = votes(setup.task.grader, [(row.extracted_strict, row.strict) for row in rows])
+    return [replace(row, vote=vote) for row, vote in zip(rows, cast, strict=True)]
 
 
 def _split(graded: Sequence[Graded]) -> SplitEvaluation:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from slimrl.measures import Tally, at_k, tally
 from slimrl.statistics import accuracy_interval, paired_difference
 
 Mode = Literal["sampled", "greedy"]
@@ -42,6 +43,8 @@ class GradedCompletion:
     text: str
     thinking: int = 0
     """Tokens up to the end of the thinking; all of `tokens` where it does not end, 0 where there is none."""
+    vote: int | None = None
+    """The sample of the problem that was the first with an equal answer; None without an answer in the form."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,18 @@ class SplitEvaluation:
             if row.mode == mode:
                 verdicts.setdefault(row.id, []).append(row.strict)
         return {problem: _mean(values) for problem, values in verdicts.items()}
+
+    def tallies(self, mode: Mode = "sampled") -> dict[str, Tally]:
+        """The answers of each problem, counted."""
+        answers: dict[str, list[tuple[bool, int | None]]] = {}
+        for row in self.rows:
+            if row.mode == mode:
+                answers.setdefault(row.id, []).append((row.strict, row.vote))
+        return {problem: tally(votes) for problem, votes in answers.items()}
+
+    def measures(self) -> dict[str, Any]:
+        """The summary, and `pass@k` and `maj@k` of the sampled completions (`slimrl/measures.py`)."""
+        return {**self.summary(), **at_k(self.tallies().values())}
 
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
@@ -109,6 +124,10 @@ class Evaluation:
     def summaries(self) -> Summaries:
         """The summary of each split."""
         return {name: split.summary() for name, split in self.splits.items()}
+
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """The same with pass@k and maj@k."""
+        return {name: split.measures() for name, split in self.splits.items()}
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

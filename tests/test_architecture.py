@@ -25,12 +25,13 @@ NEIGHBOURS: dict[str, set[str]] = {
     "terms": set(),
     "text": set(),
     "statistics": set(),
-    "results": {"statistics"},
+    "measures": {"statistics"},
+    "results": {"measures", "statistics"},
     "machine": set(),
     "config": set(),
     "algorithm": set(),
     "kernels": set(),
-    "tasks": {"config", "machine"},
+    "tasks": {"config", "machine", "measures", "statistics"},
     "model": {"algorithm", "config", "kernels", "machine"},
     "rewards": {"config", "machine", "tasks"},
     "rollout": {"kernels", "machine", "model"},
@@ -39,7 +40,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "preflight": {
         "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
-    "evaluate": {"preflight", "results"},
+    "evaluate": {"preflight", "results", "tasks"},
     "session": {
         "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs",
         "tasks",
@@ -48,9 +49,9 @@ NEIGHBOURS: dict[str, set[str]] = {
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"runs", "statistics", "study"},
-    "display": {"algorithm", "config", "machine", "preflight", "results", "study", "tasks"},
+    "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
-        "config", "display", "evaluate", "machine", "preflight", "report", "results", "rollout", "runs", "sft",
+        "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
         "study", "tasks", "train",
     },
 }  # fmt: skip

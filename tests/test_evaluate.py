@@ -14,6 +14,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.evaluate import evaluate
 from slimrl.machine.signals import Stopped
+from slimrl.measures import Tally
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grade
@@ -76,6 +77,21 @@ def test_groups_are_graded_while_others_are_sampled(
         *((p.id, "sampled", n) for p in prepared.held_out for n in (0, 1)),
         *((p.id, "greedy", 0) for p in prepared.held_out),
     ]
+
+
+def test_progress_counts_problems_and_votes_tell_answers_apart(
+    prepared: Setup[TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    verdicts = Grade(False, False, "8", "8"), Grade(False, False, "8.0", "8.0"), Grade(False, False, "", "9")
+    given = itertools.cycle(verdicts)
+    monkeypatch.setattr(Task, "grade", lambda *_: next(given))
+    found = evaluate(prepared, step=0, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(7)]
+    votes = [row.vote for row in (*found.test.rows, *found.harder.rows)]
+    assert votes == [0, 0] * 4 + [None] * 4 + [0, 0] * 2 + [None] * 2
+    assert [*found.test.tallies().values()] == [Tally(0, (2,))] * 4
+    assert [*found.test.tallies("greedy").values()] == [Tally(0, (), 1)] * 4
 
 
 def test_what_fails_in_grading_ends_the_evaluation(

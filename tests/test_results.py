@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from slimrl.measures import Tally
 from slimrl.results import GradedCompletion, SftSummary, SplitEvaluation, TrainSummary
 from tests.conftest import ROOT
 
@@ -23,6 +24,26 @@ def test_summary_keeps_modes_apart() -> None:
     assert summary["n"] == 2
     assert summary["greedy"] == 0.5
     assert "greedy" not in SplitEvaluation(rows).summary()
+
+
+def test_measures_are_the_summary_and_what_samples_show() -> None:
+    votes = {"a": (True, True, False), "b": (False, False, False)}
+    rows = [
+        dataclasses.replace(answered(name, strict, sample=i), vote=i)
+        for name, verdicts in votes.items()
+        for i, strict in enumerate(verdicts)
+    ]
+    split = SplitEvaluation((*rows, answered("a", True, "greedy"), answered("b", True, "greedy")))
+    assert split.tallies() == {"a": Tally(2, (1,)), "b": Tally(0, (1, 1, 1))}
+    assert split.tallies("greedy") == {"a": Tally(1), "b": Tally(1)}
+    found = split.measures()
+    assert {key: found[key] for key in split.summary()} == split.summary()
+    assert {key: one["value"] for key, one in found["pass@k"].items()} == pytest.approx(
+        {"1": 1 / 3, "2": 0.5, "3": 0.5}
+    )
+    assert {key: one["value"] for key, one in found["maj@k"].items()} == pytest.approx(
+        {"1": 1 / 3, "2": 1 / 3, "3": 0.5}
+    )
 
 
 @pytest.mark.parametrize(("verb", "summary"), [("train", TrainSummary), ("sft", SftSummary)])

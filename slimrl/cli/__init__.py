@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from slimrl.cli.compare import compare
 from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
 from slimrl.cli.runs import export, sft, train
@@ -20,7 +21,7 @@ from slimrl.machine.signals import INTERRUPTED, Stopped
 
 
 @click.group(
-    commands=[train, sft, evaluate, sample, grade, doctor, list_settings, export, study],
+    commands=[train, sft, evaluate, compare, sample, grade, doctor, list_settings, export, study],
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", is_flag=True, help="No human text.")
+TASKS = click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    help="Task, or a settings file that names one; repeatable; a run's own by default.",
+)
+LIMIT = click.option("--limit", type=click.IntRange(1), help="At most so many problems of each split, the first ones.")
 UNREAD = (
     "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
     "evaluation.every",
@@ -69,38 +76,97 @@ def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force:
     return load_settings(kind, [setting for setting in settings if setting not in folders], base)
 
 
-def model_settings(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
+TASK_DEFAULTS = {"math": {"checker": "symbolic", "on_bad_row": "skip"}}
+"""Settings of a task that is named on the command line: LaTeX answers are no numbers, and MATH has a few questions twice."""
+
+
+def model_settings(
+    model_or_run: str, settings: Sequence[str], task: str | None, *, like: str | None = None
+) -> RootConfig:
     """Settings to measure a model with: those of its run or the defaults, then files and overrides.
 
-    `task` replaces the run's task and keeps its answer form. Raises SettingsError for overrides that only a run reads.
+    `task`, a name or a settings file, replaces the run's task and keeps its answer form. A model that is no run is measured as
+    the run `like` is. Raises SettingsError for overrides that only a run reads.
     """
-    from slimrl.config.files import for_verb, merge, read_yaml
+    from slimrl.config.files import merge
     from slimrl.config.schema import RootConfig
-    from slimrl.runs.reader import read_state
 
     for override in _overrides(settings):
         key = override.partition("=")[0].strip()
         if f"{key}.".startswith(tuple(f"{name}." for name in UNREAD)):
             raise SettingsError(f"{key} has an effect only in slimrl train and slimrl sft; remove it")
-    base: dict[str, Any] = {}
-    recorded = Path(model_or_run) / "config.yaml"
-    if recorded.is_file():
-        base = for_verb(RootConfig, read_yaml(str(recorded)))
-        base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
-        # what a run leaves are safetensors, whatever it began from
-        base["model"].pop("pickled_weights", None)
-        for key in ("lora", "quantize"):  # final/ is merged, and a checkpoint knows what it is
-            base["model"].pop(key, None)
-        task_settings = base.setdefault("task", {})
-        # the date that the run's prompts hold, if its settings leave that to the day on which it began
-        if (date := read_state(Path(model_or_run)).get("date")) and task_settings.get("date", "auto") == "auto":
-            task_settings["date"] = str(date)
-    if task is not None and base.get("task", {}).get("name") != task:
-        # the answer form goes with the model, the data with the task
-        form = ("style", "instruction", "template", "template_arguments", "date")
-        base["task"] = {key: value for key, value in base.get("task", {}).items() if key in form} | {"name": task}
-        for key in read_state(Path(model_or_run)).get("chosen", {}):  # for the run's own task; this one has its own
-            section, _, name = key.partition(".")
-            base.get(section, {}).pop(name, None)
-        base.get("evaluation", {}).pop("harder_problems", None)
+    run = model_or_run if (Path(model_or_run) / "config.yaml").is_file() or like is None else like
+    base = _recorded_settings(Path(run))
+    if run != model_or_run:
+        base["model"] = {}
+    if task is not None:
+        if Path(task).suffix in (".yaml", ".yml"):
+            settings = [task, *settings]
+        _change_task(base, _task_name(task), Path(run))
     return load_settings(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
+
+
+def _recorded_settings(run: Path) -> dict[str, Any]:
+    """The settings of a run, as they are for what it left; empty for a model that is no run."""
+    from slimrl.config.files import for_verb, merge, read_yaml
+    from slimrl.config.schema import RootConfig
+    from slimrl.runs.reader import read_state
+
+    if not (run / "config.yaml").is_file():
+        return {}
+    base = for_verb(RootConfig, read_yaml(str(run / "config.yaml")))
+    base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
+    # what a run leaves are safetensors, whatever it began from
+    base["model"].pop("pickled_weights", None)
+    for key in ("lora", "quantize"):  # final/ is merged, and a checkpoint knows what it is
+        base["model"].pop(key, None)
+    task_settings = base.setdefault("task", {})
+    # the date that the run's prompts hold, if its settings leave that to the day on which it began
+    if (date := read_state(run).get("date")) and task_settings.get("date", "auto") == "auto":
+        task_settings["date"] = str(date)
+    return base
+
+
+def _task_name(task: str) -> str:
+    """The name of a task, or of that in a settings file."""
+    from slimrl.config.files import read_yaml
+
+    if Path(task).suffix not in (".yaml", ".yml"):
+        return task
+    section = read_yaml(task).get("task")
+    if not isinstance(section, dict) or "name" not in section:
+        raise SettingsError(f"--task {task}: the file names no task; add task.name, or give it behind the model")
+    return str(section["name"])
+
+
+def _change_task(base: dict[str, Any], name: str, run: Path) -> None:
+    """Replace the task in a run's settings; the answer form goes with the model, the data with the task."""
+    from slimrl.runs.reader import read_state
+
+    if base.get("task", {}).get("name") == name:
+        return
+    form = ("style", "instruction", "template", "template_arguments", "date")
+    kept = {key: value for key, value in base.get("task", {}).items() if key in form}
+    base["task"] = kept | {"name": name} | TASK_DEFAULTS.get(name, {})
+    for key in read_state(run).get("chosen", {}):  # for the run's own task; this one has its own
+        section, _, setting = key.partition(".")
+        base.get(section, {}).pop(setting, None)
+    base.get("evaluation", {}).pop("harder_problems", None)
+
+
+def task_settings(
+    model_or_run: str, settings: Sequence[str], tasks: Sequence[str], limit: int | None, like: str | None = None
+) -> dict[str, RootConfig]:
+    """The settings to measure a model with on every task, by its name or the name of its file; one entry without `tasks`."""
+    found: dict[str, RootConfig] = {}
+    for task in tasks or (None,):
+        config = model_settings(model_or_run, settings, task, like=like)
+        label = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
+        if label in found:
+            raise SettingsError(f"--task {label} is given twice; remove one, or name the files apart")
+        evaluation = config.evaluation
+        if limit is not None:
+            most = {key: min(limit, getattr(evaluation, key)) for key in ("problems", "harder_problems")}
+            evaluation = evaluation.model_copy(update=most)
+        found[label] = config.model_copy(update={"evaluation": evaluation})
+    return found

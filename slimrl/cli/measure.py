@@ -11,7 +11,17 @@ from pathlib import Path
 
 import click
 
-from slimrl.cli.arguments import JSON, QUIET, SETTINGS, load_settings, model_settings, stray
+from slimrl.cli.arguments import (
+    JSON,
+    LIMIT,
+    QUIET,
+    SETTINGS,
+    TASKS,
+    load_settings,
+    model_settings,
+    stray,
+    task_settings,
+)
 from slimrl.cli.output import open_display, out, print_json
 from slimrl.errors import SettingsError
 
@@ -21,40 +31,48 @@ INDENT = "    "
 @click.command(name="eval", short_help="Held-out accuracy of a model or a run.")
 @click.argument("model_or_run")
 @SETTINGS
-@click.option("--task", "task", help="Task to evaluate on; a run's own by default.")
+@TASKS
+@LIMIT
 @click.option(
     "--out", "file", type=click.Path(dir_okay=False), help="Write every completion with its verdicts (JSONL)."
 )
 @JSON
 @QUIET
 def evaluate(
-    model_or_run: str, settings: Sequence[str], task: str | None, file: str | None, as_json: bool, quiet: bool
-) -> None:
-    """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, with intervals.
+    model_or_run: str, settings: Sequence[str], tasks: Sequence[str], limit: int | None, file: str | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Held-out accuracy of a model or a run: strict and lenient, sampled and greedy, pass@k and maj@k, with intervals.
 
     \b
     Examples:
       slimrl eval runs/mine
-      slimrl eval ./my-model --task gsm8k evaluation.problems=200 --out answers.jsonl
+      slimrl eval runs/mine --task gsm8k --task svamp --task math
+      slimrl eval ./my-model --task gsm8k --limit 200 evaluation.samples=8 --out answers.jsonl
     """
-    config = model_settings(model_or_run, settings, task)
+    configs = task_settings(model_or_run, settings, tasks, limit)
     target = _writable(file) if file else None
-    display = open_display(config, quiet=quiet)
-    from slimrl.evaluate import evaluate as measure
-    from slimrl.preflight.setup import prepare
+    display = open_display(next(iter(configs.values())), quiet=quiet)
+    from slimrl.cli.evaluation import evaluations
+    from slimrl.display.measures import show_at_k, show_tasks, split_name
     from slimrl.runs.directory import steps_taken
     from slimrl.runs.files import write_jsonl
 
-    setup = prepare(config)
-    for note in setup.notes:
-        display.note(note)
     steps = steps_taken(Path(model_or_run))
-    evaluation = measure(setup, step=steps or 0)
-    display.evaluation(evaluation, "" if steps is None else f" after step {steps}")
+    measured, rows = {}, []
+    for task, found in evaluations(model_or_run, configs, display):
+        display.evaluation(found, "" if steps is None else f" after step {steps}", task if len(configs) > 1 else "")
+        measured[task] = found.measures()
+        for split, measures in measured[task].items():
+            show_at_k(display.console, split_name(task, split) if len(configs) > 1 else split, measures)
+        rows += [{"task": task, **row} for row in found.table()] if target else []
+    if len(measured) > 1:
+        show_tasks(display.console, model_or_run, measured)
     if target:
-        write_jsonl(target, evaluation.table())
+        write_jsonl(target, rows)
     if as_json:
-        print_json({"model": model_or_run, "step": steps, **evaluation.summaries()})
+        by_task = {"tasks": measured} if len(measured) > 1 else next(iter(measured.values()))
+        print_json({"model": model_or_run, "step": steps, **by_task})
 
 
 @click.command(short_help="Ask one question; completions go to stdout.")
@@ -159,8 +177,14 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
         raise SettingsError(f"--out {target} is the file to grade; name another")
     summary = grade_file(config.task, file, str(_writable(target)) if target else None)
     click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
+    if summary.samples > 1:
+        from rich.console import Console
+
+        from slimrl.display.measures import show_at_k
+
+        show_at_k(Console(stderr=True, highlight=False), f"{summary.problems} problems", summary.at_k)
     if as_json:
-        print_json(summary)
+        print_json(summary.table())
 
 
 @click.command(short_help="Check settings, model, data and rewards first.")

@@ -7,6 +7,7 @@ control characters are made visible first.
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ COLUMNS = (
 )
 STEP, SPEED, LEFT = 11, 8, 6
 """Widths of the columns around these."""
+QUIET_SECONDS = 30.0
+"""Between two lines on the progress of an evaluation if stderr is not a terminal."""
 
 
 def fitted(value: float, digits: int, width: int) -> str:
@@ -88,6 +91,9 @@ class Display:
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
         )
         self.bar = self.progress.add_task("training", total=1, rest="", visible=False)
+        self.measuring = self.progress.add_task("measuring", total=1, rest="", visible=False)
+        self._began = self._shown = 0.0
+        """The evaluation, and the last line on it: seconds of the monotonic clock."""
 
     def say(self, text: str, style: str = "") -> None:
         """A line of our own words; nothing in it is read as markup."""
@@ -144,10 +150,25 @@ class Display:
             )
         self.note(advice or f"no other form is clearly better than task.style={found[0].style}", "form")
 
-    def evaluation(self, evaluation: Evaluation, when: str | None = None) -> None:
+    def evaluating(self, done: int, total: int) -> None:
+        """Problems that are done in an evaluation: a bar on a terminal, elsewhere a line now and then."""
+        now = time.monotonic()
+        if done == 0:
+            self._began = self._shown = now
+        rest = f"{duration((now - self._began) / done * (total - done))} left" if done else ""
+        if self.console.is_terminal:
+            if done == 0:
+                self.progress.start()
+            self.progress.update(self.measuring, total=total, completed=done, visible=done < total, rest=rest)
+        elif done < total and now - self._shown >= QUIET_SECONDS:
+            self._shown = now
+            self.say(f"measuring: {done} of {total} problems, {rest}")
+
+    def evaluation(self, evaluation: Evaluation, when: str | None = None, task: str = "") -> None:
         """One line per split; `when` follows the split's name, by default with the evaluation's step."""
         when = f" after step {evaluation.step}" if when is None else when
-        for name, s in evaluation.summaries().items():
+        for split, s in evaluation.summaries().items():
+            name = f"{task}, {split}" if task else split
             greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
             self.say(
                 f"held out ({name}, {s['n']:.0f} problems){when}: {s['accuracy']:.1%} "
@@ -231,7 +252,8 @@ class Display:
 
     def stop(self) -> None:
         """Take the bar off the screen."""
-        self.progress.stop()
+        if self.progress.live.is_started:  # else rich prints an empty line into a file
+            self.progress.stop()
 
     def _completion(self, question: str, text: str, extracted: str, answer: str, reward: float) -> None:
         # Indented, so that no completion can pass its own lines off as ours.

@@ -150,13 +150,15 @@ class TrainSetup:
         return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
 
 
-def prepare(config: Config, *, training: bool = False, kept: Plan | None = None, stop: Stop = NEVER) -> Setup[Config]:
-    """Load model and task, drop prompts that do not fit the context (counted, never cut), and plan the memory.
+def prepare(
+    config: Config, *, training: bool = False, kept: Plan | None = None, stop: Stop = NEVER, model: Policy | None = None
+) -> Setup[Config]:
+    """Load task and model (unless it is given), drop prompts that do not fit the context (counted, never cut), plan the memory.
 
     A run that is resumed has `kept` its plan. Raises SettingsError or DataError, one sentence each.
     """
     threads = settle_threads()
-    policy, prompter, instruction = prepare_model(config, training=training)
+    policy, prompter, instruction = prepare_model(config, training=training, model=model)
     teacher = _teacher(config, policy) if training else None
     if teacher is not None:
         policy = replace(policy, context=min(policy.context, teacher.context))
@@ -184,10 +186,8 @@ def prepare(config: Config, *, training: bool = False, kept: Plan | None = None,
     looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder))
     call = Call(max(map(length, looked_at), default=1), _rows(config, len(found.held_out) + len(found.harder)))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
-    profiler, order, steps = OFF, CurriculumConfig(), 0
-    if isinstance(config, TrainConfig):
-        profiler = Profiler(policy.device) if config.log.profile else OFF
-        order, steps = config.curriculum, config.steps
+    profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
+    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
     if policy.device.type == "cpu":
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
@@ -271,9 +271,11 @@ def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
     return with_chosen(config, chosen.values).rollout.budget
 
 
-def prepare_model(config: RootConfig, *, training: bool = False) -> tuple[Policy, Prompter, str]:
-    """The policy, its prompter, and the system message to use with it."""
-    policy = load_policy(config.model, seed=config.seed)
+def prepare_model(
+    config: RootConfig, *, training: bool = False, model: Policy | None = None
+) -> tuple[Policy, Prompter, str]:
+    """The policy (`model` where it is loaded already), its prompter, and the system message to use with it."""
+    policy = load_policy(config.model, seed=config.seed) if model is None else model
     if training:
         check_trainable(policy, config.model)
     task = config.task

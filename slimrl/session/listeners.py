@@ -28,6 +28,9 @@ class Screen(Protocol):
     def opening(self, report: DoctorReport, config: TrainConfig) -> None:
         """The preflight of a new training run."""
 
+    def evaluating(self, done: int, total: int) -> None:
+        """The problems that are done in an evaluation: 0 at its beginning, all at its end."""
+
     def evaluation(self, evaluation: Evaluation) -> None:
         """Held-out accuracy."""
 

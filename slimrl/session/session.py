@@ -151,7 +151,7 @@ class Session(Generic[State]):
             problems = len(self.setup.held_out) + len(self.setup.harder)
             self.screen.say(f"measuring held-out accuracy on {problems} problems")
         self.refresh_sampler()
-        found = evaluate(self.setup, step=step)
+        found = evaluate(self.setup, step=step, progress=self.screen.evaluating)
         self.run.log_evaluation(found)
         self.screen.evaluation(found)
         self._tell(lambda sink: sink.evaluation(step, self.run.measured.summaries[step]))

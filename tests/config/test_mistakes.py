@@ -27,7 +27,8 @@ from slimrl.preflight.notes import form_note
 from slimrl.preflight.observed import NOTHING_OBSERVED
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.styles import MARKERS, STYLES
-from tests.cli.test_cli import SMALL, slimrl  # noqa: F401
+from tests.cli.conftest import slimrl  # noqa: F401
+from tests.cli.test_cli import SMALL
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("error")
