@@ -7,9 +7,11 @@ from pathlib import Path
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
+from slimrl.records import right_answers
 from slimrl.tasks.answers import Grader
-from slimrl.tasks.numbers import parse_number
-from slimrl.tasks.rows import plain, read_rows
+from slimrl.tasks.checkers import fault
+from slimrl.tasks.rows import plain
+from slimrl.tasks.sources import read_rows
 from slimrl.tasks.styles import STYLES
 
 
@@ -35,9 +37,9 @@ def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSumm
     with closing(Grader(task_config.checker)) as grader:
         for row in rows:
             row.answer("id")
-            answer, completion = row.answer("answer"), row.text("completion", blank=True)
-            if task_config.checker == "numeric" and parse_number(answer) is None:
-                row.fail(f"answer {answer[:60]!r} is not one number; set task.checker=symbolic, or correct the answer")
+            answer, completion = row.answers("answer"), row.text("completion", blank=True)
+            if not any(fault(task_config.checker, one) == "" for one in right_answers(answer)):
+                row.fail(fault(task_config.checker, answer))
             grades.append(grader.grade(completion, answer, STYLES[task_config.style]))
             verdicts = asdict(grades[-1])
             del verdicts["undecided"]
