@@ -53,6 +53,8 @@ class Layout:
     """The answer is the end of a worked solution: a last line `#### 72`, or the last box."""
     unasked: bool = False
     """A row may lack the answer."""
+    unknown: tuple[str, ...] = ()
+    """Of `question` and `answer`, those for which no column was found."""
 
     @property
     def note(self) -> str:
@@ -128,7 +130,7 @@ class Layout:
         if row.at(column) is not MISSING:
             return
         if column == role:
-            row.missing((column,), f"; task.columns.{role} names another")
+            row.missing((column,), f"; task.columns.{role} names another" if role in self.unknown else "")
         row.fail(f"the row has no field {column!r}, in which the others have the {role}; add it or remove the row")
 
 
@@ -175,6 +177,7 @@ def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: 
         context=column("context", CONTEXT) if question.lower() == "instruction" else "",
         worked=worked,
         unasked=none,
+        unknown=tuple(name for name in ("question", "answer") if not _spelling(seen, name)),
     )
 
 

@@ -138,8 +138,7 @@ def test_rows_are_read_by_one_layout(tmp_path: Path) -> None:
     task = task_of(tmp_path, [*rows[::2], {"problem": "q4", "answer": "1"}], on_bad_row="skip")
     assert [problem.question for problem in task.train] == ["q1"]
     assert [bad.reason for bad in task.rejected] == [
-        "the row has no field 'answer' (it has: ground_truth, prompt); add it, or rename the field that holds it; "
-        "task.columns.answer names another",
+        "the row has no field 'answer' (it has: ground_truth, prompt); add it, or rename the field that holds it",
         "the row has no field 'prompt', in which the others have the question; add it or remove the row",
     ]
 
