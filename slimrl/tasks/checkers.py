@@ -75,7 +75,7 @@ def pattern_fault(pattern: str) -> str:
 
 def fitting_checker(answers: Sequence[str]) -> Checker:
     """The checker for gold answers that are no numbers: for letters of options, for words, for anything else."""
-    if all(letter(answer) for answer in answers):
+    if all(choice(answer.strip()) for answer in answers):
         return "choice"
     return "exact" if all(_WORDS.fullmatch(answer.strip()) for answer in answers) else "symbolic"
 

@@ -132,9 +132,9 @@ def test_gold_answers_that_could_never_be_right() -> None:
 
 
 def test_checkers_are_named_for_answers_that_are_no_numbers() -> None:
-    assert fitting_checker(["A", "(B)", "c"]) == "choice"
+    assert fitting_checker(["A", "(B)", "C. red"]) == "choice"
     assert fitting_checker(["yes", "no", "New York", "Mrs. Hilt"]) == "exact"
-    for answers in (["yes", "x+1"], ["\\frac{x}{2}"], ["A", "12x"], ["x-1"]):
+    for answers in (["x"], ["yes", "x+1"], ["\\frac{x}{2}"], ["A", "12x"], ["x-1"]):
         assert fitting_checker(answers) == "symbolic", answers
 
 
