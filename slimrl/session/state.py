@@ -199,7 +199,8 @@ def _copy(checkpoint: Checkpoint, name: str, targets: Mapping[str, Tensor]) -> N
 
 
 def as_json(state: RunState) -> dict[str, Any]:
-    """Plain data; `from_json` gives an equal state but for the data columns, the prompts and further right answers of carried groups.
+    """Plain data; `from_json` gives an equal state but for what carried groups do not store: data columns, prompts, and right
+    answers besides the first.
 
     Each carried group holds its problem once: {"step", "problem", "rollouts": [{"text", "reward", ...}]}.
     """
