@@ -8,9 +8,9 @@ Log-probabilities are in nats, lengths in tokens, times in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,37 @@ class Rejected:
     """
 
     where: str
-    """`file:line`, or the Hub's name and row."""
+    """`file:line`; of Parquet and the Hub, which have no lines, the name and the row, counted from 0."""
     reason: str
     """The mistake and the way to correct it, as the rest of a sentence that begins with the place."""
     row: str
-    """The row as the file has it, at most its first 2,000 characters; bytes that are not UTF-8 as \\xe9."""
+    """The row as the file has it (of a table, as JSON), at most its first 2,000 characters; bytes that are not UTF-8 as \\xe9."""
+
+
+class Answer(str):
+    """A gold answer beside which others are right too. As a text it is the first of them.
+
+    Example: Answer("7", ["seven"]) == "7", and a completion that answers `seven` is right.
+    """
+
+    others: tuple[str, ...]
+
+    def __new__(cls, first: str, others: Sequence[str] = ()) -> Self:
+        made = super().__new__(cls, first)
+        made.others = tuple(others)
+        return made
+
+    def __reduce__(self) -> tuple[type[Answer], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.others)
+
+
+def right_answers(answer: str) -> tuple[str, ...]:
+    """All right answers of a problem, given its gold answer."""
+    return (str(answer), *answer.others) if isinstance(answer, Answer) else (answer,)
+
+
+Turns = tuple[tuple[str, str], ...]
+"""Role (`system`, `user` or `assistant`) and content of chat messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +70,19 @@ class Problem:
     """Stable across runs, so that evaluations can be paired and random draws repeated."""
     question: str
     answer: str
-    """The gold answer as the data set writes it, "1,080" stays "1,080"."""
+    """The gold answer as the data set writes it, "1,080" stays "1,080"; an `Answer` where several are right, and empty where
+    the data has none.
+    """
     solution: str = ""
     """The worked solution without the final answer line; empty where the data set has none."""
     difficulty: float = 0.0
     """Number of reasoning steps where it is known (arithmetic, GSM8K), the data set's own scale otherwise."""
     columns: Mapping[str, object] = field(default_factory=dict)
     """Every other field of the data row, handed to reward functions as TRL does."""
+    turns: Turns = ()
+    """The prompt of data that writes its own: earlier turns, the last of which is the question, and a system message that stands
+    in the place of the task's. Empty where the question is all that is asked.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ This module imports nothing of the package. The surrogates are not here: their n
 from typing import Literal
 
 # the task
-Checker = Literal["numeric", "symbolic"]
+Checker = Literal["numeric", "symbolic", "exact", "choice", "regex", "none"]
 Template = Literal["auto", "chat", "plain"]
 
 # rewards

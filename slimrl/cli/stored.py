@@ -8,7 +8,8 @@ from dataclasses import replace
 from slimrl.results import MODES, GradedCompletion, Mode, SplitEvaluation
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.grade import votes
-from slimrl.tasks.rows import Row, plain, read_rows
+from slimrl.tasks.rows import Row, plain
+from slimrl.tasks.sources import read_rows
 
 Key = tuple[str, str, Mode, str]
 """Task, split, mode, and the problem's id."""

@@ -142,7 +142,11 @@ NAMES: tuple[Foreign, ...] = (
     *_names("checkpoint.keep", trl="save_total_limit"),
     *_names("evaluation.every", trl="eval_steps", verl="test_freq"),
     *_names("log.rollouts", trl="log_completions"),
-    *_names("task.name", trl="dataset_name", note="and task.path for a file of your own"),
+    *_names("task.path", trl="dataset_name", note="the name of a data set on the Hub, or a file"),
+    *_names("task.subset", trl="dataset_config"),
+    *_names("task.split", trl="dataset_train_split"),
+    *_names("task.test_split", trl="dataset_test_split"),
+    *_names("task.columns.question", verl="data.prompt_key"),
     *_names("task.path", trl="train_dataset", verl="data.train_files"),
     *_names("task.test_path", trl="eval_dataset", verl="data.val_files"),
     *_names("task.instruction", trl="system_prompt"),
@@ -184,9 +188,12 @@ VALUES: dict[str, dict[str, str]] = {
     "optimizer.schedule": {"constant_with_warmup": "constant"},
     "task.name": {
         "openai/gsm8k": "gsm8k", "math500": "math", "math-500": "math", "huggingfaceh4/math-500": "math",
-        "json": "jsonl", "builtin": "arithmetic",
+        "json": "jsonl", "csv": "jsonl", "parquet": "jsonl", "builtin": "arithmetic",
     },
-    "task.checker": {"math_verify": "symbolic", "math-verify": "symbolic", "latex": "symbolic"},
+    "task.checker": {
+        "math_verify": "symbolic", "math-verify": "symbolic", "latex": "symbolic", "exact_match": "exact", "string": "exact",
+        "multiple_choice": "choice", "mcq": "choice", "pattern": "regex", "off": "none",
+    },
     "task.style": {"gsm8k": "hashes", "####": "hashes", "latex": "boxed", "xml": "tags"},
 }  # fmt: skip
 """Values that other libraries give to settings which SlimRL has too, by the dotted key."""

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PATHS = (("task", "path"), ("task", "test_path"))
-"""Section and key of the settings that are always paths; keys of rewards.custom hold a path."""
 MODELS = (("model", "path"), ("algorithm", "reference"))
-"""Of those that may be a Hub name."""
+"""Section and key of the settings that name a folder or a model on the Hub; keys of rewards.custom hold a path."""
+DATA = (("task", "path"), ("task", "test_path"))
+"""Of those that name a file or a data set on the Hub."""
+DATA_SUFFIXES = (
+    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".arrow",
+    ".feather", ".orc", ".avro", ".pkl", ".xls", ".xlsx", ".db", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+"""Endings of files of rows, of those that are refused too; no data set on the Hub is named so."""
 RUNS = "runs"  # the folder of runs by default; no name on the Hub begins so
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -29,18 +34,20 @@ def is_hub_name(path: str, folder: Path = Path()) -> bool:
     return owner != RUNS and not (folder / owner).is_dir()
 
 
+def is_hub_data(path: str, folder: Path = Path()) -> bool:
+    """True if a task.path can only be `owner/name` on the Hub: as `is_hub_name`, and it is no file and not named as one."""
+    return not path.lower().endswith(DATA_SUFFIXES) and is_hub_name(path, folder) and not (folder / path).exists()
+
+
 def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Nested settings whose relative paths are joined to `folder`; what is no text or no path stays as it is."""
     found = dict(settings)
-    for section, key in PATHS:
-        if value := _text(found, section, key):
-            found[section] = {**found[section], key: _joined(value, folder)}
-    for section, key in MODELS:
-        model = _text(found, section, key)
-        if model and model != "builtin" and not is_hub_name(model, folder):
-            joined = _joined(model, folder)
+    for section, key in (*MODELS, *DATA):
+        place, of_hub = _text(found, section, key), is_hub_data if section == "task" else is_hub_name
+        if place and (place != "builtin" or section == "task") and not of_hub(place, folder):
+            joined = _joined(place, folder)
             # without the dot a path like ./a/b would read as a name on the Hub
-            found[section] = {**found[section], key: f"./{joined}" if is_hub_name(joined) else joined}
+            found[section] = {**found[section], key: f"./{joined}" if of_hub(joined) else joined}
     rewards = found.get("rewards")
     custom = rewards.get("custom") if isinstance(rewards, dict) else None
     if isinstance(rewards, dict) and isinstance(custom, dict):

@@ -1,7 +1,7 @@
 """The sections of settings other than rewards and the algorithm: model, task, rollout, optimizer, evaluation and the rest."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -89,15 +89,41 @@ class ArithmeticConfig(Section):
         return self
 
 
+class ColumnsConfig(Section):
+    question: str = ""
+    """Column of the question, a text or chat messages; dots reach into nested rows, as `extra_info.question`. Empty, here and
+    below: a column of a known name (docs/data.md has the list)."""
+    answer: str = ""
+    """Column of the right answer, or of a list of right answers; `none` reads none."""
+    solution: str = ""
+    """Column of the worked solution, which `slimrl sft` imitates; `none` reads none."""
+    id: str = ""
+    """Column of a name for each row, no two of them equal; `none` numbers the rows."""
+    difficulty: str = ""
+    """Column of a number, for `curriculum.order=easy_first`; `none` reads none."""
+    choices: str = ""
+    """Column of the options to choose from, which `task.checker=choice` writes below the question; `none` reads none."""
+
+
 class TaskConfig(Section):
     name: Literal["arithmetic", "gsm8k", "aime", "math", "svamp", "jsonl"] = "arithmetic"
-    """Source of the problems: `arithmetic` is built in; the others read local files or the Hub; `jsonl` any file of yours."""
+    """Source of the problems: `arithmetic` is built in; the others read files or the Hub; `jsonl` any data of yours, and the
+    default where there is a `path`."""
     path: str = ""
-    """Local file of training problems (JSONL or JSON); empty: the Hub (not for `jsonl`)."""
+    """Training problems: a file (JSONL, JSON, CSV, TSV or Parquet, each also as .gz) or a data set on the Hub, `org/name`; empty:
+    the Hub's own of this task (not for `jsonl`)."""
     test_path: str = ""
-    """Local file of held-out problems; empty: the Hub's test split, or, with a local `path`, about
+    """Held-out problems, given as `path` is; empty: `test_split` where there is one, else, with a `path`, about
     a tenth of its questions, chosen by a hash of the question: the order of the file does not matter, and rows stay on their
     side when others are added."""
+    subset: str = ""
+    """Configuration of the data set that `path` names on the Hub; empty: its only one."""
+    split: str = ""
+    """Split of that data set to train on; empty: `train`."""
+    test_split: str = ""
+    """Split of the held-out problems, of `test_path` on the Hub (empty: `test`) or else of the data set of `path`."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Names of the columns of `jsonl` data."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error`: a row that is malformed, repeated, both trained on and held out, or changed by the chat template ends the run;
     `skip` leaves it out."""
@@ -113,14 +139,28 @@ class TaskConfig(Section):
     """The date that a chat template takes for today, with or without a time of day (2026-11-25T09:30:00). `auto`: the moment at
     which the run or the study begins, which stays when it is resumed or evaluated later."""
     checker: Checker = "numeric"
-    """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`)."""
+    """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`); `exact`: the same text, but for case
+    and white space; `choice`: the letter of an option; `regex`: the right answer is a pattern that must fit the whole answer;
+    `none`: nothing is right or wrong, and no answers are needed."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     """Shape of the built-in task's problems."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_needs_no_name(cls, settings: Any) -> Any:
+        named = not isinstance(settings, dict) or "name" in settings or not settings.get("path")
+        return settings if named else {**settings, "name": "jsonl"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.name == "jsonl" and not self.path:
-            raise ValueError("task.name=jsonl needs task.path=FILE.jsonl with fields question and answer")
+            raise ValueError("task.name=jsonl needs task.path=FILE, or task.path=org/name of a data set on the Hub")
+        if self.name != "jsonl" and self.columns != ColumnsConfig():
+            raise ValueError(
+                f"task.columns has no effect with task.name={self.name}; set task.name=jsonl, or remove it"
+            )
+        if self.columns.choices and self.checker != "choice":
+            raise ValueError("task.columns.choices has no effect without task.checker=choice; remove one")
         if self.name == "arithmetic" and (self.path or self.test_path):
             raise ValueError("task.name=arithmetic makes its own problems; remove task.path, or set task.name=jsonl")
         if self.name == "arithmetic" and self.on_bad_row != "error":

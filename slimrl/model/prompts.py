@@ -12,15 +12,13 @@ from typing import Any
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
 from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
+from slimrl.records import Turns
 from slimrl.terms import Template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
 REMEMBERED = 2048
 """Prompts whose ids a prompter keeps: each is asked for when it is measured, and again whenever it is sampled from."""
-
-Turns = tuple[tuple[str, str], ...]
-"""Role and content of each message."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,15 @@ class Prompter:
     def text(self, messages: Messages) -> str:
         """The prompt as the model will see it; raises DataError where the template leaves a message out, or fails."""
         if self.chat is None:
-            *system, user = [m["content"] for m in messages]
-            return "\n\n".join([*system, f"Question: {user}\nAnswer:"])
+            return "\n\n".join(m["content"] for m in messages if m["role"] == "system") + _plain_turns(messages)
         rendered = self.chat.render(messages if self.chat.system_role else _fold_system(messages))
         squeezed = "".join(rendered.split())  # templates trim white space
         for turn in messages:
             if turn["content"].strip() not in rendered and "".join(turn["content"].split()) not in squeezed:
                 what, change = "instruction", "change task.instruction"
-                if turn["role"] == "user":
-                    what, change = "question", "reword it, remove that row"
+                if turn["role"] != "system":
+                    what = "question" if turn["role"] == "user" else "example's answer"
+                    change = "reword it, remove that row"
                 raise DataError(
                     f"the tokenizer's chat template leaves the {what} {turn['content'][:60]!r} out of its prompt, or changes "
                     f"it; {change}, or {WITHOUT_TEMPLATE}"
@@ -65,12 +63,12 @@ class Prompter:
         return rendered
 
     def ids(self, messages: Messages) -> tuple[int, ...]:
-        """Prompt ids. A chat template writes its own special tokens, so none are added a second time. A question that spells a
-        control token is encoded as text.
+        """Prompt ids. A chat template writes its own special tokens, so none are added a second time. A question, or an earlier
+        turn, that spells a control token is encoded as text.
 
         Raises DataError as `text` and `ControlTokens.encode` do.
         """
-        return self._remembered(tuple((turn["role"], turn["content"]) for turn in messages))
+        return self._remembered(turns_of(messages))
 
     @cached_property
     def _remembered(self) -> Callable[[Turns], tuple[int, ...]]:
@@ -79,8 +77,8 @@ class Prompter:
     def _encoded(self, turns: Turns) -> tuple[int, ...]:
         messages = [{"role": role, "content": content} for role, content in turns]
         text, plain = self.text(messages), self.chat is None
-        if self.control.spelled.search(messages[-1]["content"]):
-            ids = self.control.encode(text, self._question_spans(messages, text), add_special_tokens=plain)
+        if any(self.control.spelled.search(content) for role, content in turns if role != "system"):
+            ids = self.control.encode(text, self._data_spans(messages, text), add_special_tokens=plain)
         else:
             ids = tuple(self.tokenizer(text, add_special_tokens=plain).input_ids)
         return self._without_eos(ids, text) if plain else ids
@@ -102,6 +100,12 @@ class Prompter:
         if self.control.spelled.search(completion):
             self.completion_ids([completion])
 
+    def check_system(self, messages: Messages) -> None:
+        """Raises DataError where a system message of the data spells a control token, which would be read as one."""
+        for turn in messages:
+            if turn["role"] == "system" and (spelled := self.control.spelled.search(turn["content"])):
+                raise DataError(f"the system message of this row spells the control token {spelled[0]!r}; remove it")
+
     def misses_bos(self, messages: Messages) -> bool:
         """True where the tokenizer begins a text with BOS by itself, and the chat template leaves it out of this prompt."""
         bos = self.tokenizer.bos_token_id
@@ -109,13 +113,16 @@ class Prompter:
             return False
         return self.ids(messages)[:1] != (bos,)
 
-    def _question_spans(self, messages: Messages, text: str) -> list[Span]:
-        """The places of the question in the rendered text, found by marks around it in a second rendering."""
-        question = messages[-1]["content"]
+    def _data_spans(self, messages: Messages, text: str) -> list[Span]:
+        """The places of what the data says in the rendered text, found by marks around it in a second rendering."""
         opening, closing = islice((chr(code) for code in PRIVATE_USE if chr(code) not in text), 2)
-        core = question.strip()
-        marked = question.replace(core, f"{opening}{core}{closing}", 1)
-        parts = self.text([*messages[:-1], {**messages[-1], "content": marked}]).split(opening)
+
+        def marked(turn: Mapping[str, str]) -> Mapping[str, str]:
+            core = turn["content"].strip()
+            inside = turn["content"].replace(core, f"{opening}{core}{closing}", 1)
+            return turn if turn["role"] == "system" else {**turn, "content": inside}
+
+        parts = self.text([marked(turn) for turn in messages]).split(opening)
         spans, at = [], len(parts[0])
         for part in parts[1:]:
             inside, _, after = part.partition(closing)
@@ -123,8 +130,8 @@ class Prompter:
             at += len(inside) + len(after)
         if "".join(parts).replace(closing, "") != text:
             raise DataError(
-                f"the question {question[:60]!r} spells a control token, and the tokenizer's chat template treats it "
-                f"differently for that; remove that row, or {WITHOUT_TEMPLATE}"
+                f"the question {messages[-1]['content'][:60]!r} spells a control token, and the tokenizer's chat template "
+                f"treats it differently for that; remove that row, or {WITHOUT_TEMPLATE}"
             )
         return spans
 
@@ -166,6 +173,22 @@ def make_prompter(
     control = control_tokens(tokenizer, chat.source if chat else "")
     turn_end = chat.turn_end() if chat else None
     return Prompter(tokenizer, chat, control, form_ids=control.spelled_by(form), turn_end=turn_end)
+
+
+def turns_of(messages: Messages) -> Turns:
+    """Role and content of each message."""
+    return tuple((turn["role"], turn["content"]) for turn in messages)
+
+
+def _plain_turns(messages: Messages) -> str:
+    """The turns behind the system message without a chat template; what an assistant said stands behind `Answer:`."""
+    plain = ""
+    for index, turn in enumerate(messages):
+        if turn["role"] == "user":
+            plain += f"{chr(10) * 2 if index else ''}Question: {turn['content']}\nAnswer:"
+        elif turn["role"] == "assistant":
+            plain += f" {turn['content']}"
+    return plain
 
 
 def _fold_system(messages: Messages) -> list[dict[str, str]]:

@@ -59,7 +59,8 @@ def _in_form(setup: Setup[Any], name: str) -> Task:
     """The task in another form, with the instruction that asks for it or taught it; the task itself in its own form."""
     if name == setup.task.style.name:
         return setup.task
-    return replace(setup.task, style=STYLES[name], instruction=instruction_for(setup.policy, name))
+    instruction = instruction_for(setup.policy, name, setup.config.task.checker)
+    return replace(setup.task, style=STYLES[name], instruction=instruction)
 
 
 def _finding(

@@ -22,7 +22,7 @@ from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import check_trainable, load_policy, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
-from slimrl.model.prompts import Prompter, make_prompter
+from slimrl.model.prompts import Prompter, make_prompter, turns_of
 from slimrl.model.stops import StopTexts, make_stop_texts
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
@@ -31,18 +31,21 @@ from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, teacher_note, template_notes
 from slimrl.randomness import Stream, uniforms
-from slimrl.records import Completion, Group, Plan, Problem
+from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.builtin import needs_answers
 from slimrl.rewards.gold import GoldReport, Submit, check_gold
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
+from slimrl.tasks.checkers import fitting_checker
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.styles import STYLES
 from slimrl.tasks.thinking import closed, is_mark, opening
+from slimrl.terms import Checker
 from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
@@ -56,6 +59,8 @@ LONG = 0.95
 """Share of the worked solutions that a budget of `auto` holds at least; a few very long ones must not decide it."""
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
+KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters, words, LaTeX"}
+"""The answers that checkers are for."""
 WAIT_SECONDS = 0.2
 """Time between two checks for a stop while rewards are computed."""
 
@@ -163,16 +168,10 @@ def prepare(
     if teacher is not None:
         policy = replace(policy, context=min(policy.context, teacher.context))
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    lengths: dict[str, int] = {}
-
-    def encode(messages: Messages, gold: str) -> None:
-        lengths[messages[-1]["content"]] = len(prompter.ids(messages))
-        prompter.check(gold)
-
-    task = load_task(config.task, instruction=instruction, seed=config.seed, encode=encode)
+    task, lengths = _load_task(config, prompter, instruction)
 
     def length(problem: Problem) -> int:
-        known = lengths.get(problem.question)
+        known = lengths.get(turns_of(task.messages(problem)))
         return len(encode_prompt(prompter, task, problem)) if known is None else known
 
     chosen = _chosen(config, policy, prompter, task, length)
@@ -191,7 +190,7 @@ def prepare(
     if policy.device.type == "cpu":
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
-    notes += [teacher_note(teacher, config), rejected_note(task), *found.notes, memory.sentence()]
+    notes += [teacher_note(teacher, config), *task.notes, rejected_note(task), *found.notes, memory.sentence()]
     slots, compiled = memory.plan.slots, config.rollout.compile
     return Setup(
         config=config,
@@ -210,6 +209,20 @@ def prepare(
         teacher=teacher,
         chosen=chosen.values,
     )
+
+
+def _load_task(config: RootConfig, prompter: Prompter, instruction: str) -> tuple[Task, dict[Turns, int]]:
+    """The task, and the tokens of the prompts of its rows of data, all of which the tokenizer can write."""
+    lengths: dict[Turns, int] = {}
+
+    def encode(messages: Messages, gold: str) -> None:
+        if messages[0]["content"] != instruction:  # of the data; the instruction is the user's own
+            prompter.check_system(messages)
+        lengths[turns_of(messages)] = len(prompter.ids(messages))
+        prompter.check(gold)
+
+    paid = isinstance(config, TrainConfig) and needs_answers(config.rewards)
+    return load_task(config.task, instruction=instruction, seed=config.seed, encode=encode, answers=paid), lengths
 
 
 def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
@@ -296,7 +309,7 @@ def prepare_model(
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
     if instruction == "auto":
-        instruction = instruction_for(policy, config.task.style)
+        instruction = instruction_for(policy, config.task.style, config.task.checker)
     begun = opening(prompter.text(chat_messages(instruction, USER_TURN["content"])))
     return replace(policy, opening=begun), prompter, instruction
 
@@ -313,10 +326,10 @@ def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: b
         raise
 
 
-def instruction_for(policy: Policy, style: str) -> str:
+def instruction_for(policy: Policy, style: str, checker: Checker) -> str:
     """The system message that taught the model a form of answers, else the form's own."""
     taught = taught_instruction(policy, style)
-    return STYLES[style].instruction if taught is None else taught
+    return STYLES[style].instruction_for(checker) if taught is None else taught
 
 
 def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER) -> TrainSetup:
@@ -377,7 +390,8 @@ def _checked_gold(setup: Setup[TrainConfig], rewards: Sequence[Reward], submit: 
             "give the model a tokenizer that keeps this text"
         )
     elif setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
-        way_out = (
-            "set task.checker=symbolic for answers that are no numbers (letters, words, LaTeX), or correct the data"
-        )
+        # a checker for letters or words only where every answer is one
+        failed = {failure.id: failure.answer for failure in gold.failures}
+        checker = fitting_checker([*failed.values()]) if len(failed) == gold.n else "symbolic"
+        way_out = f"set task.checker={checker} for answers that are no numbers ({KINDS[checker]}), or correct the data"
     raise SettingsError(f"{gold_sentence(gold)}; {way_out}, or set rewards.gold_check=report to continue")

@@ -46,8 +46,8 @@ def load_rewards(
 ) -> tuple[Reward, ...]:
     """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here.
 
-    Raises SettingsError where a reward needs another style than the task's, a custom function cannot be loaded, or two
-    rewards have the same name.
+    Raises SettingsError where a reward needs another style than the task's, or right answers of a task without any, a custom
+    function cannot be loaded, or two rewards have the same name.
     """
     arguments = {"task": task, "max_new_tokens": max_new_tokens, "buffer": config.buffer(max_new_tokens)}
     rewards: dict[str, Reward] = {}
@@ -59,6 +59,11 @@ def load_rewards(
             raise SettingsError(
                 f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "
                 f"set task.style={row.style}"
+            )
+        if row.answer and task.grader.checker == "none":
+            raise SettingsError(
+                f"rewards.{name} compares with right answers, and task.checker=none has none; set rewards.{name}=0 and pay "
+                "another reward, or choose another task.checker"
             )
         function = row.as_published if config.as_published and row.as_published else row.function
         bound = partial(function, *(arguments[argument] for argument in row.needs))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from slimrl.config.rewards import RewardsConfig
 from slimrl.rewards import case_study as study
 from slimrl.tasks import Task
 
@@ -71,12 +72,14 @@ class BuiltIn:
     """Of `task`, `max_new_tokens` and `buffer`: the arguments that come first."""
     style: str = ""
     """The task.style that the function reads; empty: any."""
+    answer: bool = False
+    """The function compares with the gold answer."""
     as_published: Callable[..., Any] | None = None
     """The function with its published defects, for rewards.as_published."""
 
 
 BUILT_IN: dict[str, BuiltIn] = {
-    "correct": BuiltIn(correct, 0.0, 1.0, needs=("task",)),
+    "correct": BuiltIn(correct, 0.0, 1.0, needs=("task",), answer=True),
     "format": BuiltIn(format_, 0.0, 1.0, needs=("task",)),
     "match_format_exactly": BuiltIn(
         study.match_format_exactly, 0.0, 3.0, style="tags", as_published=study.match_format_exactly_published
@@ -88,8 +91,17 @@ BUILT_IN: dict[str, BuiltIn] = {
         style="tags",
         as_published=study.match_format_approximately_published,
     ),
-    "check_answer": BuiltIn(study.check_answer, -1.0, 3.0, style="tags", as_published=study.check_answer_published),
-    "check_numbers": BuiltIn(study.check_numbers, 0.0, 1.5, style="tags", as_published=study.check_numbers_published),
+    "check_answer": BuiltIn(
+        study.check_answer, -1.0, 3.0, style="tags", answer=True, as_published=study.check_answer_published
+    ),
+    "check_numbers": BuiltIn(
+        study.check_numbers, 0.0, 1.5, style="tags", answer=True, as_published=study.check_numbers_published
+    ),
     "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
 }
 """Every built-in reward by the name of its weight, in the order in which scores are written."""
+
+
+def needs_answers(config: RewardsConfig) -> bool:
+    """True if a built-in reward that compares with the gold answer is paid; a function of the user's own may do without."""
+    return any(row.answer and getattr(config, name) for name, row in BUILT_IN.items())

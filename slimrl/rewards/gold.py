@@ -61,7 +61,9 @@ def check_gold(
         (rollout,) = (asked[index].result() if asked else score(sampled[index], rewards, task)).rollouts
         wanted = {reward.name: reward.best for reward in rewards}
         got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
-        if "correct" not in wanted:
+        if not task.earns(problem):
+            wanted.pop("correct", None)
+        elif "correct" not in wanted:
             wanted["correct"], got["correct"] = 1.0, float(rollout.correct)
         for name, best in wanted.items():
             value = got[name]

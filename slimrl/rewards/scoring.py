@@ -124,6 +124,8 @@ def _call(reward: Reward, sampled: Sampled, task: Task) -> Any:
     messages = task.messages(problem)
     as_messages = reward.completions == "messages"
     own = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "difficulty")}
+    if not problem.solution:  # the data may have its answers in a column of this name, as TRL's data sets do
+        own["solution"] = problem.columns.get("solution", "")
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
     return reward.function(
         prompts=[messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],

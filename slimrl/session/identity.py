@@ -17,6 +17,7 @@ from slimrl import __version__
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.preflight.setup import Setup
+from slimrl.records import right_answers
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.durable import digest
 from slimrl.tasks.curriculum import ENDLESS
@@ -95,7 +96,8 @@ def _data(setup: Setup[Any]) -> str:
     for problem in (*train, *setup.held_out, *setup.harder):
         whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
         columns = sorted(problem.columns.items())  # rewards read them
-        found.update(repr((whole, columns)).encode("utf-8", "surrogatepass"))
+        more = [own for own in (problem.turns, right_answers(problem.answer)[1:]) if own]
+        found.update(repr((whole, columns, *more)).encode("utf-8", "surrogatepass"))
     for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
         found.update(repr(setup.prompt_ids(problem)).encode())
     return found.hexdigest()

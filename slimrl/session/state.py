@@ -68,8 +68,8 @@ State = TypeVar("State", bound=Progress)
 HOST_SHARE = 0.5
 """Of the free memory of the host that a copy of the state may take."""
 RUN_STATE = TypeAdapter(RunState)
-COLUMNS = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns"}}}}}}
-"""Data columns of carried groups: they may hold anything, and nothing reads them again."""
+NOT_STORED = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns", "turns"}}}}}}
+"""Data columns of carried groups, which may hold anything, and their prompts: nothing reads them again."""
 
 
 def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Write:
@@ -199,11 +199,12 @@ def _copy(checkpoint: Checkpoint, name: str, targets: Mapping[str, Tensor]) -> N
 
 
 def as_json(state: RunState) -> dict[str, Any]:
-    """Plain data; `from_json` gives an equal state but for the data columns of carried groups.
+    """Plain data; `from_json` gives an equal state but for what carried groups do not store: data columns, prompts, and right
+    answers besides the first.
 
     Each carried group holds its problem once: {"step", "problem", "rollouts": [{"text", "reward", ...}]}.
     """
-    plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=COLUMNS)
+    plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=NOT_STORED)
     plain["seen"]["alphas"].sort()  # a set has no order, a file should
     for group in plain["carried"]:
         group["problem"], *_ = [rollout.pop("problem") for rollout in group["rollouts"]]

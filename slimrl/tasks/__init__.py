@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slimrl.config.sections import TaskConfig
-from slimrl.errors import SettingsError
-from slimrl.records import Problem, Rejected
+from slimrl.errors import DataError, SettingsError
+from slimrl.records import Problem, Rejected, right_answers
 from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.checkers import pattern_fault
 from slimrl.tasks.styles import STYLES, Style
 
 
@@ -32,18 +33,35 @@ class Task:
     """Texts to imitate by name, each a pure function of (problem, draw); `solution` is the right worked solution."""
     rejected: tuple[Rejected, ...] = ()
     """Rows of the data that were left out."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how the data was read."""
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The prompt as chat messages."""
-        return chat_messages(self.instruction, problem.question)
+        return prompt_messages(self.instruction, problem)
 
     def grade(self, text: str, answer: str) -> Grade:
         """Strict and lenient verdict on a completion."""
         return self.grader.grade(text, answer, self.style)
 
     def gold_text(self, problem: Problem) -> str:
-        """The gold answer in the required form, which every reward must pay in full."""
-        return self.style.render(problem.solution, problem.answer)
+        """The gold answer in the required form, which every reward must pay in full; any answer where there is none."""
+        return self.style.render(problem.solution, problem.answer or ANY_ANSWER)
+
+    def earns(self, problem: Problem) -> bool:
+        """True if the gold text must be graded right: there is an answer, and a checker that finds it in its own text."""
+        return self.grader.earns(problem.answer)
+
+
+ANY_ANSWER = "1"
+
+
+def prompt_messages(instruction: str, problem: Problem) -> list[dict[str, str]]:
+    """A problem's prompt as chat messages; a system message of its own stands in the place of the instruction."""
+    if not problem.turns:
+        return chat_messages(instruction, problem.question)
+    own = [{"role": role, "content": content} for role, content in problem.turns]
+    return own if not instruction or own[0]["role"] == "system" else [{"role": "system", "content": instruction}, *own]
 
 
 def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
@@ -55,11 +73,14 @@ def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
 Encode = Callable[[list[dict[str, str]], str], object]
 
 
-def load_task(config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None) -> Task:
+def load_task(
+    config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None, answers: bool = True
+) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
 
     `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
-    Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
+    Without `answers` the rows of a user's own data need none. Raises DataError (naming file:line) for bad data and
+    SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files
 
@@ -70,11 +91,24 @@ def load_task(config: TaskConfig, *, instruction: str, seed: int, encode: Encode
     else:
 
         def encode_row(problem: Problem) -> None:
-            encode(chat_messages(instruction, problem.question), style.render(problem.solution, problem.answer))
+            faults = map(pattern_fault, right_answers(problem.answer)) if config.checker == "regex" else ()
+            if found := next(filter(None, faults), ""):
+                raise DataError(found)
+            encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
 
-        splits = files.load(config, encode_row)
-        demonstrators = {"solution": lambda problem, _: style.render(problem.solution, problem.answer)}
+        splits = files.load(config, encode_row, answers=answers)
+        demonstrators = {"solution": lambda problem, _: _demonstration(problem, style)}
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
     problems = splits.train, splits.test, splits.harder
-    return Task(config.name, *problems, style, Grader(config.checker), instruction, demonstrators, splits.rejected)
+    notes = [*splits.notes]
+    if config.name != "arithmetic" and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
+        notes.append("no held-out answer is checked, so accuracy is 0 whatever a model writes")
+    return Task(
+        config.name, *problems, style, Grader(config.checker), instruction, demonstrators, splits.rejected, tuple(notes)
+    )
+
+
+def _demonstration(problem: Problem, style: Style) -> str:
+    """The worked solution to imitate, in the required form where there is an answer."""
+    return style.render(problem.solution, problem.answer) if problem.answer else problem.solution

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from slimrl.records import right_answers
 from slimrl.tasks import forms
+from slimrl.tasks.checkers import fits_pattern, last_answer, last_letter, letter, same_text
 from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
 from slimrl.tasks.numbers import last_number, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
@@ -23,7 +25,8 @@ class Grade:
     strict: bool
     """The answer stands in the required form and equals the gold answer."""
     lenient: bool
-    """Strict, or the last number (symbolic: the last box) after the thinking equals the gold answer.
+    """Strict, or the last number (symbolic: the last box; choice: the last letter; exact and regex: the end of the last line)
+    after the thinking equals the gold answer.
 
     A number in the required form is the answer, however it is written: `#### $5$ million` is never read as 5.
     Thinking that never ends has no lenient answer either.
@@ -32,15 +35,16 @@ class Grade:
     """The answer in the required form; empty if the completion is not in the form."""
     extracted_lenient: str
     undecided: bool = False
-    """The symbolic checker gave no verdict on the strict answer in time, so no reward may depend on it."""
+    """The symbolic checker, or a pattern, gave no verdict on the strict answer in time, so no reward may depend on it."""
 
 
 class Grader:
-    """Compares answers with gold answers.
+    """Compares answers with gold answers. Where several answers are right, one of them is enough; an empty one is never right.
 
     `numeric` compares exact fractions; an answer that is not a number is never right. `symbolic` compares numbers exactly,
     and other answers first as normalised text, then piece by piece if they are times, ratios, choices, lists or intervals
-    (`slimrl/tasks/forms.py`), and last through math-verify in a process of its own.
+    (`slimrl/tasks/forms.py`), and last through math-verify in a process of its own. `exact`, `choice` and `regex` are in
+    `slimrl/tasks/checkers.py`. With `none` nothing is right.
     """
 
     def __init__(self, checker: Checker) -> None:
@@ -52,23 +56,46 @@ class Grader:
 
     def grade(self, text: str, answer: str, style: Style) -> Grade:
         """Verdicts on a completion's text, given the gold answer and how an answer must be written."""
-        return self._graded(text, answer, style)
+        return self._graded(text, right_answers(answer), style)
 
-    def _grade(self, text: str, answer: str, style: Style) -> Grade:
+    def _grade(self, text: str, answers: tuple[str, ...], style: Style) -> Grade:
         extracted = style.extract(text)
-        verdict = self.compare(extracted, answer)
+        verdict = self._any(extracted, answers)
         if verdict:
             return Grade(True, True, extracted, extracted)
         lenient = self._lenient(committed(text), extracted)
         # an answer without a verdict is not asked about again
-        right = lenient != extracted and bool(self.compare(lenient, answer))
+        right = lenient != extracted and bool(self._any(lenient, answers))
         return Grade(False, right, extracted, lenient, undecided=verdict is None)
 
+    def _any(self, guess: str, answers: tuple[str, ...]) -> bool | None:
+        verdicts = {self.compare(guess, answer) for answer in answers}
+        return True if True in verdicts else None if None in verdicts else False
+
     def compare(self, guess: str, gold: str) -> bool | None:
-        """True if the guess is the gold answer; None if the symbolic checker did not decide in time."""
-        if not guess:
+        """True if the guess is the gold answer; None if the symbolic checker, or a pattern, did not decide in time."""
+        if not guess or not gold:
             return False
-        return same_number(guess, gold) if self._worker is None else self._cached(guess, gold)
+        match self.checker:
+            case "numeric":
+                return same_number(guess, gold)
+            case "symbolic":
+                return self._cached(guess, gold)
+            case "exact":
+                return same_text(guess, gold)
+            case "choice":
+                return letter(guess) == letter(gold) != ""
+            case "regex":
+                return fits_pattern(guess, gold)
+        return False
+
+    def earns(self, answer: str) -> bool:
+        """True if the gold answer itself, written as it stands, must be found right: not for a pattern that does not fit itself,
+        nor where nothing is compared.
+        """
+        if not answer or self.checker == "none":
+            return False
+        return self.checker != "regex" or bool(fits_pattern(answer, answer))
 
     def close(self) -> None:
         """Stop the checker's process, if it has one; the next comparison starts another."""
@@ -76,6 +103,8 @@ class Grader:
             self._worker.close()
 
     def _lenient(self, text: str, extracted: str) -> str:
+        if self.checker not in ("numeric", "symbolic"):
+            return extracted or (last_letter(text) if self.checker == "choice" else last_answer(text))
         if parse_number(extracted) is not None:
             return extracted
         if self._worker is None:

@@ -1,14 +1,13 @@
-"""Data files that are neither JSONL nor one JSON array: the sentence that names the format and the way to a readable file.
+"""Formats of data files: tables and columns are known by their shape, and what is not read is named with the way out.
 
-Binary formats are recognized by their first bytes, text formats by their shape. A text format is only looked for if no
-row could be read, so a file with a few broken lines is never taken for another format.
+Binary formats are recognized by their first bytes, text formats by their shape.
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from slimrl.errors import DataError
 
@@ -16,8 +15,6 @@ CONVERT = "convert it to JSONL, one JSON object a line"
 UNPACK = "unpack it first, and give the file inside"
 UTF8 = "save the file as UTF-8"
 MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "Parquet", CONVERT),
-    (b"\x1f\x8b", "gzip", UNPACK),
     (b"PK\x03\x04", "a zip archive", UNPACK),
     (b"BZh", "bzip2", UNPACK),
     (b"\xfd7zXZ\x00", "xz", UNPACK),
@@ -45,6 +42,7 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
 """First bytes, the format's name, and the way out; no JSON text begins with any of them."""
 COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")  # a name in the first line of a table
 TABLE_ROWS = 5  # lines of a table that must have as many cells as its first
+DELIMITERS = ",\t;|"
 SHOWN = 6  # names of columns that a sentence lists
 LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
 """Reads any JSON value, numbers as text; finds the end of one that is refused."""
@@ -87,16 +85,28 @@ def refuse_layout(file: str, text: str) -> None:
     elif first and "\n" in start[:end]:
         spread = f"holds JSON objects spread over several lines (the first with the fields {_listed(list(first))})"
         name = described(first, ()).removeprefix("this ") or spread
-    elif columns := _table(start):
-        delimiter, names = columns
-        kind = {",": "CSV", "\t": "TSV (tab-separated)", ";": "CSV with semicolons", "|": "a table with |"}[delimiter]
-        name = f"is {kind} with the columns {_listed(names)}"
-    elif Path(file).suffix.lower() in (".csv", ".tsv"):
-        name = f"is {Path(file).suffix[1:].upper()}"
     elif re.match(r"(---\s*\n\s*)?(- )?[A-Za-z_]\w*:(\s|$)", start):
         name = "looks like YAML"
     if name:
         raise DataError(f"{file} {name}; {CONVERT}")
+
+
+def by_column(text: str) -> bool:
+    """True for one object of lists, {"question": [...], "answer": [...]}, which are no lists of rows or chat messages."""
+    fields, end = _first_object(text)
+    lists = [field for field in fields.values() if isinstance(field, list)]
+    if not lists or len(lists) < len(fields) or text[end:].strip() or all(map(_are_objects, lists)):
+        return False
+    return not any(map(are_messages, lists))
+
+
+def are_messages(value: object) -> bool:
+    """True for a list of chat messages, `{"role": "user", "content": "..."}` or `{"from": "human", "value": "..."}`."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        isinstance(m, dict) and (m.keys() >= {"role", "content"} or m.keys() >= {"from", "value"}) for m in value
+    )
 
 
 def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
@@ -113,8 +123,6 @@ def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
     if holding and not fields.keys() & {*wanted}:
         apart = ", each of which needs a file of its own (task.path, task.test_path)" if len(holding) > 1 else ""
         return f"this is no row but holds rows in {_listed(holding)}{apart}"
-    if fields and all(isinstance(field, list) for field in values) and not all(map(_are_objects, values)):
-        return f"this is JSON by column, with the lists {_listed(list(fields))}"
     if fields and all(isinstance(field, dict) for field in values):
         return f"this is no row but an object of objects ({_listed(list(fields))})"
     return ""
@@ -123,7 +131,8 @@ def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
 def wrapped(text: str) -> int:
     """The place of the array in a text that is {"data": [{...}, {...}]}, with any name; 0 for any other text."""
     fields, end = _first_object(text)
-    if len(fields) != 1 or not all(map(_are_objects, fields.values())) or text[end:].strip():
+    (held,) = fields.values() if len(fields) == 1 else ([],)
+    if not _are_objects(held) or are_messages(held) or text[end:].strip():
         return 0
     opening = re.match(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*', text)
     return opening.end() if opening else 0
@@ -147,21 +156,32 @@ def _first_object(text: str) -> tuple[dict[str, object], int]:
     return (value, end) if isinstance(value, dict) else ({}, 0)
 
 
-def _table(text: str) -> tuple[str, list[str]] | None:
-    """Delimiter and column names of a text whose first line names columns and whose next ones have as many cells."""
-    for delimiter in ",\t;|":
+def find_table(text: str) -> str:
+    """The delimiter of a text whose first line names columns and whose next ones have as many cells; empty for other texts."""
+    for delimiter in DELIMITERS:
         try:
-            reader = csv.reader(text.split("\n"), delimiter=delimiter, strict=True)
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             rows = [row for row, _ in zip(reader, range(TABLE_ROWS + 1), strict=False) if row]
         except csv.Error:
             continue
-        names = [cell.strip() for cell in rows[0]] if rows else []
-        named = [name for name in names if name]  # the first may have no name, being a row's number
-        if len(rows) < 2 or len(names) < 2 or not named or not all(COLUMN.fullmatch(name) for name in named):
-            continue
-        if all(len(row) == len(names) for row in rows):
-            return delimiter, named
-    return None
+        names = column_names(rows[0]) if len(rows) > 1 else []
+        if len(names) > 1 and all(len(row) == len(names) for row in rows):
+            return delimiter
+    return ""
+
+
+def delimiter_of(text: str, default: str) -> str:
+    """The delimiter of a file that is named as a table: what separates the names of its columns."""
+    return find_table(text) or default
+
+
+def column_names(header: Sequence[str]) -> list[str]:
+    """The names of columns in a table's first line, of which the first may be empty, being a row's number; empty if they are
+    no names.
+    """
+    names = [cell.strip() for cell in header]
+    named = names if names[:1] != [""] else names[1:]
+    return names if named and all(COLUMN.fullmatch(name) for name in named) else []
 
 
 def _listed(names: Sequence[str]) -> str:

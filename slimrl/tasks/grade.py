@@ -11,10 +11,13 @@ from typing import Any
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
 from slimrl.measures import AtK, at_k, tally
+from slimrl.records import right_answers
 from slimrl.statistics import accuracy_interval
 from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.checkers import fault
 from slimrl.tasks.numbers import parse_number
-from slimrl.tasks.rows import Row, plain, read_rows
+from slimrl.tasks.rows import Row, plain
+from slimrl.tasks.sources import read_rows
 from slimrl.tasks.styles import STYLES
 
 ASKED = 64
@@ -98,9 +101,9 @@ def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSumm
     with closing(Grader(task_config.checker)) as grader:
         for place, row in enumerate(rows):
             name = row.answer("id")
-            answer, completion = row.answer("answer"), row.text("completion", blank=True)
-            if task_config.checker == "numeric" and parse_number(answer) is None:
-                row.fail(f"answer {answer[:60]!r} is not one number; set task.checker=symbolic, or correct the answer")
+            answer, completion = row.answers("answer"), row.text("completion", blank=True)
+            if not any(fault(task_config.checker, one) == "" for one in right_answers(answer)):
+                row.fail(fault(task_config.checker, answer))
             problems.setdefault((name, answer), []).append(place)
             grades.append(grader.grade(completion, answer, STYLES[task_config.style]))
         voted: dict[int, int | None] = {}
@@ -129,7 +132,7 @@ def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSumm
 def _write(out: str, rows: Sequence[Row], grades: Sequence[Grade], voted: dict[int, int | None]) -> None:
     lines = []
     for place, (row, grade) in enumerate(zip(rows, grades, strict=True)):
-        verdicts = asdict(grade) | {"answer": row.answer("answer"), "vote": voted[place]}
+        verdicts = asdict(grade) | {"answer": row.answers("answer"), "vote": voted[place]}
         del verdicts["undecided"]
         lines.append(json.dumps({"id": plain(row.fields["id"]), **verdicts}, ensure_ascii=False) + "\n")
     try:

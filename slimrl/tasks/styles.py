@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from slimrl.tasks.thinking import committed, ended, split
+from slimrl.terms import Checker
 
 MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
 """The mark of an answer in each style, which an instruction that asks for the style holds too."""
+ASKED = {
+    "choice": ("the letter of the right option", "letter"),
+    **dict.fromkeys(("exact", "regex", "none"), ("the final answer", "answer")),
+}
+"""The words for an answer in an instruction where it is no number, by the checker."""
 MAX_ANSWER = 300  # characters of the longest answer
 
 TAGS = ("<start_working_out>", "<end_working_out>", "<SOLUTION>", "</SOLUTION>")  # the case study's four tags, in order
@@ -30,6 +36,14 @@ class Style:
     _render: Callable[[str, str], str]
     _well_formed: Callable[[str], bool] | None = None
     """None: a text from which an answer can be extracted."""
+
+    def instruction_for(self, checker: Checker) -> str:
+        """The instruction in the words for answers of this kind."""
+        if checker not in ASKED:
+            return self.instruction
+        answer, short = ASKED[checker]
+        asked = re.sub("the final (?:number|answer)", answer, self.instruction)
+        return re.sub("<(?:number|answer)>", f"<{short}>", asked)
 
     def extract(self, completion: str) -> str:
         """The answer in a completion, strictly read; empty if the completion is not in the form."""

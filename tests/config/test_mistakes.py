@@ -339,6 +339,11 @@ def test_names_of_the_hub_stay_and_paths_are_told_from_them(tmp_path: Path, monk
         assert not is_hub_name(path), path
     assert anchored({"model": {"path": "builtin"}}, Path("conf"))["model"]["path"] == "builtin"
     assert anchored({"model": {"path": "./a/b"}}, Path())["model"]["path"] == "./a/b"
+    for path, joined in (
+        ("org/name", "org/name"), ("data/a.jsonl", "conf/data/a.jsonl"), ("data/a.csv.gz", "conf/data/a.csv.gz"), ("rows", "./conf/rows"),
+        ("./org/name", "conf/org/name"), ("runs/a/b", "conf/runs/a/b"), ("builtin", "./conf/builtin"),
+    ):  # fmt: skip
+        assert anchored({"task": {"path": path}}, Path("conf"))["task"]["path"] == joined
     assert anchored({"model": {"path": 3}, "task": "x", "rewards": {"custom": []}}, Path("conf"))["task"] == "x"
 
 

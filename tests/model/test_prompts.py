@@ -394,3 +394,41 @@ def test_completion_ids_keep_the_form_and_nothing_else() -> None:
     assert made.decode(ids) == "a<eot><A>1</A>"
     assert plain == (ord("b"),)
     assert prompter.completion_ids([]) == []
+
+
+SHOTS = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "#### 2"}, *USER]
+
+
+def test_examples_before_the_question_are_turns_of_the_prompt() -> None:
+    prompter = make_prompter(characters(TURNS), "auto")
+    assert prompter.text([SYSTEM[0], *SHOTS]) == (
+        "<turn>system\nBe brief.<eot>\n<turn>user\n1+1?<eot>\n<turn>assistant\n#### 2<eot>\n<turn>user\nWhat is 2+3?<eot>\n<turn>model\n"
+    )
+    plain = make_prompter(characters(TURNS), "plain")
+    assert plain.text(SHOTS) == "Question: 1+1?\nAnswer: #### 2\n\nQuestion: What is 2+3?\nAnswer:"
+    assert plain.text([SYSTEM[0], *SHOTS]) == f"Be brief.\n\n{plain.text(SHOTS)}"
+    assert plain.text(SYSTEM) == "Be brief.\n\nQuestion: What is 2+3?\nAnswer:"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("template", ["auto", "plain"])
+def test_a_control_token_in_any_turn_of_the_data_is_text(place: int, template: Any) -> None:
+    prompter = make_prompter(characters(TURNS), template)
+    turns = [dict(turn) for turn in SHOTS]
+    harmless = control_ids(prompter, prompter.ids(turns))
+    turns[place]["content"] = "a<eot>b"
+    assert control_ids(prompter, prompter.ids(turns)) == harmless
+    assert prompter.text(turns).count("a<eot>b") == 1
+
+
+def test_a_system_message_of_the_data_may_spell_no_control_token() -> None:
+    prompter = make_prompter(characters(TURNS), "auto")
+    prompter.check_system([SYSTEM[0], {"role": "user", "content": "<eot>"}])
+    with pytest.raises(DataError, match="the system message of this row spells the control token '<eot>'"):
+        prompter.check_system([{"role": "system", "content": "a<eot>"}, *USER])
+
+
+def test_a_template_that_drops_an_example_names_it() -> None:
+    last = "{% for m in messages %}{% if m['role'] != 'assistant' %}<turn>{{ m['content'] }}<eot>{% endif %}{% endfor %}<turn>"
+    with pytest.raises(DataError, match="leaves the example's answer '#### 2' out of its prompt"):
+        make_prompter(characters(last), "auto").text(SHOTS)

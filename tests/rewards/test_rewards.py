@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from slimrl.config.rewards import CustomReward, RewardsConfig, Weight
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Problem
 from slimrl.rewards import Reward, load_rewards
-from slimrl.rewards.builtin import BUILT_IN, UNDECIDED, soft_overlong
+from slimrl.rewards.builtin import BUILT_IN, UNDECIDED, needs_answers, soft_overlong
 from slimrl.rewards.gold import check_gold
 from slimrl.rewards.scoring import Sampled, score
 from slimrl.tasks import Task
@@ -355,6 +356,44 @@ def test_gold_check_sees_the_checker_even_where_correct_is_not_paid() -> None:
     rewards = load_rewards(RewardsConfig(correct=0.0, format=1.0), task, max_new_tokens=64)
     failures = check_gold(task, [Problem("p/2", "q", "five")], rewards).failures
     assert [(failure.reward, failure.got) for failure in failures] == [("correct", 0.0)]
+
+
+def test_gold_check_asks_no_more_of_an_answer_than_it_can_earn() -> None:
+    """Where nothing is right, or an answer is a pattern that does not fit itself, only other rewards are asked for."""
+    for checker, answer in (("numeric", ""), ("none", "7"), ("regex", "7|seven")):
+        task = replace(_task(), grader=Grader(checker))
+        rewards = load_rewards(RewardsConfig(correct=float(checker == "regex"), format=1.0), task, max_new_tokens=64)
+        assert check_gold(task, [Problem("p/2", "q", answer)], rewards).failures == (), checker
+    rewards = load_rewards(RewardsConfig(), task, max_new_tokens=64)
+    assert check_gold(task, [Problem("p/2", "q", "seven")], rewards).failures == ()
+
+
+def test_rewards_that_compare_need_a_checker() -> None:
+    for style, name in (("hashes", "correct"), ("tags", "check_answer"), ("tags", "check_numbers")):
+        task = replace(_task(style=style), grader=Grader("none"))
+        config = RewardsConfig.model_validate({"correct": 0.0, name: 1.0})
+        assert needs_answers(config)
+        with pytest.raises(
+            SettingsError, match=rf"rewards\.{name} compares with right answers, and task\.checker=none has none"
+        ):
+            load_rewards(config, task, max_new_tokens=64)
+    assert not needs_answers(RewardsConfig(correct=0.0, format=1.0))
+
+
+def test_functions_get_the_data_s_own_solution_where_it_is_the_answer() -> None:
+    seen: dict[str, Any] = {}
+
+    def mine(completions: list[str], **columns: Any) -> list[float]:
+        seen.update(columns)
+        return [1.0] * len(completions)
+
+    for problem, solution in (
+        (Problem("p", "q", "7", columns={"solution": "7"}), "7"),
+        (Problem("p", "q", "7", "worked", columns={"solution": "7"}), "worked"),
+        (Problem("p", "q", "7"), ""),
+    ):
+        check_gold(_task(), [problem], [_reward(mine)])
+        assert seen["solution"] == [solution]
 
 
 def test_gold_check_of_custom_rewards() -> None:

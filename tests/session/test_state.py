@@ -16,7 +16,7 @@ from slimrl.learner.optimizer import MasterAdamW, make_optimizer
 from slimrl.model.loading import load_policy
 from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED
-from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.records import Answer, Completion, Group, Problem, Rollout
 from slimrl.runs.checkpoints import checkpoints, write_checkpoint
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.durable import damage
@@ -80,9 +80,11 @@ def test_the_format_of_a_checkpoint_stays() -> None:
     assert from_json(json.loads(json.dumps(as_json(RunState())))) == RunState()
 
 
-def test_data_columns_are_not_stored() -> None:
-    """They may hold what JSON does not."""
-    odd = dataclasses.replace(PROBLEM, columns={"image": object()})
+def test_data_columns_and_prompts_are_not_stored() -> None:
+    """Columns may hold what JSON does not, and a group that was scored is not asked or graded again."""
+    odd = dataclasses.replace(
+        PROBLEM, columns={"image": object()}, turns=(("user", "0?"),), answer=Answer("2", ["two"])
+    )
     group = Group(tuple(dataclasses.replace(r, problem=odd) for r in STATE.carried[0].rollouts), 2)
     assert as_json(dataclasses.replace(STATE, carried=(group,))) == STORED
 

@@ -1,0 +1,222 @@
+"""The columns of a user's own data: which of them holds what, and the problem that a row makes.
+
+A `Layout` is found once for a file, by names that are in use (docs/data.md), and `task.columns` comes before all of them. Every
+row is then read by the same layout, so that a row which lacks a column is a bad row and is not read in another way.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from slimrl.config.sections import ColumnsConfig, TaskConfig
+from slimrl.errors import SettingsError
+from slimrl.records import Problem, Rejected
+from slimrl.tasks.choices import LETTERS, listed, options, right_option
+from slimrl.tasks.formats import are_messages
+from slimrl.tasks.rows import MISSING, Row, Spelled
+from slimrl.tasks.styles import last_box
+from slimrl.tasks.turns import read_turns
+
+NONE = "none"
+"""The name of a column in `task.columns` that stands for no column."""
+LOOKED_AT = 100
+"""Rows by which a layout is found."""
+QUESTION = ("question", "prompt", "problem", "instruction", "query", "messages", "conversations")
+ANSWER = (
+    "answer", "answers", "ground_truth", "reward_model.ground_truth", "expected_answer", "final_answer", "answerKey", "target",
+    "label", "gold",
+)  # fmt: skip
+WORKED = ("solution", "output", "response", "completion")
+"""Columns that hold the answer where none of ANSWER is there: alone, or at the end of a worked solution."""
+SOLUTION = ("solution", "reference_solution")
+CONTEXT = ("input", "context")
+"""The column that continues the instruction of Alpaca's and Dolly's rows."""
+CHOICES = ("choices", "options")
+OWN = ("question", "answer", "solution", "id", "difficulty")
+"""Names under which reward functions get what a problem is made of."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of columns; an empty one is there for nothing."""
+
+    question: str
+    answer: str
+    """The same as `question` where the answer is the assistant's last message."""
+    solution: str
+    id: str
+    difficulty: str
+    choices: str
+    context: str
+    worked: Literal["", "hashes", "boxed"] = ""
+    """The answer is the end of a worked solution: a last line `#### 72`, or the last box."""
+    unasked: bool = False
+    """A row may lack the answer."""
+    unknown: tuple[str, ...] = ()
+    """Of `question` and `answer`, those for which no column was found."""
+
+    @property
+    def note(self) -> str:
+        """A sentence on the columns; empty where they have the names of our own."""
+        usual = (self.question, self.answer) == ("question", "answer") and self.solution in ("", "solution")
+        if usual and not (self.choices or self.context or self.worked):
+            return ""
+        question = self.question + (f" and {self.context}" if self.context else "")
+        answer = self.answer if self.answer != self.question else "the assistant's last message"
+        end = {"": "", "hashes": " behind its last ####", "boxed": " in its last box"}[self.worked]
+        found = [f"question from {question}", f"answer from {answer}{end}" if answer else "no answers"]
+        found += [f"solution from {self.solution}"] if self.solution else []
+        found += [f"options from {self.choices}"] if self.choices else []
+        return f"{', '.join(found)} (task.columns names other columns)"
+
+    def problem(self, row: Row, new_id: str) -> Problem:
+        """The problem of a row. Raises RowError for a bad one."""
+        self._require(row, "question", self.question)
+        turns = read_turns(row, self.question)
+        reply = ""
+        if turns[-1][0] == "assistant":
+            turns, reply = turns[:-1], turns[-1][1]
+        if not turns or turns[-1][0] != "user":
+            row.fail(f"field {self.question!r} has no question, a message of the user's before the answer; correct it")
+        question = turns[-1][1]
+        if more := self.context and row.optional_text(self.context).strip():
+            question = f"{question.rstrip()}\n\n{more}"
+        labels, texts = options(row, self.choices) if self.choices else ([], [])
+        if texts:
+            question = f"{question.rstrip()}\n{listed(texts)}"
+        answer, solution, steps = self._answer(row, reply, labels, texts)
+        written = row.optional_text(self.solution) if self.solution else ""
+        name = row.at(self.id) if self.id else None
+        difficulty = row.number(self.difficulty) if self.difficulty else 0.0
+        own = [key for key in OWN if getattr(self, key) == key]
+        return Problem(
+            id=new_id if name in (None, MISSING, "") else row.answer(self.id),
+            question=question,
+            answer=answer,
+            solution=written or solution,
+            difficulty=difficulty or steps,
+            columns=row.rest(*own),
+            turns=(*turns[:-1], ("user", question)) if len(turns) > 1 else (),
+        )
+
+    def _answer(self, row: Row, reply: str, labels: list[str], texts: list[str]) -> tuple[str, str, float]:
+        """Answer, worked solution and number of calculator marks."""
+        replied = self.answer == self.question
+        lacks = not reply if replied else row.at(self.answer) in (MISSING, None, "")
+        if not self.answer or (self.unasked and lacks):
+            return "", reply, 0.0
+        if replied and not reply:
+            row.fail(f"field {self.question!r} ends without an answer of the assistant's; add it or remove the row")
+        self._require(row, "answer", self.answer)
+        whole = reply if replied else _reply(row, self.answer) or row.answers(self.answer)
+        solution = "" if replied else reply
+        if texts:
+            index = right_option(whole, labels, texts, is_number=isinstance(row.at(self.answer), Spelled))
+            if index is None:
+                row.fail(f"the answer {whole[:60]!r} is none of the {len(texts)} options; correct it or remove the row")
+            return LETTERS[index], solution, 0.0
+        if self.worked == "hashes":
+            return split_hashes(row, self.answer, whole, "add it or remove the row")
+        if self.worked == "boxed":
+            if not (answer := last_box(whole)):
+                row.fail(
+                    f"field {self.answer!r} has no \\boxed{{...}}, which the others have; add it or remove the row"
+                )
+            return answer, whole, 0.0
+        return whole, solution, 0.0
+
+    def _require(self, row: Row, role: str, column: str) -> None:
+        if row.at(column) is not MISSING:
+            return
+        if column == role:
+            row.missing((column,), f"; task.columns.{role} names another" if role in self.unknown else "")
+        row.fail(f"the row has no field {column!r}, in which the others have the {role}; add it or remove the row")
+
+
+def split_hashes(row: Row, field: str, whole: str, way_out: str) -> tuple[str, str, float]:
+    """(answer, solution, number of calculator marks) of GSM8K's text, with <<48/2=24>> marks and a last line `#### 72`."""
+    solution, marker, answer = whole.rpartition("####")
+    if not marker or not answer.strip():
+        row.fail(f"field {field!r} has no last line '#### number'; {way_out}")
+    marks = re.findall(r"<<[^<>]*>>", solution)
+    for mark in marks:
+        solution = solution.replace(mark, "")
+    return answer.strip(), solution.strip(), float(len(marks))
+
+
+def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: bool) -> Layout:
+    """The layout of a file's rows; without `answers`, and with `task.checker=none`, they may have no answer."""
+    seen = [row for row in rows if isinstance(row, Row)][:LOOKED_AT]
+
+    def column(role: str, names: Iterable[str], default: str = "") -> str:
+        given = str(getattr(config.columns, role, ""))
+        return "" if given == NONE else given or next(filter(None, (_spelling(seen, n) for n in names)), default)
+
+    question = column("question", QUESTION, "question")
+    answer = column("answer", [*ANSWER, *(name for name in WORKED if name != question)])
+    none = config.checker == NONE
+    if not answer and config.columns.answer != NONE:
+        replies = [row.at(question) for row in seen]
+        told = any(are_messages(value) and _ends_with_reply(value) for value in replies)
+        answer = question if told else "" if none or not answers else "answer"
+    worked: Literal["", "hashes", "boxed"] = ""
+    texts = [text for row in seen if (text := _whole(row, answer))]
+    if texts and all(_has_hashes(text) for text in texts):
+        worked = "hashes"
+    elif texts and (answer in WORKED or answer == question) and all(map(last_box, texts)):
+        worked = "boxed"
+    solution, choices = column("solution", SOLUTION), column("choices", CHOICES)
+    return Layout(
+        question=question,
+        answer=answer,
+        solution="" if solution == answer else solution,
+        id=column("id", ["id"]),
+        difficulty=column("difficulty", ["difficulty"]),
+        choices=choices if config.checker == "choice" else "",
+        context=column("context", CONTEXT) if question.lower() == "instruction" else "",
+        worked=worked,
+        unasked=none,
+        unknown=tuple(name for name in ("question", "answer") if not _spelling(seen, name)),
+    )
+
+
+def check_columns(columns: ColumnsConfig, rows: Sequence[Row | Rejected]) -> None:
+    """Raises SettingsError for a name in `task.columns` that no row has."""
+    whole = [row for row in rows if isinstance(row, Row)]
+    for role, name in columns:
+        if whole and name not in ("", NONE) and all(row.at(name) is MISSING for row in whole):
+            raise SettingsError(
+                f"task.columns.{role}={name} is in none of the rows (the first has: {whole[0].names()})"
+            )
+
+
+def _spelling(rows: Sequence[Row], name: str) -> str:
+    """The name as the rows spell it, `Question` for `question`; empty where none of them has it."""
+    if any(row.at(name) is not MISSING for row in rows):
+        return name
+    return next((field for row in rows for field in row.fields if field.lower() == name.lower()), "")
+
+
+def _ends_with_reply(messages: object) -> bool:
+    last = messages[-1] if isinstance(messages, list) else {}
+    return str(last.get("role", last.get("from"))) in ("assistant", "gpt", "model")
+
+
+def _reply(row: Row, field: str) -> str:
+    """The last text of a field of messages, as TRL's conversational completions; empty for other fields."""
+    return read_turns(row, field)[-1][1] if are_messages(row.at(field)) else ""
+
+
+def _whole(row: Row, answer: str) -> str:
+    """The text in which a row has its answer, as far as it has one; empty for other values."""
+    value = row.at(answer) if answer else MISSING
+    if are_messages(value):
+        assert isinstance(value, list)
+        value = value[-1].get("content", value[-1].get("value")) if _ends_with_reply(value) else ""
+    return value if isinstance(value, str) else ""
+
+
+def _has_hashes(text: str) -> bool:
+    _, marker, answer = text.rpartition("####")
+    return bool(marker and answer.strip()) and "\n" not in answer.strip()
