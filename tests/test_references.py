@@ -43,6 +43,7 @@ SUFFIXES = {
     "png",
     "html",
     "csv",
+    "parquet",
     "cpp",
     "safetensors",
     "bin",

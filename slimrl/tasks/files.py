@@ -1,7 +1,7 @@
 """Problems from files and from the Hub: GSM8K, AIME, MATH, SVAMP, and the user's own data.
 
 Each kind of row has one short function that turns it into a Problem, wherever the rows come from; the columns of a user's own
-data are found (`layout.py`).
+data are found (`slimrl/tasks/layout.py`).
 """
 
 import re

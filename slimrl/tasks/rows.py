@@ -62,7 +62,7 @@ class Spelled:
 class Row:
     """One row of data; the accessors raise RowError with the place and the way out.
 
-    A field's name may be a path, `reward_model.ground_truth` or `answers.text.0`; a field that is spelled so itself comes first.
+    A field's name may be a path, `reward_model.ground_truth` or `labels.text.0`; a field that is spelled so itself comes first.
     """
 
     where: str

@@ -324,7 +324,7 @@ def test_towers_are_neither_trained_nor_counted_as_work_nor_copied(name: str) ->
     assert moved
     assert moved <= policy.trainable.keys()
     (note,) = policy.notes
-    assert note.endswith("million weights that read images or sound stay as they are; text alone is read and trained")
+    assert note.endswith("million weights that text does not pass through, as a tower for images, stay as they are")
     own, theirs = dict(policy.model.named_parameters()), dict(reference.model.named_parameters())
     assert {n for n in own if own[n] is theirs[n]} == own.keys() - policy.trainable.keys()
 
