@@ -114,8 +114,12 @@ class Row:
         return self.text(name)
 
     def answers(self, *names: str) -> str:
-        """As `answer`, but also a list of such, of which the first is the text and all are right; none of them twice."""
+        """As `answer`, but also a list of such, of which the first is the text and all are right, none of them twice; and a boolean,
+        for which yes and true, or no and false, are right.
+        """
         name, value = self._present(*names)
+        if isinstance(value, bool):
+            return Answer("yes", ["true"]) if value else Answer("no", ["false"])
         if not isinstance(value, list):
             return self.answer(name)
         first, *others = dict.fromkeys(self.answer(f"{name}.{i}") for i in range(len(value))) or [""]

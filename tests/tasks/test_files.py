@@ -71,7 +71,7 @@ BAD = {
     '{"question": "  ", "answer": "1"}': "'question' is empty",
     '{"question": 5, "answer": "1"}': "'question' must be a string, but is a number",
     '{"question": "q", "answer": null}': "'answer' must be a string or a number, but is null",
-    '{"question": "q", "answer": true}': "is a boolean",
+    '{"question": "q", "answer": [true]}': "'answer.0' must be a string or a number, but is a boolean",
     '{"question": "q", "answer": []}': "'answer' is an empty list",
     '{"question": "q", "answer": [["1"]]}': "'answer.0' must be a string or a number, but is a list",
     '{"question": ["q"], "answer": "1"}': "'question' must be a string, but is a list; write it as one text",

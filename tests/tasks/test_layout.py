@@ -226,6 +226,14 @@ def test_any_of_several_answers_is_right(tmp_path: Path) -> None:
     assert not task.grade("#### 7", "seven").strict
 
 
+def test_a_boolean_is_yes_or_no(tmp_path: Path) -> None:
+    task = task_of(tmp_path, [{"question": "q1", "answer": True}, {"question": "q2", "answer": False}], checker="exact")
+    right, wrong = task.train
+    assert (right.answer, wrong.answer) == ("yes", "no")
+    for text, verdicts in {"Yes.": (True, False), "true": (True, False), "No": (False, True), "1": (False, False)}.items():
+        assert tuple(task.grade(f"#### {text}", problem.answer).strict for problem in (right, wrong)) == verdicts
+
+
 def test_rows_without_answers_load_where_none_is_needed(tmp_path: Path) -> None:
     row = {"prompt": "q1"}
     with pytest.raises(DataError, match="the row has no field 'answer'"):
