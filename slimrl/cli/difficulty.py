@@ -183,6 +183,7 @@ def _measured(
     try:
         measure_rates(setup, todo, samples, keep)
     except Stopped as reason:
+        setup.grading.shutdown(cancel_futures=True)  # the problem that is being graded is kept too
         measured = f" with {len(problems) - len(todo) + done:,} of {len(problems):,} problems measured"
         raise Stopped(reason.cause, reason.exit_code, f"{measured}; give the command again to go on") from None
     finally:

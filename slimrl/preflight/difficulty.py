@@ -44,7 +44,7 @@ def measured_problems(setup: Setup[Any], split: str, limit: int | None) -> Seque
 def origin_of(
     setup: Setup[Any], problems: Sequence[Problem], *, split: str, samples: int, weights: str
 ) -> dict[str, Any]:
-    """How rates are measured: all that decides them, as the first line of their file has it.
+    """The first line of a file of rates: all that decides them.
 
     The first prompt stands for tokenizer, template, instruction and the date that a template writes.
     """

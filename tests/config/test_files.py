@@ -108,6 +108,9 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000",
          "model.lora.rank=2"],
     ]  # fmt: skip
+    trainings[1] += [f"task.rates={tmp_path}/rates.jsonl", "task.success_rate=[0, 0.9]"]
+    rates = [{"id": f"jsonl/train/{i:05d}", "right": 0, "samples": 1} for i in range(30)]
+    (tmp_path / "rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
     (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
     configs = [load_config(TrainConfig, [], [*small, f"name=t{i}", *more]) for i, more in enumerate(trainings)]
     imitation = load_config(
