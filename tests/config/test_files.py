@@ -30,6 +30,13 @@ def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
     assert config.optimizer.learning_rate == 1e-6
 
 
+def test_rates_are_a_file_beside_the_settings(tmp_path: Path) -> None:
+    """`measured/gsm8k` could be a name on the Hub where data is meant."""
+    (tmp_path / "a.yaml").write_text("task: {name: gsm8k, path: measured/gsm8k, rates: measured/gsm8k}\n")
+    found = load_config(TrainConfig, [str(tmp_path / "a.yaml")]).task
+    assert (found.path, found.rates) == ("measured/gsm8k", str(tmp_path / "measured" / "gsm8k"))
+
+
 def test_a_reward_override_leaves_the_others_alone() -> None:
     config = load_config(TrainConfig, [], ["rewards.format=0.5"])
     assert (config.rewards.correct, config.rewards.format) == (1.0, 0.5)
