@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Stream = Literal["train", "evaluate", "probe", "sample"]
+Stream = Literal["train", "evaluate", "probe", "sample", "difficulty"]
 
 
 def generator(*key: str | int) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import get_args
 
 from slimrl.config.files import load_config, parse_override
@@ -36,14 +37,14 @@ def test_every_checker_is_on_the_page() -> None:
 
 def test_commands_and_settings_of_the_page_are_settings() -> None:
     commands = re.findall(r"^slimrl train (.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
-        assert load_config(TrainConfig, [], command.split()).task.name == "jsonl"
+        assert load_config(TrainConfig, [], shlex.split(command)).task.name == "jsonl"
     keys = set(known_keys(TrainConfig))
     named = re.findall(r"`((?:task|rewards)\.[^`]*)`", PAGE)
     assert len(named) > 15
     for text in named:
-        for setting in text.split():
+        for setting in re.split(r" (?=[a-z]+\.)", text):
             assert setting.partition("=")[0] in keys, setting
             if "=" in setting:
                 parse_override(setting)

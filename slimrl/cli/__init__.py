@@ -12,6 +12,7 @@ import sys
 import click
 
 from slimrl.cli.compare import compare
+from slimrl.cli.difficulty import difficulty
 from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
 from slimrl.cli.runs import export, sft, train
@@ -21,7 +22,7 @@ from slimrl.machine.signals import INTERRUPTED, Stopped
 
 
 @click.group(
-    commands=[train, sft, evaluate, compare, sample, grade, doctor, list_settings, export, study],
+    commands=[train, sft, evaluate, compare, difficulty, sample, grade, doctor, list_settings, export, study],
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -26,7 +26,7 @@ TASKS = click.option(
 LIMIT = click.option("--limit", type=click.IntRange(1), help="At most so many problems of each split, the first ones.")
 UNREAD = (
     "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
-    "evaluation.every",
+    "evaluation.every", "task.rates", "task.success_rate",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""
 
@@ -90,6 +90,7 @@ def model_settings(
     """
     from slimrl.config.files import merge
     from slimrl.config.schema import RootConfig
+    from slimrl.config.sections import EVERY_RATE
 
     for override in _overrides(settings):
         key = override.partition("=")[0].strip()
@@ -103,7 +104,9 @@ def model_settings(
         if Path(task).suffix in (".yaml", ".yml"):
             settings = [task, *settings]
         _change_task(base, _task_name(task), Path(run))
-    return load_settings(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
+    config = load_settings(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
+    every = config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})  # they choose training problems
+    return config.model_copy(update={"task": every})
 
 
 def _recorded_settings(run: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from slimrl.cli.arguments import (
     stray,
     task_settings,
 )
-from slimrl.cli.output import open_display, out, print_json
+from slimrl.cli.output import open_display, out, print_json, writable
 from slimrl.errors import SettingsError
 
 INDENT = "    "
@@ -51,7 +50,7 @@ def evaluate(
       slimrl eval ./my-model --task gsm8k --limit 200 evaluation.samples=8 --out answers.jsonl
     """
     configs = task_settings(model_or_run, settings, tasks, limit)
-    target = _writable(file) if file else None
+    target = writable(file) if file else None
     display = open_display(next(iter(configs.values())), quiet=quiet)
     from slimrl.cli.evaluation import evaluations
     from slimrl.display.measures import show_at_k, show_tasks, split_name
@@ -175,7 +174,7 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
     config = load_settings(RootConfig, [*settings, f"task.name={task}", *data])
     if target and Path(target).exists() and Path(file).exists() and Path(target).samefile(file):
         raise SettingsError(f"--out {target} is the file to grade; name another")
-    summary = grade_file(config.task, file, str(_writable(target)) if target else None)
+    summary = grade_file(config.task, file, str(writable(target)) if target else None)
     click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
     if summary.samples > 1:
         from rich.console import Console
@@ -241,13 +240,3 @@ def list_settings(wanted: str | None, as_json: bool) -> None:
     for row in rows:
         out(wrapper.fill(f"{row['key']} = {json.dumps(row['default'])}  ({row['type']})"))
         out(wrapper.fill(INDENT + row["meaning"]))
-
-
-def _writable(path: str) -> Path:
-    """The path of --out. Raises SettingsError if it cannot be written, before the work begins."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise SettingsError(f"--out {path}: no such folder {target.parent}")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise SettingsError(f"--out {path}: cannot be written; name another file")
-    return target

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimrl.errors import SettingsError
 from slimrl.machine.interpreter import importing
 
 if TYPE_CHECKING:
@@ -71,3 +72,13 @@ def stopping(display: Display | ProgressDisplay) -> Iterator[None]:
         yield
     finally:
         display.stop()
+
+
+def writable(path: str) -> Path:
+    """The path of --out. Raises SettingsError if it cannot be written, before the work begins."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise SettingsError(f"--out {path}: no such folder {target.parent}")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise SettingsError(f"--out {path}: cannot be written; name another file")
+    return target

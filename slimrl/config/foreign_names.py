@@ -1,4 +1,4 @@
-"""The names of TRL and verl for the settings of SlimRL, and the reasons why some of theirs have no equivalent.
+"""The names of TRL, verl and others for the settings of SlimRL, and the reasons why some of theirs have no equivalent.
 
 docs/names.md is this table as a page; a test holds the two together.
 """
@@ -6,7 +6,7 @@ docs/names.md is this table as a page; a test holds the two together.
 from dataclasses import dataclass
 from typing import Literal
 
-Origin = Literal["TRL", "verl", "TRL and verl"]
+Origin = Literal["TRL", "verl", "TRL and verl", "OpenRLHF", "prime-rl"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ _SWITCH = {"true": "on", "false": "off"}
 _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
 _ONE_GPU = "SlimRL trains on one device"
+_MEASURED = "measured before the run, by slimrl difficulty"
 _RUN_FILES = "a run writes metrics.jsonl and curves.png into its folder and reports to no service"
 
 
@@ -112,6 +113,13 @@ NAMES: tuple[Foreign, ...] = (
     *_names("critic.gae_lambda", trl="lam", verl="lam"),
     *_names("critic.discount", trl="gamma", verl="gamma"),
     *_names("critic.value_clip", trl="cliprange_value", verl="cliprange_value"),
+    Foreign("dynamic_filtering", "OpenRLHF", "algorithm.dynamic_sampling", {"true": "refill", "false": "off"}, ""),
+    Foreign("dynamic_filtering_reward_range", "OpenRLHF", "algorithm.signal", {}, "a group with any difference has a signal; "
+            "task.success_rate is an interval of rates measured before the run"),
+    Foreign("online_difficulty_filtering", "prime-rl", "algorithm.dynamic_sampling", {"true": "filter", "false": "off"}, ""),
+    Foreign("solve_rate_field", "prime-rl", "task.rates", {}, "a file of rates that slimrl difficulty writes, not a column"),
+    *(Foreign(name, "prime-rl", "task.success_rate", {}, f"an end of the interval, {_MEASURED}")
+      for name in ("min_solve_rate", "max_solve_rate", "easy_threshold", "hard_threshold")),
     # the optimizer
     *_names("optimizer.learning_rate", verl="lr actor_rollout_ref.actor.optim.lr"),
     *_names("optimizer.schedule", trl="lr_scheduler_type",
@@ -167,6 +175,7 @@ NAMES: tuple[Foreign, ...] = (
             note="prompts that do not fit the context are left out, and none is cut"),
     *_names("", trl="remove_unused_columns", note="rewards always get every column of the data"),
     *_names("", trl="shuffle_dataset", note="curriculum.order decides the order of the problems"),
+    *_names("", verl="data.filter_overlong_prompts", note="prompts that do not fit the context are always left out"),
     *_names("", verl="use_dynamic_bsz", note="micro-batches are always cut by tokens"),
 )  # fmt: skip
 

@@ -13,6 +13,8 @@ MODELS = (("model", "path"), ("algorithm", "reference"))
 """Section and key of the settings that name a folder or a model on the Hub; keys of rewards.custom hold a path."""
 DATA = (("task", "path"), ("task", "test_path"))
 """Of those that name a file or a data set on the Hub."""
+FILES = (("task", "rates"),)
+"""Of those that name a file."""
 DATA_SUFFIXES = (
     ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".arrow",
     ".feather", ".orc", ".avro", ".pkl", ".xls", ".xlsx", ".db", ".xml", ".yaml", ".yml",
@@ -42,6 +44,9 @@ def is_hub_data(path: str, folder: Path = Path()) -> bool:
 def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Nested settings whose relative paths are joined to `folder`; what is no text or no path stays as it is."""
     found = dict(settings)
+    for section, key in FILES:
+        if place := _text(found, section, key):
+            found[section] = {**found[section], key: _joined(place, folder)}
     for section, key in (*MODELS, *DATA):
         place, of_hub = _text(found, section, key), is_hub_data if section == "task" else is_hub_name
         if place and (place != "builtin" or section == "task") and not of_hub(place, folder):

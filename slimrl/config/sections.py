@@ -26,7 +26,14 @@ def _no_empty_text(texts: list[str]) -> list[str]:
     return texts
 
 
+def _interval(ends: list[float]) -> list[float]:
+    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
+        raise ValueError(f"task.success_rate={ends} is no interval of rates; write it as [0.1, 0.9]")
+    return ends
+
+
 Moment = Annotated[str, AfterValidator(_moment)]
+EVERY_RATE = [0.0, 1.0]
 
 
 class LoraConfig(Section):
@@ -124,6 +131,11 @@ class TaskConfig(Section):
     """Split of the held-out problems, of `test_path` on the Hub (empty: `test`) or else of the data set of `path`."""
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns of `jsonl` data."""
+    rates: str = ""
+    """Success rates of the training problems, a file of `slimrl difficulty`: their difficulty is 1 minus the rate,
+    `curriculum.order=learnability` begins with them, and problems without one are left out."""
+    success_rate: Annotated[list[float], AfterValidator(_interval)] = EVERY_RATE
+    """Train on problems with a success rate in this interval only, both ends included; needs `rates`."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error`: a row that is malformed, repeated, both trained on and held out, or changed by the chat template ends the run;
     `skip` leaves it out."""
@@ -163,6 +175,15 @@ class TaskConfig(Section):
             raise ValueError("task.columns.choices has no effect without task.checker=choice; remove one")
         if self.name == "arithmetic" and (self.path or self.test_path):
             raise ValueError("task.name=arithmetic makes its own problems; remove task.path, or set task.name=jsonl")
+        if self.name == "arithmetic" and self.rates:
+            raise ValueError(
+                "task.rates has no effect with task.name=arithmetic, whose problems never end and are difficult by their number "
+                "of steps; remove it"
+            )
+        if self.success_rate != EVERY_RATE and not self.rates:
+            raise ValueError(
+                "task.success_rate has no effect without task.rates; measure the rates with slimrl difficulty, or remove it"
+            )
         if self.name == "arithmetic" and self.on_bad_row != "error":
             raise ValueError("task.on_bad_row has no effect with task.name=arithmetic, which reads no rows; remove it")
         if self.name != "arithmetic" and self.arithmetic != ArithmeticConfig():

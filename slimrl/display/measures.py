@@ -14,6 +14,8 @@ from slimrl.text import counted, percent, signed, visible
 
 NAMED = 3
 """Problems that a comparison names of those that were won, and of those that were lost."""
+MOST_BARS, BAR = 9, 40
+"""Rows of a table of rates between never and always right, and the characters of a bar of all problems."""
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -69,6 +71,27 @@ def show_comparison(console: Console, names: Sequence[str], part: str, found: Ma
         else:
             won, lost = (f"{len(moved)}{_named(moved)}" for moved in (one.won, one.lost))
             say(console, f"{mode}: won {won}; lost {lost}; {n - len(one.won) - len(one.lost)} alike")
+
+
+def show_rates(console: Console, name: str, summary: Mapping[str, Any]) -> None:
+    """The success rates of a split: their mean, and the problems by their number of right samples."""
+    k, histogram, n = int(summary["samples"]), summary["histogram"], int(summary["n"])
+    say(
+        console,
+        f"{name}, {counted(n, 'problem')}, {counted(k, 'sample')} each: {percent(summary['mean'])} % right "
+        f"[{percent(summary['low'])}, {percent(summary['high'])}]; never right {percent(summary['at_0'])} %, always "
+        f"{percent(summary['at_1'])} %",
+        "cyan",
+    )
+    width = -(-max(0, k - 1) // MOST_BARS) or 1
+    parts = [(0, 0), *((i, min(i + width, k) - 1) for i in range(1, k, width)), (k, k)]
+    table = _table("right", "problems", "in %", "")
+    for first, last in parts:
+        count = sum(histogram[first : last + 1])
+        right = f"{first}" if first == last else f"{first} to {last}"
+        bar = "#" * round(BAR * count / max(1, n))
+        table.add_row(f"{right} of {k}", f"{count:,}", percent(count / n), bar)
+    console.print(table)
 
 
 def _named(moved: Mapping[str, tuple[float, float]]) -> str:

@@ -18,6 +18,7 @@ from slimrl.config.algorithm import SURROGATES, AlgorithmConfig, Surrogate
 from slimrl.config.base import Needs
 from slimrl.config.files import settings_of
 from slimrl.config.schema import TrainConfig
+from slimrl.config.sections import EVERY_RATE
 from slimrl.preflight.observed import Observed
 
 EARLIEST = 3
@@ -246,6 +247,11 @@ RUN_RULES: tuple[Rule[Run], ...] = (
     Rule("inert", "algorithm.normalize_components",
          "only {facts.config.rewards.paid[0]} is paid, so there is nothing to weigh",
          lambda run: run.algorithm.normalize_components and len(run.config.rewards.paid) == 1),
+    Rule("inert", "task.rates",
+         "with task.success_rate=[0, 1] and curriculum.order=shuffled it neither chooses nor orders problems, and only leaves "
+         "out those without a rate",
+         lambda run: run.config.task.rates and run.config.task.success_rate == EVERY_RATE
+         and run.config.curriculum.order == "shuffled"),
     Rule("confounded", "algorithm.kl_estimator", f"{K1_IS_FLAT}, so the penalty pulls nowhere",
          lambda run: kl_in_loss(run.algorithm) and run.algorithm.kl_estimator == "k1"),
     Rule("confounded", "algorithm.normalize_components", f"advantages have another size, {AGAINST_KL}",
@@ -312,6 +318,8 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
          lambda pair: any(key.startswith("rewards.") and key != "rewards.workers" for key in pair.changed)),
     Rule("reward", "curriculum",
          "what it is asked is chosen by difficulty or success, so training rewards are not comparable"),
+    Rule("reward", "task.rates and success_rate",
+         "what it is asked is chosen by success rates, so training rewards are not comparable"),
     Rule("reward", "algorithm.dynamic_sampling and signal",
          "what it trains on is selected by reward, so train/reward is not comparable"),
 )  # fmt: skip

@@ -202,7 +202,7 @@ def prepare(
         stop=stop,
         held_out=found.held_out,
         harder=found.harder,
-        curriculum=Curriculum(found.train, order, seed=config.seed, steps=steps),
+        curriculum=Curriculum(found.train, order, seed=config.seed, steps=steps, rates=task.rates),
         notes=tuple(note for note in notes if note),
         memory=memory,
         grading=ThreadPoolExecutor(1),

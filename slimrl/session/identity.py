@@ -96,7 +96,8 @@ def _data(setup: Setup[Any]) -> str:
     for problem in (*train, *setup.held_out, *setup.harder):
         whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
         columns = sorted(problem.columns.items())  # rewards read them
-        more = [own for own in (problem.turns, right_answers(problem.answer)[1:]) if own]
+        known = setup.task.rates.get(problem.id)  # a curriculum begins with them
+        more = [own for own in (problem.turns, right_answers(problem.answer)[1:], known) if own]
         found.update(repr((whole, columns, *more)).encode("utf-8", "surrogatepass"))
     for problem in setup.held_out[:PROMPTS]:  # tokenizer, template and instruction
         found.update(repr(setup.prompt_ids(problem)).encode())

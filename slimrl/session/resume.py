@@ -36,7 +36,7 @@ MAY_CHANGE = (
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
 )  # fmt: skip
 """Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""
-PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path")
+PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path", "task.rates")
 """These too, as long as `identity` (session/identity.py) finds the same model and data there."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""

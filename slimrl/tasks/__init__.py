@@ -3,14 +3,15 @@
 This room knows nothing of models, rollouts and rewards. `load_task` builds a task from settings.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected, right_answers
 from slimrl.tasks.answers import Grade, Grader
 from slimrl.tasks.checkers import pattern_fault
+from slimrl.tasks.rates import Rate, rated
 from slimrl.tasks.styles import STYLES, Style
 
 
@@ -35,6 +36,8 @@ class Task:
     """Rows of the data that were left out."""
     notes: tuple[str, ...] = ()
     """Sentences on how the data was read."""
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    """Success rates of the training problems by their id, where the settings have a file of them."""
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The prompt as chat messages."""
@@ -100,12 +103,21 @@ def load_task(
         demonstrators = {"solution": lambda problem, _: _demonstration(problem, style)}
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
-    problems = splits.train, splits.test, splits.harder
-    notes = [*splits.notes]
+    train, rates, on_rates = rated(splits.train, config) if config.rates else (splits.train, {}, ())
+    problems = train, splits.test, splits.harder
+    notes = [*splits.notes, *on_rates]
     if config.name != "arithmetic" and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
         notes.append("no held-out answer is checked, so accuracy is 0 whatever a model writes")
     return Task(
-        config.name, *problems, style, Grader(config.checker), instruction, demonstrators, splits.rejected, tuple(notes)
+        config.name,
+        *problems,
+        style,
+        Grader(config.checker),
+        instruction,
+        demonstrators,
+        splits.rejected,
+        tuple(notes),
+        rates,
     )
 
 

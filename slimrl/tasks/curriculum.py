@@ -15,6 +15,7 @@ from slimrl.config.sections import CurriculumConfig
 from slimrl.errors import SettingsError
 from slimrl.randomness import generator
 from slimrl.records import Group, Problem
+from slimrl.tasks.rates import Rate
 
 ENDLESS = 2**24
 """Sequences at least this long are made on demand, already in random order: they are read straight through."""
@@ -58,20 +59,30 @@ class Curriculum:
     Args:
         problems: the training problems, finite or endless.
         steps: length of the run, over which `easy_first` moves from the easiest to the hardest.
+        rates: by id, the answers that were counted before the run, with which `learnability` begins.
 
     Raises SettingsError for `easy_first` if no difficulties are known.
     """
 
-    def __init__(self, problems: Sequence[Problem], config: CurriculumConfig, *, seed: int, steps: int) -> None:
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        config: CurriculumConfig,
+        *,
+        seed: int,
+        steps: int,
+        rates: Mapping[str, Rate] = {},
+    ) -> None:
         self._problems, self._config, self._seed, self._steps = problems, config, seed, steps
         self._endless = len(problems) >= ENDLESS
-        self._right: dict[str, float] = {}
-        self._asked: dict[str, float] = {}
+        known = rates if config.order == "learnability" else {}
+        self._right = {name: float(rate.right) for name, rate in known.items()}
+        self._asked = {name: float(rate.samples) for name, rate in known.items()}
         looked_at = self._pool(0, 16)
         if config.order == "easy_first" and len({problem.difficulty for problem in looked_at}) < 2:
             raise SettingsError(
-                "curriculum.order=easy_first needs problems of known and different difficulty, and these have none; add a "
-                "difficulty to the data, or set curriculum.order=shuffled"
+                "curriculum.order=easy_first needs problems of known and different difficulty, and these have none; measure it "
+                "with slimrl difficulty (task.rates), add it to the data, or set curriculum.order=shuffled"
             )
 
     def problems_for_step(self, *, step: int, count: int) -> Iterator[Problem]:

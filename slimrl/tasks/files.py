@@ -13,7 +13,7 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected
 from slimrl.tasks.formats import CONVERT
 from slimrl.tasks.layout import check_columns, find_layout, split_hashes
-from slimrl.tasks.questions import held_out, normalized
+from slimrl.tasks.questions import asked, held_out, normalized
 from slimrl.tasks.rows import Row, RowError, bad_rows
 from slimrl.tasks.sources import find_sources
 
@@ -109,7 +109,7 @@ def _problems(
             continue
         try:
             problem = reader(row, f"{prefix}/{index:05d}")
-            question = normalized(_asked(problem))
+            question = normalized(asked(problem))
             if problem.id in ids:
                 row.fail(f"id {problem.id[:60]!r} is also that of {ids[problem.id]}; give each row its own")
             if question in kept:
@@ -123,15 +123,10 @@ def _problems(
     return kept, rejected
 
 
-def _asked(problem: Problem) -> str:
-    """All that a problem asks: the question, and the turns before it."""
-    return "\n".join(content for role, content in problem.turns if role != "system") or problem.question
-
-
 def _overlap(train: Asked, test: Asked) -> list[Rejected]:
     """Remove the questions from `train` that are held out too, so that the evaluation stays the same."""
     rejected = []
-    for question in [asked for asked in train if asked in test]:
+    for question in [known for known in train if known in test]:
         row, held = train.pop(question)[0], test[question][0].where
         reason = f"the training question is also the held-out question {held}, which would flatter the evaluation"
         rejected.append(row.rejected(f"{reason}; remove one of them"))

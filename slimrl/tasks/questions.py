@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from slimrl.records import Problem
+
 HELD_OUT = 0.1  # share of a file's questions that is held out, in expectation, if no held-out file is given
 SPLIT = b"slimrl held out\n"
 """Keeps the split apart from other hashes of the same text; another word would be another split of every file."""
@@ -60,6 +62,11 @@ PUNCTUATION = re.compile(
     re.VERBOSE,
 )
 """Punctuation that carries no meaning: signs of sentences and quotes, and none of numbers, operators and brackets."""
+
+
+def asked(problem: Problem) -> str:
+    """All that a problem asks: the question, and the turns before it."""
+    return "\n".join(content for role, content in problem.turns if role != "system") or problem.question
 
 
 def normalized(question: str) -> str:

@@ -30,6 +30,13 @@ def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
     assert config.optimizer.learning_rate == 1e-6
 
 
+def test_rates_are_a_file_beside_the_settings(tmp_path: Path) -> None:
+    """`measured/gsm8k` could be a name on the Hub where data is meant."""
+    (tmp_path / "a.yaml").write_text("task: {name: gsm8k, path: measured/gsm8k, rates: measured/gsm8k}\n")
+    found = load_config(TrainConfig, [str(tmp_path / "a.yaml")]).task
+    assert (found.path, found.rates) == ("measured/gsm8k", str(tmp_path / "measured" / "gsm8k"))
+
+
 def test_a_reward_override_leaves_the_others_alone() -> None:
     config = load_config(TrainConfig, [], ["rewards.format=0.5"])
     assert (config.rewards.correct, config.rewards.format) == (1.0, 0.5)
@@ -108,6 +115,9 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000",
          "model.lora.rank=2"],
     ]  # fmt: skip
+    trainings[1] += [f"task.rates={tmp_path}/rates.jsonl", "task.success_rate=[0, 0.9]"]
+    rates = [{"id": f"jsonl/train/{i:05d}", "right": 0, "samples": 1} for i in range(30)]
+    (tmp_path / "rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
     (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
     configs = [load_config(TrainConfig, [], [*small, f"name=t{i}", *more]) for i, more in enumerate(trainings)]
     imitation = load_config(

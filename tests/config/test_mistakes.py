@@ -32,7 +32,7 @@ from tests.cli.test_cli import SMALL
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("error")
-VERBS = ("train", "sft", "eval", "sample", "grade", "doctor", "settings", "export", "study")
+VERBS = ("train", "sft", "eval", "compare", "difficulty", "sample", "grade", "doctor", "settings", "export", "study")
 
 
 def refusal(*overrides: str, kind: type[RootConfig] = TrainConfig) -> str:
@@ -152,6 +152,11 @@ MEANT = {
     "algorithm.aggregation=dapo": "did you mean algorithm.aggregation=token_mean?",
     "algorithm.scale_rewards=false": "did you mean algorithm.scale_rewards=none?",
     "curriculum.order=easy": "did you mean easy_first?",
+    "task.success_rate=[0.9, 0.1]": "is no interval of rates; write it as [0.1, 0.9]",
+    "task.success_rate=[0.1, 0.9]": "has no effect without task.rates; measure the rates with slimrl difficulty",
+    "task.rates=rates.jsonl": "no effect with task.name=arithmetic",
+    "orchestrator.buffer.online_difficulty_filtering=true": "did you mean algorithm.dynamic_sampling=filter (",
+    "difficulty_filtering.min_solve_rate=0.1": "did you mean task.success_rate (min_solve_rate in prime-rl",
     "max_time=90": "max_time=90 has no unit; write 90s, 90m or 90h",
     "rewards.custom.r.py:f=1": "write for example rewards.custom.r.py:f={weight: 1, low: 0, high: 1}",
     "rewards.custom.r.py:f={weight: 0.5}": "{weight: 0.5, low: 0, high: 1}",
@@ -213,9 +218,9 @@ def test_options_that_are_settings(slimrl) -> None:  # noqa: F811
 def names_page() -> str:
     """docs/names.md."""
     lines = [
-        "# Names in TRL and verl",
+        "# Names in TRL, verl and others",
         "",
-        "What the settings of TRL and verl are called in SlimRL. A run that is given one of these names is refused with the "
+        "What the settings of TRL, verl and a few of OpenRLHF and prime-rl are called in SlimRL. A run that is given one of these names is refused with the "
         "setting that is meant. `slimrl settings` explains every setting.",
         "",
         "| theirs | library | SlimRL | values and remarks |",

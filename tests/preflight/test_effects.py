@@ -122,6 +122,19 @@ def test_a_run_without_an_update_blames_no_clip() -> None:
     assert inert_switches(TrainConfig(), NOTHING_OBSERVED) != [], "before the first step it is known"
 
 
+def test_rates_that_nothing_reads_are_inert() -> None:
+    rated = {"name": "gsm8k", "rates": "r.jsonl"}
+    (sentence,) = [
+        one for one in inert_switches(build(TrainConfig, {"task": rated}), BUSY) if one.startswith("task.rates")
+    ]
+    assert "neither chooses nor orders problems" in sentence
+    for acts in (
+        {"task": rated | {"success_rate": [0.1, 1.0]}},
+        {"task": rated, "curriculum": {"order": "easy_first"}},
+    ):
+        assert not any("task.rates" in one for one in inert_switches(build(TrainConfig, acts), BUSY))
+
+
 # --- arms of a study ----------------------------------------------------------------------------------------------------
 
 
@@ -203,9 +216,20 @@ def test_without_kl_no_remark_speaks_of_its_weight() -> None:
     assert not any("kl_coef" in remark.text for remark in found)
 
 
-@pytest.mark.parametrize("arm", ["rewards.soft_overlong=1", "rewards.format=0.5", "algorithm.dynamic_sampling=refill"])
-def test_an_arm_that_changes_what_the_training_reward_means_is_marked(arm: str) -> None:
-    assert "reward" in kinds([], [arm])
+RATED = ["task.name=gsm8k", "task.rates=r.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("base", "arm"),
+    [
+        ([], "rewards.soft_overlong=1"),
+        ([], "rewards.format=0.5"),
+        ([], "algorithm.dynamic_sampling=refill"),
+        (RATED, "task.success_rate=[0.1, 0.9]"),
+    ],
+)
+def test_an_arm_that_changes_what_the_training_reward_means_is_marked(base: list[str], arm: str) -> None:
+    assert "reward" in kinds(base, [arm])
     assert "reward" not in kinds([], ["rewards.workers=2"])
 
 

@@ -12,6 +12,7 @@ from slimrl.config.sections import CurriculumConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.tasks.curriculum import ENDLESS, Curriculum, problems_for_step
+from slimrl.tasks.rates import Rate
 
 FINITE = [Problem(f"p{i}", "?", "1", difficulty=float(i % 5)) for i in range(40)]
 
@@ -158,3 +159,18 @@ def test_endless_supply_is_read_straight_through_with_spares_from_elsewhere() ->
     assert take(0, 4) + take(1, 4) == list(range(8))
     assert all(i >= ENDLESS // 2 for i in take(0, 50)[4:])
     assert take(0, 50)[4:] != take(1, 50)[4:]
+
+
+def test_learnability_begins_with_the_rates_that_were_measured() -> None:
+    rates = {problem.id: Rate(problem.id, "", right, 8) for problem, right in zip(FINITE, [0, 4, 8], strict=False)}
+    config = CurriculumConfig(order="learnability", floor=0.0, decay=0.5)
+    made = Curriculum(FINITE, config, seed=0, steps=10, rates=rates)
+    assert [made.success_rate(FINITE[i]) for i in range(4)] == [1 / 10, 5 / 10, 9 / 10, 1 / 2]
+    made.observe([outcome(FINITE[0], 8)])
+    assert made.success_rate(FINITE[0]) == (1 + 8) / (2 + 4 + 8), "half of what was measured, and all of what was seen"
+    again = curriculum("learnability", floor=0.0, decay=0.5)
+    again.restore(made.state)
+    assert [again.success_rate(p) for p in FINITE] == [made.success_rate(p) for p in FINITE]
+    assert Curriculum(FINITE, CurriculumConfig(), seed=0, steps=10, rates=rates).state == {}, (
+        "no other order reads them"
+    )
