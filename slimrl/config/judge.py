@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, NonNegative, Positive, Section
 
-NUMBER = r"(-?\d+(?:\.\d+)?)"
+SCORE = r"(?i)\bscore[\"'*_]*\s*[:=][\s\"'*_(\[]*(-?\d+(?:\.\d+)?)(?!\w|[.,]\d)"
+"""`Score: 7.5`, also with Markdown or JSON around it. What may be something else, as `Score (0-10): 7`, is no score."""
 
 
 class JudgeReward(Section):
@@ -23,8 +24,9 @@ class JudgeReward(Section):
     row's; other braces stay as they are."""
     prompt_file: str = ""
     """File that holds the text of the request instead."""
-    pattern: str = rf"(?i)\bscore\b\W*{NUMBER}"
-    """Regular expression with one group, the number that is the score; where it fits several times, the last one counts."""
+    pattern: str = SCORE
+    """Regular expression with one group, the number that is the score; where it fits several times, the last one counts. The
+    default finds `Score: 7.5`."""
     weight: float = 1.0
     """Factor before the sum."""
     low: float

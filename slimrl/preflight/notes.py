@@ -46,7 +46,7 @@ def trial_note(trial: GoldTrial) -> str:
 
 
 def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
-    """How often the judges of a run are asked at most, retries not counted; `held_out` problems are evaluated."""
+    """The calls of a run's judges, at most and without retries; `held_out` problems are evaluated."""
     asked, rollout, evaluation = config.rewards.judge_paid, config.rollout, config.evaluation
     if not asked:
         return []

@@ -151,7 +151,7 @@ def _wanted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[st
 
 
 def _listed(values: object, count: int) -> list[Any] | None:
-    """What a function returned as a list, of an endless iterator no more than is needed; None for what is no list."""
+    """The returned values as a list, of an endless iterator no more than is needed; None for what is no list."""
     if inspect.iscoroutine(values):
         values.close()  # or Python warns that it was never awaited
         return None

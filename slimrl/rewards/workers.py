@@ -141,7 +141,7 @@ def _unjudged(rewards: Sequence[Reward]) -> list[Reward]:
 
 
 class _Request(NamedTuple):
-    """What a worker is asked: to score the completions of a problem by the rewards of these names."""
+    """A worker is to score the completions of a problem by the rewards of these names."""
 
     problem: Problem
     tokens: Sequence[tuple[int, ...]]
@@ -273,7 +273,7 @@ class _ScoringThread(threading.Thread):
         return self._config.deadline + (GRACE_SECONDS if running.asynchronous else 0.0)
 
     def _lost(self, sampled: Sampled, name: str, error: Exception, how: str) -> Any:
-        """What stands for the result that the process which ended, as `how` says, did not give."""
+        """Stands for the result that the process which ended, as `how` says, did not give."""
         if name == GRADES:  # no reward was running, so the kill was not meant for one
             return [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
         seconds = self._config.deadline if name in self._custom else BUILT_IN_SECONDS
