@@ -52,9 +52,10 @@ def load_rewards(
         if getattr(config, name):
             _refuse_misfit(name, row, task)
             add(_built_in(name, row, config, arguments), name)
+    files: dict[Path, object] = {}
     for spec in config.custom_paid:
         custom = config.custom[spec]
-        function = _called_elsewhere if elsewhere else load_function(spec, custom.arguments)
+        function = _called_elsewhere if elsewhere else load_function(spec, custom.arguments, files=files)
         known = (custom.high if custom.weight > 0 else custom.low) is not None
         reward = Reward(
             spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions,

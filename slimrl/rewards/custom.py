@@ -34,11 +34,14 @@ def files_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def load_function(spec: str, arguments: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+def load_function(
+    spec: str, arguments: Mapping[str, Any] | None = None, *, files: dict[Path, object] | None = None
+) -> Callable[..., Any]:
     """The function named by `file.py:function` (relative to the working directory) or `package.module:function`.
 
-    With `arguments` it is called with them, once, and makes the function. Raises SettingsError where one of these is not
-    there, cannot be run or cannot be called.
+    With `arguments` it is called with them, once, and makes the function. `files` has the modules of files that were run
+    before, which are not run again, so that the functions of one file share what it holds. Raises SettingsError where one of
+    these is not there, cannot be run or cannot be called.
     """
     place, colon, name = spec.rpartition(":")
     setting = f"rewards.custom: {spec!r}"
@@ -46,7 +49,12 @@ def load_function(spec: str, arguments: Mapping[str, Any] | None = None) -> Call
         raise SettingsError(
             f"{setting} does not have the form file.py:function or package.module:function; write it so"
         )
-    module = _package(place, setting) if is_module(place) else _file(Path(place).expanduser().resolve(), setting)
+    if is_module(place):
+        module = _package(place, setting)
+    else:
+        path = Path(place).expanduser().resolve()
+        known = {} if files is None else files
+        module = known[path] if path in known else known.setdefault(path, _file(path, setting))
     try:
         function = getattr(module, name, None)
     except Exception as error:  # of a module that loads its parts when they are asked for

@@ -203,7 +203,8 @@ class Judge:
             if isinstance(reason, TimeoutError) or isinstance(error, TimeoutError):
                 late = f"had no reply from its judge within rewards.judge.{self.name}.timeout={self.config.timeout:g} s"
                 raise _FailureError(Unscored(late, excused=True)) from None
-            if isinstance(error, urllib.error.URLError):
+            broken = isinstance(reason, BrokenPipeError | ConnectionResetError | ConnectionAbortedError)
+            if isinstance(error, urllib.error.URLError) and not broken:
                 what = Unscored(f"cannot reach its judge at {self.address} ({self._shown(reason)})")
                 raise _FailureError(what, again=True, unreachable=True) from None
             raise _FailureError(Unscored("lost the connection to its judge", excused=True), again=True) from None
