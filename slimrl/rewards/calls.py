@@ -30,8 +30,8 @@ class Sampled:
     step: int
     strict: bool = False
     """A reward that fails raises instead of leaving the completion unscorable: the gold check and a run's first step."""
-    steps: int = 0
-    """Of the whole run; 0 where there is none."""
+    steps: int = 1
+    """Of the whole run; functions divide by it, so it is 1 before there is one."""
     skip: frozenset[str] = frozenset()
     """Names of rewards that are not asked, as if they did not apply."""
 
@@ -43,7 +43,7 @@ class TrainerState:
     global_step: int
     """Steps that are done."""
     max_steps: int
-    """Steps of the whole run; 0 in evaluations outside of one."""
+    """Steps of the whole run; 1 where gold answers are checked before it."""
 
 
 @dataclass(frozen=True)
