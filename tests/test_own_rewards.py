@@ -43,10 +43,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(model: Path, folder: Path, endpoint: str, *more: str) -> TrainConfig:
     (folder / "own.py").write_text(OWN)
+    rows = [{"question": f"{i} pens and {i} pens?", "answer": str(2 * i)} for i in range(100)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     judge = f"{{endpoint: '{endpoint}', model: m, prompt: '{{question}} {{completion}}', low: 0, high: 9, retries: 0, api_key_env: JUDGE_KEY}}"
     given = [
-        f"model.path={model}", f"output={folder}", "name=a", "steps=3", "rollout.problems=2", "rollout.group_size=2",
-        "rollout.max_new_tokens=8", "evaluation.problems=1", "evaluation.harder_problems=0", "checkpoint.every=1",
+        f"model.path={model}", f"output={folder}", f"task.path={folder}/rows.jsonl", "name=a", "steps=3", "rollout.problems=2", "rollout.group_size=2",
+        "rollout.max_new_tokens=8", "evaluation.problems=1", "checkpoint.every=1",
         f"rewards.custom.{folder}/own.py:short=0.1", f"rewards.custom.{folder}/own.py:later=1", "rewards.repetition=0.5",
         "rewards.cosine_length=1", f"rewards.judge.quality={judge}", *more,
     ]  # fmt: skip
