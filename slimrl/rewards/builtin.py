@@ -62,7 +62,7 @@ def soft_overlong_reward(
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine length reward of arXiv:2502.03373 by the settings rewards.cosine_...: its values at both ends, and beyond."""
+    """The cosine length reward of arXiv:2502.03373: its values at both ends, and beyond, which are settings."""
 
     right_short: float
     right_long: float
