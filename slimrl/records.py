@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,6 +120,8 @@ class Rollout:
     """Weighted sum of the scores; 0 and without meaning when `unscorable` is not empty."""
     unscorable: str = ""
     """Why a reward could not score this row; empty when all did. Such a row carries no gradient and no baseline."""
+    logged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By reward name, the plain values that its function logged of this row, by column (TRL's `log_extra`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Group:
     rollouts: tuple[Rollout, ...]
     step: int
     """The step whose policy sampled it; dynamic sampling may keep a surplus group for later steps."""
+    metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values that reward functions logged while they scored it, by name (TRL's `log_metric`)."""
 
     @property
     def problem(self) -> Problem:

@@ -209,7 +209,8 @@ def unsafe(tree: ast.AST) -> list[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_nothing_runs_what_a_file_or_a_text_says(path: Path) -> None:
     """A user's rewards are imported by rewards/custom.py, and nothing else is; inner pipes are multiprocessing's own."""
-    assert unsafe(ast.parse(path.read_text())) == []
+    allowed = ["importlib.import_module"] if path == PACKAGE / "rewards" / "custom.py" else []
+    assert unsafe(ast.parse(path.read_text())) == allowed
 
 
 @pytest.mark.parametrize(

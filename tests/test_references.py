@@ -22,7 +22,7 @@ PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which also na
 SETTINGS_FILES = [*sorted((ROOT / "recipes").rglob("*.yaml")), *sorted((ROOT / "studies").rglob("*.yaml"))]
 FOLDERS = (ROOT, PACKAGE, ROOT / "tests", ROOT / "benchmarks", ROOT / "benchmarks" / "reliability")
 """Names of files are relative to one of these."""
-EXAMPLES = {"brevity.py", "rewards.py", "file.py"}
+EXAMPLES = {"rewards.py", "file.py", "logs.py", "services.py", "signature.py"}
 """Files of an imagined user."""
 FILE = re.compile(r"(?<![\w./*])(?:[\w-]+/)*[\w-]+\.py\b(?!:)")
 DOTTED = re.compile(r"(?<![\w./${-])(?:slimrl\.)?([a-z_]\w*(?:\.[A-Za-z_]\w*)+)(?![\w/(])")
@@ -81,7 +81,7 @@ def names(body: list[ast.stmt]) -> Iterator[str]:
 
 
 KEYS = {*keys(TrainConfig), *keys(SftRunConfig)}
-FREE = ("rewards.custom.", "sft.mixture.")
+FREE = ("rewards.custom.", "rewards.judge.", "sft.mixture.")
 """Sections whose keys are the user's."""
 SECTIONS = {key for key in KEYS if any(other.startswith(f"{key}.") for other in KEYS)}
 

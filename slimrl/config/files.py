@@ -15,8 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from slimrl.config.base import subsection, walk
+from slimrl.config.judge import JudgeReward
 from slimrl.config.mistakes import close_names, nearest, sentence, type_words
 from slimrl.config.places import anchored
+from slimrl.config.rewards import long_form
 from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
@@ -145,11 +147,13 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     # The name of a user's reward function holds dots of its own: rewards.custom.my.py:brevity.weight=0.5
-    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+?)(?:\.(\w+))?", key.strip())
-    parts = ["rewards", "custom", *filter(None, custom.groups())] if custom else key.strip().split(".")
+    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+)((?:\.\w+)*)", key.strip())
+    parts = ["rewards", "custom", custom[1], *custom[2].split(".")[1:]] if custom else key.strip().split(".")
     if not equals or not all(parts):
         raise SettingsError(f"{text!r} is neither a settings file nor section.key=value")
     nested: Any = _value(text, value.lstrip() if key != key.rstrip() else value, _annotation(parts))
+    if custom and not custom[2]:
+        nested = long_form(nested)
     for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)
@@ -157,6 +161,8 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def _annotation(parts: Sequence[str]) -> Any:
     """The type of a setting; None where there is none of that name."""
+    if parts[:2] == ["rewards", "judge"] and len(parts) == 4 and parts[3] in JudgeReward.model_fields:
+        return JudgeReward.model_fields[parts[3]].annotation
     known = {
         key: kind.model_fields[name].annotation
         for root in (SftRunConfig, TrainConfig)

@@ -96,7 +96,7 @@ NAMES: tuple[Foreign, ...] = (
             values={"grpo": "group_mean", "gae": "critic", "rloo": "leave_one_out", "reinforce": "none"}),
     *_names("algorithm.scale_rewards", verl="norm_adv_by_std_in_grpo", values={"true": "group", "false": "none"}),
     *_names("rewards", trl="reward_weights", note="every reward of the section rewards is a weight"),
-    *_names("rewards.custom", trl="reward_funcs", note="file.py:function, with its bounds"),
+    *_names("rewards.custom", trl="reward_funcs", note="file.py:function or package.module:function, with its weight"),
     *_names("algorithm.overlong_filtering", trl="mask_truncated_completions"),
     *_names("algorithm.entropy_coef", verl="entropy_coeff"),
     *_names("algorithm.entropy_share", trl="top_entropy_quantile"),

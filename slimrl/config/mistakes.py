@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from slimrl.config import foreign_names
 from slimrl.config.base import subsection, walk
+from slimrl.config.judge import JudgeReward
 from slimrl.config.rewards import CustomReward
 from slimrl.config.schema import SftRunConfig, TrainConfig
 
@@ -22,6 +23,8 @@ WORDS = {
     "dictionary": "a mapping", "list": "a list",
 }  # fmt: skip
 """pydantic's names of types in plain words."""
+NAMED: dict[str, type[BaseModel]] = {"custom": CustomReward, "judge": JudgeReward}
+"""Settings of the section rewards that are sections by a name of the user's."""
 
 
 def distance(one: str, other: str) -> int:
@@ -90,7 +93,6 @@ def sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where, owner, name = _place(kind, first["loc"])
     value, of = first["input"], f" ({origin})" if origin else ""
-    custom = where.startswith("rewards.custom.")
     match first["type"]:
         case "extra_forbidden":
             return _unknown(kind, where, value, of)
@@ -100,11 +102,13 @@ def sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:
         case "value_error":
             message = str(first["ctx"]["error"])
             return message if "." in message.split("=")[0].split(" ")[0] or not where else f"{where}: {message}"
-        case "missing" | "model_type" if custom:
-            return _bounds(where, value, name if first["type"] == "missing" else "")
+        case "model_type" if where.startswith("rewards.custom."):
+            return _short_form(where)
         case "dict_type" if where == "rewards.custom":
             spec = str(next(iter(value), "") if isinstance(value, list) else value).strip("[]'\" ")
-            return _bounds(f"{where}.{spec if ':' in spec else 'file.py:function'}", None, "")
+            return _short_form(f"{where}.{spec if ':' in spec else 'file.py:function'}")
+        case "string_pattern_mismatch" if where.startswith("rewards.judge."):
+            return f"{where.removesuffix('.[key]')} is not a name of letters, digits and '_'; rename the judge"
         case "model_type" | "dict_type":
             return f"{where} is a section of settings, not a value; write {where}.KEY=value"
         case "missing":
@@ -136,11 +140,11 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type
     owner: type[BaseModel] | None = kind
     found: tuple[type[BaseModel] | None, str] = (None, "")
     for part in map(str, loc):
-        if owner is None and found[0] is not None and found[1] not in ("custom", "mixture", "template_arguments"):
+        if owner is None and found[0] is not None and found[1] not in (*NAMED, "mixture", "template_arguments"):
             break  # inside a value
         parts.append(part)
         if owner is None:
-            owner = CustomReward if found[1] == "custom" else None
+            owner = NAMED.get(found[1])
             found = (None, part)
             continue
         found = (owner if part in owner.model_fields else None, part)
@@ -150,10 +154,11 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type
 
 def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
     """A name that is no setting. Of a section that is none, its first setting is what was meant."""
-    if where.startswith("rewards.custom."):
+    if where.startswith(("rewards.custom.", "rewards.judge.")):
         spec, _, leaf = where.rpartition(".")
-        close = closest(leaf, CustomReward.model_fields)
-        hint = f"did you mean {spec}.{close}?" if close else f"there are {', '.join(CustomReward.model_fields)}"
+        fields = NAMED[where.split(".")[1]].model_fields
+        close = closest(leaf, fields)
+        hint = f"did you mean {spec}.{close}?" if close else f"there are {', '.join(fields)}"
         return f"{where} is not a setting{of}; {hint}"
     for verb, other in (("train", TrainConfig), ("sft", SftRunConfig)):
         if where in other.model_fields and where not in kind.model_fields:
@@ -178,16 +183,9 @@ def _choice(where: str, value: object, choices: list[str]) -> str:
     return nearest(str(value), choices)
 
 
-def _bounds(where: str, value: object, name: str) -> str:
-    """A reward function of the user's own without its bounds."""
-    spec = where.removesuffix(f".{name}") if name else where
-    given: dict[str, Any] = {"weight": 1, "low": 0, "high": 1}
-    given |= value if isinstance(value, Mapping) else {"weight": value} if isinstance(value, int | float) else {}
-    shown = {key: f"{entry:g}" if isinstance(entry, float) else entry for key, entry in given.items()}
-    written = ", ".join(f"{key}: {entry}" for key, entry in shown.items())
-    return (
-        f"{spec} needs low and high, the least and the most that it can return; write for example {spec}={{{written}}}"
-    )
+def _short_form(where: str) -> str:
+    """A reward function of the user's own whose value is neither a weight nor a mapping."""
+    return f"{where} takes a weight or a mapping; write for example {where}=0.5 or {where}={{weight: 0.5, low: 0, high: 1}}"
 
 
 def _shown(value: object) -> str:
@@ -211,6 +209,7 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return str(schema["const"])
     if "anyOf" in schema:
         return " or ".join(_type(member, definitions) for member in schema["anyOf"])
-    if "additionalProperties" in schema:
-        return f"mapping to {_type(schema['additionalProperties'], definitions)}"
+    for key in ("additionalProperties", "patternProperties"):
+        if inner := schema.get(key):
+            return f"mapping to {_type(inner if key[0] == 'a' else next(iter(inner.values())), definitions)}"
     return str(schema.get("type", "mapping"))

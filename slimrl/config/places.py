@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slimrl.config.rewards import long_form
+
 MODELS = (("model", "path"), ("algorithm", "reference"))
 """Section and key of the settings that name a folder or a model on the Hub; keys of rewards.custom hold a path."""
 DATA = (("task", "path"), ("task", "test_path"))
@@ -54,10 +56,35 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             # without the dot a path like ./a/b would read as a name on the Hub
             found[section] = {**found[section], key: f"./{joined}" if of_hub(joined) else joined}
     rewards = found.get("rewards")
-    custom = rewards.get("custom") if isinstance(rewards, dict) else None
-    if isinstance(rewards, dict) and isinstance(custom, dict):
-        found["rewards"] = {**rewards, "custom": {_function(key, folder): value for key, value in custom.items()}}
+    if isinstance(rewards, dict):
+        found["rewards"] = {
+            **rewards,
+            **_functions(rewards.get("custom"), folder),
+            **_judges(rewards.get("judge"), folder),
+        }
     return found
+
+
+def _functions(custom: object, folder: Path) -> dict[str, Any]:
+    """The setting rewards.custom, its files joined to `folder` and weights alone written out, so that mappings merge."""
+    if not isinstance(custom, dict):
+        return {}
+    return {"custom": {_function(key, folder): long_form(value) for key, value in custom.items()}}
+
+
+def _judges(judges: object, folder: Path) -> dict[str, Any]:
+    """The setting rewards.judge, its files joined to `folder`."""
+    if not isinstance(judges, dict):
+        return {}
+    return {"judge": {name: _with_files(judge, folder) for name, judge in judges.items()}}
+
+
+def _with_files(judge: object, folder: Path) -> object:
+    """The settings of one judge with its files joined to `folder`."""
+    if not isinstance(judge, dict):
+        return judge
+    files = {key: place for key in ("prompt_file", "cache") if isinstance(place := judge.get(key), str)}
+    return judge | {key: _joined(place, folder) for key, place in files.items() if place not in ("", "auto")}
 
 
 def _text(settings: Mapping[str, Any], section: str, key: str) -> str:
@@ -68,9 +95,14 @@ def _text(settings: Mapping[str, Any], section: str, key: str) -> str:
 
 
 def _function(spec: object, folder: Path) -> object:
-    """`file.py:function` with its file joined to `folder`."""
+    """`file.py:function` with its file joined to `folder`; `package.module:function` is found wherever Python finds it."""
     file, _, name = spec.rpartition(":") if isinstance(spec, str) else ("", "", "")
-    return f"{_joined(file, folder)}:{name}" if file else spec
+    return spec if is_module(file) else f"{_joined(file, folder)}:{name}"
+
+
+def is_module(place: str) -> bool:
+    """True if the place of a reward function is a module's name and no file's."""
+    return not place or (not place.endswith(".py") and all(part.isidentifier() for part in place.split(".")))
 
 
 def _joined(path: str, folder: Path) -> str:

@@ -1,11 +1,13 @@
-"""The settings of the rewards: a weight for each built-in reward, functions of the user's own, and the processes that score."""
+"""The settings of the rewards: a weight for each built-in reward, functions of the user's own, judges, and the processes that
+score."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section
+from slimrl.config.judge import JudgeReward, Name
 from slimrl.terms import CompletionForm
 
 
@@ -18,22 +20,32 @@ class Weight:
 
 
 class CustomReward(Section):
-    """A reward function of yours, named `file.py:function`, with TRL's signature."""
+    """A reward function of yours, named `file.py:function` or `package.module:function`, with TRL's signature."""
 
     weight: float = 1.0
     """Factor before the sum."""
-    low: float
-    """Lowest value it can return."""
-    high: float
-    """Highest value it can return; the gold answer must earn it."""
+    low: float | None = None
+    """Lowest value it can return; without it none is too low."""
+    high: float | None = None
+    """Highest value it can return, which gold answers must earn; without it none is too high, and they are only tried."""
     completions: CompletionForm = "text"
     """The form of a completion: strings or, as TRL's conversational data sets, lists of {"role", "content"}."""
+    arguments: dict[str, Any] | None = None
+    """Of a function that makes the reward function: it is called with these, once, and what it returns is the reward."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.low >= self.high:
+        if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
+
+
+def long_form(value: object) -> object:
+    """A weight alone, the short form of a custom reward, as the mapping that it stands for."""
+    return {"weight": float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Custom = Annotated[CustomReward, BeforeValidator(long_form, json_schema_input_type=float | CustomReward)]
 
 
 class RewardsConfig(Section):
@@ -60,9 +72,29 @@ class RewardsConfig(Section):
     """A truncated completion is paid 0, whatever it would have earned; rewards that can fall below 0 then favour it."""
     overlong_buffer: Annotated[Count | Literal["auto"], Needs("soft_overlong")] = "auto"
     """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
-    custom: dict[str, CustomReward] = Field(default={})
-    """Your own functions by `file.py:function`, each with its bounds `low` and `high`, and with `weight` (1) and `completions`
-    (`text`) where these differ."""
+    cosine_length: Annotated[NonNegative, Weight()] = 0.0
+    """Weight of the cosine length reward (arXiv:2502.03373): by length between two values where the strict answer is right,
+    between two others where it is wrong, and one value for a completion that fills the budget. It stands in for `correct`."""
+    cosine_right_short: Annotated[float, Needs("cosine_length")] = 2.0
+    """Right, at length 0 (r_0^c there)."""
+    cosine_right_long: Annotated[float, Needs("cosine_length")] = 1.0
+    """Right, at the budget (r_L^c)."""
+    cosine_wrong_short: Annotated[float, Needs("cosine_length")] = -10.0
+    """Wrong, at length 0 (r_0^w)."""
+    cosine_wrong_long: Annotated[float, Needs("cosine_length")] = 0.0
+    """Wrong, at the budget (r_L^w)."""
+    cosine_exceeded: Annotated[float, Needs("cosine_length")] = -10.0
+    """Of as many tokens as the budget has, right or wrong (r_e)."""
+    repetition: Annotated[NonNegative, Weight()] = 0.0
+    """Weight of a punishment for repeated n-grams of tokens, -1 to 0: minus the share of n-grams that occurred before."""
+    repetition_ngram: Annotated[Count, Needs("repetition")] = 3
+    """Tokens of an n-gram."""
+    custom: dict[str, Custom] = Field(default={})
+    """Your own functions by `file.py:function` or `package.module:function`, each with its weight, as {rewards.py:short: 0.5}, or
+    with a mapping of `weight` (1), `low` and `high` (bounds), `completions` (`text`) and `arguments` (docs/rewards.md)."""
+    judge: dict[Name, JudgeReward] = Field(default={})
+    """Language models that score completions, by a name of yours: `endpoint`, `model`, `prompt` or `prompt_file`, `low` and
+    `high` each, and what else docs/rewards.md lists."""
     workers: CountOrZero | Literal["auto"] = "auto"
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
@@ -92,9 +124,14 @@ class RewardsConfig(Section):
         return tuple(spec for spec, custom in self.custom.items() if custom.weight)
 
     @property
+    def judge_paid(self) -> tuple[str, ...]:
+        """The judges whose weight is not 0."""
+        return tuple(name for name, judge in self.judge.items() if judge.weight)
+
+    @property
     def paid(self) -> tuple[str, ...]:
         """Names of all rewards whose weight is not 0."""
-        return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid)
+        return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid, *self.judge_paid)
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
@@ -106,11 +143,12 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.zero_truncated and self.soft_overlong:
-            raise ValueError(
-                "rewards.zero_truncated pays a completion that is cut off more than rewards.soft_overlong pays one that "
-                "nearly is; set one"
-            )
+        for name in ("soft_overlong", "cosine_length"):
+            if self.zero_truncated and getattr(self, name):
+                raise ValueError(
+                    f"rewards.zero_truncated pays a completion that is cut off more than rewards.{name} pays one that nearly "
+                    "is; set one"
+                )
         case_study = {name for name, weight in self.marked(Weight).items() if weight.case_study}
         if self.as_published and case_study.isdisjoint(self.paid):
             raise ValueError(

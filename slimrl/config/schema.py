@@ -117,7 +117,7 @@ class TrainConfig(RootConfig):
                 "algorithm.aggregation=microbatch_token_mean depends on the split, which microbatch_tokens=auto leaves to "
                 "the machine; set optimizer.microbatch_tokens to a number"
             )
-        paid = {*self.rewards.paid} - {"soft_overlong"}  # a punishment alone pays nothing
+        paid = {*self.rewards.paid} - {"soft_overlong", "repetition"}  # a punishment alone pays nothing
         if not paid and not self.algorithm.reference:
             raise ValueError(
                 "every reward has weight 0; set rewards.correct=1 or another one, or a teacher (algorithm.reference)"

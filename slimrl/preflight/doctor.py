@@ -13,12 +13,13 @@ from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.policy import Policy
 from slimrl.preflight.effects import confounded_switches, inert_switches
+from slimrl.preflight.notes import PROBE_PROBLEMS
 from slimrl.preflight.observed import observe
 from slimrl.preflight.setup import Setup, TrainSetup
 from slimrl.records import Group, Problem
 from slimrl.results import DoctorReport
 
-PROBE_PROBLEMS, FEWEST_PROBLEMS = 16, 2
+FEWEST_PROBLEMS = 2
 PROBE_TOKENS = 2**14
 """Bound on the new tokens of a probe, by which it has fewer problems where completions may be long."""
 

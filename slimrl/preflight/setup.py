@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
@@ -28,21 +29,28 @@ from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
+from slimrl.preflight.gold import checked_gold
 from slimrl.preflight.memory import Call, plan_memory
-from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, teacher_note, template_notes
+from slimrl.preflight.notes import (
+    form_note,
+    gold_sentence,
+    judge_notes,
+    rejected_note,
+    teacher_note,
+    template_notes,
+    trial_note,
+)
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.builtin import needs_answers
-from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
-from slimrl.tasks.checkers import fitting_checker
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
-from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.styles import STYLES
 from slimrl.tasks.thinking import closed, is_mark, opening
 from slimrl.terms import Checker
@@ -57,10 +65,6 @@ LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
 LONG = 0.95
 """Share of the worked solutions that a budget of `auto` holds at least; a few very long ones must not decide it."""
-GOLD_SAMPLE = 1000
-"""Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
-KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters, words, LaTeX"}
-"""The answers that checkers are for."""
 WAIT_SECONDS = 0.2
 """Time between two checks for a stop while rewards are computed."""
 
@@ -147,7 +151,9 @@ class TrainSetup:
 
         def score(index: int, completions: tuple[Completion, ...]) -> None:
             texts = [setup.policy.decode(c.token_ids) for c in completions]
-            groups[index] = self.scorer.submit(Sampled(problems[index], completions, texts, step, strict))
+            groups[index] = self.scorer.submit(
+                Sampled(problems[index], completions, texts, step, strict, setup.config.steps)
+            )
 
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
         with setup.profiler.part("rewards"):
@@ -356,42 +362,19 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
     except ValueError as error:
         raise SettingsError(str(error)) from None
     workers = worker_count(config.rewards)
-    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
+    output = Path(config.output)
+    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
     # Show what a reward prints as harmless text: it may be what a model wrote.
     scorer = Scorer(
         setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers,
         show=lambda text: sys.stderr.write(visible(text)),
     )  # fmt: skip
     try:
-        gold = _checked_gold(setup, rewards, scorer.submit)
+        held_out = [*setup.held_out, *setup.harder]
+        gold = checked_gold(config, setup.task, held_out, rewards, scorer.submit, setup.read_back)
     except BaseException:
         scorer.close()
         raise
-    if gold.failures:
-        notes.append(gold_sentence(gold))
+    notes += [*([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
+    notes += judge_notes(config, len(held_out))
     return TrainSetup(replace(setup, config=config, notes=tuple(notes)), rewards, gold, scorer)
-
-
-def _checked_gold(setup: Setup[TrainConfig], rewards: Sequence[Reward], submit: Submit) -> GoldReport:
-    """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
-    task = setup.task
-    train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
-    problems = [*train, *setup.held_out, *setup.harder]
-    gold = check_gold(task, problems, rewards, submit, setup.read_back)
-    if not gold.failures or setup.config.rewards.gold_check != "refuse":
-        return gold
-    way_out = "correct the data"
-    first = gold.failures[0]
-    problem = next(p for p in problems if p.id == first.id)
-    written = task.gold_text(problem)
-    if first.text != written and not check_gold(task, [problem], rewards, submit).failures:
-        way_out = (
-            f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
-            "give the model a tokenizer that keeps this text"
-        )
-    elif setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
-        # a checker for letters or words only where every answer is one
-        failed = {failure.id: failure.answer for failure in gold.failures}
-        checker = fitting_checker([*failed.values()]) if len(failed) == gold.n else "symbolic"
-        way_out = f"set task.checker={checker} for answers that are no numbers ({KINDS[checker]}), or correct the data"
-    raise SettingsError(f"{gold_sentence(gold)}; {way_out}, or set rewards.gold_check=report to continue")

@@ -9,72 +9,84 @@ other field of the data row. None means "does not apply here" and is left out of
 tasks has a reward for each); a completion to which no reward applies is unscorable, which is not 0.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from slimrl.config.places import RUNS
 from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
-from slimrl.rewards.builtin import BUILT_IN
+from slimrl.rewards.builtin import BUILT_IN, BuiltIn, cosine
 from slimrl.rewards.custom import load_function
+from slimrl.rewards.judge import CACHE, Judge
+from slimrl.rewards.reward import Reward as Reward
 from slimrl.tasks import Task
-from slimrl.terms import CompletionForm
 
-
-@dataclass(frozen=True)
-class Reward:
-    """A function of completions with its weight and its bounds."""
-
-    name: str
-    function: Callable[..., Any]
-    """TRL's signature; returns one float, or None, for each completion."""
-    weight: float
-    low: float
-    high: float
-    """Bounds before the weight; the gold answer must earn the better one."""
-    completions: CompletionForm = "text"
-
-    @property
-    def best(self) -> float:
-        """The value that the gold answer must earn: `high`, or `low` where the weight is negative."""
-        return self.high if self.weight > 0 else self.low
+TRIED, JUDGED = 64, 8
+"""Rows whose gold answers an unbounded function and a judge are tried on before a run."""
 
 
 def load_rewards(
-    config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False
+    config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False, output: Path = Path(RUNS)
 ) -> tuple[Reward, ...]:
     """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here.
 
-    Raises SettingsError where a reward needs another style than the task's, or right answers of a task without any, a custom
-    function cannot be loaded, or two rewards have the same name.
+    Judges keep what they said in `output`. Raises SettingsError where a reward needs another style than the task's, or right
+    answers of a task without any, a custom function or a judge cannot be loaded, or two rewards have the same name.
     """
-    arguments = {"task": task, "max_new_tokens": max_new_tokens, "buffer": config.buffer(max_new_tokens)}
+    arguments = {
+        "task": task,
+        "max_new_tokens": max_new_tokens,
+        "buffer": config.buffer(max_new_tokens),
+        "cosine": cosine(config),
+        "ngram": config.repetition_ngram,
+    }
     rewards: dict[str, Reward] = {}
+
+    def add(reward: Reward, setting: str) -> None:
+        if reward.name in rewards:
+            raise SettingsError(f"{setting} has the name of another reward, {reward.name}; rename it")
+        rewards[reward.name] = reward
+
     for name, row in BUILT_IN.items():
-        weight = getattr(config, name)
-        if not weight:
-            continue
-        if row.style not in ("", task.style.name):
-            raise SettingsError(
-                f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "
-                f"set task.style={row.style}"
-            )
-        if row.answer and task.grader.checker == "none":
-            raise SettingsError(
-                f"rewards.{name} compares with right answers, and task.checker=none has none; set rewards.{name}=0 and pay "
-                "another reward, or choose another task.checker"
-            )
-        function = row.as_published if config.as_published and row.as_published else row.function
-        bound = partial(function, *(arguments[argument] for argument in row.needs))
-        rewards[name] = Reward(name, bound, weight, row.low, row.high)
+        if getattr(config, name):
+            _refuse_misfit(name, row, task)
+            add(_built_in(name, row, config, arguments), name)
+    files: dict[Path, object] = {}
     for spec in config.custom_paid:
-        name, custom = spec.rpartition(":")[2], config.custom[spec]
-        if name in rewards:
-            raise SettingsError(f"rewards.custom: {spec!r} has the name of another reward, {name}; rename the function")
-        function = _called_elsewhere if elsewhere else load_function(spec)
-        rewards[name] = Reward(name, function, custom.weight, custom.low, custom.high, custom.completions)
+        custom = config.custom[spec]
+        function = _called_elsewhere if elsewhere else load_function(spec, custom.arguments, files=files)
+        known = (custom.high if custom.weight > 0 else custom.low) is not None
+        reward = Reward(
+            spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions,
+            sample=0 if known else TRIED,
+        )  # fmt: skip
+        add(reward, f"rewards.custom: {spec!r}")
+    for name in config.judge_paid:
+        judge = config.judge[name]
+        function = Judge(name, judge, output / CACHE if judge.cache == "auto" else Path(judge.cache).expanduser())
+        add(Reward(name, function, judge.weight, judge.low, judge.high, sample=JUDGED), f"rewards.judge.{name}")
     return tuple(rewards.values())
+
+
+def _built_in(name: str, row: BuiltIn, config: RewardsConfig, arguments: dict[str, Any]) -> Reward:
+    function = row.as_published if config.as_published and row.as_published else row.function
+    bound = partial(function, *(arguments[argument] for argument in row.needs))
+    low, high, gold = (row.low, row.high, None) if row.values is None else row.values(config)
+    return Reward(name, bound, getattr(config, name), low, high, gold=gold)
+
+
+def _refuse_misfit(name: str, row: BuiltIn, task: Task) -> None:
+    if row.style not in ("", task.style.name):
+        raise SettingsError(
+            f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "
+            f"set task.style={row.style}"
+        )
+    if row.answer and task.grader.checker == "none":
+        raise SettingsError(
+            f"rewards.{name} compares with right answers, and task.checker=none has none; set rewards.{name}=0 and pay "
+            "another reward, or choose another task.checker"
+        )
 
 
 def _called_elsewhere(**_: Any) -> list[float]:

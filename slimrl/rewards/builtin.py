@@ -1,7 +1,8 @@
 """The built-in rewards: each is a function, a row of the table BUILT_IN, and a weight of that name in `config/rewards.py`."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import Enum
 from typing import Any
 
@@ -60,6 +61,75 @@ def soft_overlong_reward(
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """The cosine length reward of arXiv:2502.03373: its values at both ends, and beyond, which are settings."""
+
+    right_short: float
+    right_long: float
+    wrong_short: float
+    wrong_long: float
+    exceeded: float
+
+    def of(self, length: int, max_new_tokens: int, *, right: bool) -> float:
+        """The reward of a completion of `length` tokens, its stop token included, of at most `max_new_tokens`."""
+        if length >= max_new_tokens:
+            return self.exceeded
+        short, long = (self.right_short, self.right_long) if right else (self.wrong_short, self.wrong_long)
+        return long + (short - long) * (1 + math.cos(math.pi * length / max_new_tokens)) / 2
+
+
+def cosine(config: RewardsConfig) -> Cosine:
+    """The cosine length reward of the settings."""
+    return Cosine(
+        right_short=config.cosine_right_short,
+        right_long=config.cosine_right_long,
+        wrong_short=config.cosine_wrong_short,
+        wrong_long=config.cosine_wrong_long,
+        exceeded=config.cosine_exceeded,
+    )
+
+
+def cosine_values(config: RewardsConfig) -> tuple[float, float, float]:
+    """Bounds, and the value of a gold answer, which stands for no tokens."""
+    values = astuple(cosine(config))
+    return min(values), max(values), config.cosine_right_short
+
+
+def cosine_length(
+    task: Task,
+    max_new_tokens: int,
+    cosine: Cosine,
+    /,
+    completions: Sequence[str],
+    *,
+    answer: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    **_: object,
+) -> list[float | Undecided]:
+    """`Cosine.of` each completion; UNDECIDED where the checker gave no verdict in time."""
+    verdicts = zip(correct(task, completions, answer=answer), completion_ids, strict=True)
+    return [x if x is UNDECIDED else cosine.of(len(ids), max_new_tokens, right=x == 1.0) for x, ids in verdicts]
+
+
+def repeated(tokens: Sequence[int], ngram: int) -> float:
+    """Share of the n-grams of `tokens` that occurred before, from 0 to below 1; 0 where there is no n-gram."""
+    grams = [tuple(tokens[i : i + ngram]) for i in range(len(tokens) - ngram + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(
+    ngram: int,
+    /,
+    completions: Sequence[object],  # noqa: ARG001  (part of the signature)
+    *,
+    completion_ids: Sequence[Sequence[int]],
+    **_: object,
+) -> list[float]:
+    """Minus the share of repeated n-grams of tokens of each completion."""
+    return [-repeated(ids, ngram) for ids in completion_ids]
+
+
+@dataclass(frozen=True)
 class BuiltIn:
     """A row of the table."""
 
@@ -69,13 +139,15 @@ class BuiltIn:
     high: float
     """Bounds before the weight."""
     needs: tuple[str, ...] = ()
-    """Of `task`, `max_new_tokens` and `buffer`: the arguments that come first."""
+    """Of `task`, `max_new_tokens`, `buffer`, `cosine` and `ngram`: the arguments that come first."""
     style: str = ""
     """The task.style that the function reads; empty: any."""
     answer: bool = False
     """The function compares with the gold answer."""
     as_published: Callable[..., Any] | None = None
     """The function with its published defects, for rewards.as_published."""
+    values: Callable[[RewardsConfig], tuple[float, float, float]] | None = None
+    """Bounds, and what a gold answer earns, where settings decide them."""
 
 
 BUILT_IN: dict[str, BuiltIn] = {
@@ -98,6 +170,10 @@ BUILT_IN: dict[str, BuiltIn] = {
         study.check_numbers, 0.0, 1.5, style="tags", answer=True, as_published=study.check_numbers_published
     ),
     "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
+    "cosine_length": BuiltIn(
+        cosine_length, -10.0, 2.0, needs=("task", "max_new_tokens", "cosine"), answer=True, values=cosine_values
+    ),
+    "repetition": BuiltIn(repetition, -1.0, 0.0, needs=("ngram",)),
 }
 """Every built-in reward by the name of its weight, in the order in which scores are written."""
 

@@ -1,20 +1,28 @@
-"""Reward functions of the user's own, loaded from a file."""
+"""Reward functions of the user's own, loaded from a file or from an installed package."""
 
 import hashlib
+import importlib
 import importlib.util
-import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.machinery import ModuleSpec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from slimrl.config.places import is_module
 from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
 
 
 def rewards_digest(config: RewardsConfig) -> str:
-    """SHA-256 of the files of the user's rewards; one that is not there is refused where it is loaded."""
-    paths = (Path(spec.rpartition(":")[0]).expanduser() for spec in config.custom)
+    """SHA-256 of the files of the user's rewards and the prompts of judges; one that is not there is refused where it is loaded.
+
+    Of a package these are the files beside the module that is named, in whose `__init__.py` functions seldom stand themselves.
+    """
+    places = [spec.rpartition(":")[0] for spec in config.custom]
+    paths = [path for place in places for path in (_sources(place) if is_module(place) else [Path(place).expanduser()])]
+    paths += [Path(judge.prompt_file).expanduser() for judge in config.judge.values() if judge.prompt_file]
     return files_digest(path for path in paths if path.is_file())
 
 
@@ -26,29 +34,65 @@ def files_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function named by `file.py:function`, the file relative to the working directory.
+def load_function(
+    spec: str, arguments: Mapping[str, Any] | None = None, *, files: dict[Path, object] | None = None
+) -> Callable[..., Any]:
+    """The function named by `file.py:function` (relative to the working directory) or `package.module:function`.
 
-    Raises SettingsError where the file or the function is not there, cannot be run or cannot be called.
+    With `arguments` it is called with them, once, and makes the function. `files` has the modules of files that were run
+    before, which are not run again, so that the functions of one file share what it holds. Raises SettingsError where one of
+    these is not there, cannot be run or cannot be called.
     """
-    file, colon, name = spec.rpartition(":")
+    place, colon, name = spec.rpartition(":")
     setting = f"rewards.custom: {spec!r}"
-    if not colon or not file or not name.isidentifier():
-        raise SettingsError(f"{setting} does not have the form file.py:function; write it so")
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise SettingsError(f"{setting}: there is no file {path}; check the path")
-    function = getattr(_module(path, setting), name, None)
+    if not colon or not place or not name.isidentifier():
+        raise SettingsError(
+            f"{setting} does not have the form file.py:function or package.module:function; write it so"
+        )
+    if is_module(place):
+        module = _package(place, setting)
+    else:
+        path = Path(place).expanduser().resolve()
+        known = {} if files is None else files
+        module = known[path] if path in known else known.setdefault(path, _file(path, setting))
+    try:
+        function = getattr(module, name, None)
+    except Exception as error:  # of a module that loads its parts when they are asked for
+        raise _failure(setting, "loading the function", error) from None
     if function is None:
-        raise SettingsError(f"{setting}: {file} defines no {name}; check the name")
+        raise SettingsError(f"{setting}: {place} defines no {name}; check the name")
     if not callable(function):
         raise SettingsError(f"{setting}: {name} is not a function; name one")
-    if inspect.iscoroutinefunction(function):
-        raise SettingsError(f"{setting}: {name} is asynchronous; wrap it in a plain function")
+    return function if arguments is None else _made(function, name, arguments, setting)
+
+
+def _made(make: Callable[..., Any], name: str, arguments: Mapping[str, Any], setting: str) -> Callable[..., Any]:
+    try:
+        function = make(**arguments)
+    except (Exception, SystemExit) as error:
+        raise _failure(setting, f"calling {name} with its arguments", error) from None
+    if not callable(function):
+        raise SettingsError(
+            f"{setting}: {name} makes no function from its arguments but {type(function).__name__}; remove arguments where "
+            "it is the reward itself"
+        )
     return function  # type: ignore[no-any-return]
 
 
-def _module(path: Path, setting: str) -> object:
+def _package(name: str, setting: str) -> object:
+    if _spec(name) is None:
+        raise SettingsError(
+            f"{setting}: there is no module {name}; install it, or name a file that ends in .py, as {name}.py:function"
+        )
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise _failure(setting, "importing the module", error) from None
+
+
+def _file(path: Path, setting: str) -> object:
+    if not path.is_file():
+        raise SettingsError(f"{setting}: there is no file {path}; check the path")
     name = f"slimrl_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -59,8 +103,34 @@ def _module(path: Path, setting: str) -> object:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
-        raise SettingsError(
-            f"{setting}: running the file raised {type(error).__name__}: {reason}; correct it"
-        ) from None
+        raise _failure(setting, "running the file", error) from None
     return module
+
+
+def _failure(setting: str, what: str, error: BaseException) -> SettingsError:
+    reason = (str(error).strip().splitlines() or [""])[0][:160]
+    return SettingsError(f"{setting}: {what} raised {type(error).__name__}: {reason}; correct it")
+
+
+def _sources(name: str) -> list[Path]:
+    """The Python files of a module: its own, or all in the folder of a package; found without running any of it."""
+    spec = _spec(name)
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        return [path for folder in spec.submodule_search_locations for path in sorted(Path(folder).glob("*.py"))]
+    return [Path(spec.origin)] if spec.has_location and spec.origin else []
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """The place of a module, found level by level, since `importlib.util.find_spec` would run the packages around it."""
+    found: ModuleSpec | None = None
+    for level in accumulate(name.split("."), "{}.{}".format):
+        folders = None if found is None else found.submodule_search_locations
+        if found is not None and folders is None:
+            return None
+        specs = (finder.find_spec(level, folders, None) for finder in sys.meta_path)
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None:
+            return None
+    return found

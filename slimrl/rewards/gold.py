@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from slimrl.records import Completion, Group, Problem
+from slimrl.errors import SettingsError
+from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import Reward
 from slimrl.rewards.scoring import Sampled, score
 from slimrl.tasks import Task
@@ -26,13 +27,25 @@ class GoldFailure:
 
 
 @dataclass(frozen=True)
+class GoldTrial:
+    """The scores that the gold answers of a sample of rows got from a reward which nothing is demanded of."""
+
+    reward: str
+    rows: int
+    scores: tuple[float, ...]
+    """Of the rows to which it applies, in their order."""
+
+
+@dataclass(frozen=True)
 class GoldReport:
     """The result of checking the gold answers of `n` problems."""
 
     n: int
     failures: tuple[GoldFailure, ...]
     maximum: float
-    """Weighted sum that a perfect completion earns."""
+    """Weighted sum that a gold answer is held to: of the rewards whose best value is known."""
+    trials: tuple[GoldTrial, ...] = ()
+    """One for each of the other rewards."""
 
 
 Submit = Callable[[Sampled], Future[Group]]  # scores the completions of a problem, now or later
@@ -47,19 +60,31 @@ def check_gold(
 ) -> GoldReport:
     """Checks that each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
 
-    An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0. For an endless training set
-    pass a sample. With `submit` rewards are asked through it. `read_back` encodes and decodes gold texts with the policy's
-    tokenizer, as completions are. Raises SettingsError where a reward function misbehaves.
+    An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0, and cosine_length at its value
+    for a right answer of no length. A reward without a known best value, or that is a judge, is tried on a few rows, evenly
+    spread: it must neither fail nor leave all of them without a score. For an endless training set pass a sample. With
+    `submit` rewards are asked through it. `read_back` encodes and decodes gold texts with the policy's tokenizer, as
+    completions are. Raises SettingsError where a reward function misbehaves.
     """
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
     texts = read_back([task.gold_text(problem) for problem in problems])
     pairs = zip(problems, texts, strict=True)
-    sampled = [Sampled(problem, [empty], [text], step=0, strict=True) for problem, text in pairs]
+    tried = {reward.name: _spread(len(problems), reward.sample) for reward in rewards if reward.sample}
+    bests = {reward.name: reward.best for reward in rewards if reward.best is not None and not reward.sample}
+    sampled = [
+        Sampled(
+            problem, [empty], [text], step=0, strict=True, skip=frozenset(n for n in tried if index not in tried[n])
+        )
+        for index, (problem, text) in enumerate(pairs)
+    ]
     asked = [] if submit is None else [submit(one) for one in sampled]
     failures = []
+    seen: dict[str, list[Rollout]] = {name: [] for name in tried}
     for index, (problem, text) in enumerate(zip(problems, texts, strict=True)):
         (rollout,) = (asked[index].result() if asked else score(sampled[index], rewards, task)).rollouts
-        wanted = {reward.name: reward.best for reward in rewards}
+        for name in tried.keys() - sampled[index].skip:
+            seen[name].append(rollout)
+        wanted = dict(bests)
         got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
         if not task.earns(problem):
             wanted.pop("correct", None)
@@ -71,4 +96,22 @@ def check_gold(
                 continue  # a reward that does not apply to this row
             if value is None or abs(value - best) > 1e-6:
                 failures.append(GoldFailure(problem.id, problem.answer, name, value, best, text))
-    return GoldReport(len(problems), tuple(failures), math.fsum(reward.weight * reward.best for reward in rewards))
+    maximum = math.fsum(reward.weight * bests[reward.name] for reward in rewards if reward.name in bests)
+    trials = tuple(_trial(name, rollouts) for name, rollouts in seen.items())
+    return GoldReport(len(problems), tuple(failures), maximum, trials)
+
+
+def _spread(n: int, wanted: int) -> frozenset[int]:
+    """Indices of `wanted` of n rows, or of all, at equal distances."""
+    return frozenset(i * n // wanted for i in range(wanted)) if wanted < n else frozenset(range(n))
+
+
+def _trial(name: str, rollouts: Sequence[Rollout]) -> GoldTrial:
+    """Raises SettingsError where each of the rows failed, if only by what is excused in one."""
+    scores = tuple(rollout.scores[name] for rollout in rollouts if name in rollout.scores)
+    reasons = [rollout.unscorable for rollout in rollouts if rollout.unscorable.startswith(f"reward {name} ")]
+    if reasons and len(reasons) == len(rollouts):
+        raise SettingsError(
+            f"{reasons[0]}, and so on all of {len(rollouts)} gold answers that it was tried on; correct rewards or the judge"
+        )
+    return GoldTrial(name, len(rollouts), scores)

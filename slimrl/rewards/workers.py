@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -13,10 +13,14 @@ from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
 from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
-from slimrl.records import Completion, Group
+from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.asynchronous import await_all, late
+from slimrl.rewards.calls import Call, Sampled, arguments, is_asynchronous
 from slimrl.rewards.custom import rewards_digest
-from slimrl.rewards.scoring import Outcome, Sampled, Unscored, assemble, outcomes_of, score
+from slimrl.rewards.judge import Judge
+from slimrl.rewards.outcomes import Outcome, Scored, Unscored
+from slimrl.rewards.scoring import asked, assemble, results
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
@@ -24,6 +28,7 @@ from slimrl.terms import Checker
 
 GRADES = ""  # stands for the task's own verdicts where a reward's name is expected
 BUILT_IN_SECONDS = 600.0  # deadline of a built-in reward for a group
+GRACE_SECONDS = 2.0  # for a worker to end asynchronous functions that are late before it is killed
 OUTPUT_BYTES = 1 << 16  # shown of what rewards print, in all
 GIB = 2**30
 
@@ -34,7 +39,8 @@ class Scorer:
     Args:
         task: workers get its form, checker and instruction, and none of its problems.
         rewards: the rewards of `config`, called in this process if there are no workers.
-        config: each worker loads the same rewards from it, custom functions from their files.
+        config: each worker loads the same rewards from it, custom functions from their files, and no judges, which are asked
+            from this process.
         max_new_tokens: token budget of a completion.
         workers: number of processes; 0 scores in this process, within `submit`.
         show: called with what rewards print, up to OUTPUT_BYTES of it.
@@ -56,6 +62,7 @@ class Scorer:
         show: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._task, self._rewards = task, rewards
+        self._judges = [(reward, reward.function) for reward in rewards if isinstance(reward.function, Judge)]
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._threads: list[_ScoringThread] = []
@@ -67,7 +74,8 @@ class Scorer:
                 )
             form = task.style.name, task.grader.checker, task.instruction
             # a worker that is started later must find the same files
-            load = partial(_load, *form, config, max_new_tokens, rewards_digest(config))
+            unjudged = config.model_copy(update={"judge": {}})
+            load = partial(_load, *form, unjudged, max_new_tokens, rewards_digest(unjudged))
             with _refused():
                 self._guard = Guard()
             output, memory = _Output(show), int(config.memory * GIB)
@@ -86,15 +94,22 @@ class Scorer:
         """The scored group: `result()` waits for it, or raises as `score` does, and for a strict one also if the worker ended."""
         if self._closed:
             raise RuntimeError("the scorer is closed")
-        future: Future[Group] = Future()
+        judged = {
+            reward.name: judge.ask(arguments(reward, sampled, self._task))
+            for reward, judge in self._judges
+            if reward.name not in sampled.skip
+        }
+        job = _Job(Future(), sampled, judged)
         if self._threads:
-            self._jobs.put(_Job(future, sampled))
-            return future
+            self._jobs.put(job)
+            return job.future
         try:
-            future.set_result(score(sampled, self._rewards, self._task))
+            correct = [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
+            found = dict(results(_unjudged(asked(self._rewards, sampled)), sampled, self._task))
+            _deliver(job, self._rewards, correct, found)
         except Exception as error:
-            future.set_exception(error)
-        return future
+            job.future.set_exception(error)
+        return job.future
 
     def close(self) -> None:
         """End the workers and whatever they started; groups that are not scored yet are cancelled."""
@@ -109,6 +124,8 @@ class Scorer:
         for thread in self._threads:
             thread.join()
         self._threads = []
+        for _, judge in self._judges:
+            judge.close()
         if self._guard is not None:
             self._guard.close()
 
@@ -119,9 +136,58 @@ class Scorer:
         self.close()
 
 
+def _unjudged(rewards: Sequence[Reward]) -> list[Reward]:
+    return [reward for reward in rewards if not isinstance(reward.function, Judge)]
+
+
+class _Request(NamedTuple):
+    """A worker is to score the completions of a problem by the rewards of these names."""
+
+    problem: Problem
+    tokens: Sequence[tuple[int, ...]]
+    texts: Sequence[str]
+    step: int
+    steps: int
+    names: Sequence[str]
+    alone: bool
+    """Asynchronous functions are not awaited together."""
+
+
+class _Running(NamedTuple):
+    """A worker's word that these rewards, or GRADES, run from now on."""
+
+    names: Sequence[str]
+    asynchronous: bool = False
+    """They run together, and the worker itself ends those that are late, unless they block it."""
+
+
 class _Job(NamedTuple):
     future: Future[Group]
     sampled: Sampled
+    judged: Mapping[str, Sequence[Future[Outcome]]]
+    """By the judge's name, an outcome of each completion."""
+
+
+def _deliver(job: _Job, rewards: Sequence[Reward], correct: Sequence[bool], found: Mapping[str, Scored]) -> None:
+    """Assemble the group, now or as soon as the judges have answered too."""
+
+    def assembled() -> None:
+        try:
+            judged = {name: Scored([future.result() for future in futures]) for name, futures in job.judged.items()}
+            job.future.set_result(assemble(job.sampled, rewards, correct, {**found, **judged}))
+        except BaseException as error:  # of any kind, or the job would wait for ever
+            job.future.set_exception(error)
+
+    _when_done([future for futures in job.judged.values() for future in futures], assembled)
+
+
+def _when_done(futures: Sequence[Future[Any]], then: Callable[[], None]) -> None:
+    """Call `then` when all are done: at once, or from the thread that ends the last of them."""
+    waiting = next((future for future in futures if not future.done()), None)
+    if waiting is None:
+        then()
+    else:
+        waiting.add_done_callback(lambda _: _when_done(futures, then))
 
 
 _Jobs = queue.SimpleQueue[_Job | None]  # None ends the thread that takes it
@@ -151,7 +217,7 @@ class _ScoringThread(threading.Thread):
         while (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():
                 try:
-                    job.future.set_result(self._group(job.sampled))
+                    _deliver(job, self._rewards, *self._found(job.sampled))
                 except BaseException as error:  # of any kind, or the job would wait for ever
                     job.future.set_exception(error)
         self.worker.end()
@@ -161,44 +227,58 @@ class _ScoringThread(threading.Thread):
         with _refused():
             self.worker.start()
 
-    def _group(self, sampled: Sampled) -> Group:
-        """Ask for the verdicts and each reward in turn; what ends the process costs that reward's outcome and no other."""
-        names = [GRADES, *(reward.name for reward in self._rewards)]
-        outcomes: dict[str, list[Any]] = {}
-        while missing := [name for name in names if name not in outcomes]:
+    def _found(self, sampled: Sampled) -> tuple[list[bool], dict[str, Scored]]:
+        """The verdicts, and the result of each reward; what ends the process costs one reward's outcome and no other.
+
+        The worker says which rewards run before it runs them: one after another, and the asynchronous ones together. Where it
+        ends while several run, each of these is asked again alone.
+        """
+        names = [GRADES, *(reward.name for reward in _unjudged(asked(self._rewards, sampled)))]
+        found: dict[str, Any] = {}
+        tokens = [completion.token_ids for completion in sampled.completions]
+        alone = False
+        while missing := [name for name in names if name not in found]:
             self._start_worker()
             if self._stopped:  # read after the process is in its place, so `stop` cannot miss it
                 raise CancelledError
+            running = _Running(missing[:1])
             try:
-                self.worker.ask((sampled.problem, [c.token_ids for c in sampled.completions], sampled.texts, missing))
-                for name in missing:
-                    answered, found = self.worker.reply(self._deadline(name))
-                    if answered != name:
-                        raise EOFError
-                    outcomes[name] = list(found)
+                request = _Request(sampled.problem, tokens, sampled.texts, sampled.step, sampled.steps, missing, alone)
+                self.worker.ask(request)
+                while not found.keys() >= {*missing}:
+                    reply = self.worker.reply(self._deadline(running))
+                    if isinstance(reply, _Running):
+                        running = reply
+                    else:
+                        name, result = reply
+                        found[name] = result
             except LoadTimeoutError:
                 raise SettingsError(
                     f"the files of rewards.custom take longer than {LOAD_SECONDS:g} s to load; make them load faster"
                 ) from None
             except (EOFError, OSError) as error:
-                name = next(name for name in missing if name not in outcomes)
-                outcomes[name] = self._lost(sampled, name, error)
-        return assemble(sampled, self._rewards, outcomes.pop(GRADES), outcomes)
+                guilty = [name for name in running.names if name not in found]
+                how = self.worker.end()
+                if self._stopped:
+                    raise CancelledError from None
+                if len(guilty) == 1:
+                    found[guilty[0]] = self._lost(sampled, guilty[0], error, how)
+                alone = alone or len(guilty) > 1
+        return found.pop(GRADES), found
 
-    def _deadline(self, name: str) -> float:
+    def _deadline(self, running: "_Running") -> float:
         """Built-in rewards bound their own work, but share the process with all that the user's functions have left running."""
-        return self._config.deadline if name in self._custom else BUILT_IN_SECONDS
+        if not self._custom.issuperset(running.names):
+            return BUILT_IN_SECONDS
+        return self._config.deadline + (GRACE_SECONDS if running.asynchronous else 0.0)
 
-    def _lost(self, sampled: Sampled, name: str, error: Exception) -> list[Any]:
-        """End the process that failed on `name`, and return the outcomes that stand for those it did not give."""
-        how = self.worker.end()
-        if self._stopped:
-            raise CancelledError
+    def _lost(self, sampled: Sampled, name: str, error: Exception, how: str) -> Any:
+        """Stands for the result that the process which ended, as `how` says, did not give."""
         if name == GRADES:  # no reward was running, so the kill was not meant for one
             return [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
-        late = f"took longer than rewards.deadline={self._deadline(name):g} s"
-        unscored = Unscored(late if isinstance(error, TimeoutError) else f"ended its worker by {how}")
-        return [unscored] * len(sampled.texts)
+        seconds = self._config.deadline if name in self._custom else BUILT_IN_SECONDS
+        unscored = Unscored(late(seconds) if isinstance(error, TimeoutError) else f"ended its worker by {how}")
+        return Scored([unscored] * len(sampled.texts))
 
 
 class _Output:
@@ -233,15 +313,22 @@ def _load(
     if rewards_digest(config) != digest:
         raise SettingsError("a file of rewards.custom changed during the run; bring it back, or start another run")
     rewards = {reward.name: reward for reward in loaded}
+    later = {name for name, reward in rewards.items() if is_asynchronous(reward.function)}
 
-    def answer(request: Any) -> Iterator[tuple[str, Sequence[Outcome]]]:
-        problem, tokens, texts, names = request  # as _group asks
-        completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
-        for name in names:
+    def answer(request: _Request) -> Iterator[object]:
+        completions = [Completion((), ids, (), "stop") for ids in request.tokens]  # rewards see nothing else of them
+        sampled = Sampled(request.problem, completions, request.texts, step=request.step, steps=request.steps)
+        for name in request.names:
+            if name not in later:
+                yield _Running([name])
             if name == GRADES:
-                yield name, [task.grade(text, problem.answer).strict for text in texts]
-            else:
-                yield name, outcomes_of(rewards[name], Sampled(problem, completions, texts, step=0), task)
+                yield name, [task.grade(text, request.problem.answer).strict for text in request.texts]
+            elif name not in later:
+                yield name, Call(rewards[name], sampled, task).scored()
+        together = [name for name in request.names if name in later]
+        for names in ([name] for name in together) if request.alone else [together] if together else []:
+            yield _Running(names, asynchronous=True)
+            yield from await_all([Call(rewards[name], sampled, task) for name in names], config.deadline)
 
     return answer
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import dump_yaml
-from slimrl.config.schema import RootConfig
+from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, SettingsError
 from slimrl.machine.signals import PREEMPTED, Stopped
 from slimrl.model.policy import Policy
@@ -108,6 +108,8 @@ class RunDirectory:
         it. Raises DataError where its records of those steps are missing.
         """
         changed = read_state(path).get("rewards") != made_from["rewards"]
+        # a judge that could not be reached and now can be is as good as another
+        changed = changed or (isinstance(config, TrainConfig) and bool(config.rewards.judge_paid))
         run = cls(path, lock, measured=measured, rewards_since=step if changed else 0)
         for folder in (path, path / "evals", path / "rollouts"):
             for file in folder.glob(f"{UNFINISHED}*"):

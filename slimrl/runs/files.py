@@ -130,6 +130,7 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "unscorable": rollout.unscorable,
             "finish": rollout.completion.finish,
             "tokens": len(rollout.completion.token_ids),
+            **({"logged": rollout.logged} if rollout.logged else {}),
         }
         for group in groups
         for sample, rollout in enumerate(group.rollouts)

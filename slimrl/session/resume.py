@@ -36,6 +36,8 @@ MAY_CHANGE = (
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
 )  # fmt: skip
 """Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""
+JUDGES_MAY_CHANGE = ("concurrency", "retries", "timeout", "cache", "api_key_env")
+"""Settings of a judge that may too."""
 PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path", "task.rates")
 """These too, as long as `identity` (session/identity.py) finds the same model and data there."""
 LENGTH = ("steps", "max_tokens")
@@ -203,5 +205,14 @@ def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
 
 def _changed(before: RootConfig, now: RootConfig, free: Collection[str]) -> list[tuple[str, Any, Any]]:
     """Key, old and new value of the settings that differ, but for those that are `free` to."""
-    theirs, ours = settings_of(before, absolute=True), settings_of(now, absolute=True)
+    theirs, ours = (_of_judges(settings_of(config, absolute=True)) for config in (before, now))
     return [(key, theirs[key], ours[key]) for key in ours if key not in free and ours[key] != theirs[key]]
+
+
+def _of_judges(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, without those of the judges that may differ on resume."""
+    judges = settings.get("rewards.judge", {})
+    kept = {
+        name: {key: x for key, x in judge.items() if key not in JUDGES_MAY_CHANGE} for name, judge in judges.items()
+    }
+    return {**settings, "rewards.judge": kept} if judges else {**settings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from slimrl.config.base import Section
 from slimrl.config.files import build, describe_settings, dump_yaml, load_config, merge, parse_override
+from slimrl.config.judge import JudgeReward
 from slimrl.config.mistakes import known_keys
 from slimrl.config.rewards import CustomReward
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
@@ -18,6 +20,7 @@ from slimrl.errors import SettingsError
 from slimrl.sft import sft
 from slimrl.train import train
 from tests.conftest import ROOT
+from tests.judges import serving
 
 
 def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
@@ -90,7 +93,15 @@ def test_the_mistake_names_the_file(tmp_path: Path) -> None:
         load_config(TrainConfig, [str(tmp_path / "mine.yaml")])
 
 
-def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a judge that is content with everything."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(lambda *_: "Score: 1") as server:
+        yield server.endpoint
+
+
+def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str) -> None:
     """Runs and warm starts under a watch: a field of a section that no code reads would be an option without effect."""
     read: set[str] = set()
     original = Section.__getattribute__
@@ -113,7 +124,9 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ["steps=2", "checkpoint.every=1", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
          "algorithm.kl_place=reward", "curriculum.order=learnability", "algorithm.importance=mask"],
         ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000",
-         "model.lora.rank=2"],
+         "model.lora.rank=2", "rewards.workers=0", f"rewards.custom={{'{tmp_path}/mine.py:mine': 1}}",
+         "rewards.cosine_length=1", "rewards.repetition=1",
+         f"rewards.judge.q={{endpoint: '{judge}', model: m, prompt: '{{completion}}', low: 0, high: 1}}"],
     ]  # fmt: skip
     trainings[1] += [f"task.rates={tmp_path}/rates.jsonl", "task.success_rate=[0, 0.9]"]
     rates = [{"id": f"jsonl/train/{i:05d}", "right": 0, "samples": 1} for i in range(30)]
@@ -140,7 +153,7 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 def sections(kind: type[Section]) -> set[type[Section]]:
     """A settings class and every section below it."""
-    found = {kind, CustomReward}
+    found = {kind, CustomReward, JudgeReward}
     for info in kind.model_fields.values():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
             found |= sections(info.annotation)

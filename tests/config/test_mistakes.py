@@ -158,10 +158,13 @@ MEANT = {
     "orchestrator.buffer.online_difficulty_filtering=true": "did you mean algorithm.dynamic_sampling=filter (",
     "difficulty_filtering.min_solve_rate=0.1": "did you mean task.success_rate (min_solve_rate in prime-rl",
     "max_time=90": "max_time=90 has no unit; write 90s, 90m or 90h",
-    "rewards.custom.r.py:f=1": "write for example rewards.custom.r.py:f={weight: 1, low: 0, high: 1}",
-    "rewards.custom.r.py:f={weight: 0.5}": "{weight: 0.5, low: 0, high: 1}",
+    "rewards.custom.r.py:f=much": "write for example rewards.custom.r.py:f=0.5 or rewards.custom.r.py:f={weight: 0.5, low: 0, high: 1}",
+    "rewards.custom.r.py:f=true": "takes a weight or a mapping",
+    "rewards.judge.q.modle=x": "did you mean rewards.judge.q.model?",
+    "rewards.judge.q.endpoint=x": "rewards.judge.q.model is missing",
+    "rewards.judge.a-b.low=0": "rewards.judge.a-b is not a name of letters, digits and '_'; rename the judge",
     "rewards.custom.r.py:f.hihg=1": "did you mean rewards.custom.r.py:f.high?",
-    "rewards.custom=[r.py:f]": "write for example rewards.custom.r.py:f={weight: 1, low: 0, high: 1}",
+    "rewards.custom=[r.py:f]": "write for example rewards.custom.r.py:f=0.5 or rewards.custom.r.py:f={weight: 0.5, low: 0, high: 1}",
     "rollout.slots=many": "rollout.slots='many' is not valid: it should be a whole number or auto",
     "model.trust_remote_code=yes": "it should be true or false",
     "sft.batch_size=3": "it is one of slimrl sft",
@@ -280,7 +283,10 @@ def test_types_in_words() -> None:
     types = {row["key"]: row["type"] for row in describe_settings()}
     assert types["critic.learning_rate"] == "number or auto"
     assert types["rollout.slots"] == types["optimizer.microbatch_tokens"] == "integer or auto"
-    assert types["rewards.custom"] == "mapping to {weight, low, high, completions}"
+    assert types["rewards.custom"] == "mapping to number or {weight, low, high, completions, arguments}"
+    assert types["rewards.judge"].startswith(
+        "mapping to {endpoint, model, prompt, prompt_file, pattern, weight, low, high, "
+    )
     assert types["task.style"] == "hashes | boxed | tags | answer"
 
 

@@ -37,13 +37,13 @@ def test_a_setting_that_needs_another_is_refused_without_it(name: str, key: str,
     others = {
         "algorithm": {"surrogate": "reinforce", "kl_coef": 0.0, "importance": "off", "dynamic_sampling": "off"},
         "curriculum": {"order": "shuffled"},
-        "rewards": {"soft_overlong": 0.0},
+        "rewards": {"soft_overlong": 0.0, "cosine_length": 0.0, "repetition": 0.0},
         "model.lora": {"rank": 0},
     }[name]
     field = ALL[name].model_fields[key]
     value = {
         "signal": "reward", "kl_estimator": "k1", "kl_place": "reward", "gkl": {"mse": 2.0}, "dual_clip": 3.0,
-        "importance_level": "sequence", "overlong_buffer": 7, "refill_budget": 9.0, "importance_cap": 9.0,
+        "importance_level": "sequence", "overlong_buffer": 7, "repetition_ngram": 7, "refill_budget": 9.0, "importance_cap": 9.0,
         "alpha": 7, "targets": ["q_proj"], "reference": "a/teacher",
     }.get(key, 0.5)  # fmt: skip
     with pytest.raises(SettingsError, match=rf"^{name}\.{key} has no effect without {name}\.{needs.setting}"):
@@ -70,7 +70,7 @@ def test_what_is_paid_is_read_from_the_fields() -> None:
     custom = {"my.py:f": {"low": 0.0, "high": 1.0}, "my.py:g": {"low": 0.0, "high": 1.0, "weight": 0.0}}
     rewards = RewardsConfig.model_validate({"format": 0.5, "soft_overlong": 0.5, "custom": custom})
     assert rewards.paid == ("correct", "format", "soft_overlong", "my.py:f")
-    for nothing in ({"correct": 0.0}, {"correct": 0.0, "soft_overlong": 1.0}):
+    for nothing in ({"correct": 0.0}, {"correct": 0.0, "soft_overlong": 1.0, "repetition": 1.0}):
         with pytest.raises(ValueError, match="every reward has weight 0"):
             TrainConfig.model_validate({"rewards": nothing})
 

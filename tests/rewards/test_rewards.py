@@ -158,7 +158,11 @@ def test_a_function_receives_what_trl_passes() -> None:
         return [0.0] * len(completions)
 
     task = _task(instruction="Be brief.")
-    score(Sampled(PROBLEM, _completions(2), ["a", "b"], step=0), [_reward(spy)], task)
+    score(Sampled(PROBLEM, _completions(2), ["a", "b"], step=3, steps=40), [_reward(spy)], task)
+    state = seen.pop("trainer_state")
+    assert (state.global_step, state.max_steps) == (3, 40)
+    assert callable(seen.pop("log_extra"))
+    assert callable(seen.pop("log_metric"))
     assert seen == {
         "prompts": ["Be brief.\n\n" + PROBLEM.question] * 2,
         "completions": ["a", "b"],
@@ -229,13 +233,19 @@ def _raises(completions: list[str], **columns: object) -> list[float]:
     raise KeyError("colour")
 
 
+async def _later() -> list[float]:
+    return [1.0, 1.0]
+
+
 FAULTS = {
     "raised KeyError: 'colour'": _raises,
     "raised TypeError: ": lambda completions: [1.0],
     "returned 1 values for 2 completions": lambda completions, **_: [1.0],
     "returned float instead of a list": lambda completions, **_: 1.0,
     "returned NoneType instead of a list": lambda completions, **_: None,
-    "returned generator instead of a list": lambda completions, **_: (1.0 for _ in completions),
+    "returned coroutine instead of a list": lambda completions, **_: _later(),
+    "returned dict instead of a list": lambda completions, **_: {1.0: "a", 0.0: "b"},
+    "returned more than 2 values for 2 completions": lambda completions, **_: iter(int, 1),
     "returned str instead of a list": lambda completions, **_: "11",
     "returned str instead of a number": lambda completions, **_: ["1", "1"],
     "returned list instead of a number": lambda completions, **_: [[1.0], [1.0]],
@@ -310,11 +320,10 @@ def test_custom_functions_are_loaded_from_files(tmp_path: Path, monkeypatch: pyt
     [
         (CODE, "other", "defines no other"),
         (CODE, "number", "is not a function"),
-        (CODE, "later", "is asynchronous"),
         ("import no_such_module_anywhere", "mine", "ModuleNotFoundError"),
         ("def mine(:", "mine", "SyntaxError"),
         ("import sys; sys.exit(7)", "mine", "SystemExit"),
-        (CODE, "not a name", "does not have the form file.py:function"),
+        (CODE, "not a name", "does not have the form file.py:function or package.module:function"),
     ],
 )
 def test_custom_functions_that_cannot_be_used(tmp_path: Path, code: str, name: str, what: str) -> None:

@@ -431,7 +431,7 @@ short = bad(lambda c: [1.0] * (len(c) - 1))
 memory = bad(lambda c: [len(bytearray(10 << 30))] * len(c))
 leaves = bad(lambda c: os._exit(3))
 prints = bad(_print)
-generator = bad(lambda c: (1.0 for _ in c))
+endless = bad(lambda c: iter(int, 1))
 """
 REASONS = {
     "sleeps": "took longer than rewards.deadline=1 s",
@@ -445,7 +445,7 @@ REASONS = {
     "memory": "raised MemoryError: ",
     "leaves": "ended its worker by exit code 3",
     "prints": "",
-    "generator": "returned generator instead of a list",
+    "endless": "returned more than 2 values for 2 completions",
 }
 
 

@@ -1,0 +1,195 @@
+"""One call of a reward function: its arguments, which are TRL's, what it logs meanwhile, and its values checked."""
+
+import asyncio
+import inspect
+import json
+import math
+import traceback
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from slimrl.records import Completion, Problem
+from slimrl.rewards.builtin import UNDECIDED
+from slimrl.rewards.outcomes import Outcome, Scored, Unscored
+from slimrl.rewards.reward import Reward
+from slimrl.tasks import Task
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The completions of one problem before they are scored."""
+
+    problem: Problem
+    completions: Sequence[Completion]
+    texts: Sequence[str]
+    """The decoded completions."""
+    step: int
+    strict: bool = False
+    """A reward that fails raises instead of leaving the completion unscorable: the gold check and a run's first step."""
+    steps: int = 1
+    """Of the whole run; functions divide by it, so it is 1 before there is one."""
+    skip: frozenset[str] = frozenset()
+    """Names of rewards that are not asked, as if they did not apply."""
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """TRL's `trainer_state`, of which a reward function may read how far the run is."""
+
+    global_step: int
+    """Steps that are done."""
+    max_steps: int
+    """Steps of the whole run; 1 where gold answers are checked before it."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """Takes what a function logs during one call."""
+
+    completions: int
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def extra(self, column: str, values: Sequence[object]) -> None:
+        """TRL's `log_extra`: a column of the rollouts, one value a completion; raises ValueError for another number of them."""
+        plain = [_plain(value) for value in values]
+        if len(plain) != self.completions:
+            raise ValueError(f"log_extra got {len(plain)} values of {column} for {self.completions} completions")
+        self.columns[str(column)] = plain
+
+    def metric(self, name: str, value: float) -> None:
+        """TRL's `log_metric`: a number of this call, of which a step's metrics have the mean; raises TypeError for none."""
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+
+def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[Any]]:
+    """The columns that a reward is called with, one value a completion."""
+    problem, n = sampled.problem, len(sampled.texts)
+    messages = task.messages(problem)
+    as_messages = reward.completions == "messages"
+    own = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "difficulty")}
+    if not problem.solution:  # the data may have its answers in a column of this name, as TRL's data sets do
+        own["solution"] = problem.columns.get("solution", "")
+    columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
+    return columns | {
+        "prompts": [messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
+        "completions": [[{"role": "assistant", "content": text}] if as_messages else text for text in sampled.texts],
+        "completion_ids": [list(completion.token_ids) for completion in sampled.completions],
+    }
+
+
+class Call:
+    """One call of one reward for the completions of a problem; a failure is an outcome of it and never raised."""
+
+    def __init__(self, reward: Reward, sampled: Sampled, task: Task) -> None:
+        self.reward = reward
+        self._log = Log(len(sampled.texts))
+        self._columns: dict[str, Any] = arguments(reward, sampled, task)
+        given = {"trainer_state": TrainerState(sampled.step, sampled.steps)}
+        self._columns |= _wanted(
+            reward.function, {**given, "log_extra": self._log.extra, "log_metric": self._log.metric}
+        )
+
+    def scored(self) -> Scored:
+        """Call the function."""
+        try:
+            return self._checked(self.reward.function(**self._columns))
+        except (Exception, SystemExit) as error:
+            return self._failed(error)
+
+    async def awaited(self) -> Scored:
+        """Call a function that is asynchronous."""
+        try:
+            coroutine: Coroutine[Any, Any, Any] = self.reward.function(**self._columns)
+            return self._checked(await coroutine)
+        except asyncio.CancelledError:  # the time is up
+            raise
+        except BaseException as error:  # of any kind: one that reached the loop would end it for all
+            return self._failed(error)
+
+    def without(self, what: Unscored) -> Scored:
+        """The result where no completion has a score."""
+        return self._result([what] * self._log.completions)
+
+    def _result(self, outcomes: Sequence[Outcome]) -> Scored:
+        """Outcomes with what was logged up to now: a call that is late may still log more."""
+        return Scored(outcomes, dict(self._log.columns), {name: tuple(x) for name, x in self._log.metrics.items()})
+
+    def _failed(self, error: BaseException) -> Scored:
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        return self.without(Unscored(f"raised {type(error).__name__}: {reason}", _innermost(error)))
+
+    def _checked(self, values: object) -> Scored:
+        found, n = _listed(values, self._log.completions), self._log.completions
+        if found is None:
+            return self.without(Unscored(f"returned {type(values).__name__} instead of a list"))
+        if len(found) != n:
+            count = f"more than {n}" if isinstance(values, Iterator) and len(found) > n else str(len(found))
+            return self.without(Unscored(f"returned {count} values for {n} completions"))
+        outcomes = [None if value is None else checked(self.reward, value) for value in found]
+        return self._result(outcomes)
+
+
+def is_asynchronous(function: Callable[..., Any]) -> bool:
+    """True for `async def` functions, and for objects whose __call__ is one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _wanted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of TRL's further arguments that the function can take; one that tells nothing of itself gets none."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(offered)
+    return {p.name: offered[p.name] for p in parameters if p.name in offered and p.kind is not p.POSITIONAL_ONLY}
+
+
+def _listed(values: object, count: int) -> list[Any] | None:
+    """The returned values as a list, of an endless iterator no more than is needed; None for what is no list."""
+    if inspect.iscoroutine(values):
+        values.close()  # or Python warns that it was never awaited
+        return None
+    if hasattr(values, "tolist"):  # an array or a tensor
+        values = values.tolist()
+    if isinstance(values, Iterator):
+        values = list(islice(values, count + 1))
+    return [*values] if isinstance(values, list | tuple) else None
+
+
+def checked(reward: Reward, value: object) -> float | Unscored:
+    """The value as a float, or the reason why it is none."""
+    if isinstance(value, Unscored):  # of a judge
+        return value
+    if value is UNDECIDED:
+        return Unscored(UNDECIDED.value, excused=True)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
+        value = value.item()
+    if not isinstance(value, Real):
+        return Unscored(f"returned {type(value).__name__} instead of a number")
+    number = float(value)
+    if not math.isfinite(number):
+        return Unscored(f"returned {number}")
+    low, high = (-math.inf if reward.low is None else reward.low), (math.inf if reward.high is None else reward.high)
+    if not low - 1e-6 <= number <= high + 1e-6:
+        return Unscored(f"returned {number:g}, outside of its bounds {low:g} to {high:g}")
+    return number
+
+
+def _plain(value: object) -> Any:
+    """A value as JSON can hold it, so that it survives the way from a worker and into a file."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    text = json.dumps(value, default=str, skipkeys=True, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return json.loads(text, parse_constant=str.lower)
+
+
+def _innermost(error: BaseException) -> str:
+    """The last two places of a traceback that are not ours, as `file.py:12 in function`."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in reversed(frames[-2:]))

@@ -1,0 +1,332 @@
+"""A reward that a language model gives, behind any endpoint that speaks OpenAI's chat completions.
+
+Judges are asked from threads of the main process: they wait for the network and compute nothing, one limit on concurrency holds
+for the whole run, one process writes what they said, and the key never reaches the workers that run a user's code.
+"""
+
+import http.client
+import json
+import math
+import os
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import regex  # type: ignore[import-untyped]
+
+from slimrl.config.judge import JudgeReward
+from slimrl.errors import SettingsError
+from slimrl.rewards.judge_cache import CACHE as CACHE
+from slimrl.rewards.judge_cache import JudgeCache, key_of
+from slimrl.rewards.outcomes import Outcome, Unscored
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before the second attempt, doubled from one to the next, and the most of them; a server may ask for more."""
+DEAD_SECONDS = 30.0
+"""For so long after all attempts to reach a judge failed, others are made once only, so that a dead judge ends a step soon."""
+PATTERN_SECONDS = 1.0
+LARGEST_REPLY = 1 << 22  # bytes
+PASSING = {408, 409, 425, 429}
+"""Answers of a server, besides 500 and above, after which the same request may succeed."""
+OF_THE_SETUP = {401, 403, 404, 405, 407}
+"""Answers that say that the judge is set up wrongly, whatever is asked."""
+
+
+class _FailureError(Exception):
+    """An attempt without a reply."""
+
+    def __init__(self, what: Unscored, *, again: bool = False, wait: float = 0.0, unreachable: bool = False) -> None:
+        super().__init__(what.reason)
+        self.what = what
+        self.again = again
+        """Another attempt may succeed."""
+        self.wait = wait
+        """Seconds that the server asks for before it."""
+        self.unreachable = unreachable
+
+
+class Judge:
+    """The reward function of a judge, with TRL's signature.
+
+    Args:
+        name: of the reward.
+        config: its settings.
+        cache: file of all replies.
+
+    Raises SettingsError where the prompt's file or the key is not there. `ask` and calls may come from any thread.
+    """
+
+    def __init__(self, name: str, config: JudgeReward, cache: Path) -> None:
+        self.name, self.config = name, config
+        self.address = _address(config.endpoint)
+        self._template = _template(name, config)
+        self._key = _key(name, config)
+        self._pattern = regex.compile(config.pattern)
+        self._cache = JudgeCache(cache)
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._jobs: SimpleQueue[tuple[str, dict[str, Any], Future[Outcome]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._under_way: dict[str, Future[Outcome]] = {}
+        """By the key of the request: equal completions of a group are one question."""
+        self._closed = threading.Event()
+        self._not_before = self._dead_until = -math.inf
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> list[Outcome]:
+        """The outcome of each completion, as soon as all are there."""
+        lists = {name: column for name, column in columns.items() if isinstance(column, list)}
+        return [future.result() for future in self.ask({"completions": completions, **lists})]
+
+    def ask(self, columns: Mapping[str, Sequence[Any]]) -> list[Future[Outcome]]:
+        """The outcome of each completion, while others are asked for; none of them is an exception."""
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        return [self._asked(row) for row in rows]
+
+    def close(self) -> None:
+        """Ask nothing more; what waits is unscored."""
+        self._closed.set()
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _asked(self, row: Mapping[str, Any]) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        text = self._filled(row)
+        if isinstance(text, Unscored):
+            future.set_result(text)
+            return future
+        config = self.config
+        request = {
+            "model": config.model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": config.temperature,
+            "max_tokens": config.max_tokens,
+        }
+        key = key_of(self.address, request)
+        with self._lock:
+            if key in self._under_way:
+                return self._under_way[key]
+            self._under_way[key] = future
+            self._jobs.put((key, request, future))
+            if len(self._threads) < min(config.concurrency, len(self._under_way)):
+                # a daemon: a program that ends does not wait for a judge that does not answer
+                self._threads.append(threading.Thread(target=self._run, name=f"judge {self.name}", daemon=True))
+                self._threads[-1].start()
+        return future
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            key, request, future = job
+            try:
+                found = ENDED if self._closed.is_set() else self._outcome(key, request)
+            except Exception as error:
+                found = Unscored(self._shown(f"raised {type(error).__name__}: {error}"))
+            with self._lock:
+                del self._under_way[key]
+            future.set_result(found)
+
+    def _filled(self, row: Mapping[str, Any]) -> str | Unscored:
+        """The request's text, its names in braces replaced in one pass, so that braces in a completion stay what they are."""
+        singular = {"prompts": "prompt", "completions": "completion"}
+        values = {singular.get(name, name): value for name, value in row.items() if name != "completion_ids"}
+        unknown = [name for doubled, name in NAMES.findall(self._template) if not doubled and name not in values]
+        if unknown:
+            return Unscored(
+                f"has a prompt with {{{unknown[0]}}}, and the row has {', '.join(sorted(values))}; name one of these, or write "
+                f"{{{{{unknown[0]}}}}} for the braces themselves"
+            )
+        return NAMES.sub(lambda found: f"{{{found[2]}}}" if found[1] else _text(values[found[2]]), self._template)
+
+    def _outcome(self, key: str, request: dict[str, Any]) -> Outcome:
+        reply = self._cache.find(key)
+        if reply is None:
+            said = self._reply(request)
+            if isinstance(said, Unscored):
+                return said
+            reply = said
+            self._cache.keep(key, self.address, request, reply)
+        return self._score(reply)
+
+    def _reply(self, request: dict[str, Any]) -> str | Unscored:
+        """The judge's text, after as many attempts as there is time for."""
+        end = time.monotonic() + self.config.timeout
+        attempts = 1 if time.monotonic() < self._dead_until else 1 + self.config.retries
+        body = json.dumps(request).encode()
+        last, ready = _FailureError(RATE_LIMITED), -math.inf
+        for attempt in range(attempts):
+            if not self._may_ask(ready, end):
+                break
+            try:
+                reply = self._attempt(body, end)
+            except _FailureError as failure:
+                last = failure
+            else:
+                self._dead_until = -math.inf
+                return reply
+            if not last.again:
+                break
+            ready = time.monotonic() + min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+            if last.wait:  # for all requests: what one was refused others would be too
+                self._not_before = max(self._not_before, time.monotonic() + last.wait)
+        if last.unreachable:
+            self._dead_until = time.monotonic() + DEAD_SECONDS
+        return last.what
+
+    def _may_ask(self, ready: float, end: float) -> bool:
+        """Wait until the next attempt may be made; false where that is too late."""
+        while (wait := max(ready, self._not_before) - time.monotonic()) > 0:
+            if time.monotonic() + wait >= end or self._closed.wait(wait):
+                return False
+        return time.monotonic() < end
+
+    def _attempt(self, body: bytes, end: float) -> str:
+        """The judge's text; raises _FailureError without one."""
+        headers = {"Content-Type": "application/json", "User-Agent": "slimrl"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self.address, data=body, headers=headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=max(0.001, end - time.monotonic())) as response:
+                raw = _read(response, end)
+        except urllib.error.HTTPError as error:
+            raise self._refused(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, TimeoutError) or isinstance(error, TimeoutError):
+                late = f"had no reply from its judge within rewards.judge.{self.name}.timeout={self.config.timeout:g} s"
+                raise _FailureError(Unscored(late, excused=True)) from None
+            broken = isinstance(reason, BrokenPipeError | ConnectionResetError | ConnectionAbortedError)
+            if isinstance(error, urllib.error.URLError) and not broken:
+                what = Unscored(f"cannot reach its judge at {self.address} ({self._shown(reason)})")
+                raise _FailureError(what, again=True, unreachable=True) from None
+            raise _FailureError(Unscored("lost the connection to its judge", excused=True), again=True) from None
+        try:
+            content = json.loads(raw)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            content = 0
+        if content is not None and not isinstance(content, str):
+            where = self._shown(raw[:200].decode("utf-8", "replace"))
+            raise _FailureError(
+                Unscored("got no chat completion from its judge", f"it sent {where!r}", excused=True), again=True
+            )
+        return content or ""
+
+    def _refused(self, error: urllib.error.HTTPError) -> _FailureError:
+        """The failure that a server's status stands for."""
+        with error:
+            try:
+                where = self._shown(error.read(2000).decode("utf-8", "replace"))
+            except (OSError, http.client.HTTPException):
+                where = ""
+        if error.code == 429:
+            return _FailureError(RATE_LIMITED, again=True, wait=_retry_after(error.headers.get("Retry-After", "")))
+        reason = f"was answered {error.code} {http.client.responses.get(error.code, '')}".strip() + " by its judge"
+        if error.code in PASSING or error.code >= 500:
+            wait = _retry_after(error.headers.get("Retry-After", ""))
+            return _FailureError(Unscored(reason, where, excused=True), again=True, wait=wait)
+        of_the_setup = error.code in OF_THE_SETUP or 300 <= error.code < 400
+        return _FailureError(Unscored(reason, where, excused=not of_the_setup))
+
+    def _score(self, reply: str) -> Outcome:
+        """The last number that the pattern finds in a reply."""
+        where = f"it wrote {reply[-80:]!r}"
+        try:
+            found = self._pattern.findall(reply, timeout=PATTERN_SECONDS)
+            score = float(found[-1])
+        except (IndexError, ValueError):
+            return Unscored("found no score in its judge's reply", where, excused=True)
+        except TimeoutError:
+            return Unscored("took too long to look for a score in its judge's reply", where, excused=True)
+        if not self.config.low <= score <= self.config.high:
+            bounds = f"{self.config.low:g} to {self.config.high:g}"
+            return Unscored(f"was given a score outside of {bounds} by its judge", where, excused=True)
+        return score
+
+    def _shown(self, text: object) -> str:
+        """A server's words in one line, without the key, which some servers repeat."""
+        line = " ".join(str(text).split())[:160]
+        return line.replace(self._key, "***") if self._key else line
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Sends the key to no other place than the one that the settings name."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+NAMES = re.compile(r"\{(\{)?([A-Za-z_]\w*)\}(?(1)\})")
+RATE_LIMITED = Unscored("was rate-limited by its judge (429)", excused=True)
+ENDED = Unscored("was not asked, since the run ended", excused=True)
+
+
+def _address(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    path = parts.path.rstrip("/")
+    return urlunsplit(parts._replace(path=path if path.endswith("/chat/completions") else path + "/chat/completions"))
+
+
+def _template(name: str, config: JudgeReward) -> str:
+    text = config.prompt
+    if config.prompt_file:
+        try:
+            text = Path(config.prompt_file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise SettingsError(
+                f"rewards.judge.{name}.prompt_file={config.prompt_file}: {reason}; name a text file"
+            ) from None
+    if "{completion}" not in text:
+        raise SettingsError(
+            f"rewards.judge.{name}: the prompt does not hold {{completion}}, so the judge sees none; add it"
+        )
+    return text
+
+
+def _key(name: str, config: JudgeReward) -> str:
+    if not config.api_key_env:
+        return ""
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise SettingsError(
+            f"rewards.judge.{name}.api_key_env={config.api_key_env}: there is no such environment variable; export it"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise SettingsError(f"rewards.judge.{name}: the key in {config.api_key_env} has characters that no key has")
+    return key
+
+
+def _text(value: object) -> str:
+    """A value in a prompt."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _read(response: http.client.HTTPResponse, end: float) -> bytes:
+    """The body; raises TimeoutError where it is not there in time, however steadily it comes."""
+    parts: list[bytes] = []
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        if time.monotonic() >= end:
+            raise TimeoutError
+        if sum(map(len, parts)) > LARGEST_REPLY:
+            break
+    return b"".join(parts)
+
+
+def _retry_after(text: str) -> float:
+    """Seconds of a Retry-After header, which is a number or a date; 0 for anything else."""
+    try:
+        wait = float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return max(0.0, wait)

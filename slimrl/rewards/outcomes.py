@@ -1,0 +1,31 @@
+"""The results of rewards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """A completion for which a reward has no score."""
+
+    reason: str
+    """Continues a sentence that begins with the reward's name."""
+    where: str = ""
+    """Innermost lines of the function that failed."""
+    excused: bool = False
+    """No fault of the function: a checker found no verdict in time."""
+
+
+Outcome = float | Unscored | None  # the result of one reward for one completion; None: the reward does not apply
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of one reward for the completions of a problem."""
+
+    outcomes: Sequence[Outcome]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """What the function logged with `log_extra`, by column: one plain value a completion."""
+    metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What it logged with `log_metric`, by name."""
