@@ -7,22 +7,25 @@ problems are a sample of all problems of their kind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import comb
+from math import comb, inf, isfinite
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrl.statistics import accuracy_interval, paired_difference
+from slimrl.statistics import ADDED_TO_MEAN, accuracy_interval, bounded_interval, paired_difference
 
 Estimate = dict[str, float]
 """`value`, `low`, `high` of one model; `first`, `second`, `difference`, `low`, `high` of two."""
 AtK = dict[str, dict[str, Estimate]]
 """`pass@k` and `maj@k`, each an estimate by k written as text."""
+Bounds = tuple[float, float]
+"""The lowest and the highest score that a reward can give; infinite where they are not known."""
+UNBOUNDED: Bounds = (-inf, inf)
 Standing = Literal["equal", "better", "worse", "undecided"]
 LARGEST_FLOAT = 1000
 """Samples up to which numbers of subsets fit a float64; beyond, exact fractions take its place and are slower."""
@@ -167,6 +170,36 @@ def paired(first: Mapping[str, Tally], second: Mapping[str, Tally]) -> Paired:
         lost={name: pair for name, pair in moved if _gain(pair) < 0},
         at_k=found,
     )
+
+
+def mean_score(scores: Sequence[float], bounds: Bounds = UNBOUNDED) -> Estimate:
+    """The mean of a reward's scores, one a problem, with its 95 % interval.
+
+    The ends of what was seen stand for bounds that are not known: an interval may then be without a width.
+    """
+    low, high = bounded_interval(scores, *_ends(scores, bounds), added=ADDED_TO_MEAN)
+    return {"value": float(np.mean(scores)), "low": low, "high": high}
+
+
+def score_difference(
+    before: Mapping[str, float], after: Mapping[str, float], bounds: Bounds = UNBOUNDED
+) -> dict[str, float]:
+    """The mean change of scores by problem, as `paired_difference` has it, over the problems that have one in both.
+
+    Empty where there is no such problem.
+    """
+    shared = [problem for problem in before if problem in after]
+    if not shared:
+        return {}
+    low, high = _ends([side[problem] for side in (before, after) for problem in shared], bounds)
+    return paired_difference(
+        *({problem: side[problem] for problem in shared} for side in (before, after)), reach=high - low
+    )
+
+
+def _ends(scores: Sequence[float], bounds: Bounds) -> Bounds:
+    low, high = bounds
+    return low if isfinite(low) else min(scores), high if isfinite(high) else max(scores)
 
 
 def _gain(pair: tuple[float, float]) -> float:

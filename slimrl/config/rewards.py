@@ -60,6 +60,8 @@ class RewardsConfig(Section):
     """A truncated completion is paid 0, whatever it would have earned; rewards that can fall below 0 then favour it."""
     overlong_buffer: Annotated[Count | Literal["auto"], Needs("soft_overlong")] = "auto"
     """Tokens before the budget at which the punishment begins (L_cache in DAPO); `auto`: a fifth of the budget, as there."""
+    random: Annotated[float, Weight()] = 0.0
+    """Weight of: 1 or 0 by the toss of a coin, whatever a completion says. A control: what a run learns from it is no skill."""
     custom: dict[str, CustomReward] = Field(default={})
     """Your own functions by `file.py:function`, each with its bounds `low` and `high`, and with `weight` (1) and `completions`
     (`text`) where these differ."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Generic, Literal, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
-from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.sections import CurriculumConfig, RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.limits import settle_freed_blocks
@@ -30,23 +29,22 @@ from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import form_note, gold_sentence, rejected_note, teacher_note, template_notes
+from slimrl.preflight.payment import checked_gold, make_scorer
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
-from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards import Reward
 from slimrl.rewards.builtin import needs_answers
-from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.custom import function_file
+from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
-from slimrl.rewards.workers import Scorer, worker_count
+from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
-from slimrl.tasks.checkers import fitting_checker
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
-from slimrl.tasks.numbers import parse_number
 from slimrl.tasks.styles import STYLES
 from slimrl.tasks.thinking import closed, is_mark, opening
 from slimrl.terms import Checker
-from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
 Found = TypeVar("Found")
@@ -57,10 +55,6 @@ LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
 LONG = 0.95
 """Share of the worked solutions that a budget of `auto` holds at least; a few very long ones must not decide it."""
-GOLD_SAMPLE = 1000
-"""Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
-KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters, words, LaTeX"}
-"""The answers that checkers are for."""
 WAIT_SECONDS = 0.2
 """Time between two checks for a stop while rewards are computed."""
 
@@ -94,6 +88,17 @@ class Setup(Generic[Config]):
     """The model that the KL penalty draws the policy to; None for the initial policy."""
     chosen: Mapping[str, int | float]
     """Numbers that model and task decided where settings say `auto`, by dotted key."""
+    twins: Sequence[Problem] = ()
+    """Twins of held-out problems."""
+    rewards: tuple[Reward, ...] = ()
+    """Those that an evaluation measures."""
+    scorer: Scorer | None = None
+    """It scores them; whoever made it closes it."""
+
+    @property
+    def measured(self) -> list[Problem]:
+        """All problems of an evaluation: held out, harder, twins."""
+        return [*self.held_out, *self.harder, *self.twins]
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -147,7 +152,9 @@ class TrainSetup:
 
         def score(index: int, completions: tuple[Completion, ...]) -> None:
             texts = [setup.policy.decode(c.token_ids) for c in completions]
-            groups[index] = self.scorer.submit(Sampled(problems[index], completions, texts, step, strict))
+            groups[index] = self.scorer.submit(
+                Sampled(problems[index], completions, texts, step, strict, setup.config.seed)
+            )
 
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
         with setup.profiler.part("rewards"):
@@ -182,8 +189,9 @@ def prepare(
         return length(problem) <= room
 
     found = fitting_problems(task, config, fits)
-    looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder))
-    call = Call(max(map(length, looked_at), default=1), _rows(config, len(found.held_out) + len(found.harder)))
+    looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins))
+    evaluated = len(found.held_out) + len(found.harder) + len(found.twins)
+    call = Call(max(map(length, looked_at), default=1), _rows(config, evaluated))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
     order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
@@ -208,6 +216,7 @@ def prepare(
         grading=ThreadPoolExecutor(1),
         teacher=teacher,
         chosen=chosen.values,
+        twins=found.twins,
     )
 
 
@@ -355,43 +364,27 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         config.rewards.check_buffer(budget)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    workers = worker_count(config.rewards)
-    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0)
-    # Show what a reward prints as harmless text: it may be what a model wrote.
-    scorer = Scorer(
-        setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers,
-        show=lambda text: sys.stderr.write(visible(text)),
-    )  # fmt: skip
+    rewards, scorer = make_scorer(setup.task, config.rewards, budget)
     try:
-        gold = _checked_gold(setup, rewards, scorer.submit)
+        gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
     except BaseException:
         scorer.close()
         raise
     if gold.failures:
         notes.append(gold_sentence(gold))
-    return TrainSetup(replace(setup, config=config, notes=tuple(notes)), rewards, gold, scorer)
+    measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
+    setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
+    return TrainSetup(setup, rewards, gold, scorer)
 
 
-def _checked_gold(setup: Setup[TrainConfig], rewards: Sequence[Reward], submit: Submit) -> GoldReport:
-    """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
-    task = setup.task
-    train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
-    problems = [*train, *setup.held_out, *setup.harder]
-    gold = check_gold(task, problems, rewards, submit, setup.read_back)
-    if not gold.failures or setup.config.rewards.gold_check != "refuse":
-        return gold
-    way_out = "correct the data"
-    first = gold.failures[0]
-    problem = next(p for p in problems if p.id == first.id)
-    written = task.gold_text(problem)
-    if first.text != written and not check_gold(task, [problem], rewards, submit).failures:
-        way_out = (
-            f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
-            "give the model a tokenizer that keeps this text"
-        )
-    elif setup.config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
-        # a checker for letters or words only where every answer is one
-        failed = {failure.id: failure.answer for failure in gold.failures}
-        checker = fitting_checker([*failed.values()]) if len(failed) == gold.n else "symbolic"
-        way_out = f"set task.checker={checker} for answers that are no numbers ({KINDS[checker]}), or correct the data"
-    raise SettingsError(f"{gold_sentence(gold)}; {way_out}, or set rewards.gold_check=report to continue")
+def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[EvalConfig]:
+    """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
+    setup = prepare(config, model=model)
+    wanted = config.rewards.model_copy(update={"correct": 0.0})
+    if missing := [spec for spec in wanted.custom_paid if ".py:" in spec and not function_file(spec).is_file()]:
+        note = f"rewards are not measured, since {missing[0]} is not there; bring the file, or set its weight to 0"
+        return replace(setup, notes=(*setup.notes, note))
+    if not wanted.paid:
+        return setup
+    rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget)
+    return replace(setup, rewards=rewards, scorer=scorer)

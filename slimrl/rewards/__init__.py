@@ -34,6 +34,8 @@ class Reward:
     high: float
     """Bounds before the weight; the gold answer must earn the better one."""
     completions: CompletionForm = "text"
+    draws: bool = False
+    """Chance decides, from the keyword `draw` (`Sampled.draw`): a gold answer earns what any text may earn."""
 
     @property
     def best(self) -> float:
@@ -67,7 +69,7 @@ def load_rewards(
             )
         function = row.as_published if config.as_published and row.as_published else row.function
         bound = partial(function, *(arguments[argument] for argument in row.needs))
-        rewards[name] = Reward(name, bound, weight, row.low, row.high)
+        rewards[name] = Reward(name, bound, weight, row.low, row.high, draws=row.draws)
     for spec in config.custom_paid:
         name, custom = spec.rpartition(":")[2], config.custom[spec]
         if name in rewards:

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from slimrl.config.rewards import RewardsConfig
+from slimrl.randomness import generator
 from slimrl.rewards import case_study as study
 from slimrl.tasks import Task
 
@@ -59,6 +60,12 @@ def soft_overlong_reward(
     return [soft_overlong(len(ids), max_new_tokens, buffer) for ids in completion_ids]
 
 
+def random_(completions: Sequence[object], *, draw: tuple[int, int], **columns: Sequence[str]) -> list[float]:
+    """1 or 0 with a chance of one half, from the run's seed and step (`draw`), the problem, and the place in the group."""
+    names = columns["id"]
+    return [float(generator(*draw, "coin", names[n], n).random() < 0.5) for n in range(len(completions))]
+
+
 @dataclass(frozen=True)
 class BuiltIn:
     """A row of the table."""
@@ -74,6 +81,8 @@ class BuiltIn:
     """The task.style that the function reads; empty: any."""
     answer: bool = False
     """The function compares with the gold answer."""
+    draws: bool = False
+    """Chance decides, from the keyword `draw`: the run's seed and step."""
     as_published: Callable[..., Any] | None = None
     """The function with its published defects, for rewards.as_published."""
 
@@ -98,6 +107,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         study.check_numbers, 0.0, 1.5, style="tags", answer=True, as_published=study.check_numbers_published
     ),
     "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
+    "random": BuiltIn(random_, 0.0, 1.0, draws=True),
 }
 """Every built-in reward by the name of its weight, in the order in which scores are written."""
 

@@ -26,6 +26,11 @@ def files_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def function_file(spec: str) -> Path:
+    """The file of `file.py:function`."""
+    return Path(spec.rpartition(":")[0]).expanduser()
+
+
 def load_function(spec: str) -> Callable[..., Any]:
     """The function named by `file.py:function`, the file relative to the working directory.
 

@@ -59,7 +59,7 @@ def check_gold(
     failures = []
     for index, (problem, text) in enumerate(zip(problems, texts, strict=True)):
         (rollout,) = (asked[index].result() if asked else score(sampled[index], rewards, task)).rollouts
-        wanted = {reward.name: reward.best for reward in rewards}
+        wanted = {reward.name: reward.best for reward in rewards if not reward.draws}
         got: dict[str, float | None] = {name: rollout.scores.get(name) for name in wanted}
         if not task.earns(problem):
             wanted.pop("correct", None)

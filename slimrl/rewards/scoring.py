@@ -26,6 +26,13 @@ class Sampled:
     step: int
     strict: bool = False
     """A reward that fails raises instead of leaving the completion unscorable: the gold check and a run's first step."""
+    seed: int = 0
+    """Of the run; with the step it decides what rewards draw."""
+
+    @property
+    def draw(self) -> tuple[int, int]:
+        """Seed and step, on which rewards that draw depend."""
+        return self.seed, self.step
 
 
 @dataclass(frozen=True)
@@ -127,11 +134,12 @@ def _call(reward: Reward, sampled: Sampled, task: Task) -> Any:
     if not problem.solution:  # the data may have its answers in a column of this name, as TRL's data sets do
         own["solution"] = problem.columns.get("solution", "")
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
+    drawn = {"draw": sampled.draw} if reward.draws else {}
     return reward.function(
         prompts=[messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
         completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in sampled.texts],
         completion_ids=[list(completion.token_ids) for completion in sampled.completions],
-        **columns,
+        **{**columns, **drawn},
     )
 
 

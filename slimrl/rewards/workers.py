@@ -170,7 +170,8 @@ class _ScoringThread(threading.Thread):
             if self._stopped:  # read after the process is in its place, so `stop` cannot miss it
                 raise CancelledError
             try:
-                self.worker.ask((sampled.problem, [c.token_ids for c in sampled.completions], sampled.texts, missing))
+                tokens = [c.token_ids for c in sampled.completions]
+                self.worker.ask((sampled.problem, tokens, sampled.texts, sampled.draw, missing))
                 for name in missing:
                     answered, found = self.worker.reply(self._deadline(name))
                     if answered != name:
@@ -235,13 +236,13 @@ def _load(
     rewards = {reward.name: reward for reward in loaded}
 
     def answer(request: Any) -> Iterator[tuple[str, Sequence[Outcome]]]:
-        problem, tokens, texts, names = request  # as _group asks
+        problem, tokens, texts, (seed, step), names = request  # as _group asks
         completions = [Completion((), ids, (), "stop") for ids in tokens]  # rewards see nothing else of them
         for name in names:
             if name == GRADES:
                 yield name, [task.grade(text, problem.answer).strict for text in texts]
             else:
-                yield name, outcomes_of(rewards[name], Sampled(problem, completions, texts, step=0), task)
+                yield name, outcomes_of(rewards[name], Sampled(problem, completions, texts, step, seed=seed), task)
 
     return answer
 

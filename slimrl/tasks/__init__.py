@@ -11,6 +11,7 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected, right_answers
 from slimrl.tasks.answers import Grade, Grader
 from slimrl.tasks.checkers import pattern_fault
+from slimrl.tasks.shuffled import Shuffled
 from slimrl.tasks.styles import STYLES, Style
 
 
@@ -76,7 +77,7 @@ Encode = Callable[[list[dict[str, str]], str], object]
 def load_task(
     config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None, answers: bool = True
 ) -> Task:
-    """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
+    """Build the task named by the settings; `seed` decides the training problems of endless tasks, and shuffled answers.
 
     `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
     Without `answers` the rows of a user's own data need none. Raises DataError (naming file:line) for bad data and
@@ -100,8 +101,13 @@ def load_task(
         demonstrators = {"solution": lambda problem, _: _demonstration(problem, style)}
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
-    problems = splits.train, splits.test, splits.harder
+    shuffled = config.answers == "shuffled"
+    problems = Shuffled(splits.train, seed) if shuffled else splits.train, splits.test, splits.harder
     notes = [*splits.notes]
+    if shuffled:
+        notes.append(
+            "task.answers=shuffled: every training problem has the answer of another one, held-out problems have theirs"
+        )
     if config.name != "arithmetic" and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
         notes.append("no held-out answer is checked, so accuracy is 0 whatever a model writes")
     return Task(

@@ -1,0 +1,68 @@
+"""The rewards of a run before its first step: what scores them, and the check that gold answers earn the maximum."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from slimrl.config.rewards import RewardsConfig
+from slimrl.config.schema import TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.preflight.notes import gold_sentence
+from slimrl.records import Problem
+from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.workers import Scorer, worker_count
+from slimrl.tasks import Task
+from slimrl.tasks.checkers import fitting_checker
+from slimrl.tasks.curriculum import ENDLESS
+from slimrl.tasks.numbers import parse_number
+from slimrl.text import visible
+
+GOLD_SAMPLE = 1000
+"""Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
+KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters, words, LaTeX"}
+"""The answers that checkers are for."""
+
+
+def make_scorer(task: Task, config: RewardsConfig, budget: int) -> tuple[tuple[Reward, ...], Scorer]:
+    """The rewards that are paid, and what scores them; to be closed."""
+    workers = worker_count(config)
+    rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0)
+    # Show what a reward prints as harmless text: it may be what a model wrote.
+    return rewards, Scorer(
+        task, rewards, config, max_new_tokens=budget, workers=workers,
+        show=lambda text: sys.stderr.write(visible(text)),
+    )  # fmt: skip
+
+
+def checked_gold(
+    task: Task,
+    held_out: Sequence[Problem],
+    config: TrainConfig,
+    rewards: Sequence[Reward],
+    submit: Submit,
+    read_back: Callable[[Sequence[str]], Sequence[str]],
+) -> GoldReport:
+    """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
+    train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
+    problems = [*train, *held_out]
+    gold = check_gold(task, problems, rewards, submit, read_back)
+    if not gold.failures or config.rewards.gold_check != "refuse":
+        return gold
+    way_out = "correct the data"
+    first = gold.failures[0]
+    problem = next(p for p in problems if p.id == first.id)
+    written = task.gold_text(problem)
+    if first.text != written and not check_gold(task, [problem], rewards, submit).failures:
+        way_out = (
+            f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
+            "give the model a tokenizer that keeps this text"
+        )
+    elif config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
+        # a checker for letters or words only where every answer is one
+        failed = {failure.id: failure.answer for failure in gold.failures}
+        checker = fitting_checker([*failed.values()]) if len(failed) == gold.n else "symbolic"
+        way_out = f"set task.checker={checker} for answers that are no numbers ({KINDS[checker]}), or correct the data"
+    raise SettingsError(f"{gold_sentence(gold)}; {way_out}, or set rewards.gold_check=report to continue")
