@@ -1,4 +1,4 @@
-"""What the course of a run gives to think about, each sentence with the test behind it.
+"""Sentences on the course of a run that give to think, each with the test behind it.
 
 A training reward that rises while held-out accuracy does not is the sign of a reward that pays for something else, of problems
 known by heart, or of too few held-out problems. It needs to be said by more than two numbers that differ.

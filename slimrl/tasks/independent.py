@@ -52,7 +52,7 @@ def _one(checker: Checker, end: str, gold: str) -> bool | None:
 
 
 def _same_number(end: str, gold: str, *, boxed: bool) -> bool | None:
-    """Whether the last number of a text is the gold answer, which must be a plain number itself."""
+    """The verdict on the last number of a text; None unless the gold answer is a plain number itself."""
     end = re.sub(r"[_*]+", " ", end)  # of Markdown
     whole = _NUMBER.fullmatch(gold.strip().strip("$ "))
     wanted = _value(whole[0]) if whole else None
