@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from math import comb, inf, isfinite
@@ -145,6 +145,8 @@ class Paired:
     lost: dict[str, tuple[float, float]]
     at_k: AtK
     """pass@k and maj@k of both with their differences, at k up to the fewest samples that a problem has in either."""
+    rewards: dict[str, Estimate] = field(default_factory=dict)
+    """Mean scores of both by reward, with their difference over the problems that have one in both."""
 
     def table(self) -> dict[str, Any]:
         """As JSON has it, with the numbers of the accuracy, `pass@k` and `maj@k` beside the others."""
@@ -195,6 +197,21 @@ def score_difference(
     return paired_difference(
         *({problem: side[problem] for problem in shared} for side in (before, after)), reach=high - low
     )
+
+
+def paired_scores(
+    before: Mapping[str, float], after: Mapping[str, float], bounds: Bounds = UNBOUNDED
+) -> Estimate | None:
+    """A reward of two models by problem, as `Paired.rewards` has it; None where no problem has a score in both."""
+    change = score_difference(before, after, bounds)
+    if not change:
+        return None
+    shared = [problem for problem in before if problem in after]
+    means = {
+        key: float(np.mean([side[problem] for problem in shared]))
+        for key, side in (("first", before), ("second", after))
+    }
+    return means | {"difference": change["change"], "low": change["low"], "high": change["high"]}
 
 
 def _ends(scores: Sequence[float], bounds: Bounds) -> Bounds:

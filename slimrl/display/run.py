@@ -181,6 +181,8 @@ class Display:
                 f"{_thinking(s)}{_doubts(s)}{_rewards(s)}",
                 "cyan",
             )
+            if reason := next((row.unscorable for row in evaluation.splits[split].rows if row.unscorable), ""):
+                self.note(f"held-out completions without a score: {reason}", "warning", "yellow")
             if s["truncated"] > 0.5:
                 self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 

@@ -19,7 +19,7 @@ _DECIMAL = rf"{_WHOLE}?\.\d+|{_WHOLE}"
 _NUMBER = re.compile(rf"{_SIGN}\$?(?<![\w.,^])(?:\d+\s+\d+/\d+|{_FRACTION}|{_DECIMAL})(?:\s*\\?%)?")
 _DOUBTFUL = re.compile(
     r"(?i)\b(?:tens?|dozen|score|gross|hundred|thousand|grand|lakh|million|crore|billion|trillion|cent|minus|negative)s?\b|[¢^×⁰¹²³⁴-⁹]"
-    r"|\d(?:[\s{}!\\]|\\?,)+\d|\de[-+]?\d|[\d.]\(|[-\u2013]\s*\d|\\(?:times|cdot|sqrt|pi|overline|bar|dot|d?cfrac|frac)"
+    r"|\d(?:[\s{}!\\]|\\?,)+\d|\de[-+]?\d|[\d.]\(|(?:^|[^\w)\s=])\s*(?:-\s+|\u2013\s*)\d|\\(?:times|cdot|sqrt|pi|overline|bar|dot|d?cfrac|frac)"
 )
 """Writing near the last number with which this reader could be mistaken."""
 _NEAR = 24
