@@ -146,7 +146,7 @@ def fails(completions, **_):
 FEW = ("rollout.max_new_tokens=16", "evaluation.problems=4", "evaluation.harder_problems=0", "evaluation.samples=2")
 
 
-def measured(tmp_path: Path, *settings: str) -> Evaluation:
+def measured(*settings: str) -> Evaluation:
     """Of the built-in model, with rewards and twins."""
     setup = prepare_measuring(load_config(EvalConfig, [], [*FEW, *settings]))
     assert setup.scorer is not None
@@ -163,8 +163,8 @@ def custom(tmp_path: Path, *names: str) -> str:
 
 def test_every_paid_reward_scores_every_held_out_completion(tmp_path: Path) -> None:
     settings = ("rewards.format=0.1", "rewards.random=1", custom(tmp_path, "tone"))
-    found = measured(tmp_path, *settings)
-    assert measured(tmp_path, *settings, "rewards.workers=0") == found, "in processes or not"
+    found = measured(*settings)
+    assert measured(*settings, "rewards.workers=0") == found, "in processes or not"
     assert len(found.test.rows) == 4 * (2 + 1)
     for row in found.test.rows:
         assert {*row.scores} == {"format", "random", "tone"}, "correct is the strict verdict"
@@ -205,7 +205,7 @@ def test_rewards_that_cannot_be_measured(tmp_path: Path) -> None:
     assert "gone.py:f is not there" in setup.notes[-1]
     setup = prepare_measuring(load_config(EvalConfig, [], [*FEW]))
     assert setup.scorer is None, "correct alone is the accuracy, and costs nothing more"
-    with pytest.raises(SettingsError, match="task.style=tags"):
+    with pytest.raises(SettingsError, match=r"task\.style=tags"):
         prepare_measuring(load_config(EvalConfig, [], [*FEW, "rewards.check_answer=1"]))
 
 
@@ -219,7 +219,7 @@ def test_twins_are_a_split_of_their_own() -> None:
     assert all(asked[name] != asked[f"{name}/twin"] for name in found.drops())
     one_more = prepare(load_config(EvalConfig, [], [*FEW, "evaluation.twins=5"]))
     assert any("4 of 4 held-out problems have a twin, fewer than evaluation.twins=5" in note for note in one_more.notes)
-    with pytest.raises(SettingsError, match="evaluation.twins has no effect.*gsm8k"):
+    with pytest.raises(SettingsError, match=r"evaluation\.twins has no effect.*gsm8k"):
         load_config(EvalConfig, [], ["task.name=gsm8k", "evaluation.twins=5"])
 
 
