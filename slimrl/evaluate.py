@@ -1,26 +1,40 @@
 """Held-out measurement under a fixed protocol: the same problems and the same random draws every time.
 
 Accuracy is strict (the answer in the required form, equal to the gold answer); lenient accuracy (last number) is reported with
-it. The training reward is never the headline: several switches change what it means.
+it, an independent checker's dispute, and every reward that is paid. The training reward is never the headline: several switches
+change what it means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from math import inf
+from typing import Any, NamedTuple
 
+from slimrl.measures import Bounds
 from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
-from slimrl.records import Completion, Problem
+from slimrl.records import Completion, Group, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
+from slimrl.rewards.scoring import Sampled
+from slimrl.tasks import independent
 from slimrl.tasks.grade import votes
 
 Progress = Callable[[int, int], None]
 """Receives the number of problems whose completions are done, and that of all."""
-Graded = tuple[list[GradedCompletion], list[GradedCompletion]]
-"""The samples of a problem, and its greedy completions."""
+
+
+class Graded(NamedTuple):
+    """The completions of one problem, graded."""
+
+    drawn: list[GradedCompletion]
+    taken: list[GradedCompletion]
+    """The samples, and the greedy ones."""
+    scored: Future[Group] | None
+    """What rewards give for all of them, in this order; None where none is measured."""
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -32,8 +46,7 @@ def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> E
 
     `progress` is called with 0 before the first token, and whenever all completions of a problem are done.
     """
-    rollout, evaluation = setup.config.rollout, setup.config.evaluation
-    problems, held_out = [*setup.held_out, *setup.harder], len(setup.held_out)
+    rollout, evaluation, problems = setup.config.rollout, setup.config.evaluation, setup.measured
     # The step is not part of the key: before and after meet the same draws, so their difference is paired.
     requests = setup.requests(
         problems, stream="evaluate", step=0, samples=evaluation.samples, greedy=int(evaluation.greedy)
@@ -47,26 +60,44 @@ def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> E
     progress(0, len(problems))
     try:
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=grade)
-        found = [setup.awaited(graded[index]) for index in range(len(problems))]
+        found = [_scored(setup, setup.awaited(graded[index])) for index in range(len(problems))]
     except BaseException:
         for future in graded.values():
             future.cancel()
         raise
-    return Evaluation(step, _split(found[:held_out]), _split(found[held_out:]))
+    bounds = bounds_of(setup)
+    rest = iter(found)
+    splits = (islice(rest, len(split)) for split in (setup.held_out, setup.harder, setup.twins))
+    return Evaluation(step, *(_split([*split], bounds) for split in splits))
+
+
+def bounds_of(setup: Setup[Any]) -> Mapping[str, Bounds]:
+    """The bounds of the rewards that an evaluation measures."""
+    return {
+        reward.name: (-inf if reward.low is None else reward.low, inf if reward.high is None else reward.high)
+        for reward in setup.rewards
+    }
 
 
 def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completion]) -> Graded:
     """The samples of a problem and its greedy completions, in a thread beside the sampling of others."""
     samples = setup.config.evaluation.samples
+    texts = [setup.policy.decode(completion.token_ids) for completion in completions]
+    scored: Future[Group] | None = None
+    if setup.scorer is not None and setup.rewards:
+        # at step 0 always, as the tokens: rewards that draw meet the same draws before and after
+        scored = setup.scorer.submit(
+            Sampled(problem, completions, texts, step=0, steps=setup.config.steps, seed=setup.config.seed)
+        )
     drawn: list[GradedCompletion] = []
     taken: list[GradedCompletion] = []
-    for n, completion in enumerate(completions):
+    for n, (completion, text) in enumerate(zip(completions, texts, strict=True)):
         setup.stop.check()  # a symbolic checker may take seconds for each
         if n < samples:
-            drawn.append(_grade(setup, problem, completion, "sampled", n))
+            drawn.append(_grade(setup, problem, completion, text, ("sampled", n)))
         else:
-            taken.append(_grade(setup, problem, completion, "greedy", n - samples))
-    return _voted(setup, drawn), _voted(setup, taken)
+            taken.append(_grade(setup, problem, completion, text, ("greedy", n - samples)))
+    return Graded(_voted(setup, drawn), _voted(setup, taken), scored)
 
 
 def _voted(setup: Setup[Any], rows: Sequence[GradedCompletion]) -> list[GradedCompletion]:
@@ -74,19 +105,36 @@ def _voted(setup: Setup[Any], rows: Sequence[GradedCompletion]) -> list[GradedCo
     return [replace(row, vote=vote) for row, vote in zip(rows, cast, strict=True)]
 
 
-def _split(graded: Sequence[Graded]) -> SplitEvaluation:
+def _scored(setup: Setup[Any], graded: Graded) -> Graded:
+    """The same with what rewards give, once they are done."""
+    if graded.scored is None:
+        return graded
+    names = [reward.name for reward in setup.rewards]
+    rollouts = iter(setup.awaited(graded.scored).rollouts)
+    drawn, taken = (
+        [
+            replace(row, scores={name: rollout.scores.get(name) for name in names}, unscorable=rollout.unscorable)
+            for row, rollout in zip(rows, islice(rollouts, len(rows)), strict=True)
+        ]
+        for rows in (graded.drawn, graded.taken)
+    )
+    return Graded(drawn, taken, None)
+
+
+def _split(graded: Sequence[Graded], bounds: Mapping[str, Bounds]) -> SplitEvaluation:
     """The samples of every problem, and after them the greedy completions."""
-    drawn, taken = ([one for both in graded for one in both[mode]] for mode in (0, 1))
-    return SplitEvaluation((*drawn, *taken))
+    drawn, taken = ([row for one in graded for row in one.drawn], [row for one in graded for row in one.taken])
+    return SplitEvaluation((*drawn, *taken), bounds)
 
 
-def _grade(setup: Setup[Any], problem: Problem, completion: Completion, mode: Mode, sample: int) -> GradedCompletion:
-    text = setup.policy.decode(completion.token_ids)
+def _grade(
+    setup: Setup[Any], problem: Problem, completion: Completion, text: str, place: tuple[Mode, int]
+) -> GradedCompletion:
     grade = setup.task.grade(text, problem.answer)
     return GradedCompletion(
         id=problem.id,
-        mode=mode,
-        sample=sample,
+        mode=place[0],
+        sample=place[1],
         strict=grade.strict,
         lenient=grade.lenient,
         well_formed=setup.task.style.well_formed(text),
@@ -98,4 +146,5 @@ def _grade(setup: Setup[Any], problem: Problem, completion: Completion, mode: Mo
         extracted_strict=grade.extracted_strict,
         extracted_lenient=grade.extracted_lenient,
         text=text,
+        independent=independent.verdict(setup.task.grader.checker, text, problem.answer),
     )

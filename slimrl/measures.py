@@ -7,22 +7,25 @@ problems are a sample of all problems of their kind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from math import comb
+from math import comb, inf, isfinite
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrl.statistics import accuracy_interval, paired_difference
+from slimrl.statistics import ADDED_TO_MEAN, accuracy_interval, bounded_interval, paired_difference
 
 Estimate = dict[str, float]
 """`value`, `low`, `high` of one model; `first`, `second`, `difference`, `low`, `high` of two."""
 AtK = dict[str, dict[str, Estimate]]
 """`pass@k` and `maj@k`, each an estimate by k written as text."""
+Bounds = tuple[float, float]
+"""The lowest and the highest score that a reward can give; infinite where they are not known."""
+UNBOUNDED: Bounds = (-inf, inf)
 Standing = Literal["equal", "better", "worse", "undecided"]
 LARGEST_FLOAT = 1000
 """Samples up to which numbers of subsets fit a float64; beyond, exact fractions take its place and are slower."""
@@ -142,6 +145,8 @@ class Paired:
     lost: dict[str, tuple[float, float]]
     at_k: AtK
     """pass@k and maj@k of both with their differences, at k up to the fewest samples that a problem has in either."""
+    rewards: dict[str, Estimate] = field(default_factory=dict)
+    """Mean scores of both by reward, with their difference over the problems that have one in both."""
 
     def table(self) -> dict[str, Any]:
         """As JSON has it, with the numbers of the accuracy, `pass@k` and `maj@k` beside the others."""
@@ -167,6 +172,51 @@ def paired(first: Mapping[str, Tally], second: Mapping[str, Tally]) -> Paired:
         lost={name: pair for name, pair in moved if _gain(pair) < 0},
         at_k=found,
     )
+
+
+def mean_score(scores: Sequence[float], bounds: Bounds = UNBOUNDED) -> Estimate:
+    """The mean of a reward's scores, one a problem, with its 95 % interval.
+
+    The ends of what was seen stand for bounds that are not known: an interval may then be without a width.
+    """
+    low, high = bounded_interval(scores, *_ends(scores, bounds), added=ADDED_TO_MEAN)
+    return {"value": float(np.mean(scores)), "low": low, "high": high}
+
+
+def score_difference(
+    before: Mapping[str, float], after: Mapping[str, float], bounds: Bounds = UNBOUNDED
+) -> dict[str, float]:
+    """The mean change of scores by problem, as `paired_difference` has it, over the problems that have one in both.
+
+    Empty where there is no such problem.
+    """
+    shared = [problem for problem in before if problem in after]
+    if not shared:
+        return {}
+    low, high = _ends([side[problem] for side in (before, after) for problem in shared], bounds)
+    return paired_difference(
+        *({problem: side[problem] for problem in shared} for side in (before, after)), reach=high - low
+    )
+
+
+def paired_scores(
+    before: Mapping[str, float], after: Mapping[str, float], bounds: Bounds = UNBOUNDED
+) -> Estimate | None:
+    """A reward of two models by problem, as `Paired.rewards` has it; None where no problem has a score in both."""
+    change = score_difference(before, after, bounds)
+    if not change:
+        return None
+    shared = [problem for problem in before if problem in after]
+    means = {
+        key: float(np.mean([side[problem] for problem in shared]))
+        for key, side in (("first", before), ("second", after))
+    }
+    return means | {"difference": change["change"], "low": change["low"], "high": change["high"]}
+
+
+def _ends(scores: Sequence[float], bounds: Bounds) -> Bounds:
+    low, high = bounds
+    return low if isfinite(low) else min(scores), high if isfinite(high) else max(scores)
 
 
 def _gain(pair: tuple[float, float]) -> float:

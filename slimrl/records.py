@@ -59,6 +59,10 @@ Turns = tuple[tuple[str, str], ...]
 """Role (`system`, `user` or `assistant`) and content of chat messages."""
 
 
+TWIN = "/twin"
+"""The end of the id of a problem with other numbers, behind that of its original (`slimrl/tasks/twins.py`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One question with a checkable answer.

@@ -6,21 +6,25 @@ neither how a result is measured nor where it is stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 
-from slimrl.measures import Tally, at_k, tally
+from slimrl.measures import UNBOUNDED, Bounds, Tally, at_k, mean_score, pass_at_k, score_difference, tally
+from slimrl.records import TWIN
 from slimrl.statistics import accuracy_interval, paired_difference
 
 Mode = Literal["sampled", "greedy"]
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
 Summaries = dict[str, dict[str, float]]
 """By split: see `SplitEvaluation.summary`."""
-Comparison = dict[str, dict[Mode, dict[str, float]]]
-"""Split, then mode, then `change`, `low`, `high`, `n`."""
+Comparison = dict[str, dict[str, dict[str, float]]]
+"""Split, then mode (strict accuracy) or another measure, then `change`, `low`, `high`, `n`: see `compare`."""
+REWARD_KEYS: dict[Mode, str] = {"sampled": "rewards", "greedy": "greedy_rewards"}
+"""What stands before a reward's name in a summary, by mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ class GradedCompletion:
     """Tokens up to the end of the thinking; all of `tokens` where it does not end, 0 where there is none."""
     vote: int | None = None
     """The sample of the problem that was the first with an equal answer; None without an answer in the form."""
+    independent: bool | None = None
+    """The verdict of the independent checker (`slimrl/tasks/independent.py`); None where it has none."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """By reward but `correct`, before weights; None where it does not apply, or failed."""
+    unscorable: str = ""
+    """Why a reward had no score; empty where all had one."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +62,33 @@ class SplitEvaluation:
     """All completions of one split."""
 
     rows: tuple[GradedCompletion, ...]
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    """Of the rewards' scores, where they are known."""
 
     def by_problem(self, mode: Mode) -> dict[str, float]:
         """Strict accuracy of each problem, over its samples."""
-        verdicts: dict[str, list[bool]] = {}
+        return self._by_problem(mode, lambda row: row.strict)
+
+    def scores(self, mode: Mode, reward: str) -> dict[str, float]:
+        """Mean score of each problem, over those of its samples that have one; a problem without any is left out."""
+        return self._by_problem(mode, lambda row: row.scores.get(reward))
+
+    def disputed(self) -> dict[str, float]:
+        """Share of each problem's samples that are right strictly and wrong to the independent checker."""
+        return self._by_problem("sampled", lambda row: row.strict and row.independent is False)
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the rewards that were measured."""
+        return [*dict.fromkeys(name for row in self.rows for name in row.scores)]
+
+    def _by_problem(self, mode: Mode, value: Callable[[GradedCompletion], float | None]) -> dict[str, float]:
+        """Means by problem of what a row has, which may be nothing."""
+        found: dict[str, list[float]] = {}
         for row in self.rows:
-            if row.mode == mode:
-                verdicts.setdefault(row.id, []).append(row.strict)
-        return {problem: _mean(values) for problem, values in verdicts.items()}
+            if row.mode == mode and (own := value(row)) is not None:
+                found.setdefault(row.id, []).append(own)
+        return {problem: _mean(values) for problem, values in found.items()}
 
     def tallies(self, mode: Mode = "sampled") -> dict[str, Tally]:
         """The answers of each problem, counted."""
@@ -76,7 +105,9 @@ class SplitEvaluation:
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
         `lenient`, `format`, `truncated` (shares), `mean_length` (tokens) of the sampled completions. Where some think,
-        `thinking_length` (tokens) and `thinking_truncated` (share cut off while thinking) of them.
+        `thinking_length` (tokens) and `thinking_truncated` (share cut off while thinking) of them. With several samples a
+        problem, `samples` and pass@k at that number: `pass@n` and `lenient_pass@n`. `disputed` where there is an independent
+        verdict, and the scores of rewards (`_scores`).
         """
         drawn, decoded = ([row for row in self.rows if row.mode == mode] for mode in MODES)
         accuracy = list(self.by_problem("sampled").values())
@@ -96,7 +127,40 @@ class SplitEvaluation:
             low, high = accuracy_interval(accuracy)
             lenient = _mean([row.lenient for row in decoded])
             summary |= {"greedy": _mean(accuracy), "greedy_low": low, "greedy_high": high, "greedy_lenient": lenient}
-        return summary
+        if any(row.independent is not None for row in drawn):
+            summary["disputed"] = _mean([row.strict and row.independent is False for row in drawn])
+        return summary | self._best_of() | self._scores()
+
+    def _best_of(self) -> dict[str, float]:
+        """`samples` a problem, the fewest of any, and pass@k at that k by either verdict; empty where there is one."""
+        by_id: dict[str, list[GradedCompletion]] = {}
+        for row in self.rows:
+            if row.mode == "sampled":
+                by_id.setdefault(row.id, []).append(row)
+        n = min(map(len, by_id.values()), default=1)
+        if n == 1:
+            return {}
+        strict = [pass_at_k(len(own), sum(row.strict for row in own), n) for own in by_id.values()]
+        lenient = [pass_at_k(len(own), sum(row.lenient for row in own), n) for own in by_id.values()]
+        return {"samples": n, "pass@n": _mean(strict), "lenient_pass@n": _mean(lenient)}
+
+    def _scores(self) -> dict[str, float]:
+        """Of each reward `rewards/NAME`, a mean over problems, with its 95 % interval `rewards/NAME/low` and `/high` and the
+        lowest score that it can give, `/least`; the same of greedy completions as `greedy_rewards/NAME`; and `unscorable`, the
+        share of sampled completions on which a reward failed.
+        """
+        found: dict[str, float] = {}
+        for name in self.rewards:
+            bounds = self.bounds.get(name, UNBOUNDED)
+            for mode, key in REWARD_KEYS.items():
+                if scores := [*self.scores(mode, name).values()]:
+                    estimate = mean_score(scores, bounds)
+                    found[f"{key}/{name}"] = estimate["value"]
+                    found |= {f"{key}/{name}/{end}": estimate[end] for end in ("low", "high")}
+                    found[f"{key}/{name}/least"] = bounds[0] if isfinite(bounds[0]) else min(scores)
+        if found:
+            found["unscorable"] = _mean([bool(row.unscorable) for row in self.rows if row.mode == "sampled"])
+        return found
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -111,32 +175,73 @@ class Evaluation:
     test: SplitEvaluation
     harder: SplitEvaluation
     """Without rows where the task has no harder split."""
+    twins: SplitEvaluation = SplitEvaluation(())
+    """Test problems with other numbers, each with its original's id and TWIN; without rows unless they are asked for."""
 
     @property
     def splits(self) -> dict[str, SplitEvaluation]:
         """Those that were measured, by name."""
-        return {name: split for name, split in (("test", self.test), ("harder", self.harder)) if split.rows}
+        splits = {"test": self.test, "harder": self.harder, "twins": self.twins}
+        return {name: split for name, split in splits.items() if split.rows}
 
     def table(self) -> list[dict[str, Any]]:
         """Every completion with its verdicts, as rows of JSON."""
         return [{"split": name, **asdict(row)} for name, split in self.splits.items() for row in split.rows]
 
     def summaries(self) -> Summaries:
-        """The summary of each split."""
-        return {name: split.summary() for name, split in self.splits.items()}
+        """The summary of each split; that of the twins has their `drop` too."""
+        found = {name: split.summary() for name, split in self.splits.items()}
+        if "twins" in found:
+            found["twins"] |= self._drop()
+        return found
 
     def measures(self) -> dict[str, dict[str, Any]]:
         """The same with pass@k and maj@k."""
-        return {name: split.measures() for name, split in self.splits.items()}
+        summaries = self.summaries()
+        return {name: summaries[name] | split.measures() for name, split in self.splits.items()}
+
+    def drops(self) -> dict[str, float]:
+        """By original: the share of its samples that is right, less the share of its twin's."""
+        originals, twins = self.test.by_problem("sampled"), self.twins.by_problem("sampled")
+        pairs = {name.removesuffix(TWIN): share for name, share in twins.items()}
+        return {name: originals[name] - share for name, share in pairs.items() if name in originals}
+
+    def _drop(self) -> dict[str, float]:
+        """`originals`, the strict accuracy of the problems that have a twin, and `drop`: by how much it exceeds the twins', with
+        the paired 95 % interval `drop_low`, `drop_high`.
+        """
+        drops = self.drops()
+        if not drops:
+            return {}
+        change = paired_difference(dict.fromkeys(drops, 0.0), drops)
+        originals = self.test.by_problem("sampled")
+        return {
+            "originals": _mean([originals[name] for name in drops]),
+            "drop": change["change"],
+            "drop_low": change["low"],
+            "drop_high": change["high"],
+        }
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Paired change of strict accuracy by split and mode, over the same problems."""
+    """Paired changes by split over the same problems: of strict accuracy by mode, and as far as they were measured of
+    `disputed`, `rewards/NAME`, `greedy_rewards/NAME`, and of the twins' `drop`.
+    """
     found: Comparison = {}
     for name, split in before.splits.items():
+        own, later = found.setdefault(name, {}), after.splits[name]
         for mode in MODES:
             if answers := split.by_problem(mode):
-                found.setdefault(name, {})[mode] = paired_difference(answers, after.splits[name].by_problem(mode))
+                own[mode] = paired_difference(answers, later.by_problem(mode))
+        for reward in split.rewards:
+            bounds = split.bounds.get(reward, UNBOUNDED)
+            for mode, key in REWARD_KEYS.items():
+                if change := score_difference(split.scores(mode, reward), later.scores(mode, reward), bounds):
+                    own[f"{key}/{reward}"] = change
+        if any(row.independent is not None for row in split.rows):
+            own["disputed"] = paired_difference(split.disputed(), later.disputed())
+    if drops := before.drops():
+        found["twins"]["drop"] = paired_difference(drops, after.drops(), reach=2.0)
     return found
 
 
@@ -221,6 +326,10 @@ class TrainSummary:
     """Peaks in GiB, `planned` for at most, `estimated` for what came up and `measured`; `error` of the estimate."""
     profile: dict[str, float]
     """Means over the steps, weighted by their time; empty without log.profile."""
+    twins: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`before` and `after` on the twins of test problems; empty without them."""
+    findings: list[str] = field(default_factory=list)
+    """What the course of the run gives to think about (`slimrl/runs/findings.py`)."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,21 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(n, mean, sd, mean - half, mean + half, p)
 
 
+def welch(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """The mean of `after` less that of `before`, two independent samples of two or more values, with Welch's 95 % interval.
+
+    `sd` is the standard error of the difference. Where neither has a spread, the interval is infinite, as that of `interval`.
+    """
+    errors = [float(np.var(np.asarray(values), ddof=1)) / len(values) for values in (before, after)]
+    mean, error = math.fsum(after) / len(after) - math.fsum(before) / len(before), math.sqrt(sum(errors))
+    n = len(before) + len(after)
+    if error < NO_SPREAD:
+        return Interval(n, mean, 0.0, -math.inf, math.inf, 1.0)
+    freedom = error**4 / sum(e * e / (len(values) - 1) for e, values in zip(errors, (before, after), strict=True))
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Interval(n, mean, error, mean - half, mean + half, 2.0 * float(stdtr(freedom, -abs(mean) / error)))
+
+
 def attainable(weights: Mapping[str, float]) -> float:
     """The largest possible weighted sum of shares: 1 for a difference, 2 for an interaction of two switches."""
     return math.fsum(weight for weight in weights.values() if weight > 0)

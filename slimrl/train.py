@@ -39,6 +39,7 @@ from slimrl.preflight.thinking import thinking_metrics
 from slimrl.results import TrainSummary, compare
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.durable import digest
+from slimrl.runs.findings import findings
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.recovery import FAULTS, refuse_unscorable, roll_back, watch_memory
 from slimrl.session.resume import find_run, recorded_summary
@@ -177,13 +178,14 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
     """The summary of a run after its last step: before and after on the same problems, with the paired difference."""
     config, before, after = setup.config, run.measured.first, run.measured.last
     first, last = run.measured.summaries[before.step], run.measured.summaries[after.step]
-    harder = {"before": first["harder"], "after": last["harder"]} if "harder" in first else {}
+    ends = {name: {"before": first[name], "after": last[name]} for name in ("harder", "twins") if name in first}
+    difference = compare(before, after)
     return TrainSummary(
         run=str(run.path),
         before=first["test"],
         after=last["test"],
-        difference=compare(before, after),
-        harder=harder,
+        difference=difference,
+        harder=ends.get("harder", {}),
         steps=state.step,
         weights=digest(setup.policy.trainable),
         optimizer=digest(optimizer_tensors(learner)),
@@ -198,4 +200,11 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
             largest_microbatch=int(max((row.get("update/microbatch_tokens", 0) for row in run.history), default=0)),
         ),
         profile=mean_profile(run.history),
+        twins=ends.get("twins", {}),
+        findings=findings(
+            run.history,
+            difference,
+            shuffled=config.curriculum.order == "shuffled",
+            taught=bool(config.algorithm.kl_coef or config.algorithm.reference),
+        ),
     )

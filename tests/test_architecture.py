@@ -36,13 +36,13 @@ NEIGHBOURS: dict[str, set[str]] = {
     "rewards": {"config", "machine", "tasks"},
     "rollout": {"kernels", "machine", "model"},
     "learner": {"algorithm", "config", "kernels", "machine", "model"},
-    "runs": {"algorithm", "config", "machine", "model", "results"},
+    "runs": {"algorithm", "config", "machine", "measures", "model", "results", "statistics"},
     "preflight": {
         "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
-    "evaluate": {"preflight", "results", "tasks"},
+    "evaluate": {"measures", "preflight", "results", "rewards", "tasks"},
     "session": {
-        "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs",
+        "algorithm", "config", "evaluate", "learner", "machine", "measures", "model", "preflight", "results", "rewards", "runs",
         "tasks",
     },
     "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from slimrl.config.files import load_config
-from slimrl.config.schema import TrainConfig
-from slimrl.evaluate import evaluate
+from slimrl.config.schema import EvalConfig, TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.evaluate import bounds_of, evaluate
 from slimrl.machine.signals import Stopped
 from slimrl.measures import Tally
-from slimrl.preflight.setup import Setup, prepare
+from slimrl.preflight.setup import Setup, prepare, prepare_measuring
+from slimrl.results import Evaluation
+from slimrl.runs.measured import read_evaluations
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grade
 from tests.test_train import SMALL, run
@@ -126,3 +129,116 @@ def test_a_stop_waits_for_no_grading(prepared: Setup[TrainConfig], monkeypatch: 
     over.set()
     prepared.grading.shutdown()
     assert len(count) == 1, "the completion that was being graded"
+
+
+REWARDS = """
+import time
+
+def tone(completions, **_):
+    return [-0.5 if "#" in text else None for text in completions]
+
+def hangs(completions, **_):
+    time.sleep(600)
+
+def fails(completions, **_):
+    return [float(len(text) / 0) for text in completions]
+"""
+FEW = ("rollout.max_new_tokens=16", "evaluation.problems=4", "evaluation.harder_problems=0", "evaluation.samples=2")
+
+
+def measured(*settings: str) -> Evaluation:
+    """Of the built-in model, with rewards and twins."""
+    setup = prepare_measuring(load_config(EvalConfig, [], [*FEW, *settings]))
+    assert setup.scorer is not None
+    with setup.scorer:
+        found = evaluate(setup, step=0)
+    setup.grading.shutdown()
+    return found
+
+
+def custom(tmp_path: Path, *names: str) -> str:
+    (tmp_path / "mine.py").write_text(REWARDS)
+    return "rewards.custom={" + ", ".join(f"{tmp_path}/mine.py:{name}: {{low: -1, high: 1}}" for name in names) + "}"
+
+
+def test_every_paid_reward_scores_every_held_out_completion(tmp_path: Path) -> None:
+    settings = ("rewards.format=0.1", "rewards.random=1", custom(tmp_path, "tone"))
+    found = measured(*settings)
+    assert measured(*settings, "rewards.workers=0") == found, "in processes or not"
+    assert len(found.test.rows) == 4 * (2 + 1)
+    for row in found.test.rows:
+        assert {*row.scores} == {"format", "random", "tone"}, "correct is the strict verdict"
+        assert row.scores["format"] == float(row.well_formed)
+        assert row.scores["random"] in (0.0, 1.0)
+        assert row.scores["tone"] == (-0.5 if "#" in row.text else None), "None: it does not apply"
+        assert row.unscorable == ""
+        assert row.independent is row.lenient, "on plain sums both read the last number"
+    assert found.test.bounds == {"format": (0.0, 1.0), "random": (0.0, 1.0), "tone": (-1.0, 1.0)}
+    summary = found.summaries()["test"]
+    drawn = [row.scores["format"] for row in found.test.rows if row.mode == "sampled"]
+    assert summary["rewards/format"] == summary["format"] == pytest.approx(sum(filter(None, drawn)) / 8)
+
+
+def test_a_function_that_hangs_or_fails_costs_its_own_scores_and_no_evaluation(tmp_path: Path) -> None:
+    found = measured(
+        tmp_path,
+        "evaluation.problems=2",
+        "rewards.format=1",
+        "rewards.deadline=0.5",
+        custom(tmp_path, "hangs", "fails"),
+    )
+    for row in found.test.rows:
+        assert row.scores == {"format": float(row.well_formed), "hangs": None, "fails": None}
+        assert row.unscorable == "reward hangs took longer than rewards.deadline=0.5 s"
+    summary = found.summaries()["test"]
+    assert summary["unscorable"] == 1.0
+    assert "rewards/format" in summary
+    assert "rewards/hangs" not in summary
+
+
+def test_rewards_that_cannot_be_measured(tmp_path: Path) -> None:
+    setup = prepare_measuring(
+        load_config(EvalConfig, [], [*FEW, f"rewards.custom={{{tmp_path}/gone.py:f: {{low: 0, high: 1}}}}"])
+    )
+    assert setup.scorer is None
+    assert setup.rewards == ()
+    assert "gone.py:f is not there" in setup.notes[-1]
+    setup = prepare_measuring(load_config(EvalConfig, [], [*FEW]))
+    assert setup.scorer is None, "correct alone is the accuracy, and costs nothing more"
+    with pytest.raises(SettingsError, match=r"task\.style=tags"):
+        prepare_measuring(load_config(EvalConfig, [], [*FEW, "rewards.check_answer=1"]))
+
+
+def test_twins_are_a_split_of_their_own() -> None:
+    setup = prepare(load_config(EvalConfig, [], [*FEW, "evaluation.twins=3", "evaluation.greedy=false"]))
+    found = evaluate(setup, step=0)
+    assert [row.id for row in found.twins.rows[::2]] == [f"{p.id}/twin" for p in setup.held_out[:3]]
+    assert {*found.drops()} == {p.id for p in setup.held_out[:3]}
+    assert found.summaries()["twins"]["n"] == 3
+    asked = {row.id: row.question for row in (*found.test.rows, *found.twins.rows)}
+    assert all(asked[name] != asked[f"{name}/twin"] for name in found.drops())
+    one_more = prepare(load_config(EvalConfig, [], [*FEW, "evaluation.twins=5"]))
+    assert any("4 of 4 held-out problems have a twin, fewer than evaluation.twins=5" in note for note in one_more.notes)
+    with pytest.raises(SettingsError, match=r"evaluation\.twins has no effect.*gsm8k"):
+        load_config(EvalConfig, [], ["task.name=gsm8k", "evaluation.twins=5"])
+
+
+def test_a_run_has_its_rewards_before_and_after_and_reads_them_back(tmp_path: Path) -> None:
+    more = ("evaluation.twins=4", "rewards.format=0.5", "rewards.random=0.5")
+    summary = run(tmp_path, "a", *SMALL, *more)
+    assert {*summary.difference["test"]} == {
+        "sampled", "greedy", "disputed", "rewards/format", "greedy_rewards/format", "rewards/random", "greedy_rewards/random",
+    }  # fmt: skip
+    change = summary.difference["test"]["rewards/format"]
+    assert change["change"] == pytest.approx(summary.after["rewards/format"] - summary.before["rewards/format"])
+    assert summary.difference["test"]["rewards/random"]["change"] == 0.0, "the same coins before and after"
+    assert {*summary.twins} == {"before", "after"}
+    assert summary.difference["twins"]["drop"]["n"] == 4
+    assert summary.findings == []
+    setup = prepare_measuring(load_config(EvalConfig, [], [*SMALL[-2:], *more]))
+    assert setup.scorer is not None
+    setup.scorer.close()
+    back = [*read_evaluations(Path(summary.run), up_to=99, bounds=bounds_of(setup))]
+    assert [one.step for one in back] == [0, 3]
+    assert back[0].summaries()["test"] == summary.before
+    assert back[1].summaries()["twins"] == summary.twins["after"]

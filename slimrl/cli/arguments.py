@@ -12,7 +12,7 @@ from slimrl.errors import SettingsError
 
 if TYPE_CHECKING:
     from slimrl.config.files import Root
-    from slimrl.config.schema import RootConfig
+    from slimrl.config.schema import EvalConfig
 
 SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -82,14 +82,14 @@ TASK_DEFAULTS = {"math": {"checker": "symbolic", "on_bad_row": "skip"}}
 
 def model_settings(
     model_or_run: str, settings: Sequence[str], task: str | None, *, like: str | None = None
-) -> RootConfig:
+) -> EvalConfig:
     """Settings to measure a model with: those of its run or the defaults, then files and overrides.
 
     `task`, a name or a settings file, replaces the run's task and keeps its answer form. A model that is no run is measured as
     the run `like` is. Raises SettingsError for overrides that only a run reads.
     """
     from slimrl.config.files import merge
-    from slimrl.config.schema import RootConfig
+    from slimrl.config.schema import EvalConfig
     from slimrl.config.sections import EVERY_RATE
 
     for override in _overrides(settings):
@@ -104,7 +104,7 @@ def model_settings(
         if Path(task).suffix in (".yaml", ".yml"):
             settings = [task, *settings]
         _change_task(base, _task_name(task), Path(run))
-    config = load_settings(RootConfig, settings, merge(base, {"model": {"path": model_or_run}}))
+    config = load_settings(EvalConfig, settings, merge(base, {"model": {"path": model_or_run}}))
     every = config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})  # they choose training problems
     return config.model_copy(update={"task": every})
 
@@ -112,12 +112,12 @@ def model_settings(
 def _recorded_settings(run: Path) -> dict[str, Any]:
     """The settings of a run, as they are for what it left; empty for a model that is no run."""
     from slimrl.config.files import for_verb, merge, read_yaml
-    from slimrl.config.schema import RootConfig
+    from slimrl.config.schema import EvalConfig
     from slimrl.runs.reader import read_state
 
     if not (run / "config.yaml").is_file():
         return {}
-    base = for_verb(RootConfig, read_yaml(str(run / "config.yaml")))
+    base = for_verb(EvalConfig, read_yaml(str(run / "config.yaml")))
     base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
     # what a run leaves are safetensors, whatever it began from
     base["model"].pop("pickled_weights", None)
@@ -154,14 +154,15 @@ def _change_task(base: dict[str, Any], name: str, run: Path) -> None:
     for key in read_state(run).get("chosen", {}):  # for the run's own task; this one has its own
         section, _, setting = key.partition(".")
         base.get(section, {}).pop(setting, None)
-    base.get("evaluation", {}).pop("harder_problems", None)
+    for key in ("harder_problems", "twins"):
+        base.get("evaluation", {}).pop(key, None)
 
 
 def task_settings(
     model_or_run: str, settings: Sequence[str], tasks: Sequence[str], limit: int | None, like: str | None = None
-) -> dict[str, RootConfig]:
+) -> dict[str, EvalConfig]:
     """The settings to measure a model with on every task, by its name or the name of its file; one entry without `tasks`."""
-    found: dict[str, RootConfig] = {}
+    found: dict[str, EvalConfig] = {}
     for task in tasks or (None,):
         config = model_settings(model_or_run, settings, task, like=like)
         label = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
@@ -169,7 +170,7 @@ def task_settings(
             raise SettingsError(f"--task {label} is given twice; remove one, or name the files apart")
         evaluation = config.evaluation
         if limit is not None:
-            most = {key: min(limit, getattr(evaluation, key)) for key in ("problems", "harder_problems")}
+            most = {key: min(limit, getattr(evaluation, key)) for key in ("problems", "harder_problems", "twins")}
             evaluation = evaluation.model_copy(update=most)
         found[label] = config.model_copy(update={"evaluation": evaluation})
     return found

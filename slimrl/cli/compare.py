@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from slimrl.cli.output import open_display, print_json
 from slimrl.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from slimrl.measures import Paired, Tally
-    from slimrl.results import SplitEvaluation
+    from slimrl.measures import Estimate, Paired, Tally
+    from slimrl.results import Mode, SplitEvaluation
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def matched(first: Outputs, second: Outputs, limit: int | None) -> tuple[Parts, 
                 )
             kept = shared[:limit]
             found = paired(*({name: side[name] for name in kept} for side in (before, after)))
-            parts.setdefault(part, {})[mode] = found
+            parts.setdefault(part, {})[mode] = replace(found, rewards=_rewards(ours[part], theirs[part], mode, {*kept}))
             if mode == "sampled":
                 notes += _sample_notes((first.name, second.name), before, after)
     if not parts:
@@ -154,6 +154,20 @@ def matched(first: Outputs, second: Outputs, limit: int | None) -> tuple[Parts, 
             f"{first.name} and {second.name} have no problem in common; compare outputs of the same problems"
         )
     return dict(sorted(parts.items(), key=lambda item: item[0] != "test")), [*dict.fromkeys(notes)]
+
+
+def _rewards(ours: SplitEvaluation, theirs: SplitEvaluation, mode: Mode, kept: set[str]) -> dict[str, Estimate]:
+    """The rewards that both have scores of, on the problems that are kept."""
+    from slimrl.measures import UNBOUNDED, paired_scores
+
+    found = {}
+    for name in ours.rewards:
+        sides = (side.scores(mode, name) for side in (ours, theirs))
+        before, after = ({problem: side[problem] for problem in side if problem in kept} for side in sides)
+        bounds = ours.bounds.get(name, theirs.bounds.get(name, UNBOUNDED))
+        if (estimate := paired_scores(before, after, bounds)) is not None:
+            found[name] = estimate
+    return found
 
 
 def _parts(one: Outputs, other: Outputs) -> dict[str, SplitEvaluation]:

@@ -92,6 +92,8 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         raise SettingsError(
             f"{text!r} is no settings file; the question comes second: slimrl sample MODEL_OR_RUN QUESTION"
         )
+    if paid := next((setting for setting in settings if setting.startswith("rewards.")), ""):
+        raise SettingsError(f"{paid} has no effect on what a model answers; remove it")
     config = model_settings(model_or_run, settings, None)
     question = _checked(question)
     if greedy and count > 1:

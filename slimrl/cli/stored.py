@@ -74,7 +74,28 @@ def _completion(row: Row) -> GradedCompletion:
         extracted_lenient=row.optional_text("extracted_lenient"),
         text=row.optional_text("text"),
         vote=vote,
+        independent=_independent(row),
+        scores=_scores(row),
+        unscorable=row.optional_text("unscorable"),
     )
+
+
+def _independent(row: Row) -> bool | None:
+    verdict = plain(row.fields.get("independent"))
+    if not (verdict is None or isinstance(verdict, bool)):
+        row.fail("independent is neither true, false nor null; correct it, or leave it out")
+    return verdict
+
+
+def _scores(row: Row) -> dict[str, float | None]:
+    """The scores of rewards by name; empty where the row has none."""
+    found = plain(row.fields.get("scores"))
+    numbers = found.values() if isinstance(found, dict) else ()
+    if not (found is None or isinstance(found, dict)) or not all(
+        n is None or isinstance(n, int | float) for n in numbers
+    ):
+        row.fail("scores is no object of numbers by reward; correct it, or leave it out")
+    return found or {}
 
 
 def _gold(row: Row) -> str:

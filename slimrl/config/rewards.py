@@ -89,6 +89,8 @@ class RewardsConfig(Section):
     """Weight of a punishment for repeated n-grams of tokens, -1 to 0: minus the share of n-grams that occurred before."""
     repetition_ngram: Annotated[Count, Needs("repetition")] = 3
     """Tokens of an n-gram."""
+    random: Annotated[float, Weight()] = 0.0
+    """Weight of: 1 or 0 by the toss of a coin, whatever a completion says. A control: what a run learns from it is no skill."""
     custom: dict[str, Custom] = Field(default={})
     """Your own functions by `file.py:function` or `package.module:function`, each with its weight, as {rewards.py:short: 0.5}, or
     with a mapping of `weight` (1), `low` and `high` (bounds), `completions` (`text`) and `arguments` (docs/rewards.md)."""

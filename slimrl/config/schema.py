@@ -83,6 +83,15 @@ class RootConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _twins_exist(self) -> Self:
+        if self.evaluation.twins and self.task.name not in ("arithmetic", "svamp"):
+            raise ValueError(
+                f"evaluation.twins has no effect: nothing says what other numbers give in problems of task {self.task.name}; "
+                "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pinned(self) -> Self:
         pinned = len(self.model.revision) == 40 and all(c in "0123456789abcdef" for c in self.model.revision)
         if self.model.trust_remote_code and not pinned:
@@ -91,6 +100,13 @@ class RootConfig(Section):
                 "give any 40 digits, and the right ones are named"
             )
         return self
+
+
+class EvalConfig(RootConfig):
+    """`slimrl eval` and `slimrl compare`."""
+
+    rewards: RewardsConfig = RewardsConfig()
+    """The rewards that are measured held out, all that have a weight; `correct` is the accuracy."""
 
 
 class TrainConfig(RootConfig):

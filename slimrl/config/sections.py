@@ -154,6 +154,8 @@ class TaskConfig(Section):
     """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`); `exact`: the same text, but for case
     and white space; `choice`: the letter of an option; `regex`: the right answer is a pattern that must fit the whole answer;
     `none`: nothing is right or wrong, and no answers are needed."""
+    answers: Literal["right", "shuffled"] = "right"
+    """`shuffled`, a control: every training problem has the answer of another one. Held-out problems keep theirs."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     """Shape of the built-in task's problems."""
 
@@ -277,6 +279,9 @@ class EvaluationConfig(Section):
     """Also decode greedily."""
     harder_problems: CountOrZero = 200
     """Problems of the harder split, where the task has one, evaluated before and after; 0 is off."""
+    twins: CountOrZero = 0
+    """Twins of so many test problems, which have other numbers (built-in task and SVAMP): a model that knows a problem but
+    cannot do it fails on its twin; 0 is off."""
     every: CountOrZero = 0
     """Evaluate after every this many steps as well; 0: only before and after."""
 

@@ -65,6 +65,7 @@ def show_comparison(console: Console, names: Sequence[str], part: str, found: Ma
                 if k != "1":  # at 1 both are the accuracy
                     table.add_row(measure.replace("k", k), *_pair(estimate), "")
     console.print(table)
+    _show_rewards(console, found)
     for mode, one in found.items():
         if one.verdict == "equal":
             say(console, f"{mode}: equal, every problem has the same share of right answers")
@@ -92,6 +93,17 @@ def show_rates(console: Console, name: str, summary: Mapping[str, Any]) -> None:
         bar = "#" * round(BAR * count / max(1, n))
         table.add_row(f"{right} of {k}", f"{count:,}", percent(count / n), bar)
     console.print(table)
+
+
+def _show_rewards(console: Console, found: Mapping[str, Paired]) -> None:
+    """The rewards of both models in their own units; nothing where none was measured."""
+    table = _table("reward", "first", "second", "difference")
+    for mode, one in found.items():
+        for name, e in one.rewards.items():
+            change = f"{e['difference']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]"
+            table.add_row(Text(visible(f"{name}, {mode}")), f"{e['first']:.2f}", f"{e['second']:.2f}", change)
+    if table.row_count:
+        console.print(table)
 
 
 def _named(moved: Mapping[str, tuple[float, float]]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
-from slimrl.results import DoctorReport, Evaluation, FormFinding, Mode, TrainSummary
+from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task
 from slimrl.text import visible
 
@@ -55,6 +55,10 @@ COLUMNS = (
     Column("KL", "kl", 6, 4),
     Column("grad", "grad_norm", 6, 3),
 )
+KEYS = {"sampled": "accuracy"}
+"""Key of a summary by that of a comparison, where they differ."""
+NAMES = {"drop": "below their originals", "disputed": "disputed by the independent checker"}
+"""Measures of the closing table in words."""
 STEP, SPEED, LEFT = 11, 8, 6
 """Widths of the columns around these."""
 QUIET_SECONDS = 30.0
@@ -173,9 +177,12 @@ class Display:
             self.say(
                 f"held out ({name}, {s['n']:.0f} problems){when}: {s['accuracy']:.1%} "
                 f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
-                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens{_thinking(s)}",
+                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens"
+                f"{_thinking(s)}{_doubts(s)}{_rewards(s)}",
                 "cyan",
             )
+            if reason := next((row.unscorable for row in evaluation.splits[split].rows if row.unscorable), ""):
+                self.note(f"held-out completions without a score: {reason}", "warning", "yellow")
             if s["truncated"] > 0.5:
                 self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
@@ -219,7 +226,7 @@ class Display:
         Inert switches that `config` leaves at their defaults are not named; run.json has them all.
         """
         self.stop()
-        self._accuracy_table(summary)
+        self._held_out_tables(summary)
         if profile := summary.profile:
             shares = ", ".join(f"{part} {profile[part]:.0%}" for part in PARTS if profile[part] >= 0.005)
             self.say(
@@ -236,19 +243,32 @@ class Display:
         found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
         self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png")
 
-    def _accuracy_table(self, summary: TrainSummary) -> None:
-        self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for title in ("", "before", "after", "paired change"):
-            table.add_column(title, no_wrap=True)
+    def _held_out_tables(self, summary: TrainSummary) -> None:
+        """Accuracies, shares and drops in %, and below them rewards in their own units."""
+        shares, rewards = (Table(box=None, pad_edge=False, padding=(0, 1, 0, 0)) for _ in range(2))
+        for table in (shares, rewards):
+            for title in ("", "before", "after", "paired change"):
+                table.add_column(title, no_wrap=bool(title), overflow="fold")
         ends = {"test": (summary.before, summary.after)}
-        if summary.harder:
-            ends["harder"] = (summary.harder["before"], summary.harder["after"])
-        for name, modes in summary.difference.items():
-            for mode, difference in modes.items():
-                before, after = (_accuracy(end, mode) for end in ends[name])
-                table.add_row(f"{name}, {mode}", before, after, _change(difference))
-        self.console.print(table)
+        for split, both in (("harder", summary.harder), ("twins", summary.twins)):
+            ends |= {split: (both["before"], both["after"])} if both else {}
+        for split, changes in summary.difference.items():
+            for measure, change in changes.items():
+                before, after = ends[split]
+                if "rewards/" in measure:
+                    mode, name = "greedy" if measure.startswith("greedy") else "sampled", measure.partition("/")[2]
+                    cells = (measured(end, measure, 1) for end in ends[split])
+                    rewards.add_row(Text(visible(f"{split}, {mode}, {name}")), *cells, _change(change, 1))
+                elif measure != "disputed" or before[measure] or after[measure]:
+                    cells = (measured(end, KEYS.get(measure, measure), 100) for end in ends[split])
+                    shares.add_row(f"{split}, {NAMES.get(measure, measure)}", *cells, _change(change, 100))
+        self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
+        self.console.print(shares)
+        if rewards.row_count:
+            self.say("rewards held out, with 95 % intervals", "bold")
+            self.console.print(rewards)
+        for sentence in summary.findings:
+            self.note(sentence, "finding", "yellow")
 
     def stop(self) -> None:
         """Take the bar off the screen."""
@@ -275,11 +295,40 @@ def _thinking(summary: dict[str, float]) -> str:
     return f", {summary['thinking_length']:.1f} of them thinking, {summary['thinking_truncated']:.1%} cut off in it"
 
 
-def _accuracy(summary: dict[str, float], mode: Mode) -> str:
-    key, prefix = ("accuracy", "") if mode == "sampled" else ("greedy", "greedy_")
-    return f"{100 * summary[key]:.1f} [{100 * summary[prefix + 'low']:.1f}, {100 * summary[prefix + 'high']:.1f}]"
+def measured(summary: Mapping[str, float], key: str, scale: float) -> str:
+    """A measure of a summary with its interval, where it has one there."""
+    if key not in summary:
+        return "-"
+    ends = next((pair for pair in _ends(key) if pair[0] in summary), ())
+    digits = 1 if scale > 1 else 2
+    value, *interval = (f"{scale * summary[name]:.{digits}f}" for name in (key, *ends))
+    return f"{value} [{', '.join(interval)}]" if interval else value
 
 
-def _change(difference: dict[str, float]) -> str:
-    change, low, high = (100 * difference[key] for key in ("change", "low", "high"))
-    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _ends(key: str) -> tuple[tuple[str, str], ...]:
+    if key == "accuracy":
+        return (("low", "high"),)
+    return (f"{key}/low", f"{key}/high"), (f"{key}_low", f"{key}_high")
+
+
+def _change(difference: Mapping[str, float], scale: float) -> str:
+    change, low, high = (scale * difference[key] for key in ("change", "low", "high"))
+    digits = 1 if scale > 1 else 2
+    return f"{change:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _rewards(summary: Mapping[str, float]) -> str:
+    """The means of rewards, and the share that they could not score, at the end of a line on an evaluation."""
+    names = [key for key in summary if key.startswith("rewards/") and f"{key}/least" in summary]
+    scores = [f"{key.removeprefix('rewards/')} {fitted(summary[key], 3, WIDTH)}" for key in names]
+    lost = f", unscorable {summary['unscorable']:.1%}" if summary.get("unscorable") else ""
+    return visible(f"; rewards: {', '.join(scores)}{lost}") if scores else ""
+
+
+def _doubts(summary: Mapping[str, float]) -> str:
+    """The share that the independent checker disputes, where it is above 0, and the drop on twins."""
+    disputed = f", disputed {summary['disputed']:.1%}" if summary.get("disputed") else ""
+    if "drop" not in summary:
+        return disputed
+    ends = f"[{100 * summary['drop_low']:+.1f}, {100 * summary['drop_high']:+.1f}]"
+    return f"{disputed}; {100 * summary['drop']:+.1f} {ends} points below their originals"

@@ -316,6 +316,7 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
          lambda pair: any(kl_in_loss(c.algorithm) and c.algorithm.kl_estimator == "k1" for c in pair.both)),
     Rule("reward", "rewards", "what is paid changes, so training rewards are not comparable",
          lambda pair: any(key.startswith("rewards.") and key != "rewards.workers" for key in pair.changed)),
+    Rule("reward", "task.answers", "other answers count as right in training, so training rewards are not comparable"),
     Rule("reward", "curriculum",
          "what it is asked is chosen by difficulty or success, so training rewards are not comparable"),
     Rule("reward", "task.rates and success_rate",

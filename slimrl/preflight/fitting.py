@@ -12,6 +12,7 @@ from slimrl.model.policy import Policy
 from slimrl.records import Problem
 from slimrl.tasks import Task
 from slimrl.tasks.curriculum import ENDLESS
+from slimrl.tasks.twins import twin_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Fitting:
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     harder: Sequence[Problem]
+    twins: Sequence[Problem]
     notes: tuple[str, ...]
 
 
@@ -29,7 +31,19 @@ def fitting_problems(task: Task, config: RootConfig, fits: Callable[[Problem], b
     train, of_train = _fitting("train", task.train, len(task.train), fits)
     held_out, of_test = _fitting("test", task.test, config.evaluation.problems, fits)
     harder, of_harder = _fitting("harder", task.harder, config.evaluation.harder_problems, fits)
-    return Fitting(train, held_out, harder, (of_train, of_test, of_harder))
+    twins, of_twins = _twins(held_out, config, fits)
+    return Fitting(train, held_out, harder, twins, (of_train, of_test, of_harder, of_twins))
+
+
+def _twins(
+    held_out: Sequence[Problem], config: RootConfig, fits: Callable[[Problem], bool]
+) -> tuple[Sequence[Problem], str]:
+    """The twins of the first held-out problems that have one, and a note where they are fewer than wanted."""
+    wanted, name = config.evaluation.twins, config.task.name
+    made = (twin_of(problem, name, limit=config.task.arithmetic.max_number) for problem in held_out) if wanted else ()
+    found = [*islice((twin for twin in made if twin is not None and fits(twin)), wanted)]
+    few = f"{len(found)} of {len(held_out)} held-out problems have a twin, fewer than evaluation.twins={wanted}"
+    return found, few if len(found) < wanted else ""
 
 
 def room_for_prompts(config: RootConfig, policy: Policy) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Generic, Literal, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
-from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.sections import CurriculumConfig, RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.limits import settle_freed_blocks
@@ -29,7 +28,6 @@ from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
-from slimrl.preflight.gold import checked_gold
 from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import (
     form_note,
@@ -40,13 +38,15 @@ from slimrl.preflight.notes import (
     template_notes,
     trial_note,
 )
+from slimrl.preflight.payment import checked_gold, make_scorer
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
-from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards import Reward
 from slimrl.rewards.builtin import needs_answers
+from slimrl.rewards.custom import function_file
 from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
-from slimrl.rewards.workers import Scorer, worker_count
+from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
@@ -54,7 +54,6 @@ from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.styles import STYLES
 from slimrl.tasks.thinking import closed, is_mark, opening
 from slimrl.terms import Checker
-from slimrl.text import visible
 
 Config = TypeVar("Config", bound=RootConfig)
 Found = TypeVar("Found")
@@ -98,6 +97,17 @@ class Setup(Generic[Config]):
     """The model that the KL penalty draws the policy to; None for the initial policy."""
     chosen: Mapping[str, int | float]
     """Numbers that model and task decided where settings say `auto`, by dotted key."""
+    twins: Sequence[Problem] = ()
+    """Twins of held-out problems."""
+    rewards: tuple[Reward, ...] = ()
+    """Those that an evaluation measures."""
+    scorer: Scorer | None = None
+    """It scores them; whoever made it closes it."""
+
+    @property
+    def measured(self) -> list[Problem]:
+        """All problems of an evaluation: held out, harder, twins."""
+        return [*self.held_out, *self.harder, *self.twins]
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -152,7 +162,9 @@ class TrainSetup:
         def score(index: int, completions: tuple[Completion, ...]) -> None:
             texts = [setup.policy.decode(c.token_ids) for c in completions]
             groups[index] = self.scorer.submit(
-                Sampled(problems[index], completions, texts, step, strict, setup.config.steps)
+                Sampled(
+                    problems[index], completions, texts, step, strict, steps=setup.config.steps, seed=setup.config.seed
+                )
             )
 
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
@@ -188,8 +200,9 @@ def prepare(
         return length(problem) <= room
 
     found = fitting_problems(task, config, fits)
-    looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder))
-    call = Call(max(map(length, looked_at), default=1), _rows(config, len(found.held_out) + len(found.harder)))
+    looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins))
+    evaluated = len(found.held_out) + len(found.harder) + len(found.twins)
+    call = Call(max(map(length, looked_at), default=1), _rows(config, evaluated))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
     order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
@@ -214,6 +227,7 @@ def prepare(
         grading=ThreadPoolExecutor(1),
         teacher=teacher,
         chosen=chosen.values,
+        twins=found.twins,
     )
 
 
@@ -361,20 +375,27 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         config.rewards.check_buffer(budget)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    workers = worker_count(config.rewards)
-    output = Path(config.output)
-    rewards = load_rewards(config.rewards, setup.task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
-    # Show what a reward prints as harmless text: it may be what a model wrote.
-    scorer = Scorer(
-        setup.task, rewards, config.rewards, max_new_tokens=budget, workers=workers,
-        show=lambda text: sys.stderr.write(visible(text)),
-    )  # fmt: skip
+    rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output))
     try:
-        held_out = [*setup.held_out, *setup.harder]
-        gold = checked_gold(config, setup.task, held_out, rewards, scorer.submit, setup.read_back)
+        gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
     except BaseException:
         scorer.close()
         raise
     notes += [*([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += judge_notes(config, len(held_out))
-    return TrainSetup(replace(setup, config=config, notes=tuple(notes)), rewards, gold, scorer)
+    notes += judge_notes(config, len(setup.measured))
+    measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
+    setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
+    return TrainSetup(setup, rewards, gold, scorer)
+
+
+def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[EvalConfig]:
+    """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
+    setup = prepare(config, model=model)
+    wanted = config.rewards.model_copy(update={"correct": 0.0})
+    if missing := [spec for spec in wanted.custom_paid if ".py:" in spec and not function_file(spec).is_file()]:
+        note = f"rewards are not measured, since {missing[0]} is not there; bring the file, or set its weight to 0"
+        return replace(setup, notes=(*setup.notes, note))
+    if not wanted.paid:
+        return setup
+    rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))
+    return replace(setup, rewards=rewards, scorer=scorer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -19,11 +19,13 @@ from slimrl.report.svg import ACCENT, COLOURS, INK, STYLE, as_svg
 from slimrl.report.tables import verdict_of
 from slimrl.statistics import student_t
 from slimrl.study.compare import Effect
+from slimrl.study.primary import Primary
 from slimrl.study.runs import Run
 from slimrl.text import one_line, signed
 
 Array = NDArray[np.float64]
 
+ACCURACY = Primary("test", "sampled")
 MARKS = {
     "better": ("#010102", "^"), "worse": ("#010103", "v"), "no difference": ("#010104", "s"), "undecided": ("#010105", "o"),
     "identical": ("#010106", "D"), "noise": (INK, "P"),
@@ -167,7 +169,7 @@ def held_out_points(runs: Sequence[Run], over: str) -> list[tuple[float, float, 
     return found
 
 
-def effect_plot(effects: Sequence[Effect], floor: float, margin: float) -> Markup:
+def effect_plot(effects: Sequence[Effect], floor: float, margin: float, noun: str = "held-out accuracy") -> Markup:
     """One row per effect: seeds as dots, mean and 95 % interval, the noise floor as a band, the margin as dotted lines."""
     left, right = (_reach(effects, floor, margin, side) for side in (-1, 1))
     height = 0.56 + 0.44 * len(effects)
@@ -176,7 +178,7 @@ def effect_plot(effects: Sequence[Effect], floor: float, margin: float) -> Marku
         axes = figure.add_axes((0.04, 0.44 / height, 0.92, 1 - 0.48 / height))
         axes.set(xlim=(-left, right), ylim=(0.6 - len(effects), 0.65), yticks=[])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("points of held-out accuracy", labelpad=2)
+        axes.set_xlabel(f"points of {noun}", labelpad=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}" if x else "0"))
         for row, effect in enumerate(effects):
             if row:
@@ -228,7 +230,7 @@ def _draw_effect(axes: Any, y: float, effect: Effect, limits: tuple[float, float
     axes.plot([100 * d.mean], [y], marker, color=colour, markerfacecolor=face, markersize=7, mew=1.5)
 
 
-def curve_groups(arms: Sequence[str], runs: Sequence[Run]) -> tuple[Group, ...]:
+def curve_groups(arms: Sequence[str], runs: Sequence[Run], primary: Primary = ACCURACY) -> tuple[Group, ...]:
     """Learning curves, with `arms` in the order in which they are shown, the reference first.
 
     Few arms share a panel for each kind of curve. Of more, at most MOST_PANELS, each has a panel of its own, with the reference
@@ -236,21 +238,33 @@ def curve_groups(arms: Sequence[str], runs: Sequence[Run]) -> tuple[Group, ...]:
     """
     by = {arm: [run for run in runs if run.arm == arm] for arm in arms[:MOST_PANELS]}
     with mpl.style.context(["default", STYLE]):
-        return _shared(by) if len(by) <= len(LINES) else _one_each(by)
+        draw = _shared if len(by) <= len(LINES) else _one_each
+        return draw(by, kinds(primary))
 
 
-def _shared(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
+def kinds(primary: Primary) -> list[Kind]:
+    """The curves of a study; those of accuracy are of the reward that it measures, where it measures one."""
+    if primary.is_share:
+        return [*KINDS]
+    title = f"{primary.reward} in training, hundredths"
+    return [
+        replace(kind, title=title, lowest=-math.inf, highest=math.inf) if kind.name == "accuracy" else kind
+        for kind in KINDS
+    ]
+
+
+def _shared(by: Mapping[str, Sequence[Run]], shown: Sequence[Kind]) -> tuple[Group, ...]:
     lines = {arm: Line(runs, *look) for (arm, runs), look in zip(by.items(), LINES, strict=False)}
-    frames = [Frame(kind, _limits([*lines.values()], kind), PANEL) for kind in KINDS]
+    frames = [Frame(kind, _limits([*lines.values()], kind), PANEL) for kind in shown]
     panels = tuple(_panel(frame, "", frame.kind.heading, lines) for frame in frames)
     return (Group("All arms", panels, {arm: _swatch(line) for arm, line in lines.items()}),)
 
 
-def _one_each(by: Mapping[str, Sequence[Run]]) -> tuple[Group, ...]:
+def _one_each(by: Mapping[str, Sequence[Run]], shown: Sequence[Kind]) -> tuple[Group, ...]:
     lines = {arm: Line(runs, ACCENT, ()) for arm, runs in by.items()}
     reference = next(iter(lines))
     groups = []
-    for kind in KINDS:
+    for kind in shown:
         frame = Frame(kind, _limits([*lines.values()], kind), SMALL_PANEL)
         panels = tuple(
             _panel(frame, f"-{i}", arm, {arm: line}, () if arm == reference else lines[reference].finished)
@@ -324,7 +338,7 @@ def _draw_line(axes: Any, line: Line, kind: Kind) -> str:
             end = end or "diverged"
     if kind.name == "accuracy":
         for place, middle, half in held_out_points(line.finished, kind.over):
-            ends = [kind.scale * max(0.0, middle - half), kind.scale * min(1.0, middle + half)]
+            ends = [kind.scale * max(kind.lowest, middle - half), kind.scale * min(kind.highest, middle + half)]
             axes.plot([place, place], ends, color=line.colour, linewidth=1)
             axes.plot([place], [kind.scale * middle], "o", color=line.colour, markersize=4.5, mew=1)
     return end

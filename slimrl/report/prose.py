@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 from slimrl.report.tables import NOISE, SYMBOLS, one_to_one, ordered_effects
 from slimrl.statistics import FEWEST_SEEDS
 from slimrl.study.compare import Effect
+from slimrl.study.primary import read_primary
 from slimrl.study.results import Results
 from slimrl.text import counted, points
 
 MOST_NAMES = 6
 """In a sentence."""
-SPLITS = {"test": "held-out test problems", "harder": "held-out problems with one more step"}
+SPLITS = {
+    "test": "held-out test problems",
+    "harder": "held-out problems with one more step",
+    "twins": "twins of held-out test problems",
+}
 MODES = {"sampled": "completions sampled as in training", "greedy": "greedy completions"}
 DESIGNS = {
     "one_at_a_time": "Each switch alone is compared with {reference}",
@@ -22,16 +27,24 @@ DESIGNS = {
 }
 
 
+GAINS = (
+    "Each run against its own untrained model, on the same problems and draws, with 95 % intervals over seeds. By form is the "
+    "strict gain less the lenient one. Sharpening makes single samples right more often; what is new is right within all "
+    "samples of a problem where none was. With few samples a problem sharpening raises that too."
+)
+"""Explains the table of gains."""
+
+
 def lead(results: Results) -> str:
     """The design and the measure, in words."""
     design = DESIGNS[results.design].format(reference=results.reference)
     seeds = counted(results.seeds, "seed")
-    return f"{design}. Measured by accuracy on {measure(results.primary)}. {seeds} per arm, {results.budget}."
+    return f"{design}. Measured by {measure(results.primary)}. {seeds} per arm, {results.budget}."
 
 
 def answer(results: Results) -> tuple[str, ...]:
     """The findings, by the verdicts on the switches; the first sentence has the changes."""
-    effects = ordered_effects(results)
+    effects, noun = ordered_effects(results), read_primary(results.primary).noun
     switches = [effect for effect in effects if effect.kind == "switch"]
     if not switches:
         return ("No switch was tried: the runs of the same settings show the noise.",)
@@ -45,13 +58,13 @@ def answer(results: Results) -> tuple[str, ...]:
     ]
     changed = [*by["better"], *by["worse"]]
     if changed:
-        first = _changes(by["better"], by["worse"], len(switches))
+        first = _changes(by["better"], by["worse"], len(switches), noun)
     elif len(by["undecided"]) == len(switches):
         seeds = counted(results.seeds, "seed")
-        first = f"Nothing is decided: with {seeds} a change of held-out accuracy is neither shown nor ruled out"
+        first = f"Nothing is decided: with {seeds} a change of {noun} is neither shown nor ruled out"
     else:
         subject = "The switch is not" if len(switches) == 1 else f"None of {len(switches)} switches is"
-        first = f"{subject} shown to change held-out accuracy"
+        first = f"{subject} shown to change {noun}"
     small = [effect.name for effect in changed if abs(effect.difference.mean) < results.margin]
     mixed = [arm.name for arm in results.arms if "confounded" in {kind for kind, _ in arm.remarks}]
     doubtful = [effect.name for effect in changed if one_to_one(results) and effect.name in mixed]
@@ -70,14 +83,14 @@ def answer(results: Results) -> tuple[str, ...]:
     return tuple(f"{sentence}." for sentence in (first, *doubts, *rest, *together, *interactions))
 
 
-def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int) -> str:
+def _changes(better: Sequence[Effect], worse: Sequence[Effect], total: int, noun: str) -> str:
     """The first sentence of the answer if a switch changes something."""
     parts: list[str] = []
     for effects, verb in ((better, "raise"), (worse, "lower")):
         if effects:
             subject = "The switch" if total == 1 else f"{len(effects)} of {total}{'' if parts else ' switches'}"
             sizes = listed(f"{effect.name} by {points(abs(effect.difference.mean))}" for effect in effects)
-            what = "it" if parts else "held-out accuracy"
+            what = "it" if parts else noun
             parts.append(f"{subject} {verb}{'s' if len(effects) == 1 else ''} {what}: {sizes}")
     return "; ".join(parts)
 
@@ -117,11 +130,11 @@ def legend(results: Results) -> dict[str, str]:
     """The meaning of each column of the verdict tables, by title."""
     return {
         "Arm": "One set of settings, trained once for each seed; below its name stands what it changes.",
-        "Accuracy": f"Share right, in the form asked for (strict), of {measure(results.primary)} ({results.primary}), with its "
-        "95 % interval over seeds.",
-        "Difference": "Accuracy of the arm less that of the reference with the same seed, as a mean over seeds, in points "
-        "(hundredths of accuracy). With the same seed arms get the same problems and random draws. The A/A arm has seeds of its "
-        "own, and its runs are paired with the reference's in order. In brackets Student's 95 % interval over seeds.",
+        **_measured(results.primary),
+        "Difference": f"{'Accuracy' if read_primary(results.primary).is_share else 'Score'} of the arm less that of the "
+        "reference with the same seed, as a mean over seeds, in points (hundredths). With the same seed arms get the same "
+        "problems and random draws. The A/A arm has seeds of its own, and its runs are paired with the reference's in order. In "
+        "brackets Student's 95 % interval over seeds.",
         "Verdict": "Better or worse: p is below 0.05, even where the difference is small. No difference: the whole interval lies "
         f"within the margin of {points(results.margin)}. Undecided: neither of these. The training reward plays no part.",
         "p (Holm)": "How often chance alone would give such a difference, adjusted by Holm's method for the number of switches "
@@ -138,10 +151,32 @@ def legend(results: Results) -> dict[str, str]:
     }
 
 
+def _measured(primary: str) -> dict[str, str]:
+    """The legend of the column of the primary measure."""
+    found = read_primary(primary)
+    if found.reward:
+        return {
+            found.reward: f"{measure(primary).capitalize()} ({primary}), times 100, with its 95 % interval over seeds."
+        }
+    text = f"Share right, in the form asked for (strict), of {SPLITS[found.split]}, {MODES[found.mode]} ({primary}), with its "
+    return {"Accuracy": f"{text}95 % interval over seeds."}
+
+
 def measure(primary: str) -> str:
     """The primary measure in words."""
-    split, mode = primary.split("/")
-    return f"{SPLITS[split]}, {MODES[mode]}"
+    found = read_primary(primary)
+    what = f"the mean score of the reward {found.reward}" if found.reward else "accuracy"
+    return f"{what} on {SPLITS[found.split]}, {MODES[found.mode]}"
+
+
+def curve(primary: str) -> str:
+    """The training curve that goes with the primary measure."""
+    reward = read_primary(primary).reward
+    return (
+        f"mean score of the reward {reward} in training"
+        if reward
+        else "share of sampled training completions that are right"
+    )
 
 
 def _repeats(results: Results) -> int:

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from slimrl.report import plots, prose, tables
 from slimrl.report.tables import Table
 from slimrl.runs.files import write_text
+from slimrl.study.primary import read_primary
 from slimrl.study.results import Results
 from slimrl.study.runs import Run
 from slimrl.text import UNKNOWN, one_line, points, visible
@@ -63,8 +64,10 @@ def as_html(results: Results) -> str:
         tables=tables,
         prose=prose,
         arms=arms,
-        effect_plot=plots.effect_plot(tables.ordered_effects(results), results.noise.floor, results.margin),
-        curves=plots.curve_groups(arms, results.runs),
+        effect_plot=plots.effect_plot(
+            tables.ordered_effects(results), results.noise.floor, results.margin, read_primary(results.primary).noun
+        ),
+        curves=plots.curve_groups(arms, results.runs, read_primary(results.primary)),
         drawn=plots.MOST_PANELS,
         shortened=_shortened,
         points=points,
@@ -99,7 +102,12 @@ def as_markdown(results: Results) -> str:
         parts += ["### Remarks", _bullets(remarks)]
     legend = prose.legend(results).items()
     parts += ["### Columns", _bullets(f"**{title}**: {escaped(text)}" for title, text in legend)]
-    for table in (tables.cost_table(results), tables.form_table(results), tables.troubled_runs(results)):
+    for table in (
+        tables.cost_table(results),
+        tables.form_table(results),
+        tables.gain_table(results),
+        tables.troubled_runs(results),
+    ):
         if table.rows:
             parts += [f"## {table.caption}", _markdown_table(table)]
     parts += ["## What this study cannot tell", _bullets(escaped(text) for text in results.cannot_tell)]

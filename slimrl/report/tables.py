@@ -10,6 +10,8 @@ from typing import Any
 
 from slimrl.statistics import CONFIDENCE, Interval
 from slimrl.study.compare import ArmResult, Effect
+from slimrl.study.gains import BY_FORM, origin
+from slimrl.study.primary import read_primary
 from slimrl.study.results import Results
 from slimrl.text import UNKNOWN, percent, signed
 
@@ -20,12 +22,20 @@ REMARKS = {
     "inert": "cannot act",
     "confounded": "changes more than one thing",
     "reward": "training reward not comparable",
+    "finding": "found in its runs",
 }
 SEEN = "found inert in the run"
 CELLS = {
     "right": "right, in form", "right_out_of_form": "right, out of form",
     "wrong_in_form": "wrong, in form", "wrong_out_of_form": "wrong, out of form",
 }  # fmt: skip
+
+
+GAINS = {
+    "test/sampled": "Strict", "lenient": "Lenient", BY_FORM: "By form", "pass@n": "pass@{n}, strict",
+    "lenient_pass@n": "pass@{n}, lenient", "disputed": "Disputed", "drop": "Drop on twins",
+}  # fmt: skip
+"""Titles of the changes from the untrained model; n is the number of samples a problem."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ def verdict_tables(results: Results) -> tuple[Table, ...]:
     effects = ordered_effects(results)
     arms = ordered_arms(results)
     cost = ("Tokens, relative", "Seconds, relative", "Seeds finished")
+    title = read_primary(results.primary).title
     judged = ("Verdict", "Difference, points", "p (Holm)", "Over problems, points", "Chance of improvement")
     if one_to_one(results):
         by = {effect.name: effect for effect in effects}
@@ -152,7 +163,7 @@ def verdict_tables(results: Results) -> tuple[Table, ...]:
             cells = (*own[:2], _accuracy(arm.primary), *own[2:], *_costs(arm, results))
             verdict = verdict_of(by[arm.name]) if arm.name in by else ""
             rows.append(Row(arm.name, _changes(arm, results), cells, verdict, _marks(arm)))
-        return (Table("Verdicts", ("Arm", *judged[:2], "Accuracy, %", *judged[2:], *cost), tuple(rows)),)
+        return (Table("Verdicts", ("Arm", *judged[:2], title, *judged[2:], *cost), tuple(rows)),)
     of_effects = tuple(
         Row(e.name, compared(e), (*_judged(e), Cell(f"{len(e.seeds)}/{results.seeds}")), verdict_of(e)) for e in effects
     )
@@ -161,7 +172,7 @@ def verdict_tables(results: Results) -> tuple[Table, ...]:
         for arm in arms
     )
     verdicts = Table("Verdicts", ("Effect", *judged, "Seeds compared"), of_effects)
-    return verdicts, Table("Arms", ("Arm", "Accuracy, %", *cost), of_arms)
+    return verdicts, Table("Arms", ("Arm", title, *cost), of_arms)
 
 
 def compared(effect: Effect) -> str:
@@ -268,6 +279,23 @@ def form_table(results: Results) -> Table:
         rows.append(Row(name, detail, tuple(Cell(percent(value)) for value in values), shares=bar))
     titles = ("Arm", *(text.capitalize() for text in CELLS.values()), "Answer right", "Form right")
     return Table("Accuracy split into answer and form, % of sampled test completions", titles, tuple(rows))
+
+
+def gain_table(results: Results) -> Table:
+    """The change of each arm from its own untrained model, and what kind of gain that is; without rows before any run is done."""
+    known = [arm for arm in ordered_arms(results) if arm.gains]
+    keys = [key for key in GAINS if any(key in arm.gains for arm in known)]
+    samples = int(results.settings.get("evaluation.samples", 1))
+    rows = tuple(
+        Row(arm.name, "", (Cell(origin(arm.gains, samples)), *(_gain(arm.gains.get(key)) for key in keys)))
+        for arm in known
+    )
+    titles = tuple(GAINS[key].format(n=samples) for key in keys)
+    return Table("Gains over the untrained model, points", ("Arm", "Where it comes from", *titles), rows)
+
+
+def _gain(change: Interval | None) -> Cell:
+    return Cell(UNKNOWN) if change is None else Cell(signed(change.mean), span(change.low, change.high, sign=True))
 
 
 def troubled_runs(results: Results) -> Table:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from slimrl.config.rewards import RewardsConfig
+from slimrl.randomness import generator
 from slimrl.rewards import case_study as study
 from slimrl.tasks import Task
 
@@ -58,6 +59,12 @@ def soft_overlong_reward(
 ) -> list[float]:
     """`soft_overlong` of each completion, with TRL's signature."""
     return [soft_overlong(len(ids), max_new_tokens, buffer) for ids in completion_ids]
+
+
+def random_(completions: Sequence[object], *, draw: tuple[int, int], **columns: Sequence[str]) -> list[float]:
+    """1 or 0 with a chance of one half, from the run's seed and step (`draw`), the problem, and the place in the group."""
+    names = columns["id"]
+    return [float(generator(*draw, "coin", names[n], n).random() < 0.5) for n in range(len(completions))]
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ class BuiltIn:
     """The task.style that the function reads; empty: any."""
     answer: bool = False
     """The function compares with the gold answer."""
+    draws: bool = False
+    """Chance decides, from the keyword `draw`: the run's seed and step."""
     as_published: Callable[..., Any] | None = None
     """The function with its published defects, for rewards.as_published."""
     values: Callable[[RewardsConfig], tuple[float, float, float]] | None = None
@@ -174,6 +183,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         cosine_length, -10.0, 2.0, needs=("task", "max_new_tokens", "cosine"), answer=True, values=cosine_values
     ),
     "repetition": BuiltIn(repetition, -1.0, 0.0, needs=("ngram",)),
+    "random": BuiltIn(random_, 0.0, 1.0, draws=True),
 }
 """Every built-in reward by the name of its weight, in the order in which scores are written."""
 

@@ -32,8 +32,15 @@ class Sampled:
     """A reward that fails raises instead of leaving the completion unscorable: the gold check and a run's first step."""
     steps: int = 1
     """Of the whole run; functions divide by it, so it is 1 before there is one."""
+    seed: int = 0
+    """Of the run; with the step it decides what rewards draw."""
     skip: frozenset[str] = frozenset()
     """Names of rewards that are not asked, as if they did not apply."""
+
+    @property
+    def draw(self) -> tuple[int, int]:
+        """Seed and step, on which rewards that draw depend."""
+        return self.seed, self.step
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,9 @@ class Call:
     def __init__(self, reward: Reward, sampled: Sampled, task: Task) -> None:
         self.reward = reward
         self._log = Log(len(sampled.texts))
-        self._columns: dict[str, Any] = arguments(reward, sampled, task)
+        self._columns: dict[str, Any] = {**arguments(reward, sampled, task)}
+        if reward.draws:
+            self._columns["draw"] = sampled.draw
         given = {"trainer_state": TrainerState(sampled.step, sampled.steps)}
         self._columns |= _wanted(
             reward.function, {**given, "log_extra": self._log.extra, "log_metric": self._log.metric}

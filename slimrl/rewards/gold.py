@@ -70,7 +70,11 @@ def check_gold(
     texts = read_back([task.gold_text(problem) for problem in problems])
     pairs = zip(problems, texts, strict=True)
     tried = {reward.name: _spread(len(problems), reward.sample) for reward in rewards if reward.sample}
-    bests = {reward.name: reward.best for reward in rewards if reward.best is not None and not reward.sample}
+    bests = {
+        reward.name: reward.best
+        for reward in rewards
+        if reward.best is not None and not reward.sample and not reward.draws
+    }
     sampled = [
         Sampled(
             problem, [empty], [text], step=0, strict=True, skip=frozenset(n for n in tried if index not in tried[n])

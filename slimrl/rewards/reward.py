@@ -21,6 +21,8 @@ class Reward:
     completions: CompletionForm = "text"
     gold: float | None = None
     """The value that a gold answer earns, where it is not the better bound."""
+    draws: bool = False
+    """Chance decides, from the keyword `draw` (`Sampled.draw`): a gold answer earns what any text may earn."""
     sample: int = 0
     """Gold answers of so many rows are tried; 0: all of them are held to `best`."""
 

@@ -148,6 +148,7 @@ class _Request(NamedTuple):
     texts: Sequence[str]
     step: int
     steps: int
+    seed: int
     names: Sequence[str]
     alone: bool
     """Asynchronous functions are not awaited together."""
@@ -243,7 +244,9 @@ class _ScoringThread(threading.Thread):
                 raise CancelledError
             running = _Running(missing[:1])
             try:
-                request = _Request(sampled.problem, tokens, sampled.texts, sampled.step, sampled.steps, missing, alone)
+                request = _Request(
+                    sampled.problem, tokens, sampled.texts, sampled.step, sampled.steps, sampled.seed, missing, alone
+                )
                 self.worker.ask(request)
                 while not found.keys() >= {*missing}:
                     reply = self.worker.reply(self._deadline(running))
@@ -317,7 +320,9 @@ def _load(
 
     def answer(request: _Request) -> Iterator[object]:
         completions = [Completion((), ids, (), "stop") for ids in request.tokens]  # rewards see nothing else of them
-        sampled = Sampled(request.problem, completions, request.texts, step=request.step, steps=request.steps)
+        sampled = Sampled(
+            request.problem, completions, request.texts, step=request.step, steps=request.steps, seed=request.seed
+        )
         for name in request.names:
             if name not in later:
                 yield _Running([name])

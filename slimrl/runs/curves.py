@@ -10,7 +10,7 @@ from slimrl.results import Summaries
 
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("held-out accuracy", {}),
-    ("training reward (all sampled)", {"reward": "reward"}),
+    ("reward", {"reward": "training (all sampled), weighted"}),
     ("completion length, tokens", {"completions/mean_length": "mean length"}),
     (
         "shares",
@@ -54,6 +54,8 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
             points = [(row["step"], row[key]) for row in history if key in row]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", markersize=3, label=name)
+        if title == "reward":
+            _draw_rewards(axes, measured)
         if axes.lines:
             if len(axes.get_legend_handles_labels()[0]) > 1:
                 axes.legend(fontsize=8)
@@ -63,6 +65,21 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
         if not names or title == "shares":
             axes.set_ylim(-MARGIN, 1 + MARGIN)
     FigureCanvasAgg(figure).print_png(path)  # Figure.savefig draws everything twice
+
+
+def _draw_rewards(axes: Any, measured: Mapping[int, Summaries]) -> None:
+    """Held-out means of rewards on the test split, sampled and before weights, with their intervals."""
+    tests = {step: found["test"] for step, found in measured.items()}
+    names = dict.fromkeys(
+        key for test in tests.values() for key in test if f"{key}/least" in test and key.startswith("rewards/")
+    )
+    for key in names:
+        steps = [step for step, test in tests.items() if key in test]
+        middle, low, high = ([tests[step][f"{key}{end}"] for step in steps] for end in ("", "/low", "/high"))
+        below = [max(0.0, m - end) for m, end in zip(middle, low, strict=True)]
+        above = [max(0.0, end - m) for m, end in zip(middle, high, strict=True)]
+        label = f"{key.removeprefix('rewards/')}, held out"
+        axes.errorbar(steps, middle, yerr=(below, above), marker="o", capsize=3, linestyle=":", label=label)
 
 
 def _draw_accuracy(axes: Any, measured: Mapping[int, Summaries]) -> None:

@@ -5,11 +5,12 @@ An evaluation holds the text of every completion (megabytes for a thousand probl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from slimrl.measures import Bounds
 from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation, Summaries
 from slimrl.runs.reader import read_answers
 
@@ -43,10 +44,13 @@ class Measured:
         self._whole = [evaluation for evaluation in self._whole if evaluation.step <= step]
 
 
-def read_evaluations(run: Path, *, up_to: int) -> Iterator[Evaluation]:
-    """The evaluations of a run by step, none beyond `up_to` and none whose file is damaged or lacks the test split."""
+def read_evaluations(run: Path, *, up_to: int, bounds: Mapping[str, Bounds] = {}) -> Iterator[Evaluation]:
+    """The evaluations of a run by step, none beyond `up_to` and none whose file is damaged or lacks the test split.
+
+    `bounds` are those of its rewards.
+    """
     for path in sorted((run / "evals").glob("step-*.jsonl")):
-        splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": []}
+        splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": [], "twins": []}
         try:
             step = int(path.stem.removeprefix("step-"))
             for row in read_answers(run, step):
@@ -54,4 +58,4 @@ def read_evaluations(run: Path, *, up_to: int) -> Iterator[Evaluation]:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         if splits["test"] and step <= up_to:
-            yield Evaluation(step, SplitEvaluation(tuple(splits["test"])), SplitEvaluation(tuple(splits["harder"])))
+            yield Evaluation(step, *(SplitEvaluation(tuple(rows), bounds) for rows in splits.values()))

@@ -93,7 +93,7 @@ def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _data(setup: Setup[Any]) -> str:
     train = setup.task.train if len(setup.task.train) < ENDLESS else islice(setup.task.train, ENDLESS_SAMPLE)
     found = hashlib.sha256()
-    for problem in (*train, *setup.held_out, *setup.harder):
+    for problem in (*train, *setup.measured):
         whole = (problem.id, problem.question, problem.answer, problem.solution, problem.difficulty)
         columns = sorted(problem.columns.items())  # rewards read them
         known = setup.task.rates.get(problem.id)  # a curriculum begins with them

@@ -17,6 +17,7 @@ from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.threads import fix_threads
+from slimrl.measures import Bounds
 from slimrl.preflight.estimate import read_plan
 from slimrl.records import Plan
 from slimrl.results import SftSummary, TrainSummary
@@ -151,10 +152,12 @@ def recorded_summary(found: RunLookup[Any], kind: type[Summary]) -> Summary:
         ) from None
 
 
-def known_evaluations(found: RunLookup[Any]) -> Measured:
-    """The evaluations up to the step after which a run is resumed; raises DataError where one of them is missing."""
+def known_evaluations(found: RunLookup[Any], bounds: Mapping[str, Bounds]) -> Measured:
+    """The evaluations up to the step after which a run is resumed, whose rewards have these bounds; raises DataError where one
+    of them is missing.
+    """
     measured = Measured()
-    for evaluation in read_evaluations(found.path, up_to=found.step):
+    for evaluation in read_evaluations(found.path, up_to=found.step, bounds=bounds):
         measured.add(evaluation)
     wanted = found.checkpoint.state()["evaluated"] if found.checkpoint else []
     missing = sorted({*wanted} - {*measured.summaries})

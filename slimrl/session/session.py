@@ -16,7 +16,7 @@ from typing import Any, Generic
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import settings_of, with_chosen
-from slimrl.evaluate import evaluate
+from slimrl.evaluate import bounds_of, evaluate
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.preflight.notes import unmoved_note
 from slimrl.preflight.setup import Setup
@@ -44,7 +44,7 @@ def open_run(
     for note in (*setup.notes, *found.notes, *changes):
         screen.note(note)
     if resumed:
-        measured = known_evaluations(found)
+        measured = known_evaluations(found, bounds_of(setup))
         stop.defer()
         run = RunDirectory.reopen(found.path, found.wanted, found.lock, found.step, measured, made_from)
     else:
@@ -148,8 +148,7 @@ class Session(Generic[State]):
 
     def _measure(self, step: int) -> None:
         if step == 0:
-            problems = len(self.setup.held_out) + len(self.setup.harder)
-            self.screen.say(f"measuring held-out accuracy on {problems} problems")
+            self.screen.say(f"measuring held-out accuracy on {len(self.setup.measured)} problems")
         self.refresh_sampler()
         found = evaluate(self.setup, step=step, progress=self.screen.evaluating)
         self.run.log_evaluation(found)

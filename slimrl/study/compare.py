@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
@@ -13,6 +13,8 @@ import numpy as np
 from slimrl import statistics
 from slimrl.preflight.effects import changed_settings, concerning
 from slimrl.statistics import Interval, Judgement, paired_difference
+from slimrl.study.gains import gains
+from slimrl.study.primary import read_primary
 from slimrl.study.runs import Run
 from slimrl.study.spec import Arm, Comparison, Expanded, Study
 from slimrl.text import counted
@@ -36,6 +38,8 @@ class ArmResult:
     primary: Interval
     measures: Mapping[str, float]
     """Means over finished runs of `Run.after`, and over runs that count of `tokens`, `seconds`, `steps` and `no_signal`."""
+    gains: Mapping[str, Interval] = field(default_factory=dict)
+    """Changes from the untrained model, over seeds (`slimrl/study/gains.py`)."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,13 @@ def _pair(comparison: Comparison, runs: Runs, study: Study) -> _Paired:
     seeds = [i for i in range(study.seeds) if all(runs[arm][i].counts for arm in weights)]
     pairs = [math.fsum(w * runs[arm][i].value(study.primary) for arm, w in weights.items()) for i in seeds]
     most = statistics.attainable(weights)
-    difference = statistics.within(statistics.interval(pairs), -most, most)
+    difference = statistics.interval(pairs)
+    if read_primary(study.primary).is_share:
+        difference = statistics.within(difference, -most, most)
     return _Paired(comparison, seeds, {arm: [runs[arm][i] for i in seeds] for arm in weights}, pairs, difference)
 
 
-def _over_problems(own: _Paired) -> Mapping[str, float]:
+def _over_problems(own: _Paired, *, shares: bool) -> Mapping[str, float]:
     """The difference by problem, as a mean over the seeds whose runs all finished; empty without any."""
     finished = [i for i in range(len(own.seeds)) if all(runs[i].status == "finished" for runs in own.runs.values())]
     sums: dict[str, float] = {}
@@ -109,13 +115,16 @@ def _over_problems(own: _Paired) -> Mapping[str, float]:
         for i in finished:
             for problem, share in own.runs[arm][i].items.items():
                 sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
-    reach = statistics.attainable(own.comparison.weights)
+    scores = [score for runs in own.runs.values() for run in runs for score in run.items.values()]
+    span = 1.0 if shares or not scores else max(scores) - min(scores)
+    reach = span * statistics.attainable(own.comparison.weights)
     return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if finished else {}
 
 
 def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:
     comparison, study, difference = own.comparison, expanded.study, own.difference
-    over_problems, identical, improvement = _over_problems(own), 0, math.nan
+    over_problems = _over_problems(own, shares=read_primary(study.primary).is_share)
+    identical, improvement = 0, math.nan
     if comparison.is_pair:
         ours, theirs = (own.runs[arm] for arm in sorted(own.runs, key=lambda arm: -comparison.weights[arm]))
         identical = sum(bool(a.weights) and a.weights == b.weights for a, b in zip(ours, theirs, strict=True))
@@ -178,8 +187,8 @@ def arm_result(arm: Arm, by_arm: Runs, expanded: Expanded) -> ArmResult:
         measures |= {key: fmean(getattr(run, key) for run in counting) for key in ("tokens", "seconds", "steps")}
         shares = [x for run in counting for x in run.curves["no_signal"] if math.isfinite(x)]
         measures["no_signal"] = fmean(shares) if shares else math.nan
-    values = [run.value(expanded.study.primary) for run in counting]
-    known = [(remark.kind, remark.text) for remark in arm.remarks]
+    primary = statistics.interval([run.value(expanded.study.primary) for run in counting])
+    known = [(remark.kind, remark.text) for remark in arm.remarks] + _findings(finished)
     return ArmResult(
         name=arm.name,
         overrides=arm.overrides,
@@ -188,9 +197,22 @@ def arm_result(arm: Arm, by_arm: Runs, expanded: Expanded) -> ArmResult:
         finished=len(finished),
         diverged=sum(run.status == "diverged" for run in runs),
         failed=sum(run.status == "failed" for run in runs),
-        primary=statistics.within(statistics.interval(values), 0.0, 1.0),
+        primary=statistics.within(primary, 0.0, 1.0) if read_primary(expanded.study.primary).is_share else primary,
         measures=measures,
+        gains=gains(runs),
     )
+
+
+def _findings(finished: Sequence[Run]) -> list[tuple[str, str]]:
+    """Findings of the runs, by how many of them: the sentence of the first."""
+    found: dict[str, list[str]] = {}
+    for run in finished:
+        for sentence in run.findings:
+            found.setdefault(sentence.partition(":")[0], []).append(sentence)
+    return [
+        ("finding", f"in {len(told)} of {counted(len(finished), 'run')}, as in the first, {told[0]}")
+        for told in found.values()
+    ]
 
 
 def _found_by_runs(arm: Arm, by_arm: Runs, expanded: Expanded) -> list[tuple[str, str]]:

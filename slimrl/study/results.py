@@ -17,6 +17,7 @@ from slimrl.statistics import FEWEST_SEEDS, detectable_effect
 from slimrl.study import limits
 from slimrl.study.compare import ArmResult, Effect, Noise, arm_result, compare, noise, spread_of_differences
 from slimrl.study.declaration import read_declaration
+from slimrl.study.primary import read_primary
 from slimrl.study.runs import Run, planned_runs, read_run
 from slimrl.study.spec import Expanded
 
@@ -133,5 +134,6 @@ def _samples(expanded: Expanded, by_arm: Mapping[str, Sequence[Run]], folder: Pa
 
 def _answers(run: Path, step: int, primary: str) -> dict[str, dict[str, Any]]:
     """The first answer to each problem of the primary measure, by problem."""
+    wanted = read_primary(primary)
     rows = [row for row in read_answers(run, step) if row["sample"] == 0]
-    return {row["id"]: row for row in rows if f"{row['split']}/{row['mode']}" == primary}
+    return {row["id"]: row for row in rows if (row["split"], row["mode"]) == (wanted.split, wanted.mode)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ from typing import Any, Literal
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError
 from slimrl.runs.reader import ENDED, read_answers, read_metrics, read_state, read_status, read_summaries
+from slimrl.study.primary import read_primary
 from slimrl.study.spec import Arm, Expanded
 
-DIVERGED_VALUE = 0.0
-"""Primary measure of a run that diverged: its model is of no use, so it counts as no answer right and is not left out."""
 CURVES = {
     "step": "step", "tokens": "num_tokens", "seconds": "time/total", "accuracy": "accuracy", "length": "completions/mean_length",
     "truncated": "completions/clipped_ratio", "entropy": "entropy", "kl": "kl", "reward": "reward",
@@ -31,6 +31,8 @@ CELLS = {
 """By whether the answer is right and whether the form is."""
 MODES = {"sampled": "accuracy", "greedy": "greedy"}
 """Keys of a summary by the mode of decoding."""
+MAYBE = ("disputed", "pass@n", "lenient_pass@n", "unscorable")
+"""Measures of the test split that not every evaluation has."""
 LONGEST_NAME = 56
 Outcome = Literal["finished", "diverged", "failed", "missing"]
 """State of a run; one that is `missing` has not begun, or was interrupted."""
@@ -91,10 +93,11 @@ class Run:
     before: Mapping[str, float]
     """Held-out measures of the untrained model, with the keys of `after`."""
     after: Mapping[str, float]
-    """`test/sampled`, `test/greedy` and so on (strict accuracy), and of sampled test completions `lenient`, `format`,
-    `truncated` (shares), `mean_length` (tokens), `right`, `right_out_of_form`, `wrong_in_form`, `wrong_out_of_form`."""
+    """`test/sampled`, `test/greedy` and so on (strict accuracy), `test/rewards/NAME` and so on (scores), the twins' `drop`, and
+    of sampled test completions `lenient`, `format`, `truncated`, `disputed`, `pass@n`, `lenient_pass@n` (shares), `mean_length`
+    (tokens), `right`, `right_out_of_form`, `wrong_in_form`, `wrong_out_of_form`."""
     items: Mapping[str, float]
-    """Share right of the primary measure, by problem."""
+    """The primary measure by problem."""
     curves: Mapping[str, Sequence[float]]
     """Each of CURVES by step; NaN for a step without a value."""
     held_out: Sequence[tuple[float, float, float]]
@@ -102,6 +105,11 @@ class Run:
     inert: Sequence[str]
     confounded: Sequence[str]
     """Settings that had no effect in this run, and that had a further one."""
+    worst: float = 0.0
+    """What a run that diverged counts as: no answer right, or the lowest score that the primary measure's reward can give. Its
+    model is of no use, so it is not left out."""
+    findings: Sequence[str] = ()
+    """What its course gives to think about."""
 
     @property
     def counts(self) -> bool:
@@ -111,7 +119,7 @@ class Run:
     def value(self, primary: str) -> float:
         """The primary measure of a run that counts; raises DataError if the run was finished without it."""
         if self.status == "diverged":
-            return DIVERGED_VALUE
+            return self.worst
         if primary not in self.after:
             raise DataError(
                 f"{self.folder} is finished and has no measure {primary}; remove that folder and run the study again"
@@ -162,10 +170,12 @@ def read_run(planned: Planned, primary: str) -> Run:
         before=measures[min(measures)] if measures else {},
         after=measures.get(last, {}) | _form(rows) if finished else {},
         items=_items(rows, primary),
-        curves={name: [float(row.get(key, math.nan)) for row in history] for name, key in CURVES.items()},
+        curves=_curves(history, read_primary(primary).reward),
         held_out=[(*spent.get(step, (0.0, 0.0)), found.get(primary, math.nan)) for step, found in measures.items()],
         inert=summary.get("inert", []),
         confounded=summary.get("confounded", []),
+        worst=_worst(summaries, primary),
+        findings=summary.get("findings", []),
     )
 
 
@@ -174,9 +184,25 @@ def _measures(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for split, summary in summaries.items():
         found |= {f"{split}/{mode}": summary[key] for mode, key in MODES.items() if key in summary}
+        found |= {f"{split}/{key}": summary[key] for key in summary if re.fullmatch(r"rewards/[^/]+", key)}
     if "test" in summaries:
         found |= {key: summaries["test"][key] for key in ("lenient", "format", "truncated", "mean_length")}
+        found |= {key: summaries["test"][key] for key in MAYBE if key in summaries["test"]}
+    if "drop" in summaries.get("twins", {}):
+        found["drop"] = summaries["twins"]["drop"]
     return found
+
+
+def _worst(summaries: Mapping[int, Mapping[str, Mapping[str, float]]], primary: str) -> float:
+    wanted = read_primary(primary)
+    splits = [found[wanted.split] for found in summaries.values() if wanted.split in found]
+    return float(splits[0].get(f"rewards/{wanted.reward}/least", 0.0)) if splits and wanted.reward else 0.0
+
+
+def _curves(history: Sequence[Mapping[str, float]], reward: str) -> dict[str, list[float]]:
+    """The curves of a run; that of the primary measure is a reward's, where one is named."""
+    keys = CURVES | ({"accuracy": f"rewards/{reward}/mean"} if reward else {})
+    return {name: [float(row.get(key, math.nan)) for row in history] for name, key in keys.items()}
 
 
 def _form(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -187,9 +213,9 @@ def _form(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _items(rows: Sequence[Mapping[str, Any]], primary: str) -> dict[str, float]:
-    split, mode = primary.split("/")
-    verdicts: dict[str, list[float]] = {}
+    wanted = read_primary(primary)
+    found: dict[str, list[float]] = {}
     for row in rows:
-        if (row["split"], row["mode"]) == (split, mode):
-            verdicts.setdefault(row["id"], []).append(float(row["strict"]))
-    return {problem: fmean(values) for problem, values in verdicts.items()}
+        if (value := wanted.value(row)) is not None:
+            found.setdefault(row["id"], []).append(value)
+    return {problem: fmean(values) for problem, values in found.items()}

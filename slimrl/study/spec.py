@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Positive, Section
 from slimrl.config.files import build, merge, parse_override, read_yaml
@@ -21,6 +21,7 @@ from slimrl.config.places import anchored
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.preflight.effects import Remark, remarks
+from slimrl.study.primary import read_primary
 
 BASE, ALL, REPEAT = "base", "all", "_again"
 RESERVED = {BASE, ALL, BASE + REPEAT, ALL + REPEAT}
@@ -40,6 +41,8 @@ FIXED = {
     "memory_share": "the study shares out the device",
 }
 """Settings that an arm may not change, and why."""
+FREE = {"task.answers"}
+"""Settings within those that an arm may change all the same: they leave everything that is held out as it is."""
 SET_BY_THE_STUDY = {"seed", "name", "output", "max_tokens", "memory_share"}
 """Those of FIXED that may not be under settings either."""
 
@@ -71,8 +74,8 @@ class Study(Section):
     """The base with each arm alone; all arms together without each; or every combination of arms."""
     seeds: Count = 5
     """Runs of every arm, with seeds 0, 1, 2 and so on."""
-    primary: Literal["test/sampled", "test/greedy", "harder/sampled", "harder/greedy"] = "test/sampled"
-    """The held-out accuracy that verdicts are based on, declared before the first run."""
+    primary: str = "test/sampled"
+    """The held-out measure that verdicts rest on, declared before the first run: accuracy, or a reward (`test/rewards/NAME`)."""
     margin: Positive = 0.02
     """The smallest difference that matters to the reader; 0.02 is two points of accuracy."""
     spread: Positive = 0.02
@@ -80,6 +83,12 @@ class Study(Section):
     budget: Budget = Budget()
     """The cost at which arms are compared."""
     keep_models: bool = False
+
+    @field_validator("primary")
+    @classmethod
+    def _primary_is_a_measure(cls, primary: str) -> str:
+        read_primary(primary)
+        return primary
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,7 @@ def _check_arm(name: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].strip()
         reason = next((why for fixed, why in FIXED.items() if key == fixed or key.startswith(f"{fixed}.")), "")
-        if reason:
+        if reason and key not in FREE:
             raise SettingsError(f"arm {name}: {key} is not an arm's to change, since {reason}")
 
 
@@ -314,11 +323,17 @@ def _build(
         config = build(TrainConfig, merged)
     except SettingsError as error:
         raise SettingsError(f"arm {name}: {error}" if overrides else f"the study's settings: {error}") from None
-    split, mode = study.primary.split("/")
+    primary, evaluation = read_primary(study.primary), config.evaluation
     wanted = f"primary: {study.primary} is never measured with"
-    if mode == "greedy" and not config.evaluation.greedy:
+    if primary.mode == "greedy" and not evaluation.greedy:
         raise SettingsError(f"{wanted} evaluation.greedy=false; set it true")
-    if split == "harder" and (config.task.name != "arithmetic" or not config.evaluation.harder_problems):
+    if primary.split == "twins" and not evaluation.twins:
+        raise SettingsError(f"{wanted} evaluation.twins=0; set it to a number of problems")
+    if primary.reward and primary.reward not in (spec.rpartition(":")[2] for spec in config.rewards.paid):
+        raise SettingsError(
+            f"{wanted} rewards.{primary.reward} unpaid, as arm {name} has it; give it a weight in every arm"
+        )
+    if primary.split == "harder" and (config.task.name != "arithmetic" or not config.evaluation.harder_problems):
         raise SettingsError(
             f"{wanted} task {config.task.name} and evaluation.harder_problems="
             f"{config.evaluation.harder_problems}; choose a split that is"

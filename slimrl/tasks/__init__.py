@@ -12,6 +12,7 @@ from slimrl.records import Problem, Rejected, right_answers
 from slimrl.tasks.answers import Grade, Grader
 from slimrl.tasks.checkers import pattern_fault
 from slimrl.tasks.rates import Rate, rated
+from slimrl.tasks.shuffled import Shuffled
 from slimrl.tasks.styles import STYLES, Style
 
 
@@ -79,7 +80,7 @@ Encode = Callable[[list[dict[str, str]], str], object]
 def load_task(
     config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None, answers: bool = True
 ) -> Task:
-    """Build the task named by the settings; `seed` decides the training problems of endless tasks only.
+    """Build the task named by the settings; `seed` decides the training problems of endless tasks, and shuffled answers.
 
     `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
     Without `answers` the rows of a user's own data need none. Raises DataError (naming file:line) for bad data and
@@ -104,8 +105,13 @@ def load_task(
     if not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
     train, rates, on_rates = rated(splits.train, config) if config.rates else (splits.train, {}, ())
-    problems = train, splits.test, splits.harder
     notes = [*splits.notes, *on_rates]
+    if config.answers == "shuffled":
+        train = Shuffled(train, seed)
+        notes.append(
+            "task.answers=shuffled: every training problem has the answer of another one, held-out problems have theirs"
+        )
+    problems = train, splits.test, splits.harder
     if config.name != "arithmetic" and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
         notes.append("no held-out answer is checked, so accuracy is 0 whatever a model writes")
     return Task(

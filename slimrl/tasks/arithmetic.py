@@ -5,24 +5,25 @@ belong, so train, test and harder are disjoint by construction, for any seed and
 """
 
 import hashlib
-import struct
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, cast, overload
+from typing import Literal, NamedTuple, cast, overload
 
 from slimrl.config.sections import ArithmeticConfig
 from slimrl.records import Problem
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.arithmetic_texts import Kind, Operator
+from slimrl.tasks.draws import Draws
 from slimrl.tasks.files import Splits
 from slimrl.tasks.styles import Style
 
 Split = Literal["train", "test", "harder"]
-T = TypeVar("T")
 
 TRAIN_PROBLEMS = 2**31
 HELD_OUT_PROBLEMS = 100_000
 LARGEST_FACTOR = 5  # factors and divisors are 2 to this, as in a first multiplication table
+OTHER_NUMBERS = 500  # draws of a twin's numbers; one in eight of its questions may be held out
 RAMBLE_STEPS = 10  # worked steps in a rambling text; a step takes six tokens or more, so it overruns a budget of 64
 
 
@@ -84,27 +85,6 @@ class Problems(Sequence[Problem]):
         )
 
 
-class Draws:
-    """Integers decided by a key alone; a hash rather than a library's generator, so that they never change."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key.encode()
-        self._block = 0
-        self._words: list[int] = []
-
-    def below(self, bound: int) -> int:
-        """The next integer of 0 .. bound - 1."""
-        if not self._words:
-            digest = hashlib.blake2b(self._key + b"/%d" % self._block).digest()
-            self._block += 1
-            self._words = [*struct.unpack("<8Q", digest)]
-        return self._words.pop() % bound
-
-    def pick(self, items: Sequence[T]) -> T:
-        """The next item of a sequence that is not empty."""
-        return items[self.below(len(items))]
-
-
 def split_of(question: str) -> Split:
     """The only split in which this question may appear."""
     bucket = hashlib.blake2b(question.encode(), digest_size=8).digest()[0] % 8
@@ -128,11 +108,9 @@ def _compose(draws: Draws, count: int, limit: int) -> tuple[str, list[Step], lis
     kinds: list[Kind] = []
     if draws.below(8) == 0:
         kinds.append(draws.pick(texts.OPENINGS))
-        boxes = 2 + draws.below(LARGEST_FACTOR - 1)
-        each = 2 + draws.below(limit // boxes - 1)
-        value = boxes * each
+        (boxes, each), steps = _opening(draws, limit, opens=True)
+        value = steps[0].result
         sentences.append(draws.pick(kinds[0].texts).format(a=holder, m=boxes, n=each, things=things))
-        steps.append(Step(boxes, "*", each, value))
     else:
         value = 2 + draws.below(limit - 1)
         sentences.append(draws.pick(texts.STARTS).format(a=holder, n=value, things=things))
@@ -164,6 +142,43 @@ def _numbers(kind: Kind, value: int, limit: int) -> Sequence[int]:
     least = 3 if kind.operator == "*" else 2
     candidates = (kind.number,) if kind.number else range(least, LARGEST_FACTOR + 1)
     return [n for n in candidates if apply(value, kind.operator, n, limit) is not None]
+
+
+def other_numbers(problem: Problem, limit: int) -> tuple[str, str, str] | None:
+    """Question, answer and worked solution of a held-out problem with other numbers and the same words.
+
+    It may be in no other split, and its answer is another one; None where no draw gives such a problem.
+    """
+    steps, split = steps_of(problem), split_of(problem.question)
+    named = {kind.name: kind for kind in (*texts.OPENINGS, *texts.KINDS)}
+    kinds = [named[name] for name in cast(Sequence[str], problem.columns["kinds"])]
+    opens, draws = kinds[0] in texts.OPENINGS, Draws(f"twin/{problem.id}")
+    for _ in range(OTHER_NUMBERS):
+        numbers, found = _opening(draws, limit, opens=opens)
+        value = found[0].result if found else numbers[0]
+        for kind in kinds[len(found) :]:
+            possible = _numbers(kind, value, limit)
+            if not possible:
+                break
+            number = draws.pick(possible)
+            numbers += [] if kind.number else [number]
+            found.append(Step(value, kind.operator, number, cast(int, apply(value, kind.operator, number, limit))))
+            value = found[-1].result
+        else:
+            places = iter(numbers)
+            question = re.sub(r"[0-9]+", lambda _, new=places: str(next(new)), problem.question)  # type: ignore[misc]
+            if value != steps[-1].result and split_of(question) == split:
+                return question, str(value), _worked(found)
+    return None
+
+
+def _opening(draws: Draws, limit: int, *, opens: bool) -> tuple[list[int], list[Step]]:
+    """The numbers of a first sentence, and its step where it is one."""
+    if not opens:
+        return [2 + draws.below(limit - 1)], []
+    boxes = 2 + draws.below(LARGEST_FACTOR - 1)
+    each = 2 + draws.below(limit // boxes - 1)
+    return [boxes, each], [Step(boxes, "*", each, boxes * each)]
 
 
 def demonstrators(config: ArithmeticConfig, style: Style) -> dict[str, Callable[[Problem, int], str]]:

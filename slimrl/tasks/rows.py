@@ -114,8 +114,9 @@ class Row:
         return self.text(name)
 
     def answers(self, *names: str) -> str:
-        """As `answer`, but also a list of such, of which the first is the text and all are right, none of them twice; and a boolean,
-        for which yes and true, or no and false, are right.
+        """As `answer`, but also a list of such, of which the first is the text and all are right, none of them twice.
+
+        A boolean is also an answer: yes and true are right, or no and false.
         """
         name, value = self._present(*names)
         if isinstance(value, bool):

@@ -103,6 +103,25 @@ def test_the_fewer_samples_and_the_shared_problems_decide(slimrl, stored: Callab
     assert limited["n"] == 5
 
 
+def test_rewards_are_compared_where_both_have_them(slimrl, stored: Callable[[str, Rows], Path]) -> None:
+    def scored(score: float, **more: Any) -> Rows:
+        return [row | {"scores": {"tone": score if row["id"] != "p3" else None, **more}} for row in rows(FIRST)]
+
+    a, b = stored("a.jsonl", scored(0.5, only=1.0)), stored("b.jsonl", scored(0.75))
+    result = slimrl("compare", a, b, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["rewards"]
+    assert {*found} == {"tone"}
+    assert (found["tone"]["first"], found["tone"]["second"], found["tone"]["difference"]) == (0.5, 0.75, 0.25)
+    assert found["tone"]["low"] < 0.25 <= found["tone"]["high"]
+    assert "tone, sampled" in result.err
+    assert json.loads(slimrl("compare", a, stored("c.jsonl", rows(FIRST)), "--json").out)["rewards"] == {}
+    for wrong in ({"scores": [1]}, {"scores": {"tone": "high"}}, {"independent": 1}):
+        result = slimrl("compare", a, stored("d.jsonl", [row | wrong for row in rows(FIRST)]))
+        assert result.code == 3
+        assert "d.jsonl:1" in result.err
+
+
 def test_greedy_answers_and_the_harder_split_stand_apart(slimrl, stored: Callable[[str, Rows], Path]) -> None:
     def all_rows(shares: dict[str, tuple[int, int]]) -> Rows:
         greedy = {name: (int(right > 1), 1) for name, (right, _) in shares.items()}

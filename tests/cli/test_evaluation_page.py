@@ -57,7 +57,9 @@ def test_every_command_runs(slimrl, tiny_folder: Path, tmp_path: Path, monkeypat
     printed: dict[str, list[dict[str, Any]]] = {}
     for command in COMMANDS:
         verb, *arguments = shlex.split(command)[1:]
-        if verb != "grade":
+        if verb == "train":
+            arguments += [f"model.path={tiny_folder}", *SMALL, "log.rollouts=false", "rewards.gold_check=report"]
+        elif verb != "grade":
             arguments += ["--limit", "3"]
         if verb == "eval" or any("=" in argument for argument in arguments):
             arguments.append("rollout.max_new_tokens=8")
@@ -69,7 +71,12 @@ def test_every_command_runs(slimrl, tiny_folder: Path, tmp_path: Path, monkeypat
     table = {*re.findall(r"`([\w@]+)`", METRICS.partition("## JSON on stdout")[0])}
     for verb, found in printed.items():
         assert {*found[0]} <= entry(verb)
+    _, paid, *_ = printed["eval"]
+    held_out = {key for key in paid["test"] if key.startswith("rewards/")}
+    assert {key for key in held_out if key.count("/") == 1} == {"rewards/format", "rewards/soft_overlong"}
+    assert {*printed["compare"][1]["rewards"]} == {"format"}
     assert {*printed["eval"][0]["test"]} <= table
+    assert {"rewards/NAME", "greedy_rewards/NAME"} <= {*re.findall(r"`([^`]+)`", METRICS)}
     lines = [json.loads(line) for line in Path("all.jsonl").read_text().splitlines()]
     assert {*lines[0]} <= table
     assert {line["task"] for line in lines} == {"gsm8k", "math-500"}

@@ -1,20 +1,25 @@
-"""The gold self-check of a run: refused, with the way out, where gold answers cannot earn what they should."""
+"""The rewards of a run before its first step: what scores them, and the check that gold answers earn the maximum."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
 
+from slimrl.config.rewards import RewardsConfig
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.preflight.notes import gold_sentence
 from slimrl.records import Problem
-from slimrl.rewards import Reward
+from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
 from slimrl.tasks.checkers import fitting_checker
 from slimrl.tasks.curriculum import ENDLESS
 from slimrl.tasks.numbers import parse_number
+from slimrl.text import visible
 
 GOLD_SAMPLE = 1000
 """Training problems whose gold answer is checked where the supply is endless; finite sets are checked whole."""
@@ -22,18 +27,26 @@ KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters,
 """The answers that checkers are for."""
 
 
+def make_scorer(task: Task, config: RewardsConfig, budget: int, output: Path) -> tuple[tuple[Reward, ...], Scorer]:
+    """The rewards that are paid, and what scores them, which is to be closed; judges keep what they said in `output`."""
+    workers = worker_count(config)
+    rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
+    # Show what a reward prints as harmless text: it may be what a model wrote.
+    return rewards, Scorer(
+        task, rewards, config, max_new_tokens=budget, workers=workers,
+        show=lambda text: sys.stderr.write(visible(text)),
+    )  # fmt: skip
+
+
 def checked_gold(
-    config: TrainConfig,
     task: Task,
     held_out: Sequence[Problem],
+    config: TrainConfig,
     rewards: Sequence[Reward],
     submit: Submit,
     read_back: Callable[[Sequence[str]], Sequence[str]],
 ) -> GoldReport:
-    """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them.
-
-    The other arguments are those of `check_gold`.
-    """
+    """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
     train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
     problems = [*train, *held_out]
     gold = check_gold(task, problems, rewards, submit, read_back)

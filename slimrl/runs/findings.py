@@ -1,0 +1,74 @@
+"""Sentences on the course of a run that give to think, each with the test behind it.
+
+A training reward that rises while held-out accuracy does not is the sign of a reward that pays for something else, of problems
+known by heart, or of too few held-out problems. It needs to be said by more than two numbers that differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from slimrl.results import Comparison
+from slimrl.statistics import Interval, welch
+from slimrl.text import counted, signed, signed_points
+
+FEWEST_STEPS = 4
+"""In a third of a run; below, one odd batch decides."""
+HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no signal"}
+"""The beginning of each sentence, before a colon."""
+
+
+def findings(
+    history: Sequence[Mapping[str, float]], difference: Comparison, *, shuffled: bool, taught: bool
+) -> list[str]:
+    """Sentences on a run, from the metrics of its steps and the paired changes of its held-out measures.
+
+    `shuffled` says that every step asks a random choice of problems; where their difficulty follows a plan, rewards of different
+    steps cannot be compared. `taught` says that something else than rewards teaches, a teacher or a KL penalty.
+    """
+    found = [_no_signal(history, taught)]
+    if shuffled:
+        found.append(_reward_alone(history, difference.get("test", {}).get("sampled", {})))
+    return [sentence for sentence in found if sentence]
+
+
+def reward_rise(history: Sequence[Mapping[str, float]]) -> Interval | None:
+    """The last third's mean training reward less the first third's, over everything sampled, before any selection.
+
+    Welch's interval over steps, of which each has problems of its own. A trend within a third makes it wider, so a rise is missed
+    rather than invented. None for too few steps.
+    """
+    rewards = [row["reward"] for row in history if math.isfinite(row.get("reward", math.nan))]
+    third = len(rewards) // 3
+    return welch(rewards[:third], rewards[-third:]) if third >= FEWEST_STEPS else None
+
+
+def _reward_alone(history: Sequence[Mapping[str, float]], change: Mapping[str, float]) -> str:
+    """The sentence where the interval of the reward's rise is above 0 and that of held-out accuracy is not."""
+    rise = reward_rise(history)
+    if rise is None or rise.low <= 0 or not change or change["low"] > 0:
+        return ""
+    last = "fell" if change["high"] < 0 else "is not shown to have risen"
+    held_out = f"{signed_points(change['change'])} [{signed(change['low'])}, {signed(change['high'])}]"
+    return (
+        f"{HEADS['reward']}: from the first to the last third of the steps the reward rose by {rise.mean:.3g} "
+        f"[{rise.low:.3g}, {rise.high:.3g}], and held-out accuracy {last} "
+        f"({held_out} on {counted(int(change['n']), 'problem')}); "
+        "see whether the reward pays for something else, and measure on more problems"
+    )
+
+
+def _no_signal(history: Sequence[Mapping[str, float]], taught: bool) -> str:
+    """The sentence where no group of the whole run had two different rewards."""
+    equal = [row["frac_reward_zero_std"] for row in history if "frac_reward_zero_std" in row]
+    if not equal or float(np.min(equal)) < 1.0:
+        return ""
+    groups = int(sum(row.get("sampling/groups", 0) for row in history))
+    rest = "only the KL penalty moved weights" if taught else "nothing was learnt"
+    return (
+        f"{HEADS['signal']}: in none of {counted(groups, 'group')} did two rewards differ, so {rest}; warm-start with slimrl "
+        "sft, or choose easier or harder problems or a larger rollout.group_size"
+    )
