@@ -181,7 +181,6 @@ def test_every_paid_reward_scores_every_held_out_completion(tmp_path: Path) -> N
 
 def test_a_function_that_hangs_or_fails_costs_its_own_scores_and_no_evaluation(tmp_path: Path) -> None:
     found = measured(
-        tmp_path,
         "evaluation.problems=2",
         "rewards.format=1",
         "rewards.deadline=0.5",

@@ -102,7 +102,11 @@ def modules() -> dict[str, set[str]]:
 MODULES = modules()
 WORDS = {
     *re.findall(
-        r"\w+", "\n".join(p.read_text(encoding="utf-8") for p in (*SOURCES, *(ROOT / "benchmarks").rglob("*.py")))
+        r"\w+",
+        "\n".join(
+            p.read_text(encoding="utf-8")
+            for p in (*SOURCES, *(ROOT / "studies").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.py"))
+        ),
     )
 }
 

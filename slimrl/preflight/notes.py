@@ -66,6 +66,18 @@ def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
     ]
 
 
+def warmup_notes(config: TrainConfig) -> list[str]:
+    """A warm-up that does not end within the run."""
+    optimizer = config.optimizer
+    updates = config.steps * optimizer.minibatches * optimizer.epochs
+    if optimizer.warmup_steps < updates:
+        return []
+    return [
+        f"optimizer.warmup_steps={optimizer.warmup_steps} is not less than the run's {updates} updates, so the learning rate "
+        "only rises"
+    ]
+
+
 def rejected_note(task: Task) -> str:
     if not task.rejected:
         return ""

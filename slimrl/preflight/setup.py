@@ -37,6 +37,7 @@ from slimrl.preflight.notes import (
     teacher_note,
     template_notes,
     trial_note,
+    warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer
 from slimrl.randomness import Stream, uniforms
@@ -365,12 +366,6 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         notes.append(
             f"there are {count} training problems, so every step takes all of them instead of {wanted} (rollout.problems)"
         )
-    updates = config.steps * config.optimizer.minibatches * config.optimizer.epochs
-    if config.optimizer.warmup_steps >= updates:
-        notes.append(
-            f"optimizer.warmup_steps={config.optimizer.warmup_steps} is not less than the run's {updates} updates, so the "
-            "learning rate only rises"
-        )
     try:
         config.rewards.check_buffer(budget)
     except ValueError as error:
@@ -381,7 +376,7 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
     except BaseException:
         scorer.close()
         raise
-    notes += [*([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
+    notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
     notes += judge_notes(config, len(setup.measured))
     measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
