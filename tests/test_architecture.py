@@ -41,6 +41,7 @@ NEIGHBOURS: dict[str, set[str]] = {
         "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
     "evaluate": {"preflight", "results", "tasks"},
+    "translate": {"config"},
     "session": {
         "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs",
         "tasks",
