@@ -53,7 +53,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
         "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
-        "study", "tasks", "train",
+        "study", "tasks", "train", "translate",
     },
 }  # fmt: skip
 """The rooms that each room may import beside LOW; nothing imports what is not named here."""

@@ -1,9 +1,10 @@
-"""Verbs for beginnings: new, recipes, from-trl."""
+"""Verbs for beginnings: new, recipes, from-trl, from-verl."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,13 @@ from slimrl.errors import SettingsError
 if TYPE_CHECKING:
     from slimrl.translate.translation import Translation
 
-OUT = click.option("--out", "target", type=click.Path(dir_okay=False), help="Write a settings file; by default to stdout.")
+NAMES = 24
+"""Width of the column of names in a list."""
+OUT = click.option(
+    "--out", "target", type=click.Path(dir_okay=False), help="Write a settings file; by default to stdout."
+)
+
+ROWS = click.option("--rows", default=0, type=click.IntRange(0), help="Training problems, to turn epochs into steps.")
 
 
 @click.command(short_help="Begin a project: settings, a reward and data.")
@@ -68,22 +75,21 @@ def recipes(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = shutil.get_terminal_size().columns
-    widest = max(len(row["name"]) for row in rows)
-    for kind, title in zip(kinds, ("recipes, for slimrl train and slimrl eval", "studies, for slimrl study run"), strict=True):
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=" " * NAMES)
+    for kind, title in zip(
+        kinds, ("recipes, for train, sft, eval and doctor", "studies, for slimrl study"), strict=True
+    ):
         out(title)
         for row in rows:
             if row["kind"] == kind:
-                room = max(20, columns - widest - 4)
-                about = row["about"] if len(row["about"]) <= room else row["about"][: room - 3] + "..."
-                out(f"  {row['name']:<{widest}}  {about}".rstrip())
+                out(wrapper.fill(f"  {row['name']}  ".ljust(NAMES) + row["about"]))
 
 
 @click.command(name="from-trl", short_help="Translate settings of TRL's GRPO.")
 @click.argument("file")
 @OUT
 @click.option("--devices", default=1, show_default=True, type=click.IntRange(1), help="Processes that TRL trains with.")
-@click.option("--rows", default=0, type=click.IntRange(0), help="Training problems, to turn epochs into steps.")
+@ROWS
 @JSON
 def from_trl(file: str, target: str | None, devices: int, rows: int, as_json: bool) -> None:
     """Translate settings of TRL's GRPO: a YAML or JSON file, or a script with GRPOConfig(...), which is read and not executed.
@@ -102,6 +108,26 @@ def from_trl(file: str, target: str | None, devices: int, rows: int, as_json: bo
         raise SettingsError(f"{file}: no such file; give a script of TRL's GRPOTrainer, or its YAML or JSON settings")
     source = script_source(file) if Path(file).suffix == ".py" else mapping_source(file)
     _write(translate(source, devices=devices, rows=rows), target, as_json)
+
+
+@click.command(name="from-verl", short_help="Translate settings of verl's trainer.")
+@click.argument("file")
+@OUT
+@ROWS
+@JSON
+def from_verl(file: str, target: str | None, rows: int, as_json: bool) -> None:
+    """Translate settings of verl's trainer: a YAML file, or the section.key=value in a shell script, which is not executed.
+
+    \b
+    Example:
+      slimrl from-verl run_qwen.sh --rows 7473 --out mine.yaml
+    """
+    from slimrl.translate.verl import from_verl as translate
+    from slimrl.translate.verl import verl_source
+
+    if not Path(file).is_file():
+        raise SettingsError(f"{file}: no such file; give verl's YAML, or the script that runs its trainer")
+    _write(translate(verl_source(file), rows=rows), target, as_json)
 
 
 def _write(translation: Translation, target: str | None, as_json: bool) -> None:

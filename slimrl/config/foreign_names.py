@@ -87,6 +87,7 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="repetition_penalty", note="it would train on another distribution than it samples"),
     # the loss
     *_names("algorithm.kl_coef", trl="beta", verl="actor_rollout_ref.actor.kl_loss_coef"),
+    *_names("algorithm.kl_coef", verl="algorithm.kl_ctrl.kl_coef", note="with use_kl_in_reward"),
     *_names("algorithm.kl_place", verl="use_kl_loss", values={"true": "loss", "false": "algorithm.kl_coef=0"}),
     *_names("algorithm.kl_place", verl="use_kl_in_reward", values={"true": "reward", "false": "loss"}),
     *_names("algorithm.kl_estimator", verl="kl_loss_type kl_penalty", values=_KL_TYPES),
@@ -278,6 +279,34 @@ NAMES: tuple[Foreign, ...] = (
            "float8_kv_cache", _ENGINE),
     *_none("Unsloth", "full_finetuning", "without an adapter the weights themselves are trained"),
     *_none("Unsloth", "loftq_config", "an adapter is plain LoRA on linear layers of a causal language model"),
+    # of verl
+    *_names("", verl="data.filter_overlong_prompts data.truncation data.filter_overlong_prompts_workers",
+            note="prompts that do not fit the context are left out, and none is cut"),
+    *_names("", verl="data.shuffle data.seed data.return_raw_chat data.reward_fn_key data.val_batch_size data.image_key",
+            note="rows are read as docs/data.md has it, and curriculum.order decides the order of the problems"),
+    *_names("", verl="actor_rollout_ref.rollout.name actor_rollout_ref.rollout.mode enforce_eager free_cache_engine "
+            "max_num_batched_tokens max_num_seqs max_model_len enable_chunked_prefill load_format layered_summon "
+            "actor_rollout_ref.rollout.dtype actor_rollout_ref.rollout.do_sample actor_rollout_ref.hybrid_engine",
+            note=_ENGINE),
+    *_names("", verl="log_prob_micro_batch_size log_prob_micro_batch_size_per_gpu log_prob_max_token_len_per_gpu "
+            "log_prob_use_dynamic_bsz ppo_micro_batch_size", note="micro-batches are always cut by tokens"),
+    *_names("", verl="param_offload optimizer_offload offload_policy fsdp_size strategy "
+            "ulysses_sequence_parallel_size nnodes balance_batch reshard_after_forward", note=_ONE_GPU),
+    *_names("", verl="use_remove_padding use_torch_compile use_fused_kernels use_liger model.override_config",
+            note="rows are packed without padding, and layers are computed by SlimRL"),
+    *_names("", verl="val_kwargs.n val_kwargs.temperature val_kwargs.do_sample val_kwargs.top_p val_kwargs.top_k",
+            note="held-out problems are answered greedily and evaluation.samples times at the training temperature"),
+    *_names("", verl="val_before_train val_only log_val_generations validation_data_dir rollout_data_dir",
+            note="held-out accuracy is measured before and after every run, and log.rollouts keeps every completion"),
+    *_names("", verl="critic_warmup", note="policy and critic learn from the first step"),
+    *_names("", verl="resume_mode resume_from_path default_hdfs_dir del_local_ckpt_after_load max_actor_ckpt_to_keep",
+            note="slimrl train --resume goes on with a run, and checkpoint.keep is the number of checkpoints"),
+    *_names("", verl="custom_reward_function.path custom_reward_function.name",
+            note="its signature is another; write a function of rewards.custom around it"),
+    *_names("", verl="reward_manager", note="correctness is the task's checker, and punishments are settings of rewards"),
+    *_names("critic.learning_rate", verl="critic.optim.lr"),
+    *_names("", verl="critic.model.path critic.ppo_micro_batch_size_per_gpu critic.model.use_remove_padding "
+            "critic.model.enable_gradient_checkpointing", note="the critic is a copy of the policy with a head of its own"),
     *_names("", verl="use_dynamic_bsz", note="micro-batches are always cut by tokens"),
 )  # fmt: skip
 

@@ -42,7 +42,20 @@ def named(text: str, kind: Kind) -> str:
     if kind == "studies" and name in names("recipes"):
         raise SettingsError(f"{text} is a recipe and no part of a study; a study names it under base")
     hint = nearest(name, known).replace("mean ", f"mean {SIGN}")
-    raise SettingsError(f"{text} is none of the {kind} that come with SlimRL{hint}; slimrl recipes lists them")
+    raise SettingsError(f"{text} is none of the {kind} that come with SlimRL{hint or '; slimrl recipes lists them'}")
+
+
+def name_of(file: str) -> str:
+    """The `@name` of a recipe or study that a path without a file may mean, as `dapo` or recipes/dapo.yaml; empty for others."""
+    kinds: tuple[Kind, ...] = ("recipes", "studies")
+    for kind in kinds:
+        name = file.removeprefix(f"{kind}/").removesuffix(".yaml")
+        try:
+            if name in names(kind):
+                return SIGN + name
+        except SettingsError:
+            continue
+    return ""
 
 
 def first_line(name: str, kind: Kind) -> str:

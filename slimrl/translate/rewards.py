@@ -55,11 +55,15 @@ def _overlong(reward: RewardName, weight: float, max_new_tokens: object) -> dict
 
 
 def _own(source: Source, reward: RewardName, weight: float) -> Left:
-    """How a function becomes one of rewards.custom: its signature is the same, its bounds are needed."""
+    """A function that becomes one of rewards.custom: its signature is the same, its bounds are needed."""
     name = reward.name.rpartition(".")[2]
     entry = f"rewards.custom: {{rewards.py:{name}: {{weight: {weight:g}, low: LEAST, high: MOST}}}}"
     if "/" in reward.name:
         return Left("reward_funcs", reward.name, "a model's verdict can not be verified; write a function of your own")
-    how = "copy it into rewards.py beside this file" if reward.is_local else "write or copy it into rewards.py beside this file"
+    how = (
+        "copy it into rewards.py beside this file"
+        if reward.is_local
+        else "write or copy it into rewards.py beside this file"
+    )
     note = f" ({Path(source.file).name} is not imported, since that would train)" if reward.is_local else ""
     return Left("reward_funcs", reward.name, f"{how}{note}; its signature stays the same: {entry}")

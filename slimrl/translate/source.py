@@ -1,4 +1,4 @@
-"""What a file of another library says: its settings by their names there, as far as they can be read without running it."""
+"""The settings in a file of another library, by their names there, as far as they can be read without running it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Setting:
 
     value: Any
     reason: str
-    """What it translates, as a comment behind it."""
+    """The names that it translates, as a comment behind it."""
     given: bool = True
     """False for a default of the other library, which is written only where SlimRL has another."""
 
@@ -145,5 +145,5 @@ def _plain(text: str, value: object) -> str:
 
 
 def sentences(left: Iterable[Left]) -> list[str]:
-    """What was left out, for a screen."""
+    """The settings that were left out, for a screen."""
     return [f"{one.name}{f': {one.value}' if one.value else ''} ({one.reason})" for one in left]

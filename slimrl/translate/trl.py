@@ -355,7 +355,7 @@ class Trl(Values):
         rows = self.rows or ROWS.get(str(self.given.get("dataset_name")), 0)
         reason = self.because("num_train_epochs")
         if rows:
-            steps = max(1, math.ceil(epochs * rows / self.problems))
+            steps = max(1, math.ceil(epochs * max(1, rows // self.problems)))
             return Setting(steps, f"{reason}, {rows} problems / {self.problems} a step")
         unknown = (
             f"passes over {self.problems} problems a step; --rows N, the problems of the data, makes steps of them"

@@ -14,7 +14,7 @@ Keyed = tuple[str, Setting]
 
 
 class Values:
-    """What a file gives and what it leaves to the defaults of its library.
+    """The settings that a file gives, and those that it leaves to the defaults of its library.
 
     `left` grows with what has no equivalent, and `read` with the names that were translated, whatever came of them.
     """
