@@ -28,7 +28,8 @@ def reward_settings(source: Source, weights: object, max_new_tokens: object) -> 
     for reward, weight in zip(source.rewards, listed, strict=True):
         weight = float(weight) if isinstance(weight, int | float) and not isinstance(weight, bool) else 1.0
         if reward.name in CORRECT and not reward.is_local:
-            found["rewards.correct"] = Setting(weight, f"{reward.name} pays 1 for a right answer")
+            times = ", times its reward_weights" if listed is weights else ""
+            found["rewards.correct"] = Setting(weight, f"{reward.name} pays 1 for a right answer{times}")
         elif reward.name in OVERLONG and not reward.is_local:
             found |= _overlong(reward, weight, max_new_tokens)
         else:
@@ -66,4 +67,6 @@ def _own(source: Source, reward: RewardName, weight: float) -> Left:
         else "write or copy it into rewards.py beside this file"
     )
     note = f" ({Path(source.file).name} is not imported, since that would train)" if reward.is_local else ""
-    return Left("reward_funcs", reward.name, f"{how}{note}; its signature stays the same: {entry}")
+    return Left(
+        "reward_funcs", reward.name, f"{how}{note}; its signature and its reward_weights stay the same: {entry}"
+    )

@@ -239,9 +239,11 @@ class _Script:
 
 def _computed(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     """A result of two literals; raises UnreadError where there is none, or it is as long as nobody writes."""
-    sizes = [len(side) if isinstance(side, str | list) else 1 for side in (left, right)]
-    counts = [side for side in (left, right) if isinstance(side, int)]
-    if max(sizes) > 1 and operation is operator.mul and max(sizes) * max(counts, default=0) > LONGEST:
+    size = max((len(side) for side in (left, right) if isinstance(side, str | list)), default=0)
+    if (
+        operation is operator.mul
+        and size * max((side for side in (left, right) if isinstance(side, int)), default=0) > LONGEST
+    ):
         raise UnreadError
     try:
         return operation(left, right)

@@ -120,7 +120,7 @@ class Trl(Values):
         if not self.given.get("use_peft"):
             return
         rank, alpha = self.whole("lora_r"), self.number("lora_alpha")
-        yield self.set("model.lora.rank", rank, "lora_r")
+        yield self.set("model.lora.rank", rank, "lora_r", "use_peft")
         if self.given.get("use_rslora"):
             exact = alpha * math.sqrt(rank)
             yield self.set(
@@ -149,7 +149,7 @@ class Trl(Values):
             )
         elif name in TASKS and config in (None, "main", "default"):
             self.read |= {"dataset_train_split", "dataset_test_split"}
-            yield self.set("task.name", TASKS[name], "dataset_name")
+            yield self.set("task.name", TASKS[name], "dataset_name", "dataset_config")
         else:
             yield self.set(
                 "task.path", name, "dataset_name", why="a tenth is held out unless test_split or test_path is set"
