@@ -61,7 +61,7 @@ def _runs(folder: Path) -> Iterator[Path]:
         if (entry / "run.json").is_file():
             yield entry
         else:
-            yield from (inner for inner in _folders(entry) if (inner / "run.json").is_file())
+            yield from (run for run in _folders(entry / "runs") if (run / "run.json").is_file())
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -172,9 +172,7 @@ def test_what_was_meant(override: str) -> None:
     assert "\n" not in said
 
 
-@pytest.mark.parametrize(
-    "override", ["foo=1", "qwen=1", "batch=3", "model.quantize=1", "algorithm.surrogate=xyz"]
-)
+@pytest.mark.parametrize("override", ["foo=1", "qwen=1", "batch=3", "model.quantize=1", "algorithm.surrogate=xyz"])
 def test_without_an_idea_it_keeps_still(override: str) -> None:
     assert "did you mean" not in refusal(override)
 

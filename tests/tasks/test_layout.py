@@ -230,7 +230,12 @@ def test_a_boolean_is_yes_or_no(tmp_path: Path) -> None:
     task = task_of(tmp_path, [{"question": "q1", "answer": True}, {"question": "q2", "answer": False}], checker="exact")
     right, wrong = task.train
     assert (right.answer, wrong.answer) == ("yes", "no")
-    for text, verdicts in {"Yes.": (True, False), "true": (True, False), "No": (False, True), "1": (False, False)}.items():
+    for text, verdicts in {
+        "Yes.": (True, False),
+        "true": (True, False),
+        "No": (False, True),
+        "1": (False, False),
+    }.items():
         assert tuple(task.grade(f"#### {text}", problem.answer).strict for problem in (right, wrong)) == verdicts
 
 
