@@ -87,7 +87,7 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="repetition_penalty", note="it would train on another distribution than it samples"),
     # the loss
     *_names("algorithm.kl_coef", trl="beta", verl="actor_rollout_ref.actor.kl_loss_coef"),
-    *_names("algorithm.kl_coef", verl="algorithm.kl_ctrl.kl_coef", note="with use_kl_in_reward"),
+    *_names("algorithm.kl_coef", verl="kl_ctrl.kl_coef", note="with use_kl_in_reward"),
     *_names("algorithm.kl_place", verl="use_kl_loss", values={"true": "loss", "false": "algorithm.kl_coef=0"}),
     *_names("algorithm.kl_place", verl="use_kl_in_reward", values={"true": "reward", "false": "loss"}),
     *_names("algorithm.kl_estimator", verl="kl_loss_type kl_penalty", values=_KL_TYPES),
@@ -292,7 +292,7 @@ NAMES: tuple[Foreign, ...] = (
             "log_prob_use_dynamic_bsz ppo_micro_batch_size", note="micro-batches are always cut by tokens"),
     *_names("", verl="param_offload optimizer_offload offload_policy fsdp_size strategy "
             "ulysses_sequence_parallel_size nnodes balance_batch reshard_after_forward", note=_ONE_GPU),
-    *_names("", verl="use_remove_padding use_torch_compile use_fused_kernels use_liger model.override_config",
+    *_names("", verl="use_remove_padding use_torch_compile use_fused_kernels use_liger override_config",
             note="rows are packed without padding, and layers are computed by SlimRL"),
     *_names("", verl="val_kwargs.n val_kwargs.temperature val_kwargs.do_sample val_kwargs.top_p val_kwargs.top_k",
             note="held-out problems are answered greedily and evaluation.samples times at the training temperature"),

@@ -26,7 +26,7 @@ DEFAULTS: Mapping[str, Any] = {
     "actor_rollout_ref.actor.optim.weight_decay": 0.01, "grad_clip": 1.0, "lr_warmup_steps": -1, "lr_warmup_steps_ratio": 0.0,
     "clip_ratio": 0.2, "clip_ratio_c": 3.0, "loss_agg_mode": "token-mean", "policy_loss.loss_mode": "vanilla",
     "entropy_coeff": 0.0, "use_kl_loss": False, "actor_rollout_ref.actor.kl_loss_coef": 0.001, "kl_loss_type": "low_var_kl",
-    "use_kl_in_reward": False, "algorithm.kl_ctrl.kl_coef": 0.001, "adv_estimator": "gae", "norm_adv_by_std_in_grpo": True,
+    "use_kl_in_reward": False, "kl_ctrl.kl_coef": 0.001, "adv_estimator": "gae", "norm_adv_by_std_in_grpo": True,
     "total_epochs": 30, "total_training_steps": -1,
 }  # fmt: skip
 """Of verl's ppo_trainer where they decide what is learned, by their names in the table."""
@@ -139,9 +139,9 @@ class Verl(Values):
             self.leave("policy_loss.loss_mode", mode, "there is no such surrogate; clip is written")
         yield self.set("algorithm.surrogate", surrogate or "clip", "policy_loss.loss_mode")
         if surrogate in (None, "clip", "gspo", "cispo"):
-            for end in ("low", "high"):
-                name = f"clip_ratio_{end}" if f"clip_ratio_{end}" in self.given else "clip_ratio"
-                yield self.set(f"algorithm.clip_{end}", self.number(name), name)
+            for key, name in (("algorithm.clip_low", "clip_ratio_low"), ("algorithm.clip_high", "clip_ratio_high")):
+                name = name if name in self.given else "clip_ratio"
+                yield self.set(key, self.number(name), name)
         if surrogate in (None, "clip"):
             yield self.set("algorithm.dual_clip", self.number("clip_ratio_c"), "clip_ratio_c")
         self.read |= {"clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c"}
@@ -156,7 +156,7 @@ class Verl(Values):
 
     def _penalty(self) -> Iterator[Keyed]:
         loss, coefficient, kind = "use_kl_loss", "actor_rollout_ref.actor.kl_loss_coef", "kl_loss_type"
-        reward, weight = "use_kl_in_reward", "algorithm.kl_ctrl.kl_coef"
+        reward, weight = "use_kl_in_reward", "kl_ctrl.kl_coef"
         if self.values[loss] is True:
             yield self.set("algorithm.kl_coef", self.number(coefficient), coefficient, loss)
             estimator = foreign_names.VALUES["algorithm.kl_estimator"].get(str(self.values[kind]))
