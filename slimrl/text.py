@@ -45,3 +45,12 @@ def signed_points(difference: float) -> str:
 def counted(n: int, noun: str) -> str:
     """A number of things: 1 seed, 2 seeds."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time in at most six characters: 45s, 12m30s, 3h05m, 4d06h."""
+    whole = round(seconds)
+    for unit, part, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size * (24 if unit == 'd' else 60) // size:02d}{part}"
+    return f"{whole}s"

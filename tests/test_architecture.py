@@ -41,6 +41,7 @@ NEIGHBOURS: dict[str, set[str]] = {
         "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
     "evaluate": {"measures", "preflight", "results", "rewards", "tasks"},
+    "translate": {"config"},
     "session": {
         "algorithm", "config", "evaluate", "learner", "machine", "measures", "model", "preflight", "results", "rewards", "runs",
         "tasks",
@@ -52,7 +53,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
         "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
-        "study", "tasks", "train",
+        "study", "tasks", "train", "translate",
     },
 }  # fmt: skip
 """The rooms that each room may import beside LOW; nothing imports what is not named here."""

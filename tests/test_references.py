@@ -22,15 +22,18 @@ PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which also na
 SETTINGS_FILES = [*sorted((ROOT / "recipes").rglob("*.yaml")), *sorted((ROOT / "studies").rglob("*.yaml"))]
 FOLDERS = (ROOT, PACKAGE, ROOT / "tests", ROOT / "benchmarks", ROOT / "benchmarks" / "reliability")
 """Names of files are relative to one of these."""
-EXAMPLES = {"rewards.py", "file.py", "logs.py", "services.py", "signature.py"}
+EXAMPLES = {"brevity.py", "rewards.py", "file.py", "logs.py", "services.py", "signature.py", "train_grpo.py"}
 """Files of an imagined user."""
 FILE = re.compile(r"(?<![\w./*])(?:[\w-]+/)*[\w-]+\.py\b(?!:)")
 DOTTED = re.compile(r"(?<![\w./${-])(?:slimrl\.)?([a-z_]\w*(?:\.[A-Za-z_]\w*)+)(?![\w/(])")
 """Not a call, nor what a template fills in: some strings are code."""
 EDITS = re.compile(r"^```diff$.*?^```$", re.MULTILINE | re.DOTALL)
 """Blocks of code that tests/test_extending.py runs."""
-FOREIGN = {"memory.stat", "svg.fonttype", "svg.hashsalt", "text.color", "text.parse_math"}
-"""Names of others, of Linux and of matplotlib, that begin like ours."""
+FOREIGN = {
+    "memory.stat", "svg.fonttype", "svg.hashsalt", "text.color", "text.parse_math", "critic.optim.lr", "critic.model.path",
+    "critic.ppo_micro_batch_size_per_gpu", "critic.model.use_remove_padding", "critic.model.enable_gradient_checkpointing", "trl.rewards",
+}  # fmt: skip
+"""Names of others, of Linux, matplotlib, verl and TRL, that begin like ours."""
 SUFFIXES = {
     "py",
     "md",

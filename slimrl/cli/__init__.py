@@ -11,8 +11,10 @@ import sys
 
 import click
 
+from slimrl.cli.beginnings import from_trl, from_verl, new, recipes
 from slimrl.cli.compare import compare
 from slimrl.cli.difficulty import difficulty
+from slimrl.cli.listing import list_runs
 from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
 from slimrl.cli.runs import export, sft, train
@@ -22,7 +24,24 @@ from slimrl.machine.signals import INTERRUPTED, Stopped
 
 
 @click.group(
-    commands=[train, sft, evaluate, compare, difficulty, sample, grade, doctor, list_settings, export, study],
+    commands=[
+        *(
+            new,
+            train,
+            sft,
+            evaluate,
+            compare,
+            difficulty,
+            sample,
+            grade,
+            doctor,
+            list_settings,
+            recipes,
+            list_runs,
+            export,
+        ),
+        *(study, from_trl, from_verl),
+    ],
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

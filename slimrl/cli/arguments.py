@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimrl.cli.completion import arguments_of, run_argument
 from slimrl.errors import SettingsError
 
 if TYPE_CHECKING:
     from slimrl.config.files import Root
+    from slimrl.config.recipes import Kind
     from slimrl.config.schema import EvalConfig
 
-SETTINGS = click.argument("settings", nargs=-1, metavar="[FILES...] [section.key=value ...]")
+
+def by_name(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
+    """The callback of an argument: every `@name` of a recipe or a study becomes its file."""
+
+    def named_files(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if not any(text.startswith("@") for text in texts):
+            return texts
+        from slimrl.config.recipes import named
+
+        return tuple(named(text, kind) for text in texts)
+
+    return named_files
+
+
+SETTINGS = click.argument(
+    "settings",
+    nargs=-1,
+    metavar="[FILES...] [section.key=value ...]",
+    callback=by_name("recipes"),
+    shell_complete=arguments_of("recipes"),
+)
+MODEL_OR_RUN = click.argument("model_or_run", shell_complete=run_argument)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", is_flag=True, help="No human text.")
 TASKS = click.option(
     "--task",
     "tasks",
     multiple=True,
+    callback=by_name("recipes"),
     help="Task, or a settings file that names one; repeatable; a run's own by default.",
 )
 LIMIT = click.option("--limit", type=click.IntRange(1), help="At most so many problems of each split, the first ones.")
@@ -29,6 +53,8 @@ UNREAD = (
     "evaluation.every", "task.rates", "task.success_rate",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""
+ONLY_TRAINING = ("algorithm", "critic", "curriculum", "log", "max_tokens", "sft")
+"""Those of one of the two."""
 
 
 def load_settings(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None = None) -> Root:
@@ -41,6 +67,15 @@ def load_settings(kind: type[Root], settings: Sequence[str], base: dict[str, Any
 
 def _overrides(settings: Sequence[str]) -> list[str]:
     return [setting for setting in settings if "=" in setting and not Path(setting).is_file()]
+
+
+def is_setting(text: str) -> bool:
+    """True if a text is section.key=value of a setting that exists."""
+    from slimrl.config.mistakes import known_keys
+    from slimrl.config.schema import SftRunConfig, TrainConfig
+
+    key, equals, _ = text.partition("=")
+    return bool(equals) and key.strip() in {*known_keys(TrainConfig), *known_keys(SftRunConfig)}
 
 
 def stray(settings: Sequence[str]) -> str:
@@ -76,6 +111,26 @@ def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force:
     return load_settings(kind, [setting for setting in settings if setting not in folders], base)
 
 
+def newest_run(verb: str, settings: Sequence[str]) -> str:
+    """The folder of the run that `--resume` without a run, a file or a name means; empty where one of these is given.
+
+    Raises SettingsError where no run was interrupted.
+    """
+    from slimrl.config.schema import RootConfig
+    from slimrl.runs.listing import newest_interrupted
+
+    keys = {setting.partition("=")[0].strip() for setting in settings if setting in _overrides(settings)}
+    if len(keys) != len(settings) or "name" in keys:
+        return ""
+    places = [setting.partition("=")[2] for setting in settings if setting.partition("=")[0].strip() == "output"]
+    folder = Path(places[-1] if places else RootConfig.model_fields["output"].default)
+    found = newest_interrupted(folder, verb)
+    if found is None:
+        raise SettingsError(f"{folder} holds no interrupted run of slimrl {verb}; give the run's folder, or name=...")
+    click.echo(f"resuming {found.run}, the newest that was interrupted", err=True)
+    return found.run
+
+
 TASK_DEFAULTS = {"math": {"checker": "symbolic", "on_bad_row": "skip"}}
 """Settings of a task that is named on the command line: LaTeX answers are no numbers, and MATH has a few questions twice."""
 
@@ -96,6 +151,10 @@ def model_settings(
         key = override.partition("=")[0].strip()
         if f"{key}.".startswith(tuple(f"{name}." for name in UNREAD)):
             raise SettingsError(f"{key} has an effect only in slimrl train and slimrl sft; remove it")
+        if key.partition(".")[0] in ONLY_TRAINING:
+            raise SettingsError(
+                f"{key} has an effect only while training, and {model_or_run} is only measured; remove it"
+            )
     run = model_or_run if (Path(model_or_run) / "config.yaml").is_file() or like is None else like
     base = _recorded_settings(Path(run))
     if run != model_or_run:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 import textwrap
@@ -13,9 +14,11 @@ import click
 from slimrl.cli.arguments import (
     JSON,
     LIMIT,
+    MODEL_OR_RUN,
     QUIET,
     SETTINGS,
     TASKS,
+    is_setting,
     load_settings,
     model_settings,
     stray,
@@ -28,7 +31,7 @@ INDENT = "    "
 
 
 @click.command(name="eval", short_help="Held-out accuracy of a model or a run.")
-@click.argument("model_or_run")
+@MODEL_OR_RUN
 @SETTINGS
 @TASKS
 @LIMIT
@@ -75,7 +78,7 @@ def evaluate(
 
 
 @click.command(short_help="Ask one question; completions go to stdout.")
-@click.argument("model_or_run")
+@MODEL_OR_RUN
 @click.argument("question")
 @SETTINGS
 @click.option("-n", "count", default=1, show_default=True, type=click.IntRange(1), help="Completions to sample.")
@@ -85,13 +88,17 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     """Ask one question (`-`: from stdin); completions go to stdout, what separates several of them to stderr.
 
     \b
-    Example:
+    Examples:
       slimrl sample runs/mine "Tom has 3 apples. Then Tom buys 4 more. How many apples does Tom have now?" -n 4
+      slimrl sample builtin "How many is 3 + 4?" rollout.temperature=0.5 rollout.max_new_tokens=32
     """
-    if text := stray(settings):
+    if not is_setting(question) and (text := stray(settings)):
         raise SettingsError(
             f"{text!r} is no settings file; the question comes second: slimrl sample MODEL_OR_RUN QUESTION"
         )
+    if is_setting(question):
+        asked = shlex.quote(next(iter(settings), "QUESTION"))
+        raise SettingsError(f"the question comes before settings: slimrl sample {model_or_run} {asked} {question}")
     if paid := next((setting for setting in settings if setting.startswith("rewards.")), ""):
         raise SettingsError(f"{paid} has no effect on what a model answers; remove it")
     config = model_settings(model_or_run, settings, None)
@@ -197,7 +204,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
 
     \b
     Example:
-      slimrl doctor recipes/gsm8k.yaml recipes/qwen2.5-0.5b.yaml
+      slimrl doctor @gsm8k @qwen2.5-0.5b
     """
     from slimrl.config.schema import TrainConfig
 

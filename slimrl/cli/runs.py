@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from slimrl.cli.arguments import JSON, QUIET, SETTINGS, run_settings
+from slimrl.cli.arguments import JSON, QUIET, SETTINGS, newest_run, run_settings
+from slimrl.cli.completion import run_argument
 from slimrl.cli.output import open_display, out, print_json, stopping
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop
@@ -16,7 +17,9 @@ from slimrl.machine.signals import Stop
 if TYPE_CHECKING:
     from slimrl.results import SftSummary, TrainSummary
 
-RESUME = click.option("--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with.")
+RESUME = click.option(
+    "--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with; alone, the newest."
+)
 FORCE = click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
 
 
@@ -32,7 +35,8 @@ def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, qui
     \b
     Examples:
       slimrl train
-      slimrl train recipes/gsm8k.yaml recipes/qwen2.5-0.5b.yaml recipes/dapo.yaml
+      slimrl train @gsm8k @qwen2.5-0.5b @dapo
+      slimrl train mine/mine.yaml
       slimrl train task.name=jsonl task.path=mine.jsonl model.path=./my-model
       slimrl train steps=100 algorithm.kl_coef=0 name=mine seed=1
       slimrl train --resume runs/mine
@@ -64,6 +68,8 @@ def _run(
     with stop.on_signals():
         from slimrl.config.schema import SftRunConfig, TrainConfig
 
+        if resume and (newest := newest_run(verb, settings)):
+            settings = [newest, *(setting for setting in settings if not setting.startswith("output="))]
         config = run_settings(TrainConfig if verb == "train" else SftRunConfig, settings, resume, force)
         samples = (config.log.samples_every, config.log.samples) if isinstance(config, TrainConfig) else ()
         display = open_display(config, quiet, *samples)
@@ -82,7 +88,7 @@ def _run(
 
 
 @click.command(short_help="Copy a run's trained model to a folder.")
-@click.argument("run", type=click.Path())
+@click.argument("run", type=click.Path(), shell_complete=run_argument)
 @click.argument("folder", type=click.Path())
 @click.option("--adapter", is_flag=True, help="Copy the adapter that the run trained, for peft, not the merged model.")
 def export(run: str, folder: str, adapter: bool) -> None:
@@ -100,7 +106,7 @@ def export(run: str, folder: str, adapter: bool) -> None:
     if adapter and not source.is_dir() and (Path(run) / "final").is_dir():
         raise DataError(f"{run} trained the model's own weights and holds no adapter; remove --adapter")
     if not (source / ("adapter_config.json" if adapter else "config.json")).is_file():
-        raise DataError(f"{run} holds no {source.name}/ model; give the folder of a finished run")
+        raise DataError(f"{run} holds no {source.name}/ model; {_why_no_model(Path(run))}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
     try:
@@ -111,3 +117,17 @@ def export(run: str, folder: str, adapter: bool) -> None:
     except OSError as error:
         raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None
     out(str(target))
+
+
+def _why_no_model(run: Path) -> str:
+    """The reason why a folder has no model to export, and the way out."""
+    from slimrl.config.files import read_yaml
+
+    if not (run / "run.json").is_file():
+        return "give the folder of a finished run"
+    stored = read_yaml(str(run / "config.yaml")).get("log", {}).get("model", True)
+    if stored is not False:
+        return "give the folder of a finished run"
+    if any((folder / "declared.json").is_file() for folder in run.resolve().parents[:2]):
+        return "the study keeps no models; set keep_models: true in its file, and run it under another --name"
+    return "it was trained with log.model=false; train it with log.model=true"

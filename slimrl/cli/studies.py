@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from slimrl.cli.arguments import JSON, QUIET
+from slimrl.cli.arguments import JSON, QUIET, by_name
+from slimrl.cli.completion import arguments_of
 from slimrl.cli.output import out, print_json, stopping
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ARGUMENTS = (
-    click.argument("files", nargs=-1, required=True, metavar="STUDY [FILES...] [section.key=value ...]"),
+    click.argument(
+        "files",
+        nargs=-1,
+        required=True,
+        metavar="STUDY [FILES...] [section.key=value ...]",
+        callback=by_name("studies"),
+        shell_complete=arguments_of("studies"),
+    ),
     click.option("--name", default="", help="Name of the study's folder; by default its files' names."),
     click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's."),
     click.option("--output", default="runs", show_default=True, help="Folder that holds the study's folder."),
@@ -44,11 +52,12 @@ def of_a_study(command: Command) -> Command:
 def study() -> None:
     """Arms times training seeds: from a question about switches to an answer with an interval.
 
-    STUDY is a YAML file (studies/); further files are merged over it, section.key=value changes settings of all arms.
+    STUDY is a YAML file, or a @name that `slimrl recipes` lists; further files are merged over it, section.key=value changes
+    settings of all arms.
 
     \b
     Example:
-      slimrl study run studies/quick.yaml
+      slimrl study run @quick
     """
 
 
@@ -91,7 +100,7 @@ def study_run(
 
     \b
     Example:
-      slimrl study run studies/quick.yaml --seeds 3 --name first-look
+      slimrl study run @quick --seeds 3 --name first-look
     """
     expanded, folder = _study(files, name, seeds, output)
     from slimrl.display.study import ProgressDisplay
@@ -142,7 +151,7 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
 
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
-        raise SettingsError("name a study file first; studies/ holds some")
+        raise SettingsError("name a study first; slimrl recipes lists some")
     from slimrl.study.declaration import check_study
 
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)

@@ -4,6 +4,7 @@ Files merge left to right, then overrides. A setting that is text is taken as it
 no quotes. Paths in a file are relative to the file, those of overrides to the working directory.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -18,6 +19,7 @@ from slimrl.config.base import subsection, walk
 from slimrl.config.judge import JudgeReward
 from slimrl.config.mistakes import close_names, nearest, sentence, type_words
 from slimrl.config.places import anchored
+from slimrl.config.recipes import name_of
 from slimrl.config.rewards import long_form
 from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
@@ -66,8 +68,7 @@ def read_yaml(file: str) -> dict[str, Any]:
     """A YAML mapping, or a SettingsError that names the file and the line."""
     path = Path(file)
     if not path.is_file():
-        hint = nearest(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [])
-        raise SettingsError(f"{file}: no such settings file{hint}")
+        raise SettingsError(_no_file(file))
     try:
         data = _read(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
@@ -84,6 +85,33 @@ def read_yaml(file: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SettingsError(f"{file}: a settings file is a mapping of sections, this is a {type(data).__name__}")
     return data
+
+
+def _no_file(file: str) -> str:
+    """The sentence on a name that is no settings file: often a setting without its value, or a recipe without its sign."""
+    path = Path(file)
+    rows = {
+        key: kind.model_fields[name].get_default()
+        for root in (SftRunConfig, TrainConfig)
+        for key, kind, name in walk(root)
+    }
+    if file in rows:
+        default = rows[file]
+        if isinstance(default, BaseModel):
+            return f"{file} is a section of settings; write {file}.KEY=value (slimrl settings {file} lists them)"
+        return (
+            f"{file} is a setting without its value; write it as {file}={_shown_default(default)}, which is the default"
+        )
+    folder = path.parent if path.parent.is_dir() else Path()
+    if path.suffix not in (".yaml", ".yml") and (folder / f"{path.name}.yaml").is_file():
+        return f"{file}: no such settings file; did you mean {file}.yaml?"
+    if recipe := name_of(file):
+        return f"{file}: no such settings file; did you mean {recipe}?"
+    return f"{file}: no such settings file{nearest(path.name, [p.name for p in folder.glob('*.yaml')])}"
+
+
+def _shown_default(value: object) -> str:
+    return json.dumps(value).strip('"') or "''"
 
 
 def _read(text: str) -> Any:

@@ -81,6 +81,9 @@ def close_names(key: str, value: object = None, kind: type[BaseModel] | None = N
         return f"; did you mean {names}{meant} ({foreign.name} in {foreign.origin}{note})?"
     if moved:
         return f"; did you mean {' or '.join(moved)}?"
+    begun = [known for known in keys if known.startswith(f"{section}.{leaf}_")] if section else []
+    if begun:
+        return f"; did you mean {' or '.join(begun)}?"
     own = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
     elsewhere = {known.rpartition(".")[2]: known for known in reversed(keys)}
     close = own.get(closest(leaf, own)) or elsewhere.get(closest(leaf, elsewhere))

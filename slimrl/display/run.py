@@ -24,7 +24,7 @@ from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task
-from slimrl.text import visible
+from slimrl.text import duration, visible
 
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
@@ -69,15 +69,6 @@ def fitted(value: float, digits: int, width: int) -> str:
     """A number in at most `width` (5 or more) characters, with fewer digits where it is large."""
     shown = next((text for d in range(digits, -1, -1) if len(text := f"{value:,.{d}f}") <= width), "")
     return shown or next(text for d in (2, 1, 0) if len(text := f"{value:.{d}e}") <= width or d == 0)
-
-
-def duration(seconds: float) -> str:
-    """A time in at most six characters: 45s, 12m30s, 3h05m, 4d06h."""
-    whole = round(seconds)
-    for unit, part, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size * (24 if unit == 'd' else 60) // size:02d}{part}"
-    return f"{whole}s"
 
 
 class Display:

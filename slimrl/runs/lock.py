@@ -61,6 +61,14 @@ class Lock:
         self.release()
 
 
+def is_worked_on(folder: Path) -> bool:
+    """True if the process that last took a folder's lock is there; nothing is locked to find out."""
+    try:
+        return _alive((folder / "lock").read_text(errors="replace").strip())
+    except OSError:
+        return False
+
+
 def _alive(process: str) -> bool:
     if not process.isdigit():
         return False

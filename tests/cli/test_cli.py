@@ -164,7 +164,7 @@ MISTAKES = {
     "solutions beyond the budget": (2, "could not be imitated whole", "sft", "model.path={tiny}", "rollout.max_new_tokens=8"),
     "a question beyond the context": (2, "exceed the model's context", "sample", "{tiny}", "apples " * 900),
     "a question that is not UTF-8": (2, "not UTF-8", "sample", "{tiny}", "\udcff"),
-    "a question behind the settings": (2, "'How many = 2?' is no settings file; the question comes second", "sample", "{tiny}", "seed=1", "How many = 2?"),
+    "a question behind the settings": (2, "the question comes before settings: slimrl sample", "sample", "{tiny}", "seed=1", "How many = 2?"),
     "eval: setting of a run": (2, "optimizer.epochs has an effect only in slimrl train", "eval", "{tiny}", "seed=1", "optimizer.epochs=2"),
     "sample: setting of a run": (2, "steps has an effect only in slimrl train", "sample", "{tiny}", "How many?", "steps=3"),
     "grade: setting without effect": (2, "no effect on grading", "grade", "--task", "gsm8k", "{graded.jsonl}", "seed=4"),
@@ -408,7 +408,7 @@ def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "mine.yaml").write_text("seeds: 2\narms: {kl: algorithm.kl_coef=0}\n")
     for arguments, code, words in (
         (("study", "run"), 2, "Missing argument 'STUDY"),
-        (("study", "plan", "steps=3"), 2, "name a study file first"),
+        (("study", "plan", "steps=3"), 2, "name a study first"),
         (("study", "run", "mime.yaml"), 2, "mime.yaml: no such settings file; did you mean mine.yaml?"),
         (("study", "run", "mine.yaml", "stepz=3"), 2, "the study's settings: stepz is not a setting"),
         (("study", "report", "mine.yaml"), 3, "runs/mine: no such study"),

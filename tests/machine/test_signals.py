@@ -114,7 +114,8 @@ def test_mistakes_with_resume_are_one_sentence(tmp_path: Path) -> None:
 
     assert refused("--force") == "--force has no effect without --resume; remove it"
     assert "has no config.yaml; give runs/NAME" in refused("--resume", str(tmp_path))
-    assert "--resume needs to know which run" in refused("--resume", f"output={tmp_path}")
+    assert "holds no interrupted run of slimrl train" in refused("--resume", f"output={tmp_path}")
+    assert "--resume needs to know which run" in refused("--resume", "@lora")
     assert "max_time: '3 hours' is not a time like 3h50m" in refused("max_time=3 hours")
 
 

@@ -1,0 +1,76 @@
+"""The settings in a file of another library, by their names there, as far as they can be read without running it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slimrl.config.files import read_yaml
+from slimrl.errors import SettingsError
+from slimrl.text import visible
+
+
+@dataclass(frozen=True)
+class RewardName:
+    """A reward function as a file names it."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of the call that makes the function, where there is one."""
+    is_local: bool = False
+    """The same file defines it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The settings of a file."""
+
+    file: str
+    given: Mapping[str, Any]
+    """By their names in the other library; what is None there is left out, since it means that nothing is set."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """The expressions whose values only running the file would tell, by the name that they are given to."""
+    rewards: tuple[RewardName, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences on how the file was read."""
+
+
+def read_text(file: str) -> str:
+    """The text of a file; raises SettingsError."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file} is not UTF-8 text; give a YAML, JSON or Python file") from None
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read ({error.strerror or error}); check the path") from None
+
+
+def read_mapping(file: str) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; raises SettingsError."""
+    if Path(file).suffix != ".json":
+        return read_yaml(file)
+    try:
+        found = json.loads(read_text(file))
+    except ValueError as error:
+        raise SettingsError(f"{file} is not valid JSON ({error}); mend it first") from None
+    if not isinstance(found, dict):
+        raise SettingsError(f"{file}: settings are a mapping of names to values, this is a {type(found).__name__}")
+    return found
+
+
+def mapping_source(file: str) -> Source:
+    """A YAML or JSON file of TRL, whose names are at the top."""
+    found = {str(key): value for key, value in read_mapping(file).items() if value is not None}
+    names = found.pop("reward_funcs", None) or []
+    listed = [names] if isinstance(names, str) else names if isinstance(names, list) else []
+    return Source(file, found, rewards=tuple(RewardName(str(name)) for name in listed))
+
+
+def shown(value: object) -> str:
+    """A value on one line, for a comment."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,76 @@
+"""The settings of another library with its defaults, on their way to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slimrl.config import foreign_names
+from slimrl.translate.source import Source, shown
+from slimrl.translate.translation import Left, Setting, unknown
+
+Keyed = tuple[str, Setting]
+"""A setting and its dotted key."""
+
+
+class Values:
+    """The settings that a file gives, and those that it leaves to the defaults of its library.
+
+    `left` grows with what has no equivalent, and `read` with the names that were translated, whatever came of them.
+    """
+
+    def __init__(self, source: Source, library: str, defaults: Mapping[str, Any]) -> None:
+        self.source, self.library, self.defaults = source, library, defaults
+        self.given = dict(source.given)
+        self.values: dict[str, Any] = {**defaults, **self.given}
+        self.left: list[Left] = []
+        self.read: set[str] = set()
+
+    def leave(self, name: str, value: object, reason: str) -> None:
+        """List a setting among those that are not translated."""
+        self.left.append(Left(name, shown(value), reason))
+
+    def because(self, *names: str) -> str:
+        """The names that a setting translates with their values, and whether they are only defaults."""
+        self.read.update(names)
+        named = [f"{name}={shown(self.values[name])}" for name in names if name in self.values]
+        return ", ".join(named) + ("" if any(name in self.given for name in names) else f": {self.library}'s default")
+
+    def set(self, key: str, value: Any, *names: str, why: str = "") -> Keyed:
+        """A setting that translates names, with `why` behind them in its reason."""
+        reason = self.because(*names)
+        return key, Setting(value, f"{reason}; {why}" if why else reason, any(name in self.given for name in names))
+
+    def number(self, name: str) -> float:
+        """A number, also one that is written as a text; the default, and a line in `left`, where it is none."""
+        try:
+            return float(self.values[name])
+        except (TypeError, ValueError):
+            self.leave(name, self.values[name], f"it is no number; {self.library}'s default stands in its place")
+            self.values[name] = self.defaults.get(name, 1)
+            return float(self.values[name])
+
+    def whole(self, name: str) -> int:
+        """A number of things, at least 1."""
+        return max(1, round(self.number(name)))
+
+    def by_the_table(self, off: Mapping[str, Any]) -> Iterator[Keyed]:
+        """The given names that are not read yet and that one row of the table says all about.
+
+        `off` has the values with which a name asks for nothing that SlimRL does not do; so do false, no and none where a name
+        has no equivalent.
+        """
+        for name, value in self.given.items():
+            row = foreign_names.row(name)
+            none = row is None or not row.ours
+            is_off = value == off[name] if name in off else none and value in (False, "no", "none", "", [], {})
+            if name in self.read or is_off:
+                continue
+            if row is None or none:
+                self.left.append(unknown(name, row, value, self.library))
+                continue
+            key, equals, ours = foreign_names.translated(row, value).partition("=")
+            if row.values and not equals:
+                self.leave(name, value, f"{key} takes no such value")
+            else:
+                yield self.set(key, foreign_names.typed(ours) if equals else value, name)

@@ -1,0 +1,98 @@
+"""Scripts are read as trees: values that a file assigns once are followed, and nothing is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimrl.errors import SettingsError
+from slimrl.translate.script import script_source
+from slimrl.translate.source import Source
+from tests.translate.trl_files import FILES
+
+
+def read(tmp_path: Path, text: str) -> Source:
+    file = tmp_path / "train.py"
+    file.write_text(text)
+    return script_source(str(file))
+
+
+def value(tmp_path: Path, before: str, expression: str) -> Any:
+    """The value that is read for an argument; "unread" where none is."""
+    found = read(tmp_path, f"{before}\nGRPOConfig(beta={expression})\n")
+    return "unread" if "beta" in found.unread else found.given.get("beta")
+
+
+@pytest.mark.parametrize(
+    ("before", "expression", "expected"),
+    [
+        ("", "0.1", 0.1),
+        ("", "-1", -1),
+        ("a = 2\nb = a", "b * 4 - 1", 7),
+        ("a = 'x'", "f'{a}/y'", "x/y"),
+        ("import torch", "torch.bfloat16", "bfloat16"),
+        ("a: int = 3", "[a, (1, 2)]", [3, [1, 2]]),
+        ("", "not True", False),
+        ("a = 1\na = 2", "a", "unread"),
+        ("a = 1\na += 1", "a", "unread"),
+        ("a = 1\nfor a in range(3): pass", "a", "unread"),
+        ("a = 1\ndef f(a): pass", "a", "unread"),
+        ("a = a", "a", "unread"),
+        ("import os", "os.environ['X']", "unread"),
+        ("", "1 / 0", "unread"),
+        ("", "'x' * 10**9", "unread"),
+        ("", "'x' * 1000000000", "unread"),
+        ("", "'a' - 1", "unread"),
+        ("", "None", None),
+    ],
+)
+def test_values(tmp_path: Path, before: str, expression: str, expected: Any) -> None:
+    assert value(tmp_path, before, expression) == expected
+
+
+def test_nothing_is_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    read(tmp_path, f"open({str(mark)!r}, 'w')\nGRPOConfig(beta=0)\nraise SystemExit(3)\n")
+    assert not mark.exists()
+
+
+def test_settings_in_a_dictionary_and_what_is_not_known(tmp_path: Path) -> None:
+    found = read(tmp_path, FILES["kwargs.py"])
+    assert found.given["max_completion_length"] == 256
+    assert found.given["learning_rate"] == 3e-6
+    assert {"output_dir", "per_device_train_batch_size", "arguments of GRPOConfig"} <= set(found.unread)
+    assert [one.name for one in found.rewards] == ["accuracy_reward", "judge"]
+
+
+def test_unsloth(tmp_path: Path) -> None:
+    found = read(tmp_path, FILES["unsloth-llama.py"]).given
+    assert found["model_name_or_path"] == "meta-llama/Llama-3.2-3B-Instruct"
+    assert (found["lora_r"], found["lora_alpha"], found["load_in_4bit"]) == (32, 32, True)
+    assert found["max_completion_length"] == 768
+    assert found["dataset_name"] == "openai/gsm8k"
+
+
+def test_a_function_that_is_made_by_a_call(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "r = get_soft_overlong_punishment(512, soft_punish_cache=64)\nGRPOTrainer(args=GRPOConfig(), reward_funcs=[r])\n",
+    )
+    assert found.rewards[0].name == "get_soft_overlong_punishment"
+    assert found.rewards[0].arguments == {"soft_punish_cache": 64, "max_completion_len": 512}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parser = TrlParser((GRPOConfig,))\n", "its settings come from the command line; give the YAML file"),
+        ("args = HfArgumentParser(X).parse_args()\n", "come from the command line"),
+        ("print(1)\n", "holds no GRPOConfig"),
+        ("def (:\n", "train.py:1 is no valid Python"),
+        ("a\0b", "no valid Python"),
+    ],
+)
+def test_a_script_that_cannot_be_read_says_why(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        read(tmp_path, text)
