@@ -45,6 +45,7 @@ NEIGHBOURS: dict[str, set[str]] = {
         "algorithm", "config", "evaluate", "learner", "machine", "model", "preflight", "results", "rewards", "runs",
         "tasks",
     },
+    "trackers": {"config", "machine", "results", "runs"},
     "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
@@ -52,7 +53,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
         "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
-        "study", "tasks", "train",
+        "study", "tasks", "trackers", "train",
     },
 }  # fmt: skip
 """The rooms that each room may import beside LOW; nothing imports what is not named here."""

@@ -26,7 +26,7 @@ TASKS = click.option(
 LIMIT = click.option("--limit", type=click.IntRange(1), help="At most so many problems of each split, the first ones.")
 UNREAD = (
     "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
-    "evaluation.every",
+    "evaluation.every", "log",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""
 

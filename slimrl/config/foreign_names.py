@@ -38,7 +38,6 @@ _SWITCH = {"true": "on", "false": "off"}
 _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
 _ONE_GPU = "SlimRL trains on one device"
-_RUN_FILES = "a run writes metrics.jsonl and curves.png into its folder and reports to no service"
 
 
 def _names(
@@ -142,6 +141,9 @@ NAMES: tuple[Foreign, ...] = (
     *_names("checkpoint.keep", trl="save_total_limit"),
     *_names("evaluation.every", trl="eval_steps", verl="test_freq"),
     *_names("log.rollouts", trl="log_completions"),
+    *_names("log.to", trl="report_to", verl="logger"),
+    *_names("log.to", trl="wandb", verl="wandb", values={"true": "log.to=wandb"}),
+    *_names("log.project", verl="project_name"),
     *_names("task.path", trl="dataset_name", note="the name of a data set on the Hub, or a file"),
     *_names("task.subset", trl="dataset_config"),
     *_names("task.split", trl="dataset_train_split"),
@@ -156,9 +158,8 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="vllm_gpu_memory_utilization", verl="gpu_memory_utilization",
             note=f"{_ENGINE}; memory_share bounds the memory of both"),
     *_names("", trl="deepspeed fsdp", verl="tensor_model_parallel_size n_gpus_per_node", note=_ONE_GPU),
-    *_names("", trl="report_to wandb", verl="wandb project_name logger", note=_RUN_FILES),
     *_names("", trl="logging_steps", note="every step is logged"),
-    *_names("", trl="push_to_hub", note="slimrl export copies the model to a folder, which hf upload can push"),
+    *_names("", trl="push_to_hub", note="slimrl export RUN owner/name --for hub --push does it after the run"),
     *_names("", trl="optim", note="the optimizer is AdamW with float32 masters"),
     *_names("", trl="use_liger_kernel use_liger_loss", note="log-probabilities are computed in chunks always"),
     *_names("", trl="sync_ref_model ref_model_mixup_alpha", note="the reference stays as it is"),

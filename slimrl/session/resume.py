@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
+    "log.to", "log.project", "log.group",
 )  # fmt: skip
 """Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""
 PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path")
