@@ -47,12 +47,13 @@ NEIGHBOURS: dict[str, set[str]] = {
     },
     "trackers": {"config", "machine", "results", "runs"},
     "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},
+    "export": {"config", "model", "runs", "tasks"},
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
-        "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
+        "config", "display", "evaluate", "export", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
         "study", "tasks", "trackers", "train",
     },
 }  # fmt: skip

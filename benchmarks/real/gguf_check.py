@@ -32,7 +32,13 @@ from slimrl.tasks import load_task
 def greedy(model: Any, ids: list[int], stops: set[int], most: int) -> list[int]:
     """The most probable tokens after a prompt, by transformers."""
     out = model.generate(
-        torch.tensor([ids]), max_new_tokens=most, do_sample=False, temperature=None, top_p=None, top_k=None, eos_token_id=[*stops]
+        torch.tensor([ids]),
+        max_new_tokens=most,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=[*stops],
     )
     return [*out[0, len(ids) :].tolist()]
 

@@ -11,17 +11,19 @@ import sys
 
 import click
 
+from slimrl.cli.away import export
+from slimrl.cli.chat import chat
 from slimrl.cli.compare import compare
 from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
-from slimrl.cli.runs import export, sft, train
+from slimrl.cli.runs import sft, train
 from slimrl.cli.studies import study
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
 from slimrl.machine.signals import INTERRUPTED, Stopped
 
 
 @click.group(
-    commands=[train, sft, evaluate, compare, sample, grade, doctor, list_settings, export, study],
+    commands=[train, sft, evaluate, compare, sample, chat, grade, doctor, list_settings, export, study],
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,16 +1,14 @@
-"""Verbs that make a run, and take its model out of it: train, sft, export."""
+"""Verbs that make a run: train, sft."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from slimrl.cli.arguments import JSON, QUIET, SETTINGS, run_settings
-from slimrl.cli.output import open_display, out, print_json, stopping
-from slimrl.errors import DataError, SettingsError
+from slimrl.cli.output import open_display, print_json, stopping
 from slimrl.machine.signals import Stop
 
 if TYPE_CHECKING:
@@ -82,35 +80,3 @@ def _run(
                 summary = run_sft(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
     if as_json:
         print_json(summary)
-
-
-@click.command(short_help="Copy a run's trained model to a folder.")
-@click.argument("run", type=click.Path())
-@click.argument("folder", type=click.Path())
-@click.option("--adapter", is_flag=True, help="Copy the adapter that the run trained, for peft, not the merged model.")
-def export(run: str, folder: str, adapter: bool) -> None:
-    """Copy a run's trained model to FOLDER, as transformers loads it.
-
-    \b
-    Example:
-      slimrl export runs/mine my-model
-    """
-    import shutil
-
-    from slimrl.runs.files import files_within
-
-    source, target = Path(run) / ("adapter" if adapter else "final"), Path(folder)
-    if adapter and not source.is_dir() and (Path(run) / "final").is_dir():
-        raise DataError(f"{run} trained the model's own weights and holds no adapter; remove --adapter")
-    if not (source / ("adapter_config.json" if adapter else "config.json")).is_file():
-        raise DataError(f"{run} holds no {source.name}/ model; give the folder of a finished run")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise SettingsError(f"{folder} exists already and is not empty; choose another folder")
-    try:
-        for file in files_within(source):  # with the permissions that the umask gives, not those of the run
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-    except OSError as error:
-        raise SettingsError(f"cannot write {folder} ({error.strerror or error})") from None
-    out(str(target))

@@ -89,7 +89,7 @@ class Source:
             tensor = tensor + self.family.norm_offset
         if self.family.paired_rope and (".q_proj." in name or ".k_proj." in name):
             heads = self.heads if ".q_proj." in name else self.key_heads
-            tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
+            tensor = tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
         return tensor
 
 
@@ -105,7 +105,9 @@ def read_source(folder: Path) -> Source:
     family = FAMILIES[kind]
     for what, fits in _demands(config, family).items():
         if not fits:
-            raise DataError(f"llama.cpp's form of {kind} models has no place for this model's {what}; use --for transformers")
+            raise DataError(
+                f"llama.cpp's form of {kind} models has no place for this model's {what}; use --for transformers"
+            )
     return Source(folder, config, family)
 
 
@@ -259,7 +261,9 @@ def _as_stored(name: str, tensor: Tensor, stored: gguf.GGMLQuantizationType) -> 
     if stored == gguf.GGMLQuantizationType.F16:
         narrow = tensor.to(torch.float16)
         if not torch.isfinite(narrow).all():
-            raise DataError(f"{name} has weights that f16 cannot hold (largest {tensor.abs().max():g}); use --for transformers")
+            raise DataError(
+                f"{name} has weights that f16 cannot hold (largest {tensor.abs().max():g}); use --for transformers"
+            )
         return narrow.contiguous().numpy()
     found: NDArray[Any] = gguf.quants.quantize(tensor.contiguous().numpy(), stored)
     return found

@@ -97,8 +97,10 @@ def _space_prefix(table: Mapping[str, Any]) -> bool:
     steps = found.get("normalizers", [found]) if found else []
     kinds = [step.get("type") for step in steps]
     if kinds not in (["Replace"], ["Prepend", "Replace"]) or steps[-1].get("content") != "\u2581":
-        raise DataError("the tokenizer changes text in a way that GGUF cannot say; convert it with llama.cpp's own script")
-    return kinds[0] == "Prepend"
+        raise DataError(
+            "the tokenizer changes text in a way that GGUF cannot say; convert it with llama.cpp's own script"
+        )
+    return bool(kinds[0] == "Prepend")
 
 
 def _tokens(tokenizer: Any, size: int, *, pieces: bool, unknown: str | None) -> tuple[list[str], list[int]]:

@@ -27,7 +27,9 @@ class TensorBoard:
             self._forget_after(opening.step)
         settings = {key: _plain(value) for key, value in opening.settings.items()}
         self._add(opening.step, hparams_pb(settings, trial_id=opening.name))
-        self._add(opening.step, text_pb("settings", _markdown(["setting", "value"], [*map(list, settings.items())])))
+        self._add(
+            opening.step, text_pb("settings", _markdown(["setting", "value"], [[*item] for item in settings.items()]))
+        )
         return Opened(opening.name, f"tensorboard --logdir {folder.parent}")
 
     def log(self, step: int, numbers: Numbers) -> None:
@@ -43,7 +45,7 @@ class TensorBoard:
     def summarize(self, step: int, numbers: Numbers) -> None:
         self._add(step, Summary(value=[Summary.Value(tag=f"summary/{k}", simple_value=v) for k, v in numbers.items()]))
 
-    def close(self, finished: bool) -> None:
+    def close(self, finished: bool) -> None:  # noqa: ARG002
         self._writer.close()
 
     def _add(self, step: int, summary: Summary) -> None:
@@ -61,8 +63,8 @@ def _plain(value: object) -> bool | int | float | str:
 
 def _markdown(names: list[str], rows: list[list[object]]) -> str:
     """A table whose cells show texts as they are."""
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    cells = [["---"] * len(names) if line is None else [*map(_cell, line)] for line in (names, None, *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def _cell(value: object) -> str:

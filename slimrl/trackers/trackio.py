@@ -38,5 +38,5 @@ class Trackio:
     def summarize(self, step: int, numbers: Numbers) -> None:
         self._run.log({f"summary/{name}": value for name, value in numbers.items()}, step=step)
 
-    def close(self, finished: bool) -> None:
+    def close(self, finished: bool) -> None:  # noqa: ARG002
         self._run.finish()

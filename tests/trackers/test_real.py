@@ -17,7 +17,6 @@ from slimrl.trackers.remote import PACKAGES, RemoteTracker
 from slimrl.train import train
 from tests.session.test_session import SMALL, Collector
 
-
 pytestmark = pytest.mark.filterwarnings("ignore")
 BLOCK = 32768
 
@@ -200,5 +199,5 @@ def test_wandb_without_a_key_says_so(folder: Path, monkeypatch: pytest.MonkeyPat
     tracker = RemoteTracker("wandb", project="p", group="", say=print)
     tracker.begin(folder, {}, 0)
     tracker._thread.join(60)
-    with pytest.raises(Exception, match="^no API key; run `wandb login`, or set WANDB_MODE=offline$"):
+    with pytest.raises(Exception, match=r"^no API key; run `wandb login`, or set WANDB_MODE=offline$"):
         tracker.step(1, {})
