@@ -155,6 +155,7 @@ def write_gguf(folder: Path, target: Path, kind: Kind = "f16", *, name: str = ""
         writer.close()
         temporary.replace(target)
     finally:
+        writer.close()
         temporary.unlink(missing_ok=True)
     return target
 
