@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 
 import click
 
@@ -66,9 +65,11 @@ def chat(model_or_run: str, settings: Sequence[str], greedy: bool) -> None:
 
 def _lines(terminal: bool) -> Iterator[str]:
     """The turns of the person, without empty ones."""
-    for _ in count():
+    while True:
         try:
-            line = input("> ") if terminal else sys.stdin.readline()
+            if terminal:
+                click.echo("> ", nl=False, err=True)
+            line = input() if terminal else sys.stdin.readline()
         except (EOFError, KeyboardInterrupt):
             click.echo("", err=True)
             return

@@ -125,6 +125,7 @@ def _demands(config: Mapping[str, Any], family: Family) -> dict[str, bool]:
         "rotary positions": plain_rope(config) and config.get("partial_rotary_factor", 1.0) == 1.0,
         "layers without positions": no_rope == [int((i + 1) % 4 != 0) for i in range(len(no_rope))],
         "scale of attention": not gemma or config.get("query_pre_attn_scalar") == width,
+        "tied embeddings": family.architecture != "olmo2" or not config.get("tie_word_embeddings"),
         "soft caps": not config.get("final_logit_softcapping") and not config.get("attn_logit_softcapping"),
     }
 

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Olmo2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from tests.export.test_vocabulary import pieces
 
 gguf = pytest.importorskip("gguf")
 
@@ -19,7 +29,11 @@ from slimrl.export.gguf import read_source, write_gguf  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 BUILTIN = Path(__file__).parents[2] / "slimrl" / "builtin"
-HEADS, KEY_HEADS = 4, 2
+HEADS = 4
+ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+}
 
 
 def saved(family: str, folder: Path) -> Path:
@@ -162,8 +176,6 @@ def test_weights_beyond_f16_are_refused_and_nothing_is_left(tmp_path: Path) -> N
 
 def test_llama_cpp_answers_as_transformers_does(tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    from transformers import AutoModelForCausalLM
-
     path = write_gguf(BUILTIN, tmp_path / "b.gguf")
     other = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, verbose=False)
     model = AutoModelForCausalLM.from_pretrained(str(BUILTIN), dtype=torch.float32).eval()
@@ -177,3 +189,56 @@ def test_llama_cpp_answers_as_transformers_does(tmp_path: Path) -> None:
         if token == 4 or len(theirs) == 24:
             break
     assert theirs == ours
+
+
+WIDE = {
+    "vocab_size": 616, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+    "max_position_embeddings": 128, "initializer_range": 0.1, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 4,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+KINDS = {
+    "llama": LlamaConfig(num_hidden_layers=2, attention_bias=True, mlp_bias=False, **WIDE),
+    "qwen3": Qwen3Config(num_hidden_layers=2, **WIDE),
+    "olmo2": Olmo2Config(num_hidden_layers=2, **{k: v for k, v in WIDE.items() if k not in ("head_dim", "tie_word_embeddings")}),
+    "smollm3": SmolLM3Config(num_hidden_layers=4, **{k: v for k, v in WIDE.items() if k != "head_dim"}),
+    "gemma3": Gemma3TextConfig(
+        num_hidden_layers=6, sliding_window=8, query_pre_attn_scalar=32, rope_parameters=ROPE,
+        layer_types=["sliding_attention"] * 5 + ["full_attention"], **WIDE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [*KINDS])
+def test_llama_cpp_computes_what_transformers_does(family: str, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(KINDS[family]).eval()
+        for name, weight in model.named_parameters():
+            if "norm" in name:  # of ones, where an offset or an order would not show
+                weight.data.add_(torch.randn_like(weight) * 0.2)
+    model = model.half().float()
+    model.save_pretrained(tmp_path / "m")
+    AutoTokenizer.from_pretrained(str(BUILTIN)).save_pretrained(tmp_path / "m")
+    other = llama_cpp.Llama(str(write_gguf(tmp_path / "m", tmp_path / "m.gguf")), n_ctx=128, n_threads=1, verbose=False)
+    ids = [(7 * i) % 600 + 5 for i in range(40)]
+    other.eval(ids)
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0, -1]
+    found = torch.from_numpy(np.array(other._ctx.get_logits_ith(-1)[:616]))
+    assert float((found - wanted).abs().max()) < 0.03 * float(wanted.std()) + 0.01
+
+
+def test_llama_cpp_reads_pieces_as_transformers_does(tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    folder = saved("llama", tmp_path / "m")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    tokenizer = pieces()
+    tokenizer.save_pretrained(folder)
+    other = llama_cpp.Llama(str(write_gguf(folder, tmp_path / "m.gguf")), vocab_only=True, verbose=False)
+    for text in ("seven and fourteen", "  two  seven", "an \u00fc\n7 x", "sevenseven"):
+        assert (
+            other.tokenize(text.encode(), add_bos=False, special=True)
+            == tokenizer(text, add_special_tokens=False).input_ids
+        )

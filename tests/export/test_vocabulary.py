@@ -48,20 +48,30 @@ def test_a_way_of_cutting_words_that_is_not_known_is_refused() -> None:
         words_name(table)
 
 
-def test_pieces_with_bytes_have_scores_in_the_order_of_merges() -> None:
+def pieces() -> PreTrainedTokenizerFast:
+    """A small tokenizer of SentencePiece's kind, with a token for each byte."""
     inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     inner.normalizer = normalizers.Replace(" ", "\u2581")
     inner.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
-    inner.train_from_iterator(
-        ["seven and seven are fourteen"] * 3, trainers.BpeTrainer(vocab_size=290, special_tokens=special)
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=special)
+    inner.train_from_iterator(["seven and seven are fourteen, two and two are four"] * 3, trainer)
+    table = json.loads(inner.to_str())
+    vocabulary = table["model"]["vocab"]
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(table)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def test_pieces_with_bytes_have_scores_in_the_order_of_merges() -> None:
+    tokenizer = pieces()
     found = vocabulary_of(tokenizer, len(tokenizer))
     assert (found.model, found.merges, found.space_prefix) == ("llama", [], False)
     assert found.kinds[0] == UNKNOWN
+    assert [*found.kinds].count(BYTE) == 256
+    scores = {token: found.scores[number] for number, token in enumerate(found.tokens)}
     merged = [token for token in found.tokens if len(token) > 1 and not token.startswith("<")]
     assert len(merged) > 5
-    scores = {token: found.scores[number] for number, token in enumerate(found.tokens)}
     assert [scores[token] for token in merged] == [-float(n) for n in range(len(merged))]
-    assert BYTE in found.kinds or CONTROL in found.kinds
