@@ -36,3 +36,6 @@ Signal = Literal["correct", "reward"]
 
 # the optimizer
 Schedule = Literal["constant", "linear", "cosine"]
+
+# the run
+Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow"]

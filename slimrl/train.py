@@ -166,6 +166,7 @@ def record_step(
     metrics |= thinking_metrics(setup.policy, [rollout for group in collected.sampled for rollout in group.rollouts])
     metrics |= {"num_tokens": state.tokens, **timing, "time/total": state.seconds}
     session.record(state, metrics, collected if config.log.rollouts else None)
+    session.tell_samples(collected)
     session.screen.step(before.step, session.total_steps(), metrics, collected, setup.task)
 
 

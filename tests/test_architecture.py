@@ -46,14 +46,16 @@ NEIGHBOURS: dict[str, set[str]] = {
         "algorithm", "config", "evaluate", "learner", "machine", "measures", "model", "preflight", "results", "rewards", "runs",
         "tasks",
     },
+    "trackers": {"config", "machine", "results", "runs"},
     "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},
+    "export": {"config", "model", "runs", "tasks"},
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "cli": {
-        "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
-        "study", "tasks", "train", "translate",
+        "config", "display", "evaluate", "export", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
+        "study", "tasks", "trackers", "train", "translate",
     },
 }  # fmt: skip
 """The rooms that each room may import beside LOW; nothing imports what is not named here."""

@@ -11,13 +11,15 @@ import sys
 
 import click
 
+from slimrl.cli.away import export
 from slimrl.cli.beginnings import from_trl, from_verl, new, recipes
+from slimrl.cli.chat import chat
 from slimrl.cli.compare import compare
 from slimrl.cli.difficulty import difficulty
 from slimrl.cli.listing import list_runs
 from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
-from slimrl.cli.runs import export, sft, train
+from slimrl.cli.runs import sft, train
 from slimrl.cli.studies import study
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
 from slimrl.machine.signals import INTERRUPTED, Stopped
@@ -25,22 +27,8 @@ from slimrl.machine.signals import INTERRUPTED, Stopped
 
 @click.group(
     commands=[
-        *(
-            new,
-            train,
-            sft,
-            evaluate,
-            compare,
-            difficulty,
-            sample,
-            grade,
-            doctor,
-            list_settings,
-            recipes,
-            list_runs,
-            export,
-        ),
-        *(study, from_trl, from_verl),
+        *(new, train, sft, evaluate, compare, difficulty, sample, chat, grade, doctor, export),
+        *(study, list_settings, recipes, list_runs, from_trl, from_verl),
     ],
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -50,10 +50,10 @@ TASKS = click.option(
 LIMIT = click.option("--limit", type=click.IntRange(1), help="At most so many problems of each split, the first ones.")
 UNREAD = (
     "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
-    "evaluation.every", "task.rates", "task.success_rate",
+    "evaluation.every", "log", "task.rates", "task.success_rate",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""
-ONLY_TRAINING = ("algorithm", "critic", "curriculum", "log", "max_tokens", "sft")
+ONLY_TRAINING = ("algorithm", "critic", "curriculum", "max_tokens", "sft")
 """Those of one of the two."""
 
 

@@ -40,7 +40,6 @@ _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
 _ONE_GPU = "SlimRL trains on one device"
 _MEASURED = "measured before the run, by slimrl difficulty"
-_RUN_FILES = "a run writes metrics.jsonl and curves.png into its folder and reports to no service"
 
 
 def _names(
@@ -174,6 +173,9 @@ NAMES: tuple[Foreign, ...] = (
     *_names("evaluation.every", trl="eval_strategy", values={"no": "0"}, note="a number of steps"),
     *_names("evaluation.samples", trl="num_generations_eval"),
     *_names("log.rollouts", trl="log_completions"),
+    *_names("log.to", trl="report_to", verl="logger"),
+    *_names("log.to", trl="wandb", verl="wandb", values={"true": "log.to=wandb"}),
+    *_names("log.project", verl="project_name"),
     *_names("task.path", trl="dataset_name", note="the name of a data set on the Hub, or a file"),
     *_names("task.subset", trl="dataset_config"),
     *_names("task.split", trl="dataset_train_split"),
@@ -193,9 +195,8 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="vllm_gpu_memory_utilization", verl="gpu_memory_utilization",
             note=f"{_ENGINE}; memory_share bounds the memory of both"),
     *_names("", trl="deepspeed fsdp", verl="tensor_model_parallel_size n_gpus_per_node", note=_ONE_GPU),
-    *_names("", trl="report_to wandb", verl="wandb project_name logger", note=_RUN_FILES),
     *_names("", trl="logging_steps", note="every step is logged"),
-    *_names("", trl="push_to_hub", note="slimrl export copies the model to a folder, which hf upload can push"),
+    *_names("", trl="push_to_hub", note="slimrl export RUN owner/name --for hub --push does it after the run"),
     *_names("", trl="optim", note="the optimizer is AdamW with float32 masters"),
     *_names("", trl="use_liger_kernel use_liger_loss", note="log-probabilities are computed in chunks always"),
     *_names("", trl="sync_ref_model ref_model_mixup_alpha", note="the reference stays as it is"),
@@ -270,11 +271,15 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="logging_strategy logging_first_step logging_dir logging_nan_inf_filter log_level log_level_replica "
             "log_on_each_node disable_tqdm num_completions_to_print log_unique_prompts log_multimodal debug",
             note="every step is logged, and log.rollouts keeps every completion"),
-    *_names("", trl="project trackio_space_id trackio_bucket_id trackio_static_space_id", note=_RUN_FILES),
+    *_names("log.project", trl="project"),
+    *_names("", trl="trackio_space_id trackio_bucket_id trackio_static_space_id",
+            note="log.to=trackio keeps a run on this machine; trackio itself moves it to a space"),
     *_names("", trl="hub_model_id hub_token hub_strategy hub_private_repo hub_always_push hub_revision "
             "log_completions_hub_repo", note="slimrl export copies the model to a folder, which hf upload can push"),
     *_names("", trl="callbacks", note="a run has no callbacks; metrics.jsonl has the numbers of every step"),
-    *_none("open-r1", "wandb_entity wandb_project wandb_run_group", _RUN_FILES),
+    Foreign("wandb_project", "open-r1", "log.project", {}, ""),
+    Foreign("wandb_run_group", "open-r1", "log.group", {}, ""),
+    *_none("open-r1", "wandb_entity", "log.to=wandb reads WANDB_ENTITY from the environment, as wandb does"),
     *_none("open-r1", "benchmarks push_to_hub_revision overwrite_hub_revision",
            "slimrl eval RUN --task NAME measures a trained model"),
     *_none("open-r1", "chat_template", "the tokenizer's own template writes the prompts; task.template=plain does without"),

@@ -58,6 +58,8 @@ class RootConfig(Section):
     """Held-out measurement."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """The states from which an interrupted run continues."""
+    log: LogConfig = LogConfig()
+    """Output during the run, on the screen, on the disk and to trackers."""
     max_time: str = ""
     """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
 
@@ -122,8 +124,6 @@ class TrainConfig(RootConfig):
     """PPO's value function."""
     curriculum: CurriculumConfig = CurriculumConfig()
     """The order of the problems."""
-    log: LogConfig = LogConfig()
-    """Output during the run, on the screen and on the disk."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -174,6 +174,7 @@ UNREAD_BY_SFT = {
     "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),
     "checkpoint": ("keep_best",),
+    "log": ("samples_every", "samples", "rollouts", "model", "profile"),
 }
 """Settings of shared sections that only training reads: dropped from files, which both verbs share, refused as overrides."""
 

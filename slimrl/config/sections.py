@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section, Share
-from slimrl.terms import Checker, Schedule, Template
+from slimrl.terms import Checker, Schedule, Template, Tracker
 
 
 def _moment(value: str) -> str:
@@ -30,6 +30,11 @@ def _interval(ends: list[float]) -> list[float]:
     if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
         raise ValueError(f"task.success_rate={ends} is no interval of rates; write it as [0.1, 0.9]")
     return ends
+
+
+def _as_list(names: object) -> object:
+    """The names of `wandb, mlflow` as a list; a list, and anything that is no text, as it is."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
 
 
 Moment = Annotated[str, AfterValidator(_moment)]
@@ -309,6 +314,21 @@ class LogConfig(Section):
     """Store the trained model under final/."""
     profile: bool = False
     """Measure where each step's time goes, and which share of this machine's limits it reaches."""
+    to: Annotated[list[Tracker], BeforeValidator(_as_list)] = Field(default=[])
+    """Trackers that get the numbers of the run as well, as `[wandb, tensorboard]`; each is an extra of that name. A run without
+    any sends nothing anywhere (docs/trackers.md)."""
+    project: str = "slimrl"
+    """Name of the trackers' project (MLflow's experiment) that holds the run."""
+    group: str = ""
+    """Name under which trackers put runs together; the runs of a study have its name."""
+
+    @model_validator(mode="after")
+    def _trackers_are_named_once(self) -> Self:
+        if len(self.to) > len({*self.to}):
+            raise ValueError(f"log.to names a tracker twice ({', '.join(self.to)}); remove one")
+        if not self.project.strip():
+            raise ValueError("log.project is empty; give the project a name, or leave the setting out")
+        return self
 
 
 class SftConfig(Section):

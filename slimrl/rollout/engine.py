@@ -8,7 +8,7 @@ uniforms and its logits alone: slots, order and the way in which steps are execu
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -57,6 +57,8 @@ class RolloutEngine:
         self.runner = runner or make_runner(policy.device)
         self.state: State | None = None
         """Buffers of the last call, where addresses must stay."""
+        self.on_tokens: Callable[[Sequence[int]], object] | None = None
+        """Told the ids that the first slot has drawn so far, at every look at them: for a call with a single completion."""
         demand_plain_decoding(policy)
         check_one_call(policy)
         self.step = compiled_step() if compiled else decode_step
@@ -152,6 +154,8 @@ class _Run:
             with self.profiler.part("decode"):
                 if self.max_new_tokens > 1:  # else the tokens drawn on entering are all there are
                     self.decode()
+                if self.engine.on_tokens is not None:
+                    self.engine.on_tokens(self.state.tokens[0, : int(self.state.counts[0])].tolist())
                 self.settle()
 
     def admit(self) -> None:

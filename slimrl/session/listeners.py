@@ -5,9 +5,9 @@ Both are protocols. Nothing here knows a terminal or a tracker: the command line
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
@@ -45,18 +45,25 @@ class Screen(Protocol):
 
 
 class Sink(Protocol):
-    """A tracker of numbers, such as TensorBoard or W&B.
+    """A tracker of numbers, such as TensorBoard or W&B (`slimrl/trackers/`).
 
     Steps are counted as in metrics.jsonl, from 1; step 0 is the untrained model. After a roll-back steps come a second time, and
     a resumed run begins again at the step after which it was interrupted. An Exception ends the sink and not the run: the user
     is told once, and no further call reaches the sink.
     """
 
+    name: str
+    """Of the tracker, for a sentence."""
+
     def begin(self, run: Path, settings: Mapping[str, object], step: int) -> None:
         """The first call: the run's folder, its settings by dotted key, and the steps that are taken already."""
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of a step (docs/metrics.md)."""
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Completions of a step, every log.samples_every steps: all those of the first log.samples problems, as `rollouts/` has
+        them."""
 
     def evaluation(self, step: int, summaries: Summaries) -> None:
         """Held-out accuracy after `step` steps, by split: see `SplitEvaluation.summary`."""

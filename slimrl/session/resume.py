@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
+    "log.to", "log.project", "log.group",
 )  # fmt: skip
 """Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""
 JUDGES_MAY_CHANGE = ("concurrency", "retries", "timeout", "cache", "api_key_env")

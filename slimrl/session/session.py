@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic
 
 from slimrl.algorithm.groups import Collected
@@ -22,6 +22,7 @@ from slimrl.preflight.notes import unmoved_note
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.directory import RunDirectory
+from slimrl.runs.files import rollout_rows
 from slimrl.session.identity import compare_identity, identity
 from slimrl.session.keeper import Keeper
 from slimrl.session.listeners import Screen, Sink
@@ -127,6 +128,13 @@ class Session(Generic[State]):
             self.screen.note(note)
         self._tell(lambda sink: sink.step(state.step, metrics))
 
+    def tell_samples(self, collected: Collected) -> None:
+        """Show the sinks some completions of the step that was recorded last."""
+        log, step = self.setup.config.log, self.state.step
+        if self._sinks and log.samples_every and step % log.samples_every == 0:
+            some = replace(collected, groups=(), sampled=collected.sampled[: log.samples])
+            self._tell(lambda sink: sink.samples(step, rollout_rows(some)))
+
     def refresh_sampler(self) -> None:
         """Tell the sampler, before it samples, that the weights have changed since it was told last."""
         if self._sampler_is_stale:
@@ -162,7 +170,7 @@ class Session(Generic[State]):
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                sentence = f"{type(sink).__name__} failed ({error}) and gets no further metrics of this run"
+                sentence = f"{sink.name} failed ({error}) and gets no further metrics of this run"
                 self.screen.say(sentence, "yellow")
                 self.run.note(self.state.step, "sink failed", why=sentence)
 

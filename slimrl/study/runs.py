@@ -61,8 +61,9 @@ class Planned:
 
     def config(self, memory_share: float, date: str = "auto") -> TrainConfig:
         """The settings of this run; `date` is used in its prompts unless the study's settings have one."""
-        task = self.arm.config.task
+        task, log = self.arm.config.task, self.arm.config.log
         update = {
+            "log": log if log.group else log.model_copy(update={"group": self.folder.parent.parent.name}),
             "task": task.model_copy(update={"date": date}) if task.date == "auto" else task,
             "seed": self.arm.seed(self.index),
             "name": self.name,

@@ -18,6 +18,7 @@ from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.sft import sft
+from slimrl.trackers.remote import open_trackers
 from slimrl.train import train
 from tests.conftest import ROOT
 from tests.judges import serving
@@ -118,7 +119,7 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     )
     trainings = [
         ["rewards.soft_overlong=0.5", "algorithm.dynamic_sampling=refill", "optimizer.warmup_steps=1", "optimizer.epochs=2",
-         f"rewards.custom={{'{tmp_path}/mine.py:mine': {{low: 0, high: 1}}}}", "log.samples_every=1"],
+         f"rewards.custom={{'{tmp_path}/mine.py:mine': {{low: 0, high: 1}}}}", "log.samples_every=1", "log.to=wandb"],
         ["task.name=jsonl", f"task.path={tmp_path}/rows.jsonl", f"task.test_path={tmp_path}/test.jsonl", "task.style=tags", "task.on_bad_row=skip",
          "rewards.check_numbers=1", "rewards.as_published=true", "rewards.gold_check=report"],
         ["steps=2", "checkpoint.every=1", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
@@ -139,6 +140,10 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         [*(s for s in small if not s.startswith("rollout")), "name=s", "sft.batch_size=2", "sft.show_every=1"],
     )
     monkeypatch.setattr(Section, "__getattribute__", watched)
+    with monkeypatch.context() as installed:
+        installed.setattr("importlib.util.find_spec", lambda _: True)
+        for config in (configs[0], imitation):
+            open_trackers(config.log, print, print)
     for config in configs:
         train(config, Display(quiet=True, samples_every=config.log.samples_every, samples=config.log.samples))
     sft(imitation, Display(quiet=True))

@@ -141,8 +141,8 @@ MEANT = {
     "kl_loss_type=low_var_kl": "did you mean algorithm.kl_estimator=k3",
     "bf16=true": "did you mean model.dtype=bfloat16",
     "use_vllm=true": "has no equivalent here: SlimRL samples with its own engine",
-    "report_to=wandb": "has no equivalent here: a run writes metrics.jsonl",
-    "log.wandb=true": "has no equivalent here",
+    "report_to=wandb": "did you mean log.to",
+    "log.wandb=true": "did you mean log.to=wandb",
     "lora_r=8": "did you mean model.lora.rank",
     "lora_dropout=0.1": "has no equivalent here: with dropout sampler and trainer would be two policies",
     "algorithm.clip_hihg=0.3": "did you mean algorithm.clip_high?",
@@ -193,7 +193,7 @@ def test_how_close_is_close() -> None:
     assert closest("kl", ["gkl"]) == ""
 
 
-@pytest.mark.parametrize("word", ["lora_dropout", "use_vllm", "log.wandb", "report_to"])
+@pytest.mark.parametrize("word", ["lora_dropout", "use_vllm", "logging_steps", "shuffle_dataset"])
 def test_what_is_only_asked_about_need_not_be_removed(word: str) -> None:
     with pytest.raises(SettingsError, match="has no equivalent here: ") as caught:
         describe_settings(word)

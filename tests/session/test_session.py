@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ SMALL = (
 class Collector:
     """A sink that keeps all that it is told."""
 
+    name = "Collector"
+
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
         self.settings: Mapping[str, object] = {}
@@ -44,6 +46,10 @@ class Collector:
         self.told.append(("step", step))
         self.rows.append({"step": step, **metrics})
 
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.told.append(("samples", step))
+        self.sampled = rows
+
     def evaluation(self, step: int, summaries: Summaries) -> None:
         self.told.append(("evaluation", step))
         self.accuracy[step] = summaries["test"]["accuracy"]
@@ -58,6 +64,8 @@ class Collector:
 
 class Broken(Collector):
     """A tracker whose server is gone after the first step."""
+
+    name = "Broken"
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         super().step(step, metrics)
@@ -115,6 +123,14 @@ def test_a_sink_that_fails_is_left_out_and_the_run_is_what_it_was(
     assert " ".join(capsys.readouterr().err.split()).count(sentence) == 1
     (event,) = [json.loads(line) for line in (tmp_path / "b" / "events.jsonl").read_text().splitlines()]
     assert (event["event"], event["step"], event["why"]) == ("sink failed", 1, sentence)
+
+
+def test_a_sink_is_shown_some_completions(tmp_path: Path) -> None:
+    sink = Collector()
+    train(config(tmp_path, "a", "log.samples_every=2", "log.samples=1"), Display(quiet=True), sinks=[sink])
+    assert [step for what, step in sink.told if what == "samples"] == [2]
+    stored = (tmp_path / "a" / "rollouts" / "step-00000002.jsonl").read_text().splitlines()
+    assert sink.sampled == [{**json.loads(line), "trained": False} for line in stored[:2]]
 
 
 def test_imitation_tells_its_sinks_too(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""The model card of a run: what the model is, what it learned from, how, and what was measured."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from slimrl.config.schema import TrainConfig
+from slimrl.export.run import FinishedRun, declared_license, place_name
+
+VERSIONS = ("slimrl", "torch", "transformers", "numpy", "python")
+
+
+def model_card(run: FinishedRun) -> str:
+    """README.md with the front matter that the Hub reads."""
+    parts = [
+        _front_matter(run),
+        f"# {run.name}",
+        _opening(run),
+        _measures(run),
+        _method(run),
+        _use(run),
+        _versions(run),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(run: FinishedRun) -> str:
+    base, task = run.settings.model.path, run.settings.task
+    table: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if found := declared_license(run):
+        table["license"] = found
+    if place_name(base) == base and "/" in base:
+        table["base_model"] = base
+    if "/" in task.path and place_name(task.path) == task.path:
+        table["datasets"] = [task.path]
+    table["tags"] = ["slimrl", "reinforcement-learning" if isinstance(run.settings, TrainConfig) else "sft"]
+    return f"---\n{yaml.safe_dump(table, sort_keys=False, allow_unicode=True)}---"
+
+
+def _opening(run: FinishedRun) -> str:
+    base, steps = place_name(run.settings.model.path), run.summary.get("steps", run.settings.steps)
+    what = "trained by reinforcement learning with verifiable rewards"
+    if not isinstance(run.settings, TrainConfig):
+        what = "taught to imitate worked solutions"
+    start = "SlimRL's built-in model" if base == "builtin" else f"`{base}`"
+    licence = declared_license(run)
+    known = f"The licence of the model that it began from is {licence}." if licence else (
+        "The licence of the model that it began from is not known to SlimRL; look it up before you pass this model on."
+    )  # fmt: skip
+    return f"{start}, {what} for {steps} steps with SlimRL on {_data(run)}. {known}"
+
+
+def _data(run: FinishedRun) -> str:
+    task = run.settings.task
+    if task.path:
+        return f"`{place_name(task.path)}`"
+    return "the built-in arithmetic problems" if task.name == "arithmetic" else f"the task {task.name}"
+
+
+def _measures(run: FinishedRun) -> str:
+    """The table of strict held-out accuracy."""
+    summary = run.summary
+    if not summary:
+        return ""
+    before, after, change = summary["before"], summary["after"], summary.get("difference", {})
+    harder = summary.get("harder") or {}
+    ends = {"test": (before, after), **({"harder": (harder["before"], harder["after"])} if harder else {})}
+    lines = ["| split | decoding | problems | before | after | change |", "|---|---|---|---|---|---|"]
+    for split, (first, last) in ends.items():
+        for mode, key, low, high in (
+            ("sampled", "accuracy", "low", "high"),
+            ("greedy", "greedy", "greedy_low", "greedy_high"),
+        ):
+            if key in last:
+                cells = [_interval(end[key], end[low], end[high]) for end in (first, last)]
+                found = change.get(split, {}).get(mode)
+                moved = _interval(found["change"], found["low"], found["high"], sign="+") if found else ""
+                lines.append(f"| {split} | {mode} | {last['n']:.0f} | {cells[0]} | {cells[1]} | {moved} |")
+    temperature = run.settings.rollout.temperature
+    return (
+        "## Held-out accuracy\n\nStrict accuracy in %, with 95 % intervals over problems; sampled at temperature "
+        f"{temperature:g} from the whole distribution. The change is paired over the same problems.\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _interval(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _method(run: FinishedRun) -> str:
+    """The settings that differ from the defaults, what `auto` chose, and the command."""
+    changed, chosen = run.changed(), run.record.get("chosen", {})
+    rows = [
+        f"| `{key}` | `{_cell(value)}` |"
+        for key, value in {**changed, **{k: str(v) for k, v in chosen.items()}}.items()
+    ]
+    table = "\n".join(["| setting | value |", "|---|---|", *rows])
+    command = shlex.join(["slimrl", run.verb, *(f"{key}={value}" for key, value in changed.items())])
+    tokens = run.summary.get("tokens_generated", run.summary.get("tokens_trained", 0))
+    cost = (
+        f"{tokens:,} tokens in {run.summary['seconds'] / 60:.1f} minutes on {run.record.get('device')}. "
+        if run.summary
+        else ""
+    )
+    return (
+        f"## Method\n\n{cost}Settings that differ from SlimRL's defaults, and the numbers that `auto` chose:\n\n{table}\n\n"
+        f"```\n{command}\n```"
+    )
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+
+
+def _use(run: FinishedRun) -> str:
+    system = f"It was measured with this system message:\n\n{_quoted(run.instruction)}" if run.instruction else (
+        "It was measured without a system message."
+    )  # fmt: skip
+    return (
+        f"## Use\n\n{system}\n\n`generation_config.json` has the sampling of the measurement and every stop id. `slimrl chat` "
+        "talks to the model, and `slimrl eval` measures it again."
+    )
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines())
+
+
+def _versions(run: FinishedRun) -> str:
+    record: Mapping[str, Any] = run.record
+    found = ", ".join(f"{name} {record[name]}" for name in VERSIONS if name in record)
+    return f"## Versions\n\n{found}; {record.get('dtype', 'float32')}, seed {run.settings.seed}."

@@ -1,0 +1,40 @@
+"""From a run to the Modelfile of its model: tokenizer, template and stops are those of the measurement."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from transformers import AutoTokenizer
+
+from slimrl.export.gguf import stop_ids_of
+from slimrl.export.ollama import Modelfile, find_turns
+from slimrl.export.run import FinishedRun
+from slimrl.model.prompts import make_prompter
+from slimrl.tasks.styles import STYLES
+
+PLAIN_STOP = "\nQuestion:"
+
+
+def modelfile_of(run: FinishedRun, weights: str) -> Modelfile:
+    """The Modelfile for weights in a file of this name beside it."""
+    task, rollout = run.settings.task, run.settings.rollout
+    tokenizer = AutoTokenizer.from_pretrained(str(run.model))
+    date = str(run.record.get("date") or task.date)
+    prompter = make_prompter(
+        tokenizer,
+        task.template,
+        arguments=task.template_arguments,
+        now=datetime.now() if date == "auto" else datetime.fromisoformat(date),
+        form=STYLES[task.style].render("", ""),
+    )
+    ends = [tokenizer.decode([number]) for number in stop_ids_of(run.model, tokenizer)]
+    texts = [PLAIN_STOP] if rollout.stop == "auto" and prompter.chat is None else []
+    texts = texts if rollout.stop == "auto" else rollout.stop
+    return Modelfile(
+        weights=weights,
+        turns=find_turns(prompter.text),
+        instruction=run.instruction,
+        stops=[*ends, *texts],
+        temperature=rollout.temperature,
+        budget=rollout.budget,
+    )

@@ -1,0 +1,114 @@
+"""A finished run as exports read it: its model's folder, its settings, and its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slimrl.config.files import build, read_yaml, settings_of, with_chosen
+from slimrl.config.places import DATA, MODELS
+from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
+from slimrl.errors import DataError
+from slimrl.model.lora import TAUGHT
+from slimrl.runs.reader import read_json, read_state
+from slimrl.tasks.styles import STYLES
+
+PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA)}
+UNTOLD = ("name", "output", "max_time", "memory_share", "log.", "checkpoint.")
+"""Settings, or beginnings of them, that say nothing about a model."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run with a model in `final/`."""
+
+    folder: Path
+    settings: RootConfig
+    """With numbers where `auto` was."""
+    record: Mapping[str, Any]
+    """run.json."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "final"
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.record.get("summary", {})
+        return found
+
+    @property
+    def verb(self) -> str:
+        return str(self.record.get("verb", "train"))
+
+    @cached_property
+    def instruction(self) -> str:
+        """The system message with which the model was measured; empty for none."""
+        task = self.settings.task
+        if task.instruction != "auto":
+            return task.instruction
+        taught = json.loads((self.model / "config.json").read_text(encoding="utf-8")).get(TAUGHT)
+        if isinstance(taught, dict) and taught.get("style") == task.style:
+            return str(taught.get("instruction", ""))
+        return STYLES[task.style].instruction_for(task.checker)
+
+    def changed(self) -> dict[str, str]:
+        """Settings that differ from their defaults, by dotted key, as `section.key=value` takes them.
+
+        Of paths only the last part is told: the rest is nobody's business but this machine's.
+        """
+        defaults = settings_of(type(self.settings)())
+        chosen = self.record.get("chosen", {})
+        found = {}
+        for key, value in settings_of(self.settings).items():
+            if key.startswith(UNTOLD) or key in chosen or value == defaults[key]:
+                continue
+            found[key] = _told(key, value)
+        return found
+
+
+def _told(key: str, value: Any) -> str:
+    if key in PLACE_KEYS:
+        return place_name(str(value))
+    if key == "rewards.custom":
+        value = {place_name(spec): reward for spec, reward in value.items()}
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def place_name(path: str) -> str:
+    """A name on the Hub as it is, and of a path on this machine its last part."""
+    return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") != 1 else path
+
+
+def read_finished(folder: Path) -> FinishedRun:
+    """Raises DataError for a folder without a model in `final/`, or without the record of how it came about."""
+    if not (folder / "final" / "config.json").is_file():
+        raise DataError(f"{folder} holds no final/ model; give the folder of a finished run")
+    record = read_state(folder)
+    if not record or not (folder / "config.yaml").is_file():
+        raise DataError(f"{folder} is no run, it has no run.json or no config.yaml; give the folder of a finished run")
+    kind = SftRunConfig if record.get("verb") == "sft" else TrainConfig
+    settings = build(kind, read_yaml(str(folder / "config.yaml")), str(folder / "config.yaml"))
+    return FinishedRun(folder, with_chosen(settings, record.get("chosen", {})), record)
+
+
+def declared_license(run: FinishedRun) -> str:
+    """The licence in the model card of the base model's folder; empty where it is not known."""
+    path = Path(run.settings.model.path)
+    if run.settings.model.path == "builtin":
+        return "apache-2.0"
+    for folder in (path, path.parent):  # of a run's final/, the run's own export
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+        for line in text.split("---")[1].splitlines() if text.startswith("---") else ():
+            if line.startswith("license:"):
+                return line.partition(":")[2].strip().strip("\"'")
+    return str(read_json(path / "config.json").get("license", ""))

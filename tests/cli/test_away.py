@@ -1,0 +1,111 @@
+"""Exports and chat as a person uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SMALL = (
+    "steps=1", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "evaluation.problems=2", "evaluation.harder_problems=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from slimrl.config.files import load_config
+    from slimrl.config.schema import TrainConfig
+    from slimrl.display.run import Display
+    from slimrl.train import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    train(
+        load_config(TrainConfig, [], [f"output={folder}", "name=mine", "task.instruction=Be brief.", *SMALL]),
+        Display(quiet=True),
+    )
+    return folder / "mine"
+
+
+def test_a_model_is_taken_away_with_its_card(slimrl, finished: Path, tmp_path: Path) -> None:
+    said = slimrl("export", str(finished), str(tmp_path / "m"))
+    assert (said.code, said.out.strip()) == (0, str(tmp_path / "m"))
+    names = {file.name for file in (tmp_path / "m").iterdir()}
+    assert names == {file.name for file in (finished / "final").iterdir()} | {"README.md"}
+    card = (tmp_path / "m" / "README.md").read_text()
+    for part in ("license: apache-2.0", "## Held-out accuracy", "| test | greedy | 2 |", "> Be brief.", "slimrl 0."):
+        assert part in card
+    assert "slimrl train steps=1 " in card
+    assert str(finished.parent) not in card, "no path of this machine"
+
+
+def test_what_would_be_pushed_is_listed_and_not_sent(slimrl, finished: Path) -> None:
+    said = slimrl("export", str(finished), "me/mine", "--for", "hub")
+    assert said.code == 0
+    assert "model.safetensors" in said.err
+    assert "nothing was sent; add --push to send this to https://huggingface.co/me/mine (private)" in said.err
+
+
+def test_a_modelfile_has_the_runs_instruction_and_sampling(slimrl, finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    said = slimrl("export", str(finished), str(tmp_path / "m"), "--for", "ollama", "--type", "q8_0")
+    assert said.code == 0
+    assert {file.name for file in (tmp_path / "m").iterdir()} == {"mine-q8_0.gguf", "Modelfile", "README.md"}
+    lines = (tmp_path / "m" / "Modelfile").read_text().splitlines()
+    assert lines[0] == "FROM ./mine-q8_0.gguf"
+    assert {'SYSTEM "Be brief."', 'PARAMETER stop "<|end|>"', "PARAMETER temperature 1", "PARAMETER num_predict 8"} <= {
+        *lines
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--type", "f16"), "--type has no effect with --for transformers"),
+        (("--for", "gguf", "--adapter"), "--adapter has no effect with --for gguf"),
+        (("--push",), "--push and --public have no effect"),
+        (("--for", "hub"), "is no name on the Hub; write it as owner/name"),
+    ],
+)
+def test_options_that_do_not_act_are_refused(
+    slimrl, finished: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    said = slimrl("export", str(finished), str(tmp_path / "m"), *options)
+    assert said.code == 2
+    assert words in said.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_without_the_package_gguf_is_a_sentence(
+    slimrl, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    said = slimrl("export", str(finished), str(tmp_path / "m"), "--for", "gguf")
+    assert (said.code, "pip install 'slimrl[gguf]'" in said.err) == (2, True)
+
+
+def test_a_chat_answers_every_line_of_stdin(slimrl, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    question = "Ann has 4 cups and buys 5 more. How many cups does Ann have now?"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{question}\n\n/reset\n{question}\n/quit\n{question}\n"))
+    said = slimrl("chat", "builtin", "--greedy")
+    assert said.code == 0
+    assert said.out == "4+5=9\n#### 9\n" * 2
+    assert "the conversation is forgotten" in said.err
+
+
+def test_the_page_on_exports_names_every_option() -> None:
+    page = (ROOT / "docs" / "export.md").read_text()
+    for word in (
+        "--for ollama",
+        "--for gguf",
+        "--for hub",
+        "--push",
+        "--public",
+        "--type q8_0",
+        "--adapter",
+        "slimrl chat",
+    ):
+        assert word in page
