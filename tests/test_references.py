@@ -35,6 +35,7 @@ FOREIGN = {
 }  # fmt: skip
 """Names of others, of Linux, matplotlib, verl and TRL, that begin like ours."""
 SUFFIXES = {
+    "db",
     "py",
     "md",
     "yaml",
