@@ -207,6 +207,10 @@ def as_json(state: RunState) -> dict[str, Any]:
     plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=NOT_STORED)
     plain["seen"]["alphas"].sort()  # a set has no order, a file should
     for group in plain["carried"]:
+        for part in (group, *group["rollouts"]):  # what functions logged is there only where they did
+            for key in ("metrics", "logged"):
+                if not part.get(key, True):
+                    del part[key]
         group["problem"], *_ = [rollout.pop("problem") for rollout in group["rollouts"]]
     return plain
 

@@ -73,7 +73,10 @@ def problem_of(value: object) -> Problem | None:
     """What a row of the kind `jsonl` says, by the second reader; None where it is bad."""
     if not isinstance(value, dict) or not sound(value) or {"prompts", "completions", "completion_ids"} & value.keys():
         return None
-    texts = [value.get("question"), value.get("answer"), value.get("solution") or "", value.get("id") or "given"]
+    answer = value.get("answer")
+    if isinstance(answer, bool):
+        answer = "yes" if answer else "no"
+    texts = [value.get("question"), answer, value.get("solution") or "", value.get("id") or "given"]
     if not all(isinstance(text, str) for text in texts) or not all(text.strip() for text in (*texts[:2], texts[3])):
         return None
     difficulty = value.get("difficulty") or Number("0")
