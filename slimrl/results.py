@@ -158,7 +158,7 @@ class SplitEvaluation:
                     found[f"{key}/{name}"] = estimate["value"]
                     found |= {f"{key}/{name}/{end}": estimate[end] for end in ("low", "high")}
                     found[f"{key}/{name}/least"] = bounds[0] if isfinite(bounds[0]) else min(scores)
-        if found:
+        if any(row.scores for row in self.rows):
             found["unscorable"] = _mean([bool(row.unscorable) for row in self.rows if row.mode == "sampled"])
         return found
 
@@ -238,7 +238,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             for mode, key in REWARD_KEYS.items():
                 if change := score_difference(split.scores(mode, reward), later.scores(mode, reward), bounds):
                     own[f"{key}/{reward}"] = change
-        if any(row.independent is not None for row in split.rows):
+        if all("disputed" in end.summary() for end in (split, later)):
             own["disputed"] = paired_difference(split.disputed(), later.disputed())
     if drops := before.drops():
         found["twins"]["drop"] = paired_difference(drops, after.drops(), reach=2.0)

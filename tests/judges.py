@@ -14,8 +14,9 @@ Reply = str | bytes | tuple[int, dict[str, str], bytes]
 """A judge's text; the bytes of a body; or status, headers and body."""
 
 
-def completion(text: Any) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+def completion(text: Any, finish: str = "stop") -> bytes:
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
 
 
 @dataclass

@@ -250,7 +250,7 @@ class Display:
                     mode, name = "greedy" if measure.startswith("greedy") else "sampled", measure.partition("/")[2]
                     cells = (measured(end, measure, 1) for end in ends[split])
                     rewards.add_row(Text(visible(f"{split}, {mode}, {name}")), *cells, _change(change, 1))
-                elif measure != "disputed" or before[measure] or after[measure]:
+                elif measure != "disputed" or before.get(measure) or after.get(measure):
                     cells = (measured(end, KEYS.get(measure, measure), 100) for end in ends[split])
                     shares.add_row(f"{split}, {NAMES.get(measure, measure)}", *cells, _change(change, 100))
         self.say("strict held-out accuracy in %, with 95 % intervals", "bold")

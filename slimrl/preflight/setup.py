@@ -39,12 +39,11 @@ from slimrl.preflight.notes import (
     trial_note,
     warmup_notes,
 )
-from slimrl.preflight.payment import checked_gold, make_scorer
+from slimrl.preflight.payment import checked_gold, make_scorer, measurable
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward
 from slimrl.rewards.builtin import needs_answers
-from slimrl.rewards.custom import function_file
 from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer
@@ -378,7 +377,8 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
     notes += judge_notes(config, len(setup.measured))
-    measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
+    # the built-in `correct` is the accuracy; one of the user's own may have its name where that is off
+    measured = tuple(reward for reward in rewards if reward.name != "correct" or not config.rewards.correct)
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)
 
@@ -386,10 +386,8 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
 def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[EvalConfig]:
     """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
     setup = prepare(config, model=model)
-    wanted = config.rewards.model_copy(update={"correct": 0.0})
-    if missing := [spec for spec in wanted.custom_paid if ".py:" in spec and not function_file(spec).is_file()]:
-        note = f"rewards are not measured, since {missing[0]} is not there; bring the file, or set its weight to 0"
-        return replace(setup, notes=(*setup.notes, note))
+    wanted, notes = measurable(config.rewards)
+    setup = replace(setup, notes=(*setup.notes, *notes))
     if not wanted.paid:
         return setup
     rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))

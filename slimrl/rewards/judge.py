@@ -208,16 +208,22 @@ class Judge:
                 what = Unscored(f"cannot reach its judge at {self.address} ({self._shown(reason)})")
                 raise _FailureError(what, again=True, unreachable=True) from None
             raise _FailureError(Unscored("lost the connection to its judge", excused=True), again=True) from None
+        finish: object = None
         try:
-            content = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+            choice = json.loads(raw)["choices"][0]
+            content, finish = choice["message"]["content"], choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             content = 0
+        if finish in CUT_OFF:  # what is left may end in the middle of a score
+            raise _FailureError(Unscored(f"got a reply that its judge did not finish ({finish})", excused=True))
         if content is not None and not isinstance(content, str):
             where = self._shown(raw[:200].decode("utf-8", "replace"))
             raise _FailureError(
                 Unscored("got no chat completion from its judge", f"it sent {where!r}", excused=True), again=True
             )
-        return content or ""
+        if not content:
+            raise _FailureError(Unscored("got an empty reply from its judge", excused=True), again=True)
+        return content
 
     def _refused(self, error: urllib.error.HTTPError) -> _FailureError:
         """The failure that a server's status stands for."""
@@ -264,6 +270,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 NAMES = re.compile(r"\{(\{)?([A-Za-z_]\w*)\}(?(1)\})")
+CUT_OFF = ("length", "content_filter")
+"""Reasons of an endpoint for a reply that ends before the model ends it."""
 RATE_LIMITED = Unscored("was rate-limited by its judge (429)", excused=True)
 ENDED = Unscored("was not asked, since the run ended", excused=True)
 
@@ -284,9 +292,10 @@ def _template(name: str, config: JudgeReward) -> str:
             raise SettingsError(
                 f"rewards.judge.{name}.prompt_file={config.prompt_file}: {reason}; name a text file"
             ) from None
-    if "{completion}" not in text:
+    if ("", "completion") not in NAMES.findall(text):
         raise SettingsError(
-            f"rewards.judge.{name}: the prompt does not hold {{completion}}, so the judge sees none; add it"
+            f"rewards.judge.{name}: the prompt does not hold {{completion}}, so the judge sees none; add it (doubled braces "
+            "stand for themselves)"
         )
     return text
 

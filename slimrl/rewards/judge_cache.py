@@ -42,7 +42,8 @@ class JudgeCache:
             with self._path.open("rb") as file:
                 file.seek(at)
                 row = _row(file.readline())
-        return None if row is None else str(row["reply"])
+        # another process may have put a new file in its place
+        return None if row is None or row["key"] != key else str(row["reply"])
 
     def keep(self, key: str, address: str, request: Mapping[str, Any], reply: str) -> None:
         """Append a reply; a disk that takes none costs another call later, and nothing else."""

@@ -22,14 +22,15 @@ HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no si
 
 
 def findings(
-    history: Sequence[Mapping[str, float]], difference: Comparison, *, shuffled: bool, taught: bool
+    history: Sequence[Mapping[str, float]], difference: Comparison, *, shuffled: bool, grouped: bool, taught: bool
 ) -> list[str]:
     """Sentences on a run, from the metrics of its steps and the paired changes of its held-out measures.
 
     `shuffled` says that every step asks a random choice of problems; where their difficulty follows a plan, rewards of different
-    steps cannot be compared. `taught` says that something else than rewards teaches, a teacher or a KL penalty.
+    steps cannot be compared. `grouped` says that advantages are differences within groups alone. `taught` says that something
+    else than rewards teaches, a teacher or a KL penalty.
     """
-    found = [_no_signal(history, taught)]
+    found = [_no_signal(history, taught)] if grouped else []
     if shuffled:
         found.append(_reward_alone(history, difference.get("test", {}).get("sampled", {})))
     return [sentence for sentence in found if sentence]

@@ -108,13 +108,23 @@ def _pair(comparison: Comparison, runs: Runs, study: Study) -> _Paired:
 
 
 def _over_problems(own: _Paired, *, shares: bool) -> Mapping[str, float]:
-    """The difference by problem, as a mean over the seeds whose runs all finished; empty without any."""
+    """The difference by problem, as a mean over the seeds whose runs all finished; empty without any.
+
+    Problems that have no score in one of these runs, as a reward may have none, are left out.
+    """
     finished = [i for i in range(len(own.seeds)) if all(runs[i].status == "finished" for runs in own.runs.values())]
-    sums: dict[str, float] = {}
-    for arm, weight in own.comparison.weights.items():
-        for i in finished:
-            for problem, share in own.runs[arm][i].items.items():
-                sums[problem] = sums.get(problem, 0.0) + weight * share / len(finished)
+    items = {arm: [own.runs[arm][i].items for i in finished] for arm in own.comparison.weights}
+    scored = (
+        set.intersection(*(set(scores) for all_runs in items.values() for scores in all_runs)) if finished else set()
+    )
+    sums = {
+        problem: math.fsum(
+            weight * scores[problem] / len(finished)
+            for arm, weight in own.comparison.weights.items()
+            for scores in items[arm]
+        )
+        for problem in sorted(scored)
+    }
     scores = [score for runs in own.runs.values() for run in runs for score in run.items.values()]
     span = 1.0 if shares or not scores else max(scores) - min(scores)
     reach = span * statistics.attainable(own.comparison.weights)
@@ -182,7 +192,8 @@ def arm_result(arm: Arm, by_arm: Runs, expanded: Expanded) -> ArmResult:
     runs = by_arm[arm.name]
     finished = [run for run in runs if run.status == "finished"]
     counting = [run for run in runs if run.counts]
-    measures = {key: fmean(run.after[key] for run in finished) for key in (finished[0].after if finished else ())}
+    known_keys = dict.fromkeys(key for run in finished for key in run.after)  # a reward may have no score in some run
+    measures = {key: fmean(run.after[key] for run in finished if key in run.after) for key in known_keys}
     if counting:
         measures |= {key: fmean(getattr(run, key) for run in counting) for key in ("tokens", "seconds", "steps")}
         shares = [x for run in counting for x in run.curves["no_signal"] if math.isfinite(x)]

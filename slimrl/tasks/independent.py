@@ -99,6 +99,6 @@ def _words(text: str) -> list[str]:
 
 
 def _options(text: str) -> list[str]:
-    """Letters that stand alone: capitals where there are any."""
-    alone = re.findall(r"(?<![\w'’])[A-Za-z](?![\w'’])", text)
+    """Letters that stand alone, but for the words `a` and `I`: capitals where there are any."""
+    alone = re.findall(r"(?<![\w'’])(?:[B-HJ-Zb-hj-z]|[AIai](?!\s+[a-z]))(?![\w'’])", text)
     return [letter for letter in alone if letter.isupper()] or [letter.upper() for letter in alone]

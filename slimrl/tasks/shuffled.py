@@ -16,10 +16,10 @@ from slimrl.tasks.curriculum import ENDLESS
 
 @dataclass(frozen=True)
 class Shuffled(Sequence[Problem]):
-    """Training problems, each with the answer of another one, which may happen to be right; a lazy sequence as `problems` is.
+    """Training problems, each with the answer, solution and columns of another one; the answer may happen to be right.
 
-    Every answer serves once, so their frequencies stay. The partner follows from the seed: of a finite set it is the next one in
-    a random order, of an endless supply the one at a distance.
+    A lazy sequence as `problems` is. Every answer serves once, so their frequencies stay. The partner follows from the seed: of a
+    finite set it is the next one in a random order, of an endless supply the one at a distance.
     """
 
     problems: Sequence[Problem]
@@ -43,7 +43,9 @@ class Shuffled(Sequence[Problem]):
         return self._at(positions)
 
     def _at(self, index: int) -> Problem:
-        return replace(self.problems[index], answer=self.problems[self.partner(index)].answer)
+        # the columns go along: a reward of the user's may read the answer in one of them
+        own, other = self.problems[index], self.problems[self.partner(index)]
+        return replace(other, id=own.id, question=own.question, turns=own.turns, difficulty=own.difficulty)
 
     def partner(self, index: int) -> int:
         """The place of the problem that the answer is of."""

@@ -32,7 +32,7 @@ def twin_of(problem: Problem, name: str, *, limit: int) -> Problem | None:
     if found is None:
         return None
     question, answer, solution = found
-    columns = {"original": problem.id}
+    columns = {**problem.columns, "original": problem.id}
     return replace(problem, id=problem.id + TWIN, question=question, answer=answer, solution=solution, columns=columns)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -107,9 +108,11 @@ def test_resume_alone_goes_on_with_the_newest(slimrl, tmp_path: Path) -> None:
         "evaluation.problems=2",
         "evaluation.harder_problems=0",
     ]
+    # the code that this process runs: with an installed copy the run would be another software's
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("first", "second"):
         command = [sys.executable, "-m", "slimrl", "train", f"name={name}", "steps=500", *small[1:]]
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, cwd=tmp_path, env=here, stderr=subprocess.DEVNULL) as process:
             while not (tmp_path / "runs" / name / "metrics.jsonl").is_file() and process.poll() is None:
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)

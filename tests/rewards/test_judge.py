@@ -111,7 +111,12 @@ def test_addresses(endpoint: str, path: str, tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[Any, str, bool]] = {
     "no score": ("I like it.", "found no score in its judge's reply", True),
-    "nothing": (completion(None), "found no score in its judge's reply", True),
+    "nothing": (completion(None), "got an empty reply from its judge", True),
+    "cut off": (
+        completion("The score is 10. Score: 1", "length"),
+        "got a reply that its judge did not finish (length)",
+        True,
+    ),
     "above": ("Score: 11", "was given a score outside of 0 to 10 by its judge", True),
     "below": ("Score: -1", "was given a score outside of 0 to 10 by its judge", True),
     "too large": (f"Score: {'9' * 400}", "was given a score outside of 0 to 10 by its judge", True),
@@ -138,7 +143,7 @@ def test_a_wrong_judge_pays_nothing(what: str, tmp_path: Path, monkeypatch: pyte
     with serving(lambda *_: reply) as server:
         given = {"retries": 2, "api_key_env": "JUDGE_KEY"}
         assert only(group_of(server.endpoint, tmp_path, ["a"], **given)) == (0.0, {}, f"reward quality {reason}")
-        attempts = 3 if what in ("500", "599", "429") or reason.startswith("got no chat") else 1
+        attempts = 3 if what in ("500", "599", "429", "nothing") or reason.startswith("got no chat") else 1
         assert len(server.asked) == attempts
         if excused:
             assert only(group_of(server.endpoint, tmp_path, ["a"], strict=True, **given))[2]
@@ -323,6 +328,20 @@ def test_settings_that_make_no_judge(settings: dict[str, Any], what: str) -> Non
     with pytest.raises(SettingsError, match=what) as caught:
         load_config(TrainConfig, [], [f"rewards.judge.q={json.dumps(given)}"])
     assert "secret" not in str(caught.value)
+
+
+def test_doubled_braces_are_no_completion(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"the prompt does not hold \{completion\}"):
+        judge_of("http://h", tmp_path, prompt="Rate {{completion}}")
+
+
+def test_a_file_put_in_the_place_of_the_cache_answers_no_other_request(tmp_path: Path) -> None:
+    file = tmp_path / "cache.jsonl"
+    mine, other = JudgeCache(file), JudgeCache(file)
+    mine.keep("k1", "a", {}, "Score: 1")
+    file.unlink()
+    other.keep("k2", "a", {}, "Score: 9")
+    assert mine.find("k1") is None
 
 
 def test_prompts_come_from_files_and_hold_the_completion(tmp_path: Path) -> None:

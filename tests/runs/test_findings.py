@@ -21,8 +21,10 @@ def run(rewards: Any, **more: Any) -> list[dict[str, float]]:
     return [{"reward": float(reward), "frac_reward_zero_std": 0.5, "sampling/groups": 8, **more} for reward in rewards]
 
 
-def found(history: Any, difference: Any, *, shuffled: bool = True, taught: bool = False) -> list[str]:
-    return findings(history, difference, shuffled=shuffled, taught=taught)
+def found(
+    history: Any, difference: Any, *, shuffled: bool = True, grouped: bool = True, taught: bool = False
+) -> list[str]:
+    return findings(history, difference, shuffled=shuffled, grouped=grouped, taught=taught)
 
 
 NOISE = np.random.default_rng(5).normal(0, 0.02, 30)
@@ -93,3 +95,4 @@ def test_a_run_without_any_signal_is_told_so() -> None:
     assert sentence.startswith("no signal: in none of 160 groups did two rewards differ, so nothing was learnt; ")
     assert "only the KL penalty moved weights" in found(silent, FLAT, taught=True)[0]
     assert found([*silent, *run([0.1])], FLAT) == []
+    assert found(silent, FLAT, grouped=False) == [], "a critic's advantages need no other completion of the group"

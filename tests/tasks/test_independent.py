@@ -46,6 +46,8 @@ from tests.tasks import more_verdicts, verdicts
         ("choice", "#### (b)", "B", True),
         ("choice", "#### C. 12 apples", "C", True),
         ("choice", "\\boxed{D}", "C", False),
+        ("choice", "Thus I conclude that the answer is $\\boxed{B}$.", "B", True),
+        ("choice", "A circle has no corners, so \\boxed{C}.", "C", True),
         ("regex", "#### 7", "[0-9]", None),
         ("none", "#### 7", "7", None),
     ],

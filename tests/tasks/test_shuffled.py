@@ -21,11 +21,15 @@ def tasks(config: TaskConfig, seed: int = 0) -> tuple[Task, Task]:
 
 
 def test_a_finite_set_is_permuted_without_a_problem_that_keeps_its_place() -> None:
-    problems = tuple(Problem(str(i), f"q{i}", f"a{i}") for i in range(50))
+    problems = tuple(Problem(str(i), f"q{i}", f"a{i}", f"s{i}", columns={"gold": f"a{i}"}) for i in range(50))
     found = [*Shuffled(problems, 3)]
     assert sorted(p.answer for p in found) == sorted(p.answer for p in problems)
     assert not any(p.answer == f"a{p.id}" for p in found)
     assert [(p.id, p.question) for p in found] == [(p.id, p.question) for p in problems]
+    for p in found:
+        assert (p.solution, p.columns["gold"]) == (f"s{p.answer[1:]}", p.answer), (
+            "no other field gives the right answer away"
+        )
     assert [*Shuffled(problems, 3)] == found != [*Shuffled(problems, 4)]
     assert Shuffled(problems, 3)[5:7] == found[5:7]
     assert Shuffled(problems, 3)[-1] == found[-1]
@@ -38,7 +42,7 @@ def test_an_endless_supply_takes_partners_from_afar_and_held_out_problems_keep_t
     assert shuffled.test[:50] == right.test[:50]
     assert shuffled.harder[:50] == right.harder[:50]
     pairs = [(right.train[i], shuffled.train[i]) for i in range(300)]
-    assert all(a.question == b.question and a.solution == b.solution for a, b in pairs)
+    assert all(a.question == b.question and a.difficulty == b.difficulty for a, b in pairs)
     agree = sum(a.answer == b.answer for a, b in pairs) / len(pairs)
     assert agree < 0.15, "of numbers up to 20 some agree by chance"
     counted = [Counter(problem.answer for problem in side) for side in zip(*pairs, strict=True)]
