@@ -133,7 +133,7 @@ class _Script:
         """The arguments of GRPOTrainer that are settings, and its reward functions."""
         rewards: list[RewardName] = []
         for call in self._named("GRPOTrainer")[:1]:
-            arguments = dict(self._arguments(call))
+            arguments = dict(zip(("model", "reward_funcs"), call.args, strict=False)) | dict(self._arguments(call))
             for name in TRAINER:
                 if name in arguments:
                     self.given[name] = ast.unparse(arguments[name])
@@ -170,6 +170,8 @@ class _Script:
                 for key, node in arguments.items():
                     if key != "dtype" or self._known(node):
                         self.given[key] = self._known(node)
+            elif "SequenceClassification" in owner:  # a reward model
+                continue
             elif "Model" in owner or "ForCausalLM" in owner or "Tokenizer" in owner:
                 name = self._known(
                     call.args[0] if call.args else dict(self._arguments(call)).get("pretrained_model_name_or_path")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimrl.config.files import read_yaml
+import yaml
+
 from slimrl.errors import SettingsError
 from slimrl.text import visible
 
@@ -49,13 +50,18 @@ def read_text(file: str) -> str:
 
 
 def read_mapping(file: str) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; raises SettingsError."""
-    if Path(file).suffix != ".json":
-        return read_yaml(file)
+    """The mapping in a YAML or JSON file; raises SettingsError.
+
+    YAML is read as other libraries read it: yes, no, on and off are booleans, unlike in a settings file of SlimRL.
+    """
+    text, is_json = read_text(file), Path(file).suffix == ".json"
     try:
-        found = json.loads(read_text(file))
-    except ValueError as error:
-        raise SettingsError(f"{file} is not valid JSON ({error}); mend it first") from None
+        found = json.loads(text) if is_json else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())[:160]
+        where = f"{file}:{mark.line + 1}" if mark else file
+        raise SettingsError(f"{where}: not valid {'JSON' if is_json else 'YAML'} ({reason}); mend it first") from None
     if not isinstance(found, dict):
         raise SettingsError(f"{file}: settings are a mapping of names to values, this is a {type(found).__name__}")
     return found

@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from slimrl.config import foreign_names
 from slimrl.errors import SettingsError
-from slimrl.translate.rewards import reward_settings
+from slimrl.terms import Tracker
+from slimrl.translate.rewards import CORRECT, reward_settings
 from slimrl.translate.source import Source
 from slimrl.translate.translation import Left, Setting, Translation, different, fitted
 from slimrl.translate.values import Keyed, Values
@@ -139,7 +140,8 @@ class Trl(Values):
             self.leave("lora_target_modules", targets, "a pattern; list the names of the layers")
 
     def _data(self) -> Iterator[Keyed]:
-        name, symbolic = self.given.get("dataset_name"), any("accuracy" in one.name for one in self.source.rewards)
+        name = self.given.get("dataset_name")
+        symbolic = any(one.name in CORRECT and not one.is_local for one in self.source.rewards)
         config = self.given.get("dataset_config")
         self.read |= {"dataset_name", "dataset_config"}
         if not isinstance(name, str):
@@ -302,7 +304,7 @@ class Trl(Values):
             "cosine_with_restarts": "cosine",
         }
         named = str(self.values["lr_scheduler_type"]).rpartition(".")[2].lower()
-        schedule = schedules.get(named, named)
+        self.schedule, schedule = named, schedules.get(named, named)
         if named not in ("constant", "constant_with_warmup", "linear", "cosine"):
             reason = (
                 "the rate ends at 0 after one fall here"
@@ -326,9 +328,11 @@ class Trl(Values):
         share = "warmup_ratio" if self.given.get("warmup_ratio") else "warmup_steps"
         warmup = self.number(share)
         why = f"of {total} updates" if 0 < warmup < 1 else ""
-        yield self.set(
-            "optimizer.warmup_steps", math.ceil(warmup * total) if 0 < warmup < 1 else round(warmup), share, why=why
-        )
+        updates = math.ceil(warmup * total) if 0 < warmup < 1 else round(warmup)
+        if updates and self.schedule == "constant":
+            self.leave(share, self.values[share], "lr_scheduler_type=constant has no warm-up there; 0 is written")
+            updates = 0
+        yield self.set("optimizer.warmup_steps", updates, share, why=why)
         self.read |= {"warmup_steps", "warmup_ratio", "max_steps", "num_train_epochs"}
         every = {
             "save_steps": ("checkpoint.every", "save_strategy"),
@@ -344,7 +348,19 @@ class Trl(Values):
             elif kind == "steps" and name in self.given:
                 count = self.number(name)
                 yield self.set(key, max(1, round((count * total if count < 1 else count) / self.updates)), name)
+        yield from self._trackers()
         yield from self._place()
+
+    def _trackers(self) -> Iterator[Keyed]:
+        asked = self.given.get("report_to") or []
+        names = [str(name) for name in ([asked] if isinstance(asked, str) else asked)]
+        known = [name for name in names if name in get_args(Tracker)]
+        self.read.add("report_to")
+        if known:
+            yield self.set("log.to", known, "report_to")
+        for name in names:
+            if name not in (*known, "none"):
+                self.leave("report_to", name, f"log.to takes {', '.join(get_args(Tracker))}")
 
     def _steps(self) -> Setting:
         """Rollout batches of the whole run."""

@@ -10,6 +10,7 @@ import pytest
 from slimrl.errors import SettingsError
 from slimrl.translate.script import script_source
 from slimrl.translate.source import Source
+from slimrl.translate.trl import from_trl
 from tests.translate.trl_files import FILES
 
 
@@ -64,6 +65,25 @@ def test_settings_in_a_dictionary_and_what_is_not_known(tmp_path: Path) -> None:
     assert found.given["learning_rate"] == 3e-6
     assert {"output_dir", "per_device_train_batch_size", "arguments of GRPOConfig"} <= set(found.unread)
     assert [one.name for one in found.rewards] == ["accuracy_reward", "judge"]
+
+
+def test_positional_arguments_reward_models_and_local_functions(tmp_path: Path) -> None:
+    source = read(
+        tmp_path,
+        """
+from transformers import AutoModelForSequenceClassification
+judge = AutoModelForSequenceClassification.from_pretrained("a/judge")
+def accuracy_reward(completions, answer, **kw):
+    return [1.0 for _ in completions]
+args = GRPOConfig(beta=0.1)
+trainer = GRPOTrainer("a/policy", [accuracy_reward], args)
+""",
+    )
+    assert source.given["model_name_or_path"] == "a/policy"
+    assert [(one.name, one.is_local) for one in source.rewards] == [("accuracy_reward", True)]
+    settings = from_trl(source).settings
+    assert "task.checker" not in settings
+    assert "task.style" not in settings
 
 
 def test_unsloth(tmp_path: Path) -> None:

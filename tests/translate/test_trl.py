@@ -42,9 +42,7 @@ def test_a_public_configuration_becomes_a_file_that_loads(name: str, tmp_path: P
     loaded = settings_of(load_config(TrainConfig, [str(written)]))
     for key, setting in found.settings.items():
         if key not in ("task.path", "model.path", "model.lora.targets", "task.template_arguments"):  # paths are joined
-            one_name = key == "log.to" and isinstance(setting.value, str)  # which stands for a list of it
-            wanted = [setting.value] if one_name else setting.value
-            assert loaded[key] == wanted, key
+            assert loaded[key] == setting.value, key
     assert all(one.reason for one in found.left)
     assert len(FILES) == 20
 
@@ -206,6 +204,36 @@ def test_rewards_by_name(tmp_path: Path) -> None:
     reason = left_of(found)["reward_funcs"]
     assert "rewards.custom: {rewards.py:reward_len: {weight: 1, low: LEAST, high: MOST}}" in reason
     assert "not imported" in reason
+
+
+def test_yaml_has_the_booleans_that_trl_reads(tmp_path: Path) -> None:
+    head = "model_name_or_path: a/b\ndataset_name: a/c\nbeta: 1e-3\n"
+    found = from_trl(source_of(tmp_path, "a.yaml", head + "use_peft: no\nbf16: yes\nmask_truncated_completions: on\n"))
+    assert "model.lora.rank" not in found.settings
+    assert found.settings["model.dtype"].value == "bfloat16"
+    assert found.settings["algorithm.overlong_filtering"].value is True
+    assert found.settings["algorithm.kl_coef"].value == 1e-3
+    with pytest.raises(SettingsError, match=r"b\.yaml:2: not valid YAML"):
+        source_of(tmp_path, "b.yaml", "beta: 1\n- 2\n")
+
+
+def test_a_constant_rate_has_no_warm_up_there() -> None:
+    given = {"model_name_or_path": "a/b", "dataset_name": "a/c", "max_steps": 100, "warmup_ratio": 0.1}
+    found = from_trl(Source("x.yaml", {**given, "lr_scheduler_type": "constant"}))
+    assert found.settings["optimizer.warmup_steps"].value == 0
+    assert "has no warm-up" in left_of(found)["warmup_ratio"]
+    assert translated(**given, lr_scheduler_type="constant_with_warmup")["optimizer.warmup_steps"] == 10
+
+
+def test_trackers_by_name() -> None:
+    given = {"model_name_or_path": "a/b", "dataset_name": "a/c"}
+    for asked in ("none", [], ["none"]):
+        found = from_trl(Source("x.yaml", {**given, "report_to": asked}))
+        assert "log.to" not in found.settings
+        assert "report_to" not in left_of(found)
+    found = from_trl(Source("x.yaml", {**given, "report_to": ["wandb", "comet_ml"]}))
+    assert found.settings["log.to"].value == ["wandb"]
+    assert "log.to takes wandb, " in left_of(found)["report_to"]
 
 
 def test_a_file_of_something_else_is_refused() -> None:
