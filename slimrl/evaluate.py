@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
-from math import inf
 from typing import Any, NamedTuple
 
 from slimrl.measures import Bounds
@@ -19,6 +18,7 @@ from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
 from slimrl.records import Completion, Group, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
+from slimrl.rewards import declared_bounds as declared_bounds
 from slimrl.rewards.scoring import Sampled
 from slimrl.tasks import independent
 from slimrl.tasks.grade import votes
@@ -73,10 +73,8 @@ def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> E
 
 def bounds_of(setup: Setup[Any]) -> Mapping[str, Bounds]:
     """The bounds of the rewards that an evaluation measures."""
-    return {
-        reward.name: (-inf if reward.low is None else reward.low, inf if reward.high is None else reward.high)
-        for reward in setup.rewards
-    }
+    declared = declared_bounds(setup.config.rewards) if setup.rewards else {}
+    return {reward.name: declared[reward.name] for reward in setup.rewards}
 
 
 def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completion]) -> Graded:

@@ -329,7 +329,7 @@ class TrainSummary:
     twins: dict[str, dict[str, float]] = field(default_factory=dict)
     """`before` and `after` on the twins of test problems; empty without them."""
     findings: list[str] = field(default_factory=list)
-    """What the course of the run gives to think about (`slimrl/runs/findings.py`)."""
+    """Notable sentences on the course of the run (`slimrl/runs/findings.py`)."""
 
 
 @dataclass(frozen=True)

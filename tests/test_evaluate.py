@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig, TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.evaluate import bounds_of, evaluate
+from slimrl.evaluate import bounds_of, declared_bounds, evaluate
 from slimrl.machine.signals import Stopped
 from slimrl.measures import Tally
+from slimrl.preflight.notes import measuring_notes
 from slimrl.preflight.setup import Setup, prepare, prepare_measuring
 from slimrl.results import Evaluation
 from slimrl.runs.measured import read_evaluations
@@ -206,6 +208,18 @@ def test_rewards_that_cannot_be_measured(tmp_path: Path) -> None:
     assert setup.scorer is None, "correct alone is the accuracy, and costs nothing more"
     with pytest.raises(SettingsError, match=r"task\.style=tags"):
         prepare_measuring(load_config(EvalConfig, [], [*FEW, "rewards.check_answer=1"]))
+
+
+def test_bounds_and_judges_calls_are_known_from_the_settings(tmp_path: Path) -> None:
+    judge = "rewards.judge.tone={endpoint: 'http://127.0.0.1:9', model: m, prompt: '{completion}', low: 0, high: 10}"
+    own = f"rewards.custom={{{tmp_path}/mine.py:free: 0.5, {tmp_path}/mine.py:bound: {{low: -1}}}}"
+    config = load_config(EvalConfig, [], [*FEW, "rewards.cosine_length=1", "rewards.cosine_right_short=3", judge, own])
+    assert declared_bounds(config.rewards) == {
+        "correct": (0.0, 1.0), "cosine_length": (-10.0, 3.0), "free": (-math.inf, math.inf), "bound": (-1.0, math.inf),
+        "tone": (0.0, 10.0),
+    }  # fmt: skip
+    assert measuring_notes(config, 4) == ["judge tone: at most 12 calls, without retries"]
+    assert measuring_notes(load_config(EvalConfig, [], []), 4) == []
 
 
 def test_twins_are_a_split_of_their_own() -> None:

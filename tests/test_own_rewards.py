@@ -81,7 +81,10 @@ def test_a_run_pays_logs_and_records_all_of_them(tiny_folder: Path, tmp_path: Pa
     match = re.search(r"at most ([\d,]+) calls", price)
     assert match is not None
     assert 0 < len(server.asked) <= int(match[1])
-    assert any(re.match(r"short gives -\d+ to -\d+, -\S+ on average, to 64 of 64 gold answers", note) for note in notes)
+    assert any(
+        re.match(r"short: 64 of 64 gold answers tried have a score, between -\d+ and -\d+, mean -\S+$", note)
+        for note in notes
+    )
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert KEY.encode() not in path.read_bytes(), path
     assert (tmp_path / "judge-cache.jsonl").is_file()

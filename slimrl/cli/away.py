@@ -24,7 +24,7 @@ KINDS = ("f16", "q8_0")
 @click.option(
     "--for", "purpose", type=click.Choice(["transformers", "gguf", "ollama", "hub"]), default="transformers", show_default=True
 )  # fmt: skip
-@click.option("--type", "kind", type=click.Choice(KINDS), help="Of the numbers in a GGUF; f16 by default.")
+@click.option("--type", "kind", type=click.Choice(KINDS), help="Type of the weights in a GGUF; f16 by default.")
 @click.option("--adapter", is_flag=True, help="The adapter that the run trained, for peft, not the merged model.")
 @click.option("--push", is_flag=True, help="With --for hub: send it. Without, what would be sent is listed.")
 @click.option("--public", is_flag=True, help="With --for hub: a repository that everybody can read.")
@@ -93,7 +93,8 @@ def _transformers(run: FinishedRun, source: Path, folder: Path) -> None:
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-    (folder / "README.md").write_text(model_card(run), encoding="utf-8")
+    card = model_card(run, "peft" if source.name == "adapter" else "transformers")
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _gguf(run: FinishedRun, folder: Path, kind: Literal["f16", "q8_0"], *, ollama: bool) -> None:
@@ -108,7 +109,7 @@ def _gguf(run: FinishedRun, folder: Path, kind: Literal["f16", "q8_0"], *, ollam
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{run.name}-{kind}.gguf"
     write_gguf(run.model, folder / name, kind, name=run.name, temperature=run.settings.rollout.temperature)
-    (folder / "README.md").write_text(model_card(run), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, "gguf"), encoding="utf-8")
     if not ollama:
         return
     from slimrl.export.modelfile import modelfile_of
@@ -127,10 +128,15 @@ def _gguf(run: FinishedRun, folder: Path, kind: Literal["f16", "q8_0"], *, ollam
 def _hub(run: FinishedRun, source: Path, repository: str, *, push: bool, public: bool) -> None:
     from slimrl.export.card import model_card
     from slimrl.export.hub import Upload
+    from slimrl.export.run import published_adapter
     from slimrl.runs.files import files_within
 
-    files = {str(file.relative_to(source)): file for file in files_within(source) if file.name != "README.md"}
-    upload = Upload(repository, files, {"README.md": model_card(run)}, private=not public)
+    is_adapter = source.name == "adapter"
+    texts = {"README.md": model_card(run, "peft" if is_adapter else "transformers")}
+    if is_adapter:
+        texts["adapter_config.json"] = published_adapter(source)
+    files = {str(file.relative_to(source)): file for file in files_within(source) if file.name not in texts}
+    upload = Upload(repository, files, texts, private=not public)
     for line in upload.listing():
         click.echo(line, err=True)
     kind = "public" if public else "private"

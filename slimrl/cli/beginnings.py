@@ -135,6 +135,8 @@ def _write(translation: Translation, target: str | None, as_json: bool) -> None:
     from slimrl.text import visible
     from slimrl.translate.translation import sentences
 
+    if target:
+        translation = translation.seen_from(Path(target).parent)
     text = translation.text()
     if target:
         if Path(target).exists():
@@ -145,7 +147,7 @@ def _write(translation: Translation, target: str | None, as_json: bool) -> None:
             raise SettingsError(f"cannot write {target} ({error.strerror or error}); choose another place") from None
     left = sentences(translation.left)
     if left:
-        click.echo(f"{len(left)} settings of {translation.library} are not translated:", err=True)
+        click.echo(f"of {translation.library}, not translated or only in part ({len(left)}):", err=True)
     for sentence in left:
         click.echo(f"  {visible(sentence)}", err=True)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -65,6 +66,8 @@ def chat(model_or_run: str, settings: Sequence[str], greedy: bool) -> None:
 
 def _lines(terminal: bool) -> Iterator[str]:
     """The turns of the person, without empty ones."""
+    if not terminal and isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte spoils its own line alone
     while True:
         try:
             if terminal:

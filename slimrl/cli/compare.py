@@ -107,13 +107,27 @@ def _outputs(name: str, request: Request) -> Outputs:
     stored = sorted((Path(name) / "evals").glob("step-*.jsonl"))
     if stored and not request.settings and not request.tasks:
         step = int(stored[-1].stem.removeprefix("step-"))
-        return Outputs(name, read_outputs(str(stored[-1])), f"{name} goes by its stored evaluation after step {step}")
+        return Outputs(name, _bounded(name, str(stored[-1])), f"{name} goes by its stored evaluation after step {step}")
     from slimrl.cli.evaluation import evaluations
 
     configs = task_settings(name, request.settings, request.tasks, request.limit, request.like)
     display = open_display(next(iter(configs.values())), quiet=request.quiet)
     measured = evaluations(name, configs, display)
     return Outputs(name, {(task, split): rows for task, found in measured for split, rows in found.splits.items()})
+
+
+def _bounded(run: str, file: str) -> dict[tuple[str, str], SplitEvaluation]:
+    """The stored completions of a run; the bounds of its rewards are in its settings."""
+    from slimrl.cli.arguments import model_settings
+    from slimrl.cli.stored import read_outputs
+
+    splits = read_outputs(file)
+    if not any(rows.rewards for rows in splits.values()):
+        return splits
+    from slimrl.evaluate import declared_bounds
+
+    bounds = declared_bounds(model_settings(run, [], None).rewards)
+    return {key: replace(rows, bounds=bounds) for key, rows in splits.items()}
 
 
 Parts = dict[str, dict[str, "Paired"]]

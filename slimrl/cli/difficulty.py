@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     "file",
-    help="File of the rates (JSONL), which is gone on with where it exists; rates-TASK.jsonl by default.",
+    help="File of the rates (JSONL), continued if it exists; rates-TASK.jsonl by default.",
 )
 @JSON
 @QUIET

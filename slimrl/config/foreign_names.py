@@ -273,9 +273,9 @@ NAMES: tuple[Foreign, ...] = (
             note="every step is logged, and log.rollouts keeps every completion"),
     *_names("log.project", trl="project"),
     *_names("", trl="trackio_space_id trackio_bucket_id trackio_static_space_id",
-            note="log.to=trackio keeps a run on this machine; trackio itself moves it to a space"),
+            note="log.to=trackio keeps a run on this machine, or in the Space that TRACKIO_SPACE_ID names"),
     *_names("", trl="hub_model_id hub_token hub_strategy hub_private_repo hub_always_push hub_revision "
-            "log_completions_hub_repo", note="slimrl export copies the model to a folder, which hf upload can push"),
+            "log_completions_hub_repo", note="slimrl export RUN OWNER/NAME --for hub --push sends a trained model to the Hub"),
     *_names("", trl="callbacks", note="a run has no callbacks; metrics.jsonl has the numbers of every step"),
     Foreign("wandb_project", "open-r1", "log.project", {}, ""),
     Foreign("wandb_run_group", "open-r1", "log.group", {}, ""),

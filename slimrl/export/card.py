@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
 
+Library = Literal["transformers", "peft", "gguf"]
 VERSIONS = ("slimrl", "torch", "transformers", "numpy", "python")
 
 
-def model_card(run: FinishedRun) -> str:
-    """README.md with the front matter that the Hub reads."""
+def model_card(run: FinishedRun, library: Library = "transformers") -> str:
+    """README.md with the front matter that the Hub reads; `library` loads the files beside it."""
     parts = [
-        _front_matter(run),
+        _front_matter(run, library),
         f"# {run.name}",
         _opening(run),
         _measures(run),
         _method(run),
-        _use(run),
+        _use(run, library),
         _versions(run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(run: FinishedRun) -> str:
+def _front_matter(run: FinishedRun, library: Library) -> str:
     base, task = run.settings.model.path, run.settings.task
-    table: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    table: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if found := declared_license(run):
         table["license"] = found
     if place_name(base) == base and "/" in base:
@@ -117,14 +118,17 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
 
 
-def _use(run: FinishedRun) -> str:
+def _use(run: FinishedRun, library: Library) -> str:
     system = f"It was measured with this system message:\n\n{_quoted(run.instruction)}" if run.instruction else (
         "It was measured without a system message."
     )  # fmt: skip
-    return (
-        f"## Use\n\n{system}\n\n`generation_config.json` has the sampling of the measurement and every stop id. `slimrl chat` "
-        "talks to the model, and `slimrl eval` measures it again."
-    )
+    files = {
+        "transformers": "`generation_config.json` has the sampling of the measurement and every stop id. `slimrl chat` talks to "
+        "the model, and `slimrl eval` measures it again.",
+        "peft": "These are the factors of an adapter (LoRA) for the model that it began from.",
+        "gguf": "The GGUF holds the chat template and the stop ids; a `Modelfile` beside it has the sampling of the measurement.",
+    }
+    return f"## Use\n\n{system}\n\n{files[library]}"
 
 
 def _quoted(text: str) -> str:

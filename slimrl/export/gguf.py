@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from slimrl.errors import DataError
 from slimrl.export.rope import frequency_factors, plain_rope
-from slimrl.export.vocabulary import vocabulary_of
+from slimrl.export.vocabulary import adds_bos, stop_ids_of, vocabulary_of
 from slimrl.runs.files import UNFINISHED
 
 Kind = Literal["f16", "q8_0"]
@@ -205,19 +205,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, source: Source) -> N
     bos = tokenizer.bos_token_id
     if bos is not None:
         writer.add_bos_token_id(bos)
-    writer.add_add_bos_token(bos is not None and bos in tokenizer("1 a").input_ids[:1])
+    writer.add_add_bos_token(adds_bos(tokenizer))
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.get_chat_template())
-
-
-def stop_ids_of(folder: Path, tokenizer: Any) -> list[int]:
-    """Every id that ends a completion, the tokenizer's own end of a text first."""
-    path = folder / "generation_config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    ids = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
-    return list(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
 def _write_tensors(writer: gguf.GGUFWriter, source: Source, kind: Kind) -> None:

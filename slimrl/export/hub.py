@@ -73,4 +73,11 @@ class Upload:
                     f"the Hub does not let you write to {self.repository}; log in with a token that may (hf auth login)"
                 ) from None
             raise DataError(f"the Hub refuses {self.repository} ({str(error).splitlines()[0][:200]})") from None
+        except SettingsError:
+            raise
+        except Exception as error:  # whatever the network or the library raises, the way out is the same
+            reason = (str(error).strip().splitlines() or [""])[0][:160]
+            raise DataError(
+                f"the Hub could not be reached ({type(error).__name__}: {reason}); try again when the network is back"
+            ) from None
         return str(getattr(done, "repo_url", "") or f"https://huggingface.co/{self.repository}")

@@ -6,9 +6,9 @@ from datetime import datetime
 
 from transformers import AutoTokenizer
 
-from slimrl.export.gguf import stop_ids_of
 from slimrl.export.ollama import Modelfile, find_turns
 from slimrl.export.run import FinishedRun
+from slimrl.export.vocabulary import adds_bos, stop_ids_of
 from slimrl.model.prompts import make_prompter
 from slimrl.tasks.styles import STYLES
 
@@ -30,9 +30,10 @@ def modelfile_of(run: FinishedRun, weights: str) -> Modelfile:
     ends = [tokenizer.decode([number]) for number in stop_ids_of(run.model, tokenizer)]
     texts = [PLAIN_STOP] if rollout.stop == "auto" and prompter.chat is None else []
     texts = texts if rollout.stop == "auto" else rollout.stop
+    bos, turns = tokenizer.bos_token if adds_bos(tokenizer) else "", find_turns(prompter.text)
     return Modelfile(
         weights=weights,
-        turns=find_turns(prompter.text),
+        turns=turns.without_bos(bos) if turns and bos else turns,  # Ollama puts it before every prompt by itself
         instruction=run.instruction,
         stops=[*ends, *texts],
         temperature=rollout.temperature,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slimrl.errors import DataError
 
@@ -44,6 +44,10 @@ class Turns:
             text += between[before, role] + message["content"]
             before = role
         return text + self.reply
+
+    def without_bos(self, bos: str) -> Turns:
+        """The same without the token that begins a text, which then comes from the tokenizer."""
+        return replace(self, start=self.start.removeprefix(bos), start_system=self.start_system.removeprefix(bos))
 
     def go(self) -> str:
         """The same as a template of Go's, over Ollama's `.Messages`."""

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
-from slimrl.config.places import DATA, MODELS
+from slimrl.config.places import DATA, FILES, MODELS
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
 from slimrl.model.lora import TAUGHT
 from slimrl.runs.reader import read_json, read_state
 from slimrl.tasks.styles import STYLES
 
-PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA)}
+PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA, *FILES)}
 UNTOLD = ("name", "output", "max_time", "memory_share", "log.", "checkpoint.")
 """Settings, or beginnings of them, that say nothing about a model."""
 
@@ -63,7 +63,7 @@ class FinishedRun:
     def changed(self) -> dict[str, str]:
         """Settings that differ from their defaults, by dotted key, as `section.key=value` takes them.
 
-        Of paths only the last part is told: the rest is nobody's business but this machine's.
+        Of paths only the last part is told, and of a judge no address: they concern this machine alone.
         """
         defaults = settings_of(type(self.settings)())
         chosen = self.record.get("chosen", {})
@@ -79,13 +79,31 @@ def _told(key: str, value: Any) -> str:
     if key in PLACE_KEYS:
         return place_name(str(value))
     if key == "rewards.custom":
-        value = {place_name(spec): reward for spec, reward in value.items()}
+        value = {place_name(spec): _shortened(reward) for spec, reward in value.items()}
+    if key == "rewards.judge":
+        value = {name: {**_shortened(judge), "endpoint": "ENDPOINT"} for name, judge in value.items()}
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _shortened(value: Any) -> Any:
+    """The same with `place_name` of every text in it that is the path of a file or a folder on this machine."""
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    return place_name(value) if isinstance(value, str) and value.startswith(("/", "~", "./", "../")) else value
 
 
 def place_name(path: str) -> str:
     """A name on the Hub as it is, and of a path on this machine its last part."""
     return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") != 1 else path
+
+
+def published_adapter(folder: Path) -> str:
+    """adapter_config.json of an adapter for others: of the path of its base model, no more than the last part is told."""
+    config = read_json(folder / "adapter_config.json")
+    base = str(config.get("base_model_name_or_path") or "")
+    return json.dumps({**config, "base_model_name_or_path": place_name(base)}, indent=2)
 
 
 def read_finished(folder: Path) -> FinishedRun:

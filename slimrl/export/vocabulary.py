@@ -1,10 +1,11 @@
-"""The vocabulary of a tokenizer as GGUF has it, and the name by which llama.cpp knows its way of cutting words."""
+"""A tokenizer as GGUF has it: its vocabulary, the name of its way of cutting words, the first token and the last ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from slimrl.errors import DataError
@@ -123,3 +124,25 @@ def _tokens(tokenizer: Any, size: int, *, pieces: bool, unknown: str | None) -> 
         tokens.append(text)
         kinds.append(kind)
     return tokens, kinds
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """True where a program that runs the model is to put BOS before a prompt: the tokenizer does so, and the prompts that the
+    model was trained on begin with it. A template that writes the token by itself has it removed (`Turns.without_bos`).
+    """
+    bos = [tokenizer.bos_token_id]
+    if tokenizer.bos_token_id is None or tokenizer("1 a").input_ids[:1] != bos:
+        return False
+    if not tokenizer.chat_template:
+        return True
+    messages = [{"role": "user", "content": "1 a"}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return bool(tokenizer(text, add_special_tokens=False).input_ids[:1] == bos)
+
+
+def stop_ids_of(folder: Path, tokenizer: Any) -> list[int]:
+    """Every id that ends a completion, the tokenizer's own end of a text first."""
+    path = folder / "generation_config.json"
+    declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    ids = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
+    return list(dict.fromkeys(int(i) for i in ids if i is not None))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.model.prompts import Prompter
@@ -41,8 +41,8 @@ def trial_note(trial: GoldTrial) -> str:
     if not trial.scores:
         return f"{trial.reward} applies to none of {rows}"
     low, high, mean = min(trial.scores), max(trial.scores), fmean(trial.scores)
-    got = f"{low:g}" if low == high else f"{low:g} to {high:g}, {mean:.3g} on average,"
-    return f"{trial.reward} gives {got} to {len(trial.scores)} of {rows} that it was tried on"
+    got = f"each {low:g}" if low == high else f"between {low:g} and {high:g}, mean {mean:.3g}"
+    return f"{trial.reward}: {len(trial.scores)} of {rows} tried have a score, {got}"
 
 
 def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
@@ -60,10 +60,17 @@ def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
     total = len(asked) * (config.steps * step + evaluations + probe)
     names = " and ".join(asked)
     return [
-        f"judge {names}: at most {total:,} calls, {config.steps:,} steps of {step:,} completions, {evaluations:,} held out and "
-        f"{probe:,} before the first step{f', for each of {len(asked)} judges' if len(asked) > 1 else ''}; what the cache holds "
-        "is not asked again"
+        f"judge {names}: at most {total:,} calls without retries, {config.steps:,} steps of {step:,} completions, "
+        f"{evaluations:,} held out and {probe:,} before the first step"
+        f"{f', for each of {len(asked)} judges' if len(asked) > 1 else ''}; what the cache holds is not asked again"
     ]
+
+
+def measuring_notes(config: EvalConfig, held_out: int) -> list[str]:
+    """The calls of the judges of an evaluation, at most and without retries."""
+    asked, evaluation = config.rewards.judge_paid, config.evaluation
+    total = len(asked) * held_out * (evaluation.samples + evaluation.greedy)
+    return [f"judge {' and '.join(asked)}: at most {total:,} calls, without retries"] if asked else []
 
 
 def warmup_notes(config: TrainConfig) -> list[str]:

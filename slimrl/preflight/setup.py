@@ -33,6 +33,7 @@ from slimrl.preflight.notes import (
     form_note,
     gold_sentence,
     judge_notes,
+    measuring_notes,
     rejected_note,
     teacher_note,
     template_notes,
@@ -387,7 +388,7 @@ def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[
     """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
     setup = prepare(config, model=model)
     wanted, notes = measurable(config.rewards)
-    setup = replace(setup, notes=(*setup.notes, *notes))
+    setup = replace(setup, notes=(*setup.notes, *notes, *measuring_notes(config, len(setup.measured))))
     if not wanted.paid:
         return setup
     rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))

@@ -10,6 +10,7 @@ tasks has a reward for each); a completion to which no reward applies is unscora
 """
 
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def load_rewards(
         function = Judge(name, judge, output / CACHE if judge.cache == "auto" else Path(judge.cache).expanduser())
         add(Reward(name, function, judge.weight, judge.low, judge.high, sample=JUDGED), f"rewards.judge.{name}")
     return tuple(rewards.values())
+
+
+def declared_bounds(config: RewardsConfig) -> dict[str, tuple[float, float]]:
+    """The bounds of every reward that is paid, by its settings and before weights; infinite where none are known."""
+    rows = [(name, row) for name, row in BUILT_IN.items() if getattr(config, name)]
+    found: dict[str, tuple[float | None, float | None]] = {
+        name: row.values(config)[:2] if row.values else (row.low, row.high) for name, row in rows
+    }
+    found |= {
+        spec.rpartition(":")[2]: (config.custom[spec].low, config.custom[spec].high) for spec in config.custom_paid
+    }
+    found |= {name: (config.judge[name].low, config.judge[name].high) for name in config.judge_paid}
+    return {name: (-inf if low is None else low, inf if high is None else high) for name, (low, high) in found.items()}
 
 
 def _built_in(name: str, row: BuiltIn, config: RewardsConfig, arguments: dict[str, Any]) -> Reward:

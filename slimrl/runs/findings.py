@@ -1,4 +1,4 @@
-"""Sentences on the course of a run that give to think, each with the test behind it.
+"""Notable sentences on the course of a run, each with the test behind it.
 
 A training reward that rises while held-out accuracy does not is the sign of a reward that pays for something else, of problems
 known by heart, or of too few held-out problems. It needs to be said by more than two numbers that differ.

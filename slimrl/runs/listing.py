@@ -37,7 +37,7 @@ class Listed:
     @property
     def can_go_on(self) -> bool:
         """True for a run that `--resume` continues."""
-        return self.state != "running" and self.state not in ENDED
+        return self.state not in ("running", "damaged", *ENDED)
 
     def table(self) -> dict[str, Any]:
         """As JSON, where accuracy that was not measured is null."""
@@ -46,7 +46,7 @@ class Listed:
 
 
 def list_runs(folder: Path) -> list[Listed]:
-    """The runs right under a folder, or in the studies under it, the newest first."""
+    """The runs right under a folder, of the study that it is, and of the studies under it, the newest first."""
     return sorted((_listed(run) for run in _runs(folder)), key=lambda listed: (listed.age, listed.run))
 
 
@@ -57,11 +57,8 @@ def newest_interrupted(folder: Path, verb: str) -> Listed | None:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    for entry in _folders(folder):
-        if (entry / "run.json").is_file():
-            yield entry
-        else:
-            yield from (run for run in _folders(entry / "runs") if (run / "run.json").is_file())
+    for place in (folder, folder / "runs", *(entry / "runs" for entry in _folders(folder))):
+        yield from (run for run in _folders(place) if (run / "run.json").is_file())
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from slimrl.statistics import Interval, interval
 from slimrl.study.runs import Run
-from slimrl.text import counted, points
+from slimrl.text import counted, points, signed, signed_points
 
 MEASURES = ("test/sampled", "lenient", "format", "pass@n", "lenient_pass@n", "disputed", "drop")
 """Those of `Run.before` and `Run.after` whose change is told."""
@@ -32,7 +32,9 @@ def gains(runs: Sequence[Run]) -> dict[str, Interval]:
 
 
 def origin(found: Mapping[str, Interval], samples: int) -> str:
-    """A sentence on the gain, by intervals over seeds that leave out 0; `samples` is the k of pass@n."""
+    """A sentence on the gain, where `samples` is the k of pass@n. An interval over seeds that holds 0 proves no absence, so it is
+    told and not judged.
+    """
     strict, lenient = found.get("test/sampled"), found.get("lenient")
     if strict is None or lenient is None or not math.isfinite(strict.low):
         return "too few runs to tell"
@@ -41,13 +43,17 @@ def origin(found: Mapping[str, Interval], samples: int) -> str:
     if strict.low <= 0:
         return "no gain shown"
     form = found[BY_FORM]
-    by_form = f"; {points(form.mean)} of it by form" if form.low > 0 else ""
+    by_form = f"; {points(form.mean)} of the strict gain by form" if form.low > 0 else ""
     if lenient.low <= 0:
-        return "form: no more answers are shown to be right"
+        return f"form, as far as shown: read leniently, the change is {_told(lenient)}"
     best = found.get("lenient_pass@n")
     if best is None:
         return f"more right answers{by_form}"
     within = f"within {counted(samples, 'sample')}"
     if best.low > 0:
         return f"new: {within} it solves {points(best.mean)} more of the problems{by_form}"
-    return f"sharpening: single samples are right more often, and {within} no more problems are shown to be solved{by_form}"
+    return f"sharpening, as far as shown: {within} the change is {_told(best)}{by_form}"
+
+
+def _told(change: Interval) -> str:
+    return f"{signed_points(change.mean)} [{signed(change.low)}, {signed(change.high)}]"

@@ -110,7 +110,7 @@ class Run:
     """What a run that diverged counts as: no answer right, or the lowest score that the primary measure's reward can give. Its
     model is of no use, so it is not left out."""
     findings: Sequence[str] = ()
-    """What its course gives to think about."""
+    """Notable sentences on its course."""
 
     @property
     def counts(self) -> bool:

@@ -80,6 +80,7 @@ class _Script:
                 f"{len(configs)} GRPOConfig(...) are in the file; the first, on line {configs[0].lineno}, is read"
             )
         self._take(configs[0])
+        self._changed_later(configs[0])
         self._adapter()
         rewards = self._trainer()
         self._model()
@@ -104,6 +105,18 @@ class _Script:
                 self.unread[name] = ast.unparse(node)
         for node in call.args:
             self.unread[f"an argument of {_leaf(call.func)} without a name"] = ast.unparse(node)
+
+    def _changed_later(self, call: ast.Call) -> None:
+        """Settings that are assigned to the object which a call makes, as `args.learning_rate = 5e-6`."""
+        names = {name for name, made in self.assigned.items() if made is call}
+        assigned = (node for node in ast.walk(self.tree) if isinstance(node, ast.Assign) and len(node.targets) == 1)
+        for node in sorted(assigned, key=lambda node: node.lineno):
+            target = node.targets[0]
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in names:
+                try:
+                    self.given[target.attr] = self.value(node.value)
+                except UnreadError:
+                    self.unread[target.attr] = ast.unparse(node.value)
 
     def _arguments(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
         """Arguments with names; `**settings` stands for the entries of the dictionary that the file assigns."""
@@ -194,6 +207,8 @@ class _Script:
                 self.given.setdefault("dataset_config", found.get("name"))
                 if isinstance(found.get("split"), str):
                     self.given.setdefault("dataset_train_split", found["split"])
+                elif "split" in arguments:
+                    self.unread["dataset_train_split"] = ast.unparse(arguments["split"])
                 return
 
     def _known(self, node: ast.expr | None) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +15,7 @@ import yaml
 from slimrl.config.base import walk
 from slimrl.config.files import build, merge
 from slimrl.config.foreign_names import Foreign
+from slimrl.config.places import DATA, MODELS
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.translate.source import shown
@@ -48,6 +51,15 @@ class Translation:
     library: str
     settings: Mapping[str, Setting]
     left: tuple[Left, ...]
+
+    def seen_from(self, folder: Path) -> Translation:
+        """The same for a file in `folder`, whose paths are relative to it; the other library's are to the working directory."""
+        settings = dict(self.settings)
+        for section, key in (*MODELS, *DATA):
+            setting = settings.get(name := f"{section}.{key}")
+            if setting and (place := Path(str(setting.value))).exists() and not place.is_absolute():
+                settings[name] = replace(setting, value=os.path.relpath(place, folder))
+        return replace(self, settings=settings)
 
     def text(self) -> str:
         """The settings file: YAML with a comment behind each setting and the rest below."""

@@ -149,7 +149,7 @@ class Trl(Values):
                 "task.path",
                 Setting("./DATA.jsonl", "the file names no data: put your file, or a data set on the Hub, here"),
             )
-        elif name in TASKS and config in (None, "main", "default"):
+        elif name in TASKS and config in (None, "main", "default") and self._has_whole_split():
             self.read |= {"dataset_train_split", "dataset_test_split"}
             yield self.set("task.name", TASKS[name], "dataset_name", "dataset_config")
         else:
@@ -174,6 +174,9 @@ class Trl(Values):
                 "first prompt, and task.instruction sets another or, empty, none"
             )
             self.leave("prompts", "", reason)
+
+    def _has_whole_split(self) -> bool:
+        return bool(self.given.get("dataset_train_split", "train") == "train")
 
     def _batch(self) -> Iterator[Keyed]:
         """Completions per generation as problems, and optimizer updates per generation."""
@@ -368,7 +371,8 @@ class Trl(Values):
         per = f" / {self.updates} updates a step" if self.updates > 1 else ""
         if most > 0:
             return Setting(max(1, math.ceil(most / self.updates)), self.because("max_steps") + per)
-        rows = self.rows or ROWS.get(str(self.given.get("dataset_name")), 0)
+        known = ROWS.get(str(self.given.get("dataset_name")), 0) if self._has_whole_split() else 0
+        rows = self.rows or known
         reason = self.because("num_train_epochs")
         if rows:
             steps = max(1, math.ceil(epochs * max(1, rows // self.problems)))

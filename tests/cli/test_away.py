@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from slimrl.config.schema import TrainConfig
+from slimrl.export.run import FinishedRun, published_adapter
 from tests.conftest import ROOT
 
 SMALL = (
@@ -38,6 +41,19 @@ def test_a_model_is_taken_away_with_its_card(slimrl, finished: Path, tmp_path: P
         assert part in card
     assert "slimrl train steps=1 " in card
     assert str(finished.parent) not in card, "no path of this machine"
+
+
+def test_nothing_that_is_published_names_a_place_of_this_machine(tmp_path: Path) -> None:
+    adapter = {"base_model_name_or_path": "/home/me/models/small", "r": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert json.loads(published_adapter(tmp_path)) == {"base_model_name_or_path": "small", "r": 8}
+    judge = {"endpoint": "http://10.0.0.3:8000/v1", "model": "m", "prompt_file": "/home/me/p.txt", "low": 0, "high": 1}
+    custom = {"/home/me/mine.py:f": {"arguments": {"words": "~/words.txt"}, "low": 0, "high": 1}}
+    settings = TrainConfig.model_validate({"rewards": {"judge": {"j": judge}, "custom": custom}})
+    told = " ".join(FinishedRun(tmp_path, settings, {}).changed().values())
+    assert "p.txt" in told
+    assert "words.txt" in told
+    assert not any(private in told for private in ("/home", "10.0.0.3", "~"))
 
 
 def test_what_would_be_pushed_is_listed_and_not_sent(slimrl, finished: Path) -> None:

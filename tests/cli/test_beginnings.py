@@ -132,7 +132,7 @@ def test_from_trl(slimrl, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(FILES[name])
     printed = slimrl("from-trl", name, "--devices", "4")
     assert printed.code == 0, printed.err
-    assert "are not translated" in printed.err
+    assert "not translated or only in part" in printed.err
     assert yaml.safe_load(printed.out)["rollout"]["group_size" if name == "gsm8k-demo.py" else "problems"]
     written = slimrl("from-trl", name, "--devices", "4", "--out", "ours.yaml")
     assert written.out.strip() == "ours.yaml"
@@ -170,6 +170,16 @@ def test_a_shell_completes_names_settings_choices_and_runs(tmp_path: Path, monke
     assert completions("eval", "b") == ["builtin"]
     assert completions("train", "--resume", "runs/") == ["runs/a"]
     assert completions("rec") == ["recipes"]
+
+
+def test_paths_are_written_for_the_folder_of_the_file(slimrl, tmp_path: Path) -> None:
+    for folder in ("data", "conf"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    (tmp_path / "trl.yaml").write_text("model_name_or_path: a/b\ndataset_name: data/rows.jsonl\n")
+    assert slimrl("from-trl", "trl.yaml", "--out", "conf/ours.yaml").code == 0
+    assert load_config(TrainConfig, [str(tmp_path / "conf" / "ours.yaml")]).task.path.endswith("data/rows.jsonl")
+    assert Path(load_config(TrainConfig, [str(tmp_path / "conf" / "ours.yaml")]).task.path).is_file()
 
 
 def test_small_mistakes_are_answered(slimrl) -> None:

@@ -214,9 +214,12 @@ def test_arguments_that_make_no_sense(slimrl, stored: Callable[[str, Rows], Path
 
 def test_runs_and_models(slimrl, tiny_folder: Path, tmp_path: Path) -> None:
     """A run goes by what it stored; a model is measured on the same problems with the same draws."""
-    assert slimrl("train", f"model.path={tiny_folder}", "name=r", *SMALL, "evaluation.samples=2", "--quiet").code == 0
+    made = ("train", f"model.path={tiny_folder}", "name=r", *SMALL, "evaluation.samples=2", "rewards.format=0.1")
+    assert slimrl(*made, "--quiet").code == 0
     result = slimrl("compare", "runs/r", "runs/r", "--json")
     assert (json.loads(result.out)["verdict"], result.code) == ("equal", 0)
+    reward = json.loads(result.out)["rewards"]["format"]
+    assert reward["low"] < reward["difference"] == 0.0 < reward["high"], "the settings know the bounds"
     assert "runs/r goes by its stored evaluation after step 2" in result.err
     before = tmp_path / "runs" / "r" / "evals" / "step-00000000.jsonl"
     result = slimrl("compare", before, tiny_folder, "runs/r", "--json", "--limit", 5)

@@ -57,6 +57,11 @@ def test_a_new_repository_is_private_and_gets_every_file_in_one_commit(upload: U
     assert [line.split()[-1] for line in upload.listing()] == ["README.md", "config.json"]
 
 
+def test_a_network_that_is_down_is_one_sentence(upload: Upload) -> None:
+    with pytest.raises(DataError, match=r"the Hub could not be reached \(ConnectionError: no route\); try again"):
+        upload.push(FakeHub(error=ConnectionError("no route\nmore")), "mine")
+
+
 def test_a_public_repository_is_never_taken_for_a_private_one(upload: Upload) -> None:
     hub = FakeHub(private=False)
     with pytest.raises(SettingsError, match="exists and is public; choose another name, or add --public"):

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from slimrl.errors import DataError
 from slimrl.export.ollama import Messages, Modelfile, Turns, find_turns
+from slimrl.export.vocabulary import adds_bos
 from slimrl.model.prompts import make_prompter
 from tests.conftest import SHARED
 
@@ -64,6 +66,27 @@ def test_turns_of_real_templates(name: str) -> None:
     assert turns.start.startswith("<|im_start|>system\nYou are "), "the template's own system message"
     assert "You are" not in turns.start_system
     assert turns.render(talk(system=True, turns=3)) == render(talk(system=True, turns=3))
+
+
+def test_the_token_that_begins_a_text_is_left_to_ollama() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(BUILTIN))
+    tokenizer.bos_token = tokenizer.eos_token
+    tokenizer.chat_template = "{{ bos_token }}" + LLAMA3
+    assert not adds_bos(tokenizer), "text that the template writes, as SmolLM2's <|im_start|>, is only text"
+    single = f"{tokenizer.bos_token}:0 $A:0"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, pair=None, special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
+    )
+    for template, begins in ((LLAMA3, False), ("{{ bos_token }}" + LLAMA3, True)):
+        tokenizer.chat_template = template
+        assert adds_bos(tokenizer) is begins
+        render = make_prompter(tokenizer, "auto").text
+        turns = find_turns(render)
+        assert turns is not None
+        for system in (False, True):
+            messages = talk(system=system, turns=2)
+            bare = turns.without_bos(tokenizer.bos_token).render(messages)
+            assert (tokenizer.bos_token if begins else "") + bare == render(messages)
 
 
 def test_a_template_that_counts_its_messages_has_no_turns() -> None:

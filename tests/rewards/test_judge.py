@@ -481,7 +481,7 @@ def test_the_price_is_said_in_calls() -> None:
     (note,) = judge_notes(load_config(TrainConfig, [], given), 5)
     # evaluations after 0, 4, 8 and 10 steps of 5 problems, 3 completions each; 8 gold answers and 16 groups of 3
     assert note == (
-        "judge q: at most 236 calls, 10 steps of 12 completions, 60 held out and 56 before the first step; what the cache holds "
+        "judge q: at most 236 calls without retries, 10 steps of 12 completions, 60 held out and 56 before the first step; what the cache holds "
         "is not asked again"
     )
     refill = [*given, "algorithm.dynamic_sampling=refill", "algorithm.refill_budget=2.5"]

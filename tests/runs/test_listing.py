@@ -50,6 +50,7 @@ def test_states_steps_accuracy_and_age(tmp_path: Path) -> None:
     assert {name: listed.state for name, listed in found.items()} == {
         "alive": "running", "base-0": "preempted", "killed": "interrupted", "done": "finished",
     }  # fmt: skip
+    assert list(by_name(tmp_path / "study")) == ["base-0"]
     done = found["done"]
     assert (done.steps, done.of, done.before, done.after) == (2, 10, 0.25, 0.75)
     assert done.age == pytest.approx(300, abs=60)

@@ -36,13 +36,16 @@ def over_seeds(**means: float) -> dict[str, Interval]:
         ),
         (
             over_seeds(strict=0.3, lenient=0.25, form=0.05, best=0.2),
-            "new: within 8 samples it solves 20.0 points more of the problems; 5.0 points of it by form",
+            "new: within 8 samples it solves 20.0 points more of the problems; 5.0 points of the strict gain by form",
         ),
         (
             over_seeds(strict=0.3, lenient=0.3, form=0.0, best=0.0),
-            "sharpening: single samples are right more often, and within 8 samples no more problems are shown to be solved",
+            "sharpening, as far as shown: within 8 samples the change is +0.0 points [-0.9, +0.9]",
         ),
-        (over_seeds(strict=0.3, lenient=0.0, form=0.3, best=0.0), "form: no more answers are shown to be right"),
+        (
+            over_seeds(strict=0.3, lenient=0.0, form=0.3, best=0.0),
+            "form, as far as shown: read leniently, the change is +0.0 points [-0.9, +0.9]",
+        ),
         (over_seeds(strict=0.0, lenient=0.0, form=0.0, best=0.0), "no gain shown"),
         (over_seeds(strict=-0.1, lenient=-0.1, form=0.0, best=0.0), "a loss of 10.0 points"),
         (over_seeds(strict=0.3, lenient=0.3, form=0.0), "more right answers"),

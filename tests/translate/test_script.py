@@ -86,6 +86,25 @@ trainer = GRPOTrainer("a/policy", [accuracy_reward], args)
     assert "task.style" not in settings
 
 
+def test_what_is_assigned_after_the_call_counts(tmp_path: Path) -> None:
+    text = """
+import os
+args = GRPOConfig(beta=0.04, learning_rate=1e-6)
+args.learning_rate = 5e-6
+args.temperature = float(os.environ["T"])
+data = load_dataset("openai/gsm8k", "main", split="train[:1000]")
+"""
+    source = read(tmp_path, text)
+    assert source.given["learning_rate"] == 5e-6
+    assert source.unread == {"temperature": "float(os.environ['T'])"}
+    settings = from_trl(source).settings
+    assert "task.name" not in settings, "a slice is not the whole task"
+    assert (settings["task.path"].value, settings["task.split"].value) == ("openai/gsm8k", "train[:1000]")
+    assert settings["steps"].value == 100, "how many rows a slice has is not known"
+    listed = read(tmp_path, text.replace('"train[:1000]"', '["train", "test"]'))
+    assert listed.unread["dataset_train_split"] == "['train', 'test']"
+
+
 def test_unsloth(tmp_path: Path) -> None:
     found = read(tmp_path, FILES["unsloth-llama.py"]).given
     assert found["model_name_or_path"] == "meta-llama/Llama-3.2-3B-Instruct"
