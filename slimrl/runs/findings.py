@@ -17,6 +17,8 @@ from slimrl.text import counted, signed, signed_points
 
 FEWEST_STEPS = 4
 """In a third of a run; below, one odd batch decides."""
+FEWEST_PROBLEMS = 30
+"""Held out; fewer could hardly show any rise of accuracy."""
 HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no signal"}
 """The beginning of each sentence, before a colon."""
 
@@ -51,6 +53,8 @@ def _reward_alone(history: Sequence[Mapping[str, float]], change: Mapping[str, f
     """The sentence where the interval of the reward's rise is above 0 and that of held-out accuracy is not."""
     rise = reward_rise(history)
     if rise is None or rise.low <= 0 or not change or change["low"] > 0:
+        return ""
+    if change["n"] < FEWEST_PROBLEMS and change["high"] >= 0:
         return ""
     last = "fell" if change["high"] < 0 else "is not shown to have risen"
     held_out = f"{signed_points(change['change'])} [{signed(change['low'])}, {signed(change['high'])}]"

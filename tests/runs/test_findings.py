@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from slimrl.runs.findings import FEWEST_STEPS, HEADS, findings, reward_rise
+from slimrl.runs.findings import FEWEST_PROBLEMS, FEWEST_STEPS, HEADS, findings, reward_rise
 from slimrl.statistics import welch
 
 UP = {"test": {"sampled": {"change": 0.1, "low": 0.05, "high": 0.15, "n": 400}}}
@@ -52,6 +52,7 @@ def test_a_reward_that_rises_alone_is_told_with_its_test() -> None:
         (RISING, FLAT, False),
         (RISING[: 3 * FEWEST_STEPS - 1], FLAT, True),
         (RISING, {}, True),
+        (RISING, {"test": {"sampled": FLAT["test"]["sampled"] | {"n": FEWEST_PROBLEMS - 1}}}, True),
         ([], FLAT, True),
     ],
 )
