@@ -1,7 +1,7 @@
-"""Build the documentation as a site: `pip install -c constraints.txt '.[docs]' && python docs/site/build.py`, then open build/site/index.html.
+"""Build the documentation as a site: `pip install -c constraints.txt '.[docs]' && python docs/site/build.py`.
 
-Neither building nor reading needs a network. Pages link to files of the repository as they lie there, for instance `../recipes/minimal.py`;
-the site is complete by itself, so it shows each of these files on a page of its own.
+Neither building nor reading build/site/index.html needs a network. Pages link to files of the repository as they lie there, for
+instance `../recipes/minimal.py`; the site is complete by itself, so it shows each of these files on a page of its own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def as_page(path: str) -> str:
 def stage(folder: Path) -> None:
     """Write the pages, and all that they link to, into folder/docs, and the settings of MkDocs beside it."""
     shutil.rmtree(folder / "docs", ignore_errors=True)
-    shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("build.py", "mkdocs.yml", "__pycache__"))
+    shutil.copytree(
+        ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("build.py", "mkdocs.yml", "__pycache__")
+    )
     shutil.copy(ROOT / "docs" / "site" / "mkdocs.yml", folder)
     waiting = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")]
     done = set(waiting)
@@ -73,7 +75,11 @@ def stage(folder: Path) -> None:
             continue
         page.write_text(as_page(path), encoding="utf-8")
         if path.endswith(".md"):
-            found = {target for target in targets((ROOT / path).read_text(encoding="utf-8"), path) if (ROOT / target).is_file()}
+            found = {
+                target
+                for target in targets((ROOT / path).read_text(encoding="utf-8"), path)
+                if (ROOT / target).is_file()
+            }
             waiting += sorted(found - done)
             done |= found
 
@@ -81,7 +87,16 @@ def stage(folder: Path) -> None:
 def build(folder: Path) -> int:
     """Build folder/site; any warning, such as a link to nothing, is an error. Returns the exit code of MkDocs."""
     stage(folder)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(folder / "mkdocs.yml")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--config-file",
+        str(folder / "mkdocs.yml"),
+    ]
     return subprocess.run(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}).returncode
 
 

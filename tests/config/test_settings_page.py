@@ -34,9 +34,10 @@ rollout: {problems: 16, group_size: 8}
 slimrl train mine.yaml rollout.problems=32 "rollout.stop=['###']"
 ```
 
-Files are merged from left to right, then `section.key=value`, whose value is read as YAML. Paths in a file are relative to that file. An
-unknown key, a setting that would do nothing, and a combination that cannot work are refused before a run begins. `auto` is replaced by what
-was chosen in the `config.yaml` of the run ([defaults](defaults.md)). In another library's words: [names](names.md).
+Files are merged from left to right, then `section.key=value`, whose value is read as YAML. Paths in a file are relative to that file, those of
+`section.key=value` to the working directory, as is `output` everywhere. An unknown key, a setting that would do nothing, and a combination that
+cannot work are refused before a run begins. `auto` is replaced by what was chosen in the `config.yaml` of the run ([defaults](defaults.md)). In
+another library's words: [names](names.md).
 """
 
 
