@@ -35,7 +35,9 @@ def place(path: str) -> str:
     """The file in the folder of pages that shows a file of the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return f"repository/{path}" if Path(path).suffix in COPIED | {".md"} else f"repository/{path}.md"
+    if Path(path).suffix in COPIED:  # apart: report.html would stand where report.md is built
+        return f"files/{path}"
+    return f"repository/{path}" if path.endswith(".md") else f"repository/{path}.md"
 
 
 def as_page(path: str) -> str:
@@ -87,16 +89,16 @@ def stage(folder: Path) -> None:
 def build(folder: Path) -> int:
     """Build folder/site; any warning, such as a link to nothing, is an error. Returns the exit code of MkDocs."""
     stage(folder)
+    settings = str(folder / "mkdocs.yml")
     command = [
         sys.executable,
         "-m",
         "mkdocs",
         "build",
         "--strict",
-        "--quiet",
         "--config-file",
-        str(folder / "mkdocs.yml"),
-    ]
+        settings,
+    ]  # --quiet would hide warnings from --strict
     return subprocess.run(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}).returncode
 
 
