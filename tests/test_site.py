@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -52,6 +53,16 @@ def broken(page: Path, text: str) -> set[str]:
         if not file.is_file() or (anchor and anchor not in anchors(file)):
             found.add(f"{target}#{anchor}")
     return found
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=relative)
+def test_lists_and_tables_stand_after_an_empty_line(page: Path) -> None:
+    """GitHub needs none; the site would show them as running text."""
+    lines = BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines()
+    begins = re.compile(r"- |\d+\. |\|")
+    for before, line in itertools.pairwise(lines):
+        assert not begins.match(line) or not before or before.startswith("  ") or begins.match(before), line
+        assert not re.match(r" {1,3}[-*] ", line), f"a list in a list is indented by four: {line}"
 
 
 @pytest.fixture(scope="module")
