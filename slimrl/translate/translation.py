@@ -81,10 +81,11 @@ class Translation:
 
 
 def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left]]:
-    """The settings that can stand in one file, and those that SlimRL refuses, each with the sentence of the refusal.
+    """The settings that can stand in one file, and those that SlimRL refuses, each with the refusal and what acts instead.
 
     A setting joins those before it, so one that others need comes first.
     """
+    ours = _defaults()
     nested: dict[str, Any] = {}
     kept: dict[str, Setting] = {}
     left = []
@@ -94,7 +95,8 @@ def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left
             build(TrainConfig, tried)
         except SettingsError as error:
             name, equals, _ = setting.reason.partition("=")
-            left.append(Left(name if equals else key, shown(setting.value), str(error)))
+            instead = f"; {key}={shown(ours[key])} acts instead" if key in ours else ""
+            left.append(Left(name if equals else key, shown(setting.value), f"{error}{instead}"))
             continue
         nested, kept[key] = tried, setting
     return kept, left
@@ -102,8 +104,12 @@ def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left
 
 def different(settings: Mapping[str, Setting]) -> dict[str, Setting]:
     """The settings that a file needs: given ones, and defaults of the other library that are not ours."""
-    ours = {key: kind.model_fields[name].get_default() for key, kind, name in walk(TrainConfig)}
+    ours = _defaults()
     return {key: one for key, one in settings.items() if one.given or key not in ours or one.value != ours[key]}
+
+
+def _defaults() -> dict[str, Any]:
+    return {key: kind.model_fields[name].get_default() for key, kind, name in walk(TrainConfig)}
 
 
 def unknown(name: str, row: Foreign | None, value: object, library: str) -> Left:
