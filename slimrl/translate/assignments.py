@@ -96,7 +96,7 @@ def mutated(tree: ast.AST) -> set[str]:
 
 
 class Changes:
-    """The settings that a script gives to objects after it has made them, such as `args.beta = 0.1` and `settings["beta"] = 0.1`."""
+    """The settings that a script gives to an object that it has made, as in `args.beta = 0.1` and `settings["beta"] = 0.1`."""
 
     def __init__(self, tree: ast.AST) -> None:
         self.tree = tree
