@@ -104,7 +104,7 @@ def first_gradient(learner: Learner, batch: Batch) -> tuple[torch.Tensor, dict[s
         return math.inf
 
     learner.optimizer.gradient_norm = caught  # type: ignore[method-assign]
-    metrics = learner._minibatch(batch, learner.targets.vocabulary_kl(batch), 0, 0)
+    metrics = learner._minibatch(batch, learner.targets.vocabulary_kl(batch), 0, 0, lambda _: None)
     return found[0], metrics
 
 
