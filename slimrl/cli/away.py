@@ -118,12 +118,20 @@ def _transformers(run: FinishedRun, source: Path, folder: Path) -> None:
     """Copy the files, with the permissions that the umask gives, not those of the run; the card beside them."""
     from slimrl.export.card import model_card
     from slimrl.runs.files import files_within
+    from slimrl.runs.reader import read_json
 
     for file in files_within(source):
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     card = model_card(run, "peft" if source.name == "adapter" else "transformers")
+    base = str(read_json(source / "adapter_config.json").get("base_model_name_or_path") or "")
+    if source.name == "adapter" and Path(base).is_absolute():
+        click.echo(
+            f"note: the adapter is for {base}, by its path on this machine; before you give it away, set "
+            "base_model_name_or_path in adapter_config.json to the model's name on the Hub",
+            err=True,
+        )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -91,6 +91,9 @@ class _Script:
         rewards = self._trainer()
         self._model()
         self._data()
+        for name, argument in (("model_name_or_path", "model"), ("dataset_name", "train_dataset")):
+            if name not in self.given and argument in self._trained():
+                self.unread.setdefault(name, ast.unparse(self._trained()[argument]))
         for name in PROMPTS:
             if isinstance(prompt := self._known(ast.Name(name)), str):
                 self.given.setdefault("system_prompt", prompt)

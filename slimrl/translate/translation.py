@@ -57,8 +57,13 @@ class Translation:
         settings = dict(self.settings)
         for section, key in (*MODELS, *DATA):
             setting = settings.get(name := f"{section}.{key}")
-            if setting and (place := Path(str(setting.value))).exists() and not place.is_absolute():
+            if setting is None or (place := Path(str(setting.value))).is_absolute():
+                continue
+            if place.exists():
                 settings[name] = replace(setting, value=os.path.relpath(place, folder))
+            elif given_as_path(str(setting.value)) and folder.resolve() != Path.cwd():
+                here = "not found from the working directory, and relative to this file's folder from now on"
+                settings[name] = replace(setting, reason=f"{setting.reason}; {here}")
         return replace(self, settings=settings)
 
     def text(self) -> str:
@@ -78,6 +83,12 @@ class Translation:
             )
             lines += textwrap.wrap(sentence, WIDTH, subsequent_indent="#     ", break_long_words=False)
         return "\n".join(lines) + "\n"
+
+
+def given_as_path(text: str) -> bool:
+    """True for a text that can only be a path, and not a name on the Hub; what stands in for one in capitals is none."""
+    is_path = text.startswith(("./", "../", "~")) or text.endswith((".json", ".jsonl", ".csv", ".parquet"))
+    return is_path and not Path(text).stem.isupper()
 
 
 def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left]]:

@@ -18,7 +18,7 @@ from slimrl.translate.translation import Left, Translation, different, fitted
 from slimrl.translate.trl_counts import batch_settings, counted, run_length
 from slimrl.translate.trl_inputs import adapter_settings, data_settings, model_settings
 from slimrl.translate.trl_loss import loss_settings, penalty_settings, sampler_settings
-from slimrl.translate.trl_run import optimizer_settings, place_settings, tracker_settings
+from slimrl.translate.trl_run import optimizer_settings, place_settings
 from slimrl.translate.values import Keyed, Values
 
 LIBRARY = "TRL 1.16"
@@ -72,7 +72,7 @@ def _settings(trl: Values, devices: int, rows: int) -> Iterator[Keyed]:
     yield from sampler_settings(trl)
     yield from optimizer_settings(trl)
     yield from run_length(trl, counts, rows)
-    yield from tracker_settings(trl)
+    yield from trl.trackers("report_to")
     yield from place_settings(trl)
     found, left = reward_settings(trl.source, trl.given.get("reward_weights"), trl.values["max_completion_length"])
     trl.read.add("reward_weights")

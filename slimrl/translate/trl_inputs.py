@@ -24,8 +24,7 @@ def model_settings(trl: Values) -> Iterator[Keyed]:
     """The model and its precision."""
     path = trl.given.get("model_name_or_path")
     if not isinstance(path, str):
-        reason = "the file names no model: put its folder or its name on the Hub here"
-        yield "model.path", Setting("./MODEL", reason)
+        yield _missing(trl, "model.path", "./MODEL", "model_name_or_path")
     else:
         yield trl.set("model.path", path, "model_name_or_path")
     dtype = trl.given.get("torch_dtype", trl.given.get("dtype", ""))
@@ -38,6 +37,14 @@ def model_settings(trl: Values) -> Iterator[Keyed]:
         known = foreign_names.VALUES["model.dtype"]
         yield trl.set("model.dtype", known.get(str(dtype), dtype), "torch_dtype", "dtype")
     trl.read.update(("torch_dtype", "dtype", "bf16", "fp16"))
+
+
+def _missing(trl: Values, key: str, stand_in: str, name: str) -> Keyed:
+    """A path that the file does not say, or says in a way that cannot be read."""
+    trl.depends(key, name)
+    what = "model" if name == "model_name_or_path" else "data"
+    found = trl.because(name) if name in trl.source.unread else f"the file names no {what}"
+    return key, Setting(stand_in, f"{found}: put your file or folder, or the name on the Hub, here")
 
 
 def adapter_settings(trl: Values) -> Iterator[Keyed]:
@@ -81,8 +88,7 @@ def data_settings(trl: Values) -> Iterator[Keyed]:
     symbolic = any(one.name in CORRECT and not one.is_local for one in trl.source.rewards)
     trl.read |= {"dataset_name", "dataset_config"}
     if not isinstance(name, str):
-        reason = "the file names no data: put your file, or a data set on the Hub, here"
-        yield "task.path", Setting("./DATA.jsonl", reason)
+        yield _missing(trl, "task.path", "./DATA.jsonl", "dataset_name")
     elif name in TASKS and config in (None, "main", "default") and has_whole_split(trl):
         trl.read |= {"dataset_train_split", "dataset_test_split"}
         yield trl.set("task.name", TASKS[name], "dataset_name", "dataset_config")

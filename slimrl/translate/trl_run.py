@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
-from slimrl.terms import Tracker
 from slimrl.translate.translation import Setting
 from slimrl.translate.trl_loss import UNBOUNDED
 from slimrl.translate.values import Keyed, Values
@@ -40,19 +38,6 @@ def optimizer_settings(trl: Values) -> Iterator[Keyed]:
         yield trl.set("optimizer.max_grad_norm", norm, "max_grad_norm")
     else:
         yield trl.set("optimizer.max_grad_norm", UNBOUNDED, "max_grad_norm", why="no bound there")
-
-
-def tracker_settings(trl: Values) -> Iterator[Keyed]:
-    """The trackers that SlimRL has too."""
-    asked = trl.given.get("report_to") or []
-    names = [str(name) for name in ([asked] if isinstance(asked, str) else asked)]
-    known = [name for name in names if name in get_args(Tracker)]
-    trl.read.add("report_to")
-    if known:
-        yield trl.set("log.to", known, "report_to")
-    for name in names:
-        if name not in (*known, "none"):
-            trl.leave("report_to", name, f"log.to takes {', '.join(get_args(Tracker))}")
 
 
 def place_settings(trl: Values) -> Iterator[Keyed]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from slimrl.config import foreign_names
+from slimrl.terms import Tracker
 from slimrl.translate.source import Source, shown
 from slimrl.translate.translation import Left, Setting, unknown
 
@@ -59,6 +60,18 @@ class Values:
         self.depends(key, *names)
         reason = self.because(*names)
         return key, Setting(value, f"{reason}; {why}" if why else reason, self.is_set(*names))
+
+    def trackers(self, name: str) -> Iterator[Keyed]:
+        """The trackers of a setting that SlimRL has too; the others are listed."""
+        asked = self.given.get(name) or []
+        names = [str(one) for one in ([asked] if isinstance(asked, str) else asked)]
+        known = [one for one in names if one in get_args(Tracker)]
+        self.read.add(name)
+        if known:
+            yield self.set("log.to", known, name)
+        for one in names:
+            if one not in (*known, "none", "console"):
+                self.leave(name, one, f"log.to takes {', '.join(get_args(Tracker))}")
 
     def unread(self) -> Iterator[Left]:
         """The names whose values only running the file would tell, and the settings that have to be set for them."""

@@ -93,6 +93,7 @@ class Verl(Values):
         yield from self._algorithm()
         yield from self._optimizer(problems, updates * self.whole("ppo_epochs"))
         yield "rewards.correct", Setting(1.0, "the score of the data's own checker: 1 for a right answer", given=False)
+        yield from self.trackers("logger")
         yield from self.by_the_table(OFF)
 
     def _data(self) -> Iterator[Keyed]:

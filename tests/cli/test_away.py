@@ -58,6 +58,21 @@ def test_nothing_that_is_published_names_a_place_of_this_machine(tmp_path: Path)
     assert not any(private in told for private in ("/home", "10.0.0.3", "~"))
 
 
+@pytest.mark.parametrize(("base", "said"), [("/home/me/models/small", True), ("me/small", False)])
+def test_an_adapter_in_a_folder_says_that_its_base_is_a_path(
+    slimrl, finished: Path, tmp_path: Path, base: str, said: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    found = slimrl("export", str(run), str(tmp_path / "m"), "--adapter")
+    assert found.code == 0
+    assert (f"the adapter is for {base}, by its path on this machine" in found.err) is said
+    assert json.loads((tmp_path / "m" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    assert "/home/me" not in (tmp_path / "m" / "README.md").read_text()
+
+
 def test_what_would_be_pushed_is_listed_and_not_sent(slimrl, finished: Path) -> None:
     said = slimrl("export", str(finished), "me/mine", "--for", "hub")
     assert said.code == 0

@@ -233,3 +233,16 @@ GRPOTrainer(policy, [f], second, data)
     assert source.given["beta"] == 0.2
     assert source.given["model_name_or_path"] == "a/policy"
     assert "the trainer's, on line 5" in source.notes[0]
+
+
+def test_a_model_or_data_that_cannot_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    source = read(tmp_path, "args = GRPOConfig(beta=0.1)\nGRPOTrainer(make_model(), [f], args, rows[:10])\n")
+    assert source.unread == {"model_name_or_path": "make_model()", "dataset_name": "rows[:10]"}
+    found = from_trl(source)
+    assert found.settings["model.path"].reason.startswith("model_name_or_path=make_model(), which is not read")
+    listed = {one.name: one.reason for one in found.left}
+    assert "set model.path by hand" in listed["model_name_or_path"]
+    assert "set task.path by hand" in listed["dataset_name"]
+    plain = from_trl(read(tmp_path, "GRPOConfig(beta=0.1)\n")).settings
+    assert plain["model.path"].reason.startswith("the file names no model")
+    assert plain["task.path"].reason.startswith("the file names no data")

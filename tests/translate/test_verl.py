@@ -82,3 +82,11 @@ def test_a_penalty_in_the_reward_that_is_refused_leaves_none() -> None:
     assert "no penalty is written" in {one.name: one.reason for one in found.left}["use_kl_in_reward"]
     plain = from_verl(Source("x.sh", {**given, "norm_adv_by_std_in_grpo": False}))
     assert plain.settings["algorithm.kl_place"].value == "reward"
+
+
+@pytest.mark.parametrize("logger", [["console", "wandb"], ["console", "swanlab", "wandb"], "wandb"])
+def test_trackers_that_are_known_are_kept(logger: object) -> None:
+    found = from_verl(Source("x.sh", {"data.train_batch_size": 64, "ppo_mini_batch_size": 64, "logger": logger}))
+    assert found.settings["log.to"].value == ["wandb"]
+    left = {one.name: one.value for one in found.left}
+    assert left.get("logger", "") == ("swanlab" if "swanlab" in logger else "")  # type: ignore[operator]
