@@ -111,6 +111,6 @@ class Values:
                 continue
             key, equals, ours = foreign_names.translated(row, value).partition("=")
             if row.values and not equals:
-                self.leave(name, value, f"{key} takes no such value")
+                self.leave(name, value, f"{key} takes no such value; its default acts instead")
             else:
                 yield self.set(key, foreign_names.typed(ours) if equals else value, name)

@@ -143,10 +143,11 @@ class Verl(Values):
         self.read |= {"clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c"}
         modes = foreign_names.VALUES["algorithm.aggregation"]
         average = str(self.values["loss_agg_mode"])
-        if average in modes:
-            yield self.set("algorithm.aggregation", modes[average], "loss_agg_mode")
-        else:
-            self.leave("loss_agg_mode", average, "there is no such aggregation here")
+        if average not in modes:
+            self.leave(
+                "loss_agg_mode", average, "there is no such aggregation here; verl's default, token-mean, is written"
+            )
+        yield self.set("algorithm.aggregation", modes.get(average, "token_mean"), "loss_agg_mode")
         yield self.set("algorithm.entropy_coef", self.number("entropy_coeff"), "entropy_coeff")
         yield from self._penalty(scale)
 

@@ -90,3 +90,10 @@ def test_trackers_that_are_known_are_kept(logger: object) -> None:
     assert found.settings["log.to"].value == ["wandb"]
     left = {one.name: one.value for one in found.left}
     assert left.get("logger", "") == ("swanlab" if "swanlab" in logger else "")  # type: ignore[operator]
+
+
+def test_an_average_that_is_not_known_is_verls_default() -> None:
+    given = {"data.train_batch_size": 64, "ppo_mini_batch_size": 64, "loss_agg_mode": "prompt-mean"}
+    found = from_verl(Source("x.sh", given))
+    assert found.settings["algorithm.aggregation"].value == "token_mean"
+    assert "token-mean, is written" in {one.name: one.reason for one in found.left}["loss_agg_mode"]
