@@ -94,7 +94,7 @@ def words_name(table: Mapping[str, Any]) -> str:
 
 
 def _check_text_is_kept(table: Mapping[str, Any]) -> None:
-    """Raises DataError for a normalizer, of which llama.cpp applies none to byte-level BPE; NFC may stay, as it joins letters and accents alone."""
+    """Raises DataError for a normalizer, since llama.cpp applies none to byte-level BPE; NFC, which joins accents, may stay."""
     found = table.get("normalizer") or {}
     kinds = [step.get("type") for step in found.get("normalizers", [found] if found else [])]
     if others := [str(kind) for kind in kinds if kind != "NFC"]:
