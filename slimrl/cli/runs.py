@@ -72,7 +72,7 @@ def _run(
         display = open_display(config, quiet, *samples)
         from slimrl.trackers.remote import open_trackers
 
-        sinks = open_trackers(config.log, display.say, display.note)
+        sinks = open_trackers(config.log, display.say, display.note, stop)
         summary: TrainSummary | SftSummary
         with stopping(display):
             if isinstance(config, TrainConfig):
