@@ -136,6 +136,17 @@ class RewardsConfig(Section):
         return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid, *self.judge_paid)
 
     @model_validator(mode="after")
+    def _own_names_are_own(self) -> Self:
+        """Also where the built-in reward is not paid: metrics, evaluations and the gold check know it by its name."""
+        functions = {f"rewards.custom: {spec!r}": spec.rpartition(":")[2] for spec in self.custom}
+        judges = {f"rewards.judge.{name}": name for name in self.judge}
+        for setting, name in {**functions, **judges}.items():
+            if name in self.marked(Weight):
+                other = ", or import the function under another name in a file of yours" if setting in functions else ""
+                raise ValueError(f"{setting} has the name of the built-in reward {name}; rename it{other}")
+        return self
+
+    @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
         idle = self.workers == 0 or not self.custom_paid
         for key in ("deadline", "memory"):

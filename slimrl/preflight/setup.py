@@ -378,8 +378,7 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
     notes += judge_notes(config, len(setup.measured))
-    # the built-in `correct` is the accuracy; one of the user's own may have its name where that is off
-    measured = tuple(reward for reward in rewards if reward.name != "correct" or not config.rewards.correct)
+    measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)
 
@@ -388,7 +387,8 @@ def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[
     """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
     setup = prepare(config, model=model)
     wanted, notes = measurable(config.rewards)
-    setup = replace(setup, notes=(*setup.notes, *notes, *measuring_notes(config, len(setup.measured))))
+    notes += measuring_notes(config.model_copy(update={"rewards": wanted}), len(setup.measured))
+    setup = replace(setup, notes=(*setup.notes, *notes))
     if not wanted.paid:
         return setup
     rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))
