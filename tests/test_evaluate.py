@@ -17,7 +17,7 @@ from slimrl.errors import SettingsError
 from slimrl.evaluate import bounds_of, declared_bounds, evaluate
 from slimrl.machine.signals import Stopped
 from slimrl.measures import Tally
-from slimrl.preflight.notes import measuring_notes
+from slimrl.preflight.price import measuring_notes
 from slimrl.preflight.setup import Setup, prepare, prepare_measuring
 from slimrl.results import Evaluation
 from slimrl.runs.measured import read_evaluations

@@ -214,7 +214,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training
 
-    training = prepare_training(config)
+    training = prepare_training(config, say=display.note)
     with training.scorer:
         examination = examine(training)
     display.opening(examination, config)

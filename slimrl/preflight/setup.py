@@ -32,8 +32,6 @@ from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import (
     form_note,
     gold_sentence,
-    judge_notes,
-    measuring_notes,
     rejected_note,
     teacher_note,
     template_notes,
@@ -41,6 +39,7 @@ from slimrl.preflight.notes import (
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
+from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward
@@ -353,8 +352,17 @@ def instruction_for(policy: Policy, style: str, checker: Checker) -> str:
     return STYLES[style].instruction_for(checker) if taught is None else taught
 
 
-def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER) -> TrainSetup:
-    """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
+def _silent(_text: str) -> None:
+    """Tells nobody."""
+
+
+def prepare_training(
+    config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER, say: Callable[[str], object] = _silent
+) -> TrainSetup:
+    """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run.
+
+    `say` gets the price of judges, one of the notes, before the first of them is asked.
+    """
     setup = prepare(config, training=True, kept=kept, stop=stop)
     config, notes = setup.config, [*setup.notes]
     count, wanted, budget = len(setup.task.train), config.rollout.problems, config.rollout.budget
@@ -370,6 +378,9 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         config.rewards.check_buffer(budget)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    price = judge_notes(config, len(setup.measured))
+    for note in price:
+        say(note)
     rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output))
     try:
         gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
@@ -377,7 +388,7 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += judge_notes(config, len(setup.measured))
+    notes += price
     measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)

@@ -19,7 +19,7 @@ from slimrl.config.judge import JudgeReward
 from slimrl.config.rewards import RewardsConfig
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.preflight.notes import judge_notes
+from slimrl.preflight.price import judge_notes
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import JUDGED, Reward, judge, load_rewards
 from slimrl.rewards.gold import check_gold
