@@ -295,7 +295,7 @@ def gain_table(results: Results) -> Table:
 
 
 def _left_out(arm: ArmResult) -> str:
-    """What an arm's gains are without: the model of a run that diverged has none that could be measured."""
+    """The runs that an arm's gains are without: those that diverged, whose models are not measured."""
     return f"{arm.finished} of {arm.planned} runs; {arm.diverged} diverged" if arm.diverged else ""
 
 
