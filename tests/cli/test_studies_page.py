@@ -88,7 +88,7 @@ def test_every_command_runs(slimrl, at_hand: str) -> None:
         if verb == "run" and not run_before:
             run_before = True
             there = {path.name for path in Path("runs/case-study").iterdir()}
-            (named,) = re.findall(r"`runs/case-study/` then holds (.*?)each an ordinary run", PAGE, re.DOTALL)
+            (named,) = re.findall(r"`runs/case-study/` then holds (.*?)each an\s+ordinary run", PAGE, re.DOTALL)
             files_named = {*re.findall(r"`([\w.]+)`", named)}
             assert {"report.html", "report.md", "results.csv", "results.json", "declared.json"} == files_named <= there
             assert (Path("runs/case-study/runs") / "base-0" / "config.yaml").is_file()
