@@ -101,7 +101,8 @@ class RewardsConfig(Section):
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
     deadline: Positive = 10.0
-    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable."""
+    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable. In an
+    evaluation the completions of a problem, which may be more, have it once for every `rollout.group_size` of them."""
     memory: Positive = 4.0
     """GiB that a worker may take."""
     unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
