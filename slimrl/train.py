@@ -70,7 +70,7 @@ def train(
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)
-        training = prepare_training(found.config, found.plan, stop)
+        training = prepare_training(found.config, found.plan, stop, screen.note)
         block.enter_context(training.scorer)
         setup = training.setup
         if found.status == "new":

@@ -107,7 +107,8 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         raise SettingsError("-n has no effect with --greedy, which gives one completion; remove one of them")
     open_display(config)
     from slimrl.machine.threads import settle_threads
-    from slimrl.preflight.setup import budget_behind, prepare_model
+    from slimrl.preflight.prompting import prepare_model
+    from slimrl.preflight.setup import budget_behind
     from slimrl.randomness import uniforms
     from slimrl.rollout import Request
     from slimrl.rollout.engine import RolloutEngine
@@ -214,7 +215,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training
 
-    training = prepare_training(config)
+    training = prepare_training(config, say=display.note)
     with training.scorer:
         examination = examine(training)
     display.opening(examination, config)

@@ -101,7 +101,8 @@ class RewardsConfig(Section):
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
     deadline: Positive = 10.0
-    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable."""
+    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable. In an
+    evaluation the completions of a problem, which may be more, have it once for every `rollout.group_size` of them."""
     memory: Positive = 4.0
     """GiB that a worker may take."""
     unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -134,6 +135,17 @@ class RewardsConfig(Section):
     def paid(self) -> tuple[str, ...]:
         """Names of all rewards whose weight is not 0."""
         return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid, *self.judge_paid)
+
+    @model_validator(mode="after")
+    def _own_names_are_own(self) -> Self:
+        """Also where the built-in reward is not paid: metrics, evaluations and the gold check know it by its name."""
+        functions = {f"rewards.custom: {spec!r}": spec.rpartition(":")[2] for spec in self.custom}
+        judges = {f"rewards.judge.{name}": name for name in self.judge}
+        for setting, name in {**functions, **judges}.items():
+            if name in self.marked(Weight):
+                other = ", or import the function under another name in a file of yours" if setting in functions else ""
+                raise ValueError(f"{setting} has the name of the built-in reward {name}; rename it{other}")
+        return self
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:

@@ -13,12 +13,15 @@ from types import FrameType
 
 ECHO_SECONDS = 1.0  # a signal within this time after the first one is a repetition of it
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C
+MAX_TIME = "max_time"
+"""The cause of a stop that is no signal."""
+NOTHING_LOST = ", before there was anything to lose"
 
 
 class Stopped(BaseException):  # not an Exception, so that no handler of errors swallows it
     """The run was asked to stop; `str()` names the cause."""
 
-    def __init__(self, cause: str, exit_code: int, where: str = ", before there was anything to lose") -> None:
+    def __init__(self, cause: str, exit_code: int, where: str = NOTHING_LOST) -> None:
         super().__init__(f"stopped by {cause}{where}")
         self.cause, self.exit_code = cause, exit_code
 
@@ -48,7 +51,8 @@ class Stop:
     def check(self) -> None:
         """Raises Stopped if a stop was asked for or the time is over."""
         if self._asked is None and time.monotonic() >= self._end:
-            self.ask("max_time", PREEMPTED)
+            longer = "; raise max_time, which is over before the run can begin"
+            self._asked = Stopped(MAX_TIME, PREEMPTED, NOTHING_LOST + longer)
         if self._asked is not None:
             raise self._asked
 

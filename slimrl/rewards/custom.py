@@ -34,11 +34,6 @@ def files_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def function_file(spec: str) -> Path:
-    """The file of `file.py:function`."""
-    return Path(spec.rpartition(":")[0]).expanduser()
-
-
 def load_function(
     spec: str, arguments: Mapping[str, Any] | None = None, *, files: dict[Path, object] | None = None
 ) -> Callable[..., Any]:

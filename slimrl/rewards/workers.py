@@ -46,9 +46,9 @@ class Scorer:
         show: called with what rewards print, up to OUTPUT_BYTES of it.
 
     Workers start at once and load while the caller continues. A worker in which a function of the user's takes longer than
-    `rewards.deadline` for a group is killed with all it started. A worker that ended is replaced, and its group is
-    unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a process with a
-    session of its own does. Raises SettingsError if workers cannot rebuild the task.
+    `rewards.deadline` for a group (times `Sampled.patience`) is killed with all it started. A worker that ended is replaced,
+    and its group is unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a
+    process with a session of its own does. Raises SettingsError if workers cannot rebuild the task.
     """
 
     def __init__(
@@ -152,6 +152,7 @@ class _Request(NamedTuple):
     names: Sequence[str]
     alone: bool
     """Asynchronous functions are not awaited together."""
+    patience: int
 
 
 class _Running(NamedTuple):
@@ -244,12 +245,11 @@ class _ScoringThread(threading.Thread):
                 raise CancelledError
             running = _Running(missing[:1])
             try:
-                request = _Request(
-                    sampled.problem, tokens, sampled.texts, sampled.step, sampled.steps, sampled.seed, missing, alone
-                )
+                when = sampled.step, sampled.steps, sampled.seed
+                request = _Request(sampled.problem, tokens, sampled.texts, *when, missing, alone, sampled.patience)
                 self.worker.ask(request)
                 while not found.keys() >= {*missing}:
-                    reply = self.worker.reply(self._deadline(running))
+                    reply = self.worker.reply(self._deadline(running, sampled.patience))
                     if isinstance(reply, _Running):
                         running = reply
                     else:
@@ -269,18 +269,18 @@ class _ScoringThread(threading.Thread):
                 alone = alone or len(guilty) > 1
         return found.pop(GRADES), found
 
-    def _deadline(self, running: "_Running") -> float:
+    def _deadline(self, running: "_Running", patience: int) -> float:
         """Built-in rewards bound their own work, but share the process with all that the user's functions have left running."""
         if not self._custom.issuperset(running.names):
             return BUILT_IN_SECONDS
-        return self._config.deadline + (GRACE_SECONDS if running.asynchronous else 0.0)
+        return self._config.deadline * patience + (GRACE_SECONDS if running.asynchronous else 0.0)
 
     def _lost(self, sampled: Sampled, name: str, error: Exception, how: str) -> Any:
         """Stands for the result that the process which ended, as `how` says, did not give."""
         if name == GRADES:  # no reward was running, so the kill was not meant for one
             return [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
-        seconds = self._config.deadline if name in self._custom else BUILT_IN_SECONDS
-        unscored = Unscored(late(seconds) if isinstance(error, TimeoutError) else f"ended its worker by {how}")
+        limit = (self._config.deadline, sampled.patience) if name in self._custom else (BUILT_IN_SECONDS,)
+        unscored = Unscored(late(*limit) if isinstance(error, TimeoutError) else f"ended its worker by {how}")
         return Scored([unscored] * len(sampled.texts))
 
 
@@ -333,7 +333,9 @@ def _load(
         together = [name for name in request.names if name in later]
         for names in ([name] for name in together) if request.alone else [together] if together else []:
             yield _Running(names, asynchronous=True)
-            yield from await_all([Call(rewards[name], sampled, task) for name in names], config.deadline)
+            yield from await_all(
+                [Call(rewards[name], sampled, task) for name in names], config.deadline, request.patience
+            )
 
     return answer
 

@@ -17,7 +17,7 @@ from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.evaluate import bounds_of, evaluate
-from slimrl.machine.signals import Stop, Stopped
+from slimrl.machine.signals import MAX_TIME, Stop, Stopped
 from slimrl.preflight.notes import unmoved_note
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
@@ -100,6 +100,8 @@ class Session(Generic[State]):
             except Stopped as reason:  # raised only where no weight has moved since the last step
                 self.keeper.keep(self.state.step)
                 where = f" after step {self.state.step}; resume with {self.run.resume_command}"
+                if reason.cause == MAX_TIME and not self.state.step:
+                    where += ", and raise max_time, which was over before the first step"
                 raise Stopped(reason.cause, reason.exit_code, where) from None
 
     def steps(self) -> Iterator[int]:
