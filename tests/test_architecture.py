@@ -53,8 +53,12 @@ NEIGHBOURS: dict[str, set[str]] = {
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
+    "api": {
+        "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rewards", "rollout", "runs",
+        "sft", "study", "tasks", "trackers", "train",
+    },
     "cli": {
-        "config", "display", "evaluate", "export", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
+        "api", "config", "display", "export", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
         "study", "tasks", "trackers", "train", "translate",
     },
 }  # fmt: skip
@@ -154,6 +158,9 @@ def parameters(function: ast.FunctionDef) -> int:
 
 
 WIDE = {
+    "api/runs.py": {"train", "sft"},
+    "api/studies.py": {"study"},
+    "api/verbs.py": {"evaluate", "compare", "_evaluation"},
     "kernels/decode.py": {"decode_attention"},
     "model/attention.py": {"attend"},
 }

@@ -13,7 +13,7 @@ from slimrl.errors import SettingsError
 from slimrl.preflight.notes import gold_sentence
 from slimrl.records import Problem
 from slimrl.rewards import Reward, load_rewards
-from slimrl.rewards.custom import function_file
+from slimrl.rewards.custom import function_file, is_offered
 from slimrl.rewards.gold import GoldReport, Submit, check_gold
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
@@ -42,8 +42,14 @@ def make_scorer(task: Task, config: RewardsConfig, budget: int, output: Path) ->
 def measurable(config: RewardsConfig) -> tuple[RewardsConfig, list[str]]:
     """The rewards that an evaluation of a stored run can measure beside its accuracy, and notes on those whose file is gone."""
     missing = [spec for spec in config.custom_paid if ".py:" in spec and not function_file(spec).is_file()]
-    kept = {spec: custom for spec, custom in config.custom.items() if spec not in missing}
+    kept_back = [spec for spec in config.of_the_program if not is_offered(spec)]
+    kept = {spec: custom for spec, custom in config.custom.items() if spec not in (*missing, *kept_back)}
     notes = [f"{spec} is not there, so it is not measured; bring the file, or set its weight to 0" for spec in missing]
+    notes += [
+        f"{spec} is a function of the Python program that began the run, so it is measured only there, by slimrl.evaluate with "
+        "rewards=[...]"
+        for spec in kept_back
+    ]
     return config.model_copy(update={"correct": 0.0, "custom": kept}), notes
 
 

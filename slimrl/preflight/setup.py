@@ -34,6 +34,7 @@ from slimrl.preflight.notes import (
     gold_sentence,
     judge_notes,
     measuring_notes,
+    program_note,
     rejected_note,
     teacher_note,
     template_notes,
@@ -377,7 +378,7 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += judge_notes(config, len(setup.measured))
+    notes += [*judge_notes(config, len(setup.measured)), *filter(None, [program_note(config)])]
     # the built-in `correct` is the accuracy; one of the user's own may have its name where that is off
     measured = tuple(reward for reward in rewards if reward.name != "correct" or not config.rewards.correct)
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
