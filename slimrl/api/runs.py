@@ -21,7 +21,6 @@ from slimrl.config.files import build, merge, read_yaml
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.rewards.custom import load_function, offering
-from slimrl.runs.directory import new_run, run_path
 from slimrl.runs.files import write_text
 from slimrl.runs.reader import read_state
 from slimrl.trackers.remote import open_trackers
@@ -141,6 +140,8 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
 
 def _new(verb: Verb, request: Request) -> Order:
     """The order for a run by its settings; raises SettingsError for one that is there and is not to be resumed."""
+    from slimrl.runs.directory import new_run
+
     kind = KINDS[verb]
     data, model = rows.read_data(request.data, request.test_data), models.read_model(request.model)
     given = {"task": data.settings, "model": model.settings, "rewards": request.rewards.settings}
@@ -168,6 +169,8 @@ def _new(verb: Verb, request: Request) -> Order:
 
 def _fresh_name(config: TrainConfig | SftRunConfig, verb: Verb) -> str:
     """The name that the command line would give, or a further one where this process has begun that run in the same second."""
+    from slimrl.runs.directory import run_path
+
     path = run_path(config, verb)
     name, count = path.name, 1
     while path.exists():

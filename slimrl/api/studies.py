@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimrl.api.guest import guest
 from slimrl.api.result import show_page
+from slimrl.api.rewards import Rewards, read_rewards
 from slimrl.api.settings import Place, from_keywords, plain, recipe_file
 from slimrl.config.files import merge
 from slimrl.config.recipes import SIGN, named
@@ -57,6 +58,7 @@ class Study:
 def study(
     plan: Plan,
     *,
+    rewards: Rewards | None = None,
     name: str = "",
     seeds: int = 0,
     slots: int = 0,
@@ -69,6 +71,7 @@ def study(
     Args:
         plan: a study's name, as `quick`, a file, several of them that are merged, or a mapping with the keys of a file
             (docs/studies.md): `{"base": ["gsm8k"], "arms": {"no_std": "algorithm.scale_rewards=none"}}`.
+        rewards: of all arms, as in `train`, but only what another process can load: names, and functions of a file or a module.
         name: of the study's folder; by default its files' names.
         seeds: runs of every arm; 0: as the plan has it.
         slots: runs at once; 0: what the machine bears.
@@ -76,12 +79,18 @@ def study(
         quiet: show nothing; otherwise progress goes to stderr.
         settings: of all arms, as in `train`.
 
-    Its runs are processes of their own, so rewards are named, and not given as functions. Raises SettingsError and DataError,
-    the latter also where runs failed, and KeyboardInterrupt on Ctrl-C.
+    Raises SettingsError and DataError, the latter also where runs failed, and KeyboardInterrupt on Ctrl-C.
     """
     from slimrl.study.declaration import check_study
 
-    expanded = _expanded(plan, name, seeds, from_keywords(settings))
+    given = read_rewards(rewards).settings
+    chosen = from_keywords(settings)
+    expanded = _expanded(plan, name, seeds, merge({"rewards": given}, chosen) if given else chosen)
+    for spec in (spec for arm in expanded.arms for spec in arm.config.rewards.of_the_program):
+        raise SettingsError(
+            f"rewards: no other process can load {spec.rpartition(':')[2]}, and the runs of a study are processes of their own; "
+            "write the function into a file and import it, or name it as 'file.py:function'"
+        )
     folder = Path(os.fspath(output)) / expanded.name
     check_study(expanded, folder)
     with guest():
