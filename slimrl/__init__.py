@@ -17,8 +17,8 @@ from slimrl.machine.threads import settle_waiting
 if TYPE_CHECKING:
     from slimrl import terms as terms
     from slimrl.api.asking import Answer as Answer
-    from slimrl.api.result import Change as Change
-    from slimrl.api.result import Result as Result
+    from slimrl.api.finished import Change as Change
+    from slimrl.api.finished import Result as Result
     from slimrl.api.runs import sft as sft
     from slimrl.api.runs import train as train
     from slimrl.api.studies import Study as Study
@@ -42,7 +42,7 @@ PLACES = {
     "slimrl.api.runs": ("train", "sft"),
     "slimrl.api.verbs": ("evaluate", "compare", "sample", "Compared"),
     "slimrl.api.studies": ("study", "Study"),
-    "slimrl.api.result": ("Result", "Change"),
+    "slimrl.api.finished": ("Result", "Change"),
     "slimrl.api.asking": ("Answer",),
     "slimrl.results": ("Evaluation",),
     "slimrl.errors": ("SlimError", "SettingsError", "DataError", "DivergedError", "StoppedError"),

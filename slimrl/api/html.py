@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 STYLE = "--accent:#3b6fb5;max-width:46em;font-family:sans-serif"
 """A colour that can be read on light and on dark."""
+SHARES = ("held-out accuracy",)
+"""Curves from 0 to 1."""
 CELL = "text-align:left;padding:2px 12px 2px 0"
 
 
@@ -58,9 +60,12 @@ def _draw(axes: Axes, name: str, points: Points) -> None:
     from slimrl.report.svg import ACCENT
 
     axes.set_title(name)
+    if name in SHARES:
+        axes.set_ylim(-0.03, 1.03)  # whole marks of points at 0 and 1
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     if points:
         axes.plot(*zip(*points, strict=True), marker=".", color=ACCENT)
+        axes.ticklabel_format(axis="y", useOffset=False)
     else:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)

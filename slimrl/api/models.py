@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimrl.api.result import Result
+from slimrl.api.finished import Result
 from slimrl.api.settings import Place, plain
 from slimrl.errors import SettingsError
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from slimrl.api import data as rows
 from slimrl.api import models
+from slimrl.api import problems as rows
 from slimrl.api import rewards as scores
+from slimrl.api.finished import Result
 from slimrl.api.guest import guest
-from slimrl.api.result import Result
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_recipes
 from slimrl.config.files import build, merge, read_yaml

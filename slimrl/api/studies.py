@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimrl.api.finished import show_page
 from slimrl.api.guest import guest
-from slimrl.api.result import show_page
 from slimrl.api.rewards import Rewards, read_rewards
 from slimrl.api.settings import Place, from_keywords, plain, recipe_file
 from slimrl.config.files import merge

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimrl.api import data as rows
+from slimrl.api import problems as rows
 from slimrl.api import rewards as scores
 from slimrl.api.asking import Answer, sample_of
 from slimrl.api.comparing import Outputs, Parts, matched, stored_outputs
+from slimrl.api.finished import Change
 from slimrl.api.guest import guest
 from slimrl.api.measuring import evaluation_of, measuring_settings
 from slimrl.api.models import Model, placed
-from slimrl.api.result import Change
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import from_keywords
 from slimrl.api.stored import read_outputs

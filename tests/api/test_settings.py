@@ -15,8 +15,8 @@ import pytest
 from datasets import Dataset
 
 import slimrl
-from slimrl.api.data import as_given, jsonl, read_data
 from slimrl.api.models import placed, read_model
+from slimrl.api.problems import as_given, jsonl, read_data
 from slimrl.api.rewards import read_rewards
 from slimrl.api.settings import dotted, from_keywords, from_recipes
 from slimrl.config.algorithm import AlgorithmConfig

@@ -178,8 +178,8 @@ def table_of(result: Result) -> list[tuple[str, ...]]:
         for name, change in changes.items():
             if name.startswith("rewards/"):
                 means = (f"{end[name]:.3g}" for end in ends)
-                shown = f"{change['change']:+.3g} [{change['low']:+.3g}, {change['high']:+.3g}]"
-                rows.append((f"{split}, {name.removeprefix('rewards/')}", *means, shown))
+                value, low, high = (f"{change[key] + 0.0:+.3g}" for key in ("change", "low", "high"))
+                rows.append((f"{split}, {name.removeprefix('rewards/')}", *means, f"{value} [{low}, {high}]"))
     return rows
 
 
