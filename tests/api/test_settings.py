@@ -108,8 +108,9 @@ def test_a_worker_finds_what_a_file_or_a_module_holds(tmp_path: Path, monkeypatc
         assert importable_name(own_rewards.f) == f"{tmp_path / 'own_rewards.py'}:f"
         assert importable_name(own_rewards.C().g) == ""
         assert importable_name(functools.partial(own_rewards.f)) == ""
+        loaded = own_rewards.f
         monkeypatch.setattr(own_rewards, "f", list)
-        assert importable_name(own_rewards.f) == "", "a worker would find another one"
+        assert importable_name(loaded) == "", "a worker would find another one"
     finally:
         del sys.modules["own_rewards"]
     assert importable_name(outside) == f"{__name__}:outside"

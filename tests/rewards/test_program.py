@@ -51,7 +51,7 @@ def test_both_kinds_together(workers: int, tmp_path: Path) -> None:
     assert dict(first.logged) == {"here": {"answer": "18"}}
 
 
-def raising(completions: list[str], **_: Any) -> list[float]:
+def raising(**_: Any) -> list[float]:
     raise ValueError("no score")
 
 
