@@ -19,6 +19,15 @@ class Weight:
     """One of the four that `as_published` switches."""
 
 
+PROGRAM = "__main__"
+"""Place of functions that a Python program hands over, as `__main__:brief`: no other process can call them."""
+
+
+def is_programs(spec: str) -> bool:
+    """True for a function of the program that called SlimRL, False for one of a file or a module."""
+    return spec.rpartition(":")[0] == PROGRAM
+
+
 class CustomReward(Section):
     """A reward function of yours, named `file.py:function` or `package.module:function`, with TRL's signature."""
 
@@ -127,6 +136,11 @@ class RewardsConfig(Section):
         return tuple(spec for spec, custom in self.custom.items() if custom.weight)
 
     @property
+    def of_the_program(self) -> tuple[str, ...]:
+        """Those of them that only the program which called SlimRL can call."""
+        return tuple(spec for spec in self.custom_paid if is_programs(spec))
+
+    @property
     def judge_paid(self) -> tuple[str, ...]:
         """The judges whose weight is not 0."""
         return tuple(name for name, judge in self.judge.items() if judge.weight)
@@ -149,7 +163,7 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
-        idle = self.workers == 0 or not self.custom_paid
+        idle = self.workers == 0 or len(self.of_the_program) == len(self.custom_paid)
         for key in ("deadline", "memory"):
             if idle and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")

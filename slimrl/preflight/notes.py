@@ -93,6 +93,17 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
     return found
 
 
+def program_note(config: TrainConfig) -> str:
+    """A note on reward functions that only the calling program has; empty without any."""
+    names = ", ".join(spec.rpartition(":")[2] for spec in config.rewards.of_the_program)
+    if not names:
+        return ""
+    return (
+        f"{names}: no worker can load this part of the program, so it is scored in this process, beside nothing else and without "
+        "rewards.deadline; only this program can resume the run (a function in a file or a module has no such limits)"
+    )
+
+
 def teacher_note(teacher: Policy | None, config: RootConfig) -> str:
     """A note on the model of `algorithm.reference`, where there is one."""
     if teacher is None or not isinstance(config, TrainConfig):

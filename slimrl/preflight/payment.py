@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from slimrl.errors import SettingsError
 from slimrl.preflight.notes import gold_sentence
 from slimrl.records import Problem
 from slimrl.rewards import Reward, load_rewards
+from slimrl.rewards.custom import is_offered
 from slimrl.rewards.gold import GoldReport, Submit, check_gold
 from slimrl.rewards.loading import unloadable
 from slimrl.rewards.workers import Scorer, worker_count
@@ -40,15 +41,27 @@ def measurable(config: RewardsConfig) -> tuple[RewardsConfig, list[str]]:
 
     Each is tried before anything is sampled: a file may be gone, a package not installed, a judge's key not exported.
     """
-    refused = unloadable(
-        config, elsewhere=worker_count(config) > 0, show=lambda data: _shown(data.decode("utf-8", "replace"))
+    kept_back = {
+        spec: f"{spec} is a function of the Python program that began the run; there slimrl.evaluate measures it (rewards=[...])"
+        for spec in config.of_the_program
+        if not is_offered(spec)
+    }
+    refused = kept_back | unloadable(
+        _without(config, config.of_the_program),  # those that are offered are here already
+        elsewhere=worker_count(config) > 0,
+        show=lambda data: _shown(data.decode("utf-8", "replace")),
     )
+    notes = [f"not measured: {sentence}" for sentence in refused.values()]
+    return _without(config, refused).model_copy(update={"correct": 0.0}), notes
+
+
+def _without(config: RewardsConfig, refused: Collection[str]) -> RewardsConfig:
+    """The settings without these functions, by their specs, and judges, by their names."""
     left = {
         "custom": {spec: custom for spec, custom in config.custom.items() if spec not in refused},
         "judge": {name: judge for name, judge in config.judge.items() if name not in refused},
     }
-    notes = [f"not measured: {sentence}" for sentence in refused.values()]
-    return config.model_copy(update={"correct": 0.0, **left}), notes
+    return config.model_copy(update=left)
 
 
 def _shown(text: str) -> None:

@@ -30,6 +30,7 @@ from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import (
     form_note,
     gold_sentence,
+    program_note,
     rejected_note,
     teacher_note,
     template_notes,
@@ -347,7 +348,7 @@ def prepare_training(
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += price
+    notes += [*price, *filter(None, [program_note(config)])]
     measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)

@@ -15,6 +15,7 @@ import yaml
 from slimrl.cli.output import open_display
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
+from slimrl.study import runner
 from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
@@ -430,7 +431,7 @@ def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pyte
     assert result.code == 0
     assert json.loads(result.out) == json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert "kl: +0.0 points" in result.err
-    monkeypatch.setattr("slimrl.study.runner.run_study", lambda *_, **__: planned_runs(expanded, tmp_path)[:1])
+    monkeypatch.setattr(runner, "run_study", lambda *_, **__: planned_runs(expanded, tmp_path)[:1])
     failed = slimrl("study", "run", "mine.yaml", "--quiet")
     assert (failed.code, failed.err) == (
         3, "error: 1 runs failed (base-0); correct the cause and run the same command again\n"

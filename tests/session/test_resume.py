@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -350,8 +351,7 @@ def test_a_folder_that_was_given_up_is_taken_and_no_other(tmp_path: Path, undist
 def test_a_run_that_another_process_began_meanwhile_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, int]
 ) -> None:
-    from slimrl import train as loop
-
+    loop = import_module("slimrl.train")
     own = loop.prepare_training
 
     def slowly(*args: Any) -> object:

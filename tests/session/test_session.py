@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slimrl import train as training
 from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
@@ -20,6 +20,7 @@ from slimrl.sft import sft
 from slimrl.train import train
 from tests.session.test_resume import content
 
+training = import_module("slimrl.train")  # slimrl.train is the function of the Python interface
 SMALL = (
     "steps=3", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=16", "evaluation.problems=2", "evaluation.harder_problems=0",
     "evaluation.greedy=false", "evaluation.every=2", "checkpoint.every=1",
