@@ -16,11 +16,12 @@ from slimrl.text import visible
 WIDTH, HEIGHT = 320, 190
 LEFT, RIGHT, TOP, BOTTOM = 38, 8, 8, 26
 """Room around the curves, in the units of the picture."""
-COLOURS = ("var(--accent)", "var(--line-2)", "var(--line-3)", "var(--line-4)")
-DASHES = ("", "5 2", "2 2", "7 2 2 2")
+COLOURS = ("var(--accent)", "var(--line-2)", "var(--line-3)", "var(--line-4)", "var(--quiet)")
+DASHES = ("", "5 2", "2 2", "7 2 2 2", "")
 MOST_POINTS = 200
 """Of a curve; of more, evenly spaced ones are drawn."""
 TICKS = 4
+ROUNDING = 1e-9
 
 
 def chart(panel: Panel) -> Markup:
@@ -53,10 +54,13 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Round numbers that enclose an interval, about TICKS of them; inside it and `whole` for steps."""
     size = high - low or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(size / TICKS))
-    step = next(step * factor for factor in (1, 2, 5, 10) if size / (step * factor) <= TICKS)
-    step = max(1.0, step) if whole else step
-    first, last = (math.ceil, math.floor) if whole else (math.floor, math.ceil)
-    return [n * step for n in range(first(low / step - 1e-9), last(high / step + 1e-9) + 1)] or [low]
+    step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if size / (step * factor) <= TICKS)
+    if whole:
+        step = math.ceil(step)
+        first, last = math.ceil(low / step - ROUNDING), math.floor(high / step + ROUNDING)
+    else:
+        first, last = math.floor(low / step + ROUNDING), math.ceil(high / step - ROUNDING)
+    return [n * step for n in range(first, last + 1)] or [low]
 
 
 class _Scale:

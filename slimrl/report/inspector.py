@@ -22,6 +22,7 @@ from slimrl.report.record import RunRecord, read_lines
 from slimrl.runs.tokens import TokenRow, read_tokens
 from slimrl.text import counted, one_line, visible
 
+NOTHING = Markup()
 MOST_STEPS, MOST_GROUPS, MOST_COMPLETIONS = 12, 4, 8
 """On the page: steps of a run, groups of a step, completions of a group."""
 MOST_TOKENS = 10_000
@@ -43,9 +44,9 @@ class Completion:
     facts: tuple[str, ...]
     """Advantage, length, finish reason."""
     text: str
-    tokens: Markup = Markup()
+    tokens: Markup = NOTHING
     """Empty where their numbers are not stored."""
-    numbers: Markup = Markup()
+    numbers: Markup = NOTHING
     """The rows of the table of its tokens."""
     columns: tuple[str, ...] = ()
     cut: int = 0
@@ -129,10 +130,11 @@ def chosen_steps(run: RunRecord, stored: Sequence[int]) -> list[int]:
 def _pick(rows: Sequence[Mapping[str, Any]], tokens: Mapping[int, TokenRow], room: int) -> list[int]:
     """Lines of the completions that are shown, as many as fit `room` tokens; one group with two at least.
 
-    Groups with numbers of tokens come first, and within a group the best and the worst completion.
+    Groups with numbers of tokens come first, of these the ones whose rewards differ, and within a group the best and the worst
+    completion.
     """
     groups = _by_problem(rows)
-    groups.sort(key=lambda lines: lines[0] not in tokens)
+    groups.sort(key=lambda lines: (lines[0] not in tokens, _are_equal(rows, lines)))
     picked: list[int] = []
     used = 0
     for lines in groups[:MOST_GROUPS]:
@@ -154,6 +156,11 @@ def _by_problem(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
             found.append([])
         found[-1].append(line)
     return found
+
+
+def _are_equal(rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> bool:
+    """True for a group that has no signal."""
+    return len({_float(rows[line].get("reward")) for line in lines}) < 2
 
 
 def _best_and_worst(rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> list[int]:
@@ -188,7 +195,7 @@ def _groups(
     limit: int,
 ) -> tuple[Group, ...]:
     found = []
-    for lines in _by_problem(rows):
+    for lines in sorted(_by_problem(rows), key=lambda lines: _are_equal(rows, lines)):
         kept = [line for line in lines if line in picked]
         if not kept:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from slimrl.report.record import RunRecord
 from slimrl.report.tables import Cell, Row, Table, count, span
 from slimrl.results import GradedCompletion
-from slimrl.text import UNKNOWN, counted, duration, percent, points, signed
+from slimrl.text import UNKNOWN, counted, duration, percent, points, signed, signed_points
 
 SHARES = {"lenient": "answer right, whatever its form", "format": "in the form asked for", "truncated": "cut off"}
 PARTS = ("prefill", "decode", "sampling", "rewards", "reference", "forward", "backward", "optimizer", "rest")
@@ -47,14 +47,12 @@ def headline(run: RunRecord) -> str:
         interval = span(first["low"], first["high"], sign=False)
         return f"{percent(first['accuracy'])} % {interval} of held-out answers are right before training"
     what = f"The held-out reward {name}" if name else "Held-out accuracy"
-    small = f"{change['change']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]"
-    moved = f"{signed(change['change'])} points {span(change['low'], change['high'], sign=True)}"
-    moved = small if name else moved
+    interval = f"[{change['low']:+.2f}, {change['high']:+.2f}]" if name else _span(change)
     if change["low"] <= 0 <= change["high"]:
-        return f"{what} is not shown to have changed: {moved}"
-    by = f"{abs(change['change']):.2f}" if name else points(abs(change["change"]))
-    verb = "rose" if change["change"] > 0 else "fell"
-    return f"{what} {verb} by {by}, {moved.removeprefix(moved.split(' [')[0]).strip()}"
+        size = f"{change['change']:+.2f}" if name else signed_points(change["change"])
+        return f"{what} is not shown to have changed: {size} {interval}"
+    size = f"{abs(change['change']):.2f}" if name else points(abs(change["change"]))
+    return f"{what} {'rose' if change['change'] > 0 else 'fell'} by {size} {interval}"
 
 
 def _primary(run: RunRecord) -> tuple[str, Mapping[str, float]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from slimrl.results import Summaries
 
-PALETTE = ("#0b63b0", "#b04a00", "#00705a", "#8e3b9e")
+PALETTE = ("#0b63b0", "#b04a00", "#00705a", "#8e3b9e", "#59626d")
 """The colours of lines in the light pages, in order."""
 INK, QUIET, GROUND = "#1c2025", "#59626d", "#fdfdfc"
 STYLE = {
