@@ -22,7 +22,7 @@
   };
   const fill = () => {
     group.length = 0;
-    groupsOf().forEach((g, i) => group.add(new Option(g.dataset.name, i)));
+    groupsOf().forEach((g, i) => group.add(new Option(g.querySelector("h3").textContent, i)));
     group.add(new Option("all", -1));
     show();
   };

@@ -65,10 +65,10 @@ def _primary(run: RunRecord) -> tuple[str, Mapping[str, float]]:
 
 
 def answer(run: RunRecord) -> list[str]:
-    """What the headline rests on, and the other measures in a sentence each."""
+    """The numbers behind the headline, and the other measures in a sentence each."""
     found = []
     name, change = _primary(run)
-    if change and not name:
+    if change and not name and run.measured:
         ends = [run.measured[step]["test"] for step in (min(run.measured), max(run.measured))]
         before, after = (f"{percent(end['accuracy'])} %" for end in ends)
         found.append(
@@ -198,7 +198,8 @@ def _reward_rows(
         change = changes.get(key)
         text = f"[{change['low']:+.2f}, {change['high']:+.2f}]" if change else ""
         cells.append(Cell(f"{change['change']:+.2f}", text) if change else Cell(UNKNOWN))
-        rows.append(Row(f"{split.capitalize()}, {mode}", f"reward {key.partition('/')[2]}", tuple(cells)))
+        name = f"{key.partition('/')[2]}{', greedy' if mode == 'greedy' else ''}"
+        rows.append(Row(f"{split.capitalize()}, {name}", "score of the reward, before its weight", tuple(cells)))
     return rows
 
 

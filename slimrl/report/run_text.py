@@ -52,13 +52,8 @@ def _table(table: Table) -> str:
     if not table.rows:
         return ""
     lines = [[table.caption, *table.titles[1:]]]
-    lines += [[_name(row.name, row.detail), *map(str, row.cells)] for row in table.rows]
+    lines += [[one_line(row.name), *map(str, row.cells)] for row in table.rows]
     return _aligned(lines)
-
-
-def _name(name: str, detail: str) -> str:
-    """The first cell of a row: of a reward its name too, all else the page explains."""
-    return one_line(f"{name}, {detail}" if detail.startswith("reward") else name)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -91,7 +86,7 @@ def _completions(inspected: Inspected) -> Iterator[str]:
         yield textwrap.indent(visible(group.question), "    ")
         for one in group.completions[:MOST_COMPLETIONS]:
             verdict = "right" if one.right else "wrong"
-            head = one_line(f"{one.sample + 1}: {verdict}, {one.rewards}, {', '.join(one.facts)}")
+            head = _wrapped(f"{one.sample + 1}: {verdict}, {one.rewards}, {', '.join(one.facts)}")
             lines = (visible(one.text) or "(empty)").split("\n")
             more = [f"[… {len(lines) - MOST_LINES} more lines]"] if len(lines) > MOST_LINES else []
             yield "\n".join([head, textwrap.indent("\n".join([*lines[:MOST_LINES], *more]), "    ", lambda _: True)])
