@@ -271,5 +271,5 @@ def table_rows(tokens: TokenRow, columns: Mapping[str, Sequence[str]], limit: in
     parts = []
     for i, piece in enumerate(tokens.pieces[:limit]):
         cells = "".join(f"<td>{column[i]}" for column in columns.values())
-        parts.append(f"<tr><td>{i + 1}<td>{escape(visible(repr(piece)[1:-1]))}{cells}")
+        parts.append(f"<tr><td>{i + 1}<td>{escape(visible(repr(piece)[1:-1]).replace(' ', '␣'))}{cells}")
     return Markup("".join(parts))

@@ -52,8 +52,14 @@ class Quantity:
         if not self.two_sided:
             return one
         n = len(self.ends)
-        below = [(f"{self.key}{n + i}", f"−{label}") for i, label in enumerate(self.labels) if i]
-        return [*reversed(below), one[0], *((name, f"+{label}") for name, label in one[1:])]
+        below = [(f"{self.key}{n + i}", _below(label)) for i, label in enumerate(self.labels) if i]
+        above = [(name, label if label.startswith("≥") else f"+{label}") for name, label in one[1:]]
+        return [*reversed(below), one[0], *above]
+
+
+def _below(label: str) -> str:
+    """The label of the step on the other side of 0."""
+    return f"≤ −{label.removeprefix('≥ ')}" if label.startswith("≥ ") else f"−{label}"
 
 
 QUANTITIES = (
@@ -70,7 +76,7 @@ QUANTITIES = (
     Quantity("w", "Loss weight", "factor of the token in the loss; 1 is an equal share for all tokens of the update",
              (0.25, 0.75, 1.25, 2.0, 4.0), ("< 0.25", "0.25–0.75", "0.75–1.25", "1.25–2", "2–4", "≥ 4")),
     Quantity("a", "Advantage", "of the token; one number a completion, except with a critic", (0.01, 0.5, 1.5),
-             ("0", "up to 0.5", "0.5–1.5", "≥ 1.5"), two_sided=True),
+             ("0", "0.01–0.5", "0.5–1.5", "≥ 1.5"), two_sided=True),
 )  # fmt: skip
 COLUMNS = {
     "sampler": "sampler", "trainer": "trainer", "ratio": "ratio", "clipped": "clipped", "kl": "KL", "entropy": "entropy",
@@ -110,7 +116,9 @@ def columns_of(keys: Sequence[str], row: TokenRow) -> dict[str, list[str]]:
     if "r" in keys:
         cells["clipped"] = ["yes" if value == 1 else "" for value in _numbers(row, "clipped").tolist()]
     for key, name in (("k", "kl"), ("e", "entropy"), ("w", "weight"), ("a", "advantage")):
-        if key in keys:
+        if key in keys and not (
+            key == "a" and np.ptp(_numbers(row, name)) == 0
+        ):  # one number stands above its completion
             cells[name] = [number(value) for value in _numbers(row, name).tolist()]
     return cells
 

@@ -158,7 +158,7 @@ def test_colours_by_hand() -> None:
     ratio = by["r"].classes(np.array([0.0, 0.03, 0.5, -0.03, -0.5], dtype=np.float32))
     assert ratio == ["", "r1", "r3", "r4", "r6"]
     assert [label for _, label in by["r"].legend()] == [
-        "−≥ 0.2", "−0.05–0.2", "−0.01–0.05", "< 0.01", "+0.01–0.05", "+0.05–0.2", "+≥ 0.2"
+        "≤ −0.2", "−0.05–0.2", "−0.01–0.05", "< 0.01", "+0.01–0.05", "+0.05–0.2", "≥ 0.2"
     ]  # fmt: skip
     for quantity in QUANTITIES:
         assert len(quantity.labels) == len(quantity.ends) + 1
