@@ -109,7 +109,7 @@ def open_screen(training: TrainSetup, screen: Screen) -> dict[str, list[str]]:
     """Show the preflight of a new run; returns its warnings and notes."""
     report = examine(training)
     screen.opening(report, training.setup.config)
-    return {"warnings": report.warnings, "notes": [*training.setup.notes, *report.notes]}
+    return {"warnings": report.warnings, "notes": report.notes}
 
 
 def make_learner(training: TrainSetup) -> Learner:
