@@ -30,6 +30,7 @@ from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.trace import TRACED_GROUPS
 from slimrl.machine.limits import measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import Stop
 from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
@@ -76,7 +77,8 @@ def train(
         setup = training.setup
         told = open_screen(training, screen) if found.status == "new" else {}
         run = block.enter_context(open_run(found, setup, screen, stop, force=force, told=told))
-        learner = make_learner(training)
+        training = replace(training, progress=screen.sampling)
+        learner = make_learner(training, screen.updating)
         state = restore(found.checkpoint, setup, learner) if found.checkpoint else RunState()
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
         block.enter_context(session.running())
@@ -112,10 +114,12 @@ def open_screen(training: TrainSetup, screen: Screen) -> dict[str, list[str]]:
     return {"warnings": report.warnings, "notes": report.notes}
 
 
-def make_learner(training: TrainSetup) -> Learner:
-    """The learner of a run."""
+def make_learner(training: TrainSetup, progress: Progress = silent) -> Learner:
+    """The learner of a run; `progress` is told of the completions that an update is done with."""
     setup = training.setup
-    microbatcher = Microbatcher(setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop)
+    microbatcher = Microbatcher(
+        setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop, progress=progress
+    )
     weights = {reward.name: reward.weight for reward in training.rewards}
     exact = setup.engine.exact
     return Learner(

@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from slimrl.cli import bash as bash
 from slimrl.cli.away import export
 from slimrl.cli.beginnings import from_trl, from_verl, new, recipes
 from slimrl.cli.chat import chat

@@ -73,7 +73,7 @@ def _run(
         from slimrl.report.run import RunPage
         from slimrl.trackers.remote import open_trackers
 
-        trackers = open_trackers(config.log, display.say, display.note)
+        trackers = open_trackers(config.log, display.say, display.note, stop)
         summary: TrainSummary | SftSummary
         with stopping(display):
             if isinstance(config, TrainConfig):

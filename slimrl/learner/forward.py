@@ -21,6 +21,7 @@ from slimrl.errors import SettingsError
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
 from slimrl.model.packing import Packed, pack
@@ -54,12 +55,21 @@ class Attempt:
 class Microbatcher:
     """Runs models over rows in micro-batches. Where memory runs out, `plan` has smaller ones from then on."""
 
-    def __init__(self, config: TrainConfig, plan: Plan, *, profiler: Profiler = OFF, stop: Stop = NEVER) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        plan: Plan,
+        *,
+        profiler: Profiler = OFF,
+        stop: Stop = NEVER,
+        progress: Progress = silent,
+    ) -> None:
+        """`progress` is told of the completions that an update is done with, over all passes of a step."""
         self.plan = plan
         self.temperature = config.rollout.temperature
         self.fixed_split = config.algorithm.aggregation == "microbatch_token_mean"
         """Results depend on the micro-batches, which must not become smaller."""
-        self.profiler, self.stop = profiler, stop
+        self.profiler, self.stop, self.progress = profiler, stop, progress
 
     def split(self, rows: Rows, chosen: Tensor) -> list[Tensor]:
         """The chosen rows [n] in parts that fit the plan."""

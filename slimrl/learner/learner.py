@@ -102,6 +102,8 @@ class Learner:
         rows = make_rows(groups, overlong_filtering=filtering, step=step, pad_id=self.policy.pad_id)
         if not rows.loss_mask.any():
             return UpdateResult({"update/skipped": 1.0})
+        total, done = len(rows.lengths) * optimizer.epochs, 0
+        self.microbatcher.progress(0, total)
         try:
             batch, measured = self.targets.batch(groups, rows)
             vocabulary = self.targets.vocabulary_kl(rows)
@@ -114,11 +116,13 @@ class Learner:
         for number in range(len(parts) * optimizer.epochs):
             chosen = parts[number % len(parts)]
             part = take(batch, chosen)
+            shown = partial(self._show, done, total)
+            done += len(part.lengths)
             if not part.loss_mask.any():
                 updates.append({"update/skipped": 1.0})
                 continue
             try:
-                updates.append(self._minibatch(part, vocabulary, step, number, trace.update(chosen, part)))
+                updates.append(self._minibatch(part, vocabulary, step, number, trace.update(chosen, part), shown))
             except SpoiledWeightsError as error:
                 spoiled = Fault(str(error), part, spoiled=True)
                 return UpdateResult(measured | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
@@ -126,13 +130,25 @@ class Learner:
                 self.drop()
                 fault = fault or Fault(str(error), part)
                 updates.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
+        self.microbatcher.progress(total, total)
         return UpdateResult(measured | _mean(updates), fault, trace.traced())
 
+    def _show(self, before: int, total: int, done: int) -> None:
+        """Tell of the rows of an update that are `done`, with those of the updates before it."""
+        self.microbatcher.progress(before + done, total)
+
     def _minibatch(
-        self, batch: Batch, vocabulary: VocabularyKl | None, step: int, number: int, trace: Trace
+        self,
+        batch: Batch,
+        vocabulary: VocabularyKl | None,
+        step: int,
+        number: int,
+        trace: Trace,
+        shown: Callable[[int], object],
     ) -> Metrics:
         """One optimizer update, number `number` of its step: gradient in micro-batches, clip, step.
 
+        `shown` is told the rows whose gradient is there.
         No split into micro-batches changes the gradient by more than rounding. Raises NonFiniteError before a number that
         is not finite reaches the weights.
         """
@@ -149,6 +165,7 @@ class Learner:
                 means = TokenMeans(first=number == 0)
                 mask = self._gradient_mask(batch, may_stop=number == 0)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
+                done = 0
                 for chosen in parts:
                     self._check_stop(number)
                     micro = take(batch, chosen)
@@ -161,6 +178,7 @@ class Learner:
                         self._backward(
                             self._loss(micro, weight, mask[chosen, :width], vocabulary, means, trace.part(chosen))
                         )
+                    shown(done := done + len(chosen))
                 if self.critic is not None:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:

@@ -32,6 +32,11 @@ class Stop:
         self._at_once = False
         self._heard: float | None = None  # when the first signal came
 
+    @property
+    def is_signalled(self) -> bool:
+        """True once a signal has come, after which the process may soon be killed."""
+        return self._heard is not None
+
     def after(self, seconds: float) -> None:
         """Stop `seconds` after this object was made; 0: never."""
         self._end = self._started + seconds if seconds else float("inf")

@@ -18,6 +18,7 @@ from slimrl.config.sections import CurriculumConfig, RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
 from slimrl.model.loading import check_trainable, load_policy, sampling_settings, taught_instruction
@@ -153,6 +154,8 @@ class TrainSetup:
     gold: GoldReport
     scorer: Scorer
     """To be closed when the run is over."""
+    progress: Progress = silent
+    """Told of the completions that are done."""
 
     def roll_out(self, problems: Sequence[Problem], *, stream: Stream, step: int, strict: bool = False) -> list[Group]:
         """Sample and score one group per problem; `strict` makes a failing reward an error instead of unscorable."""
@@ -168,7 +171,8 @@ class TrainSetup:
                 )
             )
 
-        setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
+        draw = partial(setup.engine.generate, max_new_tokens=rollout.budget, temperature=rollout.temperature)
+        draw(requests, on_group=score, progress=self.progress)
         with setup.profiler.part("rewards"):
             scored = [setup.awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
