@@ -51,7 +51,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "export": {"config", "model", "runs", "tasks"},
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
-    "report": {"runs", "statistics", "study"},
+    "report": {"config", "results", "runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "api": {
         "algorithm", "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rewards",

@@ -63,6 +63,7 @@ SUFFIXES = {
     "safetensors",
     "bin",
     "j2",
+    "js",
     "jinja2",
     "lock",
 }
@@ -215,7 +216,7 @@ def test_a_name_of_nothing_is_found(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["`slimrl show runs/a`", "slimrl study stop x.yaml", "slimrl train --trace", "`slimrl --verbose`"]
+    "text", ["`slimrl watch runs/a`", "slimrl study stop x.yaml", "slimrl train --trace", "`slimrl --verbose`"]
 )
 def test_a_command_of_nothing_is_found(text: str) -> None:
     assert missing_verbs(text)

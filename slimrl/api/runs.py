@@ -20,6 +20,7 @@ from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_reci
 from slimrl.config.files import build, merge, read_yaml
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.report.run import RunPage
 from slimrl.rewards.custom import load_function, offering
 from slimrl.runs.files import write_text
 from slimrl.runs.reader import read_state
@@ -120,7 +121,7 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         screen = open_screen(config, quiet=quiet)
-        sinks = open_trackers(config.log, screen.say, screen.note, stop)
+        sinks = [RunPage(), *open_trackers(config.log, screen.say, screen.note, stop)]
         try:
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training

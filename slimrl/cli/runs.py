@@ -70,18 +70,21 @@ def _run(
         config = run_settings(TrainConfig if verb == "train" else SftRunConfig, settings, resume, force)
         samples = (config.log.samples_every, config.log.samples) if isinstance(config, TrainConfig) else ()
         display = open_display(config, quiet, *samples)
+        from slimrl.report.run import RunPage
         from slimrl.trackers.remote import open_trackers
 
-        sinks = open_trackers(config.log, display.say, display.note, stop)
+        trackers = open_trackers(config.log, display.say, display.note, stop)
         summary: TrainSummary | SftSummary
         with stopping(display):
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
 
-                summary = run_training(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
+                summary = run_training(
+                    config, display, sinks=(RunPage(), *trackers), stop=stop, resume=resume, force=force
+                )
             elif isinstance(config, SftRunConfig):
                 from slimrl.sft import sft as run_sft
 
-                summary = run_sft(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
+                summary = run_sft(config, display, sinks=(RunPage(), *trackers), stop=stop, resume=resume, force=force)
     if as_json:
         print_json(summary)

@@ -273,7 +273,7 @@ class Display:
         self._effects(summary.inert, summary.confounded, config, " in this run")
         path = Path(summary.run)
         found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
-        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png")
+        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
 
     def _held_out_tables(self, summary: TrainSummary) -> None:
         """Accuracies, shares and drops in %, and below them rewards in their own units."""

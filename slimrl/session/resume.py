@@ -34,7 +34,7 @@ MAY_CHANGE = (
     "name", "output", "max_time", "memory_share", "rollout.slots", "evaluation.every",
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
-    "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
+    "log.samples_every", "log.samples", "log.rollouts", "log.tokens", "log.model", "log.profile",
     "log.to", "log.project", "log.group",
 )  # fmt: skip
 """Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""

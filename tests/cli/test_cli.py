@@ -309,7 +309,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert "everything is in runs/r" in trained.err
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final", "lock",
+        "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "report.html", "final", "lock",
     }  # fmt: skip
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((run / "run.json").read_text())["status"] == "finished"

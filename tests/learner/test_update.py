@@ -18,6 +18,7 @@ from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.targets import trained_rows
+from slimrl.learner.trace import begin_trace
 from slimrl.model.policy import Policy, freeze
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout, Rows
@@ -104,7 +105,8 @@ def first_gradient(learner: Learner, batch: Batch) -> tuple[torch.Tensor, dict[s
         return math.inf
 
     learner.optimizer.gradient_norm = caught  # type: ignore[method-assign]
-    metrics = learner._minibatch(batch, learner.targets.vocabulary_kl(batch), 0, 0, lambda _: None)
+    trace = begin_trace(batch, learner.config.log)
+    metrics = learner._minibatch(batch, learner.targets.vocabulary_kl(batch), 0, 0, trace, lambda _: None)
     return found[0], metrics
 
 
