@@ -121,7 +121,7 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         screen = open_screen(config, quiet=quiet)
-        sinks = [RunPage(), *open_trackers(config.log, screen.say, screen.note, stop)]
+        sinks = (RunPage(), *open_trackers(config.log, screen.say, screen.note, stop))
         try:
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
