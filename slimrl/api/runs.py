@@ -24,6 +24,7 @@ from slimrl.report.run import RunPage
 from slimrl.rewards.custom import load_function, offering
 from slimrl.runs.files import write_text
 from slimrl.runs.reader import read_state
+from slimrl.session.listeners import Sink
 from slimrl.trackers.remote import open_trackers
 
 Verb = Literal["train", "sft"]
@@ -121,7 +122,7 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         screen = open_screen(config, quiet=quiet)
-        sinks = (RunPage(), *open_trackers(config.log, screen.say, screen.note, stop))
+        sinks: tuple[Sink, ...] = (RunPage(), *open_trackers(config.log, screen.say, screen.note, stop))
         try:
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
