@@ -42,20 +42,10 @@ def print_json(data: Any) -> None:
 
 def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> Display:
     """The display of a verb that loads a model; other libraries are silenced."""
-    # read when the libraries are imported
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")
-    with importing():
-        import transformers
+    silence_libraries()
+    from slimrl.config.places import is_hub_name
+    from slimrl.display.run import Display
 
-        import slimrl.preflight.setup  # noqa: F401  (all that loads a model)
-        from slimrl.config.places import is_hub_name
-        from slimrl.display.run import Display
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a part for CPUs, which is not used
     display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
     path = config.model.path
     if is_hub_name(path) and not Path(path).is_dir():  # a misspelt folder can look like a name on the Hub
@@ -63,6 +53,22 @@ def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0
     if config.rollout.compile:
         display.say("rollout.compile=true: the first decode steps are compiled, which takes a minute or more")
     return display
+
+
+def silence_libraries() -> None:
+    """Import all that loads a model, and let it write nothing of its own."""
+    # read when the libraries are imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    with importing():
+        import transformers
+
+        import slimrl.preflight.setup  # noqa: F401
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a part for CPUs, which is not used
 
 
 @contextlib.contextmanager

@@ -70,15 +70,24 @@ def _run(
         config = run_settings(TrainConfig if verb == "train" else SftRunConfig, settings, resume, force)
         samples = (config.log.samples_every, config.log.samples) if isinstance(config, TrainConfig) else ()
         display = open_display(config, quiet, *samples)
+        from slimrl.parallel.follow import follow
+        from slimrl.parallel.team import team
         from slimrl.trackers.remote import open_trackers
 
-        sinks = open_trackers(config.log, display.say, display.note)
         summary: TrainSummary | SftSummary
-        with stopping(display):
+        with stopping(display), team(config) as ranks:
+            if not ranks.leads:
+                display.stop()
+                stop.defer()
+                follow(ranks, stop)
+                return
+            sinks = open_trackers(config.log, display.say, display.note)
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
 
-                summary = run_training(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
+                summary = run_training(
+                    config, display, sinks=sinks, stop=stop, resume=resume, force=force, ranks=ranks
+                )
             elif isinstance(config, SftRunConfig):
                 from slimrl.sft import sft as run_sft
 

@@ -30,6 +30,7 @@ from slimrl.learner.offload import offload_reference
 from slimrl.learner.optimizer import learning_rate, make_optimizer
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
+from slimrl.machine.ranks import loss_stops
 from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows
 
@@ -101,8 +102,9 @@ class Learner:
         if not rows.loss_mask.any():
             return UpdateResult({"update/skipped": 1.0})
         try:
-            batch, measured = self.targets.batch(groups, rows)
-            vocabulary = self.targets.vocabulary_kl(rows)
+            with loss_stops():
+                batch, measured = self.targets.batch(groups, rows)
+                vocabulary = self.targets.vocabulary_kl(rows)
         except NonFiniteError as error:
             return UpdateResult({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), rows))
         parts = minibatches(batch.groups, count=optimizer.minibatches)
@@ -114,7 +116,8 @@ class Learner:
                 updates.append({"update/skipped": 1.0})
                 continue
             try:
-                updates.append(self._minibatch(part, vocabulary, step, number))
+                with loss_stops() if number == 0 else nullcontext():
+                    updates.append(self._minibatch(part, vocabulary, step, number))
             except SpoiledWeightsError as error:
                 spoiled = Fault(str(error), part, spoiled=True)
                 return UpdateResult(measured | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
@@ -143,7 +146,7 @@ class Learner:
                 means = TokenMeans(first=number == 0)
                 mask = self._gradient_mask(batch, may_stop=number == 0)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
-                for chosen in parts:
+                for chosen in self.microbatcher.own(batch, parts):
                     self._check_stop(number)
                     micro = take(batch, chosen)
                     width = micro.inputs.shape[1]
@@ -157,8 +160,14 @@ class Learner:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:
                 self.drop()
+        ranks = self.microbatcher.ranks
+        means.add_up(ranks)
+        self.optimizer.add_up(ranks)
         norm = self.optimizer.gradient_norm()
-        critic_norm = 0.0 if self.critic is None else self.critic.optimizer.gradient_norm()
+        critic_norm = 0.0
+        if self.critic is not None:
+            self.critic.optimizer.add_up(ranks)
+            critic_norm = self.critic.optimizer.gradient_norm()
         with profiler.part("optimizer"):
             found = means.result()
             found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
@@ -258,7 +267,8 @@ class Learner:
         """The critic's gradient over the micro-batches of one update: a mean over the tokens that carry loss."""
         assert self.critic is not None
         total = batch.loss_mask.sum().clamp(min=1)
-        for rows in self.microbatcher.split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1)):
+        parts = self.microbatcher.split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1))
+        for rows in self.microbatcher.own(batch, parts):
             self._check_stop(number)
             loss = self.critic.loss(take(batch, rows), total, self.plan.recompute)
             self.critic.optimizer.backward(loss)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from slimrl.algorithm.metrics import Metrics
+from slimrl.machine.ranks import Ranks
 
 
 class TokenMeans:
@@ -36,6 +37,18 @@ class TokenMeans:
     def most(self, key: str, value: float) -> None:
         """Largest of numbers that the host knows."""
         self.largest[key] = torch.maximum(self.largest.get(key, torch.tensor(value)), torch.tensor(value))
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have added, so that every rank has the means of the whole update."""
+        if ranks.size == 1:
+            return
+        own = [{key: float(x) for key, x in table.items()} for table in (self.sums, self.counts, self.largest)]
+        tables = list(zip(*ranks.exchange(own), strict=True))
+        for target, found, join in zip(
+            (self.sums, self.counts, self.largest), tables, (sum, sum, max), strict=True
+        ):
+            keys = dict.fromkeys(key for table in found for key in table)
+            target |= {key: torch.tensor(join([t[key] for t in found if key in t]), dtype=torch.float64) for key in keys}
 
     def result(self) -> Metrics:
         """Keys in the order in which they were first added; a mean over no token is absent."""
