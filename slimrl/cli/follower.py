@@ -1,4 +1,4 @@
-"""A rank of a run that does not lead it, started by the one that does: `python -m slimrl.cli.follower cpu|cuda`."""
+"""A rank of a run that does not lead it, started by the one that does: `python -m slimrl.cli.follower cpu|cuda SECONDS`."""
 
 import os
 import sys
@@ -19,21 +19,14 @@ def main() -> None:
     import torch
 
     from slimrl.machine.ranks import joined
-
-    stop = Stop()
-    with stop.on_signals(), joined(torch.device(sys.argv[1])) as ranks:
-        stop.defer()
-        follow_quietly(ranks, stop)
-
-
-def follow_quietly(ranks, stop) -> None:  # type: ignore[no-untyped-def]
-    from slimrl.errors import SlimError
     from slimrl.parallel.follow import follow
+    from slimrl.parallel.lookout import looking_out
 
-    try:
+    device, deadline = sys.argv[1:]
+    stop = Stop()
+    with stop.on_signals(), joined(torch.device(device)) as ranks, looking_out(ranks, float(deadline)):
+        stop.defer()
         follow(ranks, stop)
-    except SlimError as error:  # the leader says it
-        sys.exit(error.exit_code)
 
 
 def _watch() -> None:

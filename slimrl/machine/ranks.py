@@ -7,6 +7,7 @@ it alone knows problems, rewards and the run's folder, and tells the others what
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ def _portable(error: BaseException) -> BaseException:
     if is_out_of_memory(error):
         return OutOfMemory(str(error))
     try:
-        return type(error)(*error.args) and error
+        pickle.loads(pickle.dumps(error))
+        return error
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
+from slimrl.errors import SlimError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner
 from slimrl.machine.ranks import Ranks
-from slimrl.machine.signals import Stop
+from slimrl.machine.signals import Stop, Stopped
 from slimrl.parallel.orders import Begin, Draw, End, Order, Take, Update
 from slimrl.parallel.sampler import Share
 from slimrl.preflight.setup import prepare
 
 
 def follow(ranks: Ranks, stop: Stop) -> None:
-    """Do what the leader says until the run ends. Raises RankLost where the leader ends without a word."""
+    """Do what the leader says until the run ends, and end the process as the run ends; what went wrong is the leader's to say."""
+    try:
+        _follow(ranks, stop)
+    except SlimError as error:
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+
+
+def _follow(ranks: Ranks, stop: Stop) -> None:
     begin = ranks.hear()
     if isinstance(begin, End):
         return

@@ -16,6 +16,7 @@ from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.ranks import Ranks, joined
 from slimrl.machine.threads import cores
+from slimrl.parallel.lookout import looking_out
 
 FOLLOWER = "slimrl.cli.follower"
 WAIT_SECONDS = 30
@@ -39,12 +40,13 @@ def team(config: RootConfig) -> Iterator[Ranks]:
     if wanted > most:
         raise SettingsError(f"devices={wanted} exceeds the {most} {what} of this machine; lower it")
     device = torch.device("cuda" if cuda else "cpu")
-    with followers(wanted, device) if wanted > 1 else contextlib.nullcontext(), joined(device) as ranks:
-        yield ranks
+    with followers(wanted, device, config.device_deadline) if wanted > 1 else contextlib.nullcontext(), joined(device) as ranks:
+        with looking_out(ranks, config.device_deadline):
+            yield ranks
 
 
 @contextmanager
-def followers(count: int, device: torch.device) -> Iterator[None]:
+def followers(count: int, device: torch.device, deadline: float) -> Iterator[None]:
     """Start all ranks of this host but the leader, which is this process; they end with it, however it ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,7 +63,7 @@ def followers(count: int, device: torch.device) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in own}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", FOLLOWER, device.type],
+            [sys.executable, "-m", FOLLOWER, device.type, str(deadline)],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the leader, which tells them
