@@ -31,7 +31,7 @@ from slimrl.machine.limits import measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.machine.signals import Stop
-from slimrl.parallel.lead import begin, leading, share, update
+from slimrl.parallel.lead import begin, leading, share_learner, update
 from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.estimate import compare_memory
@@ -62,8 +62,8 @@ def train(
     """Train a policy: held-out accuracy, the steps, held-out accuracy again.
 
     With `resume` a run of this name that was interrupted is resumed, a finished one is only reported, and one that does not
-    exist is begun; `force` resumes although the software changed. Of several `ranks` this process is the leader. Raises subclasses of SlimError for what a user can correct,
-    and Stopped, with a checkpoint written, where `stop` says so.
+    exist is begun; `force` resumes although the software changed. Of several `ranks` this process is the leader.
+    Raises subclasses of SlimError for what a user can correct, and Stopped, with a checkpoint written, where `stop` says so.
     """
     stop = stop or Stop()
     stop.after(seconds_of(config.max_time))
@@ -75,14 +75,15 @@ def train(
             return recorded_summary(found, TrainSummary)
         training = prepare_training(found.config, found.plan, stop)
         block.enter_context(training.scorer)
-        training = begin(training, ranks)
+        weights = {reward.name: reward.weight for reward in training.rewards}
+        training = replace(training, setup=begin(training.setup, ranks, weights))
         setup = training.setup
         if found.status == "new":
             screen.opening(examine(training), config)
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
         learner = make_learner(training, ranks)
         state = restore(found.checkpoint, setup, learner) if found.checkpoint else RunState()
-        share(training, learner)
+        share_learner(setup, learner)
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
         block.enter_context(session.running())
 
@@ -104,7 +105,7 @@ def train(
             refuse_unscorable(session, config.rewards.unscorable_limit)
             if session.state.faults >= FAULTS:
                 roll_back(session, setup, learner)
-                share(training, learner)
+                share_learner(setup, learner)
         summary = summarize(setup, run, learner, session.state)
         session.finish(summary, store_model=setup.config.log.model)
         screen.closing(summary, setup.config)
@@ -114,9 +115,7 @@ def train(
 def make_learner(training: TrainSetup, ranks: Ranks = ALONE) -> Learner:
     """The learner of a run."""
     setup = training.setup
-    microbatcher = Microbatcher(
-        setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop, ranks=ranks
-    )
+    microbatcher = Microbatcher(setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop, ranks=ranks)
     weights = {reward.name: reward.weight for reward in training.rewards}
     exact = setup.engine.exact
     return Learner(

@@ -27,7 +27,7 @@ from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.offload import offload_reference
-from slimrl.learner.optimizer import learning_rate, make_optimizer
+from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.machine.ranks import loss_stops
@@ -87,6 +87,11 @@ class Learner:
     def plan(self) -> Plan:
         """The memory plan as it is now: where memory ran out, micro-batches have become smaller."""
         return self.microbatcher.plan
+
+    @property
+    def optimizers(self) -> list[MasterAdamW]:
+        """That of the policy, and that of the critic where there is one."""
+        return [self.optimizer, *([] if self.critic is None else [self.critic.optimizer])]
 
     def update(self, groups: Sequence[Group], step: int) -> UpdateResult:
         """Epochs x minibatches of optimizer updates on the groups of a step; none where nothing carries loss.

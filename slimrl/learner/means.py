@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,12 +45,10 @@ class TokenMeans:
         if ranks.size == 1:
             return
         own = [{key: float(x) for key, x in table.items()} for table in (self.sums, self.counts, self.largest)]
-        tables = list(zip(*ranks.exchange(own), strict=True))
-        for target, found, join in zip(
-            (self.sums, self.counts, self.largest), tables, (sum, sum, max), strict=True
-        ):
-            keys = dict.fromkeys(key for table in found for key in table)
-            target |= {key: torch.tensor(join([t[key] for t in found if key in t]), dtype=torch.float64) for key in keys}
+        sums, counts, largest = zip(*ranks.exchange(own), strict=True)
+        self.sums = _joined(sums, sum)
+        self.counts = _joined(counts, sum)
+        self.largest = _joined(largest, max)
 
     def result(self) -> Metrics:
         """Keys in the order in which they were first added; a mean over no token is absent."""
@@ -58,3 +58,10 @@ class TokenMeans:
             if key not in self.counts or float(self.counts[key]) > 0
         }
         return means | {key: float(value) for key, value in self.largest.items()}
+
+
+def _joined(tables: Sequence[Mapping[str, float]], join: Callable[[list[float]], float]) -> dict[str, Tensor]:
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return {
+        key: torch.tensor(join([table[key] for table in tables if key in table]), dtype=torch.float64) for key in keys
+    }

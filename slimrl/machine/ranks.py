@@ -28,7 +28,7 @@ FOREVER = timedelta(days=30)
 """Of a collective: ranks wait as long as the leader scores, measures and writes. `Lookout` notices those that are lost."""
 
 
-class RankLost(SlimError):
+class RankLostError(SlimError):
     """A process of the run has ended or cannot be reached."""
 
     exit_code = PREEMPTED  # the run can be resumed
@@ -37,7 +37,7 @@ class RankLost(SlimError):
 HOST = torch.device("cpu")
 
 
-class OutOfMemory(MemoryError):
+class RanOutElsewhereError(MemoryError):
     """Memory ran out on another rank."""
 
 
@@ -45,7 +45,7 @@ class OutOfMemory(MemoryError):
 class Ranks:
     """This process among those of its run. Every method but `tell` is called by all of them, in the same order.
 
-    Raises RankLost where one of them has gone.
+    Raises RankLostError where one of them has gone.
     """
 
     rank: int = 0
@@ -111,7 +111,17 @@ class Ranks:
         if self.size == 1:
             return error
         found = [e for e in self.exchange(None if error is None else _portable(error)) if e is not None]
-        return min(found, key=lambda e: isinstance(e, OutOfMemory), default=None)
+        return min(found, key=lambda e: isinstance(e, RanOutElsewhereError), default=None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that ends in the same way on all ranks: what one of them raises, all raise."""
+        try:
+            yield
+        except (Exception, Stopped) as error:
+            raise self.agree(error) or error from None
+        if (found := self.agree(None)) is not None:
+            raise found
 
 
 ALONE = Ranks()
@@ -120,7 +130,7 @@ ALONE = Ranks()
 def _portable(error: BaseException) -> BaseException:
     """The error itself where it can be pickled."""
     if is_out_of_memory(error):
-        return OutOfMemory(str(error))
+        return RanOutElsewhereError(str(error))
     try:
         pickle.loads(pickle.dumps(error))
         return error
@@ -133,7 +143,7 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL, which say that a connection was closed or reset
-        raise RankLost("another process of the run has ended") from error
+        raise RankLostError("another process of the run has ended") from error
 
 
 @contextmanager
@@ -141,7 +151,7 @@ def loss_stops() -> Iterator[None]:
     """Turn the loss of a rank into a stop: within the block nothing has changed that a checkpoint would not hold."""
     try:
         yield
-    except RankLost:
+    except RankLostError:
         raise Stopped("the loss of another process", PREEMPTED) from None
 
 

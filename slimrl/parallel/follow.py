@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import SlimError
 from slimrl.learner.forward import Microbatcher
+from slimrl.learner.imitation import take_imitation_step
 from slimrl.learner.learner import Learner
+from slimrl.learner.optimizer import MasterAdamW, make_optimizer
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import Stop, Stopped
-from slimrl.parallel.orders import Begin, Draw, End, Order, Take, Update
+from slimrl.model.policy import Policy
+from slimrl.parallel.orders import Begin, Draw, End, Imitate, Take, Update
 from slimrl.parallel.sampler import Share
-from slimrl.preflight.setup import prepare
+from slimrl.preflight.setup import Setup, prepare
 
 
 def follow(ranks: Ranks, stop: Stop) -> None:
@@ -28,48 +34,59 @@ def follow(ranks: Ranks, stop: Stop) -> None:
 
 
 def _follow(ranks: Ranks, stop: Stop) -> None:
-    begin = ranks.hear()
+    begin: Begin | End = ranks.hear()
     if isinstance(begin, End):
         return
-    assert isinstance(begin, Begin)
-    config, plan = begin.config, begin.plan
-    setup = prepare(config, training=True, kept=plan, stop=stop)
-    microbatcher = Microbatcher(setup.config, plan, stop=stop, ranks=ranks)
+    setup = prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+    share = Share(setup.engine, ranks)
+    if isinstance(setup.config, TrainConfig):
+        _follow_training(setup, begin, share)
+    else:
+        _follow_imitation(setup, begin, share)
+
+
+def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
+    ranks = share.ranks
     learner = Learner(
         setup.policy,
         setup.config,
-        microbatcher,
+        Microbatcher(setup.config, begin.plan, stop=setup.stop, ranks=ranks),
         reward_weights=begin.reward_weights,
         exact_sampler=setup.engine.exact,
         teacher=setup.teacher,
     )
-    share = Share(setup.engine, ranks)
-    while True:
-        order: Order = ranks.hear()
+    while not isinstance(order := ranks.hear(), End):
         match order:
             case Take():
                 setup.engine.limit_slots(order.slots)
                 learner.keep_microbatches(order.microbatch_tokens)
-                share_state(ranks, learner)
+                share_state(ranks, setup.policy, learner.optimizers)
             case Draw():
                 share.draw(order)
             case Update():
                 learner.update(order.groups, order.step)
-            case End():
-                return
 
 
-def share_state(ranks: Ranks, learner: Learner) -> None:
+def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
+    ranks, optimizer = share.ranks, make_optimizer(setup.policy.trainable, setup.config.optimizer)
+    while not isinstance(order := ranks.hear(), End):
+        match order:
+            case Take():
+                setup.engine.limit_slots(order.slots)
+                share_state(ranks, setup.policy, [optimizer])
+            case Draw():
+                share.draw(order)
+            case Imitate():
+                take_imitation_step(setup.policy, optimizer, order.examples, order.rate, begin.plan, ranks)
+
+
+def share_state(ranks: Ranks, policy: Policy, optimizers: Sequence[MasterAdamW]) -> None:
     """Give every rank the leader's weights, masters, moments and loss scales."""
-    policy = learner.policy
     ranks.copy(policy.tensors().values())
-    optimizers = [learner.optimizer]
-    if learner.critic is not None:
-        ranks.copy(learner.critic.critic.state_dict().values())
-        optimizers.append(learner.critic.optimizer)
     for optimizer in optimizers:
+        ranks.copy(optimizer.parameters)
         own = optimizer.tensors()
-        outline = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in own.items()}
+        outline = {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in own.items()}
         (table, scale), *_ = ranks.exchange((outline, optimizer.scale))
         if not ranks.leads:
             own = {name: _blank(own.get(name), *form) for name, form in table.items()}
@@ -78,5 +95,5 @@ def share_state(ranks: Ranks, learner: Learner) -> None:
             optimizer.restore(own, scale)
 
 
-def _blank(tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device.type) if tensor is None else tensor
+def _blank(tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
+from typing import TypeVar
 
+from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.learner.learner import Learner, UpdateResult
+from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import Ranks
 from slimrl.parallel.follow import share_state
 from slimrl.parallel.orders import Begin, End, Take, Update
 from slimrl.parallel.sampler import DividedSampler
-from slimrl.preflight.setup import TrainSetup
+from slimrl.preflight.setup import Setup
 from slimrl.records import Group
+
+Config = TypeVar("Config", TrainConfig, SftRunConfig)
+NONE: Mapping[str, float] = MappingProxyType({})
 
 
 @contextmanager
@@ -22,22 +29,26 @@ def leading(ranks: Ranks) -> Iterator[None]:
     ranks.tell(End())
 
 
-def begin(training: TrainSetup, ranks: Ranks) -> TrainSetup:
-    """The same preparation with an engine that all ranks sample for."""
+def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float] = NONE) -> Setup[Config]:
+    """Let the others prepare the same run; returns the setup with an engine that all ranks sample for."""
     if ranks.size == 1:
-        return training
-    setup = training.setup
-    weights = {reward.name: reward.weight for reward in training.rewards}
-    ranks.tell(Begin(setup.config, setup.memory.plan, weights))
-    return replace(training, setup=replace(setup, engine=DividedSampler(setup.engine, ranks)))
+        return setup
+    ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights)))
+    return replace(setup, engine=DividedSampler(setup.engine, ranks))
 
 
-def share(training: TrainSetup, learner: Learner) -> None:
-    """Give the other ranks the state of this one, when a run begins, is resumed, or goes back to a checkpoint."""
-    ranks = learner.microbatcher.ranks
+def share(
+    setup: Setup[Config], optimizers: Sequence[MasterAdamW], ranks: Ranks, microbatch_tokens: int | None = None
+) -> None:
+    """Give the others the state of this rank, when a run begins, is resumed, or goes back to a checkpoint."""
     if ranks.size > 1:
-        ranks.tell(Take(training.setup.engine.slots, learner.plan.microbatch_tokens))
-        share_state(ranks, learner)
+        ranks.tell(Take(setup.engine.slots, microbatch_tokens or setup.memory.plan.microbatch_tokens))
+        share_state(ranks, setup.policy, optimizers)
+
+
+def share_learner(setup: Setup[TrainConfig], learner: Learner) -> None:
+    """`share` of a learner's state."""
+    share(setup, learner.optimizers, learner.microbatcher.ranks, learner.plan.microbatch_tokens)
 
 
 def update(learner: Learner, groups: Sequence[Group], step: int) -> UpdateResult:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import PREEMPTED
@@ -33,7 +33,7 @@ def looking_out(ranks: Ranks, deadline: float) -> Iterator[None]:
         return
     over = threading.Event()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False)
+    store = TCPStore(host, port, is_master=False)
     watch = threading.Thread(target=_look, args=(store, ranks, deadline, over), daemon=True)
     watch.start()
     try:
@@ -42,7 +42,7 @@ def looking_out(ranks: Ranks, deadline: float) -> Iterator[None]:
         over.set()
 
 
-def _look(store: dist.TCPStore, ranks: Ranks, deadline: float, over: threading.Event) -> None:
+def _look(store: TCPStore, ranks: Ranks, deadline: float, over: threading.Event) -> None:
     others = {rank: f"slimrl/beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
     seen = dict.fromkeys(others, ("", time.monotonic()))
     beat = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.learner.imitation import Example
 from slimrl.records import Group, Plan
 
 
@@ -13,11 +14,11 @@ from slimrl.records import Group, Plan
 class Begin:
     """Prepare the same run."""
 
-    config: TrainConfig
+    config: TrainConfig | SftRunConfig
     """With the numbers that model and task decided where settings say `auto`."""
     plan: Plan
     reward_weights: Mapping[str, float]
-    """By reward name."""
+    """By reward name; empty for imitation."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Take:
 
     slots: int
     microbatch_tokens: int
+    """Of the leader, for which memory may have run out before the run was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,16 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Imitate:
+    """Take a step of imitation of these examples together."""
+
+    examples: tuple[Example, ...]
+    rate: float
+
+
+@dataclass(frozen=True)
 class End:
     """Nothing is left to do."""
 
 
-Order = Begin | Take | Draw | Update | End
+Order = Begin | Take | Draw | Update | Imitate | End

@@ -23,13 +23,9 @@ class DividedSampler:
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self.sampler, self.ranks = sampler, ranks
-        self.exact = sampler.exact
+        self.slots, self.exact = sampler.slots, sampler.exact
         self.mean_tokens = 0.0
         """Of the completions of the last call, by which work is estimated."""
-
-    @property
-    def slots(self) -> int:
-        return self.sampler.slots
 
     def generate(
         self,
@@ -55,8 +51,10 @@ class DividedSampler:
             on_group(dealt[0][place], completions)
 
         mine = self.sampler.generate(own, max_new_tokens=max_new_tokens, temperature=temperature, on_group=done)
+        self.slots = self.sampler.slots
         found: dict[int, tuple[Completion, ...]] = dict(zip(dealt[0], mine, strict=True))
-        for part, drawn in zip(dealt[1:], self.ranks.exchange([])[1:], strict=True):
+        others: list[Drawn | Exception] = self.ranks.exchange([])
+        for part, drawn in zip(dealt[1:], others[1:], strict=True):
             if isinstance(drawn, Exception):
                 raise drawn
             for index, completions in zip(part, drawn, strict=True):
@@ -73,6 +71,7 @@ class DividedSampler:
     def limit_slots(self, slots: int) -> None:
         """Of this rank; `Take` tells the others."""
         self.sampler.limit_slots(slots)
+        self.slots = self.sampler.slots
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,11 @@ class Share:
 
     def draw(self, order: Draw) -> None:
         """Sample what is dealt to this rank, and send the completions, or the error that prevents it."""
-        requests = self.ranks.deal()
+        requests: list[Request] = self.ranks.deal()
         self.sampler.weights_changed()
         found: Drawn | Exception
         try:
-            found = self.sampler.generate(
-                requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature
-            )
+            found = self.sampler.generate(requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature)
         except Exception as error:
             found = error
         self.ranks.exchange(found)

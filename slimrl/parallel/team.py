@@ -40,9 +40,12 @@ def team(config: RootConfig) -> Iterator[Ranks]:
     if wanted > most:
         raise SettingsError(f"devices={wanted} exceeds the {most} {what} of this machine; lower it")
     device = torch.device("cuda" if cuda else "cpu")
-    with followers(wanted, device, config.device_deadline) if wanted > 1 else contextlib.nullcontext(), joined(device) as ranks:
-        with looking_out(ranks, config.device_deadline):
-            yield ranks
+    with (
+        followers(wanted, device, config.device_deadline) if wanted > 1 else contextlib.nullcontext(),
+        joined(device) as ranks,
+        looking_out(ranks, config.device_deadline),
+    ):
+        yield ranks
 
 
 @contextmanager
