@@ -16,13 +16,13 @@ class SlimError(Exception):
     exit_code = 1
 
 
-class SettingsError(SlimError):
+class SettingsError(SlimError, ValueError):
     """The settings, or the model and the settings together, cannot work."""
 
     exit_code = 2
 
 
-class DataError(SlimError):
+class DataError(SlimError, ValueError):
     """A file, a row or a checkpoint is not what it should be; the sentence names file:line where there is one."""
 
     exit_code = 3
@@ -32,6 +32,12 @@ class DiskError(SlimError):
     """A file of a run cannot be written, as on a full disk; nothing on it is lost, and the run can continue later."""
 
     exit_code = 74
+
+
+class StoppedError(SlimError):
+    """A run that a Python program began was told to stop, by SIGTERM or because its time was over; it can be resumed."""
+
+    exit_code = 75
 
 
 class DivergedError(SlimError):

@@ -7,6 +7,7 @@ change what it means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -84,8 +85,11 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
     scored: Future[Group] | None = None
     if setup.scorer is not None and setup.rewards:
         # at step 0 always, as the tokens: rewards that draw meet the same draws before and after
+        patience = math.ceil(len(texts) / setup.config.rollout.group_size)
         scored = setup.scorer.submit(
-            Sampled(problem, completions, texts, step=0, steps=setup.config.steps, seed=setup.config.seed)
+            Sampled(
+                problem, completions, texts, step=0, steps=setup.config.steps, seed=setup.config.seed, patience=patience
+            )
         )
     drawn: list[GradedCompletion] = []
     taken: list[GradedCompletion] = []

@@ -203,6 +203,29 @@ class Batch(Rows):
     """Targets of the critic: advantages plus values; 0 without a critic."""
 
 
+TRACED = ("advantage", "gap", "log_ratio", "clipped", "entropy", "kl", "weight")
+"""The numbers of a token that `Traced` keeps, in this order:
+
+the advantage; the trainer's log-probability less the sampler's, nats; the logarithm of the importance ratio; 1 where the clip
+silences the token, 0 elsewhere; the entropy of the distribution that it was drawn from, nats; the KL penalty's estimate (of a
+penalty in the reward, the log-ratio to the reference), nats; and the factor of the token's surrogate in the loss, where 1 is an
+equal share for all tokens of the update.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Copies of what the updates computed at the tokens of a step's first rows, for people; nothing trains on them.
+
+    A row's numbers are those of the last update that computed it.
+    """
+
+    numbers: Tensor
+    """[len(TRACED), R, L] float16, aligned with the targets; NaN where no update computed the number, and off the completion."""
+    completion_mask: Tensor
+    """[R, L] bool."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Sizes that fit the machine's memory. They change speed and memory, and results by rounding only.

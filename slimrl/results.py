@@ -16,6 +16,7 @@ import numpy as np
 from slimrl.measures import UNBOUNDED, Bounds, Tally, at_k, mean_score, pass_at_k, score_difference, tally
 from slimrl.records import TWIN
 from slimrl.statistics import accuracy_interval, paired_difference
+from slimrl.text import counted, percent
 
 Mode = Literal["sampled", "greedy"]
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
@@ -167,7 +168,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Held-out accuracy after `step` training steps."""
 
@@ -177,6 +178,18 @@ class Evaluation:
     """Without rows where the task has no harder split."""
     twins: SplitEvaluation = SplitEvaluation(())
     """Test problems with other numbers, each with its original's id and TWIN; without rows unless they are asked for."""
+
+    def __repr__(self) -> str:
+        found = [
+            f"{name} {percent(s['accuracy'])} % [{percent(s['low'])}, {percent(s['high'])}] of {counted(int(s['n']), 'problem')}"
+            for name, s in self.summaries().items()
+        ]
+        return f"Evaluation(step={self.step}: {'; '.join(found)})"
+
+    @property
+    def accuracy(self) -> float:
+        """Strict accuracy of the sampled completions on the test problems, 0 to 1."""
+        return self.test.summary()["accuracy"]
 
     @property
     def splits(self) -> dict[str, SplitEvaluation]:

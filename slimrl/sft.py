@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from slimrl.config.mistakes import nearest
 from slimrl.config.schema import SftRunConfig, seconds_of
+from slimrl.config.sections import SftConfig
 from slimrl.errors import SettingsError
 from slimrl.learner.imitation import Example, take_imitation_step
 from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
@@ -35,6 +36,8 @@ from slimrl.session.state import Progress, Write, read_run_state, restore_policy
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
+DEFAULT_BATCH = SftConfig.model_fields["batch_size"].default
+"""Nobody asked for it, so a small file need not fill it."""
 
 
 Demonstrate = Callable[[Problem, int], Example | None]
@@ -66,9 +69,10 @@ def sft(
             return recorded_summary(found, SftSummary)
         setup = prepare(found.config, training=True, kept=found.plan, stop=stop)
         setup = begin(setup, ranks)
+        config, few = fitting_batch(setup, config)
         demonstrate = demonstrator(setup, config)
-        note = overlong_note(setup, demonstrate, config)
-        setup = replace(setup, notes=(*setup.notes, *([note] if note else [])))
+        overlong = overlong_note(setup, demonstrate, config)
+        setup = replace(setup, notes=(*setup.notes, *(note for note in (few, overlong) if note)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
         policy, optimizer = setup.policy, make_optimizer(setup.policy.trainable, setup.config.optimizer)
         state = Progress()
@@ -117,18 +121,29 @@ def take_update(
         session.screen.loss(after.step, config.steps, updated["loss"], after.seconds)
 
 
+def fitting_batch(setup: Setup[SftRunConfig], config: SftRunConfig) -> tuple[SftRunConfig, str]:
+    """The settings with a batch that the task can fill, and a note where that is smaller than the default.
+
+    Raises SettingsError where a larger one was asked for.
+    """
+    count, wanted = len(setup.task.train), config.sft.batch_size
+    if count >= wanted:
+        return config, ""
+    if wanted != DEFAULT_BATCH:
+        raise SettingsError(f"sft.batch_size={wanted} exceeds the {count} training problems; lower it")
+    smaller = config.model_copy(update={"sft": config.sft.model_copy(update={"batch_size": count})})
+    return smaller, (
+        f"there are {count} training problems, so every update takes all of them instead of {wanted} (sft.batch_size)"
+    )
+
+
 def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrate:
     """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and returns its text.
 
     It returns None for a worked solution beyond the token budget: cut off, it would teach never to stop. The flawed texts of
     the built-in task are cut there, since the rambling ones are to show a text that does not stop.
-    Raises SettingsError for a batch larger than the task, a demonstrator that it does not have, or a task without worked
-    solutions.
+    Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
     """
-    if len(setup.task.train) < config.sft.batch_size:
-        raise SettingsError(
-            f"sft.batch_size={config.sft.batch_size} exceeds the {len(setup.task.train)} training problems; lower it"
-        )
     known = setup.task.demonstrators
     for name in config.sft.mixture:
         if name not in known:
@@ -164,7 +179,8 @@ def overlong_note(setup: Setup[SftRunConfig], demonstrate: Demonstrate, config: 
     looked_at = list(islice(setup.task.train, SOLUTIONS_LOOKED_AT))
     kept = sum(demonstrate(problem, 0) is not None for problem in looked_at)
     share = 1 - kept / len(looked_at)
-    if share > 0.5 or (len(looked_at) == len(setup.task.train) and kept < config.sft.batch_size):
+    asked_for = setup.config.sft.batch_size != DEFAULT_BATCH
+    if share > 0.5 or (asked_for and len(looked_at) == len(setup.task.train) and kept < config.sft.batch_size):
         raise SettingsError(
             f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={setup.config.rollout.budget} and could "
             "not be imitated whole; raise it"

@@ -38,4 +38,5 @@ Signal = Literal["correct", "reward"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 # the run
+TokenLog = Literal["off", "samples", "all"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow"]

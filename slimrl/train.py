@@ -27,8 +27,10 @@ from slimrl.config.schema import TrainConfig, seconds_of
 from slimrl.errors import DivergedError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner, UpdateResult
+from slimrl.learner.trace import TRACED_GROUPS
 from slimrl.machine.limits import measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.machine.signals import Stop
 from slimrl.parallel.lead import begin, leading, share_learner, update
@@ -42,6 +44,7 @@ from slimrl.results import TrainSummary, compare
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.durable import digest
 from slimrl.runs.findings import findings
+from slimrl.runs.tokens import token_file
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.recovery import FAULTS, refuse_unscorable, roll_back, watch_memory
 from slimrl.session.resume import find_run, recorded_summary
@@ -73,15 +76,15 @@ def train(
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)
-        training = prepare_training(found.config, found.plan, stop)
+        training = prepare_training(found.config, found.plan, stop, screen.note)
         block.enter_context(training.scorer)
         weights = {reward.name: reward.weight for reward in training.rewards}
         training = replace(training, setup=begin(training.setup, ranks, weights))
         setup = training.setup
-        if found.status == "new":
-            screen.opening(examine(training), config)
-        run = block.enter_context(open_run(found, setup, screen, stop, force=force))
-        learner = make_learner(training, ranks)
+        told = open_screen(training, screen) if found.status == "new" else {}
+        run = block.enter_context(open_run(found, setup, screen, stop, force=force, told=told))
+        training = replace(training, progress=screen.sampling)
+        learner = make_learner(training, screen.updating, ranks)
         state = restore(found.checkpoint, setup, learner) if found.checkpoint else RunState()
         share_learner(setup, learner)
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
@@ -112,10 +115,19 @@ def train(
         return summary
 
 
-def make_learner(training: TrainSetup, ranks: Ranks = ALONE) -> Learner:
-    """The learner of a run."""
-    setup = training.setup
-    microbatcher = Microbatcher(setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop, ranks=ranks)
+def open_screen(training: TrainSetup, screen: Screen) -> dict[str, list[str]]:
+    """Show the preflight of a new run; returns its warnings and notes."""
+    report = examine(training)
+    screen.opening(report, training.setup.config)
+    return {"warnings": report.warnings, "notes": report.notes}
+
+
+def make_learner(training: TrainSetup, progress: Progress = silent, ranks: Ranks = ALONE) -> Learner:
+    """The learner of a run; `progress` is told of the completions that an update is done with."""
+    setup, profiler = training.setup, training.setup.profiler
+    microbatcher = Microbatcher(
+        setup.config, setup.memory.plan, profiler=profiler, stop=setup.stop, progress=progress, ranks=ranks
+    )
     weights = {reward.name: reward.weight for reward in training.rewards}
     exact = setup.engine.exact
     return Learner(
@@ -173,7 +185,11 @@ def record_step(
     metrics = describe(collected, config.algorithm.signal) | updated.metrics
     metrics |= thinking_metrics(setup.policy, [rollout for group in collected.sampled for rollout in group.rollouts])
     metrics |= {"num_tokens": state.tokens, **timing, "time/total": state.seconds}
-    session.record(state, metrics, collected if config.log.rollouts else None)
+    if config.log.rollouts:
+        tokens = token_file(collected, updated.traced, TRACED_GROUPS[config.log.tokens], setup.policy.pieces)
+        session.record(state, metrics, collected, tokens)
+    else:
+        session.record(state, metrics)
     session.tell_samples(collected)
     session.screen.step(before.step, session.total_steps(), metrics, collected, setup.task)
 

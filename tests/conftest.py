@@ -35,6 +35,13 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's curves take a second, as long as a small run; one file of tests looks at them."""
+    """A run's curves and its page take a second each, as long as a small run; few files of tests look at them."""
     if request.module.__name__ != "tests.cli.test_cli":
         monkeypatch.setattr("slimrl.runs.directory.draw_curves", lambda *_: None)
+    if request.module.__name__ not in (
+        "tests.cli.test_cli",
+        "tests.cli.test_show",
+        "tests.report.test_run",
+        "tests.report.test_browser",
+    ):
+        monkeypatch.setattr("slimrl.report.run.write_run_page", lambda path: path / "report.html")

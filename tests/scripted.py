@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from slimrl.machine.progress import Progress, silent
 from slimrl.model.policy import Policy
 from slimrl.records import Completion
 from slimrl.rollout import OnGroup, Request, ignore
@@ -50,8 +51,9 @@ class Scripted:
         max_new_tokens: int,
         temperature: float = 1.0,
         on_group: OnGroup = ignore,
+        progress: Progress = silent,
     ) -> list[tuple[Completion, ...]]:
-        del max_new_tokens, temperature
+        del max_new_tokens, temperature, progress
         groups = []
         for index, request in enumerate(requests):
             played = tuple(

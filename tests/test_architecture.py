@@ -51,10 +51,14 @@ NEIGHBOURS: dict[str, set[str]] = {
     "export": {"config", "model", "runs", "tasks"},
     "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
-    "report": {"runs", "statistics", "study"},
+    "report": {"config", "results", "runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
+    "api": {
+        "algorithm", "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rewards",
+        "rollout", "runs", "sft", "study", "tasks", "trackers", "train",
+    },
     "cli": {
-        "config", "display", "evaluate", "export", "machine", "measures", "preflight", "report", "results", "rollout", "runs", "sft",
+        "api", "config", "display", "export", "machine", "preflight", "report", "results", "rollout", "runs", "sft",
         "study", "tasks", "trackers", "train", "translate",
     },
 }  # fmt: skip
@@ -154,10 +158,14 @@ def parameters(function: ast.FunctionDef) -> int:
 
 
 WIDE = {
+    "api/runs.py": {"train", "sft"},
+    "api/studies.py": {"study"},
+    "api/verbs.py": {"evaluate", "compare", "_evaluation"},
     "kernels/decode.py": {"decode_attention"},
     "model/attention.py": {"attend"},
 }
-"""Functions whose parameters somebody else decides: a kernel's operator, transformers' attention interface."""
+"""Functions whose parameters somebody else decides: a kernel's operator, transformers' attention interface, and, as in the verbs of
+the command line, what a user may say."""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -17,7 +17,7 @@ from slimrl.errors import SettingsError
 from slimrl.evaluate import bounds_of, declared_bounds, evaluate
 from slimrl.machine.signals import Stopped
 from slimrl.measures import Tally
-from slimrl.preflight.notes import measuring_notes
+from slimrl.preflight.price import measuring_notes
 from slimrl.preflight.setup import Setup, prepare, prepare_measuring
 from slimrl.results import Evaluation
 from slimrl.runs.measured import read_evaluations
@@ -139,6 +139,10 @@ import time
 def tone(completions, **_):
     return [-0.5 if "#" in text else None for text in completions]
 
+def slow(completions, **_):
+    time.sleep(0.1 * len(completions))
+    return [1.0] * len(completions)
+
 def hangs(completions, **_):
     time.sleep(600)
 
@@ -197,17 +201,62 @@ def test_a_function_that_hangs_or_fails_costs_its_own_scores_and_no_evaluation(t
     assert "rewards/hangs" not in summary
 
 
-def test_rewards_that_cannot_be_measured(tmp_path: Path) -> None:
-    setup = prepare_measuring(
-        load_config(EvalConfig, [], [*FEW, f"rewards.custom={{{tmp_path}/gone.py:f: {{low: 0, high: 1}}}}"])
-    )
-    assert setup.scorer is None
-    assert setup.rewards == ()
-    assert "gone.py:f is not there" in setup.notes[-1]
+BROKEN = {
+    "gone.py:f": "there is no file",
+    "no_such_package.rewards:f": "there is no module no_such_package.rewards",
+    "broken.py:f": "running the file raised ZeroDivisionError",
+    "ends.py:f": "ended its worker by exit code 3 while it was loaded",
+    "mine.py:other": "defines no other",
+}
+
+
+@pytest.mark.parametrize("workers", ["auto", "0"])
+def test_rewards_that_cannot_be_loaded_are_left_out_before_anything_is_sampled(tmp_path: Path, workers: str) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "ends.py").write_text("import os\nos._exit(3)")
+    broken = {**BROKEN} if workers == "auto" else {key: why for key, why in BROKEN.items() if "ends" not in key}
+    places = [f"{tmp_path}/{spec}" if ".py" in spec else spec for spec in broken]
+    judge = "rewards.judge.tone={endpoint: 'http://h', model: m, prompt: '{completion}', low: 0, high: 1, api_key_env: NO_KEY}"
+    given = [*FEW, custom(tmp_path, "tone"), *(f"rewards.custom.{place}=1" for place in places), judge]
+    setup = prepare_measuring(load_config(EvalConfig, [], [*given, "rewards.format=1", f"rewards.workers={workers}"]))
+    assert setup.scorer is not None
+    with setup.scorer:
+        found = evaluate(setup, step=0)
+    left_out = [note for note in setup.notes if note.startswith("not measured: ")]
+    assert len(left_out) == len(broken) + 1
+    for spec, why in {**broken, "rewards.judge.tone": "there is no such environment variable"}.items():
+        (note,) = [note for note in left_out if spec in note]
+        assert why in note
+    assert not any("calls" in note for note in setup.notes), "a judge that is not asked has no price"
+    assert found.test.rewards == ["format", "tone"]
+    assert {row.unscorable for row in found.test.rows} == {""}
+
+
+def test_rewards_that_are_not_measured() -> None:
     setup = prepare_measuring(load_config(EvalConfig, [], [*FEW]))
     assert setup.scorer is None, "correct alone is the accuracy, and costs nothing more"
     with pytest.raises(SettingsError, match=r"task\.style=tags"):
         prepare_measuring(load_config(EvalConfig, [], [*FEW, "rewards.check_answer=1"]))
+
+
+def test_a_deadline_is_for_a_group_and_grows_with_the_completions(tmp_path: Path) -> None:
+    """Two groups of 3 completions and a rest of one take what would be too long for a group."""
+    settings = (
+        "evaluation.samples=6",
+        "evaluation.problems=1",
+        "rewards.deadline=0.5",
+        custom(tmp_path, "slow", "hangs"),
+    )
+    config = load_config(EvalConfig, [], [*FEW, *settings])
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"group_size": 3})})
+    setup = prepare_measuring(config)
+    assert setup.scorer is not None
+    with setup.scorer:
+        found = evaluate(setup, step=0)
+    assert {row.scores["slow"] for row in found.test.rows} == {1.0}
+    assert {row.unscorable for row in found.test.rows} == {
+        "reward hangs took longer than 3 times rewards.deadline=0.5 s"
+    }
 
 
 def test_bounds_and_judges_calls_are_known_from_the_settings(tmp_path: Path) -> None:

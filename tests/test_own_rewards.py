@@ -90,6 +90,26 @@ def test_a_run_pays_logs_and_records_all_of_them(tiny_folder: Path, tmp_path: Pa
     assert (tmp_path / "judge-cache.jsonl").is_file()
 
 
+class Listening(Display):
+    """Remembers how often a judge had been asked when a note was said."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(quiet=True)
+        self.server, self.heard = server, dict[str, int]()
+
+    def note(self, text: str, head: str = "note", style: str = "") -> None:
+        super().note(text, head, style)
+        self.heard.setdefault(text, len(self.server.asked))
+
+
+def test_the_price_of_a_judge_is_said_before_its_first_call(tiny_folder: Path, tmp_path: Path) -> None:
+    with serving(lambda text, _: f"Score: {len(text) % 10}") as server:
+        screen = Listening(server)
+        train(settings(tiny_folder, tmp_path, server.endpoint, "steps=1"), screen)
+        (price,) = (text for text in screen.heard if text.startswith("judge quality: at most "))
+        assert screen.heard[price] == 0 < max(screen.heard.values())
+
+
 class Deadly(Display):
     """Ends the judge after a step."""
 

@@ -17,12 +17,23 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "slimrl"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which also names what has gone
 SETTINGS_FILES = [*sorted((ROOT / "recipes").rglob("*.yaml")), *sorted((ROOT / "studies").rglob("*.yaml"))]
 FOLDERS = (ROOT, PACKAGE, ROOT / "tests", ROOT / "benchmarks", ROOT / "benchmarks" / "reliability")
 """Names of files are relative to one of these."""
-EXAMPLES = {"brevity.py", "rewards.py", "file.py", "logs.py", "services.py", "signature.py", "train_grpo.py"}
+EXAMPLES = {
+    "brevity.py",
+    "rewards.py",
+    "rows.py",
+    "mine/rows.py",
+    "mine/rewards.py",
+    "file.py",
+    "logs.py",
+    "services.py",
+    "signature.py",
+    "train_grpo.py",
+}
 """Files of an imagined user."""
 FILE = re.compile(r"(?<![\w./*])(?:[\w-]+/)*[\w-]+\.py\b(?!:)")
 DOTTED = re.compile(r"(?<![\w./${-])(?:slimrl\.)?([a-z_]\w*(?:\.[A-Za-z_]\w*)+)(?![\w/(])")
@@ -52,6 +63,7 @@ SUFFIXES = {
     "safetensors",
     "bin",
     "j2",
+    "js",
     "jinja2",
     "lock",
 }
@@ -204,7 +216,7 @@ def test_a_name_of_nothing_is_found(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["`slimrl show runs/a`", "slimrl study stop x.yaml", "slimrl train --trace", "`slimrl --verbose`"]
+    "text", ["`slimrl watch runs/a`", "slimrl study stop x.yaml", "slimrl train --trace", "`slimrl --verbose`"]
 )
 def test_a_command_of_nothing_is_found(text: str) -> None:
     assert missing_verbs(text)

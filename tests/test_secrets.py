@@ -28,7 +28,7 @@ SMALL = (
     "evaluation.greedy=false",
 )  # fmt: skip
 RUN_JSON = {
-    "chosen", "code", "data", "date", "initial", "numpy", "rewards", "teacher",
+    "chosen", "told", "code", "data", "date", "initial", "numpy", "rewards", "teacher",
     "verb", "memory", "status", "started", "ended", "slimrl", "torch", "transformers", "python", "device", "dtype", "threads", "parameters", "summary",
 }  # fmt: skip
 """What a run tells of itself and its machine."""

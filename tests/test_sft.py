@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -134,6 +135,24 @@ def test_a_batch_is_never_quietly_smaller_than_asked_for(tiny_folder: Path, tmp_
         else:
             with pytest.raises(SettingsError, match="could not be imitated whole"):
                 overlong_note(setup, demonstrator(setup, config), config)
+
+
+def test_the_default_batch_takes_what_a_small_file_has(tiny_folder: Path, tmp_path: Path) -> None:
+    """Of 12 rows, of which some are held out and a solution is too long."""
+    rows = [{"question": f"{i}+1?", "answer": str(i + 1), "solution": "again and " * 30 * (i == 3)} for i in range(12)]
+    rows = [{**row, "solution": f"{row['solution']}so"} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = (f"task.path={tmp_path}/rows.jsonl", "rollout.max_new_tokens=40", "steps=2", "evaluation.problems=1")
+    display = Display(quiet=True)
+    summary = sft(config_of(tiny_folder, tmp_path, *small), display)
+    assert summary.steps == 2
+    (note,) = [text for text in display._said if "sft.batch_size" in text]
+    assert re.fullmatch(
+        r"there are \d+ training problems, so every update takes all of them instead of 64 \(sft\.batch_size\)", note
+    )
+    assert any("of the worked solutions exceed" in text for text in display._said)
+    with pytest.raises(SettingsError, match=r"sft\.batch_size=63 exceeds the \d+ training problems; lower it"):
+        sft(config_of(tiny_folder, tmp_path, *small, "sft.batch_size=63", "name=b"), display)
 
 
 @pytest.mark.parametrize("recipe", ["gsm8k.yaml", "math.yaml", "aime.yaml"])

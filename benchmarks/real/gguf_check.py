@@ -25,7 +25,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import RootConfig
 from slimrl.export.gguf import KINDS, write_gguf
 from slimrl.model.loading import resolve
-from slimrl.preflight.setup import prepare_model
+from slimrl.preflight.prompting import prepare_model
 from slimrl.tasks import load_task
 
 

@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from slimrl.cli import bash as bash
 from slimrl.cli.away import export
 from slimrl.cli.beginnings import from_trl, from_verl, new, recipes
 from slimrl.cli.chat import chat
@@ -20,6 +21,7 @@ from slimrl.cli.listing import list_runs
 from slimrl.cli.measure import doctor, evaluate, grade, list_settings, sample
 from slimrl.cli.output import out
 from slimrl.cli.runs import sft, train
+from slimrl.cli.show import show
 from slimrl.cli.studies import study
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError, SlimError
 from slimrl.machine.signals import INTERRUPTED, Stopped
@@ -28,7 +30,7 @@ from slimrl.machine.signals import INTERRUPTED, Stopped
 @click.group(
     commands=[
         *(new, train, sft, evaluate, compare, difficulty, sample, chat, grade, doctor, export),
-        *(study, list_settings, recipes, list_runs, from_trl, from_verl),
+        *(study, list_settings, recipes, list_runs, show, from_trl, from_verl),
     ],
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

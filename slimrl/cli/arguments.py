@@ -48,13 +48,6 @@ TASKS = click.option(
     help="Task, or a settings file that names one; repeatable; a run's own by default.",
 )
 LIMIT = click.option("--limit", type=click.IntRange(1), help="At most so many problems of each split, the first ones.")
-UNREAD = (
-    "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
-    "evaluation.every", "log", "task.rates", "task.success_rate",
-)  # fmt: skip
-"""Settings, and sections of them, that only a run of train or sft reads."""
-ONLY_TRAINING = ("algorithm", "critic", "curriculum", "max_tokens", "sft")
-"""Those of one of the two."""
 
 
 def load_settings(kind: type[Root], settings: Sequence[str], base: dict[str, Any] | None = None) -> Root:
@@ -131,10 +124,6 @@ def newest_run(verb: str, settings: Sequence[str]) -> str:
     return found.run
 
 
-TASK_DEFAULTS = {"math": {"checker": "symbolic", "on_bad_row": "skip"}}
-"""Settings of a task that is named on the command line: LaTeX answers are no numbers, and MATH has a few questions twice."""
-
-
 def model_settings(
     model_or_run: str, settings: Sequence[str], task: str | None, *, like: str | None = None
 ) -> EvalConfig:
@@ -143,50 +132,13 @@ def model_settings(
     `task`, a name or a settings file, replaces the run's task and keeps its answer form. A model that is no run is measured as
     the run `like` is. Raises SettingsError for overrides that only a run reads.
     """
-    from slimrl.config.files import merge
+    from slimrl.api.measuring import measuring_base, refuse_unread, with_every_problem
     from slimrl.config.schema import EvalConfig
-    from slimrl.config.sections import EVERY_RATE
 
-    for override in _overrides(settings):
-        key = override.partition("=")[0].strip()
-        if f"{key}.".startswith(tuple(f"{name}." for name in UNREAD)):
-            raise SettingsError(f"{key} has an effect only in slimrl train and slimrl sft; remove it")
-        if key.partition(".")[0] in ONLY_TRAINING:
-            raise SettingsError(
-                f"{key} has an effect only while training, and {model_or_run} is only measured; remove it"
-            )
-    run = model_or_run if (Path(model_or_run) / "config.yaml").is_file() or like is None else like
-    base = _recorded_settings(Path(run))
-    if run != model_or_run:
-        base["model"] = {}
-    if task is not None:
-        if Path(task).suffix in (".yaml", ".yml"):
-            settings = [task, *settings]
-        _change_task(base, _task_name(task), Path(run))
-    config = load_settings(EvalConfig, settings, merge(base, {"model": {"path": model_or_run}}))
-    every = config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})  # they choose training problems
-    return config.model_copy(update={"task": every})
-
-
-def _recorded_settings(run: Path) -> dict[str, Any]:
-    """The settings of a run, as they are for what it left; empty for a model that is no run."""
-    from slimrl.config.files import for_verb, merge, read_yaml
-    from slimrl.config.schema import EvalConfig
-    from slimrl.runs.reader import read_state
-
-    if not (run / "config.yaml").is_file():
-        return {}
-    base = for_verb(EvalConfig, read_yaml(str(run / "config.yaml")))
-    base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
-    # what a run leaves are safetensors, whatever it began from
-    base["model"].pop("pickled_weights", None)
-    for key in ("lora", "quantize"):  # final/ is merged, and a checkpoint knows what it is
-        base["model"].pop(key, None)
-    task_settings = base.setdefault("task", {})
-    # the date that the run's prompts hold, if its settings leave that to the day on which it began
-    if (date := read_state(run).get("date")) and task_settings.get("date", "auto") == "auto":
-        task_settings["date"] = str(date)
-    return base
+    refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
+    base = measuring_base(model_or_run, None if task is None else _task_name(task), like=like)
+    files = [task] if task is not None and Path(task).suffix in (".yaml", ".yml") else []
+    return with_every_problem(load_settings(EvalConfig, [*files, *settings], base))
 
 
 def _task_name(task: str) -> str:
@@ -199,22 +151,6 @@ def _task_name(task: str) -> str:
     if not isinstance(section, dict) or "name" not in section:
         raise SettingsError(f"--task {task}: the file names no task; add task.name, or give it behind the model")
     return str(section["name"])
-
-
-def _change_task(base: dict[str, Any], name: str, run: Path) -> None:
-    """Replace the task in a run's settings; the answer form goes with the model, the data with the task."""
-    from slimrl.runs.reader import read_state
-
-    if base.get("task", {}).get("name") == name:
-        return
-    form = ("style", "instruction", "template", "template_arguments", "date")
-    kept = {key: value for key, value in base.get("task", {}).items() if key in form}
-    base["task"] = kept | {"name": name} | TASK_DEFAULTS.get(name, {})
-    for key in read_state(run).get("chosen", {}):  # for the run's own task; this one has its own
-        section, _, setting = key.partition(".")
-        base.get(section, {}).pop(setting, None)
-    for key in ("harder_problems", "twins"):
-        base.get("evaluation", {}).pop(key, None)
 
 
 def task_settings(

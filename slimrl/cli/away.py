@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +13,8 @@ import click
 
 from slimrl.cli.completion import run_argument
 from slimrl.cli.output import out
-from slimrl.errors import DataError, SettingsError
+from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
+from slimrl.runs.files import UNFINISHED
 
 if TYPE_CHECKING:
     from slimrl.export.run import FinishedRun
@@ -58,16 +62,42 @@ def export(
         _hub(found, source, target, push=push, public=public)
         return
     folder = Path(target)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(not file.name.startswith(UNFINISHED) for file in folder.iterdir())
+    ):
         raise SettingsError(f"{target} exists already and is not empty; choose another folder")
     try:
-        if purpose == "transformers":
-            _transformers(found, source, folder)
-        else:
-            _gguf(found, folder, kind or "f16", ollama=purpose == "ollama")
+        with appearing(folder) as place:
+            if purpose == "transformers":
+                _transformers(found, source, place)
+            else:
+                _gguf(found, place, kind or "f16", ollama=purpose == "ollama")
     except OSError as error:
-        raise SettingsError(f"cannot write {target} ({error.strerror or error})") from None
+        if error.errno in UNWRITABLE:
+            raise DiskError(
+                f"cannot write {target} ({error.strerror}), and nothing is left there; make room first"
+            ) from None
+        raise SettingsError(f"cannot write {target} ({error.strerror or error}); choose another folder") from None
+    if purpose == "ollama":
+        click.echo(f"ollama create {found.name} -f {folder / 'Modelfile'}", err=True)
     out(target)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder beside or in `folder` to write into; its files are in `folder` once all are written, and none after an error."""
+    exists = folder.is_dir()
+    place = (folder if exists else folder.parent) / f"{UNFINISHED}{folder.name}-{os.getpid()}"
+    place.mkdir(parents=True)
+    try:
+        yield place
+        if not exists:
+            place.rename(folder)
+            return
+        for file in place.iterdir():
+            file.rename(folder / file.name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _why_no_model(run: Path) -> str:
@@ -88,12 +118,20 @@ def _transformers(run: FinishedRun, source: Path, folder: Path) -> None:
     """Copy the files, with the permissions that the umask gives, not those of the run; the card beside them."""
     from slimrl.export.card import model_card
     from slimrl.runs.files import files_within
+    from slimrl.runs.reader import read_json
 
     for file in files_within(source):
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     card = model_card(run, "peft" if source.name == "adapter" else "transformers")
+    base = str(read_json(source / "adapter_config.json").get("base_model_name_or_path") or "")
+    if source.name == "adapter" and Path(base).is_absolute():
+        click.echo(
+            f"note: the adapter is for {base}, by its path on this machine; before you give it away, set "
+            "base_model_name_or_path in adapter_config.json to the model's name on the Hub",
+            err=True,
+        )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -106,23 +144,26 @@ def _gguf(run: FinishedRun, folder: Path, kind: Literal["f16", "q8_0"], *, ollam
     from slimrl.export.card import model_card
     from slimrl.export.gguf import write_gguf
 
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"{run.name}-{kind}.gguf"
+    texts = {"README.md": model_card(run, "gguf")}
+    if ollama:  # before the weights, since it may be impossible
+        texts["Modelfile"] = _modelfile(run, name)
     write_gguf(run.model, folder / name, kind, name=run.name, temperature=run.settings.rollout.temperature)
-    (folder / "README.md").write_text(model_card(run, "gguf"), encoding="utf-8")
-    if not ollama:
-        return
+    for file, text in texts.items():
+        (folder / file).write_text(text, encoding="utf-8")
+
+
+def _modelfile(run: FinishedRun, weights: str) -> str:
     from slimrl.export.modelfile import modelfile_of
 
-    modelfile = modelfile_of(run, name)
-    (folder / "Modelfile").write_text(modelfile.text(), encoding="utf-8")
+    modelfile = modelfile_of(run, weights)
     if modelfile.turns is None:
         click.echo(
             "note: this model's chat template is more than texts between turns, so the Modelfile has no TEMPLATE and Ollama "
             "looks for one in the GGUF",
             err=True,
         )
-    click.echo(f"ollama create {run.name} -f {folder / 'Modelfile'}", err=True)
+    return modelfile.text()
 
 
 def _hub(run: FinishedRun, source: Path, repository: str, *, push: bool, public: bool) -> None:

@@ -1,6 +1,6 @@
 """Completions in a shell: names of recipes and studies, settings and their choices, run folders; files otherwise.
 
-click makes the script for the shell (docs/commands.md has the line).
+click makes the script for the shell (docs/commands.md has the line), but for bash (`slimrl/cli/bash.py`).
 """
 
 from __future__ import annotations

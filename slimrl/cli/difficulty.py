@@ -70,7 +70,7 @@ def difficulty(
 
 
 def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
-    """The settings to measure with. Raises SettingsError for those of evaluations, which are not read here."""
+    """The settings to measure with. Raises SettingsError for those of evaluations and rewards, which are not read here."""
     from slimrl.tasks.rates import refuse_immeasurable
 
     for setting in settings:
@@ -78,6 +78,8 @@ def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> R
             raise SettingsError(
                 f"{setting} has no effect in slimrl difficulty, which takes --samples, --limit and --split; remove it"
             )
+        if setting.lstrip().startswith("rewards."):
+            raise SettingsError(f"{setting} has no effect in slimrl difficulty, which counts right answers; remove it")
     config = model_settings(model_or_run, settings, task)
     refuse_immeasurable(config.task)
     return config

@@ -55,7 +55,7 @@ def evaluate(
     configs = task_settings(model_or_run, settings, tasks, limit)
     target = writable(file) if file else None
     display = open_display(next(iter(configs.values())), quiet=quiet)
-    from slimrl.cli.evaluation import evaluations
+    from slimrl.api.measuring import evaluations
     from slimrl.display.measures import show_at_k, show_tasks, split_name
     from slimrl.runs.directory import steps_taken
     from slimrl.runs.files import write_jsonl
@@ -106,41 +106,21 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     if greedy and count > 1:
         raise SettingsError("-n has no effect with --greedy, which gives one completion; remove one of them")
     open_display(config)
+    from slimrl.api.asking import ask
     from slimrl.machine.threads import settle_threads
-    from slimrl.preflight.setup import budget_behind, prepare_model
-    from slimrl.randomness import uniforms
-    from slimrl.rollout import Request
-    from slimrl.rollout.engine import RolloutEngine
-    from slimrl.tasks import chat_messages
     from slimrl.text import visible
 
     settle_threads()
-    policy, prompter, instruction = prepare_model(config)
-    ids = prompter.ids(chat_messages(instruction, question))
-    budget = budget_behind(config, policy, prompt=len(ids))
-    if len(ids) + budget > policy.context:
-        raise SettingsError(
-            f"a prompt of {len(ids)} tokens and rollout.max_new_tokens={budget} exceed the model's context of "
-            f"{policy.context}; shorten the question or lower the budget"
-        )
-    draws = uniforms(config.seed, "sample", 0, question, samples=count, positions=budget)
-    request = Request(ids, draws[:0], greedy=1) if greedy else Request(ids, draws)
-    slots = count if config.rollout.slots == "auto" else config.rollout.slots
-    (group,) = RolloutEngine(policy, slots=slots, compiled=config.rollout.compile).generate(
-        [request], max_new_tokens=budget, temperature=config.rollout.temperature
-    )
-    texts = [policy.decode(completion.token_ids) for completion in group]
-    pairs = list(zip(texts, group, strict=True))
+    answers = ask(config, question, count, greedy=greedy)
     if as_json:
-        rows = [{"text": text, "finish": one.finish, "tokens": len(one.token_ids)} for text, one in pairs]
-        print_json({"model": model_or_run, "question": question, "completions": rows})
+        print_json({"model": model_or_run, "question": question, "completions": [vars(answer) for answer in answers]})
         return
-    for number, (text, completion) in enumerate(pairs, 1):
-        cut = f"(cut off after {len(completion.token_ids)} tokens)" if completion.finish == "length" else ""
-        if len(group) > 1:
-            click.echo(f"--- {number} of {len(group)} {cut}".rstrip(), err=True)
-        out(visible(text) if sys.stdout.isatty() else text)
-        if cut and len(group) == 1:
+    for number, answer in enumerate(answers, 1):
+        cut = f"(cut off after {answer.tokens} tokens)" if answer.finish == "length" else ""
+        if len(answers) > 1:
+            click.echo(f"--- {number} of {len(answers)} {cut}".rstrip(), err=True)
+        out(visible(answer.text) if sys.stdout.isatty() else answer.text)
+        if cut and len(answers) == 1:
             click.echo(cut, err=True)
 
 
@@ -214,7 +194,7 @@ def doctor(settings: Sequence[str], as_json: bool) -> None:
     from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training
 
-    training = prepare_training(config)
+    training = prepare_training(config, say=display.note)
     with training.scorer:
         examination = examine(training)
     display.opening(examination, config)

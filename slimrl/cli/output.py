@@ -43,15 +43,11 @@ def print_json(data: Any) -> None:
 def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> Display:
     """The display of a verb that loads a model; other libraries are silenced."""
     silence_libraries()
-    from slimrl.config.places import is_hub_name
+    from slimrl.api.screen import announce
     from slimrl.display.run import Display
 
     display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
-    path = config.model.path
-    if is_hub_name(path) and not Path(path).is_dir():  # a misspelt folder can look like a name on the Hub
-        display.say(f"model.path={path} is no folder here, so it is taken from the Hugging Face Hub")
-    if config.rollout.compile:
-        display.say("rollout.compile=true: the first decode steps are compiled, which takes a minute or more")
+    announce(config, display)
     return display
 
 

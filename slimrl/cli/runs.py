@@ -13,6 +13,7 @@ from slimrl.machine.signals import Stop
 
 if TYPE_CHECKING:
     from slimrl.results import SftSummary, TrainSummary
+    from slimrl.session.listeners import Sink
 
 RESUME = click.option(
     "--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with; alone, the newest."
@@ -72,6 +73,7 @@ def _run(
         display = open_display(config, quiet, *samples)
         from slimrl.parallel.follow import follow
         from slimrl.parallel.team import team
+        from slimrl.report.run import RunPage
         from slimrl.trackers.remote import open_trackers
 
         summary: TrainSummary | SftSummary
@@ -81,7 +83,7 @@ def _run(
                 stop.defer()
                 follow(ranks, stop)
                 return
-            sinks = open_trackers(config.log, display.say, display.note)
+            sinks: tuple[Sink, ...] = (RunPage(), *open_trackers(config.log, display.say, display.note, stop))
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
 

@@ -80,8 +80,9 @@ def study_plan(
     from slimrl.display.run import Display
     from slimrl.study.plan import plan_study, sentences
 
-    plan = plan_study(expanded, folder, slots=slots or 0, effects=tuple(points / 100 for points in effect))
     display = Display()
+    shares = tuple(points / 100 for points in effect)
+    plan = plan_study(expanded, folder, slots=slots or 0, effects=shares, say=display.say)
     for sentence in sentences(plan):
         display.say(sentence)
     if as_json:

@@ -25,6 +25,10 @@ from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainC
 from slimrl.errors import SettingsError
 
 Root = TypeVar("Root", bound=RootConfig)
+OF_A_PROGRAM = (
+    "# The rewards __main__:... are functions of the Python program that began this run. That program resumes it, with\n"
+    "# slimrl.train(resume=RUN, rewards=[...]) and the same functions; slimrl train --resume cannot.\n"
+)
 STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
@@ -174,17 +178,26 @@ def parse_override(text: str) -> dict[str, Any]:
     Raises SettingsError for anything else.
     """
     key, equals, value = text.partition("=")
-    # The name of a user's reward function holds dots of its own: rewards.custom.my.py:brevity.weight=0.5
-    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+)((?:\.\w+)*)", key.strip())
-    parts = ["rewards", "custom", custom[1], *custom[2].split(".")[1:]] if custom else key.strip().split(".")
+    parts = _parts(key.strip())
     if not equals or not all(parts):
         raise SettingsError(f"{text!r} is neither a settings file nor section.key=value")
-    nested: Any = _value(text, value.lstrip() if key != key.rstrip() else value, _annotation(parts))
-    if custom and not custom[2]:
-        nested = long_form(nested)
+    return nested(key.strip(), _value(text, value.lstrip() if key != key.rstrip() else value, _annotation(parts)))
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """A value under its dotted key, as the nested mapping of a file."""
+    parts = _parts(key)
+    found: Any = long_form(value) if parts[:2] == ["rewards", "custom"] and len(parts) == 3 else value
     for part in reversed(parts):
-        nested = {part: nested}
-    return dict(nested)
+        found = {part: found}
+    return dict(found)
+
+
+def _parts(key: str) -> list[str]:
+    """The parts of a dotted key."""
+    # The name of a user's reward function holds dots of its own: rewards.custom.my.py:brevity.weight
+    custom = re.fullmatch(r"rewards\.custom\.(.+:\w+)((?:\.\w+)*)", key)
+    return ["rewards", "custom", custom[1], *custom[2].split(".")[1:]] if custom else key.split(".")
 
 
 def _annotation(parts: Sequence[str]) -> Any:
@@ -245,7 +258,9 @@ def with_chosen(config: Root, chosen: Mapping[str, Any]) -> Root:
 
 def dump_yaml(config: BaseModel) -> str:
     """The whole settings object as YAML, readable by `load_config` from any folder: paths are absolute."""
-    return yaml.safe_dump(anchored(config.model_dump(), Path.cwd()), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(anchored(config.model_dump(), Path.cwd()), sort_keys=False, allow_unicode=True)
+    rewards = getattr(config, "rewards", None)
+    return OF_A_PROGRAM + text if rewards and rewards.of_the_program else text
 
 
 def settings_of(config: RootConfig, *, absolute: bool = False) -> dict[str, Any]:

@@ -92,7 +92,7 @@ NAMES: tuple[Foreign, ...] = (
     *_names("algorithm.kl_place", verl="use_kl_in_reward", values={"true": "reward", "false": "loss"}),
     *_names("algorithm.kl_estimator", verl="kl_loss_type kl_penalty", values=_KL_TYPES),
     *_names("algorithm.kl_estimator", trl="use_bias_correction_kl", values={"true": "k3_k2", "false": "k3"},
-            note="k3 times the ratio has the gradient of k3_k2"),
+            note="k3 times the ratio has the gradient of k3_k2 at a ratio of 1"),
     *_names("algorithm.clip_low", trl="epsilon", note="optimizer.epsilon is AdamW's"),
     *_names("algorithm.clip_low", trl="epsilon_low", verl="clip_ratio_low"),
     *_names("algorithm.clip_high", trl="epsilon_high", verl="clip_ratio_high"),

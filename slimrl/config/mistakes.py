@@ -203,7 +203,9 @@ def type_words(kind: type[BaseModel], name: str) -> str:
     return _type(schema["properties"][name], schema.get("$defs", {}))
 
 
-def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+def _type(schema: Mapping[str, Any] | bool, definitions: Mapping[str, Any]) -> str:
+    if isinstance(schema, bool):  # JSON Schema's own word for any value
+        return "anything"
     if "$ref" in schema:
         return "{" + ", ".join(definitions[schema["$ref"].rpartition("/")[2]]["properties"]) + "}"
     if "enum" in schema:

@@ -19,6 +19,15 @@ class Weight:
     """One of the four that `as_published` switches."""
 
 
+PROGRAM = "__main__"
+"""Place of functions that a Python program hands over, as `__main__:brief`: no other process can call them."""
+
+
+def is_programs(spec: str) -> bool:
+    """True for a function of the program that called SlimRL, False for one of a file or a module."""
+    return spec.rpartition(":")[0] == PROGRAM
+
+
 class CustomReward(Section):
     """A reward function of yours, named `file.py:function` or `package.module:function`, with TRL's signature."""
 
@@ -101,7 +110,8 @@ class RewardsConfig(Section):
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
     deadline: Positive = 10.0
-    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable."""
+    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable. In an
+    evaluation the completions of a problem, which may be more, have it once for every `rollout.group_size` of them."""
     memory: Positive = 4.0
     """GiB that a worker may take."""
     unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -126,6 +136,11 @@ class RewardsConfig(Section):
         return tuple(spec for spec, custom in self.custom.items() if custom.weight)
 
     @property
+    def of_the_program(self) -> tuple[str, ...]:
+        """Those of them that only the program which called SlimRL can call."""
+        return tuple(spec for spec in self.custom_paid if is_programs(spec))
+
+    @property
     def judge_paid(self) -> tuple[str, ...]:
         """The judges whose weight is not 0."""
         return tuple(name for name, judge in self.judge.items() if judge.weight)
@@ -136,8 +151,19 @@ class RewardsConfig(Section):
         return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid, *self.judge_paid)
 
     @model_validator(mode="after")
+    def _own_names_are_own(self) -> Self:
+        """Also where the built-in reward is not paid: metrics, evaluations and the gold check know it by its name."""
+        functions = {f"rewards.custom: {spec!r}": spec.rpartition(":")[2] for spec in self.custom}
+        judges = {f"rewards.judge.{name}": name for name in self.judge}
+        for setting, name in {**functions, **judges}.items():
+            if name in self.marked(Weight):
+                other = ", or import the function under another name in a file of yours" if setting in functions else ""
+                raise ValueError(f"{setting} has the name of the built-in reward {name}; rename it{other}")
+        return self
+
+    @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
-        idle = self.workers == 0 or not self.custom_paid
+        idle = self.workers == 0 or len(self.of_the_program) == len(self.custom_paid)
         for key in ("deadline", "memory"):
             if idle and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")

@@ -178,7 +178,7 @@ UNREAD_BY_SFT = {
     "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),
     "checkpoint": ("keep_best",),
-    "log": ("samples_every", "samples", "rollouts", "model", "profile"),
+    "log": ("samples_every", "samples", "rollouts", "tokens", "model", "profile"),
 }
 """Settings of shared sections that only training reads: dropped from files, which both verbs share, refused as overrides."""
 

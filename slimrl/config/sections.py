@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section, Share
-from slimrl.terms import Checker, Schedule, Template, Tracker
+from slimrl.terms import Checker, Schedule, Template, TokenLog, Tracker
 
 
 def _moment(value: str) -> str:
@@ -310,6 +310,9 @@ class LogConfig(Section):
     """Completions shown each time."""
     rollouts: bool = True
     """Store every completion with its scores under rollouts/."""
+    tokens: TokenLog = "samples"
+    """Completions of which rollouts/ has the numbers of every token too (log-probabilities, ratio, entropy, KL, weight in the
+    loss), for the run's page: `samples` are those of the first four problems of each step (docs/run-page.md)."""
     model: bool = True
     """Store the trained model under final/."""
     profile: bool = False
@@ -323,9 +326,11 @@ class LogConfig(Section):
     """Name under which trackers put runs together; the runs of a study have its name."""
 
     @model_validator(mode="after")
-    def _trackers_are_named_once(self) -> Self:
+    def _consistent(self) -> Self:
         if len(self.to) > len({*self.to}):
             raise ValueError(f"log.to names a tracker twice ({', '.join(self.to)}); remove one")
+        if self.tokens == "all" and not self.rollouts:
+            raise ValueError("log.tokens=all has no effect without log.rollouts=true; remove one")
         if not self.project.strip():
             raise ValueError("log.project is empty; give the project a name, or leave the setting out")
         return self

@@ -11,9 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column as Cell
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +25,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
-from slimrl.tasks import Task
+from slimrl.tasks import Task as Problems
 from slimrl.text import duration, visible
 
 WIDTH = 80
@@ -61,6 +63,10 @@ NAMES = {"drop": "below their originals", "disputed": "disputed by the independe
 """Measures of the closing table in words."""
 STEP, SPEED, LEFT = 11, 8, 6
 """Widths of the columns around these."""
+BAR = 24
+"""Width of a bar, which leaves room for the words behind it."""
+DRAWN_PER_SECOND = 4
+"""Times that the bars are drawn: they share the processor with the run."""
 QUIET_SECONDS = 30.0
 """Between two lines on the progress of an evaluation if stderr is not a terminal."""
 
@@ -69,6 +75,15 @@ def fitted(value: float, digits: int, width: int) -> str:
     """A number in at most `width` (5 or more) characters, with fewer digits where it is large."""
     shown = next((text for d in range(digits, -1, -1) if len(text := f"{value:,.{d}f}") <= width), "")
     return shown or next(text for d in (2, 1, 0) if len(text := f"{value:.{d}e}") <= width or d == 0)
+
+
+class Behind(ProgressColumn):
+    """The words behind a bar; for a part of a step with the time since it began, which goes on also while nothing is done."""
+
+    def render(self, task: Task) -> Text:
+        since = task.fields["since"]
+        clock = f", {duration(time.monotonic() - since)}" if since else ""
+        return Text(f"{task.fields['rest']}{clock}", no_wrap=True)
 
 
 class Display:
@@ -83,10 +98,16 @@ class Display:
         self._said: set[str] = set()
         """Notes and warnings that were shown."""
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"), console=self.console
+            TextColumn("{task.description}", table_column=Cell(no_wrap=True)),
+            BarColumn(BAR),
+            Behind(table_column=Cell(no_wrap=True)),
+            console=self.console,
+            refresh_per_second=DRAWN_PER_SECOND,
         )
-        self.bar = self.progress.add_task("training", total=1, rest="", visible=False)
-        self.measuring = self.progress.add_task("measuring", total=1, rest="", visible=False)
+        names = ("training", "sampling", "measuring")
+        self.bar, self.part, self.measuring = (
+            self.progress.add_task(name, total=1, visible=False, rest="", since=0.0) for name in names
+        )
         self._began = self._shown = 0.0
         """The evaluation, and the last line on it: seconds of the monotonic clock."""
 
@@ -153,11 +174,31 @@ class Display:
         rest = f"{duration((now - self._began) / done * (total - done))} left" if done else ""
         if self.console.is_terminal:
             if done == 0:
-                self.progress.start()
+                self._start()
             self.progress.update(self.measuring, total=total, completed=done, visible=done < total, rest=rest)
         elif done < total and now - self._shown >= QUIET_SECONDS:
             self._shown = now
             self.say(f"measuring: {done} of {total} problems, {rest}")
+
+    def sampling(self, done: int, total: int) -> None:
+        """Completions of a step that are sampled: a bar on a terminal until the update begins, and nothing elsewhere."""
+        self._part("sampling" if done < total else "scoring", done, total, begins=done == 0)
+
+    def updating(self, done: int, total: int) -> None:
+        """Completions that the updates of a step are done with: a bar on a terminal until all are, and nothing elsewhere."""
+        self._part("updating" if done < total else "", done, total, begins=done == 0)
+
+    def _part(self, name: str, done: int, total: int, *, begins: bool) -> None:
+        """The bar of a part of a step; it is only noted here, and drawn by rich's own thread. Without a name it goes."""
+        if not self.console.is_terminal or self.console.quiet:
+            return
+        fields: dict[str, Any] = {"since": time.monotonic()} if begins else {}
+        if begins:
+            self._start()
+        words = f"{done:,} of {total:,} completions"
+        self.progress.update(
+            self.part, total=total, completed=done, visible=bool(name), description=name, rest=words, **fields
+        )
 
     def evaluation(self, evaluation: Evaluation, when: str | None = None, task: str = "") -> None:
         """One line per split; `when` follows the split's name, by default with the evaluation's step."""
@@ -177,10 +218,10 @@ class Display:
             if s["truncated"] > 0.5:
                 self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
-    def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Task) -> None:
+    def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Problems) -> None:
         """A row of the table, the bar, and at every `samples_every`-th step some completions."""
-        if not self.progress.live.is_started and self.console.is_terminal:
-            self.progress.start()
+        self._start()
+        self.progress.update(self.part, visible=False)  # also where an update broke off
         if not self.titled:
             self.titled = True
             self.say(_row("step", [c.title for c in COLUMNS], "tokens/s", "left"), "bold")
@@ -232,7 +273,7 @@ class Display:
         self._effects(summary.inert, summary.confounded, config, " in this run")
         path = Path(summary.run)
         found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
-        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png")
+        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
 
     def _held_out_tables(self, summary: TrainSummary) -> None:
         """Accuracies, shares and drops in %, and below them rewards in their own units."""
@@ -261,8 +302,14 @@ class Display:
         for sentence in summary.findings:
             self.note(sentence, "finding", "yellow")
 
+    def _start(self) -> None:
+        """Put the bars on the screen, where it is one."""
+        if self.console.is_terminal and not self.console.quiet and not self.progress.live.is_started:
+            self.progress.start()
+
     def stop(self) -> None:
         """Take the bar off the screen."""
+        self.progress.update(self.part, visible=False)
         if self.progress.live.is_started:  # else rich prints an empty line into a file
             self.progress.stop()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from slimrl.export.ollama import Modelfile, find_turns
 from slimrl.export.run import FinishedRun
 from slimrl.export.vocabulary import adds_bos, stop_ids_of
+from slimrl.model.architecture import context_of
 from slimrl.model.prompts import make_prompter
 from slimrl.tasks.styles import STYLES
 
@@ -38,4 +39,5 @@ def modelfile_of(run: FinishedRun, weights: str) -> Modelfile:
         stops=[*ends, *texts],
         temperature=rollout.temperature,
         budget=rollout.budget,
+        context=context_of(AutoConfig.from_pretrained(str(run.model)).get_text_config())[0],
     )

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 from slimrl.errors import DataError
 
+PROMPT_ROOM = 2048
+"""Tokens of the context beside a completion's, for the prompt and for earlier turns."""
+CONTEXT_STEP = 1024
 Messages = Sequence[dict[str, str]]
 SYSTEM, QUESTION, REPLY, AGAIN = (
     "an instruction of the probe",
@@ -103,6 +106,14 @@ class Modelfile:
     temperature: float
     budget: int
     """Tokens of a completion at most."""
+    context: int
+    """Tokens that the model reads at most, prompt and completion together."""
+
+    @property
+    def window(self) -> int:
+        """The context to set: Ollama's own may be shorter than a completion, and then forgets the question within it."""
+        wanted = -(-(self.budget + PROMPT_ROOM) // CONTEXT_STEP) * CONTEXT_STEP
+        return min(self.context, wanted)
 
     def text(self) -> str:
         """The file. Raises DataError for texts with three quotes in a row, which a Modelfile cannot say."""
@@ -114,7 +125,7 @@ class Modelfile:
         lines += [f"PARAMETER stop {_quoted(stop)}" for stop in self.stops]
         sampling = {
             "temperature": f"{self.temperature:g}", "top_p": "1", "top_k": "0", "min_p": "0", "repeat_penalty": "1",
-            "num_predict": str(self.budget),
+            "num_predict": str(self.budget), "num_ctx": str(self.window),
         }  # fmt: skip
         lines += [f"PARAMETER {name} {value}" for name, value in sampling.items()]
         return "\n".join(lines) + "\n"

@@ -54,6 +54,7 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
         prefix = _space_prefix(table)
         words = "default"
     else:
+        _check_text_is_kept(table)
         prefix, words = False, words_name(table)
     tokens, kinds = _tokens(tokenizer, size, pieces=pieces, unknown=model.get("unk_token"))
     ranks: dict[str, int] = {}
@@ -90,6 +91,17 @@ def words_name(table: Mapping[str, Any]) -> str:
         f"the tokenizer cuts text in a way ({', '.join(map(str, kinds)) or 'none'}) of which SlimRL does not know llama.cpp's "
         "name; convert the folder of --for transformers with llama.cpp's own script"
     )
+
+
+def _check_text_is_kept(table: Mapping[str, Any]) -> None:
+    """Raises DataError for a normalizer, since llama.cpp applies none to byte-level BPE; NFC, which joins accents, may stay."""
+    found = table.get("normalizer") or {}
+    kinds = [step.get("type") for step in found.get("normalizers", [found] if found else [])]
+    if others := [str(kind) for kind in kinds if kind != "NFC"]:
+        raise DataError(
+            f"the tokenizer changes text before it cuts it ({', '.join(others)}), and llama.cpp would not, so the model would "
+            "read other tokens; use --for transformers"
+        )
 
 
 def _space_prefix(table: Mapping[str, Any]) -> bool:

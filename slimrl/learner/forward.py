@@ -21,6 +21,7 @@ from slimrl.errors import SettingsError
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
@@ -73,13 +74,15 @@ class Microbatcher:
         *,
         profiler: Profiler = OFF,
         stop: Stop = NEVER,
+        progress: Progress = silent,
         ranks: Ranks = ALONE,
     ) -> None:
+        """`progress` is told of the completions that an update is done with, over all passes of a step."""
         self.plan, self.ranks = plan, ranks
         self.temperature = config.rollout.temperature
         self.fixed_split = config.algorithm.aggregation == "microbatch_token_mean"
         """Results depend on the micro-batches, which must not become smaller."""
-        self.profiler, self.stop = profiler, stop
+        self.profiler, self.stop, self.progress = profiler, stop, progress
 
     def split(self, rows: Rows, chosen: Tensor) -> list[Tensor]:
         """The chosen rows [n] in parts that fit the plan, and enough of them for every rank."""

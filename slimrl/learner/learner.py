@@ -30,9 +30,10 @@ from slimrl.learner.offload import offload_reference
 from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
+from slimrl.learner.trace import Trace, begin_trace
 from slimrl.machine.ranks import loss_stops
 from slimrl.model.policy import Policy, freeze
-from slimrl.records import Batch, Group, Plan, Rows
+from slimrl.records import Batch, Group, Plan, Rows, Traced
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """Metrics of the updates of a step, and the first fault among them."""
+    """Metrics of the updates of a step, the first fault among them, and the numbers of tokens that log.tokens asks for."""
 
     metrics: Metrics
     fault: Fault | None = None
+    traced: Traced | None = None
 
 
 class Learner:
@@ -106,23 +108,29 @@ class Learner:
         rows = make_rows(groups, overlong_filtering=filtering, step=step, pad_id=self.policy.pad_id)
         if not rows.loss_mask.any():
             return UpdateResult({"update/skipped": 1.0})
+        total, done = len(rows.lengths) * optimizer.epochs, 0
+        self.microbatcher.progress(0, total)
         try:
             with loss_stops():
                 batch, measured = self.targets.batch(groups, rows)
                 vocabulary = self.targets.vocabulary_kl(rows)
         except NonFiniteError as error:
             return UpdateResult({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), rows))
+        trace = begin_trace(batch, self.config.log)
         parts = minibatches(batch.groups, count=optimizer.minibatches)
         updates: list[Metrics] = []
         fault: Fault | None = None
         for number in range(len(parts) * optimizer.epochs):
-            part = take(batch, parts[number % len(parts)])
+            chosen = parts[number % len(parts)]
+            part = take(batch, chosen)
+            shown = partial(self._show, done, total)
+            done += len(part.lengths)
             if not part.loss_mask.any():
                 updates.append({"update/skipped": 1.0})
                 continue
             try:
                 with loss_stops() if number == 0 else nullcontext():
-                    updates.append(self._minibatch(part, vocabulary, step, number))
+                    updates.append(self._minibatch(part, vocabulary, step, number, trace.update(chosen, part), shown))
             except SpoiledWeightsError as error:
                 spoiled = Fault(str(error), part, spoiled=True)
                 return UpdateResult(measured | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
@@ -130,11 +138,25 @@ class Learner:
                 self.drop()
                 fault = fault or Fault(str(error), part)
                 updates.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
-        return UpdateResult(measured | _mean(updates), fault)
+        self.microbatcher.progress(total, total)
+        return UpdateResult(measured | _mean(updates), fault, trace.joined(self.microbatcher.ranks).traced())
 
-    def _minibatch(self, batch: Batch, vocabulary: VocabularyKl | None, step: int, number: int) -> Metrics:
+    def _show(self, before: int, total: int, done: int) -> None:
+        """Tell of the rows of an update that are `done`, with those of the updates before it."""
+        self.microbatcher.progress(before + done, total)
+
+    def _minibatch(
+        self,
+        batch: Batch,
+        vocabulary: VocabularyKl | None,
+        step: int,
+        number: int,
+        trace: Trace,
+        shown: Callable[[int], object],
+    ) -> Metrics:
         """One optimizer update, number `number` of its step: gradient in micro-batches, clip, step.
 
+        `shown` is told the rows whose gradient is there.
         No split into micro-batches changes the gradient by more than rounding. Raises NonFiniteError before a number that
         is not finite reaches the weights.
         """
@@ -151,6 +173,7 @@ class Learner:
                 means = TokenMeans(first=number == 0)
                 mask = self._gradient_mask(batch, may_stop=number == 0)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
+                done = 0
                 for chosen in self.microbatcher.own(batch, parts):
                     self._check_stop(number)
                     micro = take(batch, chosen)
@@ -160,7 +183,10 @@ class Learner:
                         weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
                     with checked(self.policy.model, partial(self._check_stop, number)):
                         # No name for the loss: its graph would stay alive while a failed attempt is repeated.
-                        self._backward(self._loss(micro, weight, mask[chosen, :width], vocabulary, means))
+                        self._backward(
+                            self._loss(micro, weight, mask[chosen, :width], vocabulary, means, trace.part(chosen))
+                        )
+                    shown(done := done + len(chosen))
                 if self.critic is not None:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:
@@ -189,6 +215,7 @@ class Learner:
         gradient_mask: Tensor,
         vocabulary: VocabularyKl | None,
         means: TokenMeans,
+        trace: Trace,
     ) -> Tensor:
         """The sum over tokens of weights * (gradient_mask * importance * surrogate + kl_coef * KL - entropy_coef * entropy).
 
@@ -220,6 +247,8 @@ class Learner:
         means.most("update/microbatch_tokens", packed_tokens(micro))
         means.total("loss", loss.detach())
         self._measure(batch, logprobs.detach(), old, entropy.detach(), kl.detach(), means)
+        share = trace.scale * weights * gradient_mask
+        trace.keep(lambda: self._traced(batch, (logprobs.detach(), old, entropy.detach(), kl.detach()), share))
         return loss
 
     def _backward(self, loss: Tensor) -> None:
@@ -257,9 +286,7 @@ class Learner:
             means.add("kl", kl, mask)
         means.add("entropy", entropy, mask)
         if SURROGATES[algorithm.surrogate].clips:
-            ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
-            low = (ratio < 1 - algorithm.clip_low) & (batch.advantages < 0)
-            high = (ratio > 1 + algorithm.clip_high) & (batch.advantages > 0)
+            low, high = self._clipped(batch, clipped_ratio(algorithm.surrogate, logprobs, old, mask))
             means.add("clip_ratio/low_mean", low, mask)
             means.add("clip_ratio/high_mean", high, mask)
             means.add("clip_ratio/region_mean", low | high, mask)
@@ -267,6 +294,36 @@ class Learner:
             gap, on_policy = (logprobs - batch.sampler_logprobs).abs(), mask & batch.on_policy[:, None]
             means.add("sampling/sampling_logp_difference/mean", gap, on_policy)
             means.maximum("sampling/sampling_logp_difference/max", gap, on_policy)
+
+    def _clipped(self, batch: Batch, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L] bool each: a ratio below the lower bound with a negative advantage, above the upper with a positive one."""
+        algorithm, advantages = self.config.algorithm, batch.advantages
+        low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
+        return low, (ratio > 1 + algorithm.clip_high) & (advantages > 0)
+
+    def _traced(self, batch: Batch, found: tuple[Tensor, Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
+        """[len(TRACED), B, L] float16 of a micro-batch: `found` are its log-probabilities, the old ones, entropies and KL."""
+        algorithm, mask = self.config.algorithm, batch.loss_mask
+        logprobs, old, entropy, kl = found
+        surrogate = SURROGATES[algorithm.surrogate]
+        ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
+        low, high = self._clipped(batch, ratio)
+        if algorithm.kl_place == "reward":
+            kl = logprobs - batch.reference_logprobs
+        unknown = torch.full_like(logprobs, torch.nan)
+        numbers = (
+            batch.advantages,
+            logprobs - batch.sampler_logprobs,
+            ratio.log() if surrogate.ratio else unknown,
+            low | high if surrogate.clips else unknown,
+            entropy,
+            kl if algorithm.kl_coef else unknown,
+            weights * batch.importance,
+        )
+        kept = torch.stack([number.half() for number in numbers])
+        known = mask.expand_as(kept).clone()
+        known[0], known[-1] = batch.completion_mask, batch.completion_mask  # a token without loss has a weight of 0
+        return kept.masked_fill(~known, torch.nan)
 
     def _critic_gradient(self, batch: Batch, number: int, means: TokenMeans) -> None:
         """The critic's gradient over the micro-batches of one update: a mean over the tokens that carry loss."""

@@ -1,24 +1,36 @@
 """Requests to stop a run: SIGTERM from a scheduler, Ctrl-C, or the end of its time.
 
 The first request stops the run at the next safe point, between decode steps or layers of an update; a second signal ends the
-process at once.
+process at once, or in a program of the user's raises KeyboardInterrupt there.
 """
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 ECHO_SECONDS = 1.0  # a signal within this time after the first one is a repetition of it
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C
+MAX_TIME = "max_time"
+"""The cause of a stop that is no signal."""
+NOTHING_LOST = ", before there was anything to lose"
+
+
+FREE: dict[signal.Signals, Callable[..., Any] | signal.Handlers] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+"""Python's own handlers, which a program has unless it sets others."""
 
 
 class Stopped(BaseException):  # not an Exception, so that no handler of errors swallows it
     """The run was asked to stop; `str()` names the cause."""
 
-    def __init__(self, cause: str, exit_code: int, where: str = ", before there was anything to lose") -> None:
+    def __init__(self, cause: str, exit_code: int, where: str = NOTHING_LOST) -> None:
         super().__init__(f"stopped by {cause}{where}")
         self.cause, self.exit_code, self.where = cause, exit_code, where
 
@@ -33,7 +45,13 @@ class Stop:
         self._asked: Stopped | None = None
         self._started, self._end = time.monotonic(), float("inf")
         self._at_once = False
+        self._is_guest = False
         self._heard: float | None = None  # when the first signal came
+
+    @property
+    def is_signalled(self) -> bool:
+        """True once a signal has come, after which the process may soon be killed."""
+        return self._heard is not None
 
     def after(self, seconds: float) -> None:
         """Stop `seconds` after this object was made; 0: never."""
@@ -46,15 +64,31 @@ class Stop:
     def check(self) -> None:
         """Raises Stopped if a stop was asked for or the time is over."""
         if self._asked is None and time.monotonic() >= self._end:
-            self.ask("max_time", PREEMPTED)
+            longer = "; raise max_time, which is over before the run can begin"
+            self._asked = Stopped(MAX_TIME, PREEMPTED, NOTHING_LOST + longer)
         if self._asked is not None:
             raise self._asked
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         """Handle SIGTERM and SIGINT within the context, in the main thread. Until `defer`, a signal raises Stopped at once."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        self._at_once = True
+        with self._handling(signal.SIGTERM, signal.SIGINT):
+            yield
+
+    @contextmanager
+    def on_free_signals(self) -> Iterator[None]:
+        """As `on_signals`, as a guest in a program of the user's: only signals that it leaves to Python, in the main thread; a
+        second one acts as if nothing handled it.
+        """
+        self._is_guest = True
+        main = threading.current_thread() is threading.main_thread()
+        with self._handling(*(number for number in FREE if main and signal.getsignal(number) is FREE[number])):
+            yield
+
+    @contextmanager
+    def _handling(self, *numbers: signal.Signals) -> Iterator[None]:
+        before = {number: signal.getsignal(number) for number in numbers}
+        self._at_once = bool(before)
         for number in before:
             signal.signal(number, self._hear)
         try:
@@ -71,6 +105,10 @@ class Stop:
         code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
         if self._heard is not None:
             if time.monotonic() - self._heard > ECHO_SECONDS:
+                if self._is_guest:
+                    signal.signal(number, FREE[signal.Signals(number)])
+                    signal.raise_signal(number)
+                    return
                 os._exit(code)  # child processes notice the end of this one
             return  # schedulers signal the whole job, and its shell passes the signal on: that is one signal
         self._heard = time.monotonic()

@@ -7,6 +7,8 @@ training takes many times as long. So SlimRL lets them spin briefly, and uses fe
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,3 +99,19 @@ def settle_threads() -> str:
     torch.set_num_threads(left)
     use, compute = f"{others:.1f} of {after.cores} cores", f"{left} thread{'s compute' if left > 1 else ' computes'}"
     return f"other processes use {use}, so {compute} instead of {threads}; OMP_NUM_THREADS={threads} takes all"
+
+
+@contextmanager
+def threads_of_a_call() -> Iterator[None]:
+    """Within the block threads are settled as in a new process; behind it as many compute as before."""
+    global _began, _settled
+    import torch
+
+    count, before = torch.get_num_threads(), (_began, _settled)
+    _began, _settled = usage(), False
+    try:
+        yield
+    finally:
+        _began, _settled = before
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)

@@ -136,6 +136,16 @@ class Policy:
             ids = [i for i in ids if i not in special or i in form]
         return self.opening + self.stop_texts.cut(self.tokenizer.decode(ids, skip_special_tokens=not form))
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; a character that is spread over several of them becomes U+FFFD in each."""
+        names = self.tokenizer.convert_ids_to_tokens(list(token_ids))
+        texts = self.tokenizer.batch_decode([[i] for i in token_ids])
+        # decoders of the SentencePiece kind take the space before a first word for none of the text's
+        return [
+            f" {text}" if str(name).startswith("\u2581") and not text.startswith(" ") else text
+            for name, text in zip(names, texts, strict=True)
+        ]
+
     def read_back(self, token_ids: Sequence[int]) -> str:
         """The text of a completion of which these are the ids: it ends with its first stop token."""
         end = next((n for n, i in enumerate(token_ids) if i in self.stop_ids), len(token_ids))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimrl.algorithm.batch import balanced
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.ranks import Ranks, loss_stops
 from slimrl.parallel.orders import Draw
 from slimrl.records import Completion
@@ -34,23 +35,33 @@ class DividedSampler:
         max_new_tokens: int,
         temperature: float = 1.0,
         on_group: OnGroup = ignore,
+        progress: Progress = silent,
     ) -> Drawn:
-        """See `Sampler`; `on_group` hears of the groups of other ranks when all are done. Raises Stopped where one is lost."""
-        with loss_stops():
-            return self._generate(requests, max_new_tokens, temperature, on_group)
+        """See `Sampler`; `on_group` hears of the groups of other ranks when all are done, and `progress` is told of this rank's.
 
-    def _generate(
-        self, requests: Sequence[Request], max_new_tokens: int, temperature: float, on_group: OnGroup
-    ) -> Drawn:
-        tokens = self.mean_tokens or max_new_tokens / 2
+        Raises Stopped where a rank is lost.
+        """
+        with loss_stops():
+            return self._generate(requests, Draw(max_new_tokens, temperature), on_group, progress)
+
+    def _generate(self, requests: Sequence[Request], order: Draw, on_group: OnGroup, progress: Progress) -> Drawn:
+        tokens = self.mean_tokens or order.max_new_tokens / 2
         dealt = balanced([len(r.prompt_ids) + r.completions * tokens for r in requests], self.ranks.size)
-        self.ranks.tell(Draw(max_new_tokens, temperature))
+        self.ranks.tell(order)
         own = self.ranks.deal([[requests[index] for index in part] for part in dealt])
 
         def done(place: int, completions: tuple[Completion, ...]) -> None:
             on_group(dealt[0][place], completions)
 
-        mine = self.sampler.generate(own, max_new_tokens=max_new_tokens, temperature=temperature, on_group=done)
+        total = sum(request.completions for request in requests)
+        share = total / max(1, sum(request.completions for request in own))
+        mine = self.sampler.generate(
+            own,
+            max_new_tokens=order.max_new_tokens,
+            temperature=order.temperature,
+            on_group=done,
+            progress=lambda drawn, _: progress(round(drawn * share), total),
+        )
         self.slots = self.sampler.slots
         found: dict[int, tuple[Completion, ...]] = dict(zip(dealt[0], mine, strict=True))
         others: list[Drawn | Exception] = self.ranks.exchange([])

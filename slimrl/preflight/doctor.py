@@ -13,8 +13,8 @@ from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.policy import Policy
 from slimrl.preflight.effects import confounded_switches, inert_switches
-from slimrl.preflight.notes import PROBE_PROBLEMS
 from slimrl.preflight.observed import observe
+from slimrl.preflight.price import PROBE_PROBLEMS
 from slimrl.preflight.setup import Setup, TrainSetup
 from slimrl.records import Group, Problem
 from slimrl.results import DoctorReport

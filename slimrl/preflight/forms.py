@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from slimrl.preflight.setup import Setup, encode_prompt, instruction_for
+from slimrl.preflight.prompting import instruction_for
+from slimrl.preflight.setup import Setup, encode_prompt
 from slimrl.records import Completion
 from slimrl.results import FormFinding
 from slimrl.rollout import Request

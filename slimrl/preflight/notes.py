@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
+from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.model.prompts import Prompter
-from slimrl.rewards import JUDGED
 from slimrl.rewards.gold import GoldReport, GoldTrial
 from slimrl.tasks import Task
 from slimrl.tasks.rows import bad_rows
 from slimrl.tasks.styles import MARKERS
 
-PROBE_PROBLEMS = 16
-"""Training problems that are sampled before a run, at most."""
 LEAST_MOVED = 1e-4
 """Share of narrow weights that change in an update, below which a run is told so. At the default rates it is between 4e-4 and
 6e-2 (SmolLM2-135M, Qwen2.5-Coder-0.5B)."""
@@ -43,34 +39,6 @@ def trial_note(trial: GoldTrial) -> str:
     low, high, mean = min(trial.scores), max(trial.scores), fmean(trial.scores)
     got = f"each {low:g}" if low == high else f"between {low:g} and {high:g}, mean {mean:.3g}"
     return f"{trial.reward}: {len(trial.scores)} of {rows} tried have a score, {got}"
-
-
-def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
-    """The calls of a run's judges, at most and without retries; `held_out` problems are evaluated."""
-    asked, rollout, evaluation = config.rewards.judge_paid, config.rollout, config.evaluation
-    if not asked:
-        return []
-    refill = config.algorithm.dynamic_sampling == "refill"
-    groups = rollout.problems * (config.algorithm.refill_budget if refill else 1)
-    step = math.ceil(groups) * rollout.group_size
-    every = evaluation.every or config.steps
-    times = len({0, *range(every, config.steps, every), config.steps})
-    evaluations = times * held_out * (evaluation.samples + evaluation.greedy)
-    probe = JUDGED + PROBE_PROBLEMS * rollout.group_size
-    total = len(asked) * (config.steps * step + evaluations + probe)
-    names = " and ".join(asked)
-    return [
-        f"judge {names}: at most {total:,} calls without retries, {config.steps:,} steps of {step:,} completions, "
-        f"{evaluations:,} held out and {probe:,} before the first step"
-        f"{f', for each of {len(asked)} judges' if len(asked) > 1 else ''}; what the cache holds is not asked again"
-    ]
-
-
-def measuring_notes(config: EvalConfig, held_out: int) -> list[str]:
-    """The calls of the judges of an evaluation, at most and without retries."""
-    asked, evaluation = config.rewards.judge_paid, config.evaluation
-    total = len(asked) * held_out * (evaluation.samples + evaluation.greedy)
-    return [f"judge {' and '.join(asked)}: at most {total:,} calls, without retries"] if asked else []
 
 
 def warmup_notes(config: TrainConfig) -> list[str]:
@@ -123,6 +91,17 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         kept = ", ".join(prompter.control.ids[i] for i in sorted(kept_ids))
         found.append(f"{kept} are special tokens, and stay in the text of completions, since answers are read by them")
     return found
+
+
+def program_note(config: TrainConfig) -> str:
+    """A note on reward functions that only the calling program has; empty without any."""
+    names = ", ".join(spec.rpartition(":")[2] for spec in config.rewards.of_the_program)
+    if not names:
+        return ""
+    return (
+        f"{names}: no worker can load this part of the program, so it is scored in this process, beside nothing else and without "
+        "rewards.deadline; only this program can resume the run (a function in a file or a module has no such limits)"
+    )
 
 
 def teacher_note(teacher: Policy | None, config: RootConfig) -> str:

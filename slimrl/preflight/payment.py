@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from slimrl.errors import SettingsError
 from slimrl.preflight.notes import gold_sentence
 from slimrl.records import Problem
 from slimrl.rewards import Reward, load_rewards
-from slimrl.rewards.custom import function_file
+from slimrl.rewards.custom import is_offered
 from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.loading import unloadable
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
 from slimrl.tasks.checkers import fitting_checker
@@ -32,19 +33,40 @@ def make_scorer(task: Task, config: RewardsConfig, budget: int, output: Path) ->
     """The rewards that are paid, and what scores them, which is to be closed; judges keep what they said in `output`."""
     workers = worker_count(config)
     rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
-    # Show what a reward prints as harmless text: it may be what a model wrote.
-    return rewards, Scorer(
-        task, rewards, config, max_new_tokens=budget, workers=workers,
-        show=lambda text: sys.stderr.write(visible(text)),
-    )  # fmt: skip
+    return rewards, Scorer(task, rewards, config, max_new_tokens=budget, workers=workers, show=_shown)
 
 
 def measurable(config: RewardsConfig) -> tuple[RewardsConfig, list[str]]:
-    """The rewards that an evaluation of a stored run can measure beside its accuracy, and notes on those whose file is gone."""
-    missing = [spec for spec in config.custom_paid if ".py:" in spec and not function_file(spec).is_file()]
-    kept = {spec: custom for spec, custom in config.custom.items() if spec not in missing}
-    notes = [f"{spec} is not there, so it is not measured; bring the file, or set its weight to 0" for spec in missing]
-    return config.model_copy(update={"correct": 0.0, "custom": kept}), notes
+    """The rewards that an evaluation can measure beside its accuracy, and notes on those that cannot be loaded.
+
+    Each is tried before anything is sampled: a file may be gone, a package not installed, a judge's key not exported.
+    """
+    kept_back = {
+        spec: f"{spec} is a function of the Python program that began the run; there slimrl.evaluate measures it (rewards=[...])"
+        for spec in config.of_the_program
+        if not is_offered(spec)
+    }
+    refused = kept_back | unloadable(
+        _without(config, config.of_the_program),  # those that are offered are here already
+        elsewhere=worker_count(config) > 0,
+        show=lambda data: _shown(data.decode("utf-8", "replace")),
+    )
+    notes = [f"not measured: {sentence}" for sentence in refused.values()]
+    return _without(config, refused).model_copy(update={"correct": 0.0}), notes
+
+
+def _without(config: RewardsConfig, refused: Collection[str]) -> RewardsConfig:
+    """The settings without these functions, by their specs, and judges, by their names."""
+    left = {
+        "custom": {spec: custom for spec, custom in config.custom.items() if spec not in refused},
+        "judge": {name: judge for name, judge in config.judge.items() if name not in refused},
+    }
+    return config.model_copy(update=left)
+
+
+def _shown(text: str) -> None:
+    """Show what a reward prints as harmless text: it may be what a model wrote."""
+    sys.stderr.write(visible(text))
 
 
 def checked_gold(

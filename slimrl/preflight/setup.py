@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
@@ -18,12 +17,11 @@ from slimrl.config.sections import CurriculumConfig, RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
-from slimrl.model.loading import check_trainable, load_policy, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
-from slimrl.model.prompts import Prompter, make_prompter, turns_of
-from slimrl.model.stops import StopTexts, make_stop_texts
+from slimrl.model.prompts import Prompter, turns_of
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.estimate import MemoryEstimate
@@ -32,8 +30,7 @@ from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import (
     form_note,
     gold_sentence,
-    judge_notes,
-    measuring_notes,
+    program_note,
     rejected_note,
     teacher_note,
     template_notes,
@@ -41,6 +38,8 @@ from slimrl.preflight.notes import (
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
+from slimrl.preflight.price import judge_notes, measuring_notes
+from slimrl.preflight.prompting import prepare_model
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward
@@ -52,15 +51,11 @@ from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
-from slimrl.tasks.styles import STYLES
-from slimrl.tasks.thinking import closed, is_mark, opening
-from slimrl.terms import Checker
+from slimrl.tasks.thinking import closed
 
 Config = TypeVar("Config", bound=RootConfig)
 Found = TypeVar("Found")
 
-PLAIN_STOP = "\nQuestion:"
-"""By which a model that is given a plain prompt goes on to the next one."""
 LOOKED_AT = 256
 """Training prompts whose length the memory plan reckons with, and worked solutions whose length a budget does."""
 LONG = 0.95
@@ -153,6 +148,8 @@ class TrainSetup:
     gold: GoldReport
     scorer: Scorer
     """To be closed when the run is over."""
+    progress: Progress = silent
+    """Told of the completions that are done."""
 
     def roll_out(self, problems: Sequence[Problem], *, stream: Stream, step: int, strict: bool = False) -> list[Group]:
         """Sample and score one group per problem; `strict` makes a failing reward an error instead of unscorable."""
@@ -168,18 +165,26 @@ class TrainSetup:
                 )
             )
 
-        setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=score)
+        draw = partial(setup.engine.generate, max_new_tokens=rollout.budget, temperature=rollout.temperature)
+        draw(requests, on_group=score, progress=self.progress)
         with setup.profiler.part("rewards"):
             scored = [setup.awaited(groups[index]) for index in range(len(problems))]
         return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
 
 
 def prepare(
-    config: Config, *, training: bool = False, kept: Plan | None = None, stop: Stop = NEVER, model: Policy | None = None
+    config: Config,
+    *,
+    training: bool = False,
+    kept: Plan | None = None,
+    stop: Stop = NEVER,
+    model: Policy | None = None,
+    measuring: bool = False,
 ) -> Setup[Config]:
     """Load task and model (unless it is given), drop prompts that do not fit the context (counted, never cut), plan the memory.
 
-    A run that is resumed has `kept` its plan. Raises SettingsError or DataError, one sentence each.
+    A run that is resumed has `kept` its plan. With `measuring` no more than the held-out problems may be there.
+    Raises SettingsError or DataError, one sentence each.
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
@@ -187,7 +192,7 @@ def prepare(
     if teacher is not None:
         policy = replace(policy, context=min(policy.context, teacher.context))
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    task, lengths = _load_task(config, prompter, instruction)
+    task, lengths = _load_task(config, prompter, instruction, training=not measuring)
 
     def length(problem: Problem) -> int:
         known = lengths.get(turns_of(task.messages(problem)))
@@ -196,14 +201,11 @@ def prepare(
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
     room = room_for_prompts(config, policy)
-
-    def fits(problem: Problem) -> bool:
-        return length(problem) <= room
-
-    found = fitting_problems(task, config, fits)
-    looked_at = filter(fits, (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins))
+    found = fitting_problems(task, config, lambda problem: length(problem) <= room)
+    looked_at = (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins)
+    longest = max((tokens for tokens in map(length, looked_at) if tokens <= room), default=1)
     evaluated = len(found.held_out) + len(found.harder) + len(found.twins)
-    call = Call(max(map(length, looked_at), default=1), _rows(config, evaluated))
+    call = Call(longest, _rows(config, evaluated))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
     order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
@@ -232,7 +234,9 @@ def prepare(
     )
 
 
-def _load_task(config: RootConfig, prompter: Prompter, instruction: str) -> tuple[Task, dict[Turns, int]]:
+def _load_task(
+    config: RootConfig, prompter: Prompter, instruction: str, *, training: bool
+) -> tuple[Task, dict[Turns, int]]:
     """The task, and the tokens of the prompts of its rows of data, all of which the tokenizer can write."""
     lengths: dict[Turns, int] = {}
 
@@ -243,7 +247,10 @@ def _load_task(config: RootConfig, prompter: Prompter, instruction: str) -> tupl
         prompter.check(gold)
 
     paid = isinstance(config, TrainConfig) and needs_answers(config.rewards)
-    return load_task(config.task, instruction=instruction, seed=config.seed, encode=encode, answers=paid), lengths
+    found = load_task(
+        config.task, instruction=instruction, seed=config.seed, encode=encode, answers=paid, training=training
+    )
+    return found, lengths
 
 
 def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
@@ -305,56 +312,17 @@ def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
     return with_chosen(config, chosen.values).rollout.budget
 
 
-def prepare_model(
-    config: RootConfig, *, training: bool = False, model: Policy | None = None
-) -> tuple[Policy, Prompter, str]:
-    """The policy (`model` where it is loaded already), its prompter, and the system message to use with it."""
-    policy = load_policy(config.model, seed=config.seed) if model is None else model
-    if training:
-        check_trainable(policy, config.model)
-    task = config.task
-    prompter = make_prompter(
-        policy.tokenizer,
-        task.template,
-        arguments=task.template_arguments,
-        now=datetime.now().replace(microsecond=0) if task.date == "auto" else datetime.fromisoformat(task.date),
-        form=STYLES[task.style].render("", ""),
-    )
-    marks = {number for number, token in prompter.control.ids.items() if is_mark(token)}
-    prompter = replace(prompter, form_ids=prompter.form_ids | marks)
-    ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}
-    form_ids = prompter.form_ids - ends
-    policy = replace(policy, form_ids=form_ids, stop_ids=tuple(sorted(ends)))
-    policy = replace(policy, stop_texts=_stop_texts(config.rollout.stop, policy, plain=prompter.chat is None))
-    # what is stored later says how it was evaluated
-    policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
-    instruction = config.task.instruction
-    if instruction == "auto":
-        instruction = instruction_for(policy, config.task.style, config.task.checker)
-    begun = opening(prompter.text(chat_messages(instruction, USER_TURN["content"])))
-    return replace(policy, opening=begun), prompter, instruction
+def _silent(_text: str) -> None:
+    """Tells nobody."""
 
 
-def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: bool) -> StopTexts:
-    """The texts of `rollout.stop`; under `auto` none where the tokenizer does not allow them."""
-    texts = ([PLAIN_STOP] if plain else []) if wanted == "auto" else wanted
-    form_ids, vocabulary = policy.form_ids, policy.head.vocabulary
-    try:
-        return make_stop_texts(texts, policy.tokenizer, vocabulary=vocabulary, form_ids=form_ids, device=policy.device)
-    except SettingsError:
-        if wanted == "auto":
-            return StopTexts()
-        raise
+def prepare_training(
+    config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER, say: Callable[[str], object] = _silent
+) -> TrainSetup:
+    """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run.
 
-
-def instruction_for(policy: Policy, style: str, checker: Checker) -> str:
-    """The system message that taught the model a form of answers, else the form's own."""
-    taught = taught_instruction(policy, style)
-    return STYLES[style].instruction_for(checker) if taught is None else taught
-
-
-def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop = NEVER) -> TrainSetup:
-    """`prepare`, the rewards, and the gold self-check: a gold answer that cannot earn the maximum stops the run."""
+    `say` gets the price of judges, one of the notes, before the first of them is asked.
+    """
     setup = prepare(config, training=True, kept=kept, stop=stop)
     config, notes = setup.config, [*setup.notes]
     count, wanted, budget = len(setup.task.train), config.rollout.problems, config.rollout.budget
@@ -370,6 +338,9 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         config.rewards.check_buffer(budget)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    price = judge_notes(config, len(setup.measured))
+    for note in price:
+        say(note)
     rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output))
     try:
         gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
@@ -377,18 +348,18 @@ def prepare_training(config: TrainConfig, kept: Plan | None = None, stop: Stop =
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += judge_notes(config, len(setup.measured))
-    # the built-in `correct` is the accuracy; one of the user's own may have its name where that is off
-    measured = tuple(reward for reward in rewards if reward.name != "correct" or not config.rewards.correct)
+    notes += [*price, *filter(None, [program_note(config)])]
+    measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)
 
 
 def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[EvalConfig]:
     """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
-    setup = prepare(config, model=model)
+    setup = prepare(config, model=model, measuring=True)
     wanted, notes = measurable(config.rewards)
-    setup = replace(setup, notes=(*setup.notes, *notes, *measuring_notes(config, len(setup.measured))))
+    notes += measuring_notes(config.model_copy(update={"rewards": wanted}), len(setup.measured))
+    setup = replace(setup, notes=(*setup.notes, *notes))
     if not wanted.paid:
         return setup
     rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))

@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from slimrl.report import plots, prose, tables
+from slimrl.report.page import page_template
 from slimrl.report.tables import Table
 from slimrl.runs.files import write_text
 from slimrl.study.primary import read_primary
 from slimrl.study.results import Results
 from slimrl.study.runs import Run
-from slimrl.text import UNKNOWN, one_line, points, visible
+from slimrl.text import one_line, points
 
 CURVE_POINTS = 60
 """Of a curve in results.json."""
-LONGEST_TEXT = 3000
-"""Characters of a completion on the page."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet takes a cell that begins so for a formula; some know the full-width forms too."""
 
@@ -49,17 +47,8 @@ def write_reports(results: Results, folder: Path) -> Path:
 
 def as_html(results: Results) -> str:
     """One page that needs nothing else: no script, no network, no font."""
-    environment = Environment(
-        loader=PackageLoader("slimrl.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     arms = [arm.name for arm in tables.ordered_arms(results)]
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         results=results,
         tables=tables,
         prose=prose,
@@ -69,20 +58,8 @@ def as_html(results: Results) -> str:
         ),
         curves=plots.curve_groups(arms, results.runs, read_primary(results.primary)),
         drawn=plots.MOST_PANELS,
-        shortened=_shortened,
         points=points,
-        unknown=UNKNOWN,
     )
-
-
-def _shown(value: Any) -> Any:
-    """A value of the page, plain text with control characters made visible; our own markup is of another type."""
-    return visible(value) if type(value) is str else value
-
-
-def _shortened(text: str) -> str:
-    rest = len(text) - LONGEST_TEXT
-    return text if rest <= 0 else f"{text[:LONGEST_TEXT]}\n[… {rest:,} more characters]"
 
 
 def as_markdown(results: Results) -> str:

@@ -283,15 +283,20 @@ def form_table(results: Results) -> Table:
 
 def gain_table(results: Results) -> Table:
     """The change of each arm from its own untrained model, and what kind of gain that is; without rows before any run is done."""
-    known = [arm for arm in ordered_arms(results) if arm.gains]
+    known = [arm for arm in ordered_arms(results) if arm.gains or arm.diverged]
     keys = [key for key in GAINS if any(key in arm.gains for arm in known)]
     samples = int(results.settings.get("evaluation.samples", 1))
     rows = tuple(
-        Row(arm.name, "", (Cell(origin(arm.gains, samples)), *(_gain(arm.gains.get(key)) for key in keys)))
+        Row(arm.name, _left_out(arm), (Cell(origin(arm.gains, samples)), *(_gain(arm.gains.get(key)) for key in keys)))
         for arm in known
     )
     titles = tuple(GAINS[key].format(n=samples) for key in keys)
     return Table("Gains over the untrained model, points", ("Arm", "Where it comes from", *titles), rows)
+
+
+def _left_out(arm: ArmResult) -> str:
+    """The runs that an arm's gains are without: those that diverged, whose models are not measured."""
+    return f"{arm.finished} of {arm.planned} runs; {arm.diverged} diverged" if arm.diverged else ""
 
 
 def _gain(change: Interval | None) -> Cell:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrl.config.places import RUNS
-from slimrl.config.rewards import RewardsConfig
+from slimrl.config.rewards import RewardsConfig, is_programs
 from slimrl.errors import SettingsError
 from slimrl.rewards.builtin import BUILT_IN, BuiltIn, cosine
 from slimrl.rewards.custom import load_function
@@ -30,7 +30,8 @@ TRIED, JUDGED = 64, 8
 def load_rewards(
     config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False, output: Path = Path(RUNS)
 ) -> tuple[Reward, ...]:
-    """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here.
+    """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here but those
+    of the program.
 
     Judges keep what they said in `output`. Raises SettingsError where a reward needs another style than the task's, or right
     answers of a task without any, a custom function or a judge cannot be loaded, or two rewards have the same name.
@@ -56,7 +57,8 @@ def load_rewards(
     files: dict[Path, object] = {}
     for spec in config.custom_paid:
         custom = config.custom[spec]
-        function = _called_elsewhere if elsewhere else load_function(spec, custom.arguments, files=files)
+        there = elsewhere and not is_programs(spec)
+        function = _called_elsewhere if there else load_function(spec, custom.arguments, files=files)
         known = (custom.high if custom.weight > 0 else custom.low) is not None
         reward = Reward(
             spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions,

@@ -21,16 +21,18 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def await_all(calls: Sequence[Call], seconds: float | None) -> Iterator[tuple[str, Scored]]:
-    """The results of all calls by reward name, each as soon as it is there; one that takes longer than `seconds` is unscored."""
+def await_all(calls: Sequence[Call], seconds: float | None, times: int = 1) -> Iterator[tuple[str, Scored]]:
+    """The results of all calls by reward name, each as soon as it is there; one that takes longer than `seconds`, so many
+    `times`, is unscored.
+    """
     done: queue.SimpleQueue[tuple[str, Scored]] = queue.SimpleQueue()
 
     async def run(call: Call) -> None:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(None if seconds is None else seconds * times):
                 found = await call.awaited()
         except TimeoutError:
-            found = call.without(Unscored(late(seconds or 0.0)))
+            found = call.without(Unscored(late(seconds or 0.0, times)))
         except asyncio.CancelledError:  # raised by the function itself
             found = call.without(Unscored("raised CancelledError"))
         done.put((call.reward.name, found))
@@ -44,6 +46,6 @@ def await_all(calls: Sequence[Call], seconds: float | None) -> Iterator[tuple[st
         yield done.get()
 
 
-def late(seconds: float) -> str:
-    """The reason of a reward that did not answer in time."""
-    return f"took longer than rewards.deadline={seconds:g} s"
+def late(seconds: float, times: int = 1) -> str:
+    """The reason of a reward that did not answer in time, which is `times` the deadline of a group."""
+    return f"took longer than {f'{times} times ' if times > 1 else ''}rewards.deadline={seconds:g} s"

@@ -36,6 +36,9 @@ class Sampled:
     """Of the run; with the step it decides what rewards draw."""
     skip: frozenset[str] = frozenset()
     """Names of rewards that are not asked, as if they did not apply."""
+    patience: int = 1
+    """Times `rewards.deadline`, which is for a group, that a function may take: an evaluation may have more completions of a
+    problem than a group of the training has."""
 
     @property
     def draw(self) -> tuple[int, int]:

@@ -4,23 +4,86 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
 from itertools import accumulate
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from slimrl.config.places import is_module
-from slimrl.config.rewards import RewardsConfig
+from slimrl.config.rewards import PROGRAM, RewardsConfig, is_programs
 from slimrl.errors import SettingsError
+
+STANDARD = sysconfig.get_paths()["stdlib"]
+_offered: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("offered", default={})  # noqa: B039  (never changed)
+
+
+@contextmanager
+def offering(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block, and in this thread, `__main__:NAME` in rewards.custom are these functions of a Python program."""
+    token = _offered.set(functions)
+    try:
+        yield
+    finally:
+        _offered.reset(token)
+
+
+def is_offered(spec: str) -> bool:
+    """True if a function of the program, `__main__:NAME`, was handed over."""
+    return spec in _offered.get()
+
+
+def importable_name(function: Callable[..., Any]) -> str:
+    """`file.py:function` or `package.module:function` by which a worker finds the same function; empty where none does.
+
+    A module of its own file goes by that file, so that any process finds it, and one of a package or an installation by its
+    name. What stands in the main script is not looked for, since running a script again would do all of its work again.
+    """
+    name, place = getattr(function, "__qualname__", ""), getattr(function, "__module__", None) or ""
+    module = sys.modules.get(place)
+    if module is None or place == PROGRAM or not name.isidentifier() or getattr(module, name, None) is not function:
+        return ""
+    found = _spec(place)
+    if found is None or (found.has_location and found.origin != getattr(module, "__file__", None)):
+        return ""
+    path = Path(found.origin) if found.has_location and found.origin else None
+    installed = path is None or {"site-packages", "dist-packages"} & {*path.parts} or path.is_relative_to(STANDARD)
+    return f"{place}:{name}" if installed or "." in place or path is None or path.suffix != ".py" else f"{path}:{name}"
 
 
 def rewards_digest(config: RewardsConfig) -> str:
-    """SHA-256 of the files of the user's rewards and the prompts of judges; one that is not there is refused where it is loaded.
+    """SHA-256 of the files of the user's rewards, the code of functions that a program hands over, and the prompts of judges; a
+    file that is not there is refused where it is loaded.
 
     Of a package these are the files beside the module that is named, in whose `__init__.py` functions seldom stand themselves.
     """
-    places = [spec.rpartition(":")[0] for spec in config.custom]
+    files = _files_digest_of(config)
+    offered = _offered.get()
+    codes = [digest_of_code(offered[spec]) for spec in config.of_the_program if spec in offered]
+    return hashlib.sha256(" ".join([files, *codes]).encode()).hexdigest() if codes else files
+
+
+def digest_of_code(function: Callable[..., Any]) -> str:
+    """SHA-256 of what a function of Python's does, wherever it stands; of another callable that of its class's call."""
+    while hasattr(function, "func"):  # functools.partial
+        function = function.func
+    code = getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)  # noqa: B004
+    return hashlib.sha256(repr(_instructions(code)).encode()).hexdigest()
+
+
+def _instructions(code: object) -> object:
+    """The parts of a code object that no line number, file or hash seed changes."""
+    if isinstance(code, CodeType):
+        return (code.co_code, code.co_names, code.co_varnames, [_instructions(const) for const in code.co_consts])
+    return sorted(map(repr, code)) if isinstance(code, frozenset) else repr(code)
+
+
+def _files_digest_of(config: RewardsConfig) -> str:
+    places = [spec.rpartition(":")[0] for spec in config.custom if not is_programs(spec)]
     paths = [path for place in places for path in (_sources(place) if is_module(place) else [Path(place).expanduser()])]
     paths += [Path(judge.prompt_file).expanduser() for judge in config.judge.values() if judge.prompt_file]
     return files_digest(path for path in paths if path.is_file())
@@ -32,11 +95,6 @@ def files_digest(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
-
-
-def function_file(spec: str) -> Path:
-    """The file of `file.py:function`."""
-    return Path(spec.rpartition(":")[0]).expanduser()
 
 
 def load_function(
@@ -54,6 +112,8 @@ def load_function(
         raise SettingsError(
             f"{setting} does not have the form file.py:function or package.module:function; write it so"
         )
+    if is_programs(spec):
+        return _of_the_program(spec, setting)
     if is_module(place):
         module = _package(place, setting)
     else:
@@ -69,6 +129,16 @@ def load_function(
     if not callable(function):
         raise SettingsError(f"{setting}: {name} is not a function; name one")
     return function if arguments is None else _made(function, name, arguments, setting)
+
+
+def _of_the_program(spec: str, setting: str) -> Callable[..., Any]:
+    function = _offered.get().get(spec)
+    if function is None:
+        raise SettingsError(
+            f"{setting} is a function of the Python program that began the run, which alone can hand it over: resume it there "
+            "with slimrl.train(resume=RUN, rewards=[...]), or write the function into a file and name it as file.py:function"
+        )
+    return function
 
 
 def _made(make: Callable[..., Any], name: str, arguments: Mapping[str, Any], setting: str) -> Callable[..., Any]:

@@ -262,6 +262,12 @@ class Judge:
         return line.replace(self._key, "***") if self._key else line
 
 
+def check_judge(name: str, config: JudgeReward) -> None:
+    """Raises SettingsError where the prompt's file or the key is not there, as making the judge does."""
+    _template(name, config)
+    _key(name, config)
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Sends the key to no other place than the one that the settings name."""
 

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, NamedTuple, Self
 
-from slimrl.config.rewards import RewardsConfig
+from slimrl.config.rewards import RewardsConfig, is_programs
 from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
@@ -39,16 +39,16 @@ class Scorer:
     Args:
         task: workers get its form, checker and instruction, and none of its problems.
         rewards: the rewards of `config`, called in this process if there are no workers.
-        config: each worker loads the same rewards from it, custom functions from their files, and no judges, which are asked
-            from this process.
+        config: each worker loads the same rewards from it, custom functions from their files; judges, and functions of the
+            program, are asked from this process.
         max_new_tokens: token budget of a completion.
         workers: number of processes; 0 scores in this process, within `submit`.
         show: called with what rewards print, up to OUTPUT_BYTES of it.
 
     Workers start at once and load while the caller continues. A worker in which a function of the user's takes longer than
-    `rewards.deadline` for a group is killed with all it started. A worker that ended is replaced, and its group is
-    unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a process with a
-    session of its own does. Raises SettingsError if workers cannot rebuild the task.
+    `rewards.deadline` for a group (times `Sampled.patience`) is killed with all it started. A worker that ended is replaced,
+    and its group is unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a
+    process with a session of its own does. Raises SettingsError if workers cannot rebuild the task.
     """
 
     def __init__(
@@ -63,6 +63,10 @@ class Scorer:
     ) -> None:
         self._task, self._rewards = task, rewards
         self._judges = [(reward, reward.function) for reward in rewards if isinstance(reward.function, Judge)]
+        own = {spec.rpartition(":")[2] for spec in config.of_the_program}
+        self._own = [reward for reward in rewards if reward.name in own]
+        """Functions of the program."""
+        self._deadline = config.deadline
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._threads: list[_ScoringThread] = []
@@ -74,8 +78,9 @@ class Scorer:
                 )
             form = task.style.name, task.grader.checker, task.instruction
             # a worker that is started later must find the same files
-            unjudged = config.model_copy(update={"judge": {}})
-            load = partial(_load, *form, unjudged, max_new_tokens, rewards_digest(unjudged))
+            loaded = {spec: custom for spec, custom in config.custom.items() if not is_programs(spec)}
+            theirs = config.model_copy(update={"judge": {}, "custom": loaded})
+            load = partial(_load, *form, theirs, max_new_tokens, rewards_digest(theirs))
             with _refused():
                 self._guard = Guard()
             output, memory = _Output(show), int(config.memory * GIB)
@@ -99,14 +104,15 @@ class Scorer:
             for reward, judge in self._judges
             if reward.name not in sampled.skip
         }
-        job = _Job(Future(), sampled, judged)
+        own = dict(results(asked(self._own, sampled), sampled, self._task, self._deadline))
+        job = _Job(Future(), sampled, judged, own)
         if self._threads:
             self._jobs.put(job)
             return job.future
         try:
             correct = [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
-            found = dict(results(_unjudged(asked(self._rewards, sampled)), sampled, self._task))
-            _deliver(job, self._rewards, correct, found)
+            others = [reward for reward in _unjudged(asked(self._rewards, sampled)) if reward.name not in own]
+            _deliver(job, self._rewards, correct, dict(results(others, sampled, self._task)))
         except Exception as error:
             job.future.set_exception(error)
         return job.future
@@ -152,6 +158,7 @@ class _Request(NamedTuple):
     names: Sequence[str]
     alone: bool
     """Asynchronous functions are not awaited together."""
+    patience: int
 
 
 class _Running(NamedTuple):
@@ -167,6 +174,8 @@ class _Job(NamedTuple):
     sampled: Sampled
     judged: Mapping[str, Sequence[Future[Outcome]]]
     """By the judge's name, an outcome of each completion."""
+    own: Mapping[str, Scored]
+    """By name, the result of each function of the program."""
 
 
 def _deliver(job: _Job, rewards: Sequence[Reward], correct: Sequence[bool], found: Mapping[str, Scored]) -> None:
@@ -175,7 +184,7 @@ def _deliver(job: _Job, rewards: Sequence[Reward], correct: Sequence[bool], foun
     def assembled() -> None:
         try:
             judged = {name: Scored([future.result() for future in futures]) for name, futures in job.judged.items()}
-            job.future.set_result(assemble(job.sampled, rewards, correct, {**found, **judged}))
+            job.future.set_result(assemble(job.sampled, rewards, correct, {**found, **judged, **job.own}))
         except BaseException as error:  # of any kind, or the job would wait for ever
             job.future.set_exception(error)
 
@@ -218,7 +227,7 @@ class _ScoringThread(threading.Thread):
         while (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():
                 try:
-                    _deliver(job, self._rewards, *self._found(job.sampled))
+                    _deliver(job, self._rewards, *self._found(job.sampled, {*job.own}))
                 except BaseException as error:  # of any kind, or the job would wait for ever
                     job.future.set_exception(error)
         self.worker.end()
@@ -228,13 +237,14 @@ class _ScoringThread(threading.Thread):
         with _refused():
             self.worker.start()
 
-    def _found(self, sampled: Sampled) -> tuple[list[bool], dict[str, Scored]]:
-        """The verdicts, and the result of each reward; what ends the process costs one reward's outcome and no other.
+    def _found(self, sampled: Sampled, known: set[str]) -> tuple[list[bool], dict[str, Scored]]:
+        """The verdicts, and the result of each reward that is not `known`; what ends the process costs one reward's outcome.
 
         The worker says which rewards run before it runs them: one after another, and the asynchronous ones together. Where it
         ends while several run, each of these is asked again alone.
         """
-        names = [GRADES, *(reward.name for reward in _unjudged(asked(self._rewards, sampled)))]
+        names = [reward.name for reward in _unjudged(asked(self._rewards, sampled)) if reward.name not in known]
+        names.insert(0, GRADES)
         found: dict[str, Any] = {}
         tokens = [completion.token_ids for completion in sampled.completions]
         alone = False
@@ -244,12 +254,11 @@ class _ScoringThread(threading.Thread):
                 raise CancelledError
             running = _Running(missing[:1])
             try:
-                request = _Request(
-                    sampled.problem, tokens, sampled.texts, sampled.step, sampled.steps, sampled.seed, missing, alone
-                )
+                when = sampled.step, sampled.steps, sampled.seed
+                request = _Request(sampled.problem, tokens, sampled.texts, *when, missing, alone, sampled.patience)
                 self.worker.ask(request)
                 while not found.keys() >= {*missing}:
-                    reply = self.worker.reply(self._deadline(running))
+                    reply = self.worker.reply(self._deadline(running, sampled.patience))
                     if isinstance(reply, _Running):
                         running = reply
                     else:
@@ -269,18 +278,18 @@ class _ScoringThread(threading.Thread):
                 alone = alone or len(guilty) > 1
         return found.pop(GRADES), found
 
-    def _deadline(self, running: "_Running") -> float:
+    def _deadline(self, running: "_Running", patience: int) -> float:
         """Built-in rewards bound their own work, but share the process with all that the user's functions have left running."""
         if not self._custom.issuperset(running.names):
             return BUILT_IN_SECONDS
-        return self._config.deadline + (GRACE_SECONDS if running.asynchronous else 0.0)
+        return self._config.deadline * patience + (GRACE_SECONDS if running.asynchronous else 0.0)
 
     def _lost(self, sampled: Sampled, name: str, error: Exception, how: str) -> Any:
         """Stands for the result that the process which ended, as `how` says, did not give."""
         if name == GRADES:  # no reward was running, so the kill was not meant for one
             return [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
-        seconds = self._config.deadline if name in self._custom else BUILT_IN_SECONDS
-        unscored = Unscored(late(seconds) if isinstance(error, TimeoutError) else f"ended its worker by {how}")
+        limit = (self._config.deadline, sampled.patience) if name in self._custom else (BUILT_IN_SECONDS,)
+        unscored = Unscored(late(*limit) if isinstance(error, TimeoutError) else f"ended its worker by {how}")
         return Scored([unscored] * len(sampled.texts))
 
 
@@ -300,10 +309,10 @@ class _Output:
 
 
 def worker_count(config: RewardsConfig) -> int:
-    """Worker processes that the settings ask for; `auto` is half of the cores, at most 4, if custom rewards are paid."""
+    """Worker processes that the settings ask for; `auto` is half of the cores, at most 4, where they can load a reward."""
     if config.workers != "auto":
         return config.workers
-    return max(1, min(4, cores() // 2)) if config.custom_paid else 0
+    return max(1, min(4, cores() // 2)) if len(config.custom_paid) > len(config.of_the_program) else 0
 
 
 def _load(
@@ -333,7 +342,9 @@ def _load(
         together = [name for name in request.names if name in later]
         for names in ([name] for name in together) if request.alone else [together] if together else []:
             yield _Running(names, asynchronous=True)
-            yield from await_all([Call(rewards[name], sampled, task) for name in names], config.deadline)
+            yield from await_all(
+                [Call(rewards[name], sampled, task) for name in names], config.deadline, request.patience
+            )
 
     return answer
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slimrl.machine.progress import Progress, silent
+
 if TYPE_CHECKING:
     from slimrl.records import Completion
 
@@ -56,10 +58,12 @@ class Sampler(Protocol):
         max_new_tokens: int,
         temperature: float = 1.0,
         on_group: OnGroup = ignore,
+        progress: Progress = silent,
     ) -> list[tuple[Completion, ...]]:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
 
-        `on_group` is called when the last completion of a request is done, while others are still sampled.
+        `on_group` is called when the last completion of a request is done, while others are still sampled; `progress` is told of
+        the completions that are done whenever some are.
         """
         ...
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from slimrl.errors import SettingsError
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
+from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Completion
@@ -72,6 +73,7 @@ class RolloutEngine:
         max_new_tokens: int,
         temperature: float = 1.0,
         on_group: OnGroup = ignore,
+        progress: Progress = silent,
     ) -> list[tuple[Completion, ...]]:
         """See `Sampler`. Where memory runs out, `slots` is halved for good, and what is not done is sampled again from the
         same uniforms.
@@ -85,14 +87,18 @@ class RolloutEngine:
             raise ValueError(f"{what} exceed the context of {self.policy.context}")
         done: dict[int, tuple[Completion, ...]] = {}
         left = list(range(len(requests)))
+        total = sum(request.completions for request in requests)
+        progress(0, total)
 
         def hand_over(place: int, completions: tuple[Completion, ...]) -> None:
             on_group(left[place], completions)
             done[left[place]] = completions
 
         while left:
+            asked = [requests[i] for i in left]
+            told = partial(_shifted, progress, total - sum(request.completions for request in asked), total)
             try:
-                _Run(self, [requests[i] for i in left], max_new_tokens, temperature, hand_over).run()
+                _Run(self, asked, max_new_tokens, temperature, hand_over, told).run()
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -122,6 +128,11 @@ class RolloutEngine:
             torch.cuda.empty_cache()
 
 
+def _shifted(progress: Progress, before: int, total: int, done: int) -> None:
+    """Tell of `done` completions, with those that were done before."""
+    progress(before + done, total)
+
+
 class _Run:
     """One call of `generate`: what the scheduler decides, carried out on the device."""
 
@@ -132,10 +143,13 @@ class _Run:
         max_new_tokens: int,
         temperature: float,
         on_group: OnGroup,
+        on_completions: Callable[[int], object],
     ) -> None:
         self.engine, self.policy, self.runner, self.profiler = engine, engine.policy, engine.runner, engine.profiler
         self.requests, self.max_new_tokens = requests, max_new_tokens
-        self.temperature, self.on_group = temperature, on_group
+        self.temperature, self.on_group, self.on_completions = temperature, on_group, on_completions
+        self.done = 0
+        """Completions that have ended."""
         self.greedy = any(r.greedy for r in requests)
         self.schedule = Scheduler([r.completions for r in requests])
         self.prompt_lengths = np.array([len(r.prompt_ids) for r in requests])
@@ -236,6 +250,8 @@ class _Run:
                 # The scoring that this starts may be a user's code, with gradients of its own.
                 with self.profiler.part("rewards"), torch.inference_mode(False):
                     self.on_group(request, completions)
+        self.done += len(slots)
+        self.on_completions(self.done)
 
     def _buffers(self) -> State:
         """Buffers for this call: those of the last one where they must stay and are large enough."""

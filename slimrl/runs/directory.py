@@ -1,5 +1,5 @@
-"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, final/; with an
-adapter adapter/, and rejected.jsonl where rows of the data were.
+"""runs/NAME/: config.yaml, run.json, metrics.jsonl, events.jsonl, rollouts/, evals/, checkpoints/, curves.png, report.html,
+final/; with an adapter adapter/, and rejected.jsonl where rows of the data were.
 
 The directory is the only record of a run; anything else can be rebuilt from it. A run never overwrites another, and one process
 at a time works on it. This module does not know how a run trains, nor who watches it.
@@ -40,6 +40,7 @@ from slimrl.runs.files import (
     as_jsonl,
     as_line,
     files_within,
+    replace_file,
     rollout_rows,
     write_jsonl,
     write_text,
@@ -63,7 +64,7 @@ class RunDirectory:
         self._lock = lock or Lock(path)
         self._lines: list[str] = []
         """Rows of metrics.jsonl that are not written yet."""
-        self._files: dict[Path, str] = {}
+        self._files: dict[Path, bytes] = {}
         """Whole files that are not written yet: there are some only while the disk is full."""
 
     @property
@@ -135,7 +136,7 @@ class RunDirectory:
         self._lines.clear()
         self.history = rows
         self.measured.rewind(step)
-        self._files = {file: text for file, text in self._files.items() if _step_of(file) <= step}
+        self._files = {file: data for file, data in self._files.items() if _step_of(file) <= step}
         for folder in ("rollouts", "evals", "nonfinite"):
             for file in (self.path / folder).glob("step-*"):
                 if _step_of(file) > step:
@@ -155,13 +156,20 @@ class RunDirectory:
         with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def log_step(self, step: int, metrics: Metrics, collected: Collected | None = None) -> None:
-        """One line of metrics.jsonl, and the rollouts of the step where they are given; both wait while the disk is full."""
+    def log_step(
+        self, step: int, metrics: Metrics, collected: Collected | None = None, tokens: bytes | None = None
+    ) -> None:
+        """One line of metrics.jsonl, and where they are given the rollouts of the step and the file of their tokens; all wait
+        while the disk is full.
+        """
         row = {"step": step + 1, **metrics}
         self.history.append(row)
         self._lines.append(as_line(row))
         if collected is not None:
-            self._files[self.path / "rollouts" / f"step-{step + 1:08d}.jsonl"] = as_jsonl(rollout_rows(collected))
+            name = self.path / "rollouts" / f"step-{step + 1:08d}.jsonl"
+            self._files[name] = as_jsonl(rollout_rows(collected)).encode()
+            if tokens is not None:
+                self._files[name.with_suffix(".npz")] = tokens
         self._flush()
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
@@ -169,8 +177,8 @@ class RunDirectory:
         self.measured.add(evaluation)
         path = self.path / "evals" / f"step-{evaluation.step:08d}.jsonl"
         # the rows last: they say that there is an evaluation
-        self._files[path.with_suffix(".json")] = as_json(self.measured.summaries[evaluation.step])
-        self._files[path] = as_jsonl(evaluation.table())
+        self._files[path.with_suffix(".json")] = as_json(self.measured.summaries[evaluation.step]).encode()
+        self._files[path] = as_jsonl(evaluation.table()).encode()
         self._flush()
 
     def _flush(self) -> OSError | None:
@@ -182,8 +190,8 @@ class RunDirectory:
                 with metrics.open("a", encoding="utf-8") as file:
                     file.write("".join(self._lines))
                 self._lines.clear()
-            for path, text in list(self._files.items()):
-                write_text(path, text)
+            for path, data in list(self._files.items()):
+                replace_file(path, data)
                 del self._files[path]
         except OSError as error:
             if self._lines and metrics.exists():

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimrl.algorithm.groups import Collected
+    from slimrl.records import Group
 
 UNFINISHED = ".unfinished-"
 """Begins the name of a file that is being written; one that stays is of a process that was killed."""
@@ -65,6 +66,14 @@ def write_bytes(path: Path, data: bytes) -> Written:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole by a text, or leave it as it is; its folder is made.
+
+    Raises OSError, which names `path` and not the temporary file.
+    """
+    replace_file(path, text.encode())
+
+
+def replace_file(path: Path, data: bytes) -> None:
     """Replace a file as a whole, or leave it as it is; its folder is made.
 
     Raises OSError, which names `path` and not the temporary file.
@@ -72,7 +81,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:
-        write_bytes(temporary, text.encode())
+        write_bytes(temporary, data)
         temporary.replace(path)
     except OSError as error:
         if error.errno:
@@ -110,11 +119,15 @@ def finite(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+def stored_groups(collected: Collected) -> list[Group]:
+    """The groups of a step in the order of its file in rollouts/: those that were sampled for it, and those carried over."""
+    fresh = {id(group) for group in collected.sampled}
+    return [*collected.sampled, *(group for group in collected.groups if id(group) not in fresh)]
+
+
 def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
     """Every completion sampled for a step, and whether its group was trained on."""
     trained = {id(group) for group in collected.groups}
-    fresh = {id(group) for group in collected.sampled}
-    groups = [*collected.sampled, *(group for group in collected.groups if id(group) not in fresh)]
     return [
         {
             "id": rollout.problem.id,
@@ -132,6 +145,6 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "tokens": len(rollout.completion.token_ids),
             **({"logged": rollout.logged} if rollout.logged else {}),
         }
-        for group in groups
+        for group in stored_groups(collected)
         for sample, rollout in enumerate(group.rollouts)
     ]

@@ -50,12 +50,20 @@ def read_evaluations(run: Path, *, up_to: int, bounds: Mapping[str, Bounds] = {}
     `bounds` are those of its rewards.
     """
     for path in sorted((run / "evals").glob("step-*.jsonl")):
-        splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": [], "twins": []}
-        try:
-            step = int(path.stem.removeprefix("step-"))
-            for row in read_answers(run, step):
-                splits[row.pop("split")].append(ROW.validate_python(row))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if splits["test"] and step <= up_to:
-            yield Evaluation(step, *(SplitEvaluation(tuple(rows), bounds) for rows in splits.values()))
+        number = path.stem.removeprefix("step-")
+        found = read_evaluation(run, int(number), bounds) if number.isdecimal() and int(number) <= up_to else None
+        if found is not None:
+            yield found
+
+
+def read_evaluation(run: Path, step: int, bounds: Mapping[str, Bounds] = {}) -> Evaluation | None:
+    """The evaluation after `step`; None where its file is missing or damaged, or lacks the test split."""
+    splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": [], "twins": []}
+    try:
+        for row in read_answers(run, step):
+            splits[row.pop("split")].append(ROW.validate_python(row))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not splits["test"]:
+        return None
+    return Evaluation(step, *(SplitEvaluation(tuple(rows), bounds) for rows in splits.values()))

@@ -86,7 +86,7 @@ def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, An
 
 def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if key in ("code", "rewards"):
-        return {"code": "SlimRL's own code", "rewards": "the files of rewards.custom"}[key] + " changed"
+        return {"code": "SlimRL's own code", "rewards": "the files or functions of rewards.custom"}[key] + " changed"
     return f"{key} {before.get(key)} became {now[key]}"
 
 

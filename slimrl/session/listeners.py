@@ -31,6 +31,12 @@ class Screen(Protocol):
     def evaluating(self, done: int, total: int) -> None:
         """The problems that are done in an evaluation: 0 at its beginning, all at its end."""
 
+    def sampling(self, done: int, total: int) -> None:
+        """The completions of a step that are sampled, of those that are asked for at once: 0 at the beginning."""
+
+    def updating(self, done: int, total: int) -> None:
+        """The completions of a step that its updates are done with, over all passes: 0 at the beginning."""
+
     def evaluation(self, evaluation: Evaluation) -> None:
         """Held-out accuracy."""
 

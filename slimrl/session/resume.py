@@ -34,7 +34,7 @@ MAY_CHANGE = (
     "name", "output", "max_time", "memory_share", "devices", "device_deadline", "rollout.slots", "evaluation.every",
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
-    "log.samples_every", "log.samples", "log.rollouts", "log.model", "log.profile",
+    "log.samples_every", "log.samples", "log.rollouts", "log.tokens", "log.model", "log.profile",
     "log.to", "log.project", "log.group",
 )  # fmt: skip
 """Settings that may differ on resume: they change rounding at most, and which completions no reward can be found for."""
@@ -44,8 +44,8 @@ PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path", "t
 """These too, as long as `identity` (session/identity.py) finds the same model and data there."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
-GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl")
-"""Files of a folder that is not a run yet."""
+GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl", "data.jsonl", "test.jsonl", "model")
+"""Contents of a folder that is not a run yet; a Python program leaves its rows and its model there before the run begins."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ This module does not know what a step does, nor what a checkpoint of the run hol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic
@@ -17,7 +17,7 @@ from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.evaluate import bounds_of, evaluate
-from slimrl.machine.signals import Stop, Stopped
+from slimrl.machine.signals import MAX_TIME, Stop, Stopped
 from slimrl.preflight.notes import unmoved_note
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
@@ -32,9 +32,16 @@ from slimrl.session.state import State, Write
 
 @contextmanager
 def open_run(
-    found: RunLookup[Config], setup: Setup[Any], screen: Screen, stop: Stop, *, force: bool
+    found: RunLookup[Config],
+    setup: Setup[Any],
+    screen: Screen,
+    stop: Stop,
+    *,
+    force: bool,
+    told: Mapping[str, Any] = {},
 ) -> Iterator[RunDirectory]:
-    """The directory of a run, new or reopened; the block's end, however it comes, is recorded in it.
+    """The directory of a run, new or reopened; the block's end, however it comes, is recorded in it. `told` is what its beginning
+    has told the user already, for run.json.
 
     From here on a signal waits for the next safe point. Raises SettingsError for an interrupted run that would end otherwise
     than it would have, unless only software changed and `force` is given; DataError where some of its records are missing.
@@ -54,6 +61,7 @@ def open_run(
             "memory": setup.memory.table(),
             "parameters": setup.policy.parameters,
             "chosen": setup.chosen,
+            "told": {"notes": [*setup.notes, *found.notes], **told},
             **made_from,
         }
         stop.defer()
@@ -100,6 +108,8 @@ class Session(Generic[State]):
             except Stopped as reason:  # raised only where no weight has moved since the last step
                 self.keeper.keep(self.state.step)
                 where = f" after step {self.state.step}; resume with {self.run.resume_command}"
+                if reason.cause == MAX_TIME and not self.state.step:
+                    where += ", and raise max_time, which was over before the first step"
                 raise Stopped(reason.cause, reason.exit_code, where) from None
 
     def steps(self) -> Iterator[int]:
@@ -119,9 +129,11 @@ class Session(Generic[State]):
         """Steps of the whole run, as far as it is known; exact once it is over."""
         return expected_steps(self.setup.config.steps, self.max_tokens, self.state.step, self.state.tokens)
 
-    def record(self, state: State, metrics: Metrics, collected: Collected | None = None) -> None:
-        """Take the state after a step; log its metrics and, where they are given, its rollouts."""
-        self.run.log_step(self.state.step, metrics, collected)
+    def record(
+        self, state: State, metrics: Metrics, collected: Collected | None = None, tokens: bytes | None = None
+    ) -> None:
+        """Take the state after a step; log its metrics and, where they are given, its rollouts and the file of their tokens."""
+        self.run.log_step(self.state.step, metrics, collected, tokens)
         self.state = state
         self._sampler_is_stale = True
         if note := unmoved_note(self.setup.policy, self.setup.config.optimizer.peak_rate, self.run.history):

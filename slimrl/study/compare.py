@@ -128,7 +128,7 @@ def _over_problems(own: _Paired, *, shares: bool) -> Mapping[str, float]:
     scores = [score for runs in own.runs.values() for run in runs for score in run.items.values()]
     span = 1.0 if shares or not scores else max(scores) - min(scores)
     reach = span * statistics.attainable(own.comparison.weights)
-    return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if finished else {}
+    return paired_difference(dict.fromkeys(sums, 0.0), sums, reach=reach) if sums else {}
 
 
 def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +13,11 @@ from statistics import fmean, median
 from typing import Any
 
 from slimrl.config.files import with_chosen
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError
 from slimrl.preflight.effects import concerning, inert_switches
 from slimrl.preflight.observed import Observed
+from slimrl.preflight.price import study_calls, study_notes
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import read_chosen, read_metrics, read_state, read_status
 from slimrl.statistics import MOST_SEEDS, detectable_effect, seeds_needed
@@ -86,12 +88,22 @@ class Plan:
     """The same for other differences, by their size in points."""
     measured_on: int
     """Finished runs that the estimates are based on; 0: a probe."""
+    judge_calls: Mapping[str, int] = field(default_factory=dict)
+    """By judge: the calls of the runs that are left, at most and without retries."""
 
 
-def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[float, ...]) -> Plan:
+def plan_study(
+    expanded: Expanded,
+    folder: Path,
+    *,
+    slots: int,
+    effects: tuple[float, ...],
+    say: Callable[[str], object] = lambda _: None,
+) -> Plan:
     """Estimate from finished runs of the reference; without any, from a few steps of it in every slot at once.
 
-    Raises DataError if the probe fails, with its last words.
+    `say` gets the price of judges, of the study and of the probe, before the first of them is asked. Raises DataError if the
+    probe fails, with its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     study, tested, runs = expanded.study, expanded.tested, planned_runs(expanded, folder)
@@ -99,7 +111,14 @@ def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[f
     with Lock(folder, patience=LOCK_SECONDS) as lock:
         chosen = choose_slots(folder, expanded, slots, keep=False)
         results = collect(expanded, folder)
-        measured = _from_runs(expanded, results, folder) or _probe(expanded, folder, chosen, lock.descriptor)
+        for note in study_notes([run.arm.config for run in left]):
+            say(note)
+        measured = _from_runs(expanded, results, folder)
+        if measured is None:
+            probes = [_probe_config(expanded)] * chosen.count
+            for note in study_notes(probes):
+                say(f"for this plan, {note}")
+            measured = _probe(expanded, folder, chosen, lock.descriptor)
     arms = tuple(_arm_plan(arm, expanded, measured) for arm in expanded.arms)
     seconds = {arm.name: arm.seconds / study.seeds for arm in arms}
     spread, spread_from = spread_of_differences(results.effects, study.spread)
@@ -120,6 +139,7 @@ def plan_study(expanded: Expanded, folder: Path, *, slots: int, effects: tuple[f
         seeds_for_margin=seeds_needed(study.margin, spread, tested),
         needed={f"{100 * effect:g}": seeds_needed(effect, spread, tested) for effect in effects},
         measured_on=measured.runs,
+        judge_calls=study_calls(run.arm.config for run in left),
     )
 
 
@@ -195,17 +215,23 @@ def _from_runs(expanded: Expanded, results: Results, folder: Path) -> Measured |
     )
 
 
+def _probe_config(expanded: Expanded) -> TrainConfig:
+    """The settings of a probe: the reference's with few steps."""
+    config = expanded.arm(expanded.reference).config
+    log = config.log.model_copy(update={"model": False})
+    return config.model_copy(update={"steps": min(PROBE_STEPS, config.steps), "log": log})
+
+
 def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measured:
     """Run a few steps of the reference in every slot at once, in a folder that is removed again."""
-    config = expanded.arm(expanded.reference).config
+    config = _probe_config(expanded)
     probes = folder / "probe"
     shutil.rmtree(probes, ignore_errors=True)
     probes.mkdir()
     launcher = LocalLauncher(slots, lock)
     jobs, running, started = [], [], time.monotonic()
     try:
-        update = {"output": str(probes), "steps": min(PROBE_STEPS, config.steps), "memory_share": slots.memory_share}
-        update["log"] = config.log.model_copy(update={"model": False})
+        update = {"output": str(probes), "memory_share": slots.memory_share}
         for slot in range(slots.count):
             own = config.model_copy(update=update | {"seed": slot, "name": f"probe-{slot}"})
             jobs.append(write_job(probes, f"{slot}", own))

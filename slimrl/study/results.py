@@ -18,7 +18,7 @@ from slimrl.study import limits
 from slimrl.study.compare import ArmResult, Effect, Noise, arm_result, compare, noise, spread_of_differences
 from slimrl.study.declaration import read_declaration
 from slimrl.study.primary import read_primary
-from slimrl.study.runs import Run, planned_runs, read_run
+from slimrl.study.runs import Run, planned_runs, read_run, settled
 from slimrl.study.spec import Expanded
 
 SHOWN_PROBLEMS = 4
@@ -60,6 +60,7 @@ def collect(expanded: Expanded, folder: Path) -> Results:
     by_arm: dict[str, list[Run]] = {arm.name: [] for arm in expanded.arms}
     for run in planned_runs(expanded, folder):
         by_arm[run.arm.name].append(read_run(run, study.primary))
+    by_arm = settled(by_arm, study.primary)
     runs = [run for own in by_arm.values() for run in own]
     effects = compare(expanded, by_arm)
     arms = tuple(arm_result(arm, by_arm, expanded) for arm in expanded.arms)

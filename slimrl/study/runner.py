@@ -19,6 +19,7 @@ from typing import Protocol
 from slimrl.config.files import dump_yaml
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.preflight.price import study_notes
 from slimrl.runs.files import as_json, write_text
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import count_steps, read_json
@@ -86,6 +87,8 @@ def run_study(
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with "
             f"{counted(chosen.threads, 'CPU thread')} each"
         )
+        for note in study_notes([run.arm.config for run in todo]):
+            display.say(note)
         runner = _Runner(launcher(chosen, lock.descriptor), chosen, folder, date, display)
         try:
             return runner.work(todo, len(runs))

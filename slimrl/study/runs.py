@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -107,8 +107,8 @@ class Run:
     confounded: Sequence[str]
     """Settings that had no effect in this run, and that had a further one."""
     worst: float = 0.0
-    """What a run that diverged counts as: no answer right, or the lowest score that the primary measure's reward can give. Its
-    model is of no use, so it is not left out."""
+    """What a run that diverged counts as: no answer right, or the lowest score of the primary measure's reward, NaN where none is
+    known (`settled`). Its model is of no use, so it is not left out."""
     findings: Sequence[str] = ()
     """Notable sentences on its course."""
 
@@ -195,9 +195,22 @@ def _measures(summaries: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def _worst(summaries: Mapping[int, Mapping[str, Mapping[str, float]]], primary: str) -> float:
+    """The lowest score of a reward in any evaluation of a run, or the lowest that it can give; of accuracy 0."""
     wanted = read_primary(primary)
+    if not wanted.reward:
+        return 0.0
     splits = [found[wanted.split] for found in summaries.values() if wanted.split in found]
-    return float(splits[0].get(f"rewards/{wanted.reward}/least", 0.0)) if splits and wanted.reward else 0.0
+    key = f"rewards/{wanted.reward}/least"
+    return min((float(found[key]) for found in splits if key in found), default=math.nan)
+
+
+def settled(runs: Mapping[str, Sequence[Run]], primary: str) -> dict[str, list[Run]]:
+    """The runs of a study by arm, all with the `worst` of the worst of them, so that one that diverged is below every finished
+    one: a reward may have no lower bound, and one run's own scores do not know how low others went."""
+    every = [run for own in runs.values() for run in own]
+    known = [*(run.worst for run in every), *(run.after.get(primary, math.nan) for run in every)]
+    worst = min((value for value in known if math.isfinite(value)), default=0.0)
+    return {arm: [replace(run, worst=worst) for run in own] for arm, own in runs.items()}
 
 
 def _curves(history: Sequence[Mapping[str, float]], reward: str) -> dict[str, list[float]]:

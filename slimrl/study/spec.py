@@ -166,6 +166,15 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
     `seeds` replace those of the files.
     Raises SettingsError, one sentence that names the file or the arm.
     """
+    merged, base, folders = read_studies(files)
+    if seeds:
+        merged["seeds"] = seeds
+    name = name or "-".join(Path(file).stem for file in files).lower()
+    return make_study(merged, base, overrides, folders=folders, file=files[0], name=name)
+
+
+def read_studies(files: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[str, Path]]:
+    """Study files merged, the settings files under `base` of all of them, and the folder of each line of an arm."""
     merged: dict[str, Any] = {}
     base: list[str] = []
     folders: dict[str, Path] = {}
@@ -186,23 +195,33 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
         for line in read["arms"].values() if isinstance(read.get("arms"), dict) else ():
             folders |= dict.fromkeys(map(str, line if isinstance(line, list) else [line]), folder)
         merged = merge(merged, read)
-    if seeds:
-        merged["seeds"] = seeds
+    return merged, base, folders
+
+
+def make_study(
+    merged: Mapping[str, Any],
+    base: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    folders: Mapping[str, Path],
+    file: str,
+    name: str,
+) -> Expanded:
+    """Expand the design of a study and check every arm; `file` names it in sentences. Raises SettingsError."""
     try:
         study = Study.model_validate({**merged, "base": tuple(base)})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the study"
-        raise SettingsError(f"{files[0]}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise SettingsError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
     settings = _common_settings(base, study, overrides)
-    name = name or "-".join(Path(file).stem for file in files).lower()
     if not re.fullmatch(rf"[a-z0-9][a-z0-9._-]{{0,{LONGEST_STUDY_NAME - 1}}}", name):
         raise SettingsError(
             f"{name[:80]!r} cannot name a folder of a study: up to {LONGEST_STUDY_NAME} lower-case letters, digits, '.', '_', "
             "'-'; use --name"
         )
     arms, comparisons, reference = expand(study, settings, folders)
-    return Expanded(name, files[0], study, arms, comparisons, reference)
+    return Expanded(name, file, study, arms, comparisons, reference)
 
 
 def _common_settings(base: Sequence[str], study: Study, overrides: Sequence[str]) -> dict[str, Any]:

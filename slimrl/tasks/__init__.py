@@ -78,13 +78,19 @@ Encode = Callable[[list[dict[str, str]], str], object]
 
 
 def load_task(
-    config: TaskConfig, *, instruction: str, seed: int, encode: Encode = lambda *_: None, answers: bool = True
+    config: TaskConfig,
+    *,
+    instruction: str,
+    seed: int,
+    encode: Encode = lambda *_: None,
+    answers: bool = True,
+    training: bool = True,
 ) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks, and shuffled answers.
 
     `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
-    Without `answers` the rows of a user's own data need none. Raises DataError (naming file:line) for bad data and
-    SettingsError for impossible settings.
+    Without `answers` the rows of a user's own data need none; without `training` there may be no training problems.
+    Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files
 
@@ -100,13 +106,13 @@ def load_task(
                 raise DataError(found)
             encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
 
-        splits = files.load(config, encode_row, answers=answers)
+        splits = files.load(config, encode_row, answers=answers, training=training)
         demonstrators = {"solution": lambda problem, _: _demonstration(problem, style)}
-    if not len(splits.train):
+    if training and not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
     train, rates, on_rates = rated(splits.train, config) if config.rates else (splits.train, {}, ())
     notes = [*splits.notes, *on_rates]
-    if config.answers == "shuffled":
+    if config.answers == "shuffled" and len(train):
         train = Shuffled(train, seed)
         notes.append(
             "task.answers=shuffled: every training problem has the answer of another one, held-out problems have theirs"

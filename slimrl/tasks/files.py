@@ -37,23 +37,25 @@ Encode = Callable[[Problem], object]
 Asked = dict[str, tuple[Row, Problem]]  # problems by normalized question, each with its row
 
 
-def load(config: TaskConfig, encode: Encode = lambda _: None, *, answers: bool = True) -> Splits:
+def load(config: TaskConfig, encode: Encode = lambda _: None, *, answers: bool = True, training: bool = True) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
     Without held-out data of its own, a tenth of the questions of `task.path` is held out, chosen by a hash of the
     question (`questions.held_out`), after repeats are removed. Without `task.path` the training problems come from the Hub,
-    and without `task.test_path` the held-out ones do. Without `answers` the rows of `jsonl` data may have none.
+    and without `task.test_path` the held-out ones do. Without `answers` the rows of `jsonl` data may have none. Without
+    `training` no problems to train on are looked for on the Hub where the held-out ones are elsewhere (`task.test_path`).
 
     A row is bad if it cannot be read, repeats an id or a question of its file, is refused by `encode`, or is a training row
     with a held-out question. With `task.on_bad_row=error` bad rows raise DataError, naming file:line; with `skip` they are
     left out, and an error is raised only if a split has no row left.
     """
     source, held_out_source = find_sources(config)
-    name = config.name
+    name, elsewhere = config.name, bool(config.test_path) and not config.path
+    wanted = training or not elsewhere
     try:
-        rows = source.rows()
+        rows = source.rows() if wanted else []
     except DataError as error:
-        if config.test_path and not config.path:
+        if elsewhere:
             raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
         raise
     check_columns(config.columns, rows)
@@ -70,7 +72,7 @@ def load(config: TaskConfig, encode: Encode = lambda _: None, *, answers: bool =
         test, rejected_test = _problems(reader, f"{name}/test", rows, encode)
         rejected += [*rejected_test, *_overlap(train, test)]
         notes += [note] if note != notes[0] else []
-    _check_left(config, rejected, {"training": train, "held-out": test})
+    _check_left(config, rejected, {**({"training": train} if wanted else {}), "held-out": test})
     kept_train, kept_test = (tuple(problem for _, problem in split.values()) for split in (train, test))
     columns = tuple(f"task.{key}: {note}" for key, note in zip(("path", "test_path"), notes, strict=False) if note)
     return Splits(kept_train, kept_test, rejected=tuple(rejected), notes=columns)

@@ -30,7 +30,9 @@ class Opening:
     step: int
     """Steps that are taken already."""
     known: str = ""
-    """The tracker's own id of this run, where it was begun before; empty for a new run."""
+    """The tracker's own id of this run, where it was begun before, or was to be begun; empty for a new run."""
+    id: str = ""
+    """Of a new run, for a tracker that takes an id: it is stored already, so that the run is found again however it ends."""
 
 
 @dataclass(frozen=True)

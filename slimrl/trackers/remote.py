@@ -6,12 +6,15 @@ import importlib.util
 import queue
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.worker import Answer, LoadTimeoutError, Worker
 from slimrl.runs.files import as_json, write_text
 from slimrl.runs.reader import read_json
@@ -34,8 +37,12 @@ BEGIN_SECONDS = 180.0
 """For a log-in and a new run at a server that may be slow."""
 CALL_SECONDS = 60.0
 """A call that takes longer hangs."""
-CLOSE_SECONDS = {True: 90.0, False: 5.0}
-"""For all that waits, at the end of a run that is finished, and of one that was told to stop and may soon be killed."""
+CLOSE_SECONDS = 90.0
+"""For all that waits at the end of a run, however that came, in all of its trackers together."""
+SIGNAL_SECONDS = 5.0
+"""The same after a signal, since the process may soon be killed."""
+TAKES_AN_ID = ("wandb",)
+"""Trackers that give a run the id that is made here."""
 Request = tuple[str, tuple[Any, ...]]
 """A method of `Backend` and its arguments."""
 IDS = "trackers.json"
@@ -54,20 +61,44 @@ class Failed:
     why: str
 
 
+class Ending:
+    """The end of a run's trackers: all are asked to close when the first is, and are waited for until the same moment."""
+
+    def __init__(self, stop: Stop = NEVER) -> None:
+        self._stop = stop
+        self._trackers: list[RemoteTracker] = []
+        self._until = 0.0
+        self.seconds = 0.0
+        """The time that the trackers were given."""
+
+    def join(self, tracker: RemoteTracker) -> None:
+        """Let a tracker end with the others."""
+        self._trackers.append(tracker)
+
+    def rest(self) -> float:
+        """Seconds that are left until the end; they begin with the first call."""
+        if not self.seconds:
+            self.seconds = SIGNAL_SECONDS if self._stop.is_signalled else CLOSE_SECONDS
+            self._until = time.monotonic() + self.seconds
+            for tracker in self._trackers:
+                tracker.ask_to_close()
+        return max(0.0, self._until - time.monotonic())
+
+
 def open_trackers(
-    log: LogConfig, say: Callable[[str], object], note: Callable[[str], object]
+    log: LogConfig, say: Callable[[str], object], note: Callable[[str], object], stop: Stop = NEVER
 ) -> tuple[RemoteTracker, ...]:
     """The sinks of `log.to`. A tracker that is not installed is named in a note and left out.
 
     `say` shows a line once a tracker has begun; it is called in another thread.
     """
-    found = []
+    found, ending = [], Ending(stop)
     for name in log.to:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             extra = f"pip install 'slimrl[{name}]'"
             note(f"log.to={name}: the package is not installed ({extra}), so the run goes on without it")
         else:
-            found.append(RemoteTracker(name, project=log.project, group=log.group, say=say))
+            found.append(RemoteTracker(name, project=log.project, group=log.group, say=say, ending=ending))
     return tuple(found)
 
 
@@ -85,8 +116,11 @@ class RemoteTracker:
         group: str,
         say: Callable[[str], object],
         load: Callable[[], Answer] | None = None,
+        ending: Ending | None = None,
     ) -> None:
         self.name = name
+        self._ending = ending or Ending()
+        self._ending.join(self)
         self._project, self._group, self._say = project, group, say
         self._worker = Worker(load or partial(load_backend, name), memory=sys.maxsize, output=lambda _: None)
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -101,7 +135,10 @@ class RemoteTracker:
         known = str(read_json(self._ids).get(self.name, ""))
         told = {key: value for key, value in settings.items() if not key.startswith("log.")}
         folder = str(run.absolute())
-        opening = Opening(folder, run.absolute().name, self._project, self._group, told, step, known)
+        new = uuid.uuid4().hex[:16] if self.name in TAKES_AN_ID and not known else ""
+        opening = Opening(folder, run.absolute().name, self._project, self._group, told, step, known, new)
+        if new:
+            self._store_id(new)
         self._thread.start()
         self._send("begin", opening)
 
@@ -120,15 +157,17 @@ class RemoteTracker:
         self._send("summarize", self._step, summary_numbers(summary))
 
     def close(self) -> None:
+        self._thread.join(self._ending.rest())
+        if self._thread.is_alive():
+            self._worker.kill()
+            raise TrackerError(f"it did not take its last numbers within {self._ending.seconds:.0f} s")
+        self._check()
+
+    def ask_to_close(self) -> None:
+        """Let the tracker end once it has taken what waits; `close` waits for that."""
         if not self._failure:
             self._requests.put(("close", (self._finished,)))
         self._requests.put(None)
-        seconds = CLOSE_SECONDS[self._finished]
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            self._worker.kill()
-            raise TrackerError(f"it did not take its last numbers within {seconds:.0f} s")
-        self._check()
 
     def _check(self) -> None:
         if self._failure:
@@ -159,9 +198,12 @@ class RemoteTracker:
         if isinstance(reply, Failed):
             raise TrackerError(reply.why)
         if isinstance(reply, Opened):
-            with _writing_ids:
-                write_text(self._ids, as_json({**read_json(self._ids), self.name: reply.id}))
+            self._store_id(reply.id)
             self._say(f"{self.name}: {reply.where}")
+
+    def _store_id(self, name: str) -> None:
+        with _writing_ids:
+            write_text(self._ids, as_json({**read_json(self._ids), self.name: name}))
 
 
 def load_backend(name: str) -> Answer:

@@ -25,7 +25,7 @@ class Wandb:
                 name=opening.name,
                 dir=opening.folder,
                 config=dict(opening.settings),
-                id=opening.known or None,
+                id=opening.known or opening.id or None,
                 resume="allow" if opening.known else None,
                 settings=settings,
             )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from slimrl.translate.source import RewardName, Source
 from slimrl.translate.translation import Left, Setting
@@ -31,7 +29,8 @@ def reward_settings(source: Source, weights: object, max_new_tokens: object) -> 
             times = ", times its reward_weights" if listed is weights else ""
             found["rewards.correct"] = Setting(weight, f"{reward.name} pays 1 for a right answer{times}")
         elif reward.name in OVERLONG and not reward.is_local:
-            found |= _overlong(reward, weight, max_new_tokens)
+            found |= _overlong(reward, weight)
+            left += _other_limits(reward, max_new_tokens)
         else:
             left.append(_own(source, reward, weight))
     if "rewards.correct" not in found:
@@ -43,16 +42,24 @@ def reward_settings(source: Source, weights: object, max_new_tokens: object) -> 
     return found, left
 
 
-def _overlong(reward: RewardName, weight: float, max_new_tokens: object) -> dict[str, Setting]:
-    arguments: Mapping[str, Any] = reward.arguments
-    buffer, limit = arguments.get("soft_punish_cache"), arguments.get("max_completion_len")
-    reason = f"{reward.name} pays 0 to -1"
-    if limit not in (None, max_new_tokens):
-        reason += f"; there from {limit} tokens, here from rollout.max_new_tokens"
+def _overlong(reward: RewardName, weight: float) -> dict[str, Setting]:
+    buffer = reward.arguments.get("soft_punish_cache")
     return {
-        "rewards.soft_overlong": Setting(weight, reason),
+        "rewards.soft_overlong": Setting(weight, f"{reward.name} pays 0 to -1"),
         "rewards.overlong_buffer": Setting(buffer or OVERLONG_BUFFER, "soft_punish_cache"),
     }
+
+
+def _other_limits(reward: RewardName, max_new_tokens: object) -> list[Left]:
+    """The punishment where it begins and ends elsewhere than here, which is at rollout.max_new_tokens."""
+    limit, buffer = reward.arguments.get("max_completion_len"), reward.arguments.get("soft_punish_cache")
+    buffer = buffer if isinstance(buffer, int) else OVERLONG_BUFFER
+    if limit in (None, max_new_tokens):
+        return []
+    there = f"from {limit - buffer} to {limit} tokens" if isinstance(limit, int) else f"up to {limit} tokens"
+    here = f"from {max_new_tokens - buffer} to {max_new_tokens}" if isinstance(max_new_tokens, int) else "to the last"
+    reason = f"it falls from 0 to -1 {there} there, and {here} here; rollout.max_new_tokens={limit} makes both the same"
+    return [Left("reward_funcs", reward.name, reason)]
 
 
 def _own(source: Source, reward: RewardName, weight: float) -> Left:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from slimrl.errors import SettingsError
-from slimrl.translate.source import RewardName, Source, read_text
+from slimrl.translate.assignments import Changes, bound_once, entries, mutated
+from slimrl.translate.source import RewardName, Source, read_text, said
 
 CONFIGS = ("GRPOConfig", "UnslothGRPOConfig")
 PEFT = {
@@ -21,13 +22,15 @@ PEFT = {
     "target_parameters": "lora_target_parameters", "task_type": "lora_task_type", "bias": "lora_bias",
 }  # fmt: skip
 """Names of `LoraConfig`, and of Unsloth's `get_peft_model`, as TRL's command line spells them."""
-PEFT_DEFAULTS = {"lora_r": 8, "lora_alpha": 8}
+PEFT_DEFAULTS = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 UNSLOTH_DEFAULTS = {
-    "lora_r": 16, "lora_alpha": 16,
+    "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.0,
     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }  # fmt: skip
 TRAINER = ("reward_processing_classes", "callbacks", "tools", "rollout_func", "environment_factory")
 """Arguments of `GRPOTrainer` that the table of names knows; the others are configs, models and data."""
+POSITIONS = ("model", "reward_funcs", "args", "train_dataset", "eval_dataset")
+"""Arguments of `GRPOTrainer` without names, in their order."""
 PROMPTS = ("SYSTEM_PROMPT", "system_prompt", "SYSTEM_MESSAGE", "system_message")
 OPERATORS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -61,7 +64,8 @@ class _Script:
         self.defined = {
             node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         }
-        self.assigned = _assigned(tree)
+        self.assigned, self.changes = bound_once(tree), Changes(tree)
+        self.mutated = mutated(tree)
         self.given: dict[str, Any] = {}
         self.unread: dict[str, str] = {}
         self.notes: list[str] = []
@@ -75,58 +79,57 @@ class _Script:
                 f"{self.file} holds no GRPOConfig(...) whose arguments can be read"
                 + (f": {why}" if parses else "; give a script of TRL's GRPOTrainer")
             )
+        made = self._followed(self._trained().get("args", configs[0]))
+        config = next((one for one in configs if one is made), configs[0])
         if len(configs) > 1:
+            which = "the trainer's" if config is made else "the first"
             self.notes.append(
-                f"{len(configs)} GRPOConfig(...) are in the file; the first, on line {configs[0].lineno}, is read"
+                f"{len(configs)} GRPOConfig(...) are in the file; {which}, on line {config.lineno}, is read"
             )
-        self._take(configs[0])
-        self._changed_later(configs[0])
+        self._take(config)
         self._adapter()
         rewards = self._trainer()
         self._model()
         self._data()
+        for name, argument in (("model_name_or_path", "model"), ("dataset_name", "train_dataset")):
+            if name not in self.given and argument in self._trained():
+                self.unread.setdefault(name, ast.unparse(self._trained()[argument]))
         for name in PROMPTS:
             if isinstance(prompt := self._known(ast.Name(name)), str):
                 self.given.setdefault("system_prompt", prompt)
-        given = {name: value for name, value in self.given.items() if value is not None}
-        return Source(self.file, given, self.unread, tuple(rewards), tuple(self.notes))
+        return Source(self.file, said(self.given), self.unread, tuple(rewards), tuple(self.notes))
 
     def _named(self, *names: str) -> list[ast.Call]:
         """Calls of functions with these names, whatever they are attributes of, in the order of the file."""
         return [call for call in self.calls if _leaf(call.func) in names]
 
     def _take(self, call: ast.Call, renamed: Mapping[str, str] | None = None) -> None:
-        """The arguments of a call that have names."""
-        for name, node in self._arguments(call):
+        """The arguments of a call that have names, and what is set later in the object that it makes."""
+        later = self.changes.of(self._names_of(call), call, before=False)
+        for name, node in (*self._arguments(call), *later):
             name = (renamed or {}).get(name, name)
             try:
                 self.given[name] = self.value(node)
+                self.unread.pop(name, None)
             except UnreadError:
                 self.unread[name] = ast.unparse(node)
         for node in call.args:
             self.unread[f"an argument of {_leaf(call.func)} without a name"] = ast.unparse(node)
 
-    def _changed_later(self, call: ast.Call) -> None:
-        """Settings that are assigned to the object which a call makes, as `args.learning_rate = 5e-6`."""
-        names = {name for name, made in self.assigned.items() if made is call}
-        assigned = (node for node in ast.walk(self.tree) if isinstance(node, ast.Assign) and len(node.targets) == 1)
-        for node in sorted(assigned, key=lambda node: node.lineno):
-            target = node.targets[0]
-            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in names:
-                try:
-                    self.given[target.attr] = self.value(node.value)
-                except UnreadError:
-                    self.unread[target.attr] = ast.unparse(node.value)
+    def _names_of(self, node: ast.expr) -> set[str]:
+        """The names that stand for an expression."""
+        return {name for name in self.assigned if self._followed(ast.Name(name)) is node}
 
     def _arguments(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
-        """Arguments with names; `**settings` stands for the entries of the dictionary that the file assigns."""
+        """Arguments with names; `**settings` stands for the entries that a dictionary has when the call is made."""
         for keyword in call.keywords:
             if keyword.arg is not None:
                 yield keyword.arg, keyword.value
                 continue
             node = self._followed(keyword.value)
-            if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
-                yield from ((str(key.value), value) for key, value in zip(node.keys, node.values, strict=True))  # type: ignore[union-attr]
+            if isinstance(node, ast.Dict):
+                yield from entries(node)
+                yield from self.changes.of(self._names_of(node), call, before=True)
             else:
                 self.unread[f"arguments of {_leaf(call.func)}"] = f"**{ast.unparse(keyword.value)}"
 
@@ -144,19 +147,25 @@ class _Script:
 
     def _trainer(self) -> list[RewardName]:
         """The arguments of GRPOTrainer that are settings, and its reward functions."""
-        rewards: list[RewardName] = []
+        arguments = self._trained()
+        for name in TRAINER:
+            if name in arguments:
+                self.given[name] = ast.unparse(arguments[name])
+        if "model" in arguments and isinstance(model := self._known(arguments["model"]), str):
+            self.given["model_name_or_path"] = model
+        if "reward_funcs" not in arguments:
+            return []
+        if self._is_changed(arguments["reward_funcs"]):
+            self.unread["reward_funcs"] = "the list is changed after it is made; its first functions are read"
+        node = self._followed(arguments["reward_funcs"])
+        nodes = node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
+        return [self._reward(one) for one in nodes]
+
+    def _trained(self) -> dict[str, ast.expr]:
+        """The arguments of the first GRPOTrainer by their names."""
         for call in self._named("GRPOTrainer")[:1]:
-            arguments = dict(zip(("model", "reward_funcs"), call.args, strict=False)) | dict(self._arguments(call))
-            for name in TRAINER:
-                if name in arguments:
-                    self.given[name] = ast.unparse(arguments[name])
-            if "model" in arguments and isinstance(model := self._known(arguments["model"]), str):
-                self.given["model_name_or_path"] = model
-            if "reward_funcs" in arguments:
-                node = self._followed(arguments["reward_funcs"])
-                nodes = node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
-                rewards = [self._reward(one) for one in nodes]
-        return rewards
+            return dict(zip(POSITIONS, call.args, strict=False)) | dict(self._arguments(call))
+        return {}
 
     def _reward(self, node: ast.expr) -> RewardName:
         node = self._followed(node)
@@ -173,7 +182,8 @@ class _Script:
 
     def _model(self) -> None:
         """The model's name from the call that loads it, and what Unsloth's says besides."""
-        for call in self._named("from_pretrained"):
+        model = self._followed(self._trained().get("model", ast.Name("")))
+        for call in sorted(self._named("from_pretrained"), key=lambda call: call is not model):
             owner = _leaf(getattr(call.func, "value", call.func))
             if owner.startswith("Fast"):
                 arguments = dict(self._arguments(call))
@@ -226,10 +236,16 @@ class _Script:
             node = self.assigned[node.id]
         return node
 
+    def _is_changed(self, node: ast.expr) -> bool:
+        """True for a name whose list or dictionary the file changes later."""
+        made = self._followed(node)
+        return isinstance(node, ast.Name) and bool(self.mutated & (self._names_of(made) | {node.id}))
+
     def value(self, node: ast.expr, depth: int = 0) -> Any:
         """The value of an expression of literals, and of names that the file assigns one to; raises UnreadError."""
+        changed = self._is_changed(node)
         node = self._followed(node)
-        if depth > 20:
+        if depth > 20 or changed:
             raise UnreadError
         match node:
             case ast.Constant(value=bool() | int() | float() | str() | None as value):
@@ -266,23 +282,6 @@ def _computed(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> An
         return operation(left, right)
     except (TypeError, ValueError, ArithmeticError):
         raise UnreadError from None
-
-
-def _assigned(tree: ast.Module) -> dict[str, ast.expr]:
-    """The expression of each name that the file assigns once; a name with several values stands for none of them."""
-    found: dict[str, list[ast.expr]] = {}
-    for node in ast.walk(tree):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                found.setdefault(target.id, []).append(node.value)
-        changed = node.target if isinstance(node, ast.AugAssign | ast.For) else None
-        names = [changed.id] if isinstance(changed, ast.Name) else [node.arg] if isinstance(node, ast.arg) else []
-        for name in names:
-            found.setdefault(name, []).append(ast.Name("?"))
-    return {name: values[0] for name, values in found.items() if len({ast.dump(value) for value in values}) == 1}
 
 
 def _leaf(node: ast.AST) -> str:

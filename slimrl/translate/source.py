@@ -13,6 +13,14 @@ import yaml
 from slimrl.errors import SettingsError
 from slimrl.text import visible
 
+NULLS = ("max_completion_length", "vllm_importance_sampling_clip_max")
+"""Names of TRL whose null says something, since their default is a number."""
+REGISTRY: Mapping[str, Mapping[str, Any]] = {
+    "get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256},
+    "soft_overlong_punishment": {"max_completion_len": 16384, "soft_punish_cache": 4096},
+}
+"""Arguments with which TRL's and open-r1's command lines make a function that a file names; open-r1's may be set beside it."""
+
 
 @dataclass(frozen=True)
 class RewardName:
@@ -31,7 +39,7 @@ class Source:
 
     file: str
     given: Mapping[str, Any]
-    """By their names in the other library; what is None there is left out, since it means that nothing is set."""
+    """By their names in the other library; None is left out where it means that nothing is set."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """The expressions whose values only running the file would tell, by the name that they are given to."""
     rewards: tuple[RewardName, ...] = ()
@@ -69,10 +77,23 @@ def read_mapping(file: str) -> dict[str, Any]:
 
 def mapping_source(file: str) -> Source:
     """A YAML or JSON file of TRL, whose names are at the top."""
-    found = {str(key): value for key, value in read_mapping(file).items() if value is not None}
+    found = said(read_mapping(file))
     names = found.pop("reward_funcs", None) or []
     listed = [names] if isinstance(names, str) else names if isinstance(names, list) else []
-    return Source(file, found, rewards=tuple(RewardName(str(name)) for name in listed))
+    return Source(file, found, rewards=tuple(_registered(str(name), found) for name in listed))
+
+
+def said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the nulls that say nothing."""
+    return {str(key): value for key, value in settings.items() if value is not None or key in NULLS}
+
+
+def _registered(name: str, settings: Mapping[str, Any]) -> RewardName:
+    """A function that a command line makes with arguments of its own; TRL's takes none from the file."""
+    arguments = dict(REGISTRY.get(name, {}))
+    if name == "soft_overlong_punishment":
+        arguments = {key: settings.get(key, value) for key, value in arguments.items()}
+    return RewardName(name, arguments)
 
 
 def shown(value: object) -> str:

@@ -57,8 +57,13 @@ class Translation:
         settings = dict(self.settings)
         for section, key in (*MODELS, *DATA):
             setting = settings.get(name := f"{section}.{key}")
-            if setting and (place := Path(str(setting.value))).exists() and not place.is_absolute():
+            if setting is None or (place := Path(str(setting.value))).is_absolute():
+                continue
+            if place.exists():
                 settings[name] = replace(setting, value=os.path.relpath(place, folder))
+            elif given_as_path(str(setting.value)) and folder.resolve() != Path.cwd():
+                here = "not found from the working directory, and relative to this file's folder from now on"
+                settings[name] = replace(setting, reason=f"{setting.reason}; {here}")
         return replace(self, settings=settings)
 
     def text(self) -> str:
@@ -80,11 +85,18 @@ class Translation:
         return "\n".join(lines) + "\n"
 
 
+def given_as_path(text: str) -> bool:
+    """True for a text that can only be a path, and not a name on the Hub; what stands in for one in capitals is none."""
+    is_path = text.startswith(("./", "../", "~")) or text.endswith((".json", ".jsonl", ".csv", ".parquet"))
+    return is_path and not Path(text).stem.isupper()
+
+
 def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left]]:
-    """The settings that can stand in one file, and those that SlimRL refuses, each with the sentence of the refusal.
+    """The settings that can stand in one file, and those that SlimRL refuses, each with the refusal and what acts instead.
 
     A setting joins those before it, so one that others need comes first.
     """
+    ours = _defaults()
     nested: dict[str, Any] = {}
     kept: dict[str, Setting] = {}
     left = []
@@ -94,7 +106,8 @@ def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left
             build(TrainConfig, tried)
         except SettingsError as error:
             name, equals, _ = setting.reason.partition("=")
-            left.append(Left(name if equals else key, shown(setting.value), str(error)))
+            instead = f"; {key}={shown(ours[key])} acts instead" if key in ours else ""
+            left.append(Left(name if equals else key, shown(setting.value), f"{error}{instead}"))
             continue
         nested, kept[key] = tried, setting
     return kept, left
@@ -102,8 +115,12 @@ def fitted(wanted: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Left
 
 def different(settings: Mapping[str, Setting]) -> dict[str, Setting]:
     """The settings that a file needs: given ones, and defaults of the other library that are not ours."""
-    ours = {key: kind.model_fields[name].get_default() for key, kind, name in walk(TrainConfig)}
+    ours = _defaults()
     return {key: one for key, one in settings.items() if one.given or key not in ours or one.value != ours[key]}
+
+
+def _defaults() -> dict[str, Any]:
+    return {key: kind.model_fields[name].get_default() for key, kind, name in walk(TrainConfig)}
 
 
 def unknown(name: str, row: Foreign | None, value: object, library: str) -> Left:

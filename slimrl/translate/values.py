@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from slimrl.config import foreign_names
+from slimrl.terms import Tracker
 from slimrl.translate.source import Source, shown
 from slimrl.translate.translation import Left, Setting, unknown
 
@@ -25,21 +26,60 @@ class Values:
         self.values: dict[str, Any] = {**defaults, **self.given}
         self.left: list[Left] = []
         self.read: set[str] = set()
+        self.uses: dict[str, list[str]] = {}
+        """The settings that depend on a name."""
 
     def leave(self, name: str, value: object, reason: str) -> None:
         """List a setting among those that are not translated."""
         self.left.append(Left(name, shown(value), reason))
 
+    def depends(self, key: str, *names: str) -> None:
+        """Note that a setting is made of names, for those that the file sets to what cannot be read."""
+        for name in names:
+            if key not in self.uses.setdefault(name, []):
+                self.uses[name].append(key)
+
+    def is_set(self, *names: str) -> bool:
+        """True where the file sets one of the names, whether its value can be read or not."""
+        return any(name in self.given or name in self.source.unread for name in names)
+
     def because(self, *names: str) -> str:
-        """The names that a setting translates with their values, and whether they are only defaults."""
+        """The names that a setting translates with their values, and whether these are only defaults."""
         self.read.update(names)
-        named = [f"{name}={shown(self.values[name])}" for name in names if name in self.values]
-        return ", ".join(named) + ("" if any(name in self.given for name in names) else f": {self.library}'s default")
+        named = []
+        for name in names:
+            if name in self.source.unread:
+                taken = f"; {shown(self.values[name])} is taken" if name in self.values else ""
+                named.append(f"{name}={shown(self.source.unread[name])}, which is not read{taken}")
+            elif name in self.values:
+                named.append(f"{name}={shown(self.values[name])}")
+        return ", ".join(named) + ("" if self.is_set(*names) else f": {self.library}'s default")
 
     def set(self, key: str, value: Any, *names: str, why: str = "") -> Keyed:
         """A setting that translates names, with `why` behind them in its reason."""
+        self.depends(key, *names)
         reason = self.because(*names)
-        return key, Setting(value, f"{reason}; {why}" if why else reason, any(name in self.given for name in names))
+        return key, Setting(value, f"{reason}; {why}" if why else reason, self.is_set(*names))
+
+    def trackers(self, name: str) -> Iterator[Keyed]:
+        """The trackers of a setting that SlimRL has too; the others are listed."""
+        asked = self.given.get(name) or []
+        names = [str(one) for one in ([asked] if isinstance(asked, str) else asked)]
+        known = [one for one in names if one in get_args(Tracker)]
+        self.read.add(name)
+        if known:
+            yield self.set("log.to", known, name)
+        for one in names:
+            if one not in (*known, "none", "console"):
+                self.leave(name, one, f"log.to takes {', '.join(get_args(Tracker))}")
+
+    def unread(self) -> Iterator[Left]:
+        """The names whose values only running the file would tell, and the settings that have to be set for them."""
+        for name, text in self.source.unread.items():
+            keys = self.uses.get(name, [])
+            taken = f"{shown(self.values[name])} is taken; " if name in self.values and keys else ""
+            what = " and ".join([", ".join(keys[:-1]), keys[-1]] if len(keys) > 1 else keys) or "it"
+            yield Left(name, shown(text), f"only running the file tells its value; {taken}set {what} by hand")
 
     def number(self, name: str) -> float:
         """A number, also one that is written as a text; the default, and a line in `left`, where it is none."""
@@ -71,6 +111,6 @@ class Values:
                 continue
             key, equals, ours = foreign_names.translated(row, value).partition("=")
             if row.values and not equals:
-                self.leave(name, value, f"{key} takes no such value")
+                self.leave(name, value, f"{key} takes no such value; its default acts instead")
             else:
                 yield self.set(key, foreign_names.typed(ours) if equals else value, name)

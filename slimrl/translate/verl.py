@@ -17,7 +17,7 @@ from slimrl.config import foreign_names
 from slimrl.config.files import SettingsLoader
 from slimrl.errors import SettingsError
 from slimrl.translate.source import Source, read_mapping, read_text
-from slimrl.translate.translation import Left, Setting, Translation, different, fitted
+from slimrl.translate.translation import Setting, Translation, different, fitted
 from slimrl.translate.values import Keyed, Values
 
 DEFAULTS: Mapping[str, Any] = {
@@ -63,12 +63,7 @@ def from_verl(source: Source, *, rows: int = 0) -> Translation:
         )
     verl = Verl(source, rows)
     kept, refused = fitted(different(dict(verl.settings())))
-    left = [*verl.left, *refused]
-    left += [
-        Left(name, text, "only running the file tells its value; set it by hand")
-        for name, text in source.unread.items()
-    ]
-    return Translation(source.file, "verl", kept, tuple(left))
+    return Translation(source.file, "verl", kept, (*verl.left, *refused, *verl.unread()))
 
 
 class Verl(Values):
@@ -98,6 +93,7 @@ class Verl(Values):
         yield from self._algorithm()
         yield from self._optimizer(problems, updates * self.whole("ppo_epochs"))
         yield "rewards.correct", Setting(1.0, "the score of the data's own checker: 1 for a right answer", given=False)
+        yield from self.trackers("logger")
         yield from self.by_the_table(OFF)
 
     def _data(self) -> Iterator[Keyed]:
@@ -147,14 +143,16 @@ class Verl(Values):
         self.read |= {"clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c"}
         modes = foreign_names.VALUES["algorithm.aggregation"]
         average = str(self.values["loss_agg_mode"])
-        if average in modes:
-            yield self.set("algorithm.aggregation", modes[average], "loss_agg_mode")
-        else:
-            self.leave("loss_agg_mode", average, "there is no such aggregation here")
+        if average not in modes:
+            self.leave(
+                "loss_agg_mode", average, "there is no such aggregation here; verl's default, token-mean, is written"
+            )
+        yield self.set("algorithm.aggregation", modes.get(average, "token_mean"), "loss_agg_mode")
         yield self.set("algorithm.entropy_coef", self.number("entropy_coeff"), "entropy_coeff")
-        yield from self._penalty()
+        yield from self._penalty(scale)
 
-    def _penalty(self) -> Iterator[Keyed]:
+    def _penalty(self, scale: str) -> Iterator[Keyed]:
+        """KL in the loss, in the reward or not at all; `scale`: the scaling of rewards that is written."""
         loss, coefficient, kind = "use_kl_loss", "actor_rollout_ref.actor.kl_loss_coef", "kl_loss_type"
         reward, weight = "use_kl_in_reward", "kl_ctrl.kl_coef"
         if self.values[loss] is True:
@@ -164,6 +162,13 @@ class Verl(Values):
                 yield self.set("algorithm.kl_estimator", estimator, kind)
             else:
                 self.leave(kind, self.values[kind], "there is no such estimator here; k3 is written")
+        elif self.values[reward] is True and scale == "group":
+            reason = (
+                "divided by a group's deviation the penalty would be all that is left where its rewards are equal; no penalty is "
+                "written, and algorithm.kl_coef puts one into the loss"
+            )
+            self.leave(reward, True, reason)
+            yield self.set("algorithm.kl_coef", 0.0, reward)
         elif self.values[reward] is True:
             yield self.set("algorithm.kl_coef", self.number(weight), weight, reward)
             yield self.set("algorithm.kl_estimator", "k1", reward)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,21 @@ def test_nothing_that_is_published_names_a_place_of_this_machine(tmp_path: Path)
     assert not any(private in told for private in ("/home", "10.0.0.3", "~"))
 
 
+@pytest.mark.parametrize(("base", "said"), [("/home/me/models/small", True), ("me/small", False)])
+def test_an_adapter_in_a_folder_says_that_its_base_is_a_path(
+    slimrl, finished: Path, tmp_path: Path, base: str, said: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    found = slimrl("export", str(run), str(tmp_path / "m"), "--adapter")
+    assert found.code == 0
+    assert (f"the adapter is for {base}, by its path on this machine" in found.err) is said
+    assert json.loads((tmp_path / "m" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    assert "/home/me" not in (tmp_path / "m" / "README.md").read_text()
+
+
 def test_what_would_be_pushed_is_listed_and_not_sent(slimrl, finished: Path) -> None:
     said = slimrl("export", str(finished), "me/mine", "--for", "hub")
     assert said.code == 0
@@ -70,9 +87,54 @@ def test_a_modelfile_has_the_runs_instruction_and_sampling(slimrl, finished: Pat
     assert {file.name for file in (tmp_path / "m").iterdir()} == {"mine-q8_0.gguf", "Modelfile", "README.md"}
     lines = (tmp_path / "m" / "Modelfile").read_text().splitlines()
     assert lines[0] == "FROM ./mine-q8_0.gguf"
-    assert {'SYSTEM "Be brief."', 'PARAMETER stop "<|end|>"', "PARAMETER temperature 1", "PARAMETER num_predict 8"} <= {
-        *lines
+    assert {
+        'SYSTEM "Be brief."',
+        'PARAMETER stop "<|end|>"',
+        "PARAMETER temperature 1",
+        "PARAMETER num_predict 8",
+        "PARAMETER num_ctx 512",
+    } <= {*lines}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_full_disk_has_its_exit_code_and_leaves_nothing(
+    slimrl, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    target = tmp_path / "m"
+    if exists:
+        target.mkdir()
+
+    def full(source: Path, copy: Path) -> None:
+        if source.name == "model.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device", str(copy))
+        copy.write_bytes(source.read_bytes())
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.copyfile", full)
+        said = slimrl("export", str(finished), str(target))
+    assert said.code == 74
+    assert "No space left on device" in said.err
+    assert [file.name for file in tmp_path.rglob("*")] == (["m"] if exists else [])
+    assert slimrl("export", str(finished), str(target)).code == 0, "nothing is in the way of the next try"
+    assert {file.name for file in target.iterdir()} == {file.name for file in (finished / "final").iterdir()} | {
+        "README.md"
     }
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_modelfile_that_cannot_be_written_comes_before_the_weights(
+    slimrl, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("slimrl.export.gguf")
+    monkeypatch.setattr(gguf, "write_gguf", lambda *_, **__: pytest.fail("the weights came first"))
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text().replace("Be brief.", 'Use """.'))
+    said = slimrl("export", str(run), str(tmp_path / "m"), "--for", "ollama")
+    assert said.code == 3
+    assert "three quotes in a row" in said.err
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,17 @@ def test_paths_are_written_for_the_folder_of_the_file(slimrl, tmp_path: Path) ->
     assert Path(load_config(TrainConfig, [str(tmp_path / "conf" / "ours.yaml")]).task.path).is_file()
 
 
+def test_a_path_that_is_not_there_says_what_it_is_relative_to(slimrl, tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "trl.yaml").write_text("model_name_or_path: ./models/base\ndataset_name: a/b\nbeta: 0\n")
+    (tmp_path / "none.yaml").write_text("beta: 0\n")
+    words = "not found from the working directory"
+    for source, target, said in (("trl", "conf/a", 1), ("trl", "b", 0), ("none", "conf/c", 0)):
+        assert slimrl("from-trl", f"{source}.yaml", "--out", f"{target}.yaml").code == 0
+        text = " ".join((tmp_path / f"{target}.yaml").read_text().replace("#", " ").split())
+        assert text.count(words) == said, target
+
+
 def test_small_mistakes_are_answered(slimrl) -> None:
     said = {
         (

@@ -15,6 +15,7 @@ import yaml
 from slimrl.cli.output import open_display
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
+from slimrl.study import runner
 from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
@@ -308,7 +309,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert "everything is in runs/r" in trained.err
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "final", "lock",
+        "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "report.html", "final", "lock",
     }  # fmt: skip
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
@@ -430,7 +431,7 @@ def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pyte
     assert result.code == 0
     assert json.loads(result.out) == json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert "kl: +0.0 points" in result.err
-    monkeypatch.setattr("slimrl.study.runner.run_study", lambda *_, **__: planned_runs(expanded, tmp_path)[:1])
+    monkeypatch.setattr(runner, "run_study", lambda *_, **__: planned_runs(expanded, tmp_path)[:1])
     failed = slimrl("study", "run", "mine.yaml", "--quiet")
     assert (failed.code, failed.err) == (
         3, "error: 1 runs failed (base-0); correct the cause and run the same command again\n"

@@ -189,6 +189,21 @@ def test_a_date_in_the_prompts_stays(slimrl, tiny_folder: Path) -> None:
     assert len(lines("r.jsonl")) == 5
 
 
+def test_rates_need_no_rewards(slimrl, tiny_folder: Path) -> None:
+    """A run whose functions and judge cannot be loaded is measured all the same, since right answers are counted."""
+    shutil.copytree(tiny_folder, "run/final")
+    judge = "{endpoint: 'http://h', model: m, prompt: '{completion}', low: 0, high: 1, api_key_env: NO_SUCH_KEY}"
+    Path("run/config.yaml").write_text(
+        f"task: {{path: ../sums.jsonl}}\nrewards: {{custom: {{gone.py:f: 1}}, judge: {{tone: {judge}}}}}\n"
+    )
+    measured = slimrl("difficulty", "run", *FEW, "--samples", 2, "--limit", 3, "--json")
+    assert measured.code == 0, measured.err
+    assert json.loads(measured.out)["n"] == 3
+    refused = slimrl("difficulty", tiny_folder, *FEW, "rewards.format=1")
+    assert refused.code == 2
+    assert "rewards.format=1 has no effect in slimrl difficulty, which counts right answers; remove it" in refused.err
+
+
 def test_measuring_a_run_needs_no_rates(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         "task: {name: jsonl, path: rows.jsonl, rates: gone.jsonl, success_rate: [0.1, 0.9]}\n"

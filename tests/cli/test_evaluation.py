@@ -47,11 +47,13 @@ def test_pass_and_majority_at_every_k(slimrl, tiny_folder: Path) -> None:
 
 
 def test_several_tasks_with_one_model(slimrl, tiny_folder: Path, sums: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimrl.preflight import setup
+    from slimrl.preflight import prompting
 
     loaded = []
-    load = setup.load_policy
-    monkeypatch.setattr(setup, "load_policy", lambda config, **more: loaded.append(config.path) or load(config, **more))
+    load = prompting.load_policy
+    monkeypatch.setattr(
+        prompting, "load_policy", lambda config, **more: loaded.append(config.path) or load(config, **more)
+    )
     tasks = ("--task", "arithmetic", "--task", sums)
     result = slimrl("eval", tiny_folder, *tasks, "--limit", 4, *FEW, "--out", "all.jsonl", "--json")
     assert result.code == 0, result.err

@@ -526,9 +526,11 @@ def test_samples_are_told_apart(slimrl, tiny_folder: Path, monkeypatch: pytest.M
 def test_ctrl_c_of_a_study_says_how_to_go_on(slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     import signal
 
+    from slimrl.study import runner
+
     (tmp_path / "mine.yaml").write_text("seeds: 2\narms: {kl: algorithm.kl_coef=0}\n")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
-        monkeypatch.setattr("slimrl.study.runner.run_study", lambda *_, n=number, **__: signal.raise_signal(n))
+        monkeypatch.setattr(runner, "run_study", lambda *_, n=number, **__: signal.raise_signal(n))
         said = slimrl("study", "run", "mine.yaml", "--name", "my-study")
         assert said.code == code
         assert "the same command continues: slimrl study run mine.yaml --name my-study" in said.err

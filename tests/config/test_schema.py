@@ -92,3 +92,9 @@ def test_times(text: str, seconds: int) -> None:
 def test_no_times(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time like 3h50m"):
         seconds_of(text)
+
+
+def test_numbers_of_tokens_need_their_completions() -> None:
+    with pytest.raises(SettingsError, match=r"log\.tokens=all has no effect without log\.rollouts=true"):
+        build(TrainConfig, {"log": {"tokens": "all", "rollouts": False}})
+    assert build(TrainConfig, {"log": {"rollouts": False}}).log.tokens == "samples", "the default gives way"

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
-import pytest
+import io
+from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from slimrl.config.files import load_config
+from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
+from slimrl.train import train
+from tests.session.test_resume import content
+from tests.session.test_session import SMALL
 
 
 def test_model_made_text_is_neither_markup_nor_escape(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,3 +51,109 @@ def test_a_terminal_gets_a_bar_that_goes(capsys: pytest.CaptureFixture[str], mon
     display.stop()
     assert "measuring" in capsys.readouterr().err
     assert not display.progress.live.is_started
+
+
+def terminal(width: int) -> Display:
+    """A display on a terminal of this many characters, which keeps what it is told to draw."""
+    display = Display()
+    display.console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
+    display.progress.live.console = display.console
+    return display
+
+
+def drawn(display: Display) -> list[str]:
+    """The lines of the bars as they are now."""
+    console = Console(file=io.StringIO(), width=display.console.width)
+    console.print(display.progress.get_renderable())
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_the_parts_of_a_step_have_a_bar_with_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("slimrl.display.run.time.monotonic", lambda: clock[0])
+    display = terminal(80)
+    clock[0] = 100.0
+    display.sampling(0, 4096)
+    display.progress.update(display.bar, visible=True, rest="4d06h left")
+    clock[0] += 750.0
+    lines = drawn(display)
+    assert [line.split()[0] for line in lines] == ["training", "sampling"], "each bar is one line"
+    assert lines[1].endswith(" 0 of 4,096 completions, 12m30s")
+    display.sampling(1024, 4096)
+    assert " 1,024 of 4,096 completions" in drawn(display)[1]
+    display.sampling(4096, 4096)
+    assert drawn(display)[1].split()[0] == "scoring", "rewards may take longer than sampling"
+    display.updating(0, 8192)
+    assert drawn(display)[1].startswith("updating")
+    assert drawn(display)[1].endswith(" 0 of 8,192 completions, 0s")
+    display.updating(8192, 8192)
+    assert [line.split()[0] for line in drawn(display)] == ["training"], "the bar of a part goes with it"
+    display.sampling(0, 8)
+    display.stop()
+    assert [line.split()[0] for line in drawn(display)] == ["training"]
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_bars_fit_a_narrow_terminal(width: int) -> None:
+    display = terminal(width)
+    display.progress.update(display.bar, visible=True, rest="4d06h left")
+    display.sampling(0, 99_999)
+    display.sampling(88_888, 99_999)
+    display.stop()
+    display.progress.update(display.part, visible=True)
+    lines = drawn(display)
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= width
+
+
+def test_a_log_file_and_a_quiet_run_have_no_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_terminal in (False, True):
+        if is_terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")
+        display = Display(quiet=is_terminal)
+        display.sampling(0, 8)
+        display.sampling(8, 8)
+        display.updating(0, 8)
+        assert not display.progress.live.is_started
+        display.stop()
+    assert capsys.readouterr().err == ""
+
+
+class Heard(Display):
+    """A display that keeps what it is told of a step."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.told: list[tuple[str, int, int]] = []
+
+    def sampling(self, done: int, total: int) -> None:
+        self.told.append(("sampling", done, total))
+
+    def updating(self, done: int, total: int) -> None:
+        self.told.append(("updating", done, total))
+
+
+def test_a_run_tells_the_parts_of_each_step_and_is_the_same_without(tmp_path: Path) -> None:
+    settings = [*SMALL[1:], "steps=2", "rollout.problems=2", "rollout.group_size=3", "optimizer.epochs=2", "name=a"]
+    screens = {"told": Heard(), "quiet": Display(quiet=True)}
+    for name, screen in screens.items():
+        train(load_config(TrainConfig, [], [f"output={tmp_path / name}", *settings]), screen)
+    assert content(tmp_path / "told" / "a") == content(tmp_path / "quiet" / "a"), "it decides nothing"
+    heard = screens["told"]
+    assert isinstance(heard, Heard)
+    sampled = [(done, total) for part, done, total in heard.told if part == "sampling"]
+    assert (sampled.count((0, 6)), sampled.count((6, 6))) == (2, 2)
+    assert {total for _, total in sampled} == {6}
+    updated = [(done, total) for part, done, total in heard.told if part == "updating"]
+    assert {total for _, total in updated} <= {12}
+    parts = [part for part, done, _ in heard.told if done == 0]
+    assert parts[0] == "sampling"
+    assert "updating" in parts
+    starts = [number for number, (_, done, _) in enumerate(heard.told) if done == 0]
+    for start, end in zip(starts, [*starts[1:], len(heard.told)], strict=True):
+        counts = [done for _, done, _ in heard.told[start:end]]
+        assert counts == sorted(counts), "nothing that is done is taken back"
+        assert counts[-1] == heard.told[start][2]

@@ -111,22 +111,32 @@ TURNS = Turns(
 
 
 def test_a_modelfile_says_all_of_a_run() -> None:
-    text = Modelfile("m-f16.gguf", TURNS, "Think.\nThen answer.", ["<|end|>", "\nQuestion:"], 0.7, 64).text()
+    text = Modelfile("m-f16.gguf", TURNS, "Think.\nThen answer.", ["<|end|>", "\nQuestion:"], 0.7, 64, 512).text()
     assert text.splitlines()[0] == "FROM ./m-f16.gguf"
     assert text.endswith(
         'SYSTEM """Think.\nThen answer."""\nPARAMETER stop "<|end|>"\nPARAMETER stop """\nQuestion:"""\nPARAMETER temperature 0.7\n'
         "PARAMETER top_p 1\nPARAMETER top_k 0\nPARAMETER min_p 0\nPARAMETER repeat_penalty 1\nPARAMETER num_predict 64\n"
+        "PARAMETER num_ctx 512\n"
     )
     assert '{{ "</s>\\n<u>" }}' in text
     assert text.count('"""') == 6
 
 
 def test_a_modelfile_without_turns_and_instruction_leaves_them_out() -> None:
-    text = Modelfile("m.gguf", None, "", [], 1.0, 8).text()
+    text = Modelfile("m.gguf", None, "", [], 1.0, 8, 512).text()
     assert "TEMPLATE" not in text
     assert "SYSTEM" not in text
 
 
 def test_three_quotes_cannot_be_said() -> None:
     with pytest.raises(DataError, match="three quotes in a row"):
-        Modelfile("m.gguf", None, 'Use """.', [], 1.0, 8).text()
+        Modelfile("m.gguf", None, 'Use """.', [], 1.0, 8, 512).text()
+
+
+@pytest.mark.parametrize(
+    ("budget", "context", "window"), [(4096, 32768, 6144), (4096, 5000, 5000), (8, 512, 512), (2048, 2**31, 4096)]
+)
+def test_the_context_holds_a_prompt_and_a_whole_completion(budget: int, context: int, window: int) -> None:
+    found = Modelfile("m.gguf", None, "", [], 1.0, budget, context)
+    assert found.window == window
+    assert f"PARAMETER num_ctx {window}\n" in found.text()

@@ -48,6 +48,27 @@ def test_a_way_of_cutting_words_that_is_not_known_is_refused() -> None:
         words_name(table)
 
 
+@pytest.mark.parametrize(
+    ("normalizer", "named"),
+    [
+        (normalizers.Lowercase(), "Lowercase"),
+        (normalizers.Replace("a", "b"), "Replace"),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Strip()]), "Strip"),
+        (normalizers.NFKC(), "NFKC"),
+        (normalizers.NFC(), ""),
+        (normalizers.Sequence([normalizers.NFC()]), ""),
+    ],
+)
+def test_a_normalizer_that_llama_cpp_would_not_apply_is_refused(normalizer: Any, named: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(BUILTIN))
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    if named:
+        with pytest.raises(DataError, match=rf"changes text before it cuts it \({named}\)"):
+            vocabulary_of(tokenizer, 620)
+    else:
+        assert vocabulary_of(tokenizer, 620).words == "qwen2"
+
+
 def pieces() -> PreTrainedTokenizerFast:
     """A small tokenizer of SentencePiece's kind, with a token for each byte."""
     inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))

@@ -18,6 +18,7 @@ from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.targets import trained_rows
+from slimrl.learner.trace import begin_trace
 from slimrl.model.policy import Policy, freeze
 from slimrl.randomness import uniforms
 from slimrl.records import Batch, Group, Problem, Rollout, Rows
@@ -104,7 +105,8 @@ def first_gradient(learner: Learner, batch: Batch) -> tuple[torch.Tensor, dict[s
         return math.inf
 
     learner.optimizer.gradient_norm = caught  # type: ignore[method-assign]
-    metrics = learner._minibatch(batch, learner.targets.vocabulary_kl(batch), 0, 0)
+    trace = begin_trace(batch, learner.config.log)
+    metrics = learner._minibatch(batch, learner.targets.vocabulary_kl(batch), 0, 0, trace, lambda _: None)
     return found[0], metrics
 
 
@@ -291,6 +293,20 @@ def test_the_critic_recomputes_its_activations_where_the_policy_does() -> None:
         learner._critic_gradient(batch, 0, TokenMeans(first=True))
         entered[again] = len(count)
     assert entered["on"] == 2 * entered["off"]
+
+
+def test_progress_counts_completions_over_all_passes() -> None:
+    config = settings(optimizer={"epochs": 2, "minibatches": 2, "microbatch_tokens": 48})
+    policy = tiny_policy()
+    learner, told = learner_of(policy, config), []
+    learner.microbatcher.progress = lambda *counts: told.append(counts)
+    groups = groups_of(policy, config)
+    learner.update(groups, 0)
+    total = 2 * sum(len(group.rollouts) for group in groups)
+    done, totals = zip(*told, strict=True)
+    assert (done[0], done[-1], {*totals}) == (0, total, {total})
+    assert list(done) == sorted(done)
+    assert len({*done}) > 5, "more often than once an update"
 
 
 def test_nothing_that_carries_loss_is_no_update() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -40,12 +41,44 @@ def test_before_there_is_anything_to_lose_a_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_guest_handles_what_the_program_leaves_to_python_and_a_second_ctrl_c_is_pythons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("slimrl.machine.signals.ECHO_SECONDS", -1.0)
+    own = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop = Stop()
+    try:
+        with stop.on_free_signals():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            stop.defer()
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, own)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(Stopped, match="SIGINT"):
+        stop.check()
+
+
+def test_a_guest_in_another_thread_handles_no_signals() -> None:
+    def enter() -> None:
+        with Stop().on_free_signals():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    found: list[object] = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
+
+
 def test_time_is_over_when_it_is() -> None:
     stop = Stop()
     stop.after(0)
     stop.check()
     stop.after(1e-9)
-    with pytest.raises(Stopped, match="max_time") as caught:
+    with pytest.raises(Stopped, match=r"max_time, before there was .* raise max_time, which is over before") as caught:
         stop.check()
     assert caught.value.exit_code == PREEMPTED
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slimrl.machine import threads
-from slimrl.machine.threads import Usage, fix_threads, settle_threads, taken_by_others, usage
+from slimrl.machine.threads import Usage, fix_threads, settle_threads, taken_by_others, threads_of_a_call, usage
 from slimrl.study.launcher import threads_asked_for
 from tests.conftest import ROOT
 
@@ -111,3 +111,16 @@ def test_an_idle_machine_a_user_and_a_resumed_run_keep_their_threads(monkeypatch
 def test_a_study_asks_for_the_users_threads(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
     assert threads_asked_for() == count
+
+
+@pytest.mark.usefixtures("unsettled")
+def test_every_call_settles_its_threads_anew_and_leaves_as_many_as_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = torch.get_num_threads()
+    monkeypatch.setattr(threads, "_settled", True)
+    began = threads._began
+    for _ in range(2):
+        with threads_of_a_call():
+            used = threads._began
+            assert (threads._settled, used is began and used is not None) == (False, False)
+            fix_threads(count + 1)
+        assert (threads._settled, threads._began, torch.get_num_threads()) == (True, began, count)

@@ -18,7 +18,8 @@ from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.model.stops import StopTexts, make_stop_texts, token_bytes
-from slimrl.preflight.setup import PLAIN_STOP, _stop_texts, prepare
+from slimrl.preflight.prompting import PLAIN_STOP, _stop_texts
+from slimrl.preflight.setup import prepare
 from slimrl.rollout import Request
 from slimrl.runs.reader import read_metrics
 from slimrl.train import train

@@ -20,7 +20,8 @@ from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stopped
 from slimrl.preflight.doctor import examine
-from slimrl.preflight.setup import prepare, prepare_model, prepare_training
+from slimrl.preflight.prompting import prepare_model
+from slimrl.preflight.setup import prepare, prepare_training
 from slimrl.sft import demonstrator, sft
 from slimrl.tasks.styles import TAGS
 from slimrl.train import train
@@ -58,7 +59,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
         def now(cls, _tz: object = None) -> datetime:  # type: ignore[override]
             return moment
 
-    monkeypatch.setattr("slimrl.preflight.setup.datetime", Clock, raising=False)
+    monkeypatch.setattr("slimrl.preflight.prompting.datetime", Clock)
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from slimrl.config.files import load_config
 from slimrl.config.judge import JudgeReward
 from slimrl.config.rewards import RewardsConfig
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.preflight.notes import judge_notes
+from slimrl.preflight.price import judge_notes
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import JUDGED, Reward, judge, load_rewards
 from slimrl.rewards.gold import check_gold
@@ -461,12 +462,12 @@ def test_gold_answers_are_shown_to_a_judge_on_a_few_rows(tmp_path: Path) -> None
             check_gold(task(), problems[1:], rewards)
 
 
-def test_a_name_is_not_used_twice(tmp_path: Path) -> None:
+def test_the_name_of_a_built_in_reward_is_refused(tmp_path: Path) -> None:
     judges = {"correct": config_of("http://h", cache=str(tmp_path / "c"))}
     with pytest.raises(
-        SettingsError, match=r"rewards\.judge\.correct has the name of another reward, correct; rename it"
+        ValidationError, match=r"rewards\.judge\.correct has the name of the built-in reward correct; rename it"
     ):
-        load_rewards(RewardsConfig(judge=judges), task(), max_new_tokens=8)
+        RewardsConfig(correct=0.0, judge=judges)
 
 
 def test_the_price_is_said_in_calls() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from slimrl.config.rewards import CustomReward, RewardsConfig, Weight
 from slimrl.errors import SettingsError
@@ -333,13 +334,22 @@ def test_custom_functions_that_cannot_be_used(tmp_path: Path, code: str, name: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_custom_function_may_have_the_name_of_a_built_in_that_is_off(tmp_path: Path) -> None:
-    code = "def correct(completions, **_): return [1.0] * len(completions)"
-    off = _custom(tmp_path / "mine.py", code, "correct")
-    assert [reward.name for reward in load_rewards(off, _task(), max_new_tokens=64)] == ["correct"]
-    on = off.model_copy(update={"correct": 1.0})
-    with pytest.raises(SettingsError, match="has the name of another reward"):
-        load_rewards(on, _task(), max_new_tokens=64)
+def test_two_functions_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("def mine(completions, **_): return [1.0] * len(completions)")
+    both = {f"{tmp_path}/{name}:mine": CustomReward() for name in ("a.py", "b.py")}
+    with pytest.raises(SettingsError, match=r"has the name of another reward, mine; rename it"):
+        load_rewards(RewardsConfig(custom=both), _task(), max_new_tokens=64)
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN])
+@pytest.mark.parametrize("spec", ["mine.py:{}", "package.module:{}"])
+def test_the_name_of_a_built_in_reward_is_refused_paid_or_not(name: str, spec: str) -> None:
+    """Under it a function would be left out of evaluations, and the gold check would ask it instead of the checker."""
+    way_out = "rename it, or import the function under another name in a file of yours"
+    for given in ({"correct": 1.0}, {"correct": 0.0, "format": 1.0}):
+        with pytest.raises(ValidationError, match=f"has the name of the built-in reward {name}; {way_out}"):
+            RewardsConfig.model_validate({**given, "custom": {spec.format(name): 1}})
 
 
 @pytest.mark.parametrize("spec", ["missing.py:mine", "mine", ":mine", "missing.py:", "/:mine"])

@@ -7,7 +7,7 @@ import pytest
 from slimrl.config.files import load_config
 from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
-from slimrl.preflight.setup import prepare_model
+from slimrl.preflight.prompting import prepare_model
 from slimrl.rollout.dialogue import Dialogue
 
 QUESTION = "Ann has 4 cups and buys 5 more. How many cups does Ann have now?"

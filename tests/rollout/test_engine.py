@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +179,27 @@ def test_groups_are_handed_over_whole_as_they_finish() -> None:
     )
     assert sorted(index for index, _ in handed) == list(range(10))
     assert all(group == result[index] for index, group in handed)
+
+
+def test_progress_counts_completions_also_where_memory_runs_out() -> None:
+    for fails_at in (0, 40):
+        engine, told, steps = RolloutEngine(tiny_policy("qwen2"), slots=6), [], []
+        step = engine.step
+
+        def failing(*arguments: Any, fails_at: int = fails_at, step: Any = step, steps: list[int] = steps) -> None:
+            steps.append(len(steps))
+            if steps[-1] == fails_at > 0:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            step(*arguments)
+
+        engine.step = failing
+        engine.generate(requests(9, 4, 24), max_new_tokens=24, progress=lambda *counts, told=told: told.append(counts))
+        done, totals = zip(*told, strict=True)
+        assert (done[0], done[-1], {*totals}) == (0, 36, {36})
+        assert len(told) > 5
+        assert engine.slots == (3 if fails_at else 6)
+        fell = [later < before for before, later in pairwise(done)]
+        assert fell.count(True) <= (1 if fails_at else 0), "only what is sampled again comes again"
 
 
 def test_a_full_budget_of_one_token() -> None:

@@ -102,15 +102,15 @@ def test_what_waits_in_memory_is_written_before_a_run_counts_as_finished(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full for the last evaluation only."""
-    own = directory.write_text
+    own = directory.replace_file
 
-    def write(path: Path, text: str) -> None:
+    def write(path: Path, data: bytes) -> None:
         if path.name == "step-00000005.jsonl" and path.parent.name == "evals":
             raise FULL
-        own(path, text)
+        own(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "write_text", write)
+        patch.setattr(directory, "replace_file", write)
         with pytest.raises(DiskError, match=r"continues after step 4$"):  # a checkpoint never outruns what it relies on
             run(tmp_path, "a")
     run(tmp_path, "a", resume=True)

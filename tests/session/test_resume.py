@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def content(folder: Path) -> object:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
     files = [*sorted((folder / "evals").iterdir()), *sorted((folder / "rollouts").iterdir())]
-    return summary["weights"], summary["optimizer"], metrics, [(f.name, f.read_text()) for f in files]
+    return summary["weights"], summary["optimizer"], metrics, [(f.name, f.read_bytes()) for f in files]
 
 
 def interrupt(output: Path, name: str, moment: int, *settings: str, recipe: str = "") -> int:
@@ -241,7 +242,7 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
     others = (
         "max_time=9h", "memory_share=0.5", "rewards.workers=1", "rewards.unscorable_limit=0.5", "checkpoint.every=1",
         "checkpoint.keep=1", "checkpoint.keep_best=false", "log.samples_every=1", "log.samples=1", "log.profile=true",
-        "log.to=trackio", "log.project=other", "log.group=g",
+        "log.tokens=all", "log.to=trackio", "log.project=other", "log.group=g",
     )  # fmt: skip
     summary = run(moved.parent, "b", *others, resume=True)
     assert (summary.weights, summary.optimizer) == content(undisturbed[0])[:2]  # type: ignore[index]
@@ -350,8 +351,7 @@ def test_a_folder_that_was_given_up_is_taken_and_no_other(tmp_path: Path, undist
 def test_a_run_that_another_process_began_meanwhile_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, int]
 ) -> None:
-    from slimrl import train as loop
-
+    loop = import_module("slimrl.train")
     own = loop.prepare_training
 
     def slowly(*args: Any) -> object:

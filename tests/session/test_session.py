@@ -4,26 +4,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slimrl import train as training
 from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
-from slimrl.machine.signals import Stop, Stopped
+from slimrl.machine.signals import PREEMPTED, Stop, Stopped
 from slimrl.results import Summaries
 from slimrl.session.session import expected_steps
 from slimrl.sft import sft
 from slimrl.train import train
 from tests.session.test_resume import content
 
+training = import_module("slimrl.train")  # slimrl.train is the function of the Python interface
 SMALL = (
     "steps=3", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=16", "evaluation.problems=2", "evaluation.harder_problems=0",
     "evaluation.greedy=false", "evaluation.every=2", "checkpoint.every=1",
 )  # fmt: skip
+
+
+class Over(Display):
+    """A screen at which the time is over as soon as the first evaluation begins, or after a step."""
+
+    def __init__(self, stop: Stop, *, step: bool) -> None:
+        super().__init__(quiet=True)
+        self.stop, self.later = stop, step
+
+    def evaluating(self, done: int, total: int) -> None:
+        super().evaluating(done, total)
+        if not self.later:
+            self.stop.ask("max_time", PREEMPTED)
+
+    def step(self, *told: Any) -> None:
+        super().step(*told)
+        self.stop.ask("max_time", PREEMPTED)
+
+
+@pytest.mark.parametrize("verb", ["train", "sft"])
+def test_a_time_that_is_over_before_the_first_step_is_said_to_be_too_short(tmp_path: Path, verb: str) -> None:
+    """The same command would end there again, as often as it is given."""
+    stop = Stop()
+    few = [f"output={tmp_path}", "name=a", "steps=2", *SMALL[4:7]]
+    kind, begin = (TrainConfig, train) if verb == "train" else (SftRunConfig, sft)
+    too_short = r"after step 0; resume with .*, and raise max_time, which was over before the first step"
+    with pytest.raises(Stopped, match=too_short):
+        begin(load_config(kind, [], few), Over(stop, step=False), stop=stop)  # type: ignore[arg-type, operator]
+
+
+def test_a_time_that_is_over_later_only_ends_the_run(tmp_path: Path) -> None:
+    stop = Stop()
+    with pytest.raises(Stopped, match=r"by max_time after step 1; resume with [^,]*$"):
+        train(load_config(TrainConfig, [], [f"output={tmp_path}", "name=a", *SMALL]), Over(stop, step=True), stop=stop)
 
 
 class Collector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,46 @@ def test_a_reward_can_be_primary_in_its_own_units(results: Results) -> None:
     assert -3.4 < good.problems["low"] < 1.65 < good.problems["high"] < 3.4
     assert "Measured by the mean score of the reward format on held-out test problems" in lead(results)
     assert "held-out format" in " ".join(answer(results))
+
+
+UNBOUNDED = """
+seeds: 2
+primary: test/rewards/short
+settings: {rewards: {custom: {mine.py:short: 0.1}}}
+arms:
+  long: algorithm.kl_coef=0
+"""
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_run_that_diverged_is_below_every_finished_one_where_a_reward_has_no_lower_bound(
+    tmp_path: Path, measured: bool
+) -> None:
+    """The untrained model had scores of -0.6 at worst, or none at all; what was trained longer went down to -2."""
+    (tmp_path / "study.yaml").write_text(UNBOUNDED)
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    for run in planned_runs(expanded, tmp_path):
+        write_run(run, [1, 2], status="diverged" if run.name == "long-1" else "finished")
+        for file in (run.folder / "evals").glob("*.json"):
+            late = file.stem != "step-00000000"
+            score, least = (-1.9 if run.arm.name == "long" else -0.5, -2.0) if late else (-0.4, -0.6)
+            found = json.loads(file.read_text())
+            if late or measured:
+                found["test"] |= {"rewards/short": score, "rewards/short/least": least}
+            file.write_text(json.dumps(found))
+    results = collect(expanded, tmp_path)
+    values = {(run.arm, run.index): run.value("test/rewards/short") for run in results.runs}
+    assert values.pop(("long", 1)) == -2.0 < min(values.values()) == -1.9
+    long = next(effect for effect in results.effects if effect.name == "long")
+    assert long.pairs == pytest.approx([-1.4, -1.5])
+
+
+def test_gains_say_which_runs_they_are_without(results: Results) -> None:
+    rows = {row.name: row for row in gain_table(results).rows}
+    assert (rows["good"].detail, rows["base"].detail) == ("2 of 3 runs; 1 diverged", "")
+    gone = replace(next(arm for arm in results.arms if arm.name == "good"), finished=0, diverged=3, gains={})
+    (row,) = gain_table(replace(results, arms=(gone,))).rows
+    assert (row.detail, str(row.cells[0])) == ("0 of 3 runs; 3 diverged", "too few runs to tell")
 
 
 def test_gains_and_findings_are_in_the_report(results: Results) -> None:

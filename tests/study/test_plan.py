@@ -122,6 +122,44 @@ def test_the_probe_runs_in_every_slot_and_leaves_nothing(tmp_path: Path, tiny_fo
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lock"]
 
 
+JUDGED = """
+seeds: 2
+settings:
+  steps: 10
+  task: {name: gsm8k, path: rows.jsonl, test_path: rows.jsonl}
+  rollout: {problems: 4, group_size: 3}
+  evaluation: {problems: 5, samples: 2, greedy: true}
+  rewards: {judge: {tone: {endpoint: "http://h", model: m, prompt: "{completion}", low: 0, high: 1}}}
+arms: {twice: steps=20, unpaid: rewards.judge.tone.weight=0}
+"""
+
+
+def test_the_price_of_judges_is_the_sum_over_the_runs_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the plan's probe asks them for the first time."""
+    (tmp_path / "study.yaml").write_text(JUDGED)
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    told: list[str] = []
+    measured = Measured(runs=0, step_seconds=2.0, other_seconds=16.0, step_tokens=1000.0, seen=SEEN)
+    monkeypatch.setattr(planning, "_probe", lambda *_: told.append("the probe") or measured)
+    plan = plan_study(expanded, tmp_path, slots=2, effects=(), say=told.append)
+    # 8 gold answers and 16 groups of 3, two evaluations of 5 problems with 3 completions, steps of 12 completions
+    fixed = 8 + 16 * 3 + 2 * 5 * 3
+    total = 4 * (fixed + 10 * 12) + 2 * (fixed + 20 * 12)  # the base, its A/A arm and `twice`, two seeds of each
+    assert plan.judge_calls == {"tone": total}
+    rest = "calls without retries, over {} runs; what the cache holds is not asked again"
+    assert told == [
+        f"judge tone: at most {total:,} {rest.format(6)}",
+        f"for this plan, judge tone: at most {2 * (fixed + 3 * 12)} {rest.format(2)}",
+        "the probe",
+    ]
+    for run in planned_runs(expanded, tmp_path)[:4]:
+        write_run(run, [1, 2], steps=10)
+    left = plan_study(expanded, tmp_path, slots=2, effects=())
+    assert left.judge_calls == {"tone": 2 * (fixed + 10 * 12) + (fixed + 20 * 12)}
+
+
 def test_a_probe_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("settings: {model: {path: ./nowhere}}\narms: {kl: algorithm.kl_coef=0}\n")
     expanded = load_study([str(tmp_path / "study.yaml")])

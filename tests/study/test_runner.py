@@ -123,6 +123,22 @@ def test_runs_are_started_seed_by_seed_in_the_slots_there_are(expanded: Expanded
     assert (last.done, last.seconds_left, dict(last.running)) == (6, 0.0, {})
 
 
+def test_the_price_of_judges_is_said_before_the_first_run(tmp_path: Path) -> None:
+    judge = "{tone: {endpoint: 'http://h', model: m, prompt: '{completion}', low: 0, high: 1}}"
+    (tmp_path / "study.yaml").write_text(STUDY + f"settings: {{rewards: {{judge: {judge}}}}}\n")
+    paying = load_study([str(tmp_path / "study.yaml")])
+    launcher, display = Scripted(planned_runs(paying, tmp_path), lambda *_: "finished"), Quiet()
+
+    def launched(*_: object) -> Scripted:
+        assert sum(text.startswith("judge tone: at most ") and "over 6 runs" in text for text in display.said) == 1
+        return launcher
+
+    run_study(paying, tmp_path, slots=2, display=display, launcher=launched)
+    assert launcher.started == ALL
+    _, display, _ = go(paying, tmp_path)
+    assert not any("judge" in text for text in display.said), "nothing is left to ask"
+
+
 def test_what_is_finished_is_never_repeated_and_what_broke_off_goes_on(expanded: Expanded, tmp_path: Path) -> None:
     runs = {run.name: run for run in planned_runs(expanded, tmp_path)}
     write_run(runs["base-0"], [1])

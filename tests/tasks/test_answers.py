@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimrl.tasks.answers import Grader
+from slimrl.tasks.checkers import fitting_checker
 from slimrl.tasks.latex import normalise, plausible
 from slimrl.tasks.numbers import last_number, numbers, parse_number, same_number
 from slimrl.tasks.styles import STYLES
@@ -208,6 +209,17 @@ def test_grade_reports_strict_and_lenient() -> None:
     assert (wrong.strict, wrong.lenient, wrong.extracted_strict, wrong.extracted_lenient) == (False, False, "17", "17")
     assert grader.grade("#### 5 million", "5000000", hashes).lenient
     assert not grader.compare("x", "x")
+
+
+@pytest.mark.parametrize("said", ["x = 18", "x=18", "$x = 18$", "Total = 18"])
+def test_a_number_in_an_equation_is_right_leniently_alone(said: str) -> None:
+    """The form asks for a number; what stands before the equals sign may be another quantity than the one that is asked for."""
+    for style in ("hashes", "boxed", "answer"):
+        grade = Grader("numeric").grade(STYLES[style].render("", said), "18", STYLES[style])
+        assert (grade.strict, grade.lenient) == (False, True), style
+    # as a gold answer it is no number, and the gold check says which checker to take
+    assert parse_number("x = 18") is None
+    assert fitting_checker(["x = 18"]) == "symbolic"
 
 
 def test_equal_completions_are_graded_once() -> None:

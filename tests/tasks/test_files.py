@@ -11,13 +11,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from slimrl.config.files import load_config
+from slimrl.config.schema import EvalConfig
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem
+from slimrl.tasks import load_task
 from slimrl.tasks.files import Splits, load
 from slimrl.tasks.formats import by_column
 from slimrl.tasks.rows import plain
 from slimrl.tasks.sources import read_rows
+from tests.conftest import ROOT
 
 GOOD = '{"question": "q?", "answer": "1"}'
 
@@ -237,6 +241,27 @@ def test_hub_rows_go_through_the_same_readers(monkeypatch: pytest.MonkeyPatch) -
     splits = load(TaskConfig(name="aime"))
     assert splits.train == (Problem("aime/train/00000", "q1983", "25", "", 0.0, {"ID": "1983-1", "Year": 1983}),)
     assert splits.test == (Problem("aime/test/00000", "held out", "204", "train", 0.0, {}),)
+
+
+def test_an_evaluation_needs_no_training_problems_of_the_hub_where_the_held_out_ones_are_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As AIME 2025's recipe has it, whose columns are these."""
+    asked = []
+
+    def load_dataset(repository: str, _: str | None, *, split: str) -> list[dict[str, object]]:
+        asked.append((repository, split))
+        return [{"id": "0", "problem": "q", "answer": "70"}]
+
+    _fake_hub(monkeypatch, load_dataset)
+    recipe = load_config(EvalConfig, [str(ROOT / "recipes" / "eval" / "aime-2025.yaml")]).task
+    found = load_task(recipe, instruction="", seed=0, training=False)
+    assert asked == [("math-ai/aime25", "test")]
+    assert (len(found.train), found.test) == (0, (Problem("aime/test/00000", "q", "70"),))
+    file = _jsonl(tmp_path, '{"problem": "q", "answer": "70"}\n{"problem": "q", "answer": "7"}')
+    skipping = recipe.model_copy(update={"test_path": file, "on_bad_row": "skip", "answers": "shuffled"})
+    offline = load_task(skipping, instruction="", seed=0, training=False)
+    assert (offline.test, len(offline.rejected), len(asked)) == (found.test, 1, 1)
 
 
 def test_no_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

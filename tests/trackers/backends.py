@@ -22,7 +22,7 @@ class Writer:
         self._say(
             "begin", opening.name, opening.project, opening.group, opening.step, opening.known, len(opening.settings)
         )
-        return Opened(opening.known or "id7", "http://there")
+        return Opened(opening.known or opening.id or "id7", "http://there")
 
     def log(self, step: int, numbers: Numbers) -> None:
         self._say("log", step, sorted(numbers))
@@ -61,6 +61,15 @@ class Dying(Writer):
     def log(self, step: int, numbers: Numbers) -> None:  # noqa: ARG002
         if step == 1:
             os._exit(7)
+
+
+class Stuck(Writer):
+    """A tracker whose server does not answer from the beginning on."""
+
+    def begin(self, opening: Opening) -> Opened:
+        opened = super().begin(opening)
+        time.sleep(600)
+        return opened
 
 
 def make(kind: type[Writer]) -> Answer:

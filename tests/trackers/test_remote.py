@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,11 @@ from slimrl.display.run import Display
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.machine.worker import Answer
 from slimrl.trackers import Numbers, remote
-from slimrl.trackers.remote import RemoteTracker, TrackerError, open_trackers
+from slimrl.trackers.remote import Ending, RemoteTracker, TrackerError, open_trackers
 from slimrl.train import train
 from tests.session.test_resume import content
 from tests.session.test_session import SMALL
-from tests.trackers.backends import Dying, Hanging, Raising, Writer, make, unloadable
+from tests.trackers.backends import Dying, Hanging, Raising, Stuck, Writer, make, unloadable
 
 
 def tracker(load: Callable[[], Answer], said: list[str] | None = None) -> RemoteTracker:
@@ -54,7 +55,7 @@ def test_a_tracker_is_told_all_of_a_run(tmp_path: Path) -> None:
     assert {"before/accuracy", "after/accuracy", "difference/test/sampled/low"} <= {*words[-2][2]}  # type: ignore[misc]
     assert words[4][2] == 2, "the completions of one problem"
     assert said == ["wandb: http://there"]
-    assert json.loads((folder / "trackers.json").read_text()) == {"wandb": "id7"}
+    assert len(json.loads((folder / "trackers.json").read_text())["wandb"]) == 16
 
 
 def test_a_resumed_run_is_the_same_tracked_run(tmp_path: Path) -> None:
@@ -71,7 +72,8 @@ def test_a_resumed_run_is_the_same_tracked_run(tmp_path: Path) -> None:
         train(config, Display(quiet=True), sinks=[first], stop=stop)
     train(config, Display(quiet=True), sinks=[tracker(partial(make, Writer))], resume=True)
     begun = [word for word in told(tmp_path / "a") if word[0] == "begin"]
-    assert [(word[4], word[5]) for word in begun] == [(0, ""), (1, "id7")]
+    known = json.loads((tmp_path / "a" / "trackers.json").read_text())["wandb"]
+    assert [(word[4], word[5]) for word in begun] == [(0, ""), (1, known)]
     assert [word[1] for word in told(tmp_path / "a") if word[0] == "close"] == [False, True]
 
 
@@ -106,15 +108,67 @@ def test_a_tracker_that_fails_costs_the_run_a_sentence(
     assert not any("s3cr3t-of-mine" in file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
 
 
-def test_a_tracker_that_never_takes_its_last_numbers_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "CLOSE_SECONDS", {True: 0.5, False: 0.5})
-    hanging = tracker(partial(make, Hanging))
-    hanging.begin(tmp_path, {}, 0)
-    hanging.step(1, {})
-    with pytest.raises(TrackerError, match="within 0 s"):
-        hanging.close()
-    hanging._thread.join(60)
-    assert not hanging._thread.is_alive()
+def test_trackers_that_hang_are_killed_at_one_common_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "CLOSE_SECONDS", 0.5)
+    ending = Ending()
+    load = partial(make, Hanging)
+    several = [RemoteTracker("wandb", project="", group="", say=print, load=load, ending=ending) for _ in range(3)]
+    for number, one in enumerate(several):
+        (tmp_path / str(number)).mkdir()
+        one.begin(tmp_path / str(number), {}, 0)
+        one.step(1, {})
+    ends = []
+    for one in several:
+        with pytest.raises(TrackerError, match="within 0 s"):
+            one.close()
+        ends.append(ending._until)
+    assert len({*ends}) == 1, "nobody begins to wait anew"
+    assert ending.rest() == 0.0
+    for one in several:
+        one._thread.join(60)
+        assert not one._thread.is_alive()
+
+
+def test_only_a_signal_shortens_the_end_of_a_run() -> None:
+    stop = Stop()
+    for ending in (Ending(), Ending(stop)):
+        assert ending.rest() > remote.SIGNAL_SECONDS
+        assert ending.seconds == remote.CLOSE_SECONDS
+    with stop.on_signals():
+        stop.defer()
+        signal.raise_signal(signal.SIGTERM)
+    ending = Ending(stop)
+    assert ending.rest() <= ending.seconds == remote.SIGNAL_SECONDS
+
+
+def test_trackers_are_asked_to_close_before_the_first_is_waited_for(tmp_path: Path) -> None:
+    ending = Ending()
+    load = partial(make, Writer)
+    several = [RemoteTracker("wandb", project="", group="", say=print, load=load, ending=ending) for _ in range(2)]
+    for number, one in enumerate(several):
+        (tmp_path / str(number)).mkdir()
+        one.begin(tmp_path / str(number), {}, 0)
+    several[0].close()
+    several[1]._thread.join(60)
+    assert [word[0] for word in told(tmp_path / "1")] == ["begin", "close"]
+    several[1].close()
+
+
+def test_a_run_that_is_stopped_while_its_tracker_begins_keeps_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "CLOSE_SECONDS", 0.5)
+    first = tracker(partial(make, Stuck))
+    first.begin(tmp_path, {}, 0)
+    stored = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+    with pytest.raises(TrackerError, match="last numbers"):
+        first.close()
+    second = tracker(partial(make, Writer))
+    second.begin(tmp_path, {}, 1)
+    second.close()
+    begun = [word for word in told(tmp_path) if word[0] == "begin"]
+    assert begun[-1][5] == stored
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": stored}
 
 
 def test_a_tracker_that_is_not_installed_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:

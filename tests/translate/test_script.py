@@ -41,6 +41,27 @@ def value(tmp_path: Path, before: str, expression: str) -> Any:
         ("a = 1\nfor a in range(3): pass", "a", "unread"),
         ("a = 1\ndef f(a): pass", "a", "unread"),
         ("a = a", "a", "unread"),
+        ("a, b = 1e-5, 0.3", "a", 1e-5),
+        ("[a, (b, c)] = 1, (2, 3)", "c", 3),
+        ("a, b = f()", "a", "unread"),
+        ("a = 1\na, b = 2, 3", "a", "unread"),
+        ("a, *b = 1, 2, 3", "a", "unread"),
+        ("print(a := 4)", "a", 4),
+        ("a = 1\nprint(a := 4)", "a", "unread"),
+        ("a = 1\nwith f() as a: pass", "a", "unread"),
+        ("a = 1\nfor b, a in c: pass", "a", "unread"),
+        ("a = 1\nfrom x import a", "a", "unread"),
+        ("a = 1\nimport x as a", "a", "unread"),
+        ("a = 1\ndef a(): pass", "a", "unread"),
+        ("a = 1\nclass a: pass", "a", "unread"),
+        ("a = 1\ndel a", "a", "unread"),
+        ("a = 1\ntry: pass\nexcept E as a: pass", "a", "unread"),
+        ("a = 1\nmatch x:\n  case {'k': a}: pass", "a", "unread"),
+        ("a = 1\nprint([a for a in c])", "a", "unread"),
+        ("a: int\na = 1", "a", 1),
+        ("a = [1]\na.append(2)", "a", "unread"),
+        ("a = {'x': 1}\nb = a\nb['x'] = 2", "a", "unread"),
+        ("a = [1]\na.index(1)", "a", [1]),
         ("import os", "os.environ['X']", "unread"),
         ("", "1 / 0", "unread"),
         ("", "'x' * 10**9", "unread"),
@@ -135,3 +156,93 @@ def test_a_function_that_is_made_by_a_call(tmp_path: Path) -> None:
 def test_a_script_that_cannot_be_read_says_why(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "unread"),
+    [
+        ("settings['beta'] = 0.2", 0.2, ""),
+        ("settings['beta'] = float(x)", 0.1, "float(x)"),
+        ("settings['beta'] = float(x)\nsettings['beta'] = 0.3", 0.3, ""),
+        ("settings.update(beta=0.2)", 0.2, ""),
+        ("settings.update({'beta': 0.2})", 0.2, ""),
+        ("settings |= {'beta': 0.2}", 0.2, ""),
+        ("settings['beta'] *= 2", 0.1, "settings['beta'] *= 2"),
+        ("settings['beta'], x = 0.2, 1", 0.2, ""),
+        ("settings['beta'], x = f()", 0.1, "f()"),
+        ("if x:\n  settings['beta'] = 0.2", 0.1, "0.2, which the file sets under a condition"),
+        ("del settings['beta']", None, ""),
+        ("settings.pop('beta')", None, ""),
+        ("other = settings\nother['beta'] = 0.2", 0.2, ""),
+        ("unrelated['beta'] = 0.2", 0.1, ""),
+    ],
+)
+def test_a_dictionary_has_the_entries_of_its_last_change(
+    tmp_path: Path, change: str, given: float | None, unread: str
+) -> None:
+    source = read(tmp_path, f"settings = {{'beta': 0.1}}\n{change}\nGRPOConfig(**settings)\nsettings['beta'] = 9\n")
+    assert source.given.get("beta") == given
+    assert source.unread.get("beta", "") == unread
+
+
+def test_a_dictionary_that_is_merged_or_made_elsewhere_is_said(tmp_path: Path) -> None:
+    text = "settings = {'beta': 0.1}\nsettings |= more\nGRPOConfig(**settings)\n"
+    assert read(tmp_path, text).unread == {"arguments of GRPOConfig": "**settings"}
+    text = "settings = {'beta': 0.1, **more()}\nsettings.update(rest)\nGRPOConfig(**settings)\n"
+    source = read(tmp_path, text)
+    assert source.given["beta"] == 0.1
+    assert source.unread == {"**more()": "more()", "entries of settings": "settings.update(rest)"}
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "unread"),
+    [
+        ("setattr(args, 'beta', 0.2)", 0.2, ""),
+        ("args.beta = other.beta = 0.2", 0.2, ""),
+        ("args.beta, b = 0.2, 1", 0.2, ""),
+        ("args.beta += 1", 0.1, "args.beta += 1"),
+        ("same = args\nsame.beta = 0.2", 0.2, ""),
+        ("def later():\n  args.beta = 0.2", 0.1, "0.2, which the file sets under a condition"),
+        ("args.beta: float = 0.2", 0.2, ""),
+        ("del args.beta", None, ""),
+    ],
+)
+def test_a_config_is_changed_in_every_form(tmp_path: Path, change: str, given: float | None, unread: str) -> None:
+    source = read(tmp_path, f"args = GRPOConfig(beta=0.1)\n{change}\n")
+    assert source.given.get("beta") == given
+    assert source.unread.get("beta", "") == unread
+
+
+def test_rewards_that_are_added_later_are_said(tmp_path: Path) -> None:
+    source = read(tmp_path, "r = [f]\nr.append(g)\nGRPOTrainer('a/b', r, GRPOConfig())\n")
+    assert [one.name for one in source.rewards] == ["f"]
+    assert "changed after it is made" in source.unread["reward_funcs"]
+
+
+def test_the_trainer_says_which_config_and_which_model_count(tmp_path: Path) -> None:
+    source = read(
+        tmp_path,
+        """
+draft = AutoModelForCausalLM.from_pretrained("a/draft")
+policy = AutoModelForCausalLM.from_pretrained("a/policy")
+first = GRPOConfig(beta=0.1)
+second = GRPOConfig(beta=0.2)
+GRPOTrainer(policy, [f], second, data)
+""",
+    )
+    assert source.given["beta"] == 0.2
+    assert source.given["model_name_or_path"] == "a/policy"
+    assert "the trainer's, on line 5" in source.notes[0]
+
+
+def test_a_model_or_data_that_cannot_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    source = read(tmp_path, "args = GRPOConfig(beta=0.1)\nGRPOTrainer(make_model(), [f], args, rows[:10])\n")
+    assert source.unread == {"model_name_or_path": "make_model()", "dataset_name": "rows[:10]"}
+    found = from_trl(source)
+    assert found.settings["model.path"].reason.startswith("model_name_or_path=make_model(), which is not read")
+    listed = {one.name: one.reason for one in found.left}
+    assert "set model.path by hand" in listed["model_name_or_path"]
+    assert "set task.path by hand" in listed["dataset_name"]
+    plain = from_trl(read(tmp_path, "GRPOConfig(beta=0.1)\n")).settings
+    assert plain["model.path"].reason.startswith("the file names no model")
+    assert plain["task.path"].reason.startswith("the file names no data")

@@ -239,3 +239,149 @@ def test_trackers_by_name() -> None:
 def test_a_file_of_something_else_is_refused() -> None:
     with pytest.raises(SettingsError, match="holds no setting of TRL"):
         from_trl(Source("x.yaml", {"compute_environment": "LOCAL_MACHINE"}))
+
+
+def lists(found: Translation, name: str) -> str:
+    """All reasons that are listed for a name, on one line."""
+    return " | ".join(one.reason for one in found.left if one.name == name)
+
+
+def from_given(devices: int = 1, **given: Any) -> Translation:
+    return from_trl(Source("x.yaml", {"model_name_or_path": "a/b", "dataset_name": "a/c", **given}), devices=devices)
+
+
+def test_the_overlong_punishment_of_the_command_line_has_its_own_lengths(tmp_path: Path) -> None:
+    found = from_trl(source_of(tmp_path, "cli.yaml", FILES["cli.yaml"]))  # 2,048 new tokens
+    assert found.settings["rewards.overlong_buffer"].value == 256
+    reason = lists(found, "reward_funcs")
+    assert "from 1024 to 1280 tokens there, and from 1792 to 2048 here" in reason
+    found = from_trl(source_of(tmp_path, "dapo.yaml", FILES["dapo.yaml"]))  # 1,280 new tokens: the same
+    assert "tokens there" not in lists(found, "reward_funcs")
+    text = "reward_funcs: [accuracy, soft_overlong_punishment]\nmax_completion_length: 4096\nsoft_punish_cache: 512\n"
+    found = from_trl(source_of(tmp_path, "openr1.yaml", text))
+    assert found.settings["rewards.overlong_buffer"].value == 512
+    assert "from 15872 to 16384 tokens there, and from 3584 to 4096 here" in lists(found, "reward_funcs")
+
+
+@pytest.mark.parametrize(
+    ("given", "problems", "minibatches", "epochs", "steps"),
+    [
+        ({"gradient_accumulation_steps": 8, "steps_per_generation": 2, "num_iterations": 2}, 4, 1, 1, 40),
+        ({"gradient_accumulation_steps": 8, "steps_per_generation": 2, "num_iterations": 4}, 2, 1, 1, 40),
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 2, "num_iterations": 4}, 2, 1, 2, 20),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}, 4, 2, 2, 10),
+    ],
+)
+def test_several_passes_within_an_update_count_once(
+    given: dict[str, int], problems: int, minibatches: int, epochs: int, steps: int
+) -> None:
+    """By hand: completions that TRL's sampler brings to one update, without those that come again, / 8."""
+    found = from_given(max_steps=40, num_generations=8, per_device_train_batch_size=8, **given)
+    values = {key: setting.value for key, setting in found.settings.items()}
+    assert values["rollout.problems"] == problems
+    assert values.get("optimizer.minibatches", 1) == minibatches
+    assert values.get("optimizer.epochs", 1) == epochs
+    assert values["steps"] == steps
+    assert ("fall into one update there" in lists(found, "num_iterations")) == (epochs < given["num_iterations"])
+
+
+def test_slices_that_make_no_whole_updates_are_said() -> None:
+    found = from_given(max_steps=4, gradient_accumulation_steps=8, steps_per_generation=3)
+    assert "no whole number of updates of 8" in lists(found, "steps_per_generation")
+    found = from_given(max_steps=4, gradient_accumulation_steps=6, steps_per_generation=2, num_iterations=3)
+    assert "no whole number" not in lists(found, "steps_per_generation")
+
+
+def test_updates_that_are_fewer_here_leave_the_completions_the_same() -> None:
+    given = {"steps_per_generation": 4, "num_generations": 16, "max_steps": 8, "warmup_steps": 4, "save_steps": 4}
+    found = from_given(**given)  # 32 completions are two problems, four updates there and two here
+    values = {key: setting.value for key, setting in found.settings.items()}
+    assert values["optimizer.minibatches"] == 2
+    assert values["steps"] == 2
+    assert values["optimizer.warmup_steps"] == 2  # half of the run, as there
+    assert values["checkpoint.every"] == 1
+
+
+def test_what_could_not_be_read_is_no_default_and_names_what_depends_on_it(tmp_path: Path) -> None:
+    found = from_trl(source_of(tmp_path, "kwargs.py", FILES["kwargs.py"]))
+    reason = found.settings["rollout.problems"].reason
+    assert 'per_device_train_batch_size=int(os.environ["BATCH"])'.replace('"', "'") in reason
+    assert "8 is taken" in reason
+    assert "default" not in reason
+    listed = lists(found, "per_device_train_batch_size")
+    assert "set rollout.problems and steps by hand" in listed
+    assert "set output" not in lists(found, "output_dir"), "no setting was made of it"
+
+
+def test_truncated_completions_stay_in_the_average_here() -> None:
+    for kind in ("dapo", "cispo", "bnpo"):
+        found = from_given(loss_type=kind, mask_truncated_completions=True, epsilon_high=5.0)
+        assert "the loss is half as large" in lists(found, "mask_truncated_completions"), kind
+        assert "mask_truncated_completions" not in left_of(from_given(loss_type=kind, epsilon_high=5.0)), kind
+    for kind in ("grpo", "dr_grpo", "sapo", "luspo"):
+        assert "mask_truncated_completions" not in left_of(from_given(loss_type=kind, mask_truncated_completions=True))
+
+
+def test_the_entropy_bonus_is_a_mean_over_tokens_there() -> None:
+    found = from_given(loss_type="dr_grpo", entropy_coef=0.01, max_completion_length=1024)
+    assert "set 10.24 / the mean length" in lists(found, "entropy_coef")  # 0.1 for a mean of 100: ten times 0.01
+    assert "each completion counts the same" in lists(from_given(loss_type="grpo", entropy_coef=0.01), "entropy_coef")
+    assert "entropy_coef" not in left_of(from_given(entropy_coef=0.01))
+    found = from_given(entropy_coef=0.01, top_entropy_quantile=0.2)
+    assert "on the chosen 0.2 of the tokens alone" in lists(found, "entropy_coef")
+
+
+def test_the_corrected_kl_is_the_same_on_policy_and_per_token_alone() -> None:
+    name = "use_bias_correction_kl"
+    assert name not in left_of(from_given(beta=0.04))
+    assert "at a ratio of 1" in lists(from_given(beta=0.04, num_iterations=4), name)
+    assert "at a ratio of 1" in lists(from_given(beta=0.04, steps_per_generation=4), name)
+    assert "whole completion" in lists(from_given(beta=0.04, importance_sampling_level="sequence"), name)
+    plain = {"importance_sampling_level": "sequence", "num_iterations": 4, "use_bias_correction_kl": False}
+    assert name not in left_of(from_given(beta=0.04, **plain))
+    assert name not in left_of(from_given(num_iterations=4))
+
+
+def test_defaults_of_trl_that_act_there_alone_are_listed() -> None:
+    assert "those below 1 / algorithm.importance_cap" in lists(
+        from_given(use_vllm=True), "vllm_importance_sampling_clip_min"
+    )
+    truncated = from_given(use_vllm=True, vllm_importance_sampling_mode="token_truncate")
+    assert "vllm_importance_sampling_clip_min" not in left_of(truncated)
+    assert "two policies" in lists(from_given(use_peft=True), "lora_dropout")
+    assert "lora_dropout" not in left_of(from_given(use_peft=True, lora_dropout=0.0))
+    assert "lora_dropout" not in left_of(from_given())
+
+
+def test_peft_in_a_script_has_no_dropout_by_default(tmp_path: Path) -> None:
+    found = from_trl(source_of(tmp_path, "a.py", "args = GRPOConfig(beta=0.1)\nadapter = LoraConfig(r=4)\n"))
+    assert found.settings["model.lora.rank"].value == 4
+    assert "lora_dropout" not in left_of(found)
+
+
+def test_nulls_that_say_something_are_kept(tmp_path: Path) -> None:
+    text = "use_vllm: true\nvllm_importance_sampling_clip_max: null\nmax_completion_length: null\nepsilon_high: null\n"
+    found = from_trl(source_of(tmp_path, "a.yaml", text))
+    assert found.settings["algorithm.importance_cap"].value >= 1e6
+    assert "the model's own limit" in lists(found, "max_completion_length")
+    assert found.settings["rollout.max_new_tokens"].value == 512
+    assert "epsilon_high" not in left_of(found)
+    script = "args = GRPOConfig(max_completion_length=None, delta=None)\n"
+    found = from_trl(source_of(tmp_path, "a.py", script))
+    assert "the model's own limit" in lists(found, "max_completion_length")
+    assert "delta" not in left_of(found)
+
+
+def test_what_acts_instead_of_a_refused_setting_is_said() -> None:
+    assert "rollout.top_p=1.0 acts instead" in lists(from_given(top_p=0.95), "top_p")
+    assert from_given(max_grad_norm=0).settings["optimizer.max_grad_norm"].value >= 1e6
+    found = from_given(lr_scheduler_type="inverse_sqrt")
+    assert "optimizer.schedule=constant acts instead" in lists(found, "lr_scheduler_type")
+    assert translated(lr_scheduler_type="polynomial")["optimizer.schedule"] == "linear"
+    found = from_given(use_peft=True, lora_target_modules=r".*\.(q_proj|v_proj)")
+    assert found.settings["model.lora.targets"].value == ["q_proj", "v_proj"]
+    assert "for every layer" in lists(found, "lora_target_modules")
+    for pattern in (r".*attn.*", r".*(?!q_proj)"):
+        found = from_given(use_peft=True, lora_target_modules=pattern)
+        assert "model.lora.targets" not in found.settings
+        assert "all-linear acts instead" in lists(found, "lora_target_modules")

@@ -71,3 +71,29 @@ def test_yaml_and_ppo(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused() -> None:
     with pytest.raises(SettingsError, match="holds no setting of verl"):
         from_verl(Source("x.sh", {"a.b": 1}))
+
+
+def test_a_penalty_in_the_reward_that_is_refused_leaves_none() -> None:
+    """Half of it, k1 as a term of the loss, has an expected gradient of 0."""
+    given = {"adv_estimator": "grpo", "use_kl_in_reward": True, "data.train_batch_size": 64, "ppo_mini_batch_size": 64}
+    found = from_verl(Source("x.sh", given))
+    assert found.settings["algorithm.kl_coef"].value == 0.0
+    assert not {"algorithm.kl_estimator", "algorithm.kl_place"} & set(found.settings)
+    assert "no penalty is written" in {one.name: one.reason for one in found.left}["use_kl_in_reward"]
+    plain = from_verl(Source("x.sh", {**given, "norm_adv_by_std_in_grpo": False}))
+    assert plain.settings["algorithm.kl_place"].value == "reward"
+
+
+@pytest.mark.parametrize("logger", [["console", "wandb"], ["console", "swanlab", "wandb"], "wandb"])
+def test_trackers_that_are_known_are_kept(logger: object) -> None:
+    found = from_verl(Source("x.sh", {"data.train_batch_size": 64, "ppo_mini_batch_size": 64, "logger": logger}))
+    assert found.settings["log.to"].value == ["wandb"]
+    left = {one.name: one.value for one in found.left}
+    assert left.get("logger", "") == ("swanlab" if "swanlab" in logger else "")  # type: ignore[operator]
+
+
+def test_an_average_that_is_not_known_is_verls_default() -> None:
+    given = {"data.train_batch_size": 64, "ppo_mini_batch_size": 64, "loss_agg_mode": "prompt-mean"}
+    found = from_verl(Source("x.sh", given))
+    assert found.settings["algorithm.aggregation"].value == "token_mean"
+    assert "token-mean, is written" in {one.name: one.reason for one in found.left}["loss_agg_mode"]

@@ -1,0 +1,80 @@
+"""A call as a guest in a program of the user's: what it changes in the process is as it was when it returns."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slimrl.errors import StoppedError
+from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
+
+QUIET = {"TOKENIZERS_PARALLELISM": "false"}
+"""Environment of a library that would warn of worker processes; what the user has set stays."""
+
+
+@contextmanager
+def guest() -> Iterator[Stop]:
+    """A block that loads models: libraries are silent, threads are settled, and signals stop it at the next safe point.
+
+    Its end leaves signal handlers, the number of threads, the environment and the libraries' messages as they were, and returns
+    memory to the system. Ctrl-C raises KeyboardInterrupt and any other stop StoppedError, both with the sentence that says how
+    to resume.
+    """
+    stop = Stop()
+    try:
+        with stop.on_free_signals(), _environment():
+            # here, since torch takes seconds to import and reads the environment
+            from slimrl.machine.limits import return_freed_blocks, settle_freed_blocks
+            from slimrl.machine.threads import threads_of_a_call
+
+            with _silent_libraries(), threads_of_a_call():
+                try:
+                    yield stop
+                finally:
+                    gc.collect()  # what is left of this call must not make the next one plan with less
+                    settle_freed_blocks(given_back=True)
+                    return_freed_blocks()
+    except Stopped as stopped:
+        sentence = in_python(str(stopped))
+        if stopped.exit_code == INTERRUPTED:
+            raise KeyboardInterrupt(sentence) from None
+        raise StoppedError(sentence) from None
+
+
+def in_python(sentence: str) -> str:
+    """A sentence with the call in the place of the command that resumes a run."""
+    return re.sub(r"slimrl\s(train|sft)\s--resume\s(.+)$", r'slimrl.\1(resume="\2")', sentence)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    from slimrl.machine.limits import KERNEL_CACHES
+
+    before = {name: os.environ.get(name) for name in (*QUIET, *KERNEL_CACHES)}
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name, known in before.items():
+            if known is None:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    import transformers
+
+    log = transformers.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

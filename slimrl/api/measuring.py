@@ -1,0 +1,151 @@
+"""Measuring a model: the settings that hold for it, and its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from slimrl.api.settings import dotted
+from slimrl.config.files import build, for_verb, merge, read_yaml
+from slimrl.config.schema import EvalConfig
+from slimrl.config.sections import EVERY_RATE
+from slimrl.errors import SettingsError
+from slimrl.rewards import declared_bounds
+from slimrl.runs.reader import read_state
+
+if TYPE_CHECKING:
+    from slimrl.results import Evaluation
+
+UNREAD = (
+    "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
+    "evaluation.every", "log", "task.rates", "task.success_rate",
+)  # fmt: skip
+"""Settings, and sections of them, that only a run of train or sft reads."""
+ONLY_TRAINING = ("algorithm", "critic", "curriculum", "max_tokens", "sft")
+"""Those of one of the two."""
+
+TASK_DEFAULTS = {"math": {"checker": "symbolic", "on_bad_row": "skip"}}
+"""Settings of a task that is named on the command line: LaTeX answers are no numbers, and MATH has a few questions twice."""
+
+
+class Viewer(Protocol):
+    """The view of a person on an evaluation."""
+
+    def note(self, text: str) -> None:
+        """A sentence that is shown once."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """The problems that are done."""
+
+    def stop(self) -> None:
+        """Take the progress bar off the screen."""
+
+
+def refuse_unread(keys: Iterable[str], model: str) -> None:
+    """Raises SettingsError for a setting, by its dotted key, that only a run reads."""
+    for key in keys:
+        if f"{key}.".startswith(tuple(f"{name}." for name in UNREAD)):
+            raise SettingsError(f"{key} has an effect only in slimrl train and slimrl sft; remove it")
+        if key.partition(".")[0] in ONLY_TRAINING:
+            raise SettingsError(f"{key} has an effect only while training, and {model} is only measured; remove it")
+
+
+def measuring_base(model: str, task: str | None, *, like: str | None = None) -> dict[str, Any]:
+    """The settings to measure a model with before the user's own: those of its run, or of the run `like` for a model that is
+    none. `task` replaces the run's task by another of this name and keeps its answer form.
+    """
+    run = model if (Path(model) / "config.yaml").is_file() or like is None else like
+    base = recorded_settings(Path(run))
+    if run != model:
+        base["model"] = {}
+    if task is not None:
+        change_task(base, task, Path(run))
+    return merge(base, {"model": {"path": model}})
+
+
+def measuring_settings(
+    model: str, settings: Mapping[str, Any], task: str | None = None, *, like: str | None = None
+) -> EvalConfig:
+    """The settings to measure a model with, as `measuring_base` has them, and the user's own over them; raises SettingsError."""
+    refuse_unread(dotted(settings), model)
+    return with_every_problem(build(EvalConfig, merge(measuring_base(model, task, like=like), settings)))
+
+
+def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
+    """The bounds of the rewards of a run, which its settings hold."""
+    return declared_bounds(build(EvalConfig, measuring_base(run, None)).rewards)
+
+
+def with_every_problem(config: EvalConfig) -> EvalConfig:
+    """The settings without those that choose training problems by their success rate."""
+    return config.model_copy(update={"task": config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})})
+
+
+def recorded_settings(run: Path) -> dict[str, Any]:
+    """The settings of a run, as they are for what it left; empty for a model that is no run."""
+    if not (run / "config.yaml").is_file():
+        return {}
+    base = for_verb(EvalConfig, read_yaml(str(run / "config.yaml")))
+    base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
+    # what a run leaves are safetensors, whatever it began from
+    base["model"].pop("pickled_weights", None)
+    for key in ("lora", "quantize"):  # final/ is merged, and a checkpoint knows what it is
+        base["model"].pop(key, None)
+    task_settings = base.setdefault("task", {})
+    # the date that the run's prompts hold, if its settings leave that to the day on which it began
+    if (date := read_state(run).get("date")) and task_settings.get("date", "auto") == "auto":
+        task_settings["date"] = str(date)
+    return base
+
+
+def change_task(base: dict[str, Any], name: str, run: Path) -> None:
+    """Replace the task in a run's settings; the answer form goes with the model, the data with the task."""
+    if base.get("task", {}).get("name") == name:
+        return
+    form = ("style", "instruction", "template", "template_arguments", "date")
+    kept = {key: value for key, value in base.get("task", {}).items() if key in form}
+    base["task"] = kept | {"name": name} | TASK_DEFAULTS.get(name, {})
+    for key in read_state(run).get("chosen", {}):  # for the run's own task; this one has its own
+        section, _, setting = key.partition(".")
+        base.get(section, {}).pop(setting, None)
+    for key in ("harder_problems", "twins"):
+        base.get("evaluation", {}).pop(key, None)
+
+
+def evaluation_of(model: str, config: EvalConfig, view: Viewer, *, whole: int = 0) -> Evaluation:
+    """The evaluation of a model on its task; with `whole` training problems
+    are measured too, up to so many in all, as of data that is only measured."""
+    (found,) = (found for _, found in evaluations(model, {config.task.name: config}, view, whole=whole))
+    return found
+
+
+def evaluations(
+    model_or_run: str, configs: Mapping[str, EvalConfig], view: Viewer, *, whole: int = 0
+) -> Iterator[tuple[str, Evaluation]]:
+    """The evaluation of each task, by its label, as soon as it is done; the model is loaded once. With `whole` of
+    training problems too, up to so many in all.
+    """
+    from slimrl.evaluate import evaluate
+    from slimrl.preflight.setup import prepare_measuring
+    from slimrl.runs.directory import steps_taken
+
+    policy, known = None, None
+    for label, config in configs.items():
+        setup = prepare_measuring(config, model=policy if config.model == known else None)
+        policy, known = setup.policy, config.model
+        if whole:
+            setup = replace(setup, held_out=(*setup.held_out, *setup.task.train)[:whole])
+        for note in setup.notes:
+            view.note(note)
+        try:
+            with setup.scorer or nullcontext():
+                found = evaluate(setup, step=steps_taken(Path(model_or_run)) or 0, progress=view.evaluating)
+        finally:
+            view.stop()
+        setup.grading.shutdown()
+        setup.task.grader.close()
+        del setup  # its buffers make room for those of the next task
+        yield label, found

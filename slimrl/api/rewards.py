@@ -1,0 +1,95 @@
+"""Rewards as Python gives them: names, functions, and pairs with a weight."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slimrl.api.settings import plain
+from slimrl.config.mistakes import nearest
+from slimrl.config.rewards import PROGRAM, RewardsConfig, Weight, long_form
+from slimrl.errors import SettingsError
+from slimrl.rewards.custom import importable_name
+
+Function = Callable[..., Any]
+Reward = str | Function
+Rewards = Reward | Sequence[Reward | tuple[Reward, float | Mapping[str, Any]]] | Mapping[str, Any]
+"""Names of built-in rewards, `file.py:function`, functions, and pairs of one of these with its weight or with the settings of a
+reward of one's own; or the section `rewards` as a mapping."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rewards as settings, and the functions that only this process can call."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The section `rewards`."""
+    functions: Mapping[str, Function] = field(default_factory=dict)
+    """By their name in rewards.custom."""
+
+
+def read_rewards(rewards: Rewards | None) -> Given:
+    """The settings of rewards. A list is whole: `correct`, which is paid by default, is paid only where it stands in the list.
+
+    Raises SettingsError for a name that is none, for what is no function, and for a reward that is given twice.
+    """
+    if rewards is None or isinstance(rewards, Mapping):
+        return Given({} if rewards is None else plain(rewards))
+    built_in: dict[str, Any] = {"correct": 0.0}
+    custom: dict[str, Any] = {}
+    functions: dict[str, Function] = {}
+    known = RewardsConfig.marked(Weight)
+    for entry in [rewards] if isinstance(rewards, str) or callable(rewards) else rewards:
+        reward, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
+        if isinstance(reward, str) and reward in known:
+            if built_in.get(reward):
+                raise SettingsError(f"rewards: {reward} is given twice; remove one")
+            built_in[reward] = _weight(reward, weight)
+            continue
+        spec = _spec(reward, known) if isinstance(reward, str) else _name(reward, functions)
+        if spec in custom:
+            raise SettingsError(f"rewards: {spec} is given twice; remove one")
+        custom[spec] = long_form(plain(weight))
+        if callable(reward) and spec.startswith(f"{PROGRAM}:"):
+            functions[spec] = reward
+    return Given(built_in | ({"custom": custom} if custom else {}), functions)
+
+
+def _weight(reward: str, weight: Any) -> float:
+    number = plain(weight)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise SettingsError(
+            f"rewards: {reward} takes a weight, a number, and not a {type(weight).__name__}; correct it"
+        )
+    return float(number)
+
+
+def _spec(reward: str, known: Mapping[str, Weight]) -> str:
+    if ":" not in reward:
+        hint = nearest(reward, known) or f"; they are {', '.join(known)}"
+        raise SettingsError(
+            f"rewards: {reward!r} is none of the built-in rewards, and a function of your own is given itself or as "
+            f"'file.py:function'{hint}"
+        )
+    return reward
+
+
+def _name(function: Any, functions: Mapping[str, Function]) -> str:
+    """The name of a function in rewards.custom: one by which workers load it, else one of this program's."""
+    if not callable(function):
+        raise SettingsError(
+            f"rewards: {type(function).__name__} is neither a name nor a function; a pair of a function and its weight is a "
+            "tuple, (function, 0.5)"
+        )
+    if spec := importable_name(function):
+        return spec
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = str(getattr(function, "__name__", type(function).__name__)).strip("<>")
+    spec, count = f"{PROGRAM}:{name}", 1
+    while spec in functions:
+        count += 1
+        spec = f"{PROGRAM}:{name}_{count}"
+    return spec

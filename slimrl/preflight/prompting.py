@@ -1,0 +1,70 @@
+"""The model of a run with its prompts: the chat template and its date, the ends of completions, the instruction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Literal
+
+from slimrl.config.schema import RootConfig
+from slimrl.errors import SettingsError
+from slimrl.model.loading import check_trainable, load_policy, sampling_settings, taught_instruction
+from slimrl.model.policy import Policy
+from slimrl.model.prompts import Prompter, make_prompter
+from slimrl.model.stops import StopTexts, make_stop_texts
+from slimrl.model.templates import USER_TURN
+from slimrl.tasks import chat_messages
+from slimrl.tasks.styles import STYLES
+from slimrl.tasks.thinking import is_mark, opening
+from slimrl.terms import Checker
+
+PLAIN_STOP = "\nQuestion:"
+"""By which a model that is given a plain prompt goes on to the next one."""
+
+
+def prepare_model(
+    config: RootConfig, *, training: bool = False, model: Policy | None = None
+) -> tuple[Policy, Prompter, str]:
+    """The policy (`model` where it is loaded already), its prompter, and the system message to use with it."""
+    policy = load_policy(config.model, seed=config.seed) if model is None else model
+    if training:
+        check_trainable(policy, config.model)
+    task = config.task
+    prompter = make_prompter(
+        policy.tokenizer,
+        task.template,
+        arguments=task.template_arguments,
+        now=datetime.now().replace(microsecond=0) if task.date == "auto" else datetime.fromisoformat(task.date),
+        form=STYLES[task.style].render("", ""),
+    )
+    marks = {number for number, token in prompter.control.ids.items() if is_mark(token)}
+    prompter = replace(prompter, form_ids=prompter.form_ids | marks)
+    ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}
+    form_ids = prompter.form_ids - ends
+    policy = replace(policy, form_ids=form_ids, stop_ids=tuple(sorted(ends)))
+    policy = replace(policy, stop_texts=_stop_texts(config.rollout.stop, policy, plain=prompter.chat is None))
+    # what is stored later says how it was evaluated
+    policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
+    instruction = config.task.instruction
+    if instruction == "auto":
+        instruction = instruction_for(policy, config.task.style, config.task.checker)
+    begun = opening(prompter.text(chat_messages(instruction, USER_TURN["content"])))
+    return replace(policy, opening=begun), prompter, instruction
+
+
+def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: bool) -> StopTexts:
+    """The texts of `rollout.stop`; under `auto` none where the tokenizer does not allow them."""
+    texts = ([PLAIN_STOP] if plain else []) if wanted == "auto" else wanted
+    form_ids, vocabulary = policy.form_ids, policy.head.vocabulary
+    try:
+        return make_stop_texts(texts, policy.tokenizer, vocabulary=vocabulary, form_ids=form_ids, device=policy.device)
+    except SettingsError:
+        if wanted == "auto":
+            return StopTexts()
+        raise
+
+
+def instruction_for(policy: Policy, style: str, checker: Checker) -> str:
+    """The system message that taught the model a form of answers, else the form's own."""
+    taught = taught_instruction(policy, style)
+    return STYLES[style].instruction_for(checker) if taught is None else taught

@@ -1,0 +1,123 @@
+"""docs/studies.md: its commands run, and its file is a study that runs.
+
+Of each study one run is trained, on a tiny model; the others are copies of it under their own settings. What is for a GPU
+(ELSEWHERE) is read and expanded by the same code, and not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from slimrl.config.files import dump_yaml, load_config, parse_override, with_chosen
+from slimrl.config.mistakes import known_keys
+from slimrl.config.schema import TrainConfig
+from slimrl.display.run import Display
+from slimrl.runs.reader import read_chosen
+from slimrl.study import runner
+from slimrl.study.launcher import Job, LocalLauncher
+from slimrl.study.spec import load_study
+from slimrl.train import train
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line.partition(" #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()]
+(FILE,) = (text for kind, text in BLOCKS if kind == "yaml")
+ELSEWHERE = {"studies/on/qwen2.5-0.5b-gsm8k.yaml": "a model and a data set of the Hub, on a GPU"}
+
+
+class Done:
+    def poll(self) -> int:
+        return 0
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def at_hand(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Studies and recipes in the working directory, and a file that makes any study tiny."""
+    for folder in ("studies", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("results"))
+    (tmp_path / "tiny.yaml").write_text(
+        f"seeds: 1\nsettings:\n  model: {{path: {tiny_folder}}}\n  steps: 2\n"
+        "  rollout: {problems: 8, group_size: 2, max_new_tokens: 12}\n"
+        "  evaluation: {problems: 3, samples: 2, harder_problems: 0}\n  rewards: {gold_check: report}\n"
+    )
+    trained: dict[Path, Path] = {}
+
+    def start(_: LocalLauncher, job: Job, _slot: int) -> Done:
+        config = load_config(TrainConfig, [str(job.settings)])
+        folder, study = Path(config.output) / config.name, job.settings.parent.parent
+        if study not in trained:
+            trained[study] = Path(train(config, Display(quiet=True)).run)
+        else:
+            shutil.copytree(trained[study], folder)
+            (folder / "config.yaml").write_text(dump_yaml(with_chosen(config, read_chosen(folder))))
+        return Done()
+
+    monkeypatch.setattr(LocalLauncher, "start", start)
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.001)
+    return str(tmp_path / "tiny.yaml")
+
+
+def test_every_command_runs(slimrl, at_hand: str) -> None:
+    assert [command.split()[:3] for command in COMMANDS] == [
+        ["slimrl", "study", verb] for verb in ("plan", "run", "report", "run", "run", "run")
+    ]
+    run_before = False
+    for command in COMMANDS:
+        verb, *arguments = shlex.split(command)[2:]
+        files = [argument for argument in arguments if argument.endswith(".yaml")]
+        if any(file in ELSEWHERE for file in files):
+            assert load_study(files).arms
+            continue
+        name = [] if "--name" in arguments or len(files) > 1 else ["--name", Path(files[0]).stem]
+        tokens = ["--seeds", "1"] if "--seeds" in arguments else []
+        more = [at_hand, *name, *tokens, *(["--slots", "2"] if verb != "report" else [])]
+        if "studies/on/equal-tokens.yaml" in files:  # 40,000 tokens are of a real model
+            Path("few-tokens.yaml").write_text("settings: {steps: 2}\nbudget: {tokens: 60}\n")
+            more.append("few-tokens.yaml")
+        result = slimrl("study", verb, *arguments, *more)
+        assert result.code == 0, (command, result.err)
+        if verb == "run" and not run_before:
+            run_before = True
+            there = {path.name for path in Path("runs/case-study").iterdir()}
+            (named,) = re.findall(r"`runs/case-study/` then holds (.*?)each an\s+ordinary run", PAGE, re.DOTALL)
+            files_named = {*re.findall(r"`([\w.]+)`", named)}
+            assert {"report.html", "report.md", "results.csv", "results.json", "declared.json"} == files_named <= there
+            assert (Path("runs/case-study/runs") / "base-0" / "config.yaml").is_file()
+            assert json.loads(Path("runs/case-study/runs/base_again-0/run.json").read_text())["status"] == "finished"
+    assert Path("runs/quick-10/report.html").is_file()
+
+
+def test_the_file_of_the_page_is_a_study_that_runs(slimrl, at_hand: str) -> None:
+    Path("studies/mine.yaml").write_text(FILE)
+    (study,) = (load_study(["studies/mine.yaml"]).study,)
+    assert (study.question, study.seeds, study.primary, study.margin) == (
+        "Does the KL penalty help?", 5, "test/sampled", 0.02,
+    )  # fmt: skip
+    result = slimrl("study", "run", "studies/mine.yaml", at_hand, "--name", "mine", "--slots", "2", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [arm["name"] for arm in found["arms"]] == ["base", "no_kl", "final", "base_again"]
+    assert found["complete"]
+
+
+def test_settings_of_the_page_are_settings() -> None:
+    keys = {*known_keys(TrainConfig)}
+    sections = {key.partition(".")[0] for key in keys}
+    named = [
+        text for text in re.findall(r"`([a-z_]+\.[a-z_]+(?:=[^`]*)?)`", PAGE) if text.partition(".")[0] in sections
+    ]
+    assert {"rewards.correct=0 rewards.format=1", "task.answers=shuffled", "evaluation.samples"} <= {*named}
+    for text in named:
+        for setting in text.split():
+            assert setting.partition("=")[0] in keys, setting
+            if "=" in setting:
+                parse_override(setting)

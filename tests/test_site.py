@@ -1,0 +1,186 @@
+"""The pages as a whole: every link leads somewhere, also in the site; the site builds without a warning; tables repeat what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+BUILD = DOCS / "site" / "build.py"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
+BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings as both GitHub and MkDocs make them, and those that stand in its text."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    found = set(re.findall(r'<a id="([^"]+)">', text))
+    for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = (
+            unicodedata.normalize("NFKD", re.sub(r"`|\*|\[([^]]*)\]\([^)]*\)", r"\1", title))
+            .encode("ascii", "ignore")
+            .decode()
+        )
+        words = re.sub(r"[^\w\s-]", "", plain).strip().lower()
+        if re.sub(r"[\s-]+", "-", words) == words.replace(" ", "-"):
+            found.add(words.replace(" ", "-"))
+    return found
+
+
+def broken(page: Path, text: str) -> set[str]:
+    """Links of a page to no file or no heading; an address elsewhere is not looked up."""
+    found = set()
+    for target, anchor in LINK.findall(BLOCK.sub("", text)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        if not file.is_file() or (anchor and anchor not in anchors(file)):
+            found.add(f"{target}#{anchor}")
+    return found
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=relative)
+def test_lists_and_tables_stand_after_an_empty_line(page: Path) -> None:
+    """GitHub needs none; the site would show them as running text."""
+    lines = BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines()
+    begins = re.compile(r"- |\d+\. |\|")
+    for before, line in itertools.pairwise(lines):
+        assert not begins.match(line) or not before or before.startswith("  ") or begins.match(before), line
+        assert not re.match(r" {1,3}[-*] ", line), f"a list in a list is indented by four: {line}"
+
+
+@pytest.fixture(scope="module")
+def build() -> ModuleType:
+    """docs/site/build.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("site_build", BUILD)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken(page, page.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["[x](nothing.md)", "[x](data.md#nothing)", "[x](#nothing)", "[x](../docs)", "[a](data.md) [x](../slimrl/none.py)"],
+)
+def test_a_link_to_nothing_is_found(link: str) -> None:
+    assert len(broken(DOCS / "rewards.md", link)) == 1
+    assert (
+        broken(
+            DOCS / "rewards.md",
+            "[x](data.md#columns), [y](#a-judge), [z](../README.md), [w](https://arxiv.org/abs/2402.03300)",
+        )
+        == set()
+    )
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    def pages(entries: list[object]) -> list[str]:
+        return [
+            page
+            for entry in entries
+            for value in entry.values()
+            for page in (pages(value) if isinstance(value, list) else [value])
+        ]  # type: ignore[attr-defined]
+
+    listed = pages(yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_staged_pages_link_to_each_other_and_to_files_of_the_repository(build: ModuleType, tmp_path: Path) -> None:
+    build.stage(tmp_path)
+    pages = sorted((tmp_path / "docs").rglob("*.md"))
+    assert [page for page in pages if broken(page, page.read_text(encoding="utf-8"))] == []
+    assert not [
+        page
+        for page in pages
+        if re.search(r"\]\((?:\.\./)+(?:docs|slimrl|recipes|studies)/", BLOCK.sub("", page.read_text(encoding="utf-8")))
+    ]
+    minimal = (tmp_path / "docs" / "repository" / "recipes" / "minimal.py.md").read_text(encoding="utf-8")
+    assert (ROOT / "recipes" / "minimal.py").read_text(encoding="utf-8") in minimal
+    assert "(repository/recipes/minimal.py.md)" in (tmp_path / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert (tmp_path / "docs" / "files" / "studies" / "results" / "case-study" / "report.html").is_file()
+    assert not (tmp_path / "docs" / "site" / "build.py").exists()
+
+
+def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
+    done = subprocess.run([sys.executable, str(BUILD), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "how-to" / "model.html").read_text(encoding="utf-8")
+    assert 'src="../site/iframe-worker.js"' in page
+    for file in (tmp_path / "site").rglob("*.html"):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//", text), file
+    assert (tmp_path / "site" / "search" / "search_index.js").is_file()  # found from a disk, too
+
+
+def test_a_page_that_links_to_nothing_fails_the_build(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
+    stage = build.stage
+
+    def broken_stage(folder: Path) -> None:
+        stage(folder)
+        (folder / "docs" / "data.md").write_text("# Data\n\n[x](rewards.md#nothing)\n")
+
+    monkeypatch.setattr(build, "stage", broken_stage)
+    assert build.build(tmp_path) != 0
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_the_case_study_s_table_is_that_of_its_report() -> None:
+    report = (ROOT / "studies" / "results" / "case-study" / "report.md").read_text(encoding="utf-8")
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    found = 0
+    for line in re.findall(r"^\| `\w+` \|.*/10 \|$", report, re.MULTILINE):
+        arm, _, verdict, difference, accuracy, holm, *_, tokens, _, _ = cells(line)
+        name = {"base": "base (GRPO)", "soft_overlong": "soft overlong (weight 1)"}.get(
+            arm.strip("`"), arm.strip("`").replace("_", " ")
+        )
+        row = next(cells(row) for row in results.splitlines() if row.startswith(f"| {name} |"))
+        assert row[1] == accuracy
+        assert row[5] == tokens.replace("×", " x")
+        if difference != "–":
+            assert row[2] == difference
+            assert verdict.partition(" ")[2].rpartition(": ")[2] in row[4]
+            assert row[3] in (holm, "")
+        found += 1
+    assert found == 11
+
+
+def test_the_readme_repeats_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = (DOCS / "results.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"[+-]\d+\.\d \[[^]]*\]", readme)
+    assert len(numbers) == 4
+    for number in numbers:
+        assert f"| {number} |" in results
+    assert "| `slimrl train` (GRPO, seed 0) | 46.0 | 97.0 |" in results
+    assert "goes from 46 to 97 %" in readme
