@@ -45,3 +45,12 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         "tests.report.test_browser",
     ):
         monkeypatch.setattr("slimrl.report.run.write_run_page", lambda path: path / "report.html")
+
+
+@pytest.fixture(autouse=True)
+def few_gold_answers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 1,000 problems of the built-in task of which a run checks the gold answers are the same in most tests, and take a
+    quarter of a small run; the same file of tests and all that run commands as processes check them all.
+    """
+    if request.module.__name__ != "tests.cli.test_cli":
+        monkeypatch.setattr("slimrl.preflight.payment.GOLD_SAMPLE", 100)

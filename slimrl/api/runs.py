@@ -24,6 +24,7 @@ from slimrl.report.run import RunPage
 from slimrl.rewards.custom import load_function, offering
 from slimrl.runs.files import write_text
 from slimrl.runs.reader import read_state
+from slimrl.session.listeners import Sink
 from slimrl.trackers.remote import open_trackers
 
 Verb = Literal["train", "sft"]

@@ -5,7 +5,7 @@ import inspect
 import json
 import math
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Real
@@ -101,10 +101,9 @@ class Call:
         self._columns: dict[str, Any] = {**arguments(reward, sampled, task)}
         if reward.draws:
             self._columns["draw"] = sampled.draw
-        given = {"trainer_state": TrainerState(sampled.step, sampled.steps)}
-        self._columns |= _wanted(
-            reward.function, {**given, "log_extra": self._log.extra, "log_metric": self._log.metric}
-        )
+        given: dict[str, Any] = {"trainer_state": TrainerState(sampled.step, sampled.steps)}
+        given |= {"log_extra": self._log.extra, "log_metric": self._log.metric}
+        self._columns |= {name: given[name] for name in reward.further}
 
     def scored(self) -> Scored:
         """Call the function."""
@@ -149,17 +148,6 @@ class Call:
 def is_asynchronous(function: Callable[..., Any]) -> bool:
     """True for `async def` functions, and for objects whose __call__ is one."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-
-
-def _wanted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of TRL's further arguments that the function can take; one that tells nothing of itself gets none."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return dict(offered)
-    return {p.name: offered[p.name] for p in parameters if p.name in offered and p.kind is not p.POSITIONAL_ONLY}
 
 
 def _listed(values: object, count: int) -> list[Any] | None:

@@ -1,10 +1,15 @@
 """The record of a reward."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from slimrl.terms import CompletionForm
+
+FURTHER = ("trainer_state", "log_extra", "log_metric")
+"""TRL's arguments beside the columns, which a function gets if it can take them."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,18 @@ class Reward:
         if self.gold is not None:
             return self.gold
         return self.high if self.weight > 0 else self.low
+
+    @cached_property
+    def further(self) -> tuple[str, ...]:
+        """Those of FURTHER that the function can take; one that tells nothing of itself gets none.
+
+        It is asked once, since that takes longer than a call of a short function.
+        """
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except (TypeError, ValueError):
+            return ()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return FURTHER
+        named = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+        return tuple(name for name in FURTHER if name in named)

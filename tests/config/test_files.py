@@ -129,15 +129,19 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
          "rewards.cosine_length=1", "rewards.repetition=1",
          f"rewards.judge.q={{endpoint: '{judge}', model: m, prompt: '{{completion}}', low: 0, high: 1}}"],
     ]  # fmt: skip
+    built_in = [*small, "evaluation.harder_problems=2"]  # other data has no harder split
     trainings[1] += [f"task.rates={tmp_path}/rates.jsonl", "task.success_rate=[0, 0.9]"]
     rates = [{"id": f"jsonl/train/{i:05d}", "right": 0, "samples": 1} for i in range(30)]
     (tmp_path / "rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
     (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
-    configs = [load_config(TrainConfig, [], [*small, f"name=t{i}", *more]) for i, more in enumerate(trainings)]
+    configs = [
+        load_config(TrainConfig, [], [*(small if i == 1 else built_in), f"name=t{i}", *more])
+        for i, more in enumerate(trainings)
+    ]
     imitation = load_config(
         SftRunConfig,
         [],
-        [*(s for s in small if not s.startswith("rollout")), "name=s", "sft.batch_size=2", "sft.show_every=1"],
+        [*(s for s in built_in if not s.startswith("rollout")), "name=s", "sft.batch_size=2", "sft.show_every=1"],
     )
     monkeypatch.setattr(Section, "__getattribute__", watched)
     with monkeypatch.context() as installed:

@@ -33,6 +33,13 @@ def anew() -> Iterator[None]:
     native._library.cache_clear()
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One source, not optimized: for tests of where the compiled code lies, when one of them has compiled it as it is."""
+    monkeypatch.setattr(native, "SOURCES", native.SOURCES[:1])
+    monkeypatch.setattr(native, "OPTIONS", ("-O0", *(option for option in native.OPTIONS if option != "-O3")))
+
+
 compiled = pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2")
 
 
@@ -214,7 +221,7 @@ def test_one_compilation_serves_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @compiled
-@pytest.mark.usefixtures("anew")
+@pytest.mark.usefixtures("anew", "quick")
 @pytest.mark.parametrize("how", ["a file", "open to others", "no home"])
 def test_a_folder_that_cannot_be_used_does_not_matter(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,39 +14,11 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DataError
-from slimrl.machine.worker import Answer, Worker
+from slimrl.machine.worker import Worker
 from tests.conftest import ROOT
+from tests.machine.answers import MEMORY, fails, load
 
 SECONDS = 60.0
-MEMORY = 2**30
-
-
-def load() -> Answer:
-    def answer(request: str) -> Iterator[object]:
-        yield request
-        match request:
-            case "fail":
-                raise ValueError("no colour")
-            case "refuse":
-                raise DataError("row 3 is empty")
-            case "memory":
-                yield len(bytearray(2 * MEMORY))
-            case "stdin":
-                yield subprocess.run(["cat"], capture_output=True, check=True).stdout
-            case "child":
-                yield subprocess.Popen(["sleep", "600"]).pid
-                time.sleep(600)
-            case "sleep":
-                time.sleep(600)
-            case "print":
-                print("printed")
-        yield os.getpid()
-
-    return answer
-
-
-def fails() -> Answer:
-    raise DataError("a file is missing")
 
 
 @pytest.fixture
@@ -140,7 +112,7 @@ def test_output_is_passed_on() -> None:
 FORK = """
 import os
 from slimrl.machine.worker import Worker
-from tests.machine.test_worker import load
+from tests.machine.answers import load
 
 worker = Worker(load, memory=2**30, output=print)
 worker.start()

@@ -151,6 +151,13 @@ def test_soft_overlong_is_added_once_to_the_sum() -> None:
     assert group.rollouts[0].reward == 1.75
 
 
+def test_further_arguments_are_for_functions_that_take_them() -> None:
+    assert _reward(lambda **_: []).further == ("trainer_state", "log_extra", "log_metric")
+    assert _reward(lambda completions, log_metric, trainer_state: []).further == ("trainer_state", "log_metric")
+    assert _reward(lambda log_extra, /, log_metric=None: []).further == ("log_metric",)
+    assert _reward(dict.update).further == _reward(lambda completions: []).further == ()
+
+
 def test_a_function_receives_what_trl_passes() -> None:
     seen: dict[str, Any] = {}
 

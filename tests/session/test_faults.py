@@ -199,7 +199,7 @@ def test_three_faults_in_a_row_go_back_once_without_their_problems(
 
 
 def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each of the first 20 micro-batches: the same groups, and the same loss to rounding."""
+    """At each of the first 20 micro-batches: the same groups, and the same loss to rounding, there and in two more steps."""
     config = settings("grpo", "optimizer.microbatch_tokens=50", "optimizer.minibatches=2")
     sampled = groups_of(tiny_policy(), config)
 
@@ -216,19 +216,20 @@ def test_memory_that_runs_out_in_an_update_halves_the_microbatch(monkeypatch: py
 
         with monkeypatch.context() as patch:
             patch.setattr(Microbatcher, "statistics", limited)
-            found = []
-            for step in range(6):
-                groups = [dataclasses.replace(group, step=step) for group in sampled]
-                found.append(learner.update(groups, step).metrics)
+            found, after = [], 0
+            while after < 3 and len(found) < 6:  # the moments that the failure left act two steps later
+                groups = [dataclasses.replace(group, step=len(found)) for group in sampled]
+                found.append(learner.update(groups, len(found)).metrics["loss"])
+                after += 0 < fail_at <= count
         assert count >= fail_at
-        return [m["loss"] for m in found], learner.plan.microbatch_tokens
+        return found, learner.plan.microbatch_tokens
 
     undisturbed, size = losses(0)
-    assert size == 50
+    assert (len(undisturbed), size) == (6, 50)
     for fail_at in range(1, 21):
         found, halved = losses(fail_at)
         assert halved == 25
-        assert found == pytest.approx(undisturbed, abs=1e-5)
+        assert found == pytest.approx(undisturbed[: len(found)], abs=1e-5)
 
 
 def test_nothing_of_an_attempt_that_failed_is_alive_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
