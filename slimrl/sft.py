@@ -20,7 +20,7 @@ from slimrl.config.sections import SftConfig
 from slimrl.errors import SettingsError
 from slimrl.learner.imitation import Example, take_imitation_step
 from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
-from slimrl.machine.ranks import ALONE, Ranks
+from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
 from slimrl.model.lora import TAUGHT
 from slimrl.parallel.lead import begin, leading, share
@@ -53,13 +53,12 @@ def sft(
     stop: Stop | None = None,
     resume: bool = False,
     force: bool = False,
-    ranks: Ranks = ALONE,
 ) -> SftSummary:
     """Imitate demonstrators: held-out accuracy, the updates, held-out accuracy again.
 
-    Of several `ranks` this process is the leader. Is stopped and resumed as `train` is, with the same errors.
+    Of several ranks this process is the leader. Is stopped and resumed as `train` is, with the same errors.
     """
-    stop = stop or Stop()
+    stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
         block.enter_context(leading(ranks))

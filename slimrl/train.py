@@ -31,9 +31,9 @@ from slimrl.learner.trace import TRACED_GROUPS
 from slimrl.machine.limits import measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
 from slimrl.machine.progress import Progress, silent
-from slimrl.machine.ranks import ALONE, Ranks
+from slimrl.machine.ranks import ALONE, Ranks, ranks_here
 from slimrl.machine.signals import Stop
-from slimrl.parallel.lead import begin, leading, share_learner, update
+from slimrl.parallel.lead import announce, begin, leading, share_learner
 from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.estimate import compare_memory
@@ -60,15 +60,14 @@ def train(
     stop: Stop | None = None,
     resume: bool = False,
     force: bool = False,
-    ranks: Ranks = ALONE,
 ) -> TrainSummary:
     """Train a policy: held-out accuracy, the steps, held-out accuracy again.
 
     With `resume` a run of this name that was interrupted is resumed, a finished one is only reported, and one that does not
-    exist is begun; `force` resumes although the software changed. Of several `ranks` this process is the leader.
+    exist is begun; `force` resumes although the software changed. Of several ranks this process is the leader.
     Raises subclasses of SlimError for what a user can correct, and Stopped, with a checkpoint written, where `stop` says so.
     """
-    stop = stop or Stop()
+    stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
         block.enter_context(leading(ranks))
@@ -78,8 +77,7 @@ def train(
             return recorded_summary(found, TrainSummary)
         training = prepare_training(found.config, found.plan, stop, screen.note)
         block.enter_context(training.scorer)
-        weights = {reward.name: reward.weight for reward in training.rewards}
-        training = replace(training, setup=begin(training.setup, ranks, weights))
+        training = divide(training, ranks)
         setup = training.setup
         told = open_screen(training, screen) if found.status == "new" else {}
         run = block.enter_context(open_run(found, setup, screen, stop, force=force, told=told))
@@ -100,7 +98,8 @@ def train(
                 sampled = time.perf_counter()
                 session.keeper.settle()
                 settled = time.perf_counter()
-                updated = update(learner, collected.groups, step)  # groups -> batch -> loss -> step
+                announce(learner, collected.groups, step)
+                updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
             timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - settled}
             if limits:
                 timing |= setup.profiler.lap(sampled_tokens(collected), limits)
@@ -120,6 +119,12 @@ def open_screen(training: TrainSetup, screen: Screen) -> dict[str, list[str]]:
     report = examine(training)
     screen.opening(report, training.setup.config)
     return {"warnings": report.warnings, "notes": report.notes}
+
+
+def divide(training: TrainSetup, ranks: Ranks) -> TrainSetup:
+    """Let the other ranks prepare the run; returns the setup with an engine that all of them sample for."""
+    weights = {reward.name: reward.weight for reward in training.rewards}
+    return replace(training, setup=begin(training.setup, ranks, weights))
 
 
 def make_learner(training: TrainSetup, progress: Progress = silent, ranks: Ranks = ALONE) -> Learner:

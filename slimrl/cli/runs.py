@@ -87,10 +87,10 @@ def _run(
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
 
-                summary = run_training(config, display, sinks=sinks, stop=stop, resume=resume, force=force, ranks=ranks)
+                summary = run_training(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
             elif isinstance(config, SftRunConfig):
                 from slimrl.sft import sft as run_sft
 
-                summary = run_sft(config, display, sinks=sinks, stop=stop, resume=resume, force=force, ranks=ranks)
+                summary = run_sft(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
     if as_json:
         print_json(summary)

@@ -191,14 +191,8 @@ class Learner:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:
                 self.drop()
-        ranks = self.microbatcher.ranks
-        means.add_up(ranks)
-        self.optimizer.add_up(ranks)
-        norm = self.optimizer.gradient_norm()
-        critic_norm = 0.0
-        if self.critic is not None:
-            self.critic.optimizer.add_up(ranks)
-            critic_norm = self.critic.optimizer.gradient_norm()
+        means.add_up(self.microbatcher.ranks)
+        norm, critic_norm = self._gradient_norms()
         with profiler.part("optimizer"):
             found = means.result()
             found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
@@ -207,6 +201,16 @@ class Learner:
                 stepped = self.critic.optimizer.step(rate, critic_norm)
                 found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
         return found
+
+    def _gradient_norms(self) -> tuple[float, float]:
+        """The norms of the whole update's gradients, those of all ranks added up: the policy's, and the critic's or 0.
+
+        Raises NonFiniteError.
+        """
+        for optimizer in self.optimizers:
+            optimizer.add_up(self.microbatcher.ranks)
+        norm, *critic = (optimizer.gradient_norm() for optimizer in self.optimizers)
+        return norm, critic[0] if critic else 0.0
 
     def _loss(
         self,

@@ -7,7 +7,6 @@ it alone knows problems, rewards and the run's folder, and tells the others what
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ class Ranks:
         return part
 
     def exchange(self, part: T) -> list[T]:
-        """What every rank has, in the order of ranks."""
+        """The parts of all ranks, in their order."""
         if self.size == 1:
             return [part]
         parts: list[Any] = [None] * self.size
@@ -104,7 +103,7 @@ class Ranks:
                     work.wait()
 
     def agree(self, error: BaseException | None) -> BaseException | None:
-        """What went wrong on any rank, the same answer on all; None where nothing did.
+        """The error of any rank, the same on all of them; None where there is none.
 
         An error that ends the work comes before memory that ran out, which can be tried again with less at once.
         """
@@ -125,17 +124,19 @@ class Ranks:
 
 
 ALONE = Ranks()
+_joined = ALONE
+
+
+def ranks_here() -> Ranks:
+    """This process among the ranks that it has `joined`."""
+    return _joined
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error itself where it can be pickled."""
+    """The error as other ranks can be sent it: ours as it is, any other by its text."""
     if is_out_of_memory(error):
         return RanOutElsewhereError(str(error))
-    try:
-        pickle.loads(pickle.dumps(error))
-        return error
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, SlimError | Stopped) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
@@ -165,7 +166,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=FOREVER)
+    global _joined
+    _joined = Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     try:
-        yield Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        yield _joined
     finally:
+        _joined = ALONE
         dist.destroy_process_group()

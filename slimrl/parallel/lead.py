@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from slimrl.config.schema import SftRunConfig, TrainConfig
-from slimrl.learner.learner import Learner, UpdateResult
+from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import Ranks
 from slimrl.parallel.follow import share_state
@@ -51,7 +51,6 @@ def share_learner(setup: Setup[TrainConfig], learner: Learner) -> None:
     share(setup, learner.optimizers, learner.microbatcher.ranks, learner.plan.microbatch_tokens)
 
 
-def update(learner: Learner, groups: Sequence[Group], step: int) -> UpdateResult:
-    """`Learner.update` by all ranks."""
+def announce(learner: Learner, groups: Sequence[Group], step: int) -> None:
+    """Let the others take part in the `Learner.update` that follows."""
     learner.microbatcher.ranks.tell(Update(tuple(groups), step))
-    return learner.update(groups, step)

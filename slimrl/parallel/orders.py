@@ -1,4 +1,4 @@
-"""What the leader tells the others."""
+"""The orders that the leader gives to the other ranks."""
 
 from __future__ import annotations
 
