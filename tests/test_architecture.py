@@ -56,7 +56,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "api": {
         "algorithm", "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rewards",
-        "rollout", "runs", "sft", "study", "tasks", "trackers", "train",
+        "rollout", "runs", "session", "sft", "study", "tasks", "trackers", "train",
     },
     "cli": {
         "api", "config", "display", "export", "machine", "parallel", "preflight", "report", "results", "rollout", "runs", "sft",
