@@ -55,11 +55,12 @@ NEIGHBOURS: dict[str, set[str]] = {
     "report": {"config", "results", "runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "api": {
-        "algorithm", "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rewards",
+        "algorithm", "config", "display", "evaluate", "machine", "measures", "parallel", "preflight", "report", "results", "rewards",
         "rollout", "runs", "session", "sft", "study", "tasks", "trackers", "train",
     },
     "cli": {
-        "api", "config", "display", "export", "machine", "parallel", "preflight", "report", "results", "rollout", "runs", "sft",
+        "api", "config", "display", "export", "machine", "parallel", "preflight", "report", "results", "rollout", "runs",
+        "session", "sft",
         "study", "tasks", "trackers", "train", "translate",
     },
 }  # fmt: skip
