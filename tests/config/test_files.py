@@ -149,8 +149,9 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         installed.setattr("importlib.util.find_spec", lambda _: True)
         for config in (configs[0], imitation):
             open_trackers(config.log, print, print)
-    with team(configs[0]) as ranks:  # which a verb enters before its run
-        assert ranks.size == 1
+    for config in (configs[0], imitation):
+        with team(config) as ranks:  # which a verb enters before its run
+            assert ranks.size == 1
     for config in configs:
         train(config, Display(quiet=True, samples_every=config.log.samples_every, samples=config.log.samples))
     sft(imitation, Display(quiet=True))
