@@ -8,26 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
-from slimrl.algorithm.batch import microbatches
 from slimrl.config.mistakes import nearest
 from slimrl.config.schema import SftRunConfig, seconds_of
 from slimrl.config.sections import SftConfig
-from slimrl.errors import DivergedError, SettingsError
+from slimrl.errors import SettingsError
+from slimrl.learner.imitation import Example, take_imitation_step
 from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
-from slimrl.learner.recompute import checkpointed
+from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
-from slimrl.model.head import token_logprobs
 from slimrl.model.lora import TAUGHT
-from slimrl.model.packing import pack
-from slimrl.model.policy import Policy
+from slimrl.parallel.lead import begin, leading, share
+from slimrl.parallel.orders import Imitate
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
@@ -41,15 +38,6 @@ SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
 DEFAULT_BATCH = SftConfig.model_fields["batch_size"].default
 """Nobody asked for it, so a small file need not fill it."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and a text to imitate."""
-
-    prompt_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]
-    """The solution and the stop token."""
 
 
 Demonstrate = Callable[[Problem, int], Example | None]
@@ -68,16 +56,18 @@ def sft(
 ) -> SftSummary:
     """Imitate demonstrators: held-out accuracy, the updates, held-out accuracy again.
 
-    Is stopped and resumed as `train` is, with the same errors.
+    Of several ranks this process is the leader. Is stopped and resumed as `train` is, with the same errors.
     """
-    stop = stop or Stop()
+    stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
+        block.enter_context(leading(ranks))
         found = block.enter_context(find_run(config, "sft", resume=resume))
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, SftSummary)
         setup = prepare(found.config, training=True, kept=found.plan, stop=stop)
+        setup = begin(setup, ranks)
         config, few = fitting_batch(setup, config)
         demonstrate = demonstrator(setup, config)
         overlong = overlong_note(setup, demonstrate, config)
@@ -88,6 +78,7 @@ def sft(
         if found.checkpoint:
             restore_policy(found.checkpoint, policy, optimizer)
             state = read_run_state(found.checkpoint, PROGRESS.validate_python)
+        share(setup, [optimizer], ranks)
 
         def save(state: Progress) -> Write:
             return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
@@ -96,7 +87,7 @@ def sft(
         block.enter_context(session.running())
         for _ in session.steps():
             stop.check()
-            take_update(session, optimizer, demonstrate, config)
+            take_update(session, optimizer, demonstrate, config, ranks)
         setattr(policy.model.config, TAUGHT, {"style": setup.task.style.name, "instruction": setup.task.instruction})
         end, measured = session.state, run.measured.summaries
         before, after = measured[0]["test"], measured[end.step]["test"]
@@ -107,27 +98,26 @@ def sft(
 
 
 def take_update(
-    session: Session[Progress], optimizer: MasterAdamW, demonstrate: Demonstrate, config: SftRunConfig
+    session: Session[Progress], optimizer: MasterAdamW, demonstrate: Demonstrate, config: SftRunConfig, ranks: Ranks
 ) -> None:
     """One update on `sft.batch_size` demonstrations."""
     setup, state, step = session.setup, session.state, session.state.step
-    settings, plan = setup.config.optimizer, setup.memory.plan
+    settings = setup.config.optimizer
     session.keeper.settle()
     started = time.perf_counter()
     problems = setup.training_problems(step=step, count=config.sft.batch_size)
     written = (demonstrate(problem, step) for problem in problems)
     examples = list(islice((example for example in written if example is not None), config.sft.batch_size))
-    with checkpointed(setup.policy.model, plan.recompute):
-        loss = imitate(setup.policy, examples, optimizer.backward, max_tokens=plan.microbatch_tokens)
     rate = learning_rate(
         step, peak=settings.peak_rate, schedule=settings.schedule, warmup=settings.warmup_steps, total=config.steps
     )
-    updated = optimizer.step(rate, optimizer.gradient_norm())
+    ranks.tell(Imitate(tuple(examples), rate))
+    updated = take_imitation_step(setup.policy, optimizer, examples, rate, setup.memory.plan, ranks)
     tokens = state.tokens + sum(len(example.target_ids) for example in examples)
     after = Progress(step + 1, tokens, state.seconds + time.perf_counter() - started)
-    session.record(after, {"loss": loss, "num_tokens": tokens, **updated})
+    session.record(after, {"num_tokens": tokens, **updated})
     if after.step % config.sft.show_every == 0:
-        session.screen.loss(after.step, config.steps, loss, after.seconds)
+        session.screen.loss(after.step, config.steps, updated["loss"], after.seconds)
 
 
 def fitting_batch(setup: Setup[SftRunConfig], config: SftRunConfig) -> tuple[SftRunConfig, str]:
@@ -195,37 +185,3 @@ def overlong_note(setup: Setup[SftRunConfig], demonstrate: Demonstrate, config: 
             "not be imitated whole; raise it"
         )
     return f"{share:.1%} of the worked solutions exceed rollout.max_new_tokens and are left out" if share else ""
-
-
-def imitate(
-    policy: Policy, examples: Sequence[Example], backward: Callable[[Tensor], None], *, max_tokens: int
-) -> float:
-    """Mean negative log-likelihood per target token, in nats; `backward` gets each micro-batch's share.
-
-    Raises DivergedError for a loss that is not finite.
-    """
-    lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
-    total = sum(len(e.target_ids) for e in examples)
-    loss_sum = 0.0
-    alone = torch.arange(len(examples))
-    for rows in microbatches(lengths, lengths, alone, max_tokens=max_tokens):
-        width = int(lengths[rows].max())
-        ids = torch.full((len(rows), width + 1), policy.pad_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, row in enumerate(rows.tolist()):
-            example = examples[row]
-            ids[i, : lengths[row] + 1] = torch.tensor([*example.prompt_ids, *example.target_ids])
-            mask[i, len(example.prompt_ids) - 1 : lengths[row]] = True
-        packed = pack(ids[:, :-1], lengths[rows], lengths[rows], rows, device=policy.device)
-        hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask.to(policy.device)])
-        logprobs, _ = token_logprobs(
-            policy.head, hidden, ids[:, 1:][mask].to(policy.device), temperature=1.0, with_entropy=False
-        )
-        loss = -logprobs.sum() / total
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate"
-            )
-        backward(loss)
-        loss_sum += float(loss.detach())
-    return loss_sum

@@ -31,7 +31,9 @@ from slimrl.learner.trace import TRACED_GROUPS
 from slimrl.machine.limits import measure_limits, peak_memory
 from slimrl.machine.profiler import mean_profile
 from slimrl.machine.progress import Progress, silent
+from slimrl.machine.ranks import ALONE, Ranks, ranks_here
 from slimrl.machine.signals import Stop
+from slimrl.parallel.lead import announce, begin, leading, share_learner
 from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.estimate import compare_memory
@@ -62,24 +64,27 @@ def train(
     """Train a policy: held-out accuracy, the steps, held-out accuracy again.
 
     With `resume` a run of this name that was interrupted is resumed, a finished one is only reported, and one that does not
-    exist is begun; `force` resumes although the software changed. Raises subclasses of SlimError for what a user can correct,
-    and Stopped, with a checkpoint written, where `stop` says so.
+    exist is begun; `force` resumes although the software changed. Of several ranks this process is the leader.
+    Raises subclasses of SlimError for what a user can correct, and Stopped, with a checkpoint written, where `stop` says so.
     """
-    stop = stop or Stop()
+    stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
+        block.enter_context(leading(ranks))
         found = block.enter_context(find_run(config, "train", resume=resume))
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)
         training = prepare_training(found.config, found.plan, stop, screen.note)
         block.enter_context(training.scorer)
+        training = divide(training, ranks)
         setup = training.setup
         told = open_screen(training, screen) if found.status == "new" else {}
         run = block.enter_context(open_run(found, setup, screen, stop, force=force, told=told))
         training = replace(training, progress=screen.sampling)
-        learner = make_learner(training, screen.updating)
+        learner = make_learner(training, screen.updating, ranks)
         state = restore(found.checkpoint, setup, learner) if found.checkpoint else RunState()
+        share_learner(setup, learner)
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
         block.enter_context(session.running())
 
@@ -93,6 +98,7 @@ def train(
                 sampled = time.perf_counter()
                 session.keeper.settle()
                 settled = time.perf_counter()
+                announce(learner, collected.groups, step)
                 updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
             timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - settled}
             if limits:
@@ -101,6 +107,7 @@ def train(
             refuse_unscorable(session, config.rewards.unscorable_limit)
             if session.state.faults >= FAULTS:
                 roll_back(session, setup, learner)
+                share_learner(setup, learner)
         summary = summarize(setup, run, learner, session.state)
         session.finish(summary, store_model=setup.config.log.model)
         screen.closing(summary, setup.config)
@@ -114,11 +121,17 @@ def open_screen(training: TrainSetup, screen: Screen) -> dict[str, list[str]]:
     return {"warnings": report.warnings, "notes": report.notes}
 
 
-def make_learner(training: TrainSetup, progress: Progress = silent) -> Learner:
+def divide(training: TrainSetup, ranks: Ranks) -> TrainSetup:
+    """Let the other ranks prepare the run; returns the setup with an engine that all of them sample for."""
+    weights = {reward.name: reward.weight for reward in training.rewards}
+    return replace(training, setup=begin(training.setup, ranks, weights))
+
+
+def make_learner(training: TrainSetup, progress: Progress = silent, ranks: Ranks = ALONE) -> Learner:
     """The learner of a run; `progress` is told of the completions that an update is done with."""
-    setup = training.setup
+    setup, profiler = training.setup, training.setup.profiler
     microbatcher = Microbatcher(
-        setup.config, setup.memory.plan, profiler=setup.profiler, stop=setup.stop, progress=progress
+        setup.config, setup.memory.plan, profiler=profiler, stop=setup.stop, progress=progress, ranks=ranks
     )
     weights = {reward.name: reward.weight for reward in training.rewards}
     exact = setup.engine.exact

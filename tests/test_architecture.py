@@ -40,6 +40,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "preflight": {
         "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
+    "parallel": {"algorithm", "config", "learner", "machine", "model", "preflight", "rollout"},
     "evaluate": {"measures", "preflight", "results", "rewards", "tasks"},
     "translate": {"config"},
     "session": {
@@ -47,18 +48,19 @@ NEIGHBOURS: dict[str, set[str]] = {
         "tasks",
     },
     "trackers": {"config", "machine", "results", "runs"},
-    "train": {"algorithm", "config", "learner", "machine", "preflight", "results", "runs", "session"},
+    "train": {"algorithm", "config", "learner", "machine", "parallel", "preflight", "results", "runs", "session"},
     "export": {"config", "model", "runs", "tasks"},
-    "sft": {"algorithm", "config", "learner", "machine", "model", "preflight", "results", "session"},
+    "sft": {"config", "learner", "machine", "model", "parallel", "preflight", "results", "session"},
     "study": {"config", "machine", "preflight", "runs", "statistics"},
     "report": {"config", "results", "runs", "statistics", "study"},
     "display": {"algorithm", "config", "machine", "measures", "preflight", "results", "study", "tasks"},
     "api": {
-        "algorithm", "config", "display", "evaluate", "machine", "measures", "preflight", "report", "results", "rewards",
+        "algorithm", "config", "display", "evaluate", "machine", "measures", "parallel", "preflight", "report", "results", "rewards",
         "rollout", "runs", "session", "sft", "study", "tasks", "trackers", "train",
     },
     "cli": {
-        "api", "config", "display", "export", "machine", "preflight", "report", "results", "rollout", "runs", "sft",
+        "api", "config", "display", "export", "machine", "parallel", "preflight", "report", "results", "rollout", "runs",
+        "session", "sft",
         "study", "tasks", "trackers", "train", "translate",
     },
 }  # fmt: skip

@@ -106,6 +106,17 @@ def microbatches(lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max
     return [torch.tensor(part) for part in parts]
 
 
+def balanced(costs: Sequence[float], count: int) -> list[list[int]]:
+    """Indices of `costs` in `count` parts of about the same sum: each goes, the largest first, to the part with the least."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    sums = [0.0] * count
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        least = sums.index(min(sums))
+        parts[least].append(index)
+        sums[least] += costs[index]
+    return [sorted(part) for part in parts]
+
+
 def packed_tokens(rows: Rows) -> int:
     """Tokens that a forward pass over the rows computes: prompts once per group, completions each."""
     groups, row_of = torch.unique(rows.groups, return_inverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,12 @@ from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_reci
 from slimrl.config.files import build, merge, read_yaml
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.signals import Stop
 from slimrl.report.run import RunPage
 from slimrl.rewards.custom import load_function, offering
 from slimrl.runs.files import write_text
 from slimrl.runs.reader import read_state
-from slimrl.session.listeners import Sink
+from slimrl.session.listeners import Screen, Sink
 from slimrl.trackers.remote import open_trackers
 
 Verb = Literal["train", "sft"]
@@ -118,26 +119,39 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
         raise SettingsError("force=True has no effect without resume; remove it")
     order = _new(verb, request) if isinstance(request.resume, bool) else _resumed(verb, request, request.resume)
     config = order.config
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingsError(
+            "a Python program cannot be a rank of a run; give devices=N, or start slimrl train with torchrun"
+        )
     with _filled(order), guest() as stop, offering(request.rewards.functions):
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         screen = open_screen(config, quiet=quiet)
         sinks: tuple[Sink, ...] = (RunPage(), *open_trackers(config.log, screen.say, screen.note, stop))
         try:
-            if isinstance(config, TrainConfig):
-                from slimrl.train import train as run_training
+            from slimrl.parallel.team import team  # here, since torch takes seconds to import
 
-                run_training(config, screen, sinks=sinks, stop=stop, resume=True, force=force)
-            else:
-                from slimrl.sft import sft as run_sft
-
-                run_sft(config, screen, sinks=sinks, stop=stop, resume=True, force=force)
+            with team(config):
+                _work(config, screen, sinks, stop, force=force)
         except DataError as error:
             sentence = rows.as_given(str(error), order.folder)
             raise (DataError(sentence) if sentence != str(error) else error) from None
         finally:
             screen.stop()
     return Result(order.folder, verb)
+
+
+def _work(
+    config: TrainConfig | SftRunConfig, screen: Screen, sinks: Sequence[Sink], stop: Stop, *, force: bool
+) -> None:
+    if isinstance(config, TrainConfig):
+        from slimrl.train import train as run_training
+
+        run_training(config, screen, sinks=sinks, stop=stop, resume=True, force=force)
+    else:
+        from slimrl.sft import sft as run_sft
+
+        run_sft(config, screen, sinks=sinks, stop=stop, resume=True, force=force)
 
 
 def _new(verb: Verb, request: Request) -> Order:

@@ -42,6 +42,17 @@ def print_json(data: Any) -> None:
 
 def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> Display:
     """The display of a verb that loads a model; other libraries are silenced."""
+    silence_libraries()
+    from slimrl.api.screen import announce
+    from slimrl.display.run import Display
+
+    display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
+    announce(config, display)
+    return display
+
+
+def silence_libraries() -> None:
+    """Import all that loads a model, and let it write nothing of its own."""
     # read when the libraries are imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -49,16 +60,11 @@ def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0
     with importing():
         import transformers
 
-        import slimrl.preflight.setup  # noqa: F401  (all that loads a model)
-        from slimrl.api.screen import announce
-        from slimrl.display.run import Display
+        import slimrl.preflight.setup  # noqa: F401
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a part for CPUs, which is not used
-    display = Display(quiet=quiet, samples_every=samples_every, samples=samples)
-    announce(config, display)
-    return display
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from slimrl.machine.signals import Stop
 
 if TYPE_CHECKING:
     from slimrl.results import SftSummary, TrainSummary
+    from slimrl.session.listeners import Sink
 
 RESUME = click.option(
     "--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with; alone, the newest."
@@ -70,21 +71,26 @@ def _run(
         config = run_settings(TrainConfig if verb == "train" else SftRunConfig, settings, resume, force)
         samples = (config.log.samples_every, config.log.samples) if isinstance(config, TrainConfig) else ()
         display = open_display(config, quiet, *samples)
+        from slimrl.parallel.follow import follow
+        from slimrl.parallel.team import team
         from slimrl.report.run import RunPage
         from slimrl.trackers.remote import open_trackers
 
-        trackers = open_trackers(config.log, display.say, display.note, stop)
         summary: TrainSummary | SftSummary
-        with stopping(display):
+        with stopping(display), team(config) as ranks:
+            if not ranks.leads:
+                display.stop()
+                stop.defer()
+                follow(ranks, stop)
+                return
+            sinks: tuple[Sink, ...] = (RunPage(), *open_trackers(config.log, display.say, display.note, stop))
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
 
-                summary = run_training(
-                    config, display, sinks=(RunPage(), *trackers), stop=stop, resume=resume, force=force
-                )
+                summary = run_training(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
             elif isinstance(config, SftRunConfig):
                 from slimrl.sft import sft as run_sft
 
-                summary = run_sft(config, display, sinks=(RunPage(), *trackers), stop=stop, resume=resume, force=force)
+                summary = run_sft(config, display, sinks=sinks, stop=stop, resume=resume, force=force)
     if as_json:
         print_json(summary)

@@ -38,7 +38,7 @@ _KL_TYPES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "low_var_kl+": "k3_k2"
 _SWITCH = {"true": "on", "false": "off"}
 _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
-_ONE_GPU = "SlimRL trains on one device"
+_WHOLE = "every device holds the whole model; devices=N or torchrun shares the work of a run"
 _MEASURED = "measured before the run, by slimrl difficulty"
 
 
@@ -194,7 +194,8 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="vllm_mode", note=_ENGINE),
     *_names("", trl="vllm_gpu_memory_utilization", verl="gpu_memory_utilization",
             note=f"{_ENGINE}; memory_share bounds the memory of both"),
-    *_names("", trl="deepspeed fsdp", verl="tensor_model_parallel_size n_gpus_per_node", note=_ONE_GPU),
+    *_names("", trl="deepspeed fsdp", verl="tensor_model_parallel_size", note=_WHOLE),
+    *_names("devices", verl="n_gpus_per_node"),
     *_names("", trl="logging_steps", note="every step is logged"),
     *_names("", trl="push_to_hub", note="slimrl export RUN owner/name --for hub --push does it after the run"),
     *_names("", trl="optim", note="the optimizer is AdamW with float32 masters"),
@@ -258,7 +259,7 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="use_cache torch_empty_cache_steps skip_memory_metrics eval_accumulation_steps full_determinism",
             note="memory is planned before the run, and draws are the same at every size"),
     *_names("", trl="fsdp_config parallelism_config local_rank ddp_backend ddp_timeout ddp_find_unused_parameters "
-            "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ignore_bias_buffers", note=_ONE_GPU),
+            "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ignore_bias_buffers", note=_WHOLE),
     # of the run
     *_names("", trl="do_train do_eval do_predict eval_on_start prediction_loss_only eval_do_concat_batches "
             "eval_use_gather_object include_for_metrics batch_eval_metrics eval_delay per_device_eval_batch_size",
@@ -309,7 +310,7 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", verl="log_prob_micro_batch_size log_prob_micro_batch_size_per_gpu log_prob_max_token_len_per_gpu "
             "log_prob_use_dynamic_bsz ppo_micro_batch_size", note="micro-batches are always cut by tokens"),
     *_names("", verl="param_offload optimizer_offload offload_policy fsdp_size strategy "
-            "ulysses_sequence_parallel_size nnodes balance_batch reshard_after_forward", note=_ONE_GPU),
+            "ulysses_sequence_parallel_size nnodes balance_batch reshard_after_forward", note=_WHOLE),
     *_names("", verl="use_remove_padding use_torch_compile use_fused_kernels use_liger override_config",
             note="rows are packed without padding, and layers are computed by SlimRL"),
     *_names("", verl="val_kwargs.n val_kwargs.temperature val_kwargs.do_sample val_kwargs.top_p val_kwargs.top_k",

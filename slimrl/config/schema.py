@@ -44,6 +44,10 @@ class RootConfig(Section):
     """Decides problems and draws; nothing else is random."""
     steps: Count = 30
     """Rollout batches (train) or optimizer updates (sft)."""
+    devices: Count = 1
+    """GPUs, or processes on the cores of a CPU, that share the work of a run on this machine; torchrun starts more machines."""
+    device_deadline: Annotated[float, Field(ge=10)] = 300.0
+    """Seconds without a sign of life after which a process of the run counts as hanging, and the run stops."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Part of the device's memory that `auto` settings may plan with; less than 1 where runs share a device."""
     model: ModelConfig = ModelConfig()

@@ -7,14 +7,14 @@ which carry gradients, on the model's device, all others on the CPU.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from slimrl.algorithm.batch import microbatches, take
+from slimrl.algorithm.batch import balanced, microbatches, packed_tokens, take
 from slimrl.algorithm.kl import Divergence
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
@@ -22,7 +22,8 @@ from slimrl.learner.recompute import checkpointed
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.progress import Progress, silent
-from slimrl.machine.signals import NEVER, Stop
+from slimrl.machine.ranks import ALONE, Ranks
+from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.model.head import Reference, mean_probabilities, token_logprobs, token_statistics
 from slimrl.model.packing import Packed, pack
 from slimrl.model.policy import Policy, cost_of
@@ -38,9 +39,15 @@ class VocabularyKl:
 
 
 class Attempt:
-    """One try of a block; out of memory within it is swallowed and noted. `fits` says afterwards whether the block was done."""
+    """One try of a block; out of memory within it is swallowed and noted. `fits` says afterwards whether the block was done.
+
+    Its end is the same on all ranks: what one of them raises, all raise.
+    """
 
     fits = False
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
 
     def __enter__(self) -> None:
         return None
@@ -48,8 +55,13 @@ class Attempt:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None
     ) -> bool:
-        self.fits = error is None
-        return error is not None and is_out_of_memory(error)
+        if error is not None and not isinstance(error, Exception | Stopped):
+            return False
+        found = self.ranks.agree(error)
+        self.fits = found is None
+        if found is not None and found is not error and not is_out_of_memory(found):
+            raise found from None
+        return found is not None and is_out_of_memory(found)
 
 
 class Microbatcher:
@@ -63,23 +75,38 @@ class Microbatcher:
         profiler: Profiler = OFF,
         stop: Stop = NEVER,
         progress: Progress = silent,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`progress` is told of the completions that an update is done with, over all passes of a step."""
-        self.plan = plan
+        self.plan, self.ranks = plan, ranks
         self.temperature = config.rollout.temperature
         self.fixed_split = config.algorithm.aggregation == "microbatch_token_mean"
         """Results depend on the micro-batches, which must not become smaller."""
         self.profiler, self.stop, self.progress = profiler, stop, progress
 
     def split(self, rows: Rows, chosen: Tensor) -> list[Tensor]:
-        """The chosen rows [n] in parts that fit the plan."""
+        """The chosen rows [n] in parts that fit the plan, and enough of them for every rank."""
         parts = microbatches(
             rows.lengths[chosen],
             rows.prompt_lengths[chosen],
             rows.groups[chosen],
-            max_tokens=self.plan.microbatch_tokens,
+            max_tokens=self._most_tokens(rows, chosen),
         )
         return [chosen[part] for part in parts]
+
+    def _most_tokens(self, rows: Rows, chosen: Tensor) -> int:
+        """Packed tokens of a micro-batch: those of the plan, or a rank's share if that is less."""
+        most = self.plan.microbatch_tokens
+        if self.ranks.size == 1 or self.fixed_split or not len(chosen):
+            return most
+        return min(most, -(-packed_tokens(take(rows, chosen)) // self.ranks.size))
+
+    def own(self, rows: Rows, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Of the parts of a split those that this rank computes, so that all have about the same number of tokens."""
+        if self.ranks.size == 1:
+            return [*parts]
+        dealt = balanced([packed_tokens(take(rows, part)) for part in parts], self.ranks.size)
+        return [parts[index] for index in dealt[self.ranks.rank]]
 
     def attempts(self, rows: Rows) -> Iterator[Attempt]:
         """`for attempt in attempts(rows): with attempt: ...` repeats a block, with micro-batches half as large each time, until
@@ -88,7 +115,7 @@ class Microbatcher:
         Raises SettingsError where single rows do not fit, or the result would depend on the split.
         """
         while True:
-            attempt = Attempt()
+            attempt = Attempt(self.ranks)
             yield attempt
             if attempt.fits:
                 return
@@ -166,13 +193,14 @@ class Microbatcher:
         for attempt in self.attempts(rows):
             with attempt:
                 total = torch.zeros(policy.head.vocabulary, dtype=torch.float64, device=policy.device)
-                for chosen in self.split(rows, rows.loss_mask.any(1).nonzero().squeeze(-1)):
+                for chosen in self.own(rows, self.split(rows, rows.loss_mask.any(1).nonzero().squeeze(-1))):
                     self.stop.check()
                     part = take(rows, chosen)
                     packed = packed_rows(part, policy.device)
                     places = packed.places[part.loss_mask.to(policy.device)]
                     hidden = policy.packed_hidden(packed).index_select(0, places)
                     total += mean_probabilities(policy.head, hidden, temperature=self.temperature)
+        self.ranks.add([total])
         return (total / max(1, int(rows.loss_mask.sum()))).float()
 
     def over_parts(
@@ -182,11 +210,12 @@ class Microbatcher:
         result = torch.zeros(rows.inputs.shape)
         for attempt in self.attempts(rows):
             with attempt:
-                for chosen in self.split(rows, wanted.nonzero().squeeze(-1)):
+                for chosen in self.own(rows, self.split(rows, wanted.nonzero().squeeze(-1))):
                     if may_stop:
                         self.stop.check()
                     part = compute(take(rows, chosen))
                     result[chosen, : part.shape[1]] = part.cpu()
+        self.ranks.add([result])  # each row is 0 on all ranks but one
         return result
 
 

@@ -27,10 +27,11 @@ from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.offload import offload_reference
-from slimrl.learner.optimizer import learning_rate, make_optimizer
+from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.learner.trace import Trace, begin_trace
+from slimrl.machine.ranks import loss_stops
 from slimrl.model.policy import Policy, freeze
 from slimrl.records import Batch, Group, Plan, Rows, Traced
 
@@ -89,6 +90,11 @@ class Learner:
         """The memory plan as it is now: where memory ran out, micro-batches have become smaller."""
         return self.microbatcher.plan
 
+    @property
+    def optimizers(self) -> list[MasterAdamW]:
+        """That of the policy, and that of the critic where there is one."""
+        return [self.optimizer, *([] if self.critic is None else [self.critic.optimizer])]
+
     def update(self, groups: Sequence[Group], step: int) -> UpdateResult:
         """Epochs x minibatches of optimizer updates on the groups of a step; none where nothing carries loss.
 
@@ -105,8 +111,9 @@ class Learner:
         total, done = len(rows.lengths) * optimizer.epochs, 0
         self.microbatcher.progress(0, total)
         try:
-            batch, measured = self.targets.batch(groups, rows)
-            vocabulary = self.targets.vocabulary_kl(rows)
+            with loss_stops():
+                batch, measured = self.targets.batch(groups, rows)
+                vocabulary = self.targets.vocabulary_kl(rows)
         except NonFiniteError as error:
             return UpdateResult({"update/skipped": 1.0, "update/nonfinite": 1.0}, Fault(str(error), rows))
         trace = begin_trace(batch, self.config.log)
@@ -122,7 +129,8 @@ class Learner:
                 updates.append({"update/skipped": 1.0})
                 continue
             try:
-                updates.append(self._minibatch(part, vocabulary, step, number, trace.update(chosen, part), shown))
+                with loss_stops() if number == 0 else nullcontext():
+                    updates.append(self._minibatch(part, vocabulary, step, number, trace.update(chosen, part), shown))
             except SpoiledWeightsError as error:
                 spoiled = Fault(str(error), part, spoiled=True)
                 return UpdateResult(measured | {"update/skipped": 0.0, "update/nonfinite": 1.0}, spoiled)
@@ -131,7 +139,7 @@ class Learner:
                 fault = fault or Fault(str(error), part)
                 updates.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
         self.microbatcher.progress(total, total)
-        return UpdateResult(measured | _mean(updates), fault, trace.traced())
+        return UpdateResult(measured | _mean(updates), fault, trace.joined(self.microbatcher.ranks).traced())
 
     def _show(self, before: int, total: int, done: int) -> None:
         """Tell of the rows of an update that are `done`, with those of the updates before it."""
@@ -166,7 +174,7 @@ class Learner:
                 mask = self._gradient_mask(batch, may_stop=number == 0)
                 parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
                 done = 0
-                for chosen in parts:
+                for chosen in self.microbatcher.own(batch, parts):
                     self._check_stop(number)
                     micro = take(batch, chosen)
                     width = micro.inputs.shape[1]
@@ -183,8 +191,8 @@ class Learner:
                     self._critic_gradient(batch, number, means)
             if not attempt.fits:
                 self.drop()
-        norm = self.optimizer.gradient_norm()
-        critic_norm = 0.0 if self.critic is None else self.critic.optimizer.gradient_norm()
+        means.add_up(self.microbatcher.ranks)
+        norm, critic_norm = self._gradient_norms()
         with profiler.part("optimizer"):
             found = means.result()
             found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
@@ -193,6 +201,16 @@ class Learner:
                 stepped = self.critic.optimizer.step(rate, critic_norm)
                 found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
         return found
+
+    def _gradient_norms(self) -> tuple[float, float]:
+        """The norms of the whole update's gradients, those of all ranks added up: the policy's, and the critic's or 0.
+
+        Raises NonFiniteError.
+        """
+        for optimizer in self.optimizers:
+            optimizer.add_up(self.microbatcher.ranks)
+        norm, *critic = (optimizer.gradient_norm() for optimizer in self.optimizers)
+        return norm, critic[0] if critic else 0.0
 
     def _loss(
         self,
@@ -315,7 +333,8 @@ class Learner:
         """The critic's gradient over the micro-batches of one update: a mean over the tokens that carry loss."""
         assert self.critic is not None
         total = batch.loss_mask.sum().clamp(min=1)
-        for rows in self.microbatcher.split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1)):
+        parts = self.microbatcher.split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1))
+        for rows in self.microbatcher.own(batch, parts):
             self._check_stop(number)
             loss = self.critic.loss(take(batch, rows), total, self.plan.recompute)
             self.critic.optimizer.backward(loss)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from slimrl.algorithm.metrics import Metrics
+from slimrl.machine.ranks import Ranks
 
 
 class TokenMeans:
@@ -37,6 +40,16 @@ class TokenMeans:
         """Largest of numbers that the host knows."""
         self.largest[key] = torch.maximum(self.largest.get(key, torch.tensor(value)), torch.tensor(value))
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have added, so that every rank has the means of the whole update."""
+        if ranks.size == 1:
+            return
+        own = [{key: float(x) for key, x in table.items()} for table in (self.sums, self.counts, self.largest)]
+        sums, counts, largest = zip(*ranks.exchange(own), strict=True)
+        self.sums = _joined(sums, sum)
+        self.counts = _joined(counts, sum)
+        self.largest = _joined(largest, max)
+
     def result(self) -> Metrics:
         """Keys in the order in which they were first added; a mean over no token is absent."""
         means = {
@@ -45,3 +58,10 @@ class TokenMeans:
             if key not in self.counts or float(self.counts[key]) > 0
         }
         return means | {key: float(value) for key, value in self.largest.items()}
+
+
+def _joined(tables: Sequence[Mapping[str, float]], join: Callable[[list[float]], float]) -> dict[str, Tensor]:
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return {
+        key: torch.tensor(join([table[key] for table in tables if key in table]), dtype=torch.float64) for key in keys
+    }

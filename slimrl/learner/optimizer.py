@@ -18,6 +18,7 @@ from slimrl.config.sections import OptimizerConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import drop_gradients, sum_in_place, wide_gradient
 from slimrl.kernels.optimizer import AdamW, adamw, can_update, gradient_norm
+from slimrl.machine.ranks import Ranks
 from slimrl.terms import Schedule
 
 PROBE_ELEMENTS = 4096
@@ -109,6 +110,28 @@ class MasterAdamW:
         """The sums so far, multiplied by the loss scale, by the numbers of their parameters; none for an untouched weight."""
         own = {number: p.grad for number, p in enumerate(self.parameters) if p.grad is not None}
         return own | self.sums
+
+    @torch.no_grad()
+    def add_up(self, ranks: Ranks) -> None:
+        """Replace the sums by those over all ranks, in float32; a weight that any of them touched is touched on all."""
+        if ranks.size == 1:
+            return
+        own = self.gradients()
+        touched = torch.zeros(len(self.parameters))
+        touched[[*own]] = 1.0
+        ranks.add([touched])
+        sums: dict[int, Tensor] = {}
+        for number in touched.nonzero().squeeze(-1).tolist():
+            parameter = self.parameters[number]
+            gradient = own.get(number)
+            blank = torch.zeros(parameter.shape, device=parameter.device) if gradient is None else gradient
+            sums[number] = blank.float().contiguous()
+        ranks.add(sums.values())
+        for number, total in sums.items():
+            if self.masters[number] is self.parameters[number]:
+                self.parameters[number].grad = total
+            else:
+                self.sums[number] = total
 
     @torch.no_grad()
     def gradient_norm(self) -> float:

@@ -181,7 +181,8 @@ class Targets:
         Equal shapes and the same functions give equal rounding, so ratios are exactly 1 until a weight has moved. Gradients
         stay enabled, though none is taken, since torch chooses attention kernels by that.
         """
-        result = rows.sampler_logprobs.clone()
+        computed = torch.zeros_like(rows.sampler_logprobs)
+        done = torch.zeros(len(rows.lengths))
         # With a divergence over the vocabulary the update takes the same path through the head as with an entropy.
         with_entropy = self.config.algorithm.entropy_coef > 0 or self._has_vocabulary_kl
         for attempt in self.microbatcher.attempts(rows):
@@ -190,7 +191,7 @@ class Targets:
                 for chosen in parts[self.first_is_its_own_old :]:
                     part = take(rows, chosen)
                     trained = trained_rows(part, advantages[chosen], self.config.algorithm)
-                    for inside in self.microbatcher.split(part, trained):
+                    for inside in self.microbatcher.own(part, self.microbatcher.split(part, trained)):
                         self.microbatcher.stop.check()
                         micro = take(part, inside)
                         # Detached at once: a graph that is alive would stand in the way of the next attempt.
@@ -198,8 +199,10 @@ class Targets:
                             self.policy, micro, with_entropy=with_entropy, measured=False
                         )
                         logprobs = found[0].detach()
-                        result[chosen[inside], : logprobs.shape[1]] = logprobs.cpu()
-        return result
+                        computed[chosen[inside], : logprobs.shape[1]] = logprobs.cpu()
+                        done[chosen[inside]] = 1
+        self.microbatcher.ranks.add([computed, done])
+        return torch.where(done[:, None] > 0, computed, rows.sampler_logprobs)
 
     def _advantages(self, groups: Sequence[Group], log_ratio: Tensor) -> tuple[Tensor, Metrics]:
         """Advantages [P, G] of completions, by the baseline and the scale that the settings name.

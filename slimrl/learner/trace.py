@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slimrl.config.sections import LogConfig
+from slimrl.machine.ranks import Ranks
 from slimrl.records import TRACED, Batch, Traced
 from slimrl.terms import TokenLog
 
@@ -47,6 +48,13 @@ class Trace:
             return
         found = compute()[:, wanted.to("cpu")].cpu()
         self.numbers[:, self.rows[wanted], : found.shape[-1]] = found
+
+    def joined(self, ranks: Ranks) -> Trace:
+        """With the numbers of the rows that other ranks have computed, as far as none are known here."""
+        numbers = self.numbers
+        for other in ranks.exchange(numbers):
+            numbers = torch.where(numbers.isnan(), other, numbers)
+        return replace(self, numbers=numbers)
 
     def traced(self) -> Traced | None:
         """The record of what was kept; None where nothing is wanted."""

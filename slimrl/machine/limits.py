@@ -66,7 +66,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take, within the container's limit."""
+    """Bytes that this process may still take, within the container's limit; ranks of a run on one host share its memory."""
     if device.type == "cuda":
         # What torch holds and does not use is free for it too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -74,7 +74,7 @@ def free_memory(device: torch.device) -> int:
     free = [_field("/proc/meminfo", "MemAvailable", 2**63)]
     for limit, usage in _container():
         free.append(limit - int(usage.read_text()) + _file_cache(usage.with_name("memory.stat")))
-    return max(0, min(free))
+    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def total_memory(device: torch.device) -> int:

@@ -32,7 +32,10 @@ class Stopped(BaseException):  # not an Exception, so that no handler of errors 
 
     def __init__(self, cause: str, exit_code: int, where: str = NOTHING_LOST) -> None:
         super().__init__(f"stopped by {cause}{where}")
-        self.cause, self.exit_code = cause, exit_code
+        self.cause, self.exit_code, self.where = cause, exit_code, where
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int, str]]:
+        return type(self), (self.cause, self.exit_code, self.where)
 
 
 class Stop:

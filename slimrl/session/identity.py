@@ -16,6 +16,7 @@ import transformers
 from slimrl import __version__
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.machine.ranks import ranks_here
 from slimrl.preflight.setup import Setup
 from slimrl.records import right_answers
 from slimrl.rewards.custom import files_digest, rewards_digest
@@ -32,7 +33,7 @@ PROMPTS = 8
 
 
 def identity(setup: Setup[Any]) -> dict[str, Any]:
-    """Versions, device, threads, the date in the prompts, and the SHA-256 of data, first weights, code and custom rewards."""
+    """Versions, device, threads, ranks, date of the prompts, and the SHA-256 of data, first weights, code and custom rewards."""
     device = setup.policy.device
     return {
         "slimrl": __version__,
@@ -45,6 +46,7 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
         else f"{device.type} ({platform.machine()})",
         "dtype": str(setup.policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "ranks": ranks_here().size,
         "date": setup.prompter.date,
         "data": _data(setup),
         "initial": digest(dict(setup.policy.model.named_parameters())),
@@ -81,6 +83,8 @@ def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         notes.append(
             f"this machine ({now['device']}) is not the one before ({before.get('device')}); last bits may differ"
         )
+    if (ranks := before.get("ranks", 1)) != now["ranks"]:
+        notes.append(f"the run began on {ranks} devices and goes on with {now['ranks']}, so its last bits may differ")
     return notes
 
 

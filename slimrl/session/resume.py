@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.ranks import ranks_here
 from slimrl.machine.threads import fix_threads
 from slimrl.measures import Bounds
 from slimrl.preflight.estimate import read_plan
@@ -31,7 +32,7 @@ Config = TypeVar("Config", bound=RootConfig)
 Summary = TypeVar("Summary", TrainSummary, SftSummary)
 
 MAY_CHANGE = (
-    "name", "output", "max_time", "memory_share", "rollout.slots", "evaluation.every",
+    "name", "output", "max_time", "memory_share", "devices", "device_deadline", "rollout.slots", "evaluation.every",
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.tokens", "log.model", "log.profile",
@@ -92,7 +93,7 @@ def find_run(config: Config, verb: str, *, resume: bool) -> Iterator[RunLookup[C
     lock = Lock(path)
     try:
         found = _look_into(config, verb, path, lock)
-        if found.status == "interrupted":
+        if found.status == "interrupted" and found.recorded.get("ranks", 1) == ranks_here().size:
             fix_threads(int(found.recorded["threads"]))  # other threads, other sums
         yield found
     finally:

@@ -1,0 +1,175 @@
+"""The processes that work on one run together, one for each device: their tensors, and what they tell each other.
+
+torch.distributed carries everything: NCCL between GPUs, gloo between CPUs and for Python objects. The process of rank 0 leads:
+it alone knows problems, rewards and the run's folder, and tells the others what to compute (`slimrl/parallel/`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slimrl.errors import SlimError
+from slimrl.machine.limits import is_out_of_memory
+from slimrl.machine.signals import PREEMPTED, Stopped
+
+T = TypeVar("T")
+
+FOREVER = timedelta(days=30)
+"""Of a collective: ranks wait as long as the leader scores, measures and writes. `Lookout` notices those that are lost."""
+
+
+class RankLostError(SlimError):
+    """A process of the run has ended or cannot be reached."""
+
+    exit_code = PREEMPTED  # the run can be resumed
+
+
+HOST = torch.device("cpu")
+
+
+class RanOutElsewhereError(MemoryError):
+    """Memory ran out on another rank."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run. Every method but `tell` is called by all of them, in the same order.
+
+    Raises RankLostError where one of them has gone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    """Those on this host."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def tell(self, message: object) -> None:
+        """Send a message from the leader to all others, which `hear` it."""
+        if self.size > 1:
+            with _reaching():
+                dist.broadcast_object_list([message], src=0, device=HOST)
+
+    def hear(self) -> Any:
+        """The next message of the leader."""
+        box: list[Any] = [None]
+        with _reaching():
+            dist.broadcast_object_list(box, src=0, device=HOST)
+        return box[0]
+
+    def deal(self, parts: Sequence[T] = ()) -> T:
+        """The part of this rank, of those that the leader has for each."""
+        if self.size == 1:
+            return parts[0]
+        box: list[Any] = [None]
+        with _reaching():
+            dist.scatter_object_list(box, [*parts] if self.leads else None, src=0)
+        part: T = box[0]
+        return part
+
+    def exchange(self, part: T) -> list[T]:
+        """The parts of all ranks, in their order."""
+        if self.size == 1:
+            return [part]
+        parts: list[Any] = [None] * self.size
+        with _reaching():
+            dist.all_gather_object(parts, part)
+        return parts
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over ranks, the same to the last bit on all. Shapes and types are equal on all."""
+        if self.size > 1:
+            with _reaching():
+                for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                    work.wait()
+
+    def copy(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the leader's."""
+        if self.size > 1:
+            with _reaching():
+                for work in [dist.broadcast(tensor, src=0, async_op=True) for tensor in tensors]:
+                    work.wait()
+
+    def agree(self, error: BaseException | None) -> BaseException | None:
+        """The error of any rank, the same on all of them; None where there is none.
+
+        An error that ends the work comes before memory that ran out, which can be tried again with less at once.
+        """
+        if self.size == 1:
+            return error
+        found = [e for e in self.exchange(None if error is None else _portable(error)) if e is not None]
+        return min(found, key=lambda e: isinstance(e, RanOutElsewhereError), default=None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that ends in the same way on all ranks: what one of them raises, all raise."""
+        try:
+            yield
+        except (Exception, Stopped) as error:
+            raise self.agree(error) or error from None
+        if (found := self.agree(None)) is not None:
+            raise found
+
+
+ALONE = Ranks()
+_joined = ALONE
+
+
+def ranks_here() -> Ranks:
+    """This process among the ranks that it has `joined`."""
+    return _joined
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error as other ranks can be sent it: ours as it is, any other by its text."""
+    if is_out_of_memory(error):
+        return RanOutElsewhereError(str(error))
+    return error if isinstance(error, SlimError | Stopped) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and NCCL, which say that a connection was closed or reset
+        raise RankLostError("another process of the run has ended") from error
+
+
+@contextmanager
+def loss_stops() -> Iterator[None]:
+    """Turn the loss of a rank into a stop: within the block nothing has changed that a checkpoint would not hold."""
+    try:
+        yield
+    except RankLostError:
+        raise Stopped("the loss of another process", PREEMPTED) from None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The ranks that the environment names, as torchrun sets it; `ALONE` where it names none."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=FOREVER)
+    global _joined
+    _joined = Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    try:
+        yield _joined
+    finally:
+        _joined = ALONE
+        dist.destroy_process_group()

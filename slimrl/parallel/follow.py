@@ -1,0 +1,99 @@
+"""The part of a process that does not lead its run: prepared like the leader's, it does what it is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimrl.config.schema import TrainConfig
+from slimrl.errors import SlimError
+from slimrl.learner.forward import Microbatcher
+from slimrl.learner.imitation import take_imitation_step
+from slimrl.learner.learner import Learner
+from slimrl.learner.optimizer import MasterAdamW, make_optimizer
+from slimrl.machine.ranks import Ranks
+from slimrl.machine.signals import Stop, Stopped
+from slimrl.model.policy import Policy
+from slimrl.parallel.orders import Begin, Draw, End, Imitate, Take, Update
+from slimrl.parallel.sampler import Share
+from slimrl.preflight.setup import Setup, prepare
+
+
+def follow(ranks: Ranks, stop: Stop) -> None:
+    """Do what the leader says until the run ends, and end the process as the run ends; what went wrong is the leader's to say."""
+    try:
+        _follow(ranks, stop)
+    except SlimError as error:
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+
+
+def _follow(ranks: Ranks, stop: Stop) -> None:
+    begin: Begin | End = ranks.hear()
+    if isinstance(begin, End):
+        return
+    setup = prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+    share = Share(setup.engine, ranks)
+    if isinstance(setup.config, TrainConfig):
+        _follow_training(setup, begin, share)
+    else:
+        _follow_imitation(setup, begin, share)
+
+
+def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
+    ranks = share.ranks
+    learner = Learner(
+        setup.policy,
+        setup.config,
+        Microbatcher(setup.config, begin.plan, stop=setup.stop, ranks=ranks),
+        reward_weights=begin.reward_weights,
+        exact_sampler=setup.engine.exact,
+        teacher=setup.teacher,
+    )
+    while not isinstance(order := ranks.hear(), End):
+        match order:
+            case Take():
+                setup.engine.limit_slots(order.slots)
+                learner.keep_microbatches(order.microbatch_tokens)
+                share_state(ranks, setup.policy, learner.optimizers)
+            case Draw():
+                share.draw(order)
+            case Update():
+                learner.update(order.groups, order.step)
+
+
+def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
+    ranks, optimizer = share.ranks, make_optimizer(setup.policy.trainable, setup.config.optimizer)
+    while not isinstance(order := ranks.hear(), End):
+        match order:
+            case Take():
+                setup.engine.limit_slots(order.slots)
+                share_state(ranks, setup.policy, [optimizer])
+            case Draw():
+                share.draw(order)
+            case Imitate():
+                take_imitation_step(setup.policy, optimizer, order.examples, order.rate, begin.plan, ranks)
+
+
+def share_state(ranks: Ranks, policy: Policy, optimizers: Sequence[MasterAdamW]) -> None:
+    """Give every rank the leader's weights, masters, moments and loss scales."""
+    ranks.copy(policy.tensors().values())
+    for optimizer in optimizers:
+        ranks.copy(optimizer.parameters)
+        own = optimizer.tensors()
+        outline = {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in own.items()}
+        (table, scale), *_ = ranks.exchange((outline, optimizer.scale))
+        if not ranks.leads:
+            own = {name: _blank(own.get(name), *form) for name, form in table.items()}
+        ranks.copy(own.values())
+        if not ranks.leads:
+            optimizer.restore(own, scale)
+
+
+def _blank(tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor

@@ -1,0 +1,56 @@
+"""The leader's part: what it tells the others, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TypeVar
+
+from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.learner.learner import Learner
+from slimrl.learner.optimizer import MasterAdamW
+from slimrl.machine.ranks import Ranks
+from slimrl.parallel.follow import share_state
+from slimrl.parallel.orders import Begin, End, Take, Update
+from slimrl.parallel.sampler import DividedSampler
+from slimrl.preflight.setup import Setup
+from slimrl.records import Group
+
+Config = TypeVar("Config", TrainConfig, SftRunConfig)
+NONE: Mapping[str, float] = MappingProxyType({})
+
+
+@contextmanager
+def leading(ranks: Ranks) -> Iterator[None]:
+    """Let the others go when the run is over; where it ends by an error, they end with the connection."""
+    yield
+    ranks.tell(End())
+
+
+def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float] = NONE) -> Setup[Config]:
+    """Let the others prepare the same run; returns the setup with an engine that all ranks sample for."""
+    if ranks.size == 1:
+        return setup
+    ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights)))
+    return replace(setup, engine=DividedSampler(setup.engine, ranks))
+
+
+def share(
+    setup: Setup[Config], optimizers: Sequence[MasterAdamW], ranks: Ranks, microbatch_tokens: int | None = None
+) -> None:
+    """Give the others the state of this rank, when a run begins, is resumed, or goes back to a checkpoint."""
+    if ranks.size > 1:
+        ranks.tell(Take(setup.engine.slots, microbatch_tokens or setup.memory.plan.microbatch_tokens))
+        share_state(ranks, setup.policy, optimizers)
+
+
+def share_learner(setup: Setup[TrainConfig], learner: Learner) -> None:
+    """`share` of a learner's state."""
+    share(setup, learner.optimizers, learner.microbatcher.ranks, learner.plan.microbatch_tokens)
+
+
+def announce(learner: Learner, groups: Sequence[Group], step: int) -> None:
+    """Let the others take part in the `Learner.update` that follows."""
+    learner.microbatcher.ranks.tell(Update(tuple(groups), step))

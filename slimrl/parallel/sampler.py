@@ -1,0 +1,104 @@
+"""The engines of all ranks as one `Sampler`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slimrl.algorithm.batch import balanced
+from slimrl.machine.progress import Progress, silent
+from slimrl.machine.ranks import Ranks, loss_stops
+from slimrl.parallel.orders import Draw
+from slimrl.records import Completion
+from slimrl.rollout import OnGroup, Request, Sampler, ignore
+
+Drawn = list[tuple[Completion, ...]]
+
+
+class DividedSampler:
+    """Deals requests to the ranks, whole groups of about the same work to each, and samples the leader's share itself.
+
+    A completion depends on its own prompt and uniforms alone, so the ranks draw the tokens that one process would draw, but
+    for rounding.
+    """
+
+    def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
+        self.sampler, self.ranks = sampler, ranks
+        self.slots, self.exact = sampler.slots, sampler.exact
+        self.mean_tokens = 0.0
+        """Of the completions of the last call, by which work is estimated."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        on_group: OnGroup = ignore,
+        progress: Progress = silent,
+    ) -> Drawn:
+        """See `Sampler`; `on_group` hears of the groups of other ranks when all are done, and `progress` is told of this rank's.
+
+        Raises Stopped where a rank is lost.
+        """
+        with loss_stops():
+            return self._generate(requests, Draw(max_new_tokens, temperature), on_group, progress)
+
+    def _generate(self, requests: Sequence[Request], order: Draw, on_group: OnGroup, progress: Progress) -> Drawn:
+        tokens = self.mean_tokens or order.max_new_tokens / 2
+        dealt = balanced([len(r.prompt_ids) + r.completions * tokens for r in requests], self.ranks.size)
+        self.ranks.tell(order)
+        own = self.ranks.deal([[requests[index] for index in part] for part in dealt])
+
+        def done(place: int, completions: tuple[Completion, ...]) -> None:
+            on_group(dealt[0][place], completions)
+
+        total = sum(request.completions for request in requests)
+        share = total / max(1, sum(request.completions for request in own))
+        mine = self.sampler.generate(
+            own,
+            max_new_tokens=order.max_new_tokens,
+            temperature=order.temperature,
+            on_group=done,
+            progress=lambda drawn, _: progress(round(drawn * share), total),
+        )
+        self.slots = self.sampler.slots
+        found: dict[int, tuple[Completion, ...]] = dict(zip(dealt[0], mine, strict=True))
+        others: list[Drawn | Exception] = self.ranks.exchange([])
+        for part, drawn in zip(dealt[1:], others[1:], strict=True):
+            if isinstance(drawn, Exception):
+                raise drawn
+            for index, completions in zip(part, drawn, strict=True):
+                found[index] = completions
+                on_group(index, completions)
+        lengths = [len(c.token_ids) for completions in found.values() for c in completions]
+        self.mean_tokens = sum(lengths) / max(1, len(lengths))
+        return [found[index] for index in range(len(requests))]
+
+    def weights_changed(self) -> None:
+        """Followers are told with every step that they take."""
+        self.sampler.weights_changed()
+
+    def limit_slots(self, slots: int) -> None:
+        """Of this rank; `Take` tells the others."""
+        self.sampler.limit_slots(slots)
+        self.slots = self.sampler.slots
+
+
+@dataclass(frozen=True)
+class Share:
+    """A follower's part in `DividedSampler.generate`."""
+
+    sampler: Sampler
+    ranks: Ranks
+
+    def draw(self, order: Draw) -> None:
+        """Sample what is dealt to this rank, and send the completions, or the error that prevents it."""
+        requests: list[Request] = self.ranks.deal()
+        self.sampler.weights_changed()
+        found: Drawn | Exception
+        try:
+            found = self.sampler.generate(requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature)
+        except Exception as error:
+            found = error
+        self.ranks.exchange(found)

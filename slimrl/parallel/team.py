@@ -1,0 +1,90 @@
+"""The processes of a run: those that torchrun started, or those that `devices` asks for on this host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from slimrl.config.schema import RootConfig
+from slimrl.errors import SettingsError
+from slimrl.machine.ranks import Ranks, joined
+from slimrl.machine.threads import cores
+from slimrl.parallel.lookout import looking_out
+
+FOLLOWER = "slimrl.cli.follower"
+WAIT_SECONDS = 30
+"""Time that followers have to end by themselves once their leader is done."""
+
+
+@contextmanager
+def team(config: RootConfig) -> Iterator[Ranks]:
+    """This process among the ranks of its run; starts the others where `devices` asks for them and torchrun has not.
+
+    Raises SettingsError for more devices than there are.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = config.model.device != "cpu" and torch.cuda.is_available()
+    if started > 1 and config.devices not in (1, started):
+        raise SettingsError(
+            f"devices={config.devices}, but {started} processes were started; leave devices out, or give both the same number"
+        )
+    wanted = config.devices if started == 1 else 1
+    most, what = (torch.cuda.device_count(), "GPUs") if cuda else (cores(), "cores")
+    if wanted > most:
+        raise SettingsError(f"devices={wanted} exceeds the {most} {what} of this machine; lower it")
+    device = torch.device("cuda" if cuda else "cpu")
+    with (
+        followers(wanted, device, config.device_deadline) if wanted > 1 else contextlib.nullcontext(),
+        joined(device) as ranks,
+        looking_out(ranks, config.device_deadline),
+    ):
+        yield ranks
+
+
+@contextmanager
+def followers(count: int, device: torch.device, deadline: float) -> Iterator[None]:
+    """Start all ranks of this host but the leader, which is this process; they end with it, however it ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": threads,
+    }
+    own = common | {"RANK": "0", "LOCAL_RANK": "0"}
+    before = {name: os.environ.get(name) for name in own}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", FOLLOWER, device.type, str(deadline)],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the leader, which tells them
+        )
+        for rank in range(1, count)
+    ]
+    os.environ |= own
+    torch.set_num_threads(int(threads))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                process.wait(WAIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

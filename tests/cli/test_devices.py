@@ -1,0 +1,62 @@
+"""Runs on two devices, as processes: a rank that is killed costs no more than the step that it was in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+
+SMALL = [
+    "steps=4", "rollout.problems=4", "rollout.group_size=2", "evaluation.problems=2", "evaluation.every=0",
+    "evaluation.harder_problems=0", "evaluation.greedy=false", "devices=2",
+]  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "slimrl", "train", *arguments, "--quiet", "--json"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def follower_of(leader: int) -> int:
+    """The process that the leader has started as its second rank."""
+    children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+    (found,) = (int(child) for child in children if b"slimrl.cli.follower" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return found
+
+
+def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+    whole = ended(start(*SMALL, f"output={tmp_path}", "name=whole"))
+    process = start(*SMALL, f"output={tmp_path}", "name=cut")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None, process.stderr
+        time.sleep(0.05)
+    follower = follower_of(process.pid)
+    os.kill(follower, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped by the loss of another process after step" in err
+    assert not Path(f"/proc/{follower}").exists()
+    resumed = ended(start("--resume", str(tmp_path / "cut")))
+    for key in ("weights", "optimizer", "after"):
+        assert resumed[key] == whole[key]
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["ranks"] == 2

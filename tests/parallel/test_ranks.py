@@ -1,0 +1,66 @@
+"""The laws across ranks: whatever their number, the same tokens, the same gradient, the same weights on all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.parallel.cases import CASES, FEW
+
+
+def run(count: int) -> dict[str, Any]:
+    """What the leader of so many ranks says of all cases."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.parallel.cases"],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert not any(process.returncode for process in processes), results[0][1][-2000:]
+    found: dict[str, Any] = json.loads(results[0][0])
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_ranks_takes_the_same_step(count: int) -> None:
+    """One test, since what takes time is to start the processes."""
+    found = run(count)
+    names = [*CASES, "adapter"] if count == 2 else FEW
+    for name in names:
+        case = found[name]
+        assert case["gradient"] < 1e-6, name
+        assert max(case["means"].values()) < 1e-6, (name, case["means"])
+        assert case["keys"], name
+        assert case["equal on all ranks"], name
+    assert found["token mean, several updates"]["updates"] == 4
+    assert found["drawn"] == {"same tokens": True, "heard": True}
+    assert {"loss", "grad_norm"} <= found["imitated"].keys()
+    assert max(found["imitated"].values()) < 1e-6
+    check_failures(found["failing"], count)
+    assert found["shared"]["equal"]
+    assert found["shared"]["moments"] > 0
+
+
+def check_failures(found: dict[str, Any], count: int) -> None:
+    """What one rank raises, all raise; where memory runs out on one of them, all try again with smaller micro-batches."""
+    for kind in ("Stopped", "NonFiniteError", "SettingsError"):
+        assert found[kind] == [kind, True]
+    assert found["tries"] == [2] * count
+    assert len(set(found["tokens"])) == 1
+    assert found["tokens"][0] < 16384
