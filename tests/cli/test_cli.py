@@ -172,7 +172,7 @@ MISTAKES = {
     "eval: output in no folder": (2, "no such folder", "eval", "{tiny}", "--out", "none/x.jsonl"),
     "eval: misspelt section in a file": (2, "tsk is not a setting", "eval", "{tiny}", "{misspelt.yaml}"),
     "training from noise": (2, "use slimrl sft first", "train", "model.init=random"),
-    "batch larger than the data": (2, "sft.batch_size=64 exceeds", "sft", "model.path={tiny}", *TASK, "rollout.max_new_tokens=30"),
+    "batch larger than the data": (2, "sft.batch_size=50 exceeds", "sft", "model.path={tiny}", *TASK, "sft.batch_size=50", "rollout.max_new_tokens=30"),
     "LaTeX answers read as numbers": (2, "set task.checker=symbolic", "train", "model.path={tiny}", "task.name=jsonl", "task.path={latex.jsonl}"),
     "unknown demonstrator": (2, "no such demonstrator", "sft", "model.path={tiny}", "sft.mixture.solutoin=1"),
     "no solutions to imitate": (2, "no worked solutions", "sft", "model.path={tiny}", "task.name=jsonl", "task.path={unsolved.jsonl}", "sft.batch_size=8"),
