@@ -39,7 +39,9 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
 def follower_of(leader: int) -> int:
     """The process that the leader has started as its second rank."""
     children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
-    (found,) = (int(child) for child in children if b"slimrl.cli.follower" in Path(f"/proc/{child}/cmdline").read_bytes())
+    (found,) = (
+        int(child) for child in children if b"slimrl.cli.follower" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
     return found
 
 
