@@ -15,10 +15,11 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
+from slimrl.learner.imitation import Example, imitate
 from slimrl.machine.signals import Stopped
 from slimrl.preflight.setup import prepare
 from slimrl.session.resume import find_run
-from slimrl.sft import Example, demonstrator, imitate, overlong_note, sft
+from slimrl.sft import demonstrator, overlong_note, sft
 from tests.conftest import ROOT
 from tests.session.test_resume import StopAt
 from tests.tiny import tiny_policy

@@ -46,7 +46,7 @@ def guest() -> Iterator[Stop]:
 
 def in_python(sentence: str) -> str:
     """A sentence with the call in the place of the command that resumes a run."""
-    return re.sub(r"slimrl\s(train|sft)\s--resume\s(.+)$", r'slimrl.\1(resume="\2")', sentence)
+    return re.sub(r"slimrl\s(train|sft)\s--resume\s(.+?)(, and .*)?$", r'slimrl.\1(resume="\2")\3', sentence)
 
 
 @contextmanager

@@ -181,6 +181,8 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
     """Put a saved adapter into its model; raises DataError where its tensors are not those of this model."""
     try:
         _put(model, saved.config)
+    except SettingsError:
+        raise
     except ValueError as error:  # peft finds none of its layers
         raise _unfit(saved, str(error).splitlines()[0][:120]) from error
     try:

@@ -59,14 +59,14 @@ def test_curves_have_a_name_whole_steps_and_readable_legends(tmp_path: Path, dra
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i]), "no text lies on another"
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= figure.bbox.y0 for box in boxes)
     assert figure.get_suptitle().startswith("my_$run$: held-out accuracy 30.0% before, 100.0% after 3 steps")
-    legends = {a.get_title(): a.get_legend() for a in figure.axes}
-    texts = [text.get_text() for legend in legends.values() if legend for text in legend.get_texts()]
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
+    texts = [text.get_text() for legend in legends for text in legend.get_texts()]
     assert texts == ["completions cut off", "groups with equal rewards"], "none for a single series, no raw keys"
     for axes in figure.axes:
         assert all(float(tick).is_integer() for tick in axes.get_xticks()), axes.get_title()
     accuracy = figure.axes[0]
     assert accuracy.get_ylim()[0] < 0, "a mark at 0 is whole"
-    assert accuracy.get_ylim()[1] > 1
+    assert accuracy.get_ylim()[1] > 100
 
 
 def test_names_of_effects_lie_on_no_line(drawn: list[Figure]) -> None:

@@ -105,9 +105,7 @@ def test_without_the_program_the_sentence_says_where_to_go_on() -> None:
         load_rewards(config, TASK, max_new_tokens=8)
     kept, notes = measurable(config)
     assert kept.custom == {}
-    assert notes[0].startswith(
-        "__main__:f is a function of the Python program that began the run, so it is measured only there"
-    )
+    assert notes[0].startswith("not measured: __main__:f is a function of the Python program that began the run")
     with offering({HERE + "f": len}):
         assert [*measurable(config)[0].custom] == [HERE + "f"]
 

@@ -247,7 +247,15 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
     summary = run(moved.parent, "b", *others, resume=True)
     assert (summary.weights, summary.optimizer) == content(undisturbed[0])[:2]  # type: ignore[index]
     tried = {setting.partition("=")[0] for setting in others} | {"name", "output", "rollout.slots"}
-    untried = {"evaluation.every", "rewards.deadline", "rewards.memory", "log.rollouts", "log.model"}
+    untried = {
+        "evaluation.every",
+        "rewards.deadline",
+        "rewards.memory",
+        "log.rollouts",
+        "log.model",
+        "devices",
+        "device_deadline",
+    }
     assert {*MAY_CHANGE} == tried | untried
     assert LENGTH == ("steps", "max_tokens")
 
