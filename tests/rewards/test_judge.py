@@ -286,6 +286,16 @@ def test_a_cache_that_cannot_be_written_costs_calls_and_nothing_else(tmp_path: P
     assert len(server.asked) == 2
 
 
+def test_a_cache_that_disappears_costs_a_call_and_no_score(tmp_path: Path) -> None:
+    with serving(lambda *_: "Score: 3") as server:
+        made = judge_of(server.endpoint, tmp_path)
+        assert made(["a"], question=["q"]) == made(["a"], question=["q"]) == [3.0]
+        assert len(server.asked) == 1
+        (tmp_path / "cache.jsonl").unlink()
+        assert made(["a"], question=["q"]) == made(["a"], question=["q"]) == [3.0]
+    assert len(server.asked) == 2, "the new reply is kept"
+
+
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     one, other = (JudgeCache(tmp_path / "cache.jsonl") for _ in range(2))
     one.keep("a", "http://h", {}, "first")
