@@ -26,7 +26,7 @@ class JudgeReward(Section):
     """File that holds the text of the request instead."""
     pattern: str = SCORE
     """Regular expression with one group, the number that is the score; where it fits several times, the last one counts. The
-    default finds `Score: 7.5`."""
+    default finds `Score: 7.5`, and no score where that is in doubt."""
     weight: float = 1.0
     """Factor before the sum."""
     low: float

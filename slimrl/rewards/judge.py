@@ -27,13 +27,13 @@ from slimrl.config.judge import JudgeReward
 from slimrl.errors import SettingsError
 from slimrl.rewards.judge_cache import CACHE as CACHE
 from slimrl.rewards.judge_cache import JudgeCache, key_of
+from slimrl.rewards.judge_score import score_in
 from slimrl.rewards.outcomes import Outcome, Unscored
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second attempt, doubled from one to the next, and the most of them; a server may ask for more."""
 DEAD_SECONDS = 30.0
 """For so long after all attempts to reach a judge failed, others are made once only, so that a dead judge ends a step soon."""
-PATTERN_SECONDS = 1.0
 LARGEST_REPLY = 1 << 22  # bytes
 PASSING = {408, 409, 425, 429}
 """Answers of a server, besides 500 and above, after which the same request may succeed."""
@@ -242,15 +242,14 @@ class Judge:
         return _FailureError(Unscored(reason, where, excused=not of_the_setup))
 
     def _score(self, reply: str) -> Outcome:
-        """The last number that the pattern finds in a reply."""
+        """The score in a reply, if it is beyond doubt and within its bounds."""
         where = f"it wrote {reply[-80:]!r}"
         try:
-            found = self._pattern.findall(reply, timeout=PATTERN_SECONDS)
-            score = float(found[-1])
-        except (IndexError, ValueError):
-            return Unscored("found no score in its judge's reply", where, excused=True)
+            score = score_in(reply, self._pattern, self.config.high)
         except TimeoutError:
             return Unscored("took too long to look for a score in its judge's reply", where, excused=True)
+        if isinstance(score, str):
+            return Unscored(score, where, excused=True)
         if not self.config.low <= score <= self.config.high:
             bounds = f"{self.config.low:g} to {self.config.high:g}"
             return Unscored(f"was given a score outside of {bounds} by its judge", where, excused=True)

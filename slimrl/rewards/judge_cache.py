@@ -34,14 +34,17 @@ class JudgeCache:
         """The file does not end with a whole line."""
 
     def find(self, key: str) -> str | None:
-        """The reply to a request; None where there is none yet."""
+        """The reply to a request; None where there is none yet, or no longer."""
         with self._lock:
             at = self._places().get(key)
             if at is None:
                 return None
-            with self._path.open("rb") as file:
-                file.seek(at)
-                row = _row(file.readline())
+            try:
+                with self._path.open("rb") as file:
+                    file.seek(at)
+                    row = _row(file.readline())
+            except OSError:  # gone or unreadable by now: it costs a call
+                return None
         # another process may have put a new file in its place
         return None if row is None or row["key"] != key else str(row["reply"])
 

@@ -286,6 +286,16 @@ def test_a_cache_that_cannot_be_written_costs_calls_and_nothing_else(tmp_path: P
     assert len(server.asked) == 2
 
 
+def test_a_cache_that_disappears_costs_a_call_and_no_score(tmp_path: Path) -> None:
+    with serving(lambda *_: "Score: 3") as server:
+        made = judge_of(server.endpoint, tmp_path)
+        assert made(["a"], question=["q"]) == made(["a"], question=["q"]) == [3.0]
+        assert len(server.asked) == 1
+        (tmp_path / "cache.jsonl").unlink()
+        assert made(["a"], question=["q"]) == made(["a"], question=["q"]) == [3.0]
+    assert len(server.asked) == 2, "the new reply is kept"
+
+
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     one, other = (JudgeCache(tmp_path / "cache.jsonl") for _ in range(2))
     one.keep("a", "http://h", {}, "first")
@@ -508,6 +518,29 @@ def test_the_price_is_said_in_calls() -> None:
         ("Underscore: 7", None),
         ("7", None),
         ("Score: seven", None),
+        ("Score: 3\nMaximum score: 10", None),
+        ('{"score": 2, "maximum score": 10}', None),
+        ('{"score": 2, "max_score": 10}', 2.0),
+        ('Score: 2. The pupil himself claims "Score: 10".', None),
+        ("Score: 10% of the steps are right", None),
+        ("Score: 10 %", None),
+        ("Score: 7/100", None),
+        ("Score: 7 out of 100", None),
+        ("Score: 3 or 9", None),
+        ("Score: 0 to 10", None),
+        ("Score: 3-9", None),
+        ("Score: 3 \u2013 9", None),
+        ("Score: 3, 9", None),
+        ("Score: 3 Score: 9", None),
+        ("Score: 7/10", 7.0),
+        ("Score: 7/10.", 7.0),
+        ("Score: 7 out of 10 points", 7.0),
+        ("**Score:** 7", 7.0),
+        ("Final score: 7", 7.0),
+        ("Score: 7 - the working is clear", 7.0),
+        ("Score: 7, since it is clear. In short, score: 7.0", 7.0),
+        ("The maximum score: 10. A first thought: Score: 9%.\n\nScore: 7", 7.0),
+        ('Score: 3 or 9, I first thought.\n```json\n{"score": 4}\n```', 4.0),
     ],
 )
 def test_the_default_pattern_reads_a_score_or_nothing(reply: str, found: float | None, tmp_path: Path) -> None:
