@@ -2,7 +2,9 @@
 
 import re
 import string
+from typing import NoReturn
 
+from slimrl.records import Answer, right_answers
 from slimrl.tasks.forms import choice
 from slimrl.tasks.rows import Row, Spelled
 
@@ -39,19 +41,56 @@ def listed(texts: list[str]) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
 
 
-def right_option(given: str, labels: list[str], texts: list[str], *, is_number: bool) -> int | None:
-    """The place of the right option, given by its label, its text, its letter, or its number, counted from 0; None for none.
+def right_options(row: Row, field: str, given: str, *, choices: str, labels: list[str], texts: list[str]) -> str:
+    """The letter of the right option, or an Answer of several letters; refuses a row whose answer names none.
 
-    What the data writes as a number is not looked for among the texts.
+    Args:
+        field: column of the answer, whose value is `given` as a text.
+        choices: column of the options, which are `labels` and `texts`.
     """
-    given, letter = given.strip(), choice(given)
-    if given in labels:
-        return labels.index(given)
-    if not is_number and given in texts:
-        return texts.index(given)
+    value = row.at(field)
+    if isinstance(value, bool):  # yes and true are two spellings of one answer
+        plain = [text.casefold() for text in texts]
+        found = [plain.index(word) for word in right_answers(given) if word in plain][:1]
+        return LETTERS[found[0]] if found else _none(row, given, texts)
+    numbers = {item.text for item in (value if isinstance(value, list) else [value]) if isinstance(item, Spelled)}
+    by_index = not _are_numbers(row.at(choices))
+    letters = [
+        _right_option(row, one, labels, texts, is_index=by_index and one in numbers) for one in right_answers(given)
+    ]
+    first, *others = dict.fromkeys(letters)
+    return Answer(first, others) if others else first
+
+
+def _right_option(row: Row, given: str, labels: list[str], texts: list[str], *, is_index: bool) -> str:
+    """The letter of the option that is given by its label, its text, its letter, or its number, counted from 0.
+
+    With `is_index` the answer is a number among options that are none: an index, unless it is also another option's text.
+    """
+    written, letter = given.strip(), choice(given)
+    if written in labels:
+        return LETTERS[labels.index(written)]
+    index = int(written) if re.fullmatch("[0-9]{1,2}", written) and int(written) < len(texts) else None
+    if written in texts:
+        place = texts.index(written)
+        if is_index and index not in (None, place):
+            row.fail(
+                f"the answer {written} is an option and also the index of another; write the right option's letter"
+            )
+        return LETTERS[place]
     if letter and letter in LETTERS[: len(texts)]:
-        return LETTERS.index(letter)
-    return int(given) if re.fullmatch("[0-9]{1,2}", given) and int(given) < len(texts) else None
+        return letter
+    return _none(row, given, texts) if index is None else LETTERS[index]
+
+
+def _none(row: Row, given: str, texts: list[str]) -> NoReturn:
+    row.fail(f"the answer {given[:60]!r} is none of the {len(texts)} options; correct it or remove the row")
+
+
+def _are_numbers(value: object) -> bool:
+    items = value.get("text", [*value.values()]) if isinstance(value, dict) else value
+    texts = [item.get("text") if isinstance(item, dict) else item for item in items] if isinstance(items, list) else []
+    return any(isinstance(text, Spelled) for text in texts)
 
 
 def _text(row: Row, field: str, value: object, *, blank: bool = False) -> str:

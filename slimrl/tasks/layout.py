@@ -12,9 +12,9 @@ from typing import Literal
 from slimrl.config.sections import ColumnsConfig, TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem, Rejected
-from slimrl.tasks.choices import LETTERS, listed, options, right_option
+from slimrl.tasks.choices import listed, options, right_options
 from slimrl.tasks.formats import are_messages
-from slimrl.tasks.rows import MISSING, Row, Spelled
+from slimrl.tasks.rows import MISSING, Row
 from slimrl.tasks.styles import last_box
 from slimrl.tasks.turns import read_turns
 
@@ -112,10 +112,8 @@ class Layout:
         whole = reply if replied else _reply(row, self.answer) or row.answers(self.answer)
         solution = "" if replied else reply
         if texts:
-            index = right_option(whole, labels, texts, is_number=isinstance(row.at(self.answer), Spelled))
-            if index is None:
-                row.fail(f"the answer {whole[:60]!r} is none of the {len(texts)} options; correct it or remove the row")
-            return LETTERS[index], solution, 0.0
+            letter = right_options(row, self.answer, whole, choices=self.choices, labels=labels, texts=texts)
+            return letter, solution, 0.0
         if self.worked == "hashes":
             return split_hashes(row, self.answer, whole, "add it or remove the row")
         if self.worked == "boxed":

@@ -299,10 +299,49 @@ def test_options_are_written_below_the_question(tmp_path: Path, name: str) -> No
     assert "options from" in said
 
 
-def test_numbers_among_options_are_texts_if_they_are_written_as_texts(tmp_path: Path) -> None:
-    row = {"question": "q1", "choices": ["2", "1", "0"], "answer": "2"}
-    assert first(tmp_path, row, checker="choice")[0].answer == "A"
-    assert first(tmp_path, row | {"answer": 2}, checker="choice")[0].answer == "C"
+@pytest.mark.parametrize(
+    ("choices", "answer", "letter"),
+    [
+        (["2", "1", "0"], "2", "A"),
+        (["1", "2", "3", "4"], "2", "B"),
+        ([1, 2, 3, 4], 2, "B"),
+        ([1, 2, 3, 4], "2", "B"),
+        ([21, 22, 23], 22, "B"),
+        (["21", "22", "23"], 22, "B"),
+        (["21", "22", "23"], 2, "C"),
+        (["2", "1", "0"], 1, "B"),
+        ({"text": [1, 2, 3], "label": ["A", "B", "C"]}, 2, "B"),
+        ({"text": ["2", "3", "1"], "label": ["1", "2", "3"]}, 2, "B"),
+    ],
+)
+def test_numbers_among_options(tmp_path: Path, choices: object, answer: object, letter: str) -> None:
+    row = {"question": "q1", "choices": choices, "answer": answer}
+    assert first(tmp_path, row, checker="choice")[0].answer == letter
+
+
+def test_a_number_that_is_an_option_and_the_index_of_another_is_refused(tmp_path: Path) -> None:
+    row = {"question": "q1", "choices": ["1", "2", "3", "4"], "answer": 2}
+    with pytest.raises(DataError, match="the answer 2 is an option and also the index of another; write"):
+        first(tmp_path, row, checker="choice")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letters"),
+    [(["A", "C"], ("A", "C")), (["blue", "A"], ("C", "A")), ([0, 2], ("A", "C")), (["B", "green"], ("B",))],
+)
+def test_several_options_may_be_right(tmp_path: Path, answer: list[object], letters: tuple[str, ...]) -> None:
+    row = {"question": "q1", "choices": ["red", "green", "blue"], "answer": answer}
+    assert right_answers(first(tmp_path, row, checker="choice")[0].answer) == letters
+    with pytest.raises(DataError, match="the answer 'D' is none of the 3 options"):
+        first(tmp_path, row | {"answer": [*answer, "D"]}, checker="choice")
+
+
+@pytest.mark.parametrize("choices", [["True", "False"], ["yes", "no"], ["maybe", "TRUE"]])
+def test_a_boolean_finds_its_option(tmp_path: Path, choices: list[str]) -> None:
+    row = {"question": "q1", "choices": choices, "answer": True}
+    assert first(tmp_path, row, checker="choice")[0].answer == ("B" if "maybe" in choices else "A")
+    with pytest.raises(DataError, match="is none of the 2 options"):
+        first(tmp_path, row | {"choices": ["a", "b"]}, checker="choice")
 
 
 @pytest.mark.parametrize(
