@@ -60,6 +60,19 @@ def test_nothing_is_told_where_nothing_is_shown(history: Any, difference: Any, s
     assert found(history, difference, shuffled=shuffled) == []
 
 
+def test_a_rise_without_a_spread_is_told_with_the_p_of_a_permutation_test() -> None:
+    (sentence,) = found(run([0.0] * 4 + [0.5] * 4 + [1.0] * 4), FLAT)
+    assert "the reward rose by 1 (p = 0.029), and held-out" in sentence
+    exact = stats.permutation_test(
+        ([1.0] * 4, [0.0] * 4), lambda a, b: np.mean(a) - np.mean(b), permutation_type="independent"
+    )
+    rise = reward_rise(run([0.0] * 4 + [1.0] * 4 + [1.0] * 4))
+    assert rise is not None
+    assert rise.p == pytest.approx(exact.pvalue)
+    for flat in ([1.0] * 12, [1.0] * 4 + [0.0] * 8, [0.3] * 6 + [0.1 + 0.2] * 6):
+        assert found(run(flat), FLAT) == []
+
+
 def test_steps_without_a_reward_are_passed_over() -> None:
     holes = [{"sampling/groups": 0.0}, {"reward": math.nan}]
     assert reward_rise([*RISING[:10], *holes, *RISING[10:]]) == reward_rise(RISING)
