@@ -62,13 +62,29 @@ def assemble(
             elif outcome is not None:
                 scores[name] = outcome
         reason = reason or ("" if scores or not rewards else "no reward applies")
-        total = 0.0 if reason else math.fsum(weights[name] * value for name, value in scores.items())
+        total = 0.0 if reason else _sum([weights[name] * value for name, value in scores.items()])
+        if not math.isfinite(total):
+            name = max(scores, key=lambda name: abs(weights[name] * scores[name]))
+            unpaid = Unscored(
+                f"returned {scores[name]:g}, which makes the weighted sum of rewards too large for a number"
+            )
+            if sampled.strict:
+                raise _refusal(name, unpaid, sampled.problem, text)
+            total, reason = 0.0, f"reward {name} {unpaid.reason}"
         columns = {name: {key: x[row] for key, x in result.columns.items()} for name, result in given if result.columns}
         rollouts.append(Rollout(sampled.problem, completion, text, right, scores, total, reason, columns))
     metrics: dict[str, tuple[float, ...]] = {}
     for _, result in given:
         metrics |= {name: metrics.get(name, ()) + values for name, values in result.metrics.items()}
     return Group(tuple(rollouts), sampled.step, metrics)
+
+
+def _sum(values: Sequence[float]) -> float:
+    """The sum; nan where it, or one of the values, is no finite number."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 def unpaid_when_truncated(group: Group) -> Group:

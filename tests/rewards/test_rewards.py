@@ -214,6 +214,21 @@ def test_a_reward_that_fails_makes_the_row_unscorable_whatever_the_others_say() 
     assert rollout.unscorable == "reward mine returned nan"
 
 
+@pytest.mark.parametrize(
+    ("weights", "values"), [([100.0], [1e308]), ([1.0, 1.0], [1e308, 1e308]), ([100.0, -100.0], [1e308, 1e308])]
+)
+def test_a_sum_that_is_not_finite_is_unscorable(weights: list[float], values: list[float]) -> None:
+    rewards = [
+        Reward(f"r{i}", lambda completions, _value=value, **_: [_value], weight, None, None)
+        for i, (weight, value) in enumerate(zip(weights, values, strict=True))
+    ]
+    (rollout,) = score(Sampled(PROBLEM, _completions(1), ["a"], step=0), rewards, _task()).rollouts
+    said = "reward r0 returned 1e+308, which makes the weighted sum of rewards too large for a number"
+    assert (rollout.reward, rollout.unscorable) == (0.0, said)
+    with pytest.raises(SettingsError, match="too large for a number"):
+        score(Sampled(PROBLEM, _completions(1), ["a"], step=0, strict=True), rewards, _task())
+
+
 def test_a_missed_deadline_is_unscorable_and_no_fault_of_the_function() -> None:
     slow = Reward("slow", lambda completions, **_: [UNDECIDED], 1.0, 0.0, 1.0)
     rollout = score(Sampled(PROBLEM, _completions(1), ["#### 18"], step=0, strict=True), [slow], _task()).rollouts[0]
