@@ -62,6 +62,6 @@ def _doubtful(text: str, match: Any, high: float) -> bool:
 
 
 def _rest(text: str, match: Any) -> str:
-    """The text behind a score with the number that it is out of."""
+    """The text behind a score and the number that it is out of."""
     of = _OUT_OF.match(text, match.end())
     return text[of.end() if of else match.end() :].strip(_MARKS)
