@@ -22,6 +22,8 @@ NONE = "none"
 """The name of a column in `task.columns` that stands for no column."""
 LOOKED_AT = 100
 """Rows by which a layout is found."""
+MOST = 0.9
+"""Share of them that end with their answer for a worked solution; the others are bad rows, and change no other's reading."""
 QUESTION = ("question", "prompt", "problem", "instruction", "query", "messages", "conversations")
 ANSWER = (
     "answer", "answers", "ground_truth", "reward_model.ground_truth", "expected_answer", "final_answer", "answerKey", "target",
@@ -160,9 +162,9 @@ def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: 
         answer = question if told else "" if none or not answers else "answer"
     worked: Literal["", "hashes", "boxed"] = ""
     texts = [text for row in seen if (text := _whole(row, answer))]
-    if texts and all(_has_hashes(text) for text in texts):
+    if _mostly(_has_hashes(text) for text in texts):
         worked = "hashes"
-    elif texts and (answer in WORKED or answer == question) and all(map(last_box, texts)):
+    elif (answer in WORKED or answer == question) and _mostly(last_box(text) for text in texts):
         worked = "boxed"
     solution, choices = column("solution", SOLUTION), column("choices", CHOICES)
     return Layout(
@@ -174,7 +176,7 @@ def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: 
         choices=choices if config.checker == "choice" else "",
         context=column("context", CONTEXT) if question.lower() == "instruction" else "",
         worked=worked,
-        unasked=none,
+        unasked=none or not answers,
         unknown=tuple(name for name in ("question", "answer") if not _spelling(seen, name)),
     )
 
@@ -213,6 +215,11 @@ def _whole(row: Row, answer: str) -> str:
         assert isinstance(value, list)
         value = value[-1].get("content", value[-1].get("value")) if _ends_with_reply(value) else ""
     return value if isinstance(value, str) else ""
+
+
+def _mostly(found: Iterable[object]) -> bool:
+    verdicts = [bool(one) for one in found]
+    return sum(verdicts) >= MOST * len(verdicts) > 0
 
 
 def _has_hashes(text: str) -> bool:

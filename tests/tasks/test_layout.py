@@ -166,6 +166,25 @@ def test_a_worked_solution_without_its_answer_is_a_bad_row(tmp_path: Path) -> No
         assert what in rejected.reason or "has no \\boxed{...}, which the others have" in rejected.reason
 
 
+@pytest.mark.parametrize(
+    ("good", "bad", "what"),
+    [
+        ({"answer": "s\n#### 7"}, {"answer": "s"}, "has no last line '#### number'"),
+        ({"solution": "\\boxed{7}"}, {"solution": "s"}, "has no \\boxed{...}, which the others have"),
+    ],
+)
+def test_a_row_that_differs_changes_no_other(
+    tmp_path: Path, good: dict[str, str], bad: dict[str, str], what: str
+) -> None:
+    rows = [{"question": f"q1 {i}", **good} for i in range(150)]
+    rows[4] |= bad
+    task = task_of(tmp_path, rows, on_bad_row="skip")
+    assert {problem.answer for problem in task.train} == {"7"}
+    (rejected,) = task.rejected
+    assert rejected.where.endswith("rows.jsonl:5")
+    assert what in rejected.reason
+
+
 # --- chat messages -----------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +280,16 @@ def test_without_a_checker_rows_may_lack_the_answer_of_others(tmp_path: Path) ->
     assert [problem.answer for problem in task.train] == ["7", "", ""]
     assert not task.grade(task.gold_text(task.train[0]), "7").strict
     with pytest.raises(DataError, match="no field 'answer'"):
-        task_of(tmp_path, rows, answers=False)
+        task_of(tmp_path, rows)
+
+
+@pytest.mark.parametrize("checker", ["numeric", "choice"])
+def test_rows_may_lack_the_answer_where_no_reward_needs_it(tmp_path: Path, checker: str) -> None:
+    more = {"choices": ["red", "green"]} if checker == "choice" else {}
+    for given in ("7", None) if not more else ("B", None):
+        rows = [{"question": "q1", "answer": given}, {"question": "q2"}, {"question": "q3", "answer": None}]
+        task = task_of(tmp_path, [row | more for row in rows], answers=False, checker=checker)
+        assert [problem.answer for problem in task.train] == [given or "", "", ""]
 
 
 def test_a_pattern_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
