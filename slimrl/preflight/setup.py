@@ -246,7 +246,7 @@ def _load_task(
         lengths[turns_of(messages)] = len(prompter.ids(messages))
         prompter.check(gold)
 
-    paid = isinstance(config, TrainConfig) and needs_answers(config.rewards)
+    paid = isinstance(config, TrainConfig | EvalConfig) and needs_answers(config.rewards)
     found = load_task(
         config.task, instruction=instruction, seed=config.seed, encode=encode, answers=paid, training=training
     )

@@ -77,13 +77,16 @@ class Log:
 
 
 def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[Any]]:
-    """The columns that a reward is called with, one value a completion."""
+    """The columns that a reward is called with, one value a completion; without `answer` or `solution` where the row has none."""
     problem, n = sampled.problem, len(sampled.texts)
     messages = task.messages(problem)
     as_messages = reward.completions == "messages"
     own = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "difficulty")}
     if not problem.solution:  # the data may have its answers in a column of this name, as TRL's data sets do
         own["solution"] = problem.columns.get("solution", "")
+    for name in ("answer", "solution"):
+        if not own[name]:  # a function that names it fails, where an empty text would be in every completion
+            del own[name]
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
     return columns | {
         "prompts": [messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],

@@ -431,10 +431,26 @@ def test_functions_get_the_data_s_own_solution_where_it_is_the_answer() -> None:
     for problem, solution in (
         (Problem("p", "q", "7", columns={"solution": "7"}), "7"),
         (Problem("p", "q", "7", "worked", columns={"solution": "7"}), "worked"),
-        (Problem("p", "q", "7"), ""),
     ):
         check_gold(_task(), [problem], [_reward(mine)])
         assert seen["solution"] == [solution]
+
+
+def test_a_function_that_names_what_a_row_lacks_fails_and_pays_nothing() -> None:
+    """An empty text is in every completion, so a column that is misspelt would pay for anything."""
+
+    def contains(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+        return [float(gold in text) for text, gold in zip(completions, answer, strict=True)]
+
+    called: list[list[str] | None] = []
+    check_gold(
+        _task(),
+        [Problem("p", "q", "")],
+        [_reward(lambda completions, answer=None, **_: called.append(answer) or [1.0])],
+    )
+    assert called == [None]
+    with pytest.raises(SettingsError, match="missing 1 required positional argument: 'answer'"):
+        check_gold(_task(), [Problem("p", "q", "")], [_reward(contains)])
 
 
 def test_gold_check_of_custom_rewards() -> None:
