@@ -7,7 +7,7 @@ import webbrowser
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from slimrl.errors import DataError
 from slimrl.runs.reader import read_metrics, read_state, read_summaries
@@ -39,8 +39,15 @@ class Result:
     """A finished run; everything is read from its folder when it is asked for, and the folder is all that it needs."""
 
     path: Path
-    """The folder of the run."""
-    verb: Literal["train", "sft"] = "train"
+    """The folder of the run; any path is taken."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def verb(self) -> str:
+        """`train` or `sft`, as run.json has it."""
+        return str(read_state(self.path).get("verb", "train"))
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slimrl.api.settings import dotted
-from slimrl.config.files import build, for_verb, merge, read_yaml
+from slimrl.config.files import build, for_verb, merge
 from slimrl.config.schema import EvalConfig
 from slimrl.config.sections import EVERY_RATE
 from slimrl.errors import SettingsError
 from slimrl.rewards import declared_bounds
-from slimrl.runs.reader import read_state
+from slimrl.runs.reader import read_settings, read_state
 
 if TYPE_CHECKING:
     from slimrl.results import Evaluation
@@ -88,7 +88,7 @@ def recorded_settings(run: Path) -> dict[str, Any]:
     """The settings of a run, as they are for what it left; empty for a model that is no run."""
     if not (run / "config.yaml").is_file():
         return {}
-    base = for_verb(EvalConfig, read_yaml(str(run / "config.yaml")))
+    base = for_verb(EvalConfig, read_settings(run))
     base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
     # what a run leaves are safetensors, whatever it began from
     base["model"].pop("pickled_weights", None)

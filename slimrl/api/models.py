@@ -14,12 +14,11 @@ from typing import Any
 from slimrl.api.finished import Result
 from slimrl.api.settings import Place, plain
 from slimrl.errors import SettingsError
+from slimrl.runs.reader import MODEL
 
 Model = Place | Result | tuple[Any, Any] | Mapping[str, Any]
 """A folder, a name on the Hub, `builtin`, the result of a run, a transformers model with its tokenizer, or the section `model`
 as a mapping."""
-SAVED = "model"
-"""Folder of a run that holds the loaded model which it was given."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Given:
     """A model as settings, and how a loaded one is stored."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """The section `model`, in which a model to be stored has the path SAVED."""
+    """The section `model`, in which a model to be stored has the path MODEL."""
     save: Callable[[Path], None] | None = None
     """Stores a loaded model in a folder, whole or not at all."""
 
@@ -41,7 +40,7 @@ def read_model(model: Model | None) -> Given:
     if isinstance(model, str | os.PathLike):
         return Given({"path": os.fspath(model)})
     if isinstance(model, tuple) and len(model) == 2 and all(hasattr(part, "save_pretrained") for part in model):
-        return Given({"path": SAVED}, lambda folder: _save(model, folder))
+        return Given({"path": MODEL}, lambda folder: _save(model, folder))
     if hasattr(model, "save_pretrained"):
         raise SettingsError(
             "model: a loaded model needs its tokenizer; give model=(model, tokenizer), or the folder of both"
@@ -74,5 +73,5 @@ def placed(model: Model) -> Iterator[str]:
         yield str(given.settings["path"])
         return
     with tempfile.TemporaryDirectory(prefix="slimrl-") as folder:
-        given.save(Path(folder) / SAVED)
-        yield str(Path(folder) / SAVED)
+        given.save(Path(folder) / MODEL)
+        yield str(Path(folder) / MODEL)

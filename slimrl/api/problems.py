@@ -12,14 +12,13 @@ from typing import Any, get_args
 from slimrl.api.settings import Place
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.runs.reader import DATA, TEST_DATA
 
 Rows = Iterable[Mapping[str, Any]]
 Data = Place | Rows
 """Rows, as a list of dictionaries, a `datasets.Dataset` or a DataFrame of pandas; a file; a data set on the Hub; or the name of a
 task, as `gsm8k`."""
 TASKS = frozenset(get_args(TaskConfig.model_fields["name"].annotation)) - {"jsonl"}
-TRAIN, TEST = "data.jsonl", "test.jsonl"
-"""Files of a run's folder that hold the rows it was given."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def read_data(data: Data | None, test_data: Data | None = None) -> Given:
     """
     settings: dict[str, Any] = {}
     files: dict[str, str] = {}
-    for key, name, given in (("path", TRAIN, data), ("test_path", TEST, test_data)):
+    for key, name, given in (("path", DATA, data), ("test_path", TEST_DATA, test_data)):
         if given is None:
             continue
         place = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
@@ -48,6 +47,8 @@ def read_data(data: Data | None, test_data: Data | None = None) -> Given:
             raise SettingsError(f"test_data={place!r} is the name of a task; give its held-out rows, or a file")
         elif place:
             settings[key] = place
+            if key == "path":
+                settings["name"] = "jsonl"
         elif isinstance(given, str):
             raise SettingsError(
                 f"{'data' if key == 'path' else 'test_data'} is an empty text; give rows, a file or a task"
@@ -61,8 +62,14 @@ def read_data(data: Data | None, test_data: Data | None = None) -> Given:
 def jsonl(rows: Any, what: str) -> str:
     """Rows as one JSON object a line; raises DataError, which names the row."""
     if isinstance(rows, Mapping):
+        if parts := [key for key, part in rows.items() if hasattr(part, "features")]:  # datasets.DatasetDict
+            raise DataError(
+                f"{what} has the splits {', '.join(map(str, parts))}; give one of them, as {what}[{str(parts[0])!r}]"
+            )
         raise DataError(f"{what} is one mapping and no rows; give a list of dictionaries, one for each problem")
-    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # pandas
+    if hasattr(rows, "to_dicts"):  # polars
+        rows = rows.to_dicts()
+    elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # pandas
         rows = rows.to_dict(orient="records")
     if not isinstance(rows, Iterable):
         raise DataError(
@@ -82,10 +89,10 @@ def _line(row: object, where: str) -> str:
             f'{where} is a {type(row).__name__} and no dictionary like {{"question": ..., "answer": ...}}; correct it'
         )
     try:
-        return (
-            json.dumps({str(key): _value(value) for key, value in row.items()}, ensure_ascii=False, allow_nan=False)
-            + "\n"
-        )
+        plain = {str(key): _value(value) for key, value in row.items()}
+        line = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+        line.encode()  # half of a surrogate pair
+        return line
     except (TypeError, ValueError) as error:
         raise DataError(f"{where} holds what JSON does not have ({error}); change or remove that column") from None
 
@@ -105,7 +112,7 @@ def _value(value: Any) -> Any:
 
 def as_given(sentence: str, folder: Place) -> str:
     """A sentence on a file of rows, in the words of what was given: its line 3 is `data[2]`."""
-    for name, what in ((TRAIN, "data"), (TEST, "test_data")):
+    for name, what in ((DATA, "data"), (TEST_DATA, "test_data")):
         file = os.path.join(os.fspath(folder), name)
         head, *rest = sentence.split(f"{file}:")
         for part in rest:

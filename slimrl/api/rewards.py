@@ -9,7 +9,7 @@ from typing import Any
 
 from slimrl.api.settings import plain
 from slimrl.config.mistakes import nearest
-from slimrl.config.rewards import PROGRAM, RewardsConfig, Weight, long_form
+from slimrl.config.rewards import PROGRAM, PUNISHMENTS, RewardsConfig, Weight, long_form
 from slimrl.errors import SettingsError
 from slimrl.rewards.custom import importable_name
 
@@ -28,19 +28,28 @@ class Given:
     """The section `rewards`."""
     functions: Mapping[str, Function] = field(default_factory=dict)
     """By their name in rewards.custom."""
+    whole: bool = False
+    """A list, beside which nothing else is paid."""
+
+    def over(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings of a recipe or a run, without the functions and judges that a list of rewards takes the place of."""
+        section = settings.get("rewards")
+        if not (self.whole and isinstance(section, Mapping)):
+            return settings
+        return {**settings, "rewards": {key: value for key, value in section.items() if key not in ("custom", "judge")}}
 
 
 def read_rewards(rewards: Rewards | None) -> Given:
-    """The settings of rewards. A list is whole: `correct`, which is paid by default, is paid only where it stands in the list.
+    """The settings of rewards. A list is whole: beside it only PUNISHMENTS of a recipe are left.
 
     Raises SettingsError for a name that is none, for what is no function, and for a reward that is given twice.
     """
     if rewards is None or isinstance(rewards, Mapping):
         return Given({} if rewards is None else plain(rewards))
-    built_in: dict[str, Any] = {"correct": 0.0}
+    known = RewardsConfig.marked(Weight)
+    built_in: dict[str, Any] = {name: 0.0 for name in known if name not in PUNISHMENTS}
     custom: dict[str, Any] = {}
     functions: dict[str, Function] = {}
-    known = RewardsConfig.marked(Weight)
     for entry in [rewards] if isinstance(rewards, str) or callable(rewards) else rewards:
         reward, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
         if isinstance(reward, str) and reward in known:
@@ -54,7 +63,7 @@ def read_rewards(rewards: Rewards | None) -> Given:
         custom[spec] = long_form(plain(weight))
         if callable(reward) and spec.startswith(f"{PROGRAM}:"):
             functions[spec] = reward
-    return Given(built_in | ({"custom": custom} if custom else {}), functions)
+    return Given(built_in | ({"custom": custom} if custom else {}), functions, whole=True)
 
 
 def _weight(reward: str, weight: Any) -> float:
@@ -81,7 +90,7 @@ def _name(function: Any, functions: Mapping[str, Function]) -> str:
     if not callable(function):
         raise SettingsError(
             f"rewards: {type(function).__name__} is neither a name nor a function; a pair of a function and its weight is a "
-            "tuple, (function, 0.5)"
+            "tuple in the list, [(function, 0.5)]"
         )
     if spec := importable_name(function):
         return spec

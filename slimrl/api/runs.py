@@ -17,14 +17,14 @@ from slimrl.api.finished import Result
 from slimrl.api.guest import guest
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_recipes
-from slimrl.config.files import build, merge, read_yaml
+from slimrl.config.files import build, merge
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop
 from slimrl.report.run import RunPage
 from slimrl.rewards.custom import load_function, offering
 from slimrl.runs.files import write_text
-from slimrl.runs.reader import read_state
+from slimrl.runs.reader import MODEL, read_settings, read_state
 from slimrl.session.listeners import Screen, Sink
 from slimrl.trackers.remote import open_trackers
 
@@ -81,7 +81,7 @@ def train(
             name, as `gsm8k`. Without `test_data` about a tenth of them is held out.
         test_data: the held-out problems, in any of these forms but a task's name.
         rewards: names of built-in rewards, functions with TRL's signature, `"file.py:function"`, and pairs with a weight,
-            `(function, 0.5)`. A list is whole: `correct` is paid only where it stands in it.
+            `(function, 0.5)`. A list is whole: nothing else is paid, but for a recipe's punishments.
         recipe: one or several recipes or settings files, `"dapo"` or `["gsm8k", "lora"]`, merged left to right.
         resume: the folder or the result of a run that was interrupted; True for the run of this `name`.
         force: resume although SlimRL, torch or the rewards changed.
@@ -138,7 +138,7 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
             raise (DataError(sentence) if sentence != str(error) else error) from None
         finally:
             screen.stop()
-    return Result(order.folder, verb)
+    return Result(order.folder)
 
 
 def _work(
@@ -166,7 +166,7 @@ def _new(verb: Verb, request: Request) -> Order:
     for key in sorted({*dotted(given)} & {*dotted(chosen)}):
         argument = {"task": "data"}.get(key.partition(".")[0], key.partition(".")[0])
         raise SettingsError(f"{key} is set twice, by {argument}= and as a setting; remove one")
-    merged = merge(merge(from_recipes(kind, request.recipe), given), chosen)
+    merged = merge(merge(request.rewards.over(from_recipes(kind, request.recipe)), given), chosen)
     config = build(kind, merged)
     if request.resume and not config.name:
         raise SettingsError("resume=True needs to know which run; give name=..., or the run's folder as resume")
@@ -210,9 +210,9 @@ def _resumed(verb: Verb, request: Request, run: Place | Result) -> Order:
     if elsewhere := {"name", "output"} & chosen.keys():
         raise SettingsError(f"{min(elsewhere)}= would be another run than {folder}; remove it, or move the folder")
     place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
-    base = read_yaml(str(folder / "config.yaml")) | place
+    base = read_settings(folder) | place
     given = {"rewards": request.rewards.settings} if request.rewards.settings else {}
-    return Order(build(KINDS[verb], merge(merge(base, given), chosen)))
+    return Order(build(KINDS[verb], merge(merge(request.rewards.over(base), given), chosen)))
 
 
 @contextmanager
@@ -229,10 +229,10 @@ def _filled(order: Order) -> Iterator[None]:
                 raise SettingsError(
                     f"{folder} was begun with other rows than these; give those again, or choose another name=..."
                 )
-        if order.model.save is not None and not (folder / models.SAVED).exists():
+        if order.model.save is not None and not (folder / MODEL).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            order.model.save(folder / models.SAVED)
-            written.append(folder / models.SAVED)
+            order.model.save(folder / MODEL)
+            written.append(folder / MODEL)
         yield
     finally:
         if written and not (folder / "run.json").exists():

@@ -79,7 +79,7 @@ def stray(settings: Sequence[str]) -> str:
 
 def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force: bool) -> Root:
     """Settings of a run to begin or, with `resume`, to continue: then those in its folder, if one is given, and overrides."""
-    from slimrl.config.files import read_yaml
+    from slimrl.runs.reader import read_settings
 
     if force and not resume:
         raise SettingsError("--force has no effect without --resume; remove it")
@@ -100,7 +100,7 @@ def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force:
             f"{elsewhere[0]} would be another run than {folder}; remove it, or move the folder and give --resume its new place"
         )
     place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
-    base = read_yaml(str(folder / "config.yaml")) | place
+    base = read_settings(folder) | place
     return load_settings(kind, [setting for setting in settings if setting not in folders], base)
 
 

@@ -19,6 +19,8 @@ class Weight:
     """One of the four that `as_published` switches."""
 
 
+PUNISHMENTS = frozenset({"soft_overlong", "repetition"})
+"""Rewards that are 0 at most: they pay for nothing."""
 PROGRAM = "__main__"
 """Place of functions that a Python program hands over, as `__main__:brief`: no other process can call them."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from slimrl.config.algorithm import AlgorithmConfig, CriticConfig
 from slimrl.config.base import Count, CountOrZero, Section
-from slimrl.config.rewards import RewardsConfig
+from slimrl.config.rewards import PUNISHMENTS, RewardsConfig
 from slimrl.config.sections import (
     CheckpointConfig,
     CurriculumConfig,
@@ -137,7 +137,7 @@ class TrainConfig(RootConfig):
                 "algorithm.aggregation=microbatch_token_mean depends on the split, which microbatch_tokens=auto leaves to "
                 "the machine; set optimizer.microbatch_tokens to a number"
             )
-        paid = {*self.rewards.paid} - {"soft_overlong", "repetition"}  # a punishment alone pays nothing
+        paid = {*self.rewards.paid} - PUNISHMENTS  # which alone pay nothing
         if not paid and not self.algorithm.reference:
             raise ValueError(
                 "every reward has weight 0; set rewards.correct=1 or another one, or a teacher (algorithm.reference)"

@@ -9,12 +9,30 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from slimrl.config.files import read_yaml
 from slimrl.errors import DataError
 
 Status = Literal["running", "finished", "diverged", "failed", "interrupted", "preempted"]
 """Of a run, as run.json has it."""
 ENDED: tuple[Status, ...] = ("finished", "diverged")
 """A run with one of these is over; any other can be resumed."""
+DATA, TEST_DATA, MODEL = "data.jsonl", "test.jsonl", "model"
+"""In a run's folder: rows and a loaded model that a Python program gave it."""
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """config.yaml of a run. Data and a model that lie in its folder are found there, also after the folder was moved.
+
+    Raises SettingsError where it cannot be read.
+    """
+    found = read_yaml(str(run / "config.yaml"))
+    for section, key in (("task", "path"), ("task", "test_path"), ("model", "path")):
+        table = found.get(section)
+        stored = Path(str(table.get(key, ""))) if isinstance(table, dict) else Path()
+        own = run.resolve() / stored.name
+        if stored.name in (DATA, TEST_DATA, MODEL) and not stored.exists() and own.exists():
+            found[section] = {**found[section], key: str(own)}
+    return found
 
 
 def read_state(run: Path) -> dict[str, Any]:

@@ -34,8 +34,9 @@ class Tags(HTMLParser):
 
 
 def test_a_result_is_its_folder(finished: slimrl.Result) -> None:
-    again = slimrl.Result(finished.path)
+    again = slimrl.Result(str(finished.path))  # type: ignore[arg-type]
     assert again == finished
+    assert again.verb == "train"
     assert again.before.step == 0
     assert again.after.step == again.summary["steps"] == 2
     assert again.before.accuracy == again.summary["before"]["accuracy"]

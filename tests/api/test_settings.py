@@ -25,6 +25,7 @@ from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.config.sections import RolloutConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.rewards.custom import digest_of_code, importable_name
+from slimrl.runs.reader import read_settings
 from tests.conftest import ROOT
 
 
@@ -69,8 +70,7 @@ def test_a_list_of_rewards_is_whole() -> None:
         return [0.0 for _ in completions]
 
     given = read_rewards(["format", (local, 0.5), (lambda **_: [], -1), lambda **_: [], "r.py:f"])
-    assert given.settings == {
-        "correct": 0.0,
+    assert {key: value for key, value in given.settings.items() if value != 0} == {
         "format": 1.0,
         "custom": {
             "__main__:local": {"weight": 0.5}, "__main__:lambda": {"weight": -1.0}, "__main__:lambda_2": {"weight": 1.0},
@@ -83,7 +83,13 @@ def test_a_list_of_rewards_is_whole() -> None:
     assert config.rewards.of_the_program == (*given.functions,)
     assert read_rewards(None).settings == {}
     assert read_rewards({"correct": 2}).settings == {"correct": 2}
-    assert read_rewards("correct").settings == {"correct": 1.0}
+    assert {name for name, weight in read_rewards("correct").settings.items() if weight} == {"correct"}
+    theirs = from_recipes(TrainConfig, "gsm8k")
+    assert theirs["rewards"]["format"], "the recipe pays the form"
+    theirs["rewards"] |= {"custom": {"theirs.py:f": {"weight": 1.0}}, "judge": {"j": {}}}
+    alone = merge(read_rewards([outside]).over(theirs), {"rewards": read_rewards([outside]).settings})
+    assert build(TrainConfig, alone).rewards.paid == (f"{__name__}:outside",)
+    assert read_rewards({"correct": 2}).over(theirs) == theirs, "a mapping adds"
     assert read_rewards([(outside, {"low": 0, "high": 1})]).settings["custom"] == {
         f"{__name__}:outside": {"low": 0, "high": 1}
     }
@@ -164,7 +170,7 @@ def test_rows_that_are_none_are_refused(rows: Any, sentence: str) -> None:
 
 def test_data_by_name_and_by_place() -> None:
     assert read_data("gsm8k").settings == {"name": "gsm8k"}
-    assert read_data(Path("a.csv"), "b.csv").settings == {"path": "a.csv", "test_path": "b.csv"}
+    assert read_data(Path("a.csv"), "b.csv").settings == {"path": "a.csv", "test_path": "b.csv", "name": "jsonl"}
     both = read_data([{"a": 1}], [{"a": 2}])
     assert both.settings == {"path": "data.jsonl", "test_path": "test.jsonl", "name": "jsonl"}
     assert both.files == {"data.jsonl": '{"a": 1}\n', "test.jsonl": '{"a": 2}\n'}
@@ -172,6 +178,45 @@ def test_data_by_name_and_by_place() -> None:
         read_data([{"a": 1}], "gsm8k")
     with pytest.raises(SettingsError, match="data is an empty text"):
         read_data("")
+
+
+class Split(list[dict[str, int]]):
+    """A part of a `datasets.DatasetDict`, as far as it is looked at."""
+
+    features = ("a",)
+
+
+class Polars:
+    columns = ("a",)
+
+    def to_dicts(self) -> list[dict[str, int]]:
+        return [{"a": 1}]
+
+    def to_dict(self) -> None:
+        raise AssertionError("that is pandas")
+
+
+def test_data_of_other_libraries() -> None:
+    assert read_data(Polars()).files == {"data.jsonl": '{"a": 1}\n'}  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"has the splits train, test; give one of them, as data\['train'\]"):
+        read_data({"train": Split(), "test": Split()})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"data\[1\] holds what JSON does not have"):
+        read_data([{"question": "1"}, {"question": "\ud800"}])
+
+
+def test_a_run_that_was_moved_has_its_data_and_its_model(tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    (run / "model").mkdir(parents=True)
+    (run / "data.jsonl").touch()
+    before = {
+        "task": {"path": "/gone/run/data.jsonl", "test_path": "/gone/other.jsonl"},
+        "model": {"path": "/gone/run/model"},
+    }
+    (run / "config.yaml").write_text(json.dumps(before))
+    assert read_settings(run) == {
+        "task": {"path": str(run / "data.jsonl"), "test_path": "/gone/other.jsonl"},
+        "model": {"path": str(run / "model")},
+    }
 
 
 def test_a_sentence_on_a_file_of_rows_is_in_the_words_of_what_was_given() -> None:
