@@ -207,7 +207,7 @@ TRACED = ("advantage", "gap", "log_ratio", "clipped", "entropy", "kl", "weight")
 """The numbers of a token that `Traced` keeps, in this order:
 
 the advantage; the trainer's log-probability less the sampler's, nats; the logarithm of the importance ratio; 1 where the clip
-silences the token, 0 elsewhere; the entropy of the distribution that it was drawn from, nats; the KL penalty's estimate (of a
+acts on the token, 0 elsewhere; the entropy of the distribution that it was drawn from, nats; the KL penalty's estimate (of a
 penalty in the reward, the log-ratio to the reference), nats; and the factor of the token's surrogate in the loss, where 1 is an
 equal share for all tokens of the update.
 """

@@ -61,6 +61,17 @@ def clipped_ratio(name: str, logprobs: Tensor, old_logprobs: Tensor, mask: Tenso
     return (logprobs - old_logprobs).exp()
 
 
+def is_clipped(name: str, ratio: Tensor, advantages: Tensor, options: Options) -> Tensor:
+    """[B, L] bool: the tokens on which a surrogate's clip acts: their gradient is 0, or under CISPO their weight is bounded."""
+    below, above = ratio < 1 - options.clip_low, ratio > 1 + options.clip_high
+    if name == "cispo":
+        return below | above
+    found = (below & (advantages < 0)) | (above & (advantages > 0))
+    if name == "clip" and options.dual_clip:
+        found = found | ((ratio > options.dual_clip) & (advantages < 0))
+    return found
+
+
 def clipped_surrogate(
     logprobs: Tensor,
     old_logprobs: Tensor,

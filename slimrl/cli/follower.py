@@ -1,17 +1,15 @@
 """A rank of a run that does not lead it, started by the one that does: `python -m slimrl.cli.follower cpu|cuda SECONDS`."""
 
-import os
 import sys
-import threading
 
 from slimrl.machine.interpreter import as_process
-from slimrl.machine.processes import die_with_the_parent
+from slimrl.machine.processes import die_with_the_parent, end_with_the_input
 
 
 def main() -> None:
     """Join the ranks that the environment names and follow; standard input is a pipe that the leader holds open."""
     die_with_the_parent()
-    threading.Thread(target=_watch, daemon=True).start()
+    end_with_the_input()
     from slimrl.cli.output import silence_libraries
     from slimrl.machine.signals import Stop
 
@@ -27,12 +25,6 @@ def main() -> None:
     with stop.on_signals(), joined(torch.device(device)) as ranks, looking_out(ranks, float(deadline)):
         stop.defer()
         follow(ranks, stop)
-
-
-def _watch() -> None:
-    while os.read(0, 1):  # not sys.stdin, whose lock a thread would still hold when the interpreter ends
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from slimrl.cli.output import out
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 
 
 @click.command(short_help="Show a run as a page, or as text.")
@@ -33,15 +33,20 @@ def show(run: str, text: bool, no_open: bool) -> None:
             )
         _open(study, no_open)
         return
-    if text:
-        from slimrl.report.record import read_run
-        from slimrl.report.run_text import run_text
-
-        out(run_text(read_run(path)))
-        return
+    from slimrl.report.record import read_run
     from slimrl.report.run import write_run_page
+    from slimrl.report.run_text import run_text
 
-    _open(write_run_page(path), no_open)
+    try:
+        made = run_text(read_run(path)) if text else write_run_page(path)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: a file in it holds what no run writes ({type(error).__name__}: {error}); restore it, or remove it"
+        ) from error
+    if isinstance(made, str):
+        out(made)
+    else:
+        _open(made, no_open)
 
 
 def _newest() -> Path:

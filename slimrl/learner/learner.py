@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slimrl.algorithm.batch import make_rows, minibatches, packed_tokens, take, to_device
 from slimrl.algorithm.kl import kl_penalty
-from slimrl.algorithm.loss import Options, clipped_ratio, surrogate, token_weights, top_entropy_mask
+from slimrl.algorithm.loss import Options, clipped_ratio, is_clipped, surrogate, token_weights, top_entropy_mask
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.algorithm import SURROGATES
 from slimrl.config.schema import TrainConfig
@@ -290,7 +290,9 @@ class Learner:
             means.add("kl", kl, mask)
         means.add("entropy", entropy, mask)
         if SURROGATES[algorithm.surrogate].clips:
-            low, high = self._clipped(batch, clipped_ratio(algorithm.surrogate, logprobs, old, mask))
+            ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
+            low = (ratio < 1 - algorithm.clip_low) & (batch.advantages < 0)
+            high = (ratio > 1 + algorithm.clip_high) & (batch.advantages > 0)
             means.add("clip_ratio/low_mean", low, mask)
             means.add("clip_ratio/high_mean", high, mask)
             means.add("clip_ratio/region_mean", low | high, mask)
@@ -299,19 +301,12 @@ class Learner:
             means.add("sampling/sampling_logp_difference/mean", gap, on_policy)
             means.maximum("sampling/sampling_logp_difference/max", gap, on_policy)
 
-    def _clipped(self, batch: Batch, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, L] bool each: a ratio below the lower bound with a negative advantage, above the upper with a positive one."""
-        algorithm, advantages = self.config.algorithm, batch.advantages
-        low = (ratio < 1 - algorithm.clip_low) & (advantages < 0)
-        return low, (ratio > 1 + algorithm.clip_high) & (advantages > 0)
-
     def _traced(self, batch: Batch, found: tuple[Tensor, Tensor, Tensor, Tensor], weights: Tensor) -> Tensor:
         """[len(TRACED), B, L] float16 of a micro-batch: `found` are its log-probabilities, the old ones, entropies and KL."""
         algorithm, mask = self.config.algorithm, batch.loss_mask
         logprobs, old, entropy, kl = found
         surrogate = SURROGATES[algorithm.surrogate]
         ratio = clipped_ratio(algorithm.surrogate, logprobs, old, mask)
-        low, high = self._clipped(batch, ratio)
         if algorithm.kl_place == "reward":
             kl = logprobs - batch.reference_logprobs
         unknown = torch.full_like(logprobs, torch.nan)
@@ -319,7 +314,7 @@ class Learner:
             batch.advantages,
             logprobs - batch.sampler_logprobs,
             ratio.log() if surrogate.ratio else unknown,
-            low | high if surrogate.clips else unknown,
+            is_clipped(algorithm.surrogate, ratio, batch.advantages, self.options) if surrogate.clips else unknown,
             entropy,
             kl if algorithm.kl_coef else unknown,
             weights * batch.importance,

@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
+import threading
 from subprocess import DEVNULL, PIPE, Popen
 
 
@@ -11,6 +13,17 @@ def die_with_the_parent() -> None:
     """On Linux, let the kernel kill this process when the thread that started it ends; elsewhere nothing happens."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # 1: PR_SET_PDEATHSIG
+
+
+def end_with_the_input() -> None:
+    """End this process when its standard input is closed: a pipe that the process which started it holds open."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not sys.stdin, whose lock a thread would still hold when the interpreter ends
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _GUARD = """

@@ -144,7 +144,8 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL, which say that a connection was closed or reset
-        raise RankLostError("another process of the run has ended") from error
+        reason = str(error).strip().split("\n")[0][:160]
+        raise RankLostError(f"another process of the run has ended or cannot be reached ({reason})") from error
 
 
 @contextmanager

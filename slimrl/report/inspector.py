@@ -29,6 +29,8 @@ MOST_TOKENS = 10_000
 """Of all completions on the page; a token takes about 110 bytes of it."""
 LONGEST = 1_200
 """Tokens of a completion that are shown."""
+LONGEST_PIECE = 200
+"""Characters of a token that are shown; some are long runs of blanks."""
 FEWEST = 60
 """Tokens of a completion that are shown where many long ones share the page."""
 
@@ -85,27 +87,49 @@ class Inspected:
     """Empty where no numbers of tokens are stored."""
 
 
-Rows = dict[int, dict[str, Any]]
-"""Rows of a file of completions, by line from 0."""
+Rows = Mapping[int, Mapping[str, Any]]
+"""Completions of a step, by line of its file from 0; lines that are damaged are missing."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The part of a step that is shown: groups, each with the number of its completions and those that are shown."""
+
+    number: int
+    groups: tuple[tuple[int, Rows], ...]
+    tokens: Mapping[int, TokenRow]
+    """Of the completions that are shown, by line."""
 
 
 def inspect(run: RunRecord, most_tokens: int = MOST_TOKENS) -> Inspected:
-    """Choose steps, groups and completions that together have at most about `most_tokens` tokens, and draw them."""
+    """Choose steps, groups and completions that together have at most about `most_tokens` tokens, and draw them.
+
+    One step is read at a time, and what is not shown of it is forgotten.
+    """
     files = {number: file for file in sorted((run.path / "rollouts").glob("step-*.jsonl")) if (number := _number(file))}
-    steps = {
-        number: (read_lines(files[number]), read_tokens(run.path, number)) for number in chosen_steps(run, [*files])
-    }
-    steps = {number: found for number, found in steps.items() if found[0]}
-    rooms = {number: most_tokens // len(steps) for number in steps}
-    picked = {number: _pick(rows, tokens, rooms[number]) for number, (rows, tokens) in steps.items()}
-    drawn = [steps[number][1][line] for number, lines in picked.items() for line in lines if line in steps[number][1]]
+    chosen = chosen_steps(run, [*files])
+    room = most_tokens // max(1, len(chosen))
+    steps = [_read(run, number, files[number], room) for number in chosen]
+    steps = [step for step in steps if step.groups]
+    drawn = [row for step in steps for row in step.tokens.values()]
     quantities = shown(drawn) if drawn else ()
     made = []
-    for number, (rows, tokens) in steps.items():
-        limit = max(FEWEST, min(LONGEST, rooms[number] // max(1, len(picked[number]))))
-        groups = _groups(rows, picked[number], tokens, quantities, limit)
-        made.append(Step(number, _heading(run, number), groups))
+    for step in steps:
+        count = sum(len(rows) for _, rows in step.groups)
+        limit = max(FEWEST, min(LONGEST, room // max(1, count)))
+        groups = tuple(_group(step, total, rows, quantities, limit) for total, rows in step.groups)
+        made.append(Step(step.number, _heading(run, step.number), groups))
     return Inspected(tuple(made), len(files), quantities)
+
+
+def _read(run: RunRecord, number: int, file: Path, room: int) -> Picked:
+    rows, tokens = read_lines(file), read_tokens(run.path, number)
+    tokens = {line: row for line, row in tokens.items() if len(row.pieces) == _count(rows.get(line, {}).get("tokens"))}
+    picked = {*_pick(rows, tokens, room)}
+    groups = sorted(_by_problem(rows), key=lambda lines: _are_equal(rows, lines))
+    kept = ((len(lines), {line: rows[line] for line in lines if line in picked}) for lines in groups)
+    shown_tokens = {line: row for line, row in tokens.items() if line in picked}
+    return Picked(number, tuple((total, rows) for total, rows in kept if rows), shown_tokens)
 
 
 def _number(file: Path) -> int:
@@ -127,7 +151,7 @@ def chosen_steps(run: RunRecord, stored: Sequence[int]) -> list[int]:
     return sorted(found)
 
 
-def _pick(rows: Sequence[Mapping[str, Any]], tokens: Mapping[int, TokenRow], room: int) -> list[int]:
+def _pick(rows: Rows, tokens: Mapping[int, TokenRow], room: int) -> list[int]:
     """Lines of the completions that are shown, as many as fit `room` tokens; one group with two at least.
 
     Groups with numbers of tokens come first, of these the ones whose rewards differ, and within a group the best and the worst
@@ -140,30 +164,33 @@ def _pick(rows: Sequence[Mapping[str, Any]], tokens: Mapping[int, TokenRow], roo
     for lines in groups[:MOST_GROUPS]:
         kept = 0
         for line in _best_and_worst(rows, lines)[:MOST_COMPLETIONS]:
-            size = min(LONGEST, int(_float(rows[line].get("tokens")) or 0))
+            size = min(LONGEST, _count(rows[line].get("tokens")))
             if used + size > room and (kept >= 2 or len(picked) >= 2):
                 break
             picked.append(line)
             kept, used = kept + 1, used + size
-    return sorted(picked)
+    return picked
 
 
-def _by_problem(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Lines of each group: one begins with each sample 0."""
+def _by_problem(rows: Rows) -> list[list[int]]:
+    """Lines of each group, in which the numbers of samples rise."""
     found: list[list[int]] = []
-    for line, row in enumerate(rows):
-        if not found or row.get("sample") == 0:
+    last = 0
+    for line, row in rows.items():
+        sample = _count(row.get("sample"))
+        if not found or sample <= last:
             found.append([])
         found[-1].append(line)
+        last = sample
     return found
 
 
-def _are_equal(rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> bool:
+def _are_equal(rows: Rows, lines: Sequence[int]) -> bool:
     """True for a group that has no signal."""
     return len({_float(rows[line].get("reward")) for line in lines}) < 2
 
 
-def _best_and_worst(rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> list[int]:
+def _best_and_worst(rows: Rows, lines: Sequence[int]) -> list[int]:
     ranked = sorted(lines, key=lambda line: -(_float(rows[line].get("reward")) or 0.0))
     ends = dict.fromkeys((ranked[0], ranked[-1]))
     return [*ends, *(line for line in lines if line not in ends)]
@@ -177,6 +204,12 @@ def _float(value: Any) -> float:
         return math.nan
 
 
+def _count(value: Any) -> int:
+    """A number of tokens or of a sample; 0 for anything else."""
+    number = _float(value)
+    return int(number) if math.isfinite(number) else 0
+
+
 def _heading(run: RunRecord, number: int) -> str:
     metrics = next((row for row in run.history if row["step"] == number), {})
     parts = [f"Step {number}"]
@@ -187,26 +220,17 @@ def _heading(run: RunRecord, number: int) -> str:
     return one_line(", ".join(parts))
 
 
-def _groups(
-    rows: Sequence[Mapping[str, Any]],
-    picked: Sequence[int],
-    tokens: Mapping[int, TokenRow],
-    quantities: Sequence[Quantity],
-    limit: int,
-) -> tuple[Group, ...]:
-    found = []
-    for lines in sorted(_by_problem(rows), key=lambda lines: _are_equal(rows, lines)):
-        kept = [line for line in lines if line in picked]
-        if not kept:
-            continue
-        first = rows[kept[0]]
-        notes = [] if first.get("trained", True) else ["not trained on"]
-        if len(kept) < len(lines):
-            notes.append(f"{len(kept)} of {counted(len(lines), 'completion')} shown")
-        completions = tuple(_completion(rows[line], tokens.get(line), quantities, limit) for line in kept)
-        name, question, answer = (str(first.get(key, "")) for key in ("id", "question", "answer"))
-        found.append(Group(name, question, answer, "; ".join(notes), completions))
-    return tuple(found)
+def _group(step: Picked, total: int, rows: Rows, quantities: Sequence[Quantity], limit: int) -> Group:
+    """A group of `total` completions, of which these rows are shown."""
+    first = next(iter(rows.values()))
+    notes = [] if first.get("trained", True) else ["not trained on"]
+    if 0 < (drawn := _count(first.get("sampled_at"))) < step.number:
+        notes.append(f"carried over from step {drawn}")
+    if len(rows) < total:
+        notes.append(f"{len(rows)} of {counted(total, 'completion')} shown")
+    completions = tuple(_completion(row, step.tokens.get(line), quantities, limit) for line, row in rows.items())
+    name, question, answer = (str(first.get(key, "")) for key in ("id", "question", "answer"))
+    return Group(name, question, answer, "; ".join(notes), completions)
 
 
 def _completion(
@@ -219,12 +243,9 @@ def _completion(
         rewards = f"unscorable: {row['unscorable']}"
     elif len(parts) != 1 or _float(row.get("reward")) != _float(next(iter(scores.values())) if scores else None):
         rewards += f" = {', '.join(parts)}" if parts else ""
-    count = int(_float(row.get("tokens")) or 0) if math.isfinite(_float(row.get("tokens"))) else 0
     finish = {"stop": "stopped", "length": "cut off"}.get(str(row.get("finish")), str(row.get("finish", "")))
-    facts = (*_advantage(tokens), counted(count, "token"), finish)
-    plain = Completion(
-        int(_float(row.get("sample")) or 0), rewards, bool(row.get("correct")), facts, str(row.get("text", ""))
-    )
+    facts = (*_advantage(tokens), counted(_count(row.get("tokens")), "token"), finish)
+    plain = Completion(_count(row.get("sample")), rewards, bool(row.get("correct")), facts, str(row.get("text", "")))
     if tokens is None or not quantities:
         return plain
     columns = columns_of([quantity.key for quantity in quantities], tokens)
@@ -250,7 +271,7 @@ def _short(value: Any) -> str:
 
 
 def draw(tokens: TokenRow, quantities: Sequence[Quantity], limit: int) -> Markup:
-    """One element per token, whose classes are its colours by quantity; cX marks a token that the clip silences."""
+    """One element per token, whose classes are its colours by quantity; cX marks a token on which the clip acts."""
     classes = [quantity.classes(values_of(quantity, tokens)) for quantity in quantities]
     clipped = is_clipped(tokens)
     parts = []
@@ -263,7 +284,7 @@ def draw(tokens: TokenRow, quantities: Sequence[Quantity], limit: int) -> Markup
 
 def _shown(piece: str) -> Markup:
     """The text of a token; a line's end is a sign too, and a token without any is one of its own."""
-    return escape(visible(piece).replace("\n", "↵\n") if piece else "∅")
+    return escape(visible(piece[:LONGEST_PIECE]).replace("\n", "↵\n") if piece else "∅")
 
 
 def table_rows(tokens: TokenRow, columns: Mapping[str, Sequence[str]], limit: int) -> Markup:
@@ -271,5 +292,7 @@ def table_rows(tokens: TokenRow, columns: Mapping[str, Sequence[str]], limit: in
     parts = []
     for i, piece in enumerate(tokens.pieces[:limit]):
         cells = "".join(f"<td>{column[i]}" for column in columns.values())
-        parts.append(f"<tr><td>{i + 1}<td>{escape(visible(repr(piece)[1:-1]).replace(' ', '␣'))}{cells}")
+        parts.append(
+            f"<tr><td>{i + 1}<td>{escape(visible(repr(piece[:LONGEST_PIECE])[1:-1]).replace(' ', '␣'))}{cells}"
+        )
     return Markup("".join(parts))

@@ -11,6 +11,8 @@ from slimrl.text import UNKNOWN, visible
 
 LONGEST_TEXT = 3000
 """Characters of a completion on a page."""
+MOST = 20_000
+"""Characters of any other text on it."""
 
 
 def page_template(name: str) -> Template:
@@ -34,8 +36,8 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """A value of the page, plain text with control characters made visible; our own markup is of another type."""
-    return visible(value) if type(value) is str else value
+    """A value of the page: plain text is bounded, with control characters made visible; our own markup is of another type."""
+    return visible(shortened(value, MOST)) if type(value) is str else value
 
 
 def shortened(text: str, most: int = LONGEST_TEXT) -> str:

@@ -67,7 +67,7 @@ QUANTITIES = (
              ("≥ 95 %", "74–95 %", "50–74 %", "20–50 %", "5–20 %", "< 5 %")),
     Quantity("g", "Trainer − sampler", "log-probability of the trainer less that of the sampler, in nats", (0.001, 0.01, 0.1),
              ("< 0.001", "0.001–0.01", "0.01–0.1", "≥ 0.1"), two_sided=True),
-    Quantity("r", "Ratio", "importance ratio to the policy that sampled, less 1; clipped tokens have a frame", (0.01, 0.05, 0.2),
+    Quantity("r", "Ratio", "importance ratio, less 1; tokens on which the clip acts have a frame", (0.01, 0.05, 0.2),
              ("< 0.01", "0.01–0.05", "0.05–0.2", "≥ 0.2"), two_sided=True),
     Quantity("k", "KL", "estimate of the KL penalty at the token, in nats", (0.001, 0.01, 0.1),
              ("< 0.001", "0.001–0.01", "0.01–0.1", "≥ 0.1"), two_sided=True),
@@ -79,7 +79,8 @@ QUANTITIES = (
              ("0", "0.01–0.5", "0.5–1.5", "≥ 1.5"), two_sided=True),
 )  # fmt: skip
 COLUMNS = {
-    "sampler": "sampler", "trainer": "trainer", "ratio": "ratio", "clipped": "clipped", "kl": "KL", "entropy": "entropy",
+    "sampler": "sampler", "trainer": "trainer", "gap": "trainer − sampler", "ratio": "ratio",
+    "clipped": "clipped", "kl": "KL", "entropy": "entropy",
     "weight": "weight", "advantage": "advantage",
 }  # fmt: skip
 """Titles of the table of a completion's tokens."""
@@ -113,6 +114,7 @@ def columns_of(keys: Sequence[str], row: TokenRow) -> dict[str, list[str]]:
     if "r" in keys:
         found["ratio"] = np.exp(_numbers(row, "log_ratio"))
     cells = {name: [number(value) for value in values.tolist()] for name, values in found.items()}
+    cells["gap"] = [number(value, 5) for value in _numbers(row, "gap").tolist()]
     if "r" in keys:
         cells["clipped"] = ["yes" if value == 1 else "" for value in _numbers(row, "clipped").tolist()]
     for key, name in (("k", "kl"), ("e", "entropy"), ("w", "weight"), ("a", "advantage")):
@@ -120,7 +122,7 @@ def columns_of(keys: Sequence[str], row: TokenRow) -> dict[str, list[str]]:
             key == "a" and np.ptp(_numbers(row, name)) == 0
         ):  # one number stands above its completion
             cells[name] = [number(value) for value in _numbers(row, name).tolist()]
-    return cells
+    return {key: cells[key] for key in COLUMNS if key in cells}
 
 
 def is_clipped(row: TokenRow) -> list[bool]:
@@ -131,9 +133,9 @@ def _numbers(row: TokenRow, name: str) -> Array:
     return row.numbers.get(name, np.full(len(row.pieces), np.nan, dtype=np.float32))
 
 
-def number(value: float) -> str:
-    """A number of a token, to three digits behind the point; empty where it is unknown."""
+def number(value: float, digits: int = 3) -> str:
+    """A number of a token, to so many digits behind the point; empty where it is unknown."""
     if math.isnan(value):
         return ""
-    text = f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-    return "0" if text in ("0.000", "-0.000") else text.replace("-", "−")
+    text = f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
+    return text.replace("-", "−") if float(text) else "0"

@@ -76,8 +76,8 @@ def count_steps(run: Path) -> int:
 
 def read_summaries(run: Path) -> dict[int, dict[str, Any]]:
     """The summaries of all evaluations, by step and then by split; one that cannot be read is empty."""
-    files = sorted((run / "evals").glob("step-*.json"))
-    return {int(file.stem.removeprefix("step-")): read_json(file) for file in files}
+    files = ((file.stem.removeprefix("step-"), file) for file in sorted((run / "evals").glob("step-*.json")))
+    return {int(number): read_json(file) for number, file in files if number.isdecimal()}
 
 
 def read_answers(run: Path, step: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from slimrl.algorithm.loss import (
     clipped_ratio,
     clipped_surrogate,
     importance_weights,
+    is_clipped,
     surrogate,
     token_weights,
     top_entropy_mask,
@@ -258,3 +259,25 @@ def test_surrogate_gradient_at_ratio_one_is_the_policy_gradient() -> None:
     value = clipped_surrogate(logprobs, logprobs.detach(), advantage, clip_low=0.2, clip_high=0.2)
     (gradient,) = torch.autograd.grad(value.sum(), logprobs)
     torch.testing.assert_close(gradient, torch.full((1, 2), -1.7))
+
+
+@pytest.mark.parametrize("name", CLIPPING)
+@pytest.mark.parametrize("dual_clip", [0.0, 1.5])
+def test_tokens_on_which_the_clip_acts_are_those_whose_gradient_it_changes(name: str, dual_clip: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    old, moved, advantages = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    logprobs = (old + 0.5 * moved).requires_grad_()
+    mask = torch.ones(12, 5, dtype=torch.bool)
+    if name == "gspo":  # whose clip is a row's
+        advantages = advantages[:, :1].expand(12, 5)
+    options = Options(dual_clip=dual_clip)
+    values = surrogate(name, logprobs, old, advantages, mask, options)
+    (gradient,) = torch.autograd.grad(values.sum(), logprobs)
+    ratio = clipped_ratio(name, logprobs, old, mask).detach()
+    acts = is_clipped(name, ratio, advantages, options)
+    assert acts.any()
+    assert not acts.all()
+    if name == "cispo":
+        assert torch.equal(acts, ~torch.isclose(gradient, -ratio * advantages))
+    else:
+        assert torch.equal(acts, gradient == 0)

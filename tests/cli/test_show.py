@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import webbrowser
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_the_text_is_printed_and_no_page_is_made(slimrl, tmp_path: Path) -> None
     assert shown.code == 0
     assert "Held-out accuracy rose by 50.0 points [+12.5, +81.2]." in shown.out
     assert not (tmp_path / "a" / "report.html").exists()
+
+
+def test_a_file_that_no_run_writes_is_said(slimrl, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    record = json.loads((run / "run.json").read_text())
+    record["summary"]["unscorable"] = {"late": {}}
+    (run / "run.json").write_text(json.dumps(record))
+    shown = slimrl("show", run)
+    assert shown.code == 3
+    assert "a file in it holds what no run writes (TypeError" in shown.err
 
 
 def test_a_study_has_a_page_of_its_own(slimrl, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_tutorial_runs(slimrl, tmp_path: Path) -> None:
                 ran.append(verb)
         elif "gold answers: 576" in block:
             assert block.splitlines()[1] in said
-    assert ran == ["train", "runs", "new", "doctor", "train", "sample", "compare"]
+    assert ran == ["train", "runs", "show", "new", "doctor", "train", "sample", "compare"]
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))

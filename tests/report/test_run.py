@@ -6,10 +6,12 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,7 +149,9 @@ def test_every_token_has_its_element_and_its_row(tmp_path: Path) -> None:
             assert len(group.completions) == 4
             for one in group.completions:
                 assert one.tokens.count("<i") == one.numbers.count("<tr>") == 25
-                assert one.columns == ("sampler", "trainer", "ratio", "clipped", "KL", "entropy", "weight", "advantage")
+                assert one.columns == (
+                    "sampler", "trainer", "trainer − sampler", "ratio", "clipped", "KL", "entropy", "weight", "advantage",
+                )  # fmt: skip
                 assert one.cut == 0
 
 
@@ -172,8 +176,8 @@ def test_numbers_by_hand() -> None:
     keys = [quantity.key for quantity in shown([row])]
     assert keys == ["p", "g", "r", "e"], "KL, weight and advantage are unknown"
     assert columns_of(keys, row) == {
-        "sampler": ["−1.000", "−2.000"], "trainer": ["−0.500", ""], "ratio": ["2.000", "1.000"], "clipped": ["yes", ""],
-        "entropy": ["0.250", ""],
+        "sampler": ["−1.000", "−2.000"], "trainer": ["−0.500", ""], "gap": ["0.50000", ""], "ratio": ["2.000", "1.000"],
+        "clipped": ["yes", ""], "entropy": ["0.250", ""],
     }  # fmt: skip
     still = TokenRow(("a",), {"sampler": row.numbers["sampler"][:1], "log_ratio": np.zeros(1, dtype=np.float32)})
     assert [quantity.key for quantity in shown([still])] == ["p"], "a ratio of 1 everywhere says nothing"
@@ -235,6 +239,56 @@ def test_whatever_is_missing_or_damaged_is_left_out(tmp_path: Path, missing: str
     assert "<h1" not in page.text
     check_harmless(page)
     assert run_text(read_run(folder))
+
+
+def mutations(value: Any) -> Iterator[Any]:
+    """A value without each of its parts in turn, and with null in the place of each."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield {name: other for name, other in value.items() if name != key}
+            yield {**value, key: None}
+            yield from ({**value, key: changed} for changed in mutations(inner) if isinstance(inner, dict))
+
+
+def test_odd_values_do_not_end_a_page(tmp_path: Path) -> None:
+    """Each value of the first object of each file is missing or null in turn."""
+    folder = write_run(tmp_path / "mine", steps=2, groups=1, size=2, length=3)
+    tried = 0
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl")):
+        before = file.read_text()
+        first, end, rest = before.partition("\n")
+        for changed in mutations(json.loads(first)):
+            file.write_text(json.dumps(changed) + end + rest)
+            try:
+                assert run_html(read_run(folder))
+            except Exception as error:
+                raise AssertionError(f"{file.name}: {json.dumps(changed)[:2000]}") from error
+            tried += 1
+        file.write_text(before)
+    assert tried > 100
+
+
+def test_numbers_stay_with_their_completion_where_another_is_damaged(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "mine", steps=1, groups=1, size=4)
+    file = folder / "rollouts" / "step-00000001.jsonl"
+    whole = inspect(read_run(folder)).steps[0].groups[0].completions
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
+    (group,) = inspect(read_run(folder)).steps[0].groups
+    assert [one.sample for one in group.completions] == [0, 2, 3]
+    assert [one.tokens for one in group.completions] == [whole[i].tokens for i in (0, 2, 3)]
+    assert "3 of 3" not in group.note
+    longer = json.loads(lines[0]) | {"tokens": 99}
+    file.write_text("\n".join([json.dumps(longer), *lines[1:]]) + "\n")
+    (group,) = inspect(read_run(folder)).steps[0].groups
+    assert [bool(one.tokens) for one in group.completions] == [False, True, True, True], (
+        "another completion stands there"
+    )
+
+
+def test_a_page_is_bounded_whatever_the_length_of_its_texts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["x" * 200_000], steps=12)
+    assert len(run_html(read_run(folder)).encode()) <= MOST_BYTES
 
 
 # --- nothing from outside is markup ------------------------------------------------------------------------------------
