@@ -9,6 +9,8 @@ from typing import Literal
 # the task
 Checker = Literal["numeric", "symbolic", "exact", "choice", "regex", "none"]
 Template = Literal["auto", "chat", "plain"]
+Answers = Literal["needed", "all_or_none", "unneeded"]
+"""Of a user's own rows: every row needs one; all may lack one, as where accuracy is measured if it can be; any row may."""
 
 # rewards
 CompletionForm = Literal["text", "messages"]

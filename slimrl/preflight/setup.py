@@ -52,6 +52,7 @@ from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.thinking import closed
+from slimrl.terms import Answers
 
 Config = TypeVar("Config", bound=RootConfig)
 Found = TypeVar("Found")
@@ -246,9 +247,11 @@ def _load_task(
         lengths[turns_of(messages)] = len(prompter.ids(messages))
         prompter.check(gold)
 
-    paid = isinstance(config, TrainConfig | EvalConfig) and needs_answers(config.rewards)
+    answers: Answers = "all_or_none"  # accuracy is measured if it can be
+    if isinstance(config, TrainConfig):
+        answers = "needed" if needs_answers(config.rewards) else "unneeded"
     found = load_task(
-        config.task, instruction=instruction, seed=config.seed, encode=encode, answers=paid, training=training
+        config.task, instruction=instruction, seed=config.seed, encode=encode, answers=answers, training=training
     )
     return found, lengths
 

@@ -14,6 +14,7 @@ from slimrl.tasks.checkers import pattern_fault
 from slimrl.tasks.rates import Rate, rated
 from slimrl.tasks.shuffled import Shuffled
 from slimrl.tasks.styles import STYLES, Style
+from slimrl.terms import Answers
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def load_task(
     instruction: str,
     seed: int,
     encode: Encode = lambda *_: None,
-    answers: bool = True,
+    answers: Answers = "needed",
     training: bool = True,
 ) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks, and shuffled answers.
 
     `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
-    Without `answers` the rows of a user's own data need none; without `training` there may be no training problems.
+    `answers` says which rows of a user's own data need one; without `training` there may be no training problems.
     Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files

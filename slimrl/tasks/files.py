@@ -16,6 +16,7 @@ from slimrl.tasks.layout import check_columns, find_layout, split_hashes
 from slimrl.tasks.questions import asked, held_out, normalized
 from slimrl.tasks.rows import Row, RowError, bad_rows
 from slimrl.tasks.sources import find_sources
+from slimrl.terms import Answers
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ Encode = Callable[[Problem], object]
 Asked = dict[str, tuple[Row, Problem]]  # problems by normalized question, each with its row
 
 
-def load(config: TaskConfig, encode: Encode = lambda _: None, *, answers: bool = True, training: bool = True) -> Splits:
+def load(
+    config: TaskConfig, encode: Encode = lambda _: None, *, answers: Answers = "needed", training: bool = True
+) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
     Without held-out data of its own, a tenth of the questions of `task.path` is held out, chosen by a hash of the
     question (`questions.held_out`), after repeats are removed. Without `task.path` the training problems come from the Hub,
-    and without `task.test_path` the held-out ones do. Without `answers` the rows of `jsonl` data may have none. Without
+    and without `task.test_path` the held-out ones do. `answers` says which rows of `jsonl` data need one. Without
     `training` no problems to train on are looked for on the Hub where the held-out ones are elsewhere (`task.test_path`).
 
     A row is bad if it cannot be read, repeats an id or a question of its file, is refused by `encode`, or is a training row
@@ -90,7 +93,7 @@ def _check_left(config: TaskConfig, rejected: Sequence[Rejected], splits: Mappin
             raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else correct))
 
 
-def _reader(config: TaskConfig, rows: Sequence[Row | Rejected], answers: bool) -> tuple[Reader, str]:
+def _reader(config: TaskConfig, rows: Sequence[Row | Rejected], answers: Answers) -> tuple[Reader, str]:
     """The reader of a file's rows, and a note on the columns that it reads."""
     if config.name != "jsonl":
         return _READERS[config.name], ""

@@ -17,6 +17,7 @@ from slimrl.tasks.formats import are_messages
 from slimrl.tasks.rows import MISSING, Row
 from slimrl.tasks.styles import last_box
 from slimrl.tasks.turns import read_turns
+from slimrl.terms import Answers
 
 NONE = "none"
 """The name of a column in `task.columns` that stands for no column."""
@@ -145,8 +146,8 @@ def split_hashes(row: Row, field: str, whole: str, way_out: str) -> tuple[str, s
     return answer.strip(), solution.strip(), float(len(marks))
 
 
-def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: bool) -> Layout:
-    """The layout of a file's rows; without `answers`, and with `task.checker=none`, they may have no answer."""
+def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: Answers) -> Layout:
+    """The layout of a file's rows; `answers` says which need one, and with `task.checker=none` none does."""
     seen = [row for row in rows if isinstance(row, Row)][:LOOKED_AT]
 
     def column(role: str, names: Iterable[str], default: str = "") -> str:
@@ -159,7 +160,7 @@ def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: 
     if not answer and config.columns.answer != NONE:
         replies = [row.at(question) for row in seen]
         told = any(are_messages(value) and _ends_with_reply(value) for value in replies)
-        answer = question if told else "" if none or not answers else "answer"
+        answer = question if told else "answer" if answers == "needed" and not none else ""
     worked: Literal["", "hashes", "boxed"] = ""
     texts = [text for row in seen if (text := _whole(row, answer))]
     if _mostly(_has_hashes(text) for text in texts):
@@ -176,7 +177,7 @@ def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: 
         choices=choices if config.checker == "choice" else "",
         context=column("context", CONTEXT) if question.lower() == "instruction" else "",
         worked=worked,
-        unasked=none or not answers,
+        unasked=none or answers == "unneeded",
         unknown=tuple(name for name in ("question", "answer") if not _spelling(seen, name)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -14,6 +14,7 @@ from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, right_answers
 from slimrl.tasks import Task, load_task
+from slimrl.terms import Answers
 
 INSTRUCTION = "End with #### and the answer."
 
@@ -30,7 +31,7 @@ def system(text: str) -> dict[str, object]:
     return {"role": "system", "content": text}
 
 
-def task_of(folder: Path, rows: list[dict[str, Any]], *, answers: bool = True, **settings: object) -> Task:
+def task_of(folder: Path, rows: list[dict[str, Any]], *, answers: Answers = "needed", **settings: object) -> Task:
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     held_out = {**rows[0], "id": "held out"}
     for field, value in rows[0].items():
@@ -262,7 +263,11 @@ def test_rows_without_answers_load_where_none_is_needed(tmp_path: Path) -> None:
     row = {"prompt": "q1"}
     with pytest.raises(DataError, match="the row has no field 'answer'"):
         task_of(tmp_path, [row])
-    for task in (task_of(tmp_path, [row], answers=False), task_of(tmp_path, [row], checker="none")):
+    for task in (
+        task_of(tmp_path, [row], answers="all_or_none"),
+        task_of(tmp_path, [row], answers="unneeded"),
+        task_of(tmp_path, [row], checker="none"),
+    ):
         (problem,) = task.train
         assert (problem.answer, task.earns(problem)) == ("", False)
         assert task.notes == (
@@ -279,8 +284,9 @@ def test_without_a_checker_rows_may_lack_the_answer_of_others(tmp_path: Path) ->
     task = task_of(tmp_path, rows, checker="none")
     assert [problem.answer for problem in task.train] == ["7", "", ""]
     assert not task.grade(task.gold_text(task.train[0]), "7").strict
-    with pytest.raises(DataError, match="no field 'answer'"):
-        task_of(tmp_path, rows)
+    for answers in get_args(Answers)[:2]:
+        with pytest.raises(DataError, match="no field 'answer'"):
+            task_of(tmp_path, rows, answers=answers)
 
 
 @pytest.mark.parametrize("checker", ["numeric", "choice"])
@@ -288,7 +294,7 @@ def test_rows_may_lack_the_answer_where_no_reward_needs_it(tmp_path: Path, check
     more = {"choices": ["red", "green"]} if checker == "choice" else {}
     for given in ("7", None) if not more else ("B", None):
         rows = [{"question": "q1", "answer": given}, {"question": "q2"}, {"question": "q3", "answer": None}]
-        task = task_of(tmp_path, [row | more for row in rows], answers=False, checker=checker)
+        task = task_of(tmp_path, [row | more for row in rows], answers="unneeded", checker=checker)
         assert [problem.answer for problem in task.train] == [given or "", "", ""]
 
 
