@@ -7,6 +7,7 @@ import pty
 import select
 import shutil
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ class Terminal:
         program.chmod(0o755)
         self.number = 0
         self.terminal, theirs = pty.openpty()
+        modes = termios.tcgetattr(theirs)
+        modes[3] &= ~(termios.ICANON | termios.ECHO)  # what is typed before bash reads is kept as it is, also ^U
+        termios.tcsetattr(theirs, termios.TCSANOW, modes)
         own = {"TERM": "dumb", "PS1": "", "HISTFILE": "/dev/null", "PYTHONPATH": str(ROOT)}
         self.bash = Popen(
             ["bash", "--norc", "--noprofile", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder,
