@@ -23,7 +23,7 @@ from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
 from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
 from slimrl.model.lora import TAUGHT
-from slimrl.parallel.lead import begin, leading, share
+from slimrl.parallel.lead import begin, leading, share, whole_state
 from slimrl.parallel.orders import Imitate
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
@@ -73,7 +73,7 @@ def sft(
         overlong = overlong_note(setup, demonstrate, config)
         setup = replace(setup, notes=(*setup.notes, *(note for note in (few, overlong) if note)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
-        policy, optimizer = setup.policy, make_optimizer(setup.policy.trainable, setup.config.optimizer)
+        policy, optimizer = setup.policy, make_optimizer(setup.policy.trainable, setup.config.optimizer, ranks)
         state = Progress()
         if found.checkpoint:
             restore_policy(found.checkpoint, policy, optimizer)
@@ -81,7 +81,9 @@ def sft(
         share(setup, [optimizer], ranks)
 
         def save(state: Progress) -> Write:
-            return save_policy(run, policy, optimizer, state.step, {}, {"run": asdict(state)})
+            (moments,) = whole_state([optimizer], ranks)
+            plain = {"run": asdict(state), "scale": optimizer.scale}
+            return save_policy(run, policy, state.step, {"optimizer": moments}, plain)
 
         session = Session(run, setup, screen, sinks, state, save)
         block.enter_context(session.running())

@@ -44,8 +44,8 @@ NEIGHBOURS: dict[str, set[str]] = {
     "evaluate": {"measures", "preflight", "results", "rewards", "tasks"},
     "translate": {"config"},
     "session": {
-        "algorithm", "config", "evaluate", "learner", "machine", "measures", "model", "preflight", "results", "rewards", "runs",
-        "tasks",
+        "algorithm", "config", "evaluate", "learner", "machine", "measures", "model", "parallel", "preflight", "results", "rewards",
+        "runs", "tasks",
     },
     "trackers": {"config", "machine", "results", "runs"},
     "train": {"algorithm", "config", "learner", "machine", "parallel", "preflight", "results", "runs", "session"},

@@ -131,7 +131,7 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
         try:
             from slimrl.parallel.team import team  # here, since torch takes seconds to import
 
-            with team(config):
+            with team(config, stop):
                 _work(config, screen, sinks, stop, force=force)
         except DataError as error:
             sentence = rows.as_given(str(error), order.folder)

@@ -22,7 +22,7 @@ def main() -> None:
 
     device, deadline = sys.argv[1:]
     stop = Stop()
-    with stop.on_signals(), joined(torch.device(device)) as ranks, looking_out(ranks, float(deadline)):
+    with stop.on_signals(), joined(torch.device(device)) as ranks, looking_out(ranks, float(deadline), stop):
         stop.defer()
         follow(ranks, stop)
 

@@ -77,7 +77,7 @@ def _run(
         from slimrl.trackers.remote import open_trackers
 
         summary: TrainSummary | SftSummary
-        with stopping(display), team(config) as ranks:
+        with stopping(display), team(config, stop) as ranks:
             if not ranks.leads:
                 display.stop()
                 stop.defer()

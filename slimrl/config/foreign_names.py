@@ -38,7 +38,10 @@ _KL_TYPES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "low_var_kl+": "k3_k2"
 _SWITCH = {"true": "on", "false": "off"}
 _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
-_WHOLE = "every device holds the whole model; devices=N or torchrun shares the work of a run"
+_WHOLE = (
+    "every device holds all weights; devices=N or torchrun shares the work of a run, and optimizer.sharded divides the "
+    "optimizer's state"
+)
 _MEASURED = "measured before the run, by slimrl difficulty"
 
 

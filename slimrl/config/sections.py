@@ -267,6 +267,9 @@ class OptimizerConfig(Section):
     reference_offload: Literal["auto", "on", "off"] = "auto"
     """Have the weights of the KL penalty's reference in memory only while they are read, before there are gradients: on a CPU
     they lie in a file without a name under `output`, on a GPU in the host's memory. `auto`: where memory is short otherwise."""
+    sharded: bool = False
+    """Divide AdamW's moments and the float32 master weights among the devices of the run. Each keeps all weights and gradients.
+    No number changes by it."""
 
     @property
     def peak_rate(self) -> float:

@@ -17,6 +17,7 @@ from slimrl.errors import NonFiniteError
 from slimrl.learner.forward import Microbatcher, packed_rows
 from slimrl.learner.optimizer import make_optimizer
 from slimrl.learner.recompute import checkpointed
+from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.model.lora import shared_copy
 from slimrl.model.packing import Packed
 from slimrl.model.policy import Policy
@@ -49,9 +50,9 @@ class Critic(nn.Module):
 class CriticLearner:
     """A critic with its optimizer, which clips and decays as the policy's does."""
 
-    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+    def __init__(self, policy: Policy, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         self.critic = Critic(policy)
-        self.optimizer = make_optimizer(self.trainable, config.optimizer)
+        self.optimizer = make_optimizer(self.trainable, config.optimizer, ranks)
         self.value_clip = config.critic.value_clip
         rate = config.critic.learning_rate
         self.peak_rate = CRITIC_RATE * config.optimizer.peak_rate if rate == "auto" else rate

@@ -74,9 +74,11 @@ class Learner:
         `teacher` the reference is the policy as it is now.
         """
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
-        self.optimizer = make_optimizer(policy.trainable, config.optimizer)
+        self.optimizer = make_optimizer(policy.trainable, config.optimizer, microbatcher.ranks)
         reference = (freeze(policy) if teacher is None else teacher) if config.algorithm.kl_coef else None
-        self.critic = CriticLearner(policy, config) if config.algorithm.baseline == "critic" else None
+        self.critic = (
+            CriticLearner(policy, config, microbatcher.ranks) if config.algorithm.baseline == "critic" else None
+        )
         in_use: Callable[[], AbstractContextManager[None]] = nullcontext
         if reference is not None and self.plan.offload:
             in_use = offload_reference(reference, policy, Path(config.output)).in_use

@@ -18,7 +18,8 @@ from slimrl.config.sections import OptimizerConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import drop_gradients, sum_in_place, wide_gradient
 from slimrl.kernels.optimizer import AdamW, adamw, can_update, gradient_norm
-from slimrl.machine.ranks import Ranks
+from slimrl.learner.shards import Shards, merged
+from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.terms import Schedule
 
 PROBE_ELEMENTS = 4096
@@ -40,10 +41,13 @@ def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, 
     return peak * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerConfig) -> MasterAdamW:
-    """The optimizer that the settings ask for, over parameters by name."""
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], settings: OptimizerConfig, ranks: Ranks = ALONE
+) -> MasterAdamW:
+    """The optimizer that the settings ask for, over parameters by name, which `ranks` take steps of together."""
     return MasterAdamW(
         parameters,
+        owners=ranks if settings.sharded else ALONE,
         beta1=settings.beta1,
         beta2=settings.beta2,
         epsilon=settings.epsilon,
@@ -53,12 +57,17 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerCo
 
 
 class MasterAdamW:
-    """AdamW (arXiv:1711.05101), gradient clipping, float32 masters, and a loss scale for float16 modules."""
+    """AdamW (arXiv:1711.05101), gradient clipping, float32 masters, and a loss scale for float16 modules.
+
+    Where it has several `owners`, each keeps the masters and moments of its piece of the weights (`Shards`), and `step`,
+    `tensors` and `deal` are called by all of them.
+    """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         *,
+        owners: Ranks = ALONE,
         beta1: float,
         beta2: float,
         epsilon: float,
@@ -66,12 +75,20 @@ class MasterAdamW:
         max_grad_norm: float,
     ) -> None:
         self.names, self.parameters = list(parameters), list(parameters.values())
-        self.masters = [
-            p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self.parameters
-        ]
+        self.shards = Shards(self.parameters, owners)
+        self.undealt: Mapping[str, Tensor] | None = None
+        """What the leader has restored and the other owners have not."""
+        self.masters: dict[int, nn.Parameter] = {}
+        """By number, those of which this rank has a piece."""
+        for number, parameter in enumerate(self.parameters):
+            own = self.shards.part(number, parameter.detach())
+            if not self.shards.divided and parameter.dtype == torch.float32:
+                self.masters[number] = parameter
+            elif own.numel():
+                self.masters[number] = nn.Parameter(own if own.dtype == torch.float32 else own.float().clone())
         sum_in_place(self.parameters)
-        decay = [m for m in self.masters if m.ndim >= 2]
-        plain = [m for m in self.masters if m.ndim < 2]
+        decay = [m for number, m in self.masters.items() if self.parameters[number].ndim >= 2]
+        plain = [m for number, m in self.masters.items() if self.parameters[number].ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=0.0,
@@ -79,7 +96,7 @@ class MasterAdamW:
             eps=epsilon,
             fused=True,
         )
-        self.numbers = {master: number for number, master in enumerate(self.masters)}
+        self.numbers = {master: number for number, master in self.masters.items()}
         self.fused = can_update(self.parameters)
         self.max_grad_norm = max_grad_norm
         self.loss_scale = FIRST_LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
@@ -92,8 +109,8 @@ class MasterAdamW:
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient to the sums."""
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
-        for number, (parameter, master) in enumerate(zip(self.parameters, self.masters, strict=True)):
-            if master is parameter:
+        for number, parameter in enumerate(self.parameters):
+            if parameter.dtype == torch.float32:
                 continue
             wide = wide_gradient(parameter)
             if wide is not None and self.sums.get(number) is not wide:
@@ -128,7 +145,7 @@ class MasterAdamW:
             sums[number] = blank.float().contiguous()
         ranks.add(sums.values())
         for number, total in sums.items():
-            if self.masters[number] is self.parameters[number]:
+            if self.parameters[number].dtype == torch.float32:
                 self.parameters[number].grad = total
             else:
                 self.sums[number] = total
@@ -158,7 +175,7 @@ class MasterAdamW:
     def drop(self) -> None:
         """Forget the gradients summed so far."""
         self.sums.clear()
-        for tensor in (*self.masters, *self.parameters):
+        for tensor in (*self.masters.values(), *self.parameters):
             drop_gradients(tensor)
 
     @torch.no_grad()
@@ -192,20 +209,26 @@ class MasterAdamW:
 
     def _update(self, gradients: Mapping[int, Tensor], rate: float, factor: float) -> bool:
         """Move masters and parameters by gradients times `factor`; False where a weight is not finite afterwards."""
-        if self.fused:
-            return self._fused_update(gradients, rate, factor)
-        for number, gradient in gradients.items():
-            self.masters[number].grad = gradient.float().mul_(factor)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.copy_(master)
+        spoiled = (self._fused_update if self.fused else self._plain_update)(gradients, rate, factor)
+        self.shards.spread(gradients, self.parameters)
+        if spoiled is not None and not self.shards.divided:
+            return not spoiled
         largest = torch.stack([torch.linalg.vector_norm(p, math.inf).float() for p in self.parameters]).max()
         return bool(torch.isfinite(largest))
 
-    def _fused_update(self, gradients: Mapping[int, Tensor], rate: float, factor: float) -> bool:
+    def _plain_update(self, gradients: Mapping[int, Tensor], rate: float, factor: float) -> None:
+        for number, master in self.masters.items():
+            if number in gradients:
+                master.grad = self.shards.part(number, gradients[number]).float().mul_(factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        for number, master in self.masters.items():
+            if self.parameters[number].dtype != torch.float32:
+                self.shards.part(number, self.parameters[number]).copy_(master)
+
+    def _fused_update(self, gradients: Mapping[int, Tensor], rate: float, factor: float) -> int:
+        """Returns the number of this rank's weights that are not finite afterwards."""
         spoiled = 0
         for group in self.optimizer.param_groups:
             beta1, beta2 = group["betas"]
@@ -217,30 +240,89 @@ class MasterAdamW:
                     if not state:
                         zeros = (torch.zeros(()), torch.zeros_like(master), torch.zeros_like(master))
                         state |= dict(zip(MOMENTS, zeros, strict=True))
-                    gradient = gradients[number].contiguous()
-                    spoiled += adamw(self.parameters[number], master, gradient, state, settings, group["weight_decay"])
-        return not spoiled
+                    parameter = self.parameters[number]
+                    weight = master if parameter.dtype == torch.float32 else self.shards.part(number, parameter)
+                    gradient = self.shards.part(number, gradients[number].contiguous())
+                    spoiled += adamw(weight, master, gradient, state, settings, group["weight_decay"])
+        return spoiled
 
     def tensors(self) -> dict[str, Tensor]:
-        """Masters and moments by the names of their parameters: with `scale`, all that the next update depends on."""
+        """Masters and moments by the names of their parameters: with `scale`, all that the next update depends on.
+
+        Of several owners the leader has them, whole and in host memory, and the others nothing.
+        """
+        steps = merged(self.shards.ranks.exchange(self._steps()))
         found: dict[str, Tensor] = {}
-        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                found[f"{name}:master"] = master
-            found |= {f"{name}:{key}": value for key, value in self.optimizer.state.get(master, {}).items()}
-        return found
+        for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
+            master = self.masters.get(number)
+            state = {} if master is None else self.optimizer.state.get(master, {})
+            if parameter.dtype != torch.float32:
+                found[f"{name}:master"] = self.shards.whole(number, master)
+            if number in steps:
+                found[f"{name}:step"] = torch.tensor(steps[number])
+                found |= {f"{name}:{key}": self.shards.whole(number, state.get(key)) for key in MOMENTS[1:]}
+        return found if self.shards.ranks.leads else {}
+
+    def _steps(self) -> dict[int, float]:
+        """Updates of each weight that this rank has a piece of, by number; of those that were updated."""
+        states = {number: self.optimizer.state.get(master) for number, master in self.masters.items()}
+        return {number: float(state["step"]) for number, state in states.items() if state}
+
+    def restore(self, tensors: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
+        """Take up `tensors()` and `scale` of an optimizer over the same parameters; they are no longer shared after it.
+
+        The leader of several owners takes its own pieces, and `deal` gives the others theirs.
+        """
+        numbers = {name: number for number, name in enumerate(self.names)}
+        pieces = {}
+        for key, tensor in tensors.items():
+            name, _, kind = key.rpartition(":")
+            pieces[key] = tensor if kind == "step" else self.shards.part(numbers[name], tensor)
+        self._take(pieces, scale)
+        self.undealt = tensors if self.shards.divided else None
+
+    def deal(self) -> None:
+        """Give every owner its pieces of what the leader has restored; without it, pieces that were never updated are made from
+        the weights.
+        """
+        ranks, numbers = self.shards.ranks, {name: number for number, name in enumerate(self.names)}
+        ((names, scale), *_) = ranks.exchange((None if self.undealt is None else [*self.undealt], self.scale))
+        if names is None and not any(ranks.exchange(bool(self._steps()))):
+            self._begin_anew(scale)
+        if names is None:
+            return
+        pieces: dict[str, Tensor] = {}
+        for key in names:
+            name, _, kind = key.rpartition(":")
+            whole = None if self.undealt is None else self.undealt[key]
+            if kind == "step":
+                pieces[key] = torch.tensor(ranks.exchange(None if whole is None else float(whole))[0])
+            elif (piece := self.shards.deal(numbers[name], whole)) is not None:
+                pieces[key] = piece
+        self._take(pieces, scale)
+        self.undealt = None
+
+    def _begin_anew(self, scale: tuple[float, int]) -> None:
+        """Masters equal to the weights, and no moments."""
+        self.optimizer.state.clear()
+        self.loss_scale, self.good_updates = scale
+        with torch.no_grad():
+            for number, master in self.masters.items():
+                if self.parameters[number].dtype != torch.float32:
+                    master.copy_(self.shards.part(number, self.parameters[number]))
 
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
-        """Take up `tensors()` and `scale` of an optimizer over the same parameters; they are no longer shared after it."""
+    def _take(self, pieces: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
+        """Take up this rank's pieces."""
         self.drop()
-        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                master.copy_(tensors[f"{name}:master"])
+        for number, master in self.masters.items():
+            name = self.names[number]
+            if self.parameters[number].dtype != torch.float32:
+                master.copy_(pieces[f"{name}:master"])
             moments = {
-                key: tensors[f"{name}:{key}"].to(master.device, copy=True)
+                key: pieces[f"{name}:{key}"].to(master.device, copy=True)
                 for key in MOMENTS
-                if f"{name}:{key}" in tensors
+                if f"{name}:{key}" in pieces
             }
             self.optimizer.state.pop(master, None)
             if moments:

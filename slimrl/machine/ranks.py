@@ -97,10 +97,24 @@ class Ranks:
 
     def copy(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by the leader's."""
+        self.copy_from((tensor, 0) for tensor in tensors)
+
+    def copy_from(self, owned: Iterable[tuple[Tensor, int]]) -> None:
+        """Replace each tensor by that of the rank beside it."""
         if self.size > 1:
             with _reaching():
-                for work in [dist.broadcast(tensor, src=0, async_op=True) for tensor in tensors]:
+                for work in [dist.broadcast(tensor, src=rank, async_op=True) for tensor, rank in owned]:
                     work.wait()
+
+    def send(self, tensor: Tensor, rank: int = 0) -> None:
+        """Give a tensor to a rank, which must `receive` it."""
+        with _reaching():
+            dist.send(tensor.detach().to(HOST).contiguous(), rank)
+
+    def receive(self, tensor: Tensor, rank: int) -> None:
+        """Fill a contiguous tensor in host memory with what a rank sends."""
+        with _reaching():
+            dist.recv(tensor, rank)
 
     def agree(self, error: BaseException | None) -> BaseException | None:
         """The error of any rank, the same on all of them; None where there is none.

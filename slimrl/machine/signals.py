@@ -57,6 +57,11 @@ class Stop:
         """Stop `seconds` after this object was made; 0: never."""
         self._end = self._started + seconds if seconds else float("inf")
 
+    @property
+    def asked(self) -> Stopped | None:
+        """The stop that was asked for."""
+        return self._asked
+
     def ask(self, cause: str, exit_code: int) -> None:
         """Stop at the next `check`."""
         self._asked = self._asked or Stopped(cause, exit_code)

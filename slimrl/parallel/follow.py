@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from slimrl.learner.optimizer import MasterAdamW, make_optimizer
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
-from slimrl.parallel.orders import Begin, Draw, End, Imitate, Take, Update
+from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
 from slimrl.parallel.sampler import Share
 from slimrl.preflight.setup import Setup, prepare
 
@@ -56,43 +57,69 @@ def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
         teacher=setup.teacher,
     )
     while not isinstance(order := ranks.hear(), End):
-        match order:
-            case Take():
-                setup.engine.limit_slots(order.slots)
-                learner.keep_microbatches(order.microbatch_tokens)
-                share_state(ranks, setup.policy, learner.optimizers)
-            case Draw():
-                share.draw(order)
-            case Update():
-                learner.update(order.groups, order.step)
+        with _until_told():
+            match order:
+                case Take():
+                    setup.engine.limit_slots(order.slots)
+                    learner.keep_microbatches(order.microbatch_tokens)
+                    share_state(ranks, setup.policy, learner.optimizers)
+                case Give():
+                    give_state(learner.optimizers)
+                case Draw():
+                    share.draw(order)
+                case Update():
+                    learner.update(order.groups, order.step)
 
 
 def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
-    ranks, optimizer = share.ranks, make_optimizer(setup.policy.trainable, setup.config.optimizer)
+    ranks = share.ranks
+    optimizer = make_optimizer(setup.policy.trainable, setup.config.optimizer, ranks)
     while not isinstance(order := ranks.hear(), End):
-        match order:
-            case Take():
-                setup.engine.limit_slots(order.slots)
-                share_state(ranks, setup.policy, [optimizer])
-            case Draw():
-                share.draw(order)
-            case Imitate():
-                take_imitation_step(setup.policy, optimizer, order.examples, order.rate, begin.plan, ranks)
+        with _until_told():
+            match order:
+                case Take():
+                    setup.engine.limit_slots(order.slots)
+                    share_state(ranks, setup.policy, [optimizer])
+                case Give():
+                    give_state([optimizer])
+                case Draw():
+                    share.draw(order)
+                case Imitate():
+                    take_imitation_step(setup.policy, optimizer, order.examples, order.rate, begin.plan, ranks)
+
+
+@contextmanager
+def _until_told() -> Iterator[None]:
+    """A stop ends the order: the leader has heard of it, and may want the state of this rank for a checkpoint."""
+    with suppress(Stopped):
+        yield
 
 
 def share_state(ranks: Ranks, policy: Policy, optimizers: Sequence[MasterAdamW]) -> None:
-    """Give every rank the leader's weights, masters, moments and loss scales."""
+    """Give every rank the leader's weights, masters, moments and loss scales; of a divided state, every rank its part."""
     ranks.copy(policy.tensors().values())
     for optimizer in optimizers:
         ranks.copy(optimizer.parameters)
-        own = optimizer.tensors()
-        outline = {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in own.items()}
-        (table, scale), *_ = ranks.exchange((outline, optimizer.scale))
-        if not ranks.leads:
-            own = {name: _blank(own.get(name), *form) for name, form in table.items()}
-        ranks.copy(own.values())
-        if not ranks.leads:
-            optimizer.restore(own, scale)
+        if optimizer.shards.divided:
+            optimizer.deal()
+        else:
+            _copy_state(ranks, optimizer)
+
+
+def _copy_state(ranks: Ranks, optimizer: MasterAdamW) -> None:
+    own = optimizer.tensors()
+    outline = {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in own.items()}
+    (table, scale), *_ = ranks.exchange((outline, optimizer.scale))
+    if not ranks.leads:
+        own = {name: _blank(own.get(name), *form) for name, form in table.items()}
+    ranks.copy(own.values())
+    if not ranks.leads:
+        optimizer.restore(own, scale)
+
+
+def give_state(optimizers: Sequence[MasterAdamW]) -> list[dict[str, Tensor]]:
+    """`MasterAdamW.tensors` of each; the leader of a divided state must have given the order `Give` before."""
+    return [optimizer.tensors() for optimizer in optimizers]
 
 
 def _blank(tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype, device: str) -> Tensor:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
+from torch import Tensor
+
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import Ranks
-from slimrl.parallel.follow import share_state
-from slimrl.parallel.orders import Begin, End, Take, Update
+from slimrl.parallel.follow import give_state, share_state
+from slimrl.parallel.orders import Begin, End, Give, Take, Update
 from slimrl.parallel.sampler import DividedSampler
 from slimrl.preflight.setup import Setup
 from slimrl.records import Group
@@ -32,6 +34,8 @@ def leading(ranks: Ranks) -> Iterator[None]:
 def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float] = NONE) -> Setup[Config]:
     """Let the others prepare the same run; returns the setup with an engine that all ranks sample for."""
     if ranks.size == 1:
+        if setup.config.optimizer.sharded:
+            return replace(setup, notes=(*setup.notes, "optimizer.sharded has no effect on one device"))
         return setup
     ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights)))
     return replace(setup, engine=DividedSampler(setup.engine, ranks))
@@ -54,3 +58,10 @@ def share_learner(setup: Setup[TrainConfig], learner: Learner) -> None:
 def announce(learner: Learner, groups: Sequence[Group], step: int) -> None:
     """Let the others take part in the `Learner.update` that follows."""
     learner.microbatcher.ranks.tell(Update(tuple(groups), step))
+
+
+def whole_state(optimizers: Sequence[MasterAdamW], ranks: Ranks) -> list[dict[str, Tensor]]:
+    """Masters and moments of each optimizer, those that other ranks keep among them; raises RankLostError where one is gone."""
+    if any(optimizer.shards.divided for optimizer in optimizers):
+        ranks.tell(Give())
+    return give_state(optimizers)

@@ -15,15 +15,17 @@ from contextlib import contextmanager
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from slimrl.machine.ranks import Ranks
-from slimrl.machine.signals import PREEMPTED
+from slimrl.machine.signals import PREEMPTED, Stop
 
+STOP = "slimrl/stop"
 PERIOD = 1.0
 """Seconds between two beats."""
 
 
 @contextmanager
-def looking_out(ranks: Ranks, deadline: float) -> Iterator[None]:
-    """Within the block, a rank that gives no sign of life for `deadline` seconds is ended, so that nobody waits for it.
+def looking_out(ranks: Ranks, deadline: float, stop: Stop) -> Iterator[None]:
+    """Within the block, a rank that gives no sign of life for `deadline` seconds is ended, so that nobody waits for it, and what
+    one rank is asked to stop by, all are.
 
     On the same host its process is killed, which closes its connections: the leader then stops with a checkpoint. A process on
     another host cannot be reached, so this one ends, and the newest checkpoint is where the run goes on.
@@ -34,7 +36,7 @@ def looking_out(ranks: Ranks, deadline: float) -> Iterator[None]:
     over = threading.Event()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False)
-    watch = threading.Thread(target=_look, args=(store, ranks, deadline, over), daemon=True)
+    watch = threading.Thread(target=_look, args=(store, ranks, deadline, stop, over), daemon=True)
     watch.start()
     try:
         yield
@@ -42,7 +44,7 @@ def looking_out(ranks: Ranks, deadline: float) -> Iterator[None]:
         over.set()
 
 
-def _look(store: TCPStore, ranks: Ranks, deadline: float, over: threading.Event) -> None:
+def _look(store: TCPStore, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
     others = {rank: f"slimrl/beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
     seen = dict.fromkeys(others, ("", time.monotonic()))
     beat = 0
@@ -50,6 +52,7 @@ def _look(store: TCPStore, ranks: Ranks, deadline: float, over: threading.Event)
         while not over.wait(PERIOD):
             beat += 1
             store.set(f"slimrl/beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")
+            _spread_stop(store, stop)
             for rank, key in others.items():
                 found = store.get(key).decode() if store.check([key]) else ""
                 if found != seen[rank][0]:
@@ -57,6 +60,14 @@ def _look(store: TCPStore, ranks: Ranks, deadline: float, over: threading.Event)
                 elif time.monotonic() - seen[rank][1] > deadline and not over.is_set():
                     _end(rank, found, deadline)
                     seen[rank] = (found, float("inf"))
+
+
+def _spread_stop(store: TCPStore, stop: Stop) -> None:
+    if stop.asked is not None:
+        store.set(STOP, f"{stop.asked.exit_code} {stop.asked.cause}")
+    elif store.check([STOP]):
+        code, _, cause = store.get(STOP).decode().partition(" ")
+        stop.ask(cause, int(code))
 
 
 def _end(rank: int, beat: str, deadline: float) -> None:

@@ -31,6 +31,11 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Give:
+    """Send the leader the parts of the optimizer's state that it has not."""
+
+
+@dataclass(frozen=True)
 class Draw:
     """Sample the requests that are dealt next, and send the completions."""
 
@@ -59,4 +64,4 @@ class End:
     """Nothing is left to do."""
 
 
-Order = Begin | Take | Draw | Update | Imitate | End
+Order = Begin | Take | Give | Draw | Update | Imitate | End

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from slimrl.algorithm.batch import balanced
 from slimrl.machine.progress import Progress, silent
-from slimrl.machine.ranks import Ranks, loss_stops
+from slimrl.machine.ranks import RankLostError, Ranks, loss_stops
+from slimrl.machine.signals import Stopped
 from slimrl.parallel.orders import Draw
 from slimrl.records import Completion
 from slimrl.rollout import OnGroup, Request, Sampler, ignore
@@ -55,18 +57,23 @@ class DividedSampler:
 
         total = sum(request.completions for request in requests)
         share = total / max(1, sum(request.completions for request in own))
-        mine = self.sampler.generate(
-            own,
-            max_new_tokens=order.max_new_tokens,
-            temperature=order.temperature,
-            on_group=done,
-            progress=lambda drawn, _: progress(round(drawn * share), total),
-        )
+        try:
+            mine = self.sampler.generate(
+                own,
+                max_new_tokens=order.max_new_tokens,
+                temperature=order.temperature,
+                on_group=done,
+                progress=lambda drawn, _: progress(round(drawn * share), total),
+            )
+        except Stopped:  # the others, which hear of it by themselves, are still to give their state
+            with suppress(RankLostError):
+                self.ranks.exchange([])
+            raise
         self.slots = self.sampler.slots
         found: dict[int, tuple[Completion, ...]] = dict(zip(dealt[0], mine, strict=True))
-        others: list[Drawn | Exception] = self.ranks.exchange([])
+        others: list[Drawn | BaseException] = self.ranks.exchange([])
         for part, drawn in zip(dealt[1:], others[1:], strict=True):
-            if isinstance(drawn, Exception):
+            if isinstance(drawn, BaseException):
                 raise drawn
             for index, completions in zip(part, drawn, strict=True):
                 found[index] = completions
@@ -96,9 +103,9 @@ class Share:
         """Sample what is dealt to this rank, and send the completions, or the error that prevents it."""
         requests: list[Request] = self.ranks.deal()
         self.sampler.weights_changed()
-        found: Drawn | Exception
+        found: Drawn | BaseException
         try:
             found = self.sampler.generate(requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature)
-        except Exception as error:
+        except (Exception, Stopped) as error:
             found = error
         self.ranks.exchange(found)

@@ -15,6 +15,7 @@ import torch
 from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.ranks import Ranks, joined
+from slimrl.machine.signals import Stop
 from slimrl.machine.threads import cores
 from slimrl.parallel.lookout import looking_out
 
@@ -24,8 +25,10 @@ WAIT_SECONDS = 30
 
 
 @contextmanager
-def team(config: RootConfig) -> Iterator[Ranks]:
+def team(config: RootConfig, stop: Stop) -> Iterator[Ranks]:
     """This process among the ranks of its run; starts the others where `devices` asks for them and torchrun has not.
+
+    A `stop` that one of them is asked for is asked of all.
 
     Raises SettingsError for more devices than there are.
     """
@@ -43,7 +46,7 @@ def team(config: RootConfig) -> Iterator[Ranks]:
     with (
         followers(wanted, device, config.device_deadline) if wanted > 1 else contextlib.nullcontext(),
         joined(device) as ranks,
-        looking_out(ranks, config.device_deadline),
+        looking_out(ranks, config.device_deadline, stop),
     ):
         yield ranks
 

@@ -27,7 +27,7 @@ NEVER_CLIPS = 1e6
 """optimizer.max_grad_norm from which on no gradient is scaled down."""
 SPEED_ONLY = (
     "rollout.slots", "rollout.compile", "rewards.workers", "optimizer.activation_checkpointing",
-    "optimizer.reference_offload",
+    "optimizer.reference_offload", "optimizer.sharded",
 )  # fmt: skip
 """Settings that change speed and memory, and numbers at most in their last bits."""
 SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")

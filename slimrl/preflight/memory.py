@@ -22,6 +22,7 @@ from slimrl.kernels.native import takes
 from slimrl.learner.offload import ways_to_hold
 from slimrl.learner.recompute import can_checkpoint
 from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
+from slimrl.machine.ranks import ranks_here
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.quantized import quantized_layers
 from slimrl.preflight.activations import activation_bytes
@@ -156,6 +157,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Po
     cost, device, model = cost_of(policy), policy.device, policy.model
     parameters = sum(p.numel() for p in policy.trainable.values())
     narrow = model.dtype != torch.float32
+    own = -(-parameters // max(config.devices, ranks_here().size)) if config.optimizer.sharded else parameters
     loaded, reference = cost.weight_bytes, 0
     algorithm = config.algorithm if isinstance(config, TrainConfig) else None
     if teacher is not None:
@@ -171,8 +173,8 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Po
         process=max(0, used - loaded) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
         reference=reference,
-        masters=4 * parameters if narrow and training else 0,
-        moments=8 * parameters if training else 0,
+        masters=4 * own if narrow and training else 0,
+        moments=8 * own if training else 0,
         cache=0,
         sampling=0,
         gradients=_gradient_bytes(policy) if training else 0,

@@ -22,6 +22,7 @@ from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.limits import free_memory
 from slimrl.model.lora import WEIGHTS_FILE
 from slimrl.model.policy import Policy
+from slimrl.parallel.lead import whole_state
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 from slimrl.preflight.setup import Setup
 from slimrl.records import Group
@@ -82,33 +83,34 @@ def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: 
         "slots": setup.engine.slots,
         "microbatch_tokens": learner.plan.microbatch_tokens,
     }
+    optimizer, *others = whole_state(learner.optimizers, learner.microbatcher.ranks)
     if learner.critic is not None:
-        tensors = {"critic": dict(learner.critic.trainable)}
-        tensors["critic_optimizer"] = learner.critic.optimizer.tensors()
+        tensors = {"critic": dict(learner.critic.trainable), "critic_optimizer": others[0]}
         plain["critic_scale"] = learner.critic.optimizer.scale
-    return save_policy(run, setup.policy, learner.optimizer, state.step, tensors, plain)
+    plain["scale"] = learner.optimizer.scale
+    return save_policy(run, setup.policy, state.step, {"optimizer": optimizer, **tensors}, plain)
 
 
 def save_policy(
     run: RunDirectory,
     policy: Policy,
-    optimizer: MasterAdamW,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
     plain: Mapping[str, Any],
 ) -> Write:
-    """Begin a checkpoint of a policy, its optimizer, and the rest of the state: `tensors` by file, and `plain` data.
+    """Begin a checkpoint of a policy and the rest of the state: `tensors` by file, that of the optimizer among them, and
+    `plain` data with the optimizer's `scale`.
 
     The function that is returned writes what is large; until it has returned no tensor may change. It only reads the host's
     memory, so that it disturbs no work on a GPU. Raises OSError where the checkpoint cannot be written, and NonFiniteError,
     nothing written, for weights that are not finite.
     """
-    whole = {weights_file(policy): policy.tensors(), "optimizer": optimizer.tensors(), **tensors}
+    whole = {weights_file(policy): policy.tensors(), **tensors}
     if not all(are_finite(table.values()) for table in whole.values()):
         raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
-    plain = {**plain, "scale": optimizer.scale, "evaluated": [*run.measured.summaries]}
+    plain = {**plain, "evaluated": [*run.measured.summaries]}
     copied = on_host(whole)
     write = begin_checkpoint(
         run.checkpoints, step, whole if copied is None else copied, plain, policy.save_descriptions
@@ -184,8 +186,8 @@ def weights_file(policy: Policy) -> str:
 
 def optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
     """Masters and moments of the policy, and of the critic where there is one."""
-    critic = {} if learner.critic is None else learner.critic.optimizer.tensors()
-    return learner.optimizer.tensors() | {f"critic:{name}": tensor for name, tensor in critic.items()}
+    policy, *critic = whole_state(learner.optimizers, learner.microbatcher.ranks)
+    return policy | {f"critic:{name}": tensor for table in critic for name, tensor in table.items()}
 
 
 @torch.no_grad()

@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from safetensors import safe_open
+
 from tests.conftest import ROOT
 
 SMALL = [
@@ -45,20 +48,52 @@ def follower_of(leader: int) -> int:
     return found
 
 
-def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
-    whole = ended(start(*SMALL, f"output={tmp_path}", "name=whole"))
-    process = start(*SMALL, f"output={tmp_path}", "name=cut")
-    metrics = tmp_path / "cut" / "metrics.jsonl"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a run that was left alone."""
+    return ended(start(*SMALL, f"output={tmp_path_factory.mktemp('runs')}", "name=whole"))
+
+
+def begun(run: Path, *more: str) -> subprocess.Popen[str]:
+    """A run that has taken a step."""
+    process = start(*SMALL, f"output={run.parent}", f"name={run.name}", *more)
+    metrics = run / "metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():
         assert process.poll() is None, process.stderr
         time.sleep(0.05)
+    return process
+
+
+def check_resumed(run: Path, whole: dict[str, Any]) -> None:
+    resumed = ended(start("--resume", str(run)))
+    for key in ("weights", "optimizer", "after"):
+        assert resumed[key] == whole[key]
+    assert json.loads((run / "run.json").read_text())["ranks"] == 2
+
+
+def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    process = begun(tmp_path / "cut")
     follower = follower_of(process.pid)
     os.kill(follower, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75
     assert "stopped by the loss of another process after step" in err
     assert not Path(f"/proc/{follower}").exists()
-    resumed = ended(start("--resume", str(tmp_path / "cut")))
-    for key in ("weights", "optimizer", "after"):
-        assert resumed[key] == whole[key]
-    assert json.loads((tmp_path / "cut" / "run.json").read_text())["ranks"] == 2
+    check_resumed(tmp_path / "cut", whole)
+
+
+def test_a_stopped_run_whose_ranks_divide_its_state_leaves_all_of_it(tmp_path: Path, whole: dict[str, Any]) -> None:
+    process = begun(tmp_path / "cut", "optimizer.sharded=true")
+    follower = follower_of(process.pid)
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM after step" in err
+    assert "no checkpoint" not in err
+    assert not Path(f"/proc/{follower}").exists()
+    (checkpoint,) = (tmp_path / "cut" / "checkpoints").iterdir()
+    with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
+        assert any(key.endswith(":exp_avg") for key in file.keys())  # noqa: SIM118
+    check_resumed(tmp_path / "cut", whole)

@@ -17,6 +17,7 @@ from slimrl.config.rewards import CustomReward
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
+from slimrl.machine.signals import Stop
 from slimrl.parallel.team import team
 from slimrl.sft import sft
 from slimrl.trackers.remote import open_trackers
@@ -150,7 +151,7 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         for config in (configs[0], imitation):
             open_trackers(config.log, print, print)
     for config in (configs[0], imitation):
-        with team(config) as ranks:  # which a verb enters before its run
+        with team(config, Stop()) as ranks:  # which a verb enters before its run
             assert ranks.size == 1
     for config in configs:
         train(config, Display(quiet=True, samples_every=config.log.samples_every, samples=config.log.samples))

@@ -597,10 +597,10 @@ def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:
     start = [p.detach().clone() for p in policy.model.parameters()]
     fractions = []
     for _ in range(20):
-        optimizer.sums = {i: torch.ones_like(m) for i, m in enumerate(optimizer.masters)}
+        optimizer.sums = {i: torch.ones_like(m) for i, m in optimizer.masters.items()}
         fractions.append(optimizer.step(1e-5, optimizer.gradient_norm())["update/applied_fraction"])
     assert fractions[0] < 0.2
-    for s, m in zip(start, optimizer.masters, strict=True):
+    for s, m in zip(start, optimizer.masters.values(), strict=True):
         torch.testing.assert_close(m.detach(), s.float() - 20e-5, atol=2e-6, rtol=0)
     moved = [(p != s).float().mean().item() for p, s in zip(policy.model.parameters(), start, strict=True)]
     assert np.mean(moved) > 0.3

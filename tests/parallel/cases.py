@@ -172,6 +172,53 @@ def shared(ranks: Ranks) -> dict[str, Any]:
     return {"equal": all(other == everyone[0] for other in everyone), "moments": sum("exp_avg" in key for key in mine)}
 
 
+def divided(ranks: Ranks) -> dict[str, dict[str, bool]]:
+    """Steps with an optimizer that all ranks keep a part of, beside those with one that each keeps whole."""
+    return {name: _divided(ranks, *case) for name, case in DIVIDED.items()}
+
+
+DIVIDED = {
+    "float32": (torch.float32, True),
+    "bfloat16": (torch.bfloat16, True),
+    "without kernels": (torch.bfloat16, False),
+}
+
+
+def _divided(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
+    plan, examples = plan_of(settings()), [Example((3, 4 + i), (7, 9, 11 + i, 2)) for i in range(4)]
+    policies, states = [], []
+    for sharded in (False, True):
+        policy = tiny_policy()
+        policy.model.to(dtype)
+        config = settings(optimizer={"sharded": sharded}).optimizer
+        for _ in range(2):  # of which the second begins where the first was left
+            optimizer = make_optimizer(policy.trainable, config, ranks)
+            optimizer.fused = optimizer.fused and fused
+            if states and len(states) % 2:
+                if ranks.leads:
+                    optimizer.restore(states[-1], (1.0, 0))
+                share_state(ranks, policy, [optimizer])
+            else:
+                share_state(ranks, policy, [optimizer])
+            for _ in range(2):
+                take_imitation_step(policy, optimizer, examples, 1e-2, plan, ranks)
+            states.append(optimizer.tensors())
+        policies.append(policy)
+        own = sum(master.numel() for master in optimizer.masters.values())
+    whole, parts = (torch.cat([p.detach().flatten() for p in policy.trainable.values()]) for policy in policies)
+    found = {
+        "same weights": torch.equal(whole, parts),
+        "a share each": own <= len(whole) / ranks.size + 64,
+        "on all": len({bytes(part) for part in ranks.exchange(parts.float().numpy().tobytes())}) == 1,
+    }
+    if ranks.leads:
+        for name, (one, other) in {"first": states[::2], "resumed": states[1::2]}.items():
+            found[f"same state, {name}"] = one.keys() == other.keys() and all(
+                torch.equal(one[key], other[key]) for key in one
+            )
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with joined(torch.device("cpu")) as ranks:
@@ -179,7 +226,7 @@ def main() -> None:
         result: dict[str, Any] = {name: compare(settings(**CASES[name]), ranks) for name in names}
         if ranks.size == 2:
             result["adapter"] = compare(settings(algorithm={"kl_coef": 0.1}), ranks, lora=True)
-        result |= {f.__name__: f(ranks) for f in (drawn, imitated, failing, shared)}
+        result |= {f.__name__: f(ranks) for f in (drawn, imitated, failing, shared, divided)}
         if ranks.leads:
             json.dump(result, sys.stdout)
 

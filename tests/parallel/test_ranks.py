@@ -53,6 +53,8 @@ def test_any_number_of_ranks_takes_the_same_step(count: int) -> None:
     assert {"loss", "grad_norm"} <= found["imitated"].keys()
     assert max(found["imitated"].values()) < 1e-6
     check_failures(found["failing"], count)
+    for name, case in found["divided"].items():
+        assert all(case.values()), (name, case)
     assert found["shared"]["equal"]
     assert found["shared"]["moments"] > 0
 

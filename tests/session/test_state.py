@@ -134,7 +134,9 @@ def test_a_state_on_a_device_is_copied_to_the_host_or_written_at_once(
     monkeypatch.setattr(state, "is_hosts", lambda _tensor: False)
     monkeypatch.setattr(state, "free_memory", lambda _device: 2**40 if room else 0)
     before = state_of(*trained)
-    finish = save_policy(run, *trained, 1, {}, {"run": {}})
+    finish = save_policy(
+        run, trained[0], 1, {"optimizer": trained[1].tensors()}, {"run": {}, "scale": trained[1].scale}
+    )
     assert bool(checkpoints(run.checkpoints)) is not room
     move(*trained)
     found = finish()
