@@ -20,7 +20,7 @@ from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import at_tokens, make_rows, microbatches, rewards_of, take
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import clipped_surrogate, token_weights
-from slimrl.config.sections import ModelConfig, TaskConfig
+from slimrl.config.sections import ModelConfig, OptimizerConfig, TaskConfig
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.head import token_logprobs
 from slimrl.model.loading import load_policy
@@ -47,7 +47,7 @@ def train(steps: int) -> Policy:
     prompter = make_prompter(policy.tokenizer, "auto")
     task = load_task(TaskConfig(), instruction="", seed=SEED)
     engine = RolloutEngine(policy, slots=PROBLEMS * GROUP_SIZE)
-    optimizer = MasterAdamW(policy.trainable, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    optimizer = MasterAdamW(policy.trainable, OptimizerConfig())
 
     for step in range(steps):
         # Problems -> completions: the random number behind each token is a function of (seed, step, problem, sample, position).

@@ -15,7 +15,7 @@ from slimrl.algorithm.batch import to_device
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError
 from slimrl.learner.forward import Microbatcher, packed_rows
-from slimrl.learner.optimizer import make_optimizer
+from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.model.lora import shared_copy
@@ -52,7 +52,7 @@ class CriticLearner:
 
     def __init__(self, policy: Policy, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         self.critic = Critic(policy)
-        self.optimizer = make_optimizer(self.trainable, config.optimizer, ranks)
+        self.optimizer = MasterAdamW(self.trainable, config.optimizer, ranks)
         self.value_clip = config.critic.value_clip
         rate = config.critic.learning_rate
         self.peak_rate = CRITIC_RATE * config.optimizer.peak_rate if rate == "auto" else rate

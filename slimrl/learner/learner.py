@@ -27,7 +27,7 @@ from slimrl.learner.critic import CriticLearner
 from slimrl.learner.forward import Microbatcher, VocabularyKl
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.offload import offload_reference
-from slimrl.learner.optimizer import MasterAdamW, learning_rate, make_optimizer
+from slimrl.learner.optimizer import MasterAdamW, learning_rate
 from slimrl.learner.recompute import checked
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.learner.trace import Trace, begin_trace
@@ -74,7 +74,7 @@ class Learner:
         `teacher` the reference is the policy as it is now.
         """
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
-        self.optimizer = make_optimizer(policy.trainable, config.optimizer, microbatcher.ranks)
+        self.optimizer = MasterAdamW(policy.trainable, config.optimizer, microbatcher.ranks)
         reference = (freeze(policy) if teacher is None else teacher) if config.algorithm.kl_coef else None
         self.critic = (
             CriticLearner(policy, config, microbatcher.ranks) if config.algorithm.baseline == "critic" else None

@@ -41,41 +41,16 @@ def learning_rate(update: int, *, peak: float, schedule: Schedule, warmup: int, 
     return peak * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], settings: OptimizerConfig, ranks: Ranks = ALONE
-) -> MasterAdamW:
-    """The optimizer that the settings ask for, over parameters by name, which `ranks` take steps of together."""
-    return MasterAdamW(
-        parameters,
-        owners=ranks if settings.sharded else ALONE,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-    )
-
-
 class MasterAdamW:
     """AdamW (arXiv:1711.05101), gradient clipping, float32 masters, and a loss scale for float16 modules.
 
-    Where it has several `owners`, each keeps the masters and moments of its piece of the weights (`Shards`), and `step`,
-    `tensors` and `deal` are called by all of them.
+    Where `settings` divide its state among `ranks`, each keeps the masters and moments of its piece of the weights (`Shards`),
+    and `step`, `tensors` and `deal` are called by all of them.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        owners: Ranks = ALONE,
-        beta1: float,
-        beta2: float,
-        epsilon: float,
-        weight_decay: float,
-        max_grad_norm: float,
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerConfig, ranks: Ranks = ALONE) -> None:
         self.names, self.parameters = list(parameters), list(parameters.values())
-        self.shards = Shards(self.parameters, owners)
+        self.shards = Shards(self.parameters, ranks if settings.sharded else ALONE)
         self.undealt: Mapping[str, Tensor] | None = None
         """What the leader has restored and the other owners have not."""
         self.masters: dict[int, nn.Parameter] = {}
@@ -90,15 +65,15 @@ class MasterAdamW:
         decay = [m for number, m in self.masters.items() if self.parameters[number].ndim >= 2]
         plain = [m for number, m in self.masters.items() if self.parameters[number].ndim < 2]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=0.0,
-            betas=(beta1, beta2),
-            eps=epsilon,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
             fused=True,
         )
         self.numbers = {master: number for number, master in self.masters.items()}
         self.fused = can_update(self.parameters)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = settings.max_grad_norm
         self.loss_scale = FIRST_LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
         self.scaled = self.loss_scale != 1.0
         self.good_updates = 0

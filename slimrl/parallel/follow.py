@@ -15,7 +15,7 @@ from slimrl.errors import SlimError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import take_imitation_step
 from slimrl.learner.learner import Learner
-from slimrl.learner.optimizer import MasterAdamW, make_optimizer
+from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
@@ -73,7 +73,7 @@ def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
 
 def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
     ranks = share.ranks
-    optimizer = make_optimizer(setup.policy.trainable, setup.config.optimizer, ranks)
+    optimizer = MasterAdamW(setup.policy.trainable, setup.config.optimizer, ranks)
     while not isinstance(order := ranks.hear(), End):
         with _until_told():
             match order:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from slimrl.config.sections import OptimizerConfig
 from slimrl.learner.optimizer import MasterAdamW, learning_rate
 
 
@@ -25,7 +26,8 @@ def test_adamw_equals_torchs_own_and_decays_matrices_only() -> None:
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())
     optimizer = MasterAdamW(
-        dict(ours.named_parameters()), beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3, max_grad_norm=0.5
+        dict(ours.named_parameters()),
+        OptimizerConfig(beta1=0.8, beta2=0.9, epsilon=1e-6, weight_decay=0.3, max_grad_norm=0.5),
     )
     reference = torch.optim.AdamW(
         [{"params": [theirs.weight], "weight_decay": 0.3}, {"params": [theirs.bias], "weight_decay": 0.0}],
@@ -47,9 +49,7 @@ def test_adamw_equals_torchs_own_and_decays_matrices_only() -> None:
 
 def test_applied_fraction_counts_weights_with_a_gradient() -> None:
     layer = nn.Linear(4, 4, bias=False)
-    optimizer = MasterAdamW(
-        dict(layer.named_parameters()), beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0
-    )
+    optimizer = MasterAdamW(dict(layer.named_parameters()), OptimizerConfig())
     optimizer.backward(layer.weight[:2].sum())
     assert optimizer.step(1e-2, optimizer.gradient_norm())["update/applied_fraction"] == 1.0
     optimizer.backward(layer.weight.sum())

@@ -14,6 +14,7 @@ from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import at_tokens, make_rows, rewards_of, tensors_of
 from slimrl.config.files import build, load_config
 from slimrl.config.schema import TrainConfig
+from slimrl.config.sections import OptimizerConfig
 from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.means import TokenMeans
 from slimrl.learner.optimizer import MasterAdamW
@@ -586,7 +587,7 @@ def test_numbers_that_are_not_finite_never_reach_the_weights(poison: str, monkey
 
 
 def make_masters(policy: Policy) -> MasterAdamW:
-    return MasterAdamW(policy.trainable, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    return MasterAdamW(policy.trainable, OptimizerConfig())
 
 
 def test_float32_masters_move_what_bfloat16_weights_cannot() -> None:

@@ -18,7 +18,7 @@ from slimrl.errors import NonFiniteError, SettingsError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import Example, take_imitation_step
 from slimrl.learner.learner import Learner
-from slimrl.learner.optimizer import make_optimizer
+from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import ALONE, Ranks, joined
 from slimrl.machine.signals import Stopped
 from slimrl.parallel.follow import share_state
@@ -120,7 +120,7 @@ def imitated(ranks: Ranks) -> dict[str, Any]:
     losses = []
     for team in (ranks, ALONE):
         policy = tiny_policy()
-        optimizer = make_optimizer(policy.trainable, settings().optimizer)
+        optimizer = MasterAdamW(policy.trainable, settings().optimizer)
         losses.append(take_imitation_step(policy, optimizer, examples, 1e-3, plan_of(settings()), team))
     return {key: abs(losses[0][key] - value) / max(abs(value), 1e-3) for key, value in losses[1].items()}
 
@@ -162,7 +162,7 @@ def shared(ranks: Ranks) -> dict[str, Any]:
     """A rank that has stepped gives weights, masters and moments to those that have not."""
     policy = tiny_policy(seed=ranks.rank)
     policy.model.to(torch.bfloat16)
-    optimizer = make_optimizer(policy.trainable, settings().optimizer)
+    optimizer = MasterAdamW(policy.trainable, settings().optimizer)
     if ranks.leads:
         take_imitation_step(policy, optimizer, [Example((3, 4), (7, 2))], 1e-2, plan_of(settings()))
     share_state(ranks, policy, [optimizer])
@@ -192,7 +192,7 @@ def _divided(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
         policy.model.to(dtype)
         config = settings(optimizer={"sharded": sharded}).optimizer
         for _ in range(2):  # of which the second begins where the first was left
-            optimizer = make_optimizer(policy.trainable, config, ranks)
+            optimizer = MasterAdamW(policy.trainable, config, ranks)
             optimizer.fused = optimizer.fused and fused
             if states and len(states) % 2:
                 if ranks.leads:

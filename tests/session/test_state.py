@@ -12,7 +12,7 @@ import torch
 
 from slimrl.config.sections import ModelConfig, OptimizerConfig
 from slimrl.errors import DataError
-from slimrl.learner.optimizer import MasterAdamW, make_optimizer
+from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.loading import load_policy
 from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED
@@ -111,7 +111,7 @@ def test_one_number_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
 def trained(tiny_folder: Path) -> tuple[Policy, MasterAdamW]:
     """A narrow policy after an update, so that there are masters and moments."""
     policy = load_policy(ModelConfig(path=str(tiny_folder), dtype="bfloat16", device="cpu"))
-    optimizer = make_optimizer(policy.trainable, OptimizerConfig(learning_rate=1e-2))
+    optimizer = MasterAdamW(policy.trainable, OptimizerConfig(learning_rate=1e-2))
     move(policy, optimizer)
     return policy, optimizer
 
