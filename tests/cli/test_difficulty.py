@@ -221,7 +221,7 @@ def test_every_command_of_the_page_runs(slimrl, sums: Path, tiny_folder: Path) -
         "steps=2", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=8", "evaluation.problems=2",
         "evaluation.greedy=false", "rewards.gold_check=report",
     ]  # fmt: skip
-    block, shown = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    block, shown = re.findall(r"^```(?:json)?\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     commands = block.splitlines()
     assert [command.split()[1] for command in commands] == ["difficulty", "train", "train"]
     said = []

@@ -14,29 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config.files import dump_yaml, load_config, parse_override, with_chosen
+from slimrl.config.files import parse_override
 from slimrl.config.mistakes import known_keys
 from slimrl.config.schema import TrainConfig
-from slimrl.display.run import Display
-from slimrl.runs.reader import read_chosen
-from slimrl.study import runner
-from slimrl.study.launcher import Job, LocalLauncher
 from slimrl.study.spec import load_study
-from slimrl.train import train
 from tests.conftest import ROOT
+from tests.examples import copy_runs_of_studies
 
 PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition(" #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()]
 (FILE,) = (text for kind, text in BLOCKS if kind == "yaml")
 ELSEWHERE = {"studies/on/qwen2.5-0.5b-gsm8k.yaml": "a model and a data set of the Hub, on a GPU"}
-
-
-class Done:
-    def poll(self) -> int:
-        return 0
-
-    def stop(self) -> None: ...
 
 
 @pytest.fixture
@@ -49,20 +38,7 @@ def at_hand(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "  rollout: {problems: 8, group_size: 2, max_new_tokens: 12}\n"
         "  evaluation: {problems: 3, samples: 2, harder_problems: 0}\n  rewards: {gold_check: report}\n"
     )
-    trained: dict[Path, Path] = {}
-
-    def start(_: LocalLauncher, job: Job, _slot: int) -> Done:
-        config = load_config(TrainConfig, [str(job.settings)])
-        folder, study = Path(config.output) / config.name, job.settings.parent.parent
-        if study not in trained:
-            trained[study] = Path(train(config, Display(quiet=True)).run)
-        else:
-            shutil.copytree(trained[study], folder)
-            (folder / "config.yaml").write_text(dump_yaml(with_chosen(config, read_chosen(folder))))
-        return Done()
-
-    monkeypatch.setattr(LocalLauncher, "start", start)
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.001)
+    copy_runs_of_studies(monkeypatch)
     return str(tmp_path / "tiny.yaml")
 
 

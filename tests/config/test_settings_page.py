@@ -31,7 +31,7 @@ steps: 100
 rollout: {problems: 16, group_size: 8}
 ```
 ```
-slimrl train mine.yaml rollout.problems=32 "rollout.stop=['###']"
+slimrl train mine.yaml rollout.problems=32 "rollout.stop=['Question:']"
 ```
 
 Files are merged from left to right, then `section.key=value`, whose value is read as YAML. Paths in a file are relative to that file, those of
