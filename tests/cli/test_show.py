@@ -66,7 +66,7 @@ def test_a_file_that_no_run_writes_is_said(slimrl, tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_stopped_makes_its_last_page_when_all_else_is_stored(
-    slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slimrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, int]] = []
 

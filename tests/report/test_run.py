@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slimrl.report import inspector
+from slimrl.report import run as run_page
 from slimrl.report.chart import chart, ticks
-from slimrl.report import inspector, run as run_page
 from slimrl.report.inspector import MOST_STEPS, chosen_steps, inspect, read_stored
 from slimrl.report.quantities import QUANTITIES, columns_of, number, shown
 from slimrl.report.record import read_run
@@ -470,13 +471,18 @@ def test_after_a_signal_the_last_page_is_made_only_if_there_is_time(
 
 
 def test_a_page_that_fails_does_not_hide_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path) -> Path:
+    def fail(_: Path) -> Path:
         raise ValueError("a defect")
 
     monkeypatch.setattr(run_page, "write_run_page", fail)
-    with pytest.raises(KeyError, match="the run"), RunPage() as page:
-        page.begin(tmp_path, {}, 0)
-        raise KeyError("the run")
+
+    def end() -> None:
+        with RunPage() as page:
+            page.begin(tmp_path, {}, 0)
+            raise KeyError("the run")
+
+    with pytest.raises(KeyError, match="the run"):
+        end()
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
