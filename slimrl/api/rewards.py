@@ -101,7 +101,7 @@ def _spec(reward: str, known: Mapping[str, Weight]) -> str:
 
 
 def _name(function: Any, functions: Mapping[str, Function], *, is_changed: bool) -> str:
-    """The name of a function in rewards.custom: one by which workers load it, unless it `is_changed`, else one of this program's."""
+    """Its name in rewards.custom: one by which workers load the function, unless it `is_changed`, else one of this program."""
     if not callable(function):
         raise SettingsError(
             f"rewards: {type(function).__name__} is neither a name nor a function; a pair of a function and its weight is a "
