@@ -71,6 +71,7 @@ def read_rewards(rewards: Rewards | None) -> Given:
             continue
         is_changed = not isinstance(reward, str) and bool(importable_name(reward)) and not is_as_in_its_file(reward)
         spec = _spec(reward, known) if isinstance(reward, str) else _name(reward, functions, is_changed=is_changed)
+        spec = next((name for name, function in functions.items() if function is reward), spec)
         if spec in custom:
             raise SettingsError(f"rewards: {spec} is given twice; remove one")
         custom[spec] = long_form(plain(weight))

@@ -30,6 +30,9 @@ from slimrl.runs.reader import read_settings
 from tests.conftest import ROOT
 
 
+ANONYMOUS = lambda completions, **_: [1.0 for _ in completions]  # noqa: E731
+
+
 def outside(completions: list[str], **_: Any) -> list[float]:
     return [1.0 for _ in completions]
 
@@ -97,7 +100,15 @@ def test_a_list_of_rewards_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "rewards", [["correct", ("correct", 2)], [outside, (outside, 2)], [3], [("format", True)], ["no such"]]
+    "rewards",
+    [
+        ["correct", ("correct", 2)],
+        [outside, (outside, 2)],
+        [ANONYMOUS, "format", (ANONYMOUS, 2)],
+        [3],
+        [("format", True)],
+        ["no such"],
+    ],
 )
 def test_rewards_that_are_none_are_refused(rewards: Any) -> None:
     with pytest.raises(SettingsError, match=r"^rewards: "):
