@@ -29,7 +29,6 @@ from slimrl.rewards.custom import digest_of_code, importable_name
 from slimrl.runs.reader import read_settings
 from tests.conftest import ROOT
 
-
 ANONYMOUS = lambda completions, **_: [1.0 for _ in completions]  # noqa: E731
 
 

@@ -31,7 +31,7 @@ from tests.report.runs import token_bytes, write_run
 from tests.report.test_report import SPITE, Element, Page, check_inert
 from tests.test_payloads import PAYLOADS, hidden
 
-OWN = {"input", "label", "script", "circle"}
+OWN = {"input", "label", "script", "circle", "fieldset", "legend"}
 """Elements that a study's page has none of."""
 
 
@@ -393,7 +393,16 @@ def test_every_control_has_its_label_and_its_rules(tmp_path: Path) -> None:
     assert found.targets == [name for name in found.ids if name.startswith("q-")]
     assert len(found.targets) == len(QUANTITIES) + 1
     for quantity in QUANTITIES:
-        assert f"#q-{quantity.key}:checked ~ .view .only-{quantity.key}" in html
+        assert f"#inspector:has(#q-{quantity.key}:checked) .view .only-{quantity.key}" in html
+
+
+def test_controls_stand_in_groups_with_a_legend(tmp_path: Path) -> None:
+    """A screen reader says what a control belongs to; the picker's two come by the script, each in a label of its own."""
+    html = run_html(read_run(write_run(tmp_path / "run")))
+    groups = re.findall(r"<fieldset[^>]*>\s*<legend>([^<]+)</legend>(.*?)</fieldset>", html, re.DOTALL)
+    assert [legend for legend, _ in groups] == ["Colour of the tokens", "Step and problem that are shown"]
+    assert groups[0][1].count('type="radio"') == html.count('type="radio"') == len(QUANTITIES) + 1
+    assert 'document.createElement("label")' in SCRIPT.read_text()
 
 
 def test_ticks_by_hand() -> None:
