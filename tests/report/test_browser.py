@@ -88,12 +88,12 @@ addEventListener("load", () => {
   const first = tokens[0], picker = document.getElementById("picker");
   first.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
   const readout = first.closest("figure").querySelector(".readout").textContent;
-  const plain = getComputedStyle(tokens.find((t) => t.matches(".e5"))).backgroundColor;
+  const colours = () => tokens.map((t) => getComputedStyle(t).backgroundColor).join();
+  const before = colours();
   document.querySelector("#q-e").click();
-  const coloured = getComputedStyle(tokens.find((t) => t.matches(".e5"))).backgroundColor;
   parent.postMessage(JSON.stringify([
     document.title, wide, !picker.hidden, tokens.length, readout, innerWidth, matchMedia("(prefers-color-scheme: dark)").matches,
-    plain != coloured,
+    before != colours(),
   ]), "*");
 });
 </script>"""
