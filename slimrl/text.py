@@ -10,7 +10,11 @@ UNKNOWN = "–"
 
 def visible(text: str) -> str:
     """The text with characters of the kinds HIDDEN as escapes; line breaks and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
+    return "\n".join(line if line.isprintable() else _without_hidden(line) for line in text.split("\n"))
+
+
+def _without_hidden(text: str) -> str:
+    return "".join(c if c == "\t" or unicodedata.category(c) not in HIDDEN else _escape(ord(c)) for c in text)
 
 
 def _escape(code: int) -> str:

@@ -81,6 +81,44 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken(page, page.read_text(encoding="utf-8")) == set()
 
 
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`((?:slimrl|python3?|bash|sbatch|pip) [^`]+)`")
+IN_THE_CLONE = re.compile(
+    r"(?<![\w$/-])(?:\.\./)?(?:recipes|studies|benchmarks|tests|docs)/\S|-c constraints\.txt|pip install .*'?\.(?=\[|'|\s|$)"
+)
+
+
+def needs_the_clone(text: str) -> list[str]:
+    """Commands of a page that name a file of the repository, which a wheel does not bring."""
+    lines = [
+        line.partition(" #")[0]
+        for kind, block in FENCED.findall(text)
+        if kind in ("", "bash")
+        for line in block.splitlines()
+    ]
+    return [command for command in (*lines, *SPAN.findall(FENCED.sub("", text))) if IN_THE_CLONE.search(command)]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md")], ids=relative
+)
+def test_commands_work_without_a_clone_or_say_that_they_need_one(page: Path) -> None:
+    """Recipes and studies go by their @name; what is in the repository alone stands on a page that says so."""
+    text = page.read_text(encoding="utf-8")
+    found = needs_the_clone(text)
+    assert [command for command in found if command.startswith("slimrl ")] == []
+    assert not found or "clone" in text, found
+
+
+def test_a_command_that_needs_the_clone_is_found() -> None:
+    page = "```\nslimrl train recipes/gsm8k.yaml\nslimrl train @gsm8k mine/mine.yaml\n```\n`python benchmarks/step.py` and `pip install '.[dev]'`"
+    assert needs_the_clone(page) == [
+        "slimrl train recipes/gsm8k.yaml",
+        "python benchmarks/step.py",
+        "pip install '.[dev]'",
+    ]
+
+
 @pytest.mark.parametrize(
     "link",
     ["[x](nothing.md)", "[x](data.md#nothing)", "[x](#nothing)", "[x](../docs)", "[a](data.md) [x](../slimrl/none.py)"],

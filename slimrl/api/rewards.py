@@ -11,7 +11,7 @@ from slimrl.api.settings import plain
 from slimrl.config.mistakes import nearest
 from slimrl.config.rewards import PROGRAM, PUNISHMENTS, RewardsConfig, Weight, long_form
 from slimrl.errors import SettingsError
-from slimrl.rewards.custom import importable_name
+from slimrl.rewards.custom import importable_name, is_as_in_its_file
 
 Function = Callable[..., Any]
 Reward = str | Function
@@ -30,6 +30,17 @@ class Given:
     """By their name in rewards.custom."""
     whole: bool = False
     """A list, beside which nothing else is paid."""
+    changed: tuple[str, ...] = ()
+    """Names of functions in whose place a worker would load other code; they are among `functions`."""
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on each of the `changed`."""
+        return [
+            f"{name} is not the function that its file holds: it was replaced or wrapped in memory, or the file was edited after "
+            "it was imported; the function in memory is used, and not the file"
+            for name in self.changed
+        ]
 
     def over(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Settings of a recipe or a run, without the functions and judges that a list of rewards takes the place of."""
@@ -50,6 +61,7 @@ def read_rewards(rewards: Rewards | None) -> Given:
     built_in: dict[str, Any] = {name: 0.0 for name in known if name not in PUNISHMENTS}
     custom: dict[str, Any] = {}
     functions: dict[str, Function] = {}
+    changed: list[str] = []
     for entry in [rewards] if isinstance(rewards, str) or callable(rewards) else rewards:
         reward, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
         if isinstance(reward, str) and reward in known:
@@ -57,13 +69,17 @@ def read_rewards(rewards: Rewards | None) -> Given:
                 raise SettingsError(f"rewards: {reward} is given twice; remove one")
             built_in[reward] = _weight(reward, weight)
             continue
-        spec = _spec(reward, known) if isinstance(reward, str) else _name(reward, functions)
+        is_changed = not isinstance(reward, str) and bool(importable_name(reward)) and not is_as_in_its_file(reward)
+        spec = _spec(reward, known) if isinstance(reward, str) else _name(reward, functions, is_changed=is_changed)
+        spec = next((name for name, function in functions.items() if function is reward), spec)
         if spec in custom:
             raise SettingsError(f"rewards: {spec} is given twice; remove one")
         custom[spec] = long_form(plain(weight))
-        if callable(reward) and spec.startswith(f"{PROGRAM}:"):
+        if not isinstance(reward, str) and spec.startswith(f"{PROGRAM}:"):
             functions[spec] = reward
-    return Given(built_in | ({"custom": custom} if custom else {}), functions, whole=True)
+        if not isinstance(reward, str) and is_changed:
+            changed.append(f"{reward.__module__}.{reward.__qualname__}")
+    return Given(built_in | ({"custom": custom} if custom else {}), functions, whole=True, changed=(*changed,))
 
 
 def _weight(reward: str, weight: Any) -> float:
@@ -85,14 +101,14 @@ def _spec(reward: str, known: Mapping[str, Weight]) -> str:
     return reward
 
 
-def _name(function: Any, functions: Mapping[str, Function]) -> str:
-    """The name of a function in rewards.custom: one by which workers load it, else one of this program's."""
+def _name(function: Any, functions: Mapping[str, Function], *, is_changed: bool) -> str:
+    """Its name in rewards.custom: one by which workers load the function, unless it `is_changed`, else one of this program."""
     if not callable(function):
         raise SettingsError(
             f"rewards: {type(function).__name__} is neither a name nor a function; a pair of a function and its weight is a "
             "tuple in the list, [(function, 0.5)]"
         )
-    if spec := importable_name(function):
+    if not is_changed and (spec := importable_name(function)):
         return spec
     while isinstance(function, functools.partial):
         function = function.func

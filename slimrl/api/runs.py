@@ -127,11 +127,13 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         screen = open_screen(config, quiet=quiet)
-        sinks: tuple[Sink, ...] = (RunPage(), *open_trackers(config.log, screen.say, screen.note, stop))
+        for note in request.rewards.notes:
+            screen.note(note)
         try:
             from slimrl.parallel.team import team  # here, since torch takes seconds to import
 
-            with team(config, stop):
+            with RunPage(stop.since_signal) as page, team(config, stop):
+                sinks: tuple[Sink, ...] = (page, *open_trackers(config.log, screen.say, screen.note, stop))
                 _work(config, screen, sinks, stop, force=force)
         except DataError as error:
             sentence = rows.as_given(str(error), order.folder)

@@ -83,7 +83,12 @@ def study(
     """
     from slimrl.study.declaration import check_study
 
-    given = read_rewards(rewards).settings
+    found = read_rewards(rewards)
+    for note in found.notes:
+        raise SettingsError(
+            f"rewards: {note.partition(';')[0]}; the runs of a study are processes that load the file: restart the program"
+        )
+    given = found.settings
     chosen = from_keywords(settings)
     expanded = _expanded(plan, name, seeds, merge({"rewards": given}, chosen) if given else chosen)
     for spec in (spec for arm in expanded.arms for spec in arm.config.rewards.of_the_program):

@@ -91,6 +91,8 @@ def _evaluation(
         more = merge({name: values for name, values in given.items() if values}, settings)
         config = _limited(measuring_settings(model, more, task), limit)
         screen = open_screen(config, quiet=quiet)
+        for note in rewards.notes:
+            screen.note(note)
         found = evaluation_of(model, config, screen, whole=limit or ALL if whole else 0)
         screen.evaluation(found)
         return found

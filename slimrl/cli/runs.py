@@ -77,13 +77,13 @@ def _run(
         from slimrl.trackers.remote import open_trackers
 
         summary: TrainSummary | SftSummary
-        with stopping(display), team(config, stop) as ranks:
+        with stopping(display), RunPage(stop.since_signal) as page, team(config, stop) as ranks:
             if not ranks.leads:
                 display.stop()
                 stop.defer()
                 follow(ranks, stop)
                 return
-            sinks: tuple[Sink, ...] = (RunPage(), *open_trackers(config.log, display.say, display.note, stop))
+            sinks: tuple[Sink, ...] = (page, *open_trackers(config.log, display.say, display.note, stop))
             if isinstance(config, TrainConfig):
                 from slimrl.train import train as run_training
 

@@ -53,6 +53,10 @@ class Stop:
         """True once a signal has come, after which the process may soon be killed."""
         return self._heard is not None
 
+    def since_signal(self) -> float:
+        """Seconds since the first signal; 0 before one."""
+        return 0.0 if self._heard is None else time.monotonic() - self._heard
+
     def after(self, seconds: float) -> None:
         """Stop `seconds` after this object was made; 0: never."""
         self._end = self._started + seconds if seconds else float("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ LONGEST = 1_200
 """Tokens of a completion that are shown."""
 LONGEST_PIECE = 200
 """Characters of a token that are shown; some are long runs of blanks."""
-FEWEST = 60
-"""Tokens of a completion that are shown where many long ones share the page."""
 
 
 @dataclass(frozen=True)
@@ -93,43 +92,79 @@ Rows = Mapping[int, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Picked:
-    """The part of a step that is shown: groups, each with the number of its completions and those that are shown."""
+    """The part of a step that may be shown."""
 
     number: int
     groups: tuple[tuple[int, Rows], ...]
+    """Each with the number of all its completions, and those that may be shown."""
+    lines: tuple[int, ...]
+    """Of the completions, in the order in which they are shown where there is room."""
     tokens: Mapping[int, TokenRow]
-    """Of the completions that are shown, by line."""
+    """Of the completions, by line."""
 
 
-def inspect(run: RunRecord, most_tokens: int = MOST_TOKENS) -> Inspected:
-    """Choose steps, groups and completions that together have at most about `most_tokens` tokens, and draw them.
+@dataclass(frozen=True)
+class Stored:
+    """All that the inspector reads of a run."""
+
+    run: RunRecord
+    steps: tuple[Picked, ...]
+    stored: int
+    """Steps whose completions are stored."""
+
+
+def read_stored(run: RunRecord) -> Stored:
+    """Read a choice of steps, groups and completions that together have at most about MOST_TOKENS tokens.
 
     One step is read at a time, and what is not shown of it is forgotten.
     """
     files = {number: file for file in sorted((run.path / "rollouts").glob("step-*.jsonl")) if (number := _number(file))}
     chosen = chosen_steps(run, [*files])
-    room = most_tokens // max(1, len(chosen))
-    steps = [_read(run, number, files[number], room) for number in chosen]
-    steps = [step for step in steps if step.groups]
+    steps = [_read(run, number, files[number], MOST_TOKENS // len(chosen)) for number in chosen]
+    return Stored(run, tuple(step for step in steps if step.groups), len(files))
+
+
+def inspect(stored: Stored, most_tokens: int = MOST_TOKENS) -> Inspected:
+    """Draw those completions that together have at most about `most_tokens` tokens, two of a step at least."""
+    room = most_tokens // max(1, len(stored.steps))
+    steps = [_within(step, room) for step in stored.steps]
     drawn = [row for step in steps for row in step.tokens.values()]
     quantities = shown(drawn) if drawn else ()
     made = []
     for step in steps:
-        count = sum(len(rows) for _, rows in step.groups)
-        limit = max(FEWEST, min(LONGEST, room // max(1, count)))
+        limit = max(1, min(LONGEST, room // len(step.lines)))
         groups = tuple(_group(step, total, rows, quantities, limit) for total, rows in step.groups)
-        made.append(Step(step.number, _heading(run, step.number), groups))
-    return Inspected(tuple(made), len(files), quantities)
+        made.append(Step(step.number, _heading(stored.run, step.number), groups))
+    return Inspected(tuple(made), stored.stored, quantities)
 
 
 def _read(run: RunRecord, number: int, file: Path, room: int) -> Picked:
     rows, tokens = read_lines(file), read_tokens(run.path, number)
     tokens = {line: row for line, row in tokens.items() if len(row.pieces) == _count(rows.get(line, {}).get("tokens"))}
-    picked = {*_pick(rows, tokens, room)}
     groups = sorted(_by_problem(rows), key=lambda lines: _are_equal(rows, lines))
-    kept = ((len(lines), {line: rows[line] for line in lines if line in picked}) for lines in groups)
-    shown_tokens = {line: row for line, row in tokens.items() if line in picked}
-    return Picked(number, tuple((total, rows) for total, rows in kept if rows), shown_tokens)
+    whole = Picked(number, tuple((len(lines), {line: rows[line] for line in lines}) for lines in groups), (), tokens)
+    return _only(whole, _pick(rows, tokens, room))
+
+
+def _within(step: Picked, room: int) -> Picked:
+    """The first completions of a step whose tokens fit `room`, two at least."""
+    rows = {line: row for _, found in step.groups for line, row in found.items()}
+    ends = accumulate(_size(rows[line]) for line in step.lines)
+    fitting = sum(end <= room for end in ends)
+    return _only(step, step.lines[: max(2, fitting)])
+
+
+def _only(step: Picked, lines: Sequence[int]) -> Picked:
+    """A step with no completions but those of these lines."""
+    picked = {*lines}
+    kept = ((total, {line: row for line, row in rows.items() if line in picked}) for total, rows in step.groups)
+    tokens = {line: row for line, row in step.tokens.items() if line in picked}
+    return Picked(step.number, tuple((total, rows) for total, rows in kept if rows), tuple(lines), tokens)
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    """Tokens of a completion that are shown where there is room."""
+    return min(LONGEST, _count(row.get("tokens")))
 
 
 def _number(file: Path) -> int:
@@ -164,7 +199,7 @@ def _pick(rows: Rows, tokens: Mapping[int, TokenRow], room: int) -> list[int]:
     for lines in groups[:MOST_GROUPS]:
         kept = 0
         for line in _best_and_worst(rows, lines)[:MOST_COMPLETIONS]:
-            size = min(LONGEST, _count(rows[line].get("tokens")))
+            size = _size(rows[line])
             if used + size > room and (kept >= 2 or len(picked) >= 2):
                 break
             picked.append(line)
@@ -248,13 +283,14 @@ def _completion(
     plain = Completion(_count(row.get("sample")), rewards, bool(row.get("correct")), facts, str(row.get("text", "")))
     if tokens is None or not quantities:
         return plain
-    columns = columns_of([quantity.key for quantity in quantities], tokens)
+    first = tokens.first(limit)
+    columns = columns_of([quantity.key for quantity in quantities], first)
     return replace(
         plain,
-        tokens=draw(tokens, quantities, limit),
-        numbers=table_rows(tokens, columns, limit),
+        tokens=draw(first, quantities),
+        numbers=table_rows(first, columns),
         columns=tuple(COLUMNS[key] for key in columns),
-        cut=max(0, len(tokens.pieces) - limit),
+        cut=len(tokens.pieces) - len(first.pieces),
     )
 
 
@@ -270,12 +306,12 @@ def _short(value: Any) -> str:
     return "unknown" if math.isnan(number := _float(value)) else f"{number:.3g}"
 
 
-def draw(tokens: TokenRow, quantities: Sequence[Quantity], limit: int) -> Markup:
+def draw(tokens: TokenRow, quantities: Sequence[Quantity]) -> Markup:
     """One element per token, whose classes are its colours by quantity; cX marks a token on which the clip acts."""
     classes = [quantity.classes(values_of(quantity, tokens)) for quantity in quantities]
     clipped = is_clipped(tokens)
     parts = []
-    for i, piece in enumerate(tokens.pieces[:limit]):
+    for i, piece in enumerate(tokens.pieces):
         names = [found[i] for found in classes if found[i]] + (["cX"] if clipped[i] else [])
         mark = f' class="{" ".join(names)}"' if names else ""
         parts.append(f"<i{mark}>{_shown(piece)}</i>")
@@ -287,10 +323,10 @@ def _shown(piece: str) -> Markup:
     return escape(visible(piece[:LONGEST_PIECE]).replace("\n", "↵\n") if piece else "∅")
 
 
-def table_rows(tokens: TokenRow, columns: Mapping[str, Sequence[str]], limit: int) -> Markup:
+def table_rows(tokens: TokenRow, columns: Mapping[str, Sequence[str]]) -> Markup:
     """The rows of a table: place, token, and a cell of each column. The ends of cells and rows, which HTML adds, are left out."""
     parts = []
-    for i, piece in enumerate(tokens.pieces[:limit]):
+    for i, piece in enumerate(tokens.pieces):
         cells = "".join(f"<td>{column[i]}" for column in columns.values())
         parts.append(
             f"<tr><td>{i + 1}<td>{escape(visible(repr(piece[:LONGEST_PIECE])[1:-1]).replace(' ', '␣'))}{cells}"

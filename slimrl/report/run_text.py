@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from slimrl.report import run_tables
-from slimrl.report.inspector import Inspected, inspect
+from slimrl.report.inspector import Inspected, inspect, read_stored
 from slimrl.report.record import RunRecord
 from slimrl.report.tables import Table
 from slimrl.text import one_line, visible
@@ -40,7 +40,7 @@ def run_text(run: RunRecord) -> str:
         parts.append(_wrapped(f"Problems of the test split: {len(won)} won, {len(lost)} lost, of {compared}."))
     if remarks:
         parts.append("\n".join(["Warnings and remarks", *remarks]))
-    parts += _completions(inspect(run))
+    parts += _completions(inspect(read_stored(run)))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -1,17 +1,18 @@
 """Reward functions of the user's own, loaded from a file or from an installed package."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
 from itertools import accumulate
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from slimrl.config.places import is_module
@@ -42,6 +43,7 @@ def importable_name(function: Callable[..., Any]) -> str:
 
     A module of its own file goes by that file, so that any process finds it, and one of a package or an installation by its
     name. What stands in the main script is not looked for, since running a script again would do all of its work again.
+    A function may still differ from what its file holds: see `is_as_in_its_file`.
     """
     name, place = getattr(function, "__qualname__", ""), getattr(function, "__module__", None) or ""
     module = sys.modules.get(place)
@@ -53,6 +55,62 @@ def importable_name(function: Callable[..., Any]) -> str:
     path = Path(found.origin) if found.has_location and found.origin else None
     installed = path is None or {"site-packages", "dist-packages"} & {*path.parts} or path.is_relative_to(STANDARD)
     return f"{place}:{name}" if installed or "." in place or path is None or path.suffix != ".py" else f"{path}:{name}"
+
+
+def is_as_in_its_file(function: Callable[..., Any]) -> bool:
+    """False for a function with an `importable_name` in whose place a worker would load other code.
+
+    It was replaced or wrapped in memory, or its file was edited since it was imported. Nothing is run to find that out. A
+    function without Python code is taken for what its file holds. Defaults, and variables of the module, are not compared.
+    """
+    name, place = function.__qualname__, function.__module__
+    found = _spec(place)
+    read_code = getattr(found and found.loader, "get_code", None)
+    layers = [*_layers(function)]
+    if read_code is None or not isinstance(layers[-1], FunctionType):
+        return True
+    try:
+        module = read_code(place)
+        source = found.loader.get_source(place)  # type: ignore[union-attr]  # a loader of code has its source too
+    except (OSError, SyntaxError, ImportError, ValueError):
+        return False  # no worker could load it
+    if module is None or source is None:
+        return True
+    own = layers[-1].__code__
+    known = (code for code in _codes(module) if code.co_name == own.co_name)
+    return any(_instructions(code) == _instructions(own) for code in known) and _wraps_itself(source, name, layers[:-1])
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """A function and those that it wraps, by functools.wraps, from the outermost on."""
+    seen: list[Any] = []
+    while not any(function is other for other in seen):
+        yield function
+        seen.append(function)
+        function = getattr(function, "__wrapped__", function)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and all those in it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _wraps_itself(source: str, name: str, wrappers: Sequence[Any]) -> bool:
+    """True if a module can have put these wrappers around its function: it has as many decorators for it, or assignments to its
+    name, and none of the wrappers stands in the main script or in no file.
+    """
+    made = 0
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
+            made += len(node.decorator_list)
+        elif isinstance(node, ast.Assign):
+            made += sum(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+    script = getattr(sys.modules.get(PROGRAM), "__file__", None)
+    files = [wrapper.__code__.co_filename for wrapper in wrappers if isinstance(wrapper, FunctionType)]
+    return len(wrappers) <= made and not any(file == script or file.startswith("<") for file in files)
 
 
 def rewards_digest(config: RewardsConfig) -> str:

@@ -43,6 +43,10 @@ class TokenRow:
     numbers: Mapping[str, NDArray[np.float32]]
     """By a name of NUMBERS, NaN where unknown; one that no token of the step has is absent."""
 
+    def first(self, n: int) -> TokenRow:
+        """The first `n` tokens."""
+        return TokenRow(self.pieces[:n], {name: values[:n] for name, values in self.numbers.items()})
+
 
 def token_file(
     collected: Collected, traced: Traced | None, most: int, pieces: Callable[[Sequence[int]], list[str]]

@@ -18,6 +18,7 @@ from slimrl.config.base import Count, CountOrZero, Positive, Section
 from slimrl.config.files import build, merge, parse_override, read_yaml
 from slimrl.config.mistakes import nearest
 from slimrl.config.places import anchored
+from slimrl.config.recipes import named
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.preflight.effects import Remark, remarks
@@ -189,7 +190,7 @@ def read_studies(files: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[
         if not isinstance(own, list) or not all(isinstance(entry, str) for entry in own):
             raise SettingsError(f"{file}: base is a list of settings files")
         folder = Path(file).parent
-        base += [str(folder / entry) for entry in own]
+        base += [str(folder / named(str(entry), "recipes")) for entry in own]
         if isinstance(read.get("settings"), dict):
             read["settings"] = anchored(read["settings"], folder)
         for line in read["arms"].values() if isinstance(read.get("arms"), dict) else ():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 import slimrl
 from slimrl.runs.reader import read_status
+from slimrl.text import counted
 from tests.api.conftest import OVERRIDES, SMALL
 
 ROWS = [{"question": f"How many is {a} plus {b}?", "answer": a + b} for a in range(2, 7) for b in range(2, 7)]
@@ -96,6 +98,48 @@ def test_an_interrupted_run_goes_on_with_the_function_and_not_without(tmp_path: 
     resumed = slimrl.train(resume=tmp_path / "cut", rewards=[odd], quiet=True)
     assert resumed.summary["weights"] == whole.summary["weights"]
     assert slimrl.train(rewards=[odd], name="cut", resume=True, **settings).summary == resumed.summary, "it is finished"
+
+
+class Slow:
+    """A tracker that is told of its end."""
+
+    name = "slow"
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: name == "close" and self.told.append("tracker")
+
+
+@pytest.mark.parametrize("state", ["preempted", "failed"])
+def test_the_last_page_is_made_after_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    """Checkpoint, trackers, state of the run, page: a grace period is not spent on what matters least."""
+    told: list[str] = []
+
+    def page(path: Path) -> Path:
+        kept = len([*path.glob("checkpoints/step-*")])
+        told.append(f"page of a {read_status(path)} run with {counted(kept, 'checkpoint')}")
+        return path / "report.html"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    def paid(completions: list[str], trainer_state: Any, **_: Any) -> list[float]:
+        if trainer_state.global_step == 1:
+            if state == "failed":
+                monkeypatch.setattr(import_module("slimrl.train"), "record_step", fail)
+            else:
+                signal.raise_signal(signal.SIGTERM)
+        return [float(len(text)) for text in completions]
+
+    monkeypatch.setattr("slimrl.report.run.write_run_page", page)
+    monkeypatch.setattr("slimrl.api.runs.open_trackers", lambda *_: (Slow(told),))
+    settings = SMALL | {"output": tmp_path, "name": "cut", "steps": 3}
+    with pytest.raises(slimrl.StoppedError if state == "preempted" else RuntimeError):
+        slimrl.train(rewards=[paid], **settings)
+    kept = "1 checkpoint" if state == "preempted" else "0 checkpoints"
+    assert told == ["page of a running run with 0 checkpoints", "tracker", f"page of a {state} run with {kept}"]
 
 
 def test_another_function_does_not_go_on_with_a_run_by_accident(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import operator
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.rewards.custom import digest_of_code, importable_name
 from slimrl.runs.reader import read_settings
 from tests.conftest import ROOT
+
+ANONYMOUS = lambda completions, **_: [1.0 for _ in completions]  # noqa: E731
 
 
 def outside(completions: list[str], **_: Any) -> list[float]:
@@ -96,7 +99,15 @@ def test_a_list_of_rewards_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "rewards", [["correct", ("correct", 2)], [outside, (outside, 2)], [3], [("format", True)], ["no such"]]
+    "rewards",
+    [
+        ["correct", ("correct", 2)],
+        [outside, (outside, 2)],
+        [ANONYMOUS, "format", (ANONYMOUS, 2)],
+        [3],
+        [("format", True)],
+        ["no such"],
+    ],
 )
 def test_rewards_that_are_none_are_refused(rewards: Any) -> None:
     with pytest.raises(SettingsError, match=r"^rewards: "):
@@ -125,6 +136,97 @@ def test_a_worker_finds_what_a_file_or_a_module_holds(tmp_path: Path, monkeypatc
     cell: dict[str, Any] = {"__name__": "__main__"}
     exec("def f(completions, **_): return []", cell)
     assert importable_name(cell["f"]) == ""
+
+
+OWN = """
+import functools
+
+def twice(function):
+    @functools.wraps(function)
+    def call(*args, **named):
+        return [2 * value for value in function(*args, **named)]
+    return call
+
+def f(completions, **_):
+    return [1.0 for _ in completions]
+
+@twice
+def decorated(completions, **_):
+    return [1.0 for _ in completions]
+
+def make(value):
+    def made(completions, **_):
+        return [value for _ in completions]
+    made.__name__ = made.__qualname__ = "g"
+    return made
+
+g = make(3.0)
+h = twice(f)
+h.__name__ = h.__qualname__ = "h"
+
+@functools.lru_cache
+def cached(completions):
+    return [1.0]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of the user's that the program has imported."""
+    (tmp_path / "of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield import_module("of_mine")
+    del sys.modules["of_mine"]
+
+
+def test_functions_as_their_file_has_them_go_to_workers(own: Any, tmp_path: Path) -> None:
+    for name in ("f", "decorated", "g", "h", "cached"):
+        given = read_rewards([getattr(own, name)])
+        assert ([*given.settings["custom"]], given.notes) == ([f"{tmp_path / 'of_mine.py'}:{name}"], []), name
+    (tmp_path / "of_mine.py").write_text("# a comment\n" + OWN.replace("[1.0 for _", "[1.0\n        for _"))
+    assert read_rewards([own.f]).changed == (), "it does the same"
+    assert read_rewards([json.dumps, outside]).changed == ()
+
+
+def wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        return function(*args, **named)
+
+    return call
+
+
+def other(completions: list[str], **_: Any) -> list[float]:
+    return [-1.0 for _ in completions]
+
+
+@pytest.mark.parametrize("change", ["wrapped", "wrapped again", "replaced", "code", "edited", "broken", "gone"])
+def test_a_function_that_differs_from_its_file_is_scored_in_this_process(own: Any, tmp_path: Path, change: str) -> None:
+    name = "decorated" if change == "wrapped again" else "f"
+    if change.startswith("wrapped"):
+        setattr(own, name, wrapped(getattr(own, name)))
+    elif change == "replaced":
+        own.f = other
+        other.__module__, other.__qualname__ = "of_mine", "f"
+    elif change == "code":
+        own.f.__code__ = other.__code__
+    elif change == "gone":
+        (tmp_path / "of_mine.py").unlink()
+    else:
+        (tmp_path / "of_mine.py").write_text(OWN.replace("1.0", "2.5") if change == "edited" else "def f(:")
+    function = getattr(own, name)
+    refused = (
+        "the runs of a study are processes" if change == "gone" else rf"rewards: of_mine\.{name} is not the function "
+    )
+    try:
+        given = read_rewards(["correct", function])
+        with pytest.raises(SettingsError, match=refused):
+            slimrl.study({"arms": {"a": "steps=1"}}, name="x", rewards=[function], output=tmp_path)
+    finally:
+        other.__module__, other.__qualname__ = __name__, "other"
+    assert [*given.functions.values()] == [function]
+    assert all(spec.startswith("__main__:") for spec in given.settings["custom"])
+    assert given.changed == (() if change == "gone" else (f"of_mine.{name}",))
 
 
 def test_the_digest_of_a_function_is_that_of_what_it_does() -> None:

@@ -46,7 +46,6 @@ def test_every_command_runs(slimrl, tiny_folder: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(setup, "load_task", without_the_hub)
     shutil.copytree(tiny_folder, tmp_path / "my-model")
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for name in ("base", "mine"):
         assert (
             slimrl("train", f"model.path={tiny_folder}", f"name={name}", *SMALL, "log.rollouts=false", "--quiet").code
@@ -86,7 +85,7 @@ def test_every_command_runs(slimrl, tiny_folder: Path, tmp_path: Path, monkeypat
 def test_recipes_are_protocols(recipe: Path) -> None:
     """Each is on the page with its sizes, and takes a run's answer form where it names none."""
     (config,) = task_settings("./my-model", [], [str(recipe)], None).values()
-    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `recipes/eval/{recipe.name}`")]
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `@eval/{recipe.stem}`")]
     _, _, problems, samples, tokens, _ = (cell.strip() for cell in row.split("|"))
     assert (f"{config.evaluation.problems:,}", f"{config.rollout.max_new_tokens:,}") == (problems, tokens)
     assert samples == f"{config.evaluation.samples}, and greedily"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import webbrowser
 from pathlib import Path
 
 import pytest
 
+from slimrl.runs.reader import read_status
 from tests.report.runs import write_run
 
 
@@ -61,6 +63,23 @@ def test_a_file_that_no_run_writes_is_said(slimrl, tmp_path: Path) -> None:
     shown = slimrl("show", run)
     assert shown.code == 3
     assert "a file in it holds what no run writes (TypeError" in shown.err
+
+
+def test_a_command_that_is_stopped_makes_its_last_page_when_all_else_is_stored(
+    slimrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int]] = []
+
+    def page(path: Path) -> Path:
+        told.append((read_status(path), len([*path.glob("checkpoints/step-*")])))
+        return path / "report.html"
+
+    monkeypatch.setattr("slimrl.report.run.write_run_page", page)
+    monkeypatch.setattr("slimrl.display.run.Display.updating", lambda *_: signal.raise_signal(signal.SIGTERM))
+    small = ["rollout.problems=2", "rollout.group_size=2", "evaluation.problems=1", "evaluation.harder_problems=0"]
+    stopped = slimrl("train", *small, "name=a", "--quiet")
+    assert stopped.code == 75, stopped.err
+    assert told == [("running", 0), ("preempted", 1)]
 
 
 def test_a_study_has_a_page_of_its_own(slimrl, tmp_path: Path) -> None:

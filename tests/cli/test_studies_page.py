@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
+from slimrl.config import recipes
 from slimrl.config.files import parse_override
 from slimrl.config.mistakes import known_keys
 from slimrl.config.schema import TrainConfig
@@ -25,14 +25,12 @@ PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.partition(" #")[0].strip() for kind, text in BLOCKS if not kind for line in text.splitlines()]
 (FILE,) = (text for kind, text in BLOCKS if kind == "yaml")
-ELSEWHERE = {"studies/on/qwen2.5-0.5b-gsm8k.yaml": "a model and a data set of the Hub, on a GPU"}
+ELSEWHERE = {"@on/qwen2.5-0.5b-gsm8k": "a model and a data set of the Hub, on a GPU"}
 
 
 @pytest.fixture
 def at_hand(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Studies and recipes in the working directory, and a file that makes any study tiny."""
-    for folder in ("studies", "recipes"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("results"))
+    """A file that makes any study tiny, and runs that are copies of one."""
     (tmp_path / "tiny.yaml").write_text(
         f"seeds: 1\nsettings:\n  model: {{path: {tiny_folder}}}\n  steps: 2\n"
         "  rollout: {problems: 8, group_size: 2, max_new_tokens: 12}\n"
@@ -49,14 +47,14 @@ def test_every_command_runs(slimrl, at_hand: str) -> None:
     run_before = False
     for command in COMMANDS:
         verb, *arguments = shlex.split(command)[2:]
-        files = [argument for argument in arguments if argument.endswith(".yaml")]
+        files = [argument for argument in arguments if argument.startswith("@")]
         if any(file in ELSEWHERE for file in files):
-            assert load_study(files).arms
+            assert load_study([recipes.named(file, "studies") for file in files]).arms
             continue
-        name = [] if "--name" in arguments or len(files) > 1 else ["--name", Path(files[0]).stem]
+        name = [] if "--name" in arguments or len(files) > 1 else ["--name", files[0].removeprefix("@")]
         tokens = ["--seeds", "1"] if "--seeds" in arguments else []
         more = [at_hand, *name, *tokens, *(["--slots", "2"] if verb != "report" else [])]
-        if "studies/on/equal-tokens.yaml" in files:  # 40,000 tokens are of a real model
+        if "@on/equal-tokens" in files:  # 40,000 tokens are of a real model
             Path("few-tokens.yaml").write_text("settings: {steps: 2}\nbudget: {tokens: 60}\n")
             more.append("few-tokens.yaml")
         result = slimrl("study", verb, *arguments, *more)
@@ -73,12 +71,12 @@ def test_every_command_runs(slimrl, at_hand: str) -> None:
 
 
 def test_the_file_of_the_page_is_a_study_that_runs(slimrl, at_hand: str) -> None:
-    Path("studies/mine.yaml").write_text(FILE)
-    (study,) = (load_study(["studies/mine.yaml"]).study,)
+    Path("mine.yaml").write_text(FILE)
+    (study,) = (load_study(["mine.yaml"]).study,)
     assert (study.question, study.seeds, study.primary, study.margin) == (
         "Does the KL penalty help?", 5, "test/sampled", 0.02,
     )  # fmt: skip
-    result = slimrl("study", "run", "studies/mine.yaml", at_hand, "--name", "mine", "--slots", "2", "--json")
+    result = slimrl("study", "run", "mine.yaml", at_hand, "--name", "mine", "--slots", "2", "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert [arm["name"] for arm in found["arms"]] == ["base", "no_kl", "final", "base_again"]

@@ -88,9 +88,12 @@ addEventListener("load", () => {
   const first = tokens[0], picker = document.getElementById("picker");
   first.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
   const readout = first.closest("figure").querySelector(".readout").textContent;
+  const colours = () => tokens.map((t) => getComputedStyle(t).backgroundColor).join();
+  const before = colours();
   document.querySelector("#q-e").click();
   parent.postMessage(JSON.stringify([
     document.title, wide, !picker.hidden, tokens.length, readout, innerWidth, matchMedia("(prefers-color-scheme: dark)").matches,
+    before != colours(),
   ]), "*");
 });
 </script>"""
@@ -119,7 +122,7 @@ def test_a_hostile_run_is_shown_and_stays_within_the_window(
     ]
     document = chromium(page, profile, port, *options)
     assert document.count("<script") == 1
-    assert '<div id="picker">' in document, "our own script ran under the policy"
+    assert '<fieldset id="picker">' in document, "our own script ran under the policy"
     assert 'id="picker" hidden' in page.read_text(), "without scripts it is not there"
     text = page.read_text()
     probed = tmp_path / "probed.html"
@@ -128,13 +131,14 @@ def test_a_hostile_run_is_shown_and_stays_within_the_window(
     frame.write_text(FRAME.format(width=width))
     found = re.search("<title>(.*?)</title>", chromium(frame, profile, port, *options), re.DOTALL)
     assert found is not None
-    title, wide, picks, tokens, readout, seen, dark = json.loads(html.unescape(found[1]))
+    title, wide, picks, tokens, readout, seen, dark, recoloured = json.loads(html.unescape(found[1]))
     assert "Held-out accuracy rose by 50.0 points" in title
     assert (seen, dark) == (width, scheme == "dark")
     assert not wide, "no sideways scroll"
     assert picks
     assert tokens == 40, "one problem of one step"
     assert "sampler" in readout
+    assert recoloured, "a control acts on the tokens below it"
     assert from_pages(asked) == []
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slimrl.report import inspector
 from slimrl.report import run as run_page
 from slimrl.report.chart import chart, ticks
-from slimrl.report.inspector import MOST_STEPS, chosen_steps, inspect
+from slimrl.report.inspector import MOST_STEPS, chosen_steps, inspect, read_stored
 from slimrl.report.quantities import QUANTITIES, columns_of, number, shown
 from slimrl.report.record import read_run
 from slimrl.report.run import MOST_BYTES, SCRIPT, RunPage, run_html, write_run_page
@@ -30,7 +31,7 @@ from tests.report.runs import token_bytes, write_run
 from tests.report.test_report import SPITE, Element, Page, check_inert
 from tests.test_payloads import PAYLOADS, hidden
 
-OWN = {"input", "label", "script", "circle"}
+OWN = {"input", "label", "script", "circle", "fieldset", "legend"}
 """Elements that a study's page has none of."""
 
 
@@ -142,7 +143,7 @@ def test_a_run_on_its_way_is_compared_as_far_as_it_is_known(tmp_path: Path) -> N
 
 def test_every_token_has_its_element_and_its_row(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "mine", ["a", "b\n", "<c>"], length=25)
-    inspected = inspect(read_run(folder))
+    inspected = inspect(read_stored(read_run(folder)))
     assert len(inspected.steps) == 3
     for step in inspected.steps:
         for group in step.groups:
@@ -201,7 +202,7 @@ def test_groups_with_a_signal_and_the_best_and_the_worst_come_first(tmp_path: Pa
     for place, reward in enumerate([0.0] * 4 + [0.5, 1.0, 0.0, 0.5]):
         rows[place]["reward"] = reward
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (step,) = inspect(read_run(folder), most_tokens=60).steps
+    (step,) = inspect(read_stored(read_run(folder)), most_tokens=60).steps
     (group,) = step.groups
     assert [one.sample for one in group.completions] == [1, 2]
     assert group.note == "2 of 4 completions shown"
@@ -271,16 +272,16 @@ def test_odd_values_do_not_end_a_page(tmp_path: Path) -> None:
 def test_numbers_stay_with_their_completion_where_another_is_damaged(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "mine", steps=1, groups=1, size=4)
     file = folder / "rollouts" / "step-00000001.jsonl"
-    whole = inspect(read_run(folder)).steps[0].groups[0].completions
+    whole = inspect(read_stored(read_run(folder))).steps[0].groups[0].completions
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
-    (group,) = inspect(read_run(folder)).steps[0].groups
+    (group,) = inspect(read_stored(read_run(folder))).steps[0].groups
     assert [one.sample for one in group.completions] == [0, 2, 3]
     assert [one.tokens for one in group.completions] == [whole[i].tokens for i in (0, 2, 3)]
     assert "3 of 3" not in group.note
     longer = json.loads(lines[0]) | {"tokens": 99}
     file.write_text("\n".join([json.dumps(longer), *lines[1:]]) + "\n")
-    (group,) = inspect(read_run(folder)).steps[0].groups
+    (group,) = inspect(read_stored(read_run(folder))).steps[0].groups
     assert [bool(one.tokens) for one in group.completions] == [False, True, True, True], (
         "another completion stands there"
     )
@@ -289,6 +290,32 @@ def test_numbers_stay_with_their_completion_where_another_is_damaged(tmp_path: P
 def test_a_page_is_bounded_whatever_the_length_of_its_texts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["x" * 200_000], steps=12)
     assert len(run_html(read_run(folder)).encode()) <= MOST_BYTES
+
+
+def test_a_page_of_long_tokens_is_bounded_and_reads_each_step_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "run", ["é<" * 4000, "\u202e" * 300], steps=12, length=120)
+    read: list[str] = []
+    for reader in ("read_lines", "read_tokens"):
+        own = getattr(inspector, reader)
+        monkeypatch.setattr(inspector, reader, lambda *place, own=own: read.append(str(place[-1])) or own(*place))
+    sizes: list[int] = []
+    monkeypatch.setattr(run_page, "inspect", lambda stored, most: sizes.append(most) or inspect(stored, most))
+    assert len(run_html(read_run(folder)).encode()) <= MOST_BYTES
+    assert len(sizes) > 1, "less of it was drawn again"
+    assert len(read) == len({*read}) == 2 * 12
+
+
+def test_fewer_tokens_are_the_first_of_those_that_were_read(tmp_path: Path) -> None:
+    stored = read_stored(read_run(write_run(tmp_path / "mine", steps=2, groups=2, size=4, length=50)))
+    count = {
+        most: [len(group.completions) for step in inspect(stored, most).steps for group in step.groups]
+        for most in (800, 600, 400, 10)
+    }
+    assert count == {800: [4, 4, 4, 4], 600: [4, 2, 4, 2], 400: [4, 4], 10: [2, 2]}
+    (first, *_) = inspect(stored, 10).steps[0].groups[0].completions
+    assert (first.tokens.count("<i"), first.numbers.count("<tr>"), first.cut) == (2, 2, 48)
 
 
 # --- nothing from outside is markup ------------------------------------------------------------------------------------
@@ -366,7 +393,16 @@ def test_every_control_has_its_label_and_its_rules(tmp_path: Path) -> None:
     assert found.targets == [name for name in found.ids if name.startswith("q-")]
     assert len(found.targets) == len(QUANTITIES) + 1
     for quantity in QUANTITIES:
-        assert f"#q-{quantity.key}:checked ~ .view .only-{quantity.key}" in html
+        assert f"#inspector:has(#q-{quantity.key}:checked) .view .only-{quantity.key}" in html
+
+
+def test_controls_stand_in_groups_with_a_legend(tmp_path: Path) -> None:
+    """A screen reader says what a control belongs to; the picker's two come by the script, each in a label of its own."""
+    html = run_html(read_run(write_run(tmp_path / "run")))
+    groups = re.findall(r"<fieldset[^>]*>\s*<legend>([^<]+)</legend>(.*?)</fieldset>", html, re.DOTALL)
+    assert [legend for legend, _ in groups] == ["Colour of the tokens", "Step and problem that are shown"]
+    assert groups[0][1].count('type="radio"') == html.count('type="radio"') == len(QUANTITIES) + 1
+    assert 'document.createElement("label")' in SCRIPT.read_text()
 
 
 def test_ticks_by_hand() -> None:
@@ -409,6 +445,53 @@ def test_the_page_is_refreshed_seldom_and_at_the_end(tmp_path: Path, monkeypatch
     page.finish({})
     page.close()
     assert len(made) == 4
+
+
+@pytest.mark.parametrize(
+    ("took", "closing", "is_made"), [(1.0, 0.0, True), (1.0, 4.5, False), (6.0, 0.0, False), (0.0, 0.0, False)]
+)
+def test_after_a_signal_the_last_page_is_made_only_if_there_is_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, closing: float, is_made: bool
+) -> None:
+    """`took` are the seconds of the page before, 0 where there was none, and `closing` those of the checkpoint and the trackers."""
+    clock, signalled, made = [100.0], [0.0], []
+    monkeypatch.setattr(run_page.time, "monotonic", lambda: clock[0])
+
+    def write(path: Path) -> Path:
+        made.append(clock[0])
+        clock[0] += took
+        return path
+
+    monkeypatch.setattr(run_page, "write_run_page", write)
+    with RunPage(lambda: signalled[0] and clock[0] - signalled[0]) as page:
+        page.begin(tmp_path, {}, 0)
+        if took:
+            page.evaluation(0, {})
+        clock[0] += 1000.0
+        signalled[0] = clock[0]
+        clock[0] += 0.1
+        page.step(10, {})  # the step in which the signal came
+        page.evaluation(10, {})
+        assert made == ([100.0] if took else []), "no refresh: the checkpoint comes first"
+        page.close()
+        clock[0] += closing
+        assert made == ([100.0] if took else []), "other sinks come first"
+    assert len(made) == bool(took) + is_made
+
+
+def test_a_page_that_fails_does_not_hide_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> Path:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(run_page, "write_run_page", fail)
+
+    def end() -> None:
+        with RunPage() as page:
+            page.begin(tmp_path, {}, 0)
+            raise KeyError("the run")
+
+    with pytest.raises(KeyError, match="the run"):
+        end()
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
