@@ -302,11 +302,18 @@ def steps_taken(model: Path) -> int | None:
 
 
 def run_path(config: RootConfig, verb: str) -> Path:
-    """The folder of this run, which need not exist; raises SettingsError for a name that no folder can have."""
+    """The folder of this run, which need not exist, and does not where it has no name of its own.
+
+    Raises SettingsError for a name that no folder can have.
+    """
     if "\0" in config.output:
         raise SettingsError(f"output={config.output!r}: no folder can be named so; remove the NUL character")
     name = config.name or f"{config.task.name}-{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
-    return Path(config.output) / name
+    path, number = Path(config.output) / name, 1
+    while not config.name and path.exists():  # a program begins two short runs within a second
+        number += 1
+        path = path.with_name(f"{name}-{number}")
+    return path
 
 
 def new_run(config: RootConfig, verb: str) -> Path:
