@@ -63,6 +63,7 @@ ELSEWHERE = {
     r"(ruff|mypy|pytest)\b": "the checks themselves",
     r"hf download ": "needs a network",
     r"ollama ": "another program",
+    r"recipes=\$\(slimrl recipes |cp \$recipes/slurm\.sh ": "a substitution of the shell, for a cluster",
     r"sbatch ": "needs a cluster; tests/machine/test_signals.py runs the script",
     r"torchrun ": "starts processes on several GPUs; tests/parallel runs them on a CPU",
     r"slimrl train .*devices=8": "needs eight GPUs; tests/parallel has two processes",
@@ -161,7 +162,7 @@ def elsewhere(words: Sequence[str]) -> str:
 def check_elsewhere(words: Sequence[str], place: str) -> None:
     """Parse a command that cannot run here, as far as it is ours: options, settings, scripts, extras."""
     if words[0] == "sbatch":
-        assert (ROOT / words[1]).is_file(), place
+        assert (ROOT / "recipes" / Path(words[1]).name).is_file(), place  # which a reader has copied
         words = ["slimrl", "train", f"name={words[2]}", *words[3:]]
     elif words[0] == "torchrun":
         words = words[words.index("-m") + 1 :]
