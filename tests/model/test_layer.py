@@ -224,6 +224,8 @@ def test_separate_undoes_fuse(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_models_are_left_alone(family: str) -> None:
     """Of other families, or of widths that do not fill vectors."""
+    if lanes() < 16 and family in ("qwen3", "gemma3"):
+        pytest.skip("its widths fill the vectors of this processor")
     assert not is_fused(tiny_policy(family))
 
 

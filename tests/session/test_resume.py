@@ -255,6 +255,7 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
         "log.model",
         "devices",
         "device_deadline",
+        "optimizer.sharded",
     }
     assert {*MAY_CHANGE} == tried | untried
     assert LENGTH == ("steps", "max_tokens")
