@@ -15,7 +15,7 @@ import torch
 from slimrl.config.files import build
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
-from slimrl.model.layer import FusedLayer, fusible, separate
+from slimrl.model.layer import FusedLayer, separate
 from slimrl.model.policy import Policy
 from slimrl.preflight import activations, estimate, memory
 from slimrl.preflight.activations import activation_bytes
@@ -182,9 +182,8 @@ def test_activations_are_counted_a_token(monkeypatch: pytest.MonkeyPatch) -> Non
     assert again < 1.2 * whole  # of two layers one is computed again, and its gradients stand beside it
     gemma = tiny_policy("gemma3")
     modules = [*gemma.model.model.layers, gemma.model.model.norm]
-    if not isinstance(modules[0], FusedLayer) and not fusible(gemma.trunk):
-        modules = []
-    separate(modules)  # where its widths fill the vectors of this processor, fused layers keep less
+    if isinstance(modules[0], FusedLayer):  # its widths fill the vectors of this processor, and fused layers keep less
+        separate(modules)
     wider = activation_bytes(gemma, checkpointing=False)
     assert wider > whole  # four norms a layer, where Qwen2 has two
 
