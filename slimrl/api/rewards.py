@@ -20,6 +20,9 @@ Rewards = Reward | Sequence[Reward | tuple[Reward, float | Mapping[str, Any]]] |
 reward of one's own; or the section `rewards` as a mapping."""
 
 
+CHANGED = "is not the function that its file holds, since it was replaced or wrapped in memory or the file was edited after its import"
+
+
 @dataclass(frozen=True)
 class Given:
     """Rewards as settings, and the functions that only this process can call."""
@@ -36,11 +39,7 @@ class Given:
     @property
     def notes(self) -> list[str]:
         """A sentence on each of the `changed`."""
-        return [
-            f"{name} is not the function that its file holds: it was replaced or wrapped in memory, or the file was edited after "
-            "it was imported; the function in memory is used, and not the file"
-            for name in self.changed
-        ]
+        return [f"{name} {CHANGED}; the function in memory is used, and not the file" for name in self.changed]
 
     def over(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Settings of a recipe or a run, without the functions and judges that a list of rewards takes the place of."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimrl.api.finished import show_page
 from slimrl.api.guest import guest
-from slimrl.api.rewards import Rewards, read_rewards
+from slimrl.api.rewards import CHANGED, Rewards, read_rewards
 from slimrl.api.settings import Place, from_keywords, plain, recipe_file
 from slimrl.config.files import merge
 from slimrl.config.recipes import SIGN, named
@@ -84,9 +84,9 @@ def study(
     from slimrl.study.declaration import check_study
 
     found = read_rewards(rewards)
-    for note in found.notes:
+    if found.changed:
         raise SettingsError(
-            f"rewards: {note.partition(';')[0]}; the runs of a study are processes that load the file: restart the program"
+            f"rewards: {found.changed[0]} {CHANGED}; the runs of a study are processes that load the file: restart the program"
         )
     given = found.settings
     chosen = from_keywords(settings)

@@ -18,7 +18,7 @@ from slimrl.config.sections import OptimizerConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import drop_gradients, sum_in_place, wide_gradient
 from slimrl.kernels.optimizer import AdamW, adamw, can_update, gradient_norm
-from slimrl.learner.shards import Shards, merged
+from slimrl.learner.shards import Shards
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.terms import Schedule
 
@@ -50,6 +50,7 @@ class MasterAdamW:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerConfig, ranks: Ranks = ALONE) -> None:
         self.names, self.parameters = list(parameters), list(parameters.values())
+        self.by_name = {name: number for number, name in enumerate(self.names)}
         self.shards = Shards(self.parameters, ranks if settings.sharded else ALONE)
         self.undealt: Mapping[str, Tensor] | None = None
         """What the leader has restored and the other owners have not."""
@@ -226,7 +227,7 @@ class MasterAdamW:
 
         Of several owners the leader has them, whole and in host memory, and the others nothing.
         """
-        steps = merged(self.shards.ranks.exchange(self._steps()))
+        steps = {number: step for table in self.shards.ranks.exchange(self._steps()) for number, step in table.items()}
         found: dict[str, Tensor] = {}
         for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
             master = self.masters.get(number)
@@ -248,11 +249,10 @@ class MasterAdamW:
 
         The leader of several owners takes its own pieces, and `deal` gives the others theirs.
         """
-        numbers = {name: number for number, name in enumerate(self.names)}
         pieces = {}
         for key, tensor in tensors.items():
             name, _, kind = key.rpartition(":")
-            pieces[key] = tensor if kind == "step" else self.shards.part(numbers[name], tensor)
+            pieces[key] = tensor if kind == "step" else self.shards.part(self.by_name[name], tensor)
         self._take(pieces, scale)
         self.undealt = tensors if self.shards.divided else None
 
@@ -260,11 +260,11 @@ class MasterAdamW:
         """Give every owner its pieces of what the leader has restored; without it, pieces that were never updated are made from
         the weights.
         """
-        ranks, numbers = self.shards.ranks, {name: number for number, name in enumerate(self.names)}
+        ranks = self.shards.ranks
         ((names, scale), *_) = ranks.exchange((None if self.undealt is None else [*self.undealt], self.scale))
-        if names is None and not any(ranks.exchange(bool(self._steps()))):
-            self._begin_anew(scale)
         if names is None:
+            if not any(ranks.exchange(bool(self._steps()))):
+                self._begin_anew(scale)
             return
         pieces: dict[str, Tensor] = {}
         for key in names:
@@ -272,7 +272,7 @@ class MasterAdamW:
             whole = None if self.undealt is None else self.undealt[key]
             if kind == "step":
                 pieces[key] = torch.tensor(ranks.exchange(None if whole is None else float(whole))[0])
-            elif (piece := self.shards.deal(numbers[name], whole)) is not None:
+            elif (piece := self.shards.deal(self.by_name[name], whole)) is not None:
                 pieces[key] = piece
         self._take(pieces, scale)
         self.undealt = None

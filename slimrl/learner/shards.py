@@ -6,7 +6,7 @@ weights and the whole gradients, so the division changes no number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -100,11 +100,3 @@ class Shards:
         if cut >= self._begins[number] + self._sizes[number]:
             return self._sizes[number]
         return max(0, place)
-
-
-def merged(tables: Iterable[Mapping[int, float]]) -> dict[int, float]:
-    """One table of those of all ranks."""
-    found: dict[int, float] = {}
-    for table in tables:
-        found |= table
-    return found

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import PREEMPTED, Stop
 
-STOP = "slimrl/stop"
+STOP = "stop"
 PERIOD = 1.0
 """Seconds between two beats."""
 
@@ -35,7 +35,9 @@ def looking_out(ranks: Ranks, deadline: float, stop: Stop) -> Iterator[None]:
         return
     over = threading.Event()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False)
+    # torchrun keeps its store when it starts the processes again, and a stop of earlier ones is not for these
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"slimrl/{attempt}", TCPStore(host, port, is_master=False))
     watch = threading.Thread(target=_look, args=(store, ranks, deadline, stop, over), daemon=True)
     watch.start()
     try:
@@ -44,14 +46,14 @@ def looking_out(ranks: Ranks, deadline: float, stop: Stop) -> Iterator[None]:
         over.set()
 
 
-def _look(store: TCPStore, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
-    others = {rank: f"slimrl/beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
+def _look(store: Store, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
+    others = {rank: f"beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
     seen = dict.fromkeys(others, ("", time.monotonic()))
     beat = 0
     with contextlib.suppress(RuntimeError):  # the store has ended with the run
         while not over.wait(PERIOD):
             beat += 1
-            store.set(f"slimrl/beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")
+            store.set(f"beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")
             _spread_stop(store, stop)
             for rank, key in others.items():
                 found = store.get(key).decode() if store.check([key]) else ""
@@ -62,7 +64,7 @@ def _look(store: TCPStore, ranks: Ranks, deadline: float, stop: Stop, over: thre
                     seen[rank] = (found, float("inf"))
 
 
-def _spread_stop(store: TCPStore, stop: Stop) -> None:
+def _spread_stop(store: Store, stop: Stop) -> None:
     if stop.asked is not None:
         store.set(STOP, f"{stop.asked.exit_code} {stop.asked.cause}")
     elif store.check([STOP]):

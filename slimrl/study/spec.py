@@ -190,7 +190,7 @@ def read_studies(files: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[
         if not isinstance(own, list) or not all(isinstance(entry, str) for entry in own):
             raise SettingsError(f"{file}: base is a list of settings files")
         folder = Path(file).parent
-        base += [str(folder / named(str(entry), "recipes")) for entry in own]
+        base += [str(folder / named(entry, "recipes")) for entry in own]
         if isinstance(read.get("settings"), dict):
             read["settings"] = anchored(read["settings"], folder)
         for line in read["arms"].values() if isinstance(read.get("arms"), dict) else ():
