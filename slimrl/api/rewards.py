@@ -20,7 +20,9 @@ Rewards = Reward | Sequence[Reward | tuple[Reward, float | Mapping[str, Any]]] |
 reward of one's own; or the section `rewards` as a mapping."""
 
 
-CHANGED = "is not the function that its file holds, since it was replaced or wrapped in memory or the file was edited after its import"
+CHANGED = (
+    "is not the function of its file: it was replaced or wrapped in memory, or the file was edited after its import"
+)
 
 
 @dataclass(frozen=True)
