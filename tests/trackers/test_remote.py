@@ -157,12 +157,13 @@ def test_trackers_are_asked_to_close_before_the_first_is_waited_for(tmp_path: Pa
 def test_a_run_that_is_stopped_while_its_tracker_begins_keeps_its_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "CLOSE_SECONDS", 0.5)
-    first = tracker(partial(make, Stuck))
-    first.begin(tmp_path, {}, 0)
-    stored = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
-    with pytest.raises(TrackerError, match="last numbers"):
-        first.close()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(remote, "CLOSE_SECONDS", 0.5)
+        first = tracker(partial(make, Stuck))
+        first.begin(tmp_path, {}, 0)
+        stored = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+        with pytest.raises(TrackerError, match="last numbers"):
+            first.close()
     second = tracker(partial(make, Writer))
     second.begin(tmp_path, {}, 1)
     second.close()
