@@ -50,6 +50,8 @@ class GradedCompletion:
     """Tokens up to the end of the thinking; all of `tokens` where it does not end, 0 where there is none."""
     vote: int | None = None
     """The sample of the problem that was the first with an equal answer; None without an answer in the form."""
+    uncompared: bool = False
+    """The answer was not compared with all others that it may equal, since a symbolic checker is asked about few pairs."""
     independent: bool | None = None
     """The verdict of the independent checker (`slimrl/tasks/independent.py`); None where it has none."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
@@ -100,8 +102,16 @@ class SplitEvaluation:
         return {problem: tally(votes) for problem, votes in answers.items()}
 
     def measures(self) -> dict[str, Any]:
-        """The summary, and `pass@k` and `maj@k` of the sampled completions (`slimrl/measures.py`)."""
-        return {**self.summary(), **at_k(self.tallies().values())}
+        """The summary, and `pass@k` and `maj@k` of the sampled completions (`slimrl/measures.py`), and `uncompared` where it is
+        not 0.
+        """
+        uncompared = {"uncompared": self.uncompared} if self.uncompared else {}
+        return {**self.summary(), **at_k(self.tallies().values()), **uncompared}
+
+    @property
+    def uncompared(self) -> int:
+        """Problems some of whose answers were not compared with all others (`slimrl/tasks/votes.py`), for maj@k."""
+        return len({row.id for row in self.rows if row.mode == "sampled" and row.uncompared})
 
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from slimrl.api.measuring import bounds_of_run
 from slimrl.api.stored import read_outputs
-from slimrl.display.measures import split_name
+from slimrl.display.measures import split_name, uncompared_note
 from slimrl.errors import DataError
 from slimrl.measures import UNBOUNDED, Estimate, Paired, Tally, paired, paired_scores
 from slimrl.results import MODES, Mode, SplitEvaluation
@@ -61,6 +61,11 @@ def matched(first: Outputs, second: Outputs, limit: int | None) -> tuple[Parts, 
             parts.setdefault(part, {})[mode] = replace(found, rewards=_rewards(ours[part], theirs[part], mode, {*kept}))
             if mode == "sampled":
                 notes += _sample_notes((first.name, second.name), before, after)
+                notes += [
+                    uncompared_note(f"{one.name}, {part}", rows.uncompared)
+                    for one, rows in ((first, ours[part]), (second, theirs[part]))
+                    if rows.uncompared
+                ]
     if not parts:
         raise DataError(
             f"{first.name} and {second.name} have no problem in common; compare outputs of the same problems"

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from slimrl.results import MODES, GradedCompletion, Mode, SplitEvaluation
 from slimrl.tasks.answers import Grader
-from slimrl.tasks.grade import votes
 from slimrl.tasks.rows import Row, plain
 from slimrl.tasks.sources import read_rows
+from slimrl.tasks.votes import votes
 
 Key = tuple[str, str, Mode, str]
 """Task, split, mode, and the problem's id."""
@@ -34,8 +34,8 @@ def read_outputs(file: str) -> dict[tuple[str, str], SplitEvaluation]:
         if "vote" not in row.fields:  # of a version before there were votes
             unvoted.add(key)
     for key in unvoted:
-        cast = votes(Grader("numeric"), [(one.extracted_strict, one.strict) for one in samples[key]])
-        samples[key] = [replace(one, vote=vote) for one, vote in zip(samples[key], cast, strict=True)]
+        found = votes(Grader("numeric"), [(one.extracted_strict, one.strict) for one in samples[key]])
+        samples[key] = [replace(one, vote=vote) for one, vote in zip(samples[key], found.cast, strict=True)]
     splits: dict[tuple[str, str], list[GradedCompletion]] = {}
     for (task, split, _, _), own in samples.items():
         splits.setdefault((task, split), []).extend(own)
@@ -74,6 +74,7 @@ def _completion(row: Row) -> GradedCompletion:
         extracted_lenient=row.optional_text("extracted_lenient"),
         text=row.optional_text("text"),
         vote=vote,
+        uncompared=bool(plain(row.fields.get("uncompared"))),
         independent=_independent(row),
         scores=_scores(row),
         unscorable=row.optional_text("unscorable"),
