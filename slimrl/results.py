@@ -13,7 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimrl.measures import UNBOUNDED, Bounds, Tally, at_k, mean_score, pass_at_k, score_difference, tally
+from slimrl.measures import (
+    UNBOUNDED,
+    Bounds,
+    Tally,
+    at_k,
+    both_bounds,
+    mean_score,
+    pass_at_k,
+    score_difference,
+    tally,
+    written_bounds,
+)
 from slimrl.records import TWIN
 from slimrl.statistics import accuracy_interval, paired_difference
 from slimrl.text import counted, percent
@@ -208,8 +219,12 @@ class Evaluation:
         return {name: split for name, split in splits.items() if split.rows}
 
     def table(self) -> list[dict[str, Any]]:
-        """Every completion with its verdicts, as rows of JSON."""
-        return [{"split": name, **asdict(row)} for name, split in self.splits.items() for row in split.rows]
+        """Every completion with its verdicts and the bounds of its scores, as rows of JSON."""
+        return [
+            {"split": name, **asdict(row), **({"bounds": written_bounds(split.bounds)} if row.scores else {})}
+            for name, split in self.splits.items()
+            for row in split.rows
+        ]
 
     def summaries(self) -> Summaries:
         """The summary of each split; that of the twins has their `drop` too."""
@@ -257,7 +272,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             if answers := split.by_problem(mode):
                 own[mode] = paired_difference(answers, later.by_problem(mode))
         for reward in split.rewards:
-            bounds = split.bounds.get(reward, UNBOUNDED)
+            bounds = both_bounds(*(side.bounds.get(reward, UNBOUNDED) for side in (split, later)))
             for mode, key in REWARD_KEYS.items():
                 if change := score_difference(split.scores(mode, reward), later.scores(mode, reward), bounds):
                     own[f"{key}/{reward}"] = change

@@ -38,8 +38,8 @@ def show_at_k(console: Console, name: str, measures: Mapping[str, Any]) -> None:
 def uncompared_note(name: str, problems: int) -> str:
     """A sentence on `problems` of what `name` says, whose maj@k may take equal answers for different ones."""
     return (
-        f"{name}: {counted(problems, 'problem')} with more different answers than math-verify is asked about in pairs; there maj@k "
-        "tells the rest apart by text and number alone"
+        f"{name}: {counted(problems, 'problem')} with more different answers than math-verify is asked about in pairs; there "
+        "maj@k tells the rest apart by text and number alone"
     )
 
 

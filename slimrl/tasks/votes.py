@@ -40,7 +40,7 @@ class _Pairs(Grader):
         """Something was not compared since this was last set."""
 
     def equal(self, answer: str, key: Hashable, other: str, other_key: Hashable) -> bool:
-        """True if two answers with different keys are equal; two numbers are not, nor a number and an expression with a letter."""
+        """True if two answers with different keys are equal; two numbers are not, nor is a number an expression with a letter."""
         keys = key, other_key
         texts = [one for one in keys if not isinstance(one, Fraction)]
         if not texts or (len(texts) == 1 and _LETTER.search(str(texts[0]))):
