@@ -118,7 +118,11 @@ def _scored(setup: Setup[Any], graded: Graded) -> Graded:
     rollouts = iter(setup.awaited(graded.scored).rollouts)
     drawn, taken = (
         [
-            replace(row, scores={name: rollout.scores.get(name) for name in names}, unscorable=rollout.unscorable)
+            replace(
+                row,
+                scores={name: rollout.scores.get(name) for name in names},
+                unscorable=rollout.unscorable or rollout.unmeasured,
+            )
             for row, rollout in zip(rows, islice(rollouts, len(rows)), strict=True)
         ]
         for rows in (graded.drawn, graded.taken)

@@ -36,11 +36,12 @@ class Given:
         section = settings.get("rewards")
         if not (self.whole and isinstance(section, Mapping)):
             return settings
-        return {**settings, "rewards": {key: value for key, value in section.items() if key not in ("custom", "judge")}}
+        kept = {key: value for key, value in section.items() if key not in ("custom", "judge", "watched")}
+        return {**settings, "rewards": kept}
 
 
 def read_rewards(rewards: Rewards | None) -> Given:
-    """The settings of rewards. A list is whole: beside it only PUNISHMENTS of a recipe are left.
+    """The settings of rewards. A list is whole: beside it only PUNISHMENTS of a recipe are left. A weight of 0 measures a reward.
 
     Raises SettingsError for a name that is none, for what is no function, and for a reward that is given twice.
     """
@@ -48,14 +49,15 @@ def read_rewards(rewards: Rewards | None) -> Given:
         return Given({} if rewards is None else plain(rewards))
     known = RewardsConfig.marked(Weight)
     built_in: dict[str, Any] = {name: 0.0 for name in known if name not in PUNISHMENTS}
+    given: dict[str, float] = {}
     custom: dict[str, Any] = {}
     functions: dict[str, Function] = {}
     for entry in [rewards] if isinstance(rewards, str) or callable(rewards) else rewards:
         reward, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
         if isinstance(reward, str) and reward in known:
-            if built_in.get(reward):
+            if reward in given:
                 raise SettingsError(f"rewards: {reward} is given twice; remove one")
-            built_in[reward] = _weight(reward, weight)
+            given[reward] = built_in[reward] = _weight(reward, weight)
             continue
         spec = _spec(reward, known) if isinstance(reward, str) else _name(reward, functions)
         if spec in custom:
@@ -63,7 +65,9 @@ def read_rewards(rewards: Rewards | None) -> Given:
         custom[spec] = long_form(plain(weight))
         if callable(reward) and spec.startswith(f"{PROGRAM}:"):
             functions[spec] = reward
-    return Given(built_in | ({"custom": custom} if custom else {}), functions, whole=True)
+    watched = [name for name, weight in given.items() if not weight and name != "correct"]
+    own: dict[str, Any] = {"custom": custom} if custom else {}
+    return Given(built_in | own | ({"watched": watched} if watched else {}), functions, whole=True)
 
 
 def _weight(reward: str, weight: Any) -> float:
