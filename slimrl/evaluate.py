@@ -22,7 +22,7 @@ from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
 from slimrl.rewards import declared_bounds as declared_bounds
 from slimrl.rewards.scoring import Sampled
 from slimrl.tasks import independent
-from slimrl.tasks.grade import votes
+from slimrl.tasks.votes import votes
 
 Progress = Callable[[int, int], None]
 """Receives the number of problems whose completions are done, and that of all."""
@@ -103,8 +103,11 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
 
 
 def _voted(setup: Setup[Any], rows: Sequence[GradedCompletion]) -> list[GradedCompletion]:
-    cast = votes(setup.task.grader, [(row.extracted_strict, row.strict) for row in rows])
-    return [replace(row, vote=vote) for row, vote in zip(rows, cast, strict=True)]
+    found = votes(setup.task.grader, [(row.extracted_strict, row.strict) for row in rows])
+    return [
+        replace(row, vote=vote, uncompared=index in found.uncompared)
+        for index, (row, vote) in enumerate(zip(rows, found.cast, strict=True))
+    ]
 
 
 def _scored(setup: Setup[Any], graded: Graded) -> Graded:
@@ -115,7 +118,11 @@ def _scored(setup: Setup[Any], graded: Graded) -> Graded:
     rollouts = iter(setup.awaited(graded.scored).rollouts)
     drawn, taken = (
         [
-            replace(row, scores={name: rollout.scores.get(name) for name in names}, unscorable=rollout.unscorable)
+            replace(
+                row,
+                scores={name: rollout.scores.get(name) for name in names},
+                unscorable=rollout.unscorable or rollout.unmeasured,
+            )
             for row, rollout in zip(rows, islice(rollouts, len(rows)), strict=True)
         ]
         for rows in (graded.drawn, graded.taken)

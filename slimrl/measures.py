@@ -214,6 +214,29 @@ def paired_scores(
     return means | {"difference": change["change"], "low": change["low"], "high": change["high"]}
 
 
+def both_bounds(first: Bounds, second: Bounds) -> Bounds:
+    """Bounds that hold the known ones of both models."""
+    lows, highs = ([end for end in ends if isfinite(end)] for ends in zip(first, second, strict=True))
+    return min(lows, default=-inf), max(highs, default=inf)
+
+
+def written_bounds(bounds: Mapping[str, Bounds]) -> dict[str, list[float | None]]:
+    """Bounds by reward as JSON has them: null where one is not known."""
+    return {name: [end if isfinite(end) else None for end in ends] for name, ends in bounds.items()}
+
+
+def read_bounds(written: Mapping[str, Sequence[float | None]]) -> dict[str, Bounds]:
+    """The bounds that `written_bounds` wrote. Raises ValueError, TypeError or AttributeError for anything else."""
+    found: dict[str, Bounds] = {}
+    for name, (low, high) in written.items():
+        if any(isinstance(end, bool | str) for end in (low, high)):
+            raise TypeError(f"bounds of {name} are no numbers")
+        found[name] = (-inf if low is None else float(low), inf if high is None else float(high))
+        if not found[name][0] <= found[name][1]:
+            raise ValueError(f"bounds of {name} are not in order")
+    return found
+
+
 def _ends(scores: Sequence[float], bounds: Bounds) -> Bounds:
     low, high = bounds
     return low if isfinite(low) else min(scores), high if isfinite(high) else max(scores)

@@ -119,13 +119,15 @@ class Rollout:
     correct: bool
     """The verdict of the task's strict checker, whatever the rewards are."""
     scores: Mapping[str, float]
-    """By reward name, before weights; a reward that could not score this row is absent."""
+    """By reward name, before weights, also of rewards that are not paid; one that could not score this row is absent."""
     reward: float
     """Weighted sum of the scores; 0 and without meaning when `unscorable` is not empty."""
     unscorable: str = ""
     """Why a reward could not score this row; empty when all did. Such a row carries no gradient and no baseline."""
     logged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By reward name, the plain values that its function logged of this row, by column (TRL's `log_extra`)."""
+    unmeasured: str = ""
+    """Why a reward that is not paid could not score this row, which costs the row nothing; empty where none failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slimrl.measures import UNBOUNDED, Bounds, Tally, at_k, mean_score, pass_at_k, score_difference, tally
+from slimrl.measures import (
+    UNBOUNDED,
+    Bounds,
+    Tally,
+    at_k,
+    both_bounds,
+    mean_score,
+    pass_at_k,
+    score_difference,
+    tally,
+    written_bounds,
+)
 from slimrl.records import TWIN
 from slimrl.statistics import accuracy_interval, paired_difference
 from slimrl.text import counted, percent
@@ -50,6 +61,8 @@ class GradedCompletion:
     """Tokens up to the end of the thinking; all of `tokens` where it does not end, 0 where there is none."""
     vote: int | None = None
     """The sample of the problem that was the first with an equal answer; None without an answer in the form."""
+    uncompared: bool = False
+    """The answer was not compared with all others that it may equal, since a symbolic checker is asked about few pairs."""
     independent: bool | None = None
     """The verdict of the independent checker (`slimrl/tasks/independent.py`); None where it has none."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
@@ -100,8 +113,16 @@ class SplitEvaluation:
         return {problem: tally(votes) for problem, votes in answers.items()}
 
     def measures(self) -> dict[str, Any]:
-        """The summary, and `pass@k` and `maj@k` of the sampled completions (`slimrl/measures.py`)."""
-        return {**self.summary(), **at_k(self.tallies().values())}
+        """The summary, and `pass@k` and `maj@k` of the sampled completions (`slimrl/measures.py`), and `uncompared` where it is
+        not 0.
+        """
+        uncompared = {"uncompared": self.uncompared} if self.uncompared else {}
+        return {**self.summary(), **at_k(self.tallies().values()), **uncompared}
+
+    @property
+    def uncompared(self) -> int:
+        """Problems some of whose answers were not compared with all others (`slimrl/tasks/votes.py`), for maj@k."""
+        return len({row.id for row in self.rows if row.mode == "sampled" and row.uncompared})
 
     def summary(self) -> dict[str, float]:
         """`accuracy`, `low`, `high` (strict, sampled, 95 % interval), `greedy` (where measured), `n` problems, and
@@ -198,8 +219,12 @@ class Evaluation:
         return {name: split for name, split in splits.items() if split.rows}
 
     def table(self) -> list[dict[str, Any]]:
-        """Every completion with its verdicts, as rows of JSON."""
-        return [{"split": name, **asdict(row)} for name, split in self.splits.items() for row in split.rows]
+        """Every completion with its verdicts and the bounds of its scores, as rows of JSON."""
+        return [
+            {"split": name, **asdict(row), **({"bounds": written_bounds(split.bounds)} if row.scores else {})}
+            for name, split in self.splits.items()
+            for row in split.rows
+        ]
 
     def summaries(self) -> Summaries:
         """The summary of each split; that of the twins has their `drop` too."""
@@ -247,7 +272,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             if answers := split.by_problem(mode):
                 own[mode] = paired_difference(answers, later.by_problem(mode))
         for reward in split.rewards:
-            bounds = split.bounds.get(reward, UNBOUNDED)
+            bounds = both_bounds(*(side.bounds.get(reward, UNBOUNDED) for side in (split, later)))
             for mode, key in REWARD_KEYS.items():
                 if change := score_difference(split.scores(mode, reward), later.scores(mode, reward), bounds):
                     own[f"{key}/{reward}"] = change

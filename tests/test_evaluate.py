@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from slimrl.api.comparing import Outputs, matched
+from slimrl.api.stored import read_outputs
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig, TrainConfig
 from slimrl.errors import SettingsError
@@ -20,6 +22,7 @@ from slimrl.measures import Tally
 from slimrl.preflight.price import measuring_notes
 from slimrl.preflight.setup import Setup, prepare, prepare_measuring
 from slimrl.results import Evaluation
+from slimrl.runs.files import write_jsonl
 from slimrl.runs.measured import read_evaluations
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grade
@@ -148,6 +151,14 @@ def hangs(completions, **_):
 
 def fails(completions, **_):
     return [float(len(text) / 0) for text in completions]
+
+
+def long(completions, **columns):
+    return [float(len(text)) for text in completions]
+
+
+def free(completions, **columns):
+    return [float(len(text) % 7) for text in completions]
 """
 FEW = ("rollout.max_new_tokens=16", "evaluation.problems=4", "evaluation.harder_problems=0", "evaluation.samples=2")
 
@@ -271,6 +282,25 @@ def test_bounds_and_judges_calls_are_known_from_the_settings(tmp_path: Path) -> 
     assert measuring_notes(load_config(EvalConfig, [], []), 4) == []
 
 
+def test_stored_completions_know_the_bounds_of_their_rewards(tmp_path: Path) -> None:
+    """Every number of an evaluation is the same from its file, with known, half-known and unknown bounds."""
+    (tmp_path / "mine.py").write_text(REWARDS)
+    own = f"{{{tmp_path}/mine.py:tone: {{low: -1, high: 1}}, {tmp_path}/mine.py:long: {{low: 0}}, {tmp_path}/mine.py:free: 1}}"
+    found = measured(f"rewards.custom={own}", "rewards.cosine_length=1")
+    assert found.test.bounds == {
+        "cosine_length": (-10.0, 2.0), "tone": (-1.0, 1.0), "long": (0.0, math.inf), "free": (-math.inf, math.inf),
+    }  # fmt: skip
+    file = tmp_path / "out.jsonl"
+    write_jsonl(file, [{"task": "arithmetic", **row} for row in found.table()])
+    (stored,) = read_outputs(str(file)).values()
+    assert stored.bounds == found.test.bounds
+    assert stored.measures() == found.test.measures()
+    assert {row.thinking for row in stored.rows} == {row.thinking for row in found.test.rows}
+    sides = [Outputs(name, {("", "test"): rows}) for name, rows in (("here", found.test), ("stored", stored))]
+    assert matched(sides[0], sides[0], None)[0] == matched(sides[1], sides[1], None)[0]
+    assert "Infinity" not in file.read_text()
+
+
 def test_twins_are_a_split_of_their_own() -> None:
     setup = prepare(load_config(EvalConfig, [], [*FEW, "evaluation.twins=3", "evaluation.greedy=false"]))
     found = evaluate(setup, step=0)
@@ -300,7 +330,8 @@ def test_a_run_has_its_rewards_before_and_after_and_reads_them_back(tmp_path: Pa
     setup = prepare_measuring(load_config(EvalConfig, [], [*SMALL[-2:], *more]))
     assert setup.scorer is not None
     setup.scorer.close()
-    back = [*read_evaluations(Path(summary.run), up_to=99, bounds=bounds_of(setup))]
+    back = [*read_evaluations(Path(summary.run), up_to=99)]
+    assert back[0].test.bounds == bounds_of(setup), "which are in the rows"
     assert [one.step for one in back] == [0, 3]
     assert back[0].summaries()["test"] == summary.before
     assert back[1].summaries()["twins"] == summary.twins["after"]

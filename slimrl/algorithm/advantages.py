@@ -60,6 +60,8 @@ def component_advantages(
     """
     total = torch.zeros_like(scorable, dtype=torch.float64)
     for name, rewards in components.items():
+        if not weights[name]:
+            continue
         applies = scorable & ~rewards.isnan()
         total += weights[name] * group_advantages(rewards.nan_to_num(), applies, "group", baseline)
     valid = total[scorable]

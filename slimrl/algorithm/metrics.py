@@ -67,6 +67,8 @@ def _rewards(groups: Sequence[Group]) -> Metrics:
     for name in dict.fromkeys(name for rollout in rollouts for name in rollout.scores):
         values = [rollout.scores[name] for rollout in rollouts if name in rollout.scores]
         metrics[f"rewards/{name}/mean"] = float(np.mean(values))
+    if lost := sum(bool(rollout.unmeasured) for rollout in rollouts):
+        metrics["unmeasured"] = lost / len(rollouts)
     for name in sorted({name for group in groups for name in group.metrics}):
         metrics[f"logged/{name}"] = float(np.mean([x for group in groups for x in group.metrics.get(name, ())]))
     return metrics

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from slimrl.api.measuring import bounds_of_run
 from slimrl.api.stored import read_outputs
-from slimrl.display.measures import split_name
+from slimrl.display.measures import split_name, uncompared_note
 from slimrl.errors import DataError
-from slimrl.measures import UNBOUNDED, Estimate, Paired, Tally, paired, paired_scores
+from slimrl.measures import UNBOUNDED, Estimate, Paired, Tally, both_bounds, paired, paired_scores
 from slimrl.results import MODES, Mode, SplitEvaluation
 
 Parts = dict[str, dict[str, Paired]]
@@ -27,12 +27,12 @@ class Outputs:
 
 
 def stored_outputs(run: str, file: str) -> dict[tuple[str, str], SplitEvaluation]:
-    """The stored completions of a run; the bounds of its rewards are in its settings."""
+    """The stored completions of a run; where its rows do not have the bounds of its rewards, its settings do."""
     splits = read_outputs(file)
-    if not any(rows.rewards for rows in splits.values()):
+    if all({*rows.bounds} >= {*rows.rewards} for rows in splits.values()):
         return splits
     bounds = bounds_of_run(run)
-    return {key: replace(rows, bounds=bounds) for key, rows in splits.items()}
+    return {key: replace(rows, bounds={**bounds, **rows.bounds}) for key, rows in splits.items()}
 
 
 def matched(first: Outputs, second: Outputs, limit: int | None) -> tuple[Parts, list[str]]:
@@ -61,6 +61,11 @@ def matched(first: Outputs, second: Outputs, limit: int | None) -> tuple[Parts, 
             parts.setdefault(part, {})[mode] = replace(found, rewards=_rewards(ours[part], theirs[part], mode, {*kept}))
             if mode == "sampled":
                 notes += _sample_notes((first.name, second.name), before, after)
+                notes += [
+                    uncompared_note(f"{one.name}, {part}", rows.uncompared)
+                    for one, rows in ((first, ours[part]), (second, theirs[part]))
+                    if rows.uncompared
+                ]
     if not parts:
         raise DataError(
             f"{first.name} and {second.name} have no problem in common; compare outputs of the same problems"
@@ -74,7 +79,7 @@ def _rewards(ours: SplitEvaluation, theirs: SplitEvaluation, mode: Mode, kept: s
     for name in ours.rewards:
         sides = (side.scores(mode, name) for side in (ours, theirs))
         before, after = ({problem: side[problem] for problem in side if problem in kept} for side in sides)
-        bounds = ours.bounds.get(name, theirs.bounds.get(name, UNBOUNDED))
+        bounds = both_bounds(*(side.bounds.get(name, UNBOUNDED) for side in (ours, theirs)))
         if (estimate := paired_scores(before, after, bounds)) is not None:
             found[name] = estimate
     return found

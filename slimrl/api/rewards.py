@@ -48,11 +48,12 @@ class Given:
         section = settings.get("rewards")
         if not (self.whole and isinstance(section, Mapping)):
             return settings
-        return {**settings, "rewards": {key: value for key, value in section.items() if key not in ("custom", "judge")}}
+        kept = {key: value for key, value in section.items() if key not in ("custom", "judge", "watched")}
+        return {**settings, "rewards": kept}
 
 
 def read_rewards(rewards: Rewards | None) -> Given:
-    """The settings of rewards. A list is whole: beside it only PUNISHMENTS of a recipe are left.
+    """The settings of rewards. A list is whole: beside it only PUNISHMENTS of a recipe are left. A weight of 0 measures a reward.
 
     Raises SettingsError for a name that is none, for what is no function, and for a reward that is given twice.
     """
@@ -60,15 +61,16 @@ def read_rewards(rewards: Rewards | None) -> Given:
         return Given({} if rewards is None else plain(rewards))
     known = RewardsConfig.marked(Weight)
     built_in: dict[str, Any] = {name: 0.0 for name in known if name not in PUNISHMENTS}
+    given: dict[str, float] = {}
     custom: dict[str, Any] = {}
     functions: dict[str, Function] = {}
     changed: list[str] = []
     for entry in [rewards] if isinstance(rewards, str) or callable(rewards) else rewards:
         reward, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
         if isinstance(reward, str) and reward in known:
-            if built_in.get(reward):
+            if reward in given:
                 raise SettingsError(f"rewards: {reward} is given twice; remove one")
-            built_in[reward] = _weight(reward, weight)
+            given[reward] = built_in[reward] = _weight(reward, weight)
             continue
         is_changed = not isinstance(reward, str) and bool(importable_name(reward)) and not is_as_in_its_file(reward)
         spec = _spec(reward, known) if isinstance(reward, str) else _name(reward, functions, is_changed=is_changed)
@@ -80,7 +82,10 @@ def read_rewards(rewards: Rewards | None) -> Given:
             functions[spec] = reward
         if not isinstance(reward, str) and is_changed:
             changed.append(f"{reward.__module__}.{reward.__qualname__}")
-    return Given(built_in | ({"custom": custom} if custom else {}), functions, whole=True, changed=(*changed,))
+    watched = [name for name, weight in given.items() if not weight and name != "correct"]
+    own: dict[str, Any] = {"custom": custom} if custom else {}
+    section = built_in | own | ({"watched": watched} if watched else {})
+    return Given(section, functions, whole=True, changed=(*changed,))
 
 
 def _weight(reward: str, weight: Any) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from slimrl.measures import Bounds, both_bounds, read_bounds
 from slimrl.results import MODES, GradedCompletion, Mode, SplitEvaluation
 from slimrl.tasks.answers import Grader
-from slimrl.tasks.grade import votes
 from slimrl.tasks.rows import Row, plain
 from slimrl.tasks.sources import read_rows
+from slimrl.tasks.votes import votes
 
 Key = tuple[str, str, Mode, str]
 """Task, split, mode, and the problem's id."""
@@ -22,6 +23,7 @@ def read_outputs(file: str) -> dict[tuple[str, str], SplitEvaluation]:
     questions or gold answers.
     """
     samples: dict[Key, list[GradedCompletion]] = {}
+    bounds: dict[tuple[str, str], dict[str, Bounds]] = {}
     unvoted: set[Key] = set()
     for row in read_rows(file):
         key, completion = _key(row), _completion(row)
@@ -31,15 +33,17 @@ def read_outputs(file: str) -> dict[tuple[str, str], SplitEvaluation]:
                 f"id {key[3][:60]!r} stood for another question or answer before; give each problem an id of its own"
             )
         own.append(replace(completion, sample=len(own)))
+        known = bounds.setdefault(key[:2], {})
+        known |= {name: both_bounds(known.get(name, ends), ends) for name, ends in _bounds(row).items()}
         if "vote" not in row.fields:  # of a version before there were votes
             unvoted.add(key)
     for key in unvoted:
-        cast = votes(Grader("numeric"), [(one.extracted_strict, one.strict) for one in samples[key]])
-        samples[key] = [replace(one, vote=vote) for one, vote in zip(samples[key], cast, strict=True)]
+        found = votes(Grader("numeric"), [(one.extracted_strict, one.strict) for one in samples[key]])
+        samples[key] = [replace(one, vote=vote) for one, vote in zip(samples[key], found.cast, strict=True)]
     splits: dict[tuple[str, str], list[GradedCompletion]] = {}
     for (task, split, _, _), own in samples.items():
         splits.setdefault((task, split), []).extend(own)
-    return {key: SplitEvaluation(tuple(rows)) for key, rows in splits.items()}
+    return {key: SplitEvaluation(tuple(rows), bounds[key]) for key, rows in splits.items()}
 
 
 def _key(row: Row) -> Key:
@@ -68,12 +72,14 @@ def _completion(row: Row) -> GradedCompletion:
         well_formed=bool(plain(row.fields.get("well_formed", extracted != ""))),
         finish=row.optional_text("finish"),
         tokens=int(row.number("tokens")),
+        thinking=int(row.number("thinking")),
         question=row.optional_text("question"),
         answer=_gold(row),
         extracted_strict=extracted,
         extracted_lenient=row.optional_text("extracted_lenient"),
         text=row.optional_text("text"),
         vote=vote,
+        uncompared=bool(plain(row.fields.get("uncompared"))),
         independent=_independent(row),
         scores=_scores(row),
         unscorable=row.optional_text("unscorable"),
@@ -96,6 +102,14 @@ def _scores(row: Row) -> dict[str, float | None]:
     ):
         row.fail("scores is no object of numbers by reward; correct it, or leave it out")
     return found or {}
+
+
+def _bounds(row: Row) -> dict[str, Bounds]:
+    """The bounds of the scores by reward; empty where the row has none."""
+    try:
+        return read_bounds(plain(row.fields.get("bounds")) or {})
+    except (ValueError, TypeError, AttributeError):
+        row.fail("bounds is no object of [lowest, highest] by reward, with null for one that is not known; correct it")
 
 
 def _gold(row: Row) -> str:

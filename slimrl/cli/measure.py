@@ -170,7 +170,7 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
 
         from slimrl.display.measures import show_at_k
 
-        show_at_k(Console(stderr=True, highlight=False), f"{summary.problems} problems", summary.at_k)
+        show_at_k(Console(stderr=True, highlight=False), f"{summary.problems} problems", summary.table())
     if as_json:
         print_json(summary.table())
 

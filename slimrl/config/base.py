@@ -14,7 +14,8 @@ Mark = TypeVar("Mark")
 
 
 class Needs:
-    """Marks a setting that has no effect unless another one of its section has one of these values, or is above 0.
+    """Marks a setting that has no effect unless another one of its section has one of these values, or is above 0 (of a reward:
+    or is watched).
 
     Example: `sapo_up: Annotated[Positive, Needs("surrogate", "sapo")] = 1.0` is refused with any other surrogate.
     """
@@ -25,7 +26,7 @@ class Needs:
     def met_by(self, section: "Section") -> bool:
         """True where the other setting lets the marked one act."""
         value = getattr(section, self.setting)
-        return value in self.values if self.values else value > 0
+        return value in self.values if self.values else value > 0 or self.setting in getattr(section, "watched", ())
 
     def __str__(self) -> str:
         *others, last = self.values or ("",)

@@ -1,7 +1,8 @@
 """The settings of a judge: a language model behind an OpenAI-compatible endpoint that scores completions."""
 
+import json
 import re
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -33,10 +34,12 @@ class JudgeReward(Section):
     """Lowest score; a number below it is no score."""
     high: float
     """Highest score."""
-    temperature: NonNegative = 0.0
-    """Of the judge's reply."""
-    max_tokens: Count = 512
-    """Of the judge's reply."""
+    temperature: NonNegative | Literal["default"] = 0.0
+    """Of the judge's reply; `default` sends none, and the server's own holds."""
+    max_tokens: Count | Literal["default"] = 512
+    """Of the judge's reply; `default` sends none, and the server's own holds."""
+    request: dict[str, Any] = Field(default={})
+    """Further fields of the request, as {max_completion_tokens: 2048, reasoning_effort: low}."""
     concurrency: Count = 16
     """Requests that are under way at once."""
     retries: CountOrZero = 4
@@ -60,6 +63,17 @@ class JudgeReward(Section):
             )
         if bool(self.prompt) == bool(self.prompt_file):
             raise ValueError("a judge needs either prompt or prompt_file; set one of them")
+        for name in sorted({"model", "messages", "temperature", "max_tokens", "stream", "n"} & {*self.request}):
+            own = (
+                f"set {name} of the judge instead"
+                if name in type(self).model_fields
+                else "a judge is asked for one whole reply"
+            )
+            raise ValueError(f"request may not hold {name}; {own}")
+        try:
+            json.dumps(self.request, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("request holds something that JSON cannot, such as a date; write it as a text") from None
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         try:

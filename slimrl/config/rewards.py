@@ -34,7 +34,7 @@ class CustomReward(Section):
     """A reward function of yours, named `file.py:function` or `package.module:function`, with TRL's signature."""
 
     weight: float = 1.0
-    """Factor before the sum."""
+    """Factor before the sum; 0: measured in training and held out, and never paid."""
     low: float | None = None
     """Lowest value it can return; without it none is too low."""
     high: float | None = None
@@ -108,6 +108,9 @@ class RewardsConfig(Section):
     judge: dict[Name, JudgeReward] = Field(default={})
     """Language models that score completions, by a name of yours: `endpoint`, `model`, `prompt` or `prompt_file`, `low` and
     `high` each, and what else docs/rewards.md lists."""
+    watched: list[str] = Field(default=[])
+    """Built-in rewards and judges, by name, that are measured in training and held out also where their weight is 0. Functions of
+    your own are measured whatever their weight."""
     workers: CountOrZero | Literal["auto"] = "auto"
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
@@ -127,30 +130,38 @@ class RewardsConfig(Section):
 
     def check_buffer(self, max_new_tokens: int) -> None:
         """Raises ValueError for a buffer that is larger than the budget."""
-        if self.soft_overlong and self.buffer(max_new_tokens) > max_new_tokens:
+        if "soft_overlong" in self.built_in and self.buffer(max_new_tokens) > max_new_tokens:
             raise ValueError(
                 f"rewards.overlong_buffer={self.overlong_buffer} exceeds rollout.max_new_tokens={max_new_tokens}; lower it"
             )
 
     @property
-    def custom_paid(self) -> tuple[str, ...]:
-        """The user's own functions whose weight is not 0, as `file.py:function`."""
-        return tuple(spec for spec, custom in self.custom.items() if custom.weight)
-
-    @property
     def of_the_program(self) -> tuple[str, ...]:
-        """Those of them that only the program which called SlimRL can call."""
-        return tuple(spec for spec in self.custom_paid if is_programs(spec))
+        """The user's own functions that only the program which called SlimRL can call, as `__main__:function`."""
+        return tuple(spec for spec in self.custom if is_programs(spec))
 
     @property
-    def judge_paid(self) -> tuple[str, ...]:
-        """The judges whose weight is not 0."""
-        return tuple(name for name, judge in self.judge.items() if judge.weight)
+    def judges(self) -> tuple[str, ...]:
+        """The judges that are asked: those whose weight is not 0, or that are watched."""
+        return tuple(name for name, judge in self.judge.items() if judge.weight or name in self.watched)
+
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        """The built-in rewards that are computed: those whose weight is not 0, or that are watched."""
+        return tuple(name for name in self.marked(Weight) if getattr(self, name) or name in self.watched)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of all rewards that are computed, functions as `file.py:function`."""
+        return (*self.built_in, *self.custom, *self.judges)
 
     @property
     def paid(self) -> tuple[str, ...]:
-        """Names of all rewards whose weight is not 0."""
-        return (*(name for name in self.marked(Weight) if getattr(self, name)), *self.custom_paid, *self.judge_paid)
+        """Those of them whose weight is not 0."""
+        weights = {name: getattr(self, name) for name in self.marked(Weight)}
+        weights |= {name: custom.weight for name, custom in self.custom.items()}
+        weights |= {name: judge.weight for name, judge in self.judge.items()}
+        return tuple(name for name in self.measured if weights[name])
 
     @model_validator(mode="after")
     def _own_names_are_own(self) -> Self:
@@ -164,8 +175,23 @@ class RewardsConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _watched_exist(self) -> Self:
+        known = [*(name for name in self.marked(Weight) if name != "correct"), *self.judge]
+        for name in self.watched:
+            if name == "correct":
+                raise ValueError("rewards.watched: correct is the accuracy, which is always measured; remove it")
+            if name in (text for spec in self.custom for text in (spec, spec.rpartition(":")[2])):
+                raise ValueError(f"rewards.watched: {name} is a function of yours, which is always measured; remove it")
+            if name not in known:
+                raise ValueError(
+                    f"rewards.watched: {name!r} is no built-in reward and no judge, which are {', '.join(known)}; a function of "
+                    "yours is measured with weight 0 in rewards.custom"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
-        idle = self.workers == 0 or len(self.of_the_program) == len(self.custom_paid)
+        idle = self.workers == 0 or len(self.of_the_program) == len(self.custom)
         for key in ("deadline", "memory"):
             if idle and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")
@@ -180,7 +206,7 @@ class RewardsConfig(Section):
                     "is; set one"
                 )
         case_study = {name for name, weight in self.marked(Weight).items() if weight.case_study}
-        if self.as_published and case_study.isdisjoint(self.paid):
+        if self.as_published and case_study.isdisjoint(self.built_in):
             raise ValueError(
                 "rewards.as_published has no effect without one of the case study's four rewards; remove it"
             )

@@ -112,7 +112,7 @@ class EvalConfig(RootConfig):
     """`slimrl eval` and `slimrl compare`."""
 
     rewards: RewardsConfig = RewardsConfig()
-    """The rewards that are measured held out, all that have a weight; `correct` is the accuracy."""
+    """The rewards that are measured held out, all that are paid or watched; `correct` is the accuracy."""
 
 
 class TrainConfig(RootConfig):

@@ -31,6 +31,16 @@ def show_at_k(console: Console, name: str, measures: Mapping[str, Any]) -> None:
     for k, passed in measures["pass@k"].items():
         table.add_row(k, _interval(passed), _interval(measures["maj@k"][k]))
     console.print(table)
+    if problems := measures.get("uncompared"):
+        say(console, f"note: {uncompared_note(name, problems)}")
+
+
+def uncompared_note(name: str, problems: int) -> str:
+    """A sentence on `problems` of what `name` says, whose maj@k may take equal answers for different ones."""
+    return (
+        f"{name}: {counted(problems, 'problem')} with more different answers than math-verify is asked about in pairs; there "
+        "maj@k tells the rest apart by text and number alone"
+    )
 
 
 def show_tasks(console: Console, model: str, tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:

@@ -30,7 +30,7 @@ KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters,
 
 
 def make_scorer(task: Task, config: RewardsConfig, budget: int, output: Path) -> tuple[tuple[Reward, ...], Scorer]:
-    """The rewards that are paid, and what scores them, which is to be closed; judges keep what they said in `output`."""
+    """The rewards of a run, and what scores them, which is to be closed; judges keep what they said in `output`."""
     workers = worker_count(config)
     rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
     return rewards, Scorer(task, rewards, config, max_new_tokens=budget, workers=workers, show=_shown)
@@ -61,7 +61,7 @@ def _without(config: RewardsConfig, refused: Collection[str]) -> RewardsConfig:
         "custom": {spec: custom for spec, custom in config.custom.items() if spec not in refused},
         "judge": {name: judge for name, judge in config.judge.items() if name not in refused},
     }
-    return config.model_copy(update=left)
+    return config.model_copy(update={**left, "watched": [name for name in config.watched if name not in refused]})
 
 
 def _shown(text: str) -> None:

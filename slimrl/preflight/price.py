@@ -50,7 +50,7 @@ def calls_of(config: TrainConfig, held_out: int) -> Calls:
 
 def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
     """The price of a run's judges; `held_out` problems are evaluated."""
-    asked = config.rewards.judge_paid
+    asked = config.rewards.judges
     if not asked:
         return []
     calls = calls_of(config, held_out)
@@ -63,7 +63,7 @@ def judge_notes(config: TrainConfig, held_out: int) -> list[str]:
 
 def measuring_notes(config: EvalConfig, held_out: int) -> list[str]:
     """The price of the judges of an evaluation."""
-    asked, evaluation = config.rewards.judge_paid, config.evaluation
+    asked, evaluation = config.rewards.judges, config.evaluation
     total = len(asked) * held_out * (evaluation.samples + evaluation.greedy)
     return [f"judge {' and '.join(asked)}: at most {total:,} calls, without retries"] if asked else []
 
@@ -75,7 +75,7 @@ def study_calls(configs: Iterable[TrainConfig]) -> Counter[str]:
         evaluation = config.evaluation
         harder = evaluation.harder_problems if config.task.name == "arithmetic" else 0  # which alone has a harder split
         calls = calls_of(config, evaluation.problems + harder + evaluation.twins)
-        found.update(dict.fromkeys(config.rewards.judge_paid, calls.total))
+        found.update(dict.fromkeys(config.rewards.judges, calls.total))
     return found
 
 
@@ -83,6 +83,6 @@ def study_notes(configs: Sequence[TrainConfig]) -> list[str]:
     """The price of the judges of runs with these settings."""
     return [
         f"judge {name}: at most {calls:,} calls without retries, over "
-        f"{counted(sum(name in config.rewards.judge_paid for config in configs), 'run')}; {CACHED}"
+        f"{counted(sum(name in config.rewards.judges for config in configs), 'run')}; {CACHED}"
         for name, calls in study_calls(configs).items()
     ]

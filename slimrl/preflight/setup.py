@@ -170,7 +170,9 @@ class TrainSetup:
         draw(requests, on_group=score, progress=self.progress)
         with setup.profiler.part("rewards"):
             scored = [setup.awaited(groups[index]) for index in range(len(problems))]
-        return [unpaid_when_truncated(g) for g in scored] if setup.config.rewards.zero_truncated else scored
+        if setup.config.rewards.zero_truncated:
+            return [unpaid_when_truncated(group, self.rewards) for group in scored]
+        return scored
 
 
 def prepare(
@@ -363,7 +365,7 @@ def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[
     wanted, notes = measurable(config.rewards)
     notes += measuring_notes(config.model_copy(update={"rewards": wanted}), len(setup.measured))
     setup = replace(setup, notes=(*setup.notes, *notes))
-    if not wanted.paid:
+    if not wanted.measured:
         return setup
     rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))
     return replace(setup, rewards=rewards, scorer=scorer)

@@ -1,4 +1,4 @@
-"""The rewards of a run: those whose weight is not 0, each a function with TRL's signature, a weight and declared bounds.
+"""The rewards of a run, paid or only measured: each is a function with TRL's signature, a weight and declared bounds.
 
 This room knows tasks and settings, and nothing of models, sampling or training.
 
@@ -9,6 +9,7 @@ other field of the data row. None means "does not apply here" and is left out of
 tasks has a reward for each); a completion to which no reward applies is unscorable, which is not 0.
 """
 
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -30,8 +31,8 @@ TRIED, JUDGED = 64, 8
 def load_rewards(
     config: RewardsConfig, task: Task, *, max_new_tokens: int, elsewhere: bool = False, output: Path = Path(RUNS)
 ) -> tuple[Reward, ...]:
-    """The rewards whose weight is not 0; with `elsewhere` workers call the user's functions, and none is loaded here but those
-    of the program.
+    """The rewards that are paid or only measured; with `elsewhere` workers call the user's functions, and none is loaded here but
+    those of the program.
 
     Judges keep what they said in `output`. Raises SettingsError where a reward needs another style than the task's, or right
     answers of a task without any, a custom function or a judge cannot be loaded, or two rewards have the same name.
@@ -51,21 +52,16 @@ def load_rewards(
         rewards[reward.name] = reward
 
     for name, row in BUILT_IN.items():
-        if getattr(config, name):
+        if name in config.built_in:
             _refuse_misfit(name, row, task)
             add(_built_in(name, row, config, arguments), name)
     files: dict[Path, object] = {}
-    for spec in config.custom_paid:
-        custom = config.custom[spec]
+    for spec, custom in config.custom.items():
         there = elsewhere and not is_programs(spec)
         function = _called_elsewhere if there else load_function(spec, custom.arguments, files=files)
-        known = (custom.high if custom.weight > 0 else custom.low) is not None
-        reward = Reward(
-            spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions,
-            sample=0 if known else TRIED,
-        )  # fmt: skip
-        add(reward, f"rewards.custom: {spec!r}")
-    for name in config.judge_paid:
+        reward = Reward(spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions)
+        add(reward if reward.best is not None else replace(reward, sample=TRIED), f"rewards.custom: {spec!r}")
+    for name in config.judges:
         judge = config.judge[name]
         function = Judge(name, judge, output / CACHE if judge.cache == "auto" else Path(judge.cache).expanduser())
         add(Reward(name, function, judge.weight, judge.low, judge.high, sample=JUDGED), f"rewards.judge.{name}")
@@ -73,15 +69,13 @@ def load_rewards(
 
 
 def declared_bounds(config: RewardsConfig) -> dict[str, tuple[float, float]]:
-    """The bounds of every reward that is paid, by its settings and before weights; infinite where none are known."""
-    rows = [(name, row) for name, row in BUILT_IN.items() if getattr(config, name)]
+    """The bounds of every reward that is paid or measured, by its settings and before weights; infinite where none are known."""
+    rows = [(name, row) for name, row in BUILT_IN.items() if name in config.built_in]
     found: dict[str, tuple[float | None, float | None]] = {
         name: row.values(config)[:2] if row.values else (row.low, row.high) for name, row in rows
     }
-    found |= {
-        spec.rpartition(":")[2]: (config.custom[spec].low, config.custom[spec].high) for spec in config.custom_paid
-    }
-    found |= {name: (config.judge[name].low, config.judge[name].high) for name in config.judge_paid}
+    found |= {spec.rpartition(":")[2]: (custom.low, custom.high) for spec, custom in config.custom.items()}
+    found |= {name: (config.judge[name].low, config.judge[name].high) for name in config.judges}
     return {name: (-inf if low is None else low, inf if high is None else high) for name, (low, high) in found.items()}
 
 

@@ -189,5 +189,7 @@ BUILT_IN: dict[str, BuiltIn] = {
 
 
 def needs_answers(config: RewardsConfig) -> bool:
-    """True if a built-in reward that compares with the gold answer is paid; a function of the user's own may do without."""
-    return any(row.answer and getattr(config, name) for name, row in BUILT_IN.items())
+    """True if a built-in reward that compares with the gold answer is paid or watched; a function of the user's own may do
+    without.
+    """
+    return any(BUILT_IN[name].answer for name in config.built_in)

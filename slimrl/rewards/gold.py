@@ -113,7 +113,8 @@ def _spread(n: int, wanted: int) -> frozenset[int]:
 def _trial(name: str, rollouts: Sequence[Rollout]) -> GoldTrial:
     """Raises SettingsError where each of the rows failed, if only by what is excused in one."""
     scores = tuple(rollout.scores[name] for rollout in rollouts if name in rollout.scores)
-    reasons = [rollout.unscorable for rollout in rollouts if rollout.unscorable.startswith(f"reward {name} ")]
+    failures = (reason for rollout in rollouts for reason in (rollout.unscorable, rollout.unmeasured))
+    reasons = [reason for reason in failures if reason.startswith(f"reward {name} ")]
     if reasons and len(reasons) == len(rollouts):
         raise SettingsError(
             f"{reasons[0]}, and so on all of {len(rollouts)} gold answers that it was tried on; correct rewards or the judge"

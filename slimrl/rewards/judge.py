@@ -104,12 +104,11 @@ class Judge:
             future.set_result(text)
             return future
         config = self.config
-        request = {
-            "model": config.model,
-            "messages": [{"role": "user", "content": text}],
-            "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
-        }
+        request: dict[str, Any] = {"model": config.model, "messages": [{"role": "user", "content": text}]}
+        for name in OPTIONAL:
+            if (value := getattr(config, name)) != "default":
+                request[name] = value
+        request |= config.request
         key = key_of(self.address, request)
         with self._lock:
             if key in self._under_way:
@@ -229,17 +228,33 @@ class Judge:
         """The failure that a server's status stands for."""
         with error:
             try:
-                where = self._shown(error.read(2000).decode("utf-8", "replace"))
+                raw = error.read(2000)
             except (OSError, http.client.HTTPException):
-                where = ""
+                raw = b""
+        where = self._shown(raw.decode("utf-8", "replace"))
         if error.code == 429:
             return _FailureError(RATE_LIMITED, again=True, wait=_retry_after(error.headers.get("Retry-After", "")))
         reason = f"was answered {error.code} {http.client.responses.get(error.code, '')}".strip() + " by its judge"
         if error.code in PASSING or error.code >= 500:
             wait = _retry_after(error.headers.get("Retry-After", ""))
             return _FailureError(Unscored(reason, where, excused=True), again=True, wait=wait)
+        if error.code in (400, 422) and (name := refused_field(raw, [*OPTIONAL, *self.config.request])):
+            return _FailureError(
+                Unscored(f"{reason}, which does not take {name} as it is", where, remedy=self._remedy(name))
+            )
         of_the_setup = error.code in OF_THE_SETUP or 300 <= error.code < 400
         return _FailureError(Unscored(reason, where, excused=not of_the_setup))
+
+    def _remedy(self, name: str) -> str:
+        """The way out where the server does not take a field of the request."""
+        setting = f"rewards.judge.{self.name}"
+        if name in self.config.request:
+            return f"change or remove {name} in {setting}.request"
+        if name == "max_tokens":
+            return (
+                f"set {setting}.max_tokens=default and {setting}.request.max_completion_tokens={self.config.max_tokens}"
+            )
+        return f"set {setting}.{name}=default"
 
     def _score(self, reply: str) -> Outcome:
         """The score in a reply, if it is beyond doubt and within its bounds."""
@@ -275,10 +290,30 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 NAMES = re.compile(r"\{(\{)?([A-Za-z_]\w*)\}(?(1)\})")
+OPTIONAL = ("temperature", "max_tokens")
+"""Fields of the request that are not sent where their setting is `default`."""
 CUT_OFF = ("length", "content_filter")
 """Reasons of an endpoint for a reply that ends before the model ends it."""
 RATE_LIMITED = Unscored("was rate-limited by its judge (429)", excused=True)
 ENDED = Unscored("was not asked, since the run ended", excused=True)
+
+
+def refused_field(body: bytes, names: Sequence[str]) -> str:
+    """The field of the request that a server says it does not take; empty where its words are about something else, such as a
+    prompt that is too long.
+    """
+    text = body.decode("utf-8", "replace")
+    if not re.search(
+        r"unsupported|not support|unrecognized|unknown|unexpected|not permitted|not allowed", text, re.IGNORECASE
+    ):
+        return ""
+    try:
+        error = json.loads(text)["error"]
+        told = [error["param"]] if error["param"] else []
+    except (ValueError, LookupError, TypeError, RecursionError):
+        told = []
+    found = told or re.findall(r"\w+", text)
+    return next((name for name in found if name in names), "")
 
 
 def _address(endpoint: str) -> str:

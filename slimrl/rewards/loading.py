@@ -16,13 +16,13 @@ GIB = 2**30
 def unloadable(
     config: RewardsConfig, *, elsewhere: bool, show: Callable[[bytes], object] = lambda _: None
 ) -> dict[str, str]:
-    """The functions (`file.py:function`) and judges that are paid and cannot be loaded, with the sentence on each.
+    """The functions (`file.py:function`) and judges that are paid or measured and cannot be loaded, with the sentence on each.
 
     With `elsewhere` functions are loaded in a process of their own, as workers load them, whose output is passed to `show`;
     one that ends it, or takes longer than LOAD_SECONDS, costs no other.
     """
-    found = _elsewhere(config, show) if elsewhere else dict(_tries(config)(config.custom_paid))
-    for name in config.judge_paid:
+    found = _elsewhere(config, show) if elsewhere else dict(_tries(config)((*config.custom,)))
+    for name in config.judges:
         try:
             check_judge(name, config.judge[name])
         except SettingsError as error:
@@ -55,7 +55,7 @@ def _elsewhere(config: RewardsConfig, show: Callable[[bytes], object]) -> dict[s
     found: dict[str, str] = {}
     worker = Worker(partial(_load, config), memory=int(config.memory * GIB), output=show)
     try:
-        for spec in config.custom_paid:
+        for spec in config.custom:
             try:
                 worker.start()
             except OSError:  # of the system; who starts workers for the scores says so

@@ -15,6 +15,8 @@ class Unscored:
     """Innermost lines of the function that failed."""
     excused: bool = False
     """No fault of the function: a checker found no verdict in time."""
+    remedy: str = ""
+    """The way out, where it is another than to correct the function."""
 
 
 Outcome = float | Unscored | None  # the result of one reward for one completion; None: the reward does not apply

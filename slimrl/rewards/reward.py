@@ -14,7 +14,7 @@ FURTHER = ("trainer_state", "log_extra", "log_metric")
 
 @dataclass(frozen=True)
 class Reward:
-    """A function of completions with its weight and its bounds."""
+    """A function of completions with its weight, 0 where it is measured and not paid, and its bounds."""
 
     name: str
     function: Callable[..., Any]
@@ -33,7 +33,11 @@ class Reward:
 
     @property
     def best(self) -> float | None:
-        """The value that the gold answer must earn: `high`, or `low` where the weight is negative; None where it is unknown."""
+        """The value that the gold answer must earn: `high`, or `low` where the weight is negative; None where it is unknown, or
+        nothing is paid.
+        """
+        if not self.weight:
+            return None
         if self.gold is not None:
             return self.gold
         return self.high if self.weight > 0 else self.low

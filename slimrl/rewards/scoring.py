@@ -19,9 +19,9 @@ def score(sampled: Sampled, rewards: Sequence[Reward], task: Task) -> Group:
     """The group of one problem's completions with what each of them earns.
 
     A completion that a reward fails on (a value that is no number, not finite or outside of its bounds; an exception; a
-    checker's missed deadline), or to which none of them applies, is `unscorable`, never 0; where there are no rewards at all, it
-    is 0. If `sampled` is strict, failures of the function raise SettingsError, which names the reward, the problem, the
-    completion and the line.
+    checker's missed deadline), or to which none of them applies, is `unscorable`, never 0; where no reward is paid, it is 0. A
+    reward of weight 0 decides nothing of this. If `sampled` is strict, failures of any function raise SettingsError, which names
+    the reward, the problem, the completion and the line.
     """
     correct = [task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
     return assemble(sampled, rewards, correct, dict(results(asked(rewards, sampled), sampled, task)))
@@ -52,19 +52,24 @@ def assemble(
     rollouts = []
     for row, (completion, text, right) in enumerate(zip(sampled.completions, sampled.texts, correct, strict=True)):
         scores: dict[str, float] = {}
-        reason = ""
+        reason = unmeasured = ""
         for name, result in given:
             outcome = result.outcomes[row]
             if isinstance(outcome, Unscored):
                 if sampled.strict and not outcome.excused:
                     raise _refusal(name, outcome, sampled.problem, text)
-                reason = reason or f"reward {name} {outcome.reason}"
+                sentence = f"reward {name} {outcome.reason}"
+                if weights[name]:
+                    reason = reason or sentence
+                else:
+                    unmeasured = unmeasured or sentence
             elif outcome is not None:
                 scores[name] = outcome
-        reason = reason or ("" if scores or not rewards else "no reward applies")
-        total = 0.0 if reason else _sum([weights[name] * value for name, value in scores.items()])
+        earned = {name: weights[name] * value for name, value in scores.items() if weights[name]}
+        reason = reason or ("" if earned or not any(weights.values()) else "no reward applies")
+        total = 0.0 if reason else _sum([*earned.values()])
         if not math.isfinite(total):
-            name = max(scores, key=lambda name: abs(weights[name] * scores[name]))
+            name = max(earned, key=lambda name: abs(earned[name]))
             unpaid = Unscored(
                 f"returned {scores[name]:g}, which makes the weighted sum of rewards too large for a number"
             )
@@ -72,7 +77,7 @@ def assemble(
                 raise _refusal(name, unpaid, sampled.problem, text)
             total, reason = 0.0, f"reward {name} {unpaid.reason}"
         columns = {name: {key: x[row] for key, x in result.columns.items()} for name, result in given if result.columns}
-        rollouts.append(Rollout(sampled.problem, completion, text, right, scores, total, reason, columns))
+        rollouts.append(Rollout(sampled.problem, completion, text, right, scores, total, reason, columns, unmeasured))
     metrics: dict[str, tuple[float, ...]] = {}
     for _, result in given:
         metrics |= {name: metrics.get(name, ()) + values for name, values in result.metrics.items()}
@@ -87,10 +92,15 @@ def _sum(values: Sequence[float]) -> float:
         return math.nan
 
 
-def unpaid_when_truncated(group: Group) -> Group:
-    """The group with 0 for every truncated completion, whatever it would have earned, in every reward (Dr. GRPO's code)."""
+def unpaid_when_truncated(group: Group, rewards: Sequence[Reward]) -> Group:
+    """The group with 0 for every truncated completion, whatever it would have earned, in every reward that is paid (Dr. GRPO's
+    code).
+    """
+    paid = {reward.name for reward in rewards if reward.weight}
     rollouts = [
-        replace(r, reward=0.0, scores=dict.fromkeys(r.scores, 0.0)) if r.completion.finish == "length" else r
+        replace(r, reward=0.0, scores={name: 0.0 if name in paid else x for name, x in r.scores.items()})
+        if r.completion.finish == "length"
+        else r
         for r in group.rollouts
     ]
     return replace(group, rollouts=tuple(rollouts))
@@ -99,6 +109,6 @@ def unpaid_when_truncated(group: Group) -> Group:
 def _refusal(name: str, outcome: Unscored, problem: Problem, text: str) -> SettingsError:
     at = f" ({outcome.where})" if outcome.where else ""
     return SettingsError(
-        f"reward {name} {outcome.reason}{at} on problem {problem.id}, completion {text[:80]!r}; correct the function or "
-        "remove it from rewards"
+        f"reward {name} {outcome.reason}{at} on problem {problem.id}, completion {text[:80]!r}; "
+        f"{outcome.remedy or 'correct the function or remove it from rewards'}"
     )

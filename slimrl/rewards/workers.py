@@ -312,7 +312,7 @@ def worker_count(config: RewardsConfig) -> int:
     """Worker processes that the settings ask for; `auto` is half of the cores, at most 4, where they can load a reward."""
     if config.workers != "auto":
         return config.workers
-    return max(1, min(4, cores() // 2)) if len(config.custom_paid) > len(config.of_the_program) else 0
+    return max(1, min(4, cores() // 2)) if len(config.custom) > len(config.of_the_program) else 0
 
 
 def _load(

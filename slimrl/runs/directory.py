@@ -110,7 +110,7 @@ class RunDirectory:
         """
         changed = read_state(path).get("rewards") != made_from["rewards"]
         # a judge that could not be reached and now can be is as good as another
-        changed = changed or (isinstance(config, TrainConfig) and bool(config.rewards.judge_paid))
+        changed = changed or (isinstance(config, TrainConfig) and bool(config.rewards.judges))
         run = cls(path, lock, measured=measured, rewards_since=step if changed else 0)
         for folder in (path, path / "evals", path / "rollouts"):
             for file in folder.glob(f"{UNFINISHED}*"):

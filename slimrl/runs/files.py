@@ -141,6 +141,7 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "reward": finite(rollout.reward),
             "scores": {name: finite(value) for name, value in rollout.scores.items()},
             "unscorable": rollout.unscorable,
+            **({"unmeasured": rollout.unmeasured} if rollout.unmeasured else {}),
             "finish": rollout.completion.finish,
             "tokens": len(rollout.completion.token_ids),
             **({"logged": rollout.logged} if rollout.logged else {}),

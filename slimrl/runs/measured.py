@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from slimrl.measures import Bounds
+from slimrl.measures import Bounds, read_bounds
 from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation, Summaries
 from slimrl.runs.reader import read_answers
 
@@ -47,7 +47,7 @@ class Measured:
 def read_evaluations(run: Path, *, up_to: int, bounds: Mapping[str, Bounds] = {}) -> Iterator[Evaluation]:
     """The evaluations of a run by step, none beyond `up_to` and none whose file is damaged or lacks the test split.
 
-    `bounds` are those of its rewards.
+    `bounds` are those of its rewards, for rows that do not have them.
     """
     for path in sorted((run / "evals").glob("step-*.jsonl")):
         number = path.stem.removeprefix("step-")
@@ -57,13 +57,18 @@ def read_evaluations(run: Path, *, up_to: int, bounds: Mapping[str, Bounds] = {}
 
 
 def read_evaluation(run: Path, step: int, bounds: Mapping[str, Bounds] = {}) -> Evaluation | None:
-    """The evaluation after `step`; None where its file is missing or damaged, or lacks the test split."""
+    """The evaluation after `step`; None where its file is missing or damaged, or lacks the test split.
+
+    `bounds` are those of its rewards, for rows that do not have them.
+    """
     splits: dict[str, list[GradedCompletion]] = {"test": [], "harder": [], "twins": []}
+    known = {**bounds}
     try:
         for row in read_answers(run, step):
+            known |= read_bounds(row.pop("bounds", {}))
             splits[row.pop("split")].append(ROW.validate_python(row))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if not splits["test"]:
         return None
-    return Evaluation(step, *(SplitEvaluation(tuple(rows), bounds) for rows in splits.values()))
+    return Evaluation(step, *(SplitEvaluation(tuple(rows), known) for rows in splits.values()))

@@ -349,9 +349,10 @@ def _build(
         raise SettingsError(f"{wanted} evaluation.greedy=false; set it true")
     if primary.split == "twins" and not evaluation.twins:
         raise SettingsError(f"{wanted} evaluation.twins=0; set it to a number of problems")
-    if primary.reward and primary.reward not in (spec.rpartition(":")[2] for spec in config.rewards.paid):
+    if primary.reward and primary.reward not in (spec.rpartition(":")[2] for spec in config.rewards.measured):
         raise SettingsError(
-            f"{wanted} rewards.{primary.reward} unpaid, as arm {name} has it; give it a weight in every arm"
+            f"{wanted} the rewards of arm {name}, which have no {primary.reward}; where unpaid, name it in rewards.watched, "
+            "or with weight 0 in rewards.custom"
         )
     if primary.split == "harder" and (config.task.name != "arithmetic" or not config.evaluation.harder_problems):
         raise SettingsError(

@@ -47,9 +47,10 @@ class Grader:
     `slimrl/tasks/checkers.py`. With `none` nothing is right.
     """
 
-    def __init__(self, checker: Checker) -> None:
+    def __init__(self, checker: Checker, worker: SymbolicWorker | None = None) -> None:
         self.checker = checker
-        self._worker = SymbolicWorker() if checker == "symbolic" else None
+        self.worker = worker or (SymbolicWorker() if checker == "symbolic" else None)
+        """The process of a symbolic checker."""
         self._cached = lru_cache(maxsize=8192)(self._compare)
         # a completion is graded for `correct`, for each reward and for the record, and many of a group are equal
         self._graded = lru_cache(maxsize=2048)(self._grade)
@@ -99,15 +100,15 @@ class Grader:
 
     def close(self) -> None:
         """Stop the checker's process, if it has one; the next comparison starts another."""
-        if self._worker:
-            self._worker.close()
+        if self.worker:
+            self.worker.close()
 
     def _lenient(self, text: str, extracted: str) -> str:
         if self.checker not in ("numeric", "symbolic"):
             return extracted or (last_letter(text) if self.checker == "choice" else last_answer(text))
         if parse_number(extracted) is not None:
             return extracted
-        if self._worker is None:
+        if self.worker is None:
             return last_number(text)
         return last_box(text) or extracted or last_number(text)
 
@@ -117,7 +118,7 @@ class Grader:
         if number is None and changes_meaning(gold) & MAGNITUDES.keys():
             number = parse_number(gold)
         if number is not None:
-            found = _number(guess)
+            found = stated_number(guess)
             # a gold answer such as 10^{-9} or 0.\overline{3} is an expression too, which others may equal
             if found is not None or not re.search(r"\^|\\(?:overline|bar|dot)(?![A-Za-z])", gold):
                 return found == number
@@ -158,8 +159,8 @@ class Grader:
         return plausible(bare, gold) and self._ask(bare, gold)
 
     def _ask(self, guess: str, gold: str) -> bool | None:
-        assert self._worker is not None
-        return self._worker.same(guess, gold)
+        assert self.worker is not None
+        return self.worker.same(guess, gold)
 
     def _ratio(self, guess: str, names: tuple[str, ...], terms: tuple[str, ...]) -> bool | None:
         """Compare the terms, each divided by the first, with the gold answer's; a fraction may state a ratio of two terms."""
@@ -237,7 +238,7 @@ def _without_one_name(elements: list[str]) -> list[str]:
     return [forms.named([first])[0][1], *rest] if forms.named([first]) and "=" not in "".join(rest) else elements
 
 
-def _number(guess: str) -> Fraction | None:
+def stated_number(guess: str) -> Fraction | None:
     """The number that a LaTeX answer states, also if it is named, boxed or in brackets.
 
     An expression is no number: a problem may ask to compute \\binom{8}{4}, and a copy of that is no answer.

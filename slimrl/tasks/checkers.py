@@ -22,11 +22,12 @@ _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s.,'’-]+[^\W\d_]+)*\.?")
 
 def same_text(guess: str, gold: str) -> bool:
     """The same text but for case, white space, markup around it (bold type, a box, quotes) and a full stop at its end."""
-    left = _bare(guess)
-    return left == _bare(gold) != ""
+    left = plain_text(guess)
+    return left == plain_text(gold) != ""
 
 
-def _bare(text: str) -> str:
+def plain_text(text: str) -> str:
+    """An answer as `same_text` compares it."""
     plain = re.sub(rf"{TEXT}\s*\{{([^{{}}]*)\}}", r"\1", unwrapped(text))
     return " ".join(plain.casefold().split()).rstrip(".!").strip("\"'`“”‘’").rstrip(".!").strip()
 

@@ -2,13 +2,15 @@
 
 import re
 import string
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Literal, NoReturn
 
 from slimrl.records import Answer, right_answers
 from slimrl.tasks.forms import choice
-from slimrl.tasks.rows import Row, Spelled
+from slimrl.tasks.rows import MISSING, Row, RowError, Spelled
 
 LETTERS = string.ascii_uppercase
+Counted = Literal["", "from 0", "from 1"]
 _LABEL = re.compile(r"\s*\(?[A-Za-z0-9][).:]\s*")
 
 
@@ -59,6 +61,48 @@ def right_options(row: Row, field: str, given: str, *, choices: str, labels: lis
         _right_option(row, one, labels, texts, is_index=by_index and one in numbers) for one in right_answers(given)
     ]
     first, *others = dict.fromkeys(letters)
+    return Answer(first, others) if others else first
+
+
+def counted(rows: Iterable[Row], field: str, choices: str) -> Counted:
+    """The reading of a column whose every answer is a number: an index of its options counted from 0, or from 1.
+
+    A digit may be an option's index and another option's text. It is an index in every row where in some row it can be nothing
+    else; empty where no row tells, and where some answer is no index.
+    """
+    proved = from_one = from_zero = False
+    for row in rows:
+        try:
+            labels, texts = options(row, choices)
+        except RowError:
+            continue
+        if _are_numbers(row.at(choices)):
+            return ""
+        value = row.at(field)
+        for item in value if isinstance(value, list) else [value]:
+            if item in (MISSING, None, ""):
+                continue
+            text = (item.text if isinstance(item, Spelled) else item if isinstance(item, str) else "").strip()
+            n, is_text = len(texts), text in texts
+            if not re.fullmatch("[0-9]{1,2}", text) or text in labels or int(text) > n or (is_text and int(text) == n):
+                return ""
+            from_one |= int(text) == n
+            from_zero |= int(text) == 0
+            proved |= not is_text and int(text) < n
+    return "" if not proved or (from_one and from_zero) else "from 1" if from_one else "from 0"
+
+
+def counted_options(row: Row, given: str, texts: list[str], how: Counted) -> str:
+    """The letter of the right option by its index, or an Answer of several letters; refuses indexes that are counted from 1."""
+    if how == "from 1":
+        row.fail(
+            f"the answer {given[:60]!r} is an index that counts from 1, since some row has the number of its options; write "
+            "letters, or count from 0"
+        )
+    letters = dict.fromkeys(
+        LETTERS[int(one)] if int(one) < len(texts) else _none(row, one, texts) for one in right_answers(given)
+    )
+    first, *others = letters
     return Answer(first, others) if others else first
 
 

@@ -62,7 +62,8 @@ def load(
             raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
         raise
     check_columns(config.columns, rows)
-    reader, note = _reader(config, rows, answers)
+    held = [] if held_out_source is None else held_out_source.rows()
+    reader, note = _reader(config, rows, held, answers)
     train, rejected = _problems(reader, f"{name}/train" if held_out_source else name, rows, encode)
     notes = [note]
     if held_out_source is None:
@@ -70,9 +71,8 @@ def load(
         if not test and not rejected:
             raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
     else:
-        rows = held_out_source.rows()
-        reader, note = _reader(config, rows, answers)
-        test, rejected_test = _problems(reader, f"{name}/test", rows, encode)
+        reader, note = _reader(config, held, rows, answers)
+        test, rejected_test = _problems(reader, f"{name}/test", held, encode)
         rejected += [*rejected_test, *_overlap(train, test)]
         notes += [note] if note != notes[0] else []
     _check_left(config, rejected, {**({"training": train} if wanted else {}), "held-out": test})
@@ -93,11 +93,13 @@ def _check_left(config: TaskConfig, rejected: Sequence[Rejected], splits: Mappin
             raise DataError(bad_rows(rejected) + ("" if rejected[0].reason.endswith(CONVERT) else correct))
 
 
-def _reader(config: TaskConfig, rows: Sequence[Row | Rejected], answers: Answers) -> tuple[Reader, str]:
-    """The reader of a file's rows, and a note on the columns that it reads."""
+def _reader(
+    config: TaskConfig, rows: Sequence[Row | Rejected], others: Sequence[Row | Rejected], answers: Answers
+) -> tuple[Reader, str]:
+    """The reader of a file's rows, beside those of the `others` file, and a note on the columns that it reads."""
     if config.name != "jsonl":
         return _READERS[config.name], ""
-    layout = find_layout(rows, config, answers=answers)
+    layout = find_layout(rows, config, others, answers=answers)
     return layout.problem, layout.note
 
 

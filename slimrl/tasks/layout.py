@@ -12,7 +12,7 @@ from typing import Literal
 from slimrl.config.sections import ColumnsConfig, TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem, Rejected
-from slimrl.tasks.choices import listed, options, right_options
+from slimrl.tasks.choices import Counted, counted, counted_options, listed, options, right_options
 from slimrl.tasks.formats import are_messages
 from slimrl.tasks.rows import MISSING, Row
 from slimrl.tasks.styles import last_box
@@ -56,6 +56,8 @@ class Layout:
     """The answer is the end of a worked solution: a last line `#### 72`, or the last box."""
     unasked: bool = False
     """A row may lack the answer."""
+    counted: Counted = ""
+    """Answers are indexes of the options."""
     unknown: tuple[str, ...] = ()
     """Of `question` and `answer`, those for which no column was found."""
 
@@ -70,7 +72,8 @@ class Layout:
         end = {"": "", "hashes": " behind its last ####", "boxed": " in its last box"}[self.worked]
         found = [f"question from {question}", f"answer from {answer}{end}" if answer else "no answers"]
         found += [f"solution from {self.solution}"] if self.solution else []
-        found += [f"options from {self.choices}"] if self.choices else []
+        index = " by the answer's index, from 0" if self.counted == "from 0" else ""
+        found += [f"options from {self.choices}{index}"] if self.choices else []
         return f"{', '.join(found)} (task.columns names other columns)"
 
     def problem(self, row: Row, new_id: str) -> Problem:
@@ -115,6 +118,8 @@ class Layout:
         whole = reply if replied else _reply(row, self.answer) or row.answers(self.answer)
         solution = "" if replied else reply
         if texts:
+            if self.counted:
+                return counted_options(row, whole, texts, self.counted), solution, 0.0
             letter = right_options(row, self.answer, whole, choices=self.choices, labels=labels, texts=texts)
             return letter, solution, 0.0
         if self.worked == "hashes":
@@ -146,8 +151,13 @@ def split_hashes(row: Row, field: str, whole: str, way_out: str) -> tuple[str, s
     return answer.strip(), solution.strip(), float(len(marks))
 
 
-def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: Answers) -> Layout:
-    """The layout of a file's rows; `answers` says which need one, and with `task.checker=none` none does."""
+def find_layout(
+    rows: Sequence[Row | Rejected], config: TaskConfig, others: Sequence[Row | Rejected] = (), *, answers: Answers
+) -> Layout:
+    """The layout of a file's rows; `answers` says which need one, and with `task.checker=none` none does.
+
+    Rows of the `others` file tell too whether answers are indexes, so that both are read in the same way.
+    """
     seen = [row for row in rows if isinstance(row, Row)][:LOOKED_AT]
 
     def column(role: str, names: Iterable[str], default: str = "") -> str:
@@ -167,14 +177,17 @@ def find_layout(rows: Sequence[Row | Rejected], config: TaskConfig, *, answers: 
         worked = "hashes"
     elif (answer in WORKED or answer == question) and _mostly(last_box(text) for text in texts):
         worked = "boxed"
-    solution, choices = column("solution", SOLUTION), column("choices", CHOICES)
+    solution = column("solution", SOLUTION)
+    choices = column("choices", CHOICES) if config.checker == "choice" else ""
+    whole = (row for row in (*rows, *others) if isinstance(row, Row))
     return Layout(
         question=question,
         answer=answer,
         solution="" if solution == answer else solution,
         id=column("id", ["id"]),
         difficulty=column("difficulty", ["difficulty"]),
-        choices=choices if config.checker == "choice" else "",
+        choices=choices,
+        counted=counted(whole, answer, choices) if choices and answer and answer != question else "",
         context=column("context", CONTEXT) if question.lower() == "instruction" else "",
         worked=worked,
         unasked=none or answers == "unneeded",

@@ -44,7 +44,11 @@ def reward_settings(source: Source, weights: object, max_new_tokens: object) -> 
 
 def _overlong(reward: RewardName, weight: float) -> dict[str, Setting]:
     buffer = reward.arguments.get("soft_punish_cache")
+    watched = (
+        {"rewards.watched": Setting(["soft_overlong"], "a weight of 0 measures without paying")} if not weight else {}
+    )
     return {
+        **watched,
         "rewards.soft_overlong": Setting(weight, f"{reward.name} pays 0 to -1"),
         "rewards.overlong_buffer": Setting(buffer or OVERLONG_BUFFER, "soft_punish_cache"),
     }

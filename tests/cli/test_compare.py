@@ -184,6 +184,9 @@ def test_files_of_versions_without_votes(slimrl, stored: Callable[[str, Rows], P
         ([{"id": "p0"}], 3, "a.jsonl:1: the row has no verdict (strict: true or false); score the file first: slimrl grade"),
         ([{"id": "p0", "strict": True, "mode": "beam"}], 3, "is neither sampled nor greedy"),
         ([{"id": "p0", "strict": True, "vote": "a"}], 3, "vote is neither a whole number nor null"),
+        ([{"id": "p0", "strict": True, "scores": {"t": 1}, "bounds": [0, 1]}], 3, "a.jsonl:1: bounds is no object of [lowest, highest]"),
+        ([{"id": "p0", "strict": True, "scores": {"t": 1}, "bounds": {"t": [1, 0]}}], 3, "a.jsonl:1: bounds is no object of [lowest, highest]"),
+        ([{"id": "p0", "strict": True, "scores": {"t": 1}, "bounds": {"t": [True, "1"]}}], 3, "a.jsonl:1: bounds is no object of [lowest, highest]"),
         ([{"id": "p0", "strict": True, "answer": "1"}, {"id": "p0", "strict": True, "answer": "2"}], 3, "a.jsonl:2: id 'p0' stood for another"),
         ([{"id": "p0", "strict": True, "answer": "2"}], 3, "p0 has another answer in"),
         ([{"id": "p0", "strict": True, "question": "What?"}], 3, "p0 has another question in"),
@@ -197,6 +200,24 @@ def test_what_cannot_be_compared(
     assert result.code == code
     assert sentence in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+def test_bounds_of_rewards_are_in_the_rows(slimrl, stored: Callable[[str, Rows], Path]) -> None:
+    """Of two files with other bounds for a reward both must hold: a change may reach from the lowest to the highest."""
+
+    def scored(score: float, *bounds: float | None) -> Rows:
+        return [row | {"scores": {"tone": score}, "bounds": {"tone": [*bounds]}} for row in rows(FIRST)]
+
+    def interval(first: Path, second: Path) -> tuple[float, float]:
+        estimate = json.loads(slimrl("compare", first, second, "--json").out)["rewards"]["tone"]
+        return estimate["low"], estimate["high"]
+
+    narrow, wide = stored("narrow.jsonl", scored(0.5, 0, 1)), stored("wide.jsonl", scored(0.5, -4, 6))
+    unknown, half = stored("unknown.jsonl", scored(0.5, None, None)), stored("half.jsonl", scored(0.5, -9.5, None))
+    assert interval(unknown, unknown) == (0, 0)
+    assert interval(narrow, narrow) == interval(narrow, unknown) == interval(unknown, narrow)
+    assert interval(narrow, wide) == interval(wide, narrow) == interval(wide, wide) == interval(half, half)
+    assert interval(wide, wide)[1] > 2 * interval(narrow, narrow)[1] > 0
 
 
 def test_arguments_that_make_no_sense(slimrl, stored: Callable[[str, Rows], Path]) -> None:

@@ -70,6 +70,9 @@ def test_what_is_paid_is_read_from_the_fields() -> None:
     custom = {"my.py:f": {"low": 0.0, "high": 1.0}, "my.py:g": {"low": 0.0, "high": 1.0, "weight": 0.0}}
     rewards = RewardsConfig.model_validate({"format": 0.5, "soft_overlong": 0.5, "custom": custom})
     assert rewards.paid == ("correct", "format", "soft_overlong", "my.py:f")
+    assert rewards.measured == (*rewards.paid, "my.py:g")
+    watching = rewards.model_copy(update={"watched": ["repetition"]})
+    assert (watching.paid, {*watching.measured} - {*rewards.measured}) == (rewards.paid, {"repetition"})
     for nothing in ({"correct": 0.0}, {"correct": 0.0, "soft_overlong": 1.0, "repetition": 1.0}):
         with pytest.raises(ValueError, match="every reward has weight 0"):
             TrainConfig.model_validate({"rewards": nothing})

@@ -334,8 +334,11 @@ def test_custom_functions_are_loaded_from_files(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     relative = RewardsConfig(custom={"my_rewards.py:mine": CustomReward(low=0.0, high=2.0)})
     assert [reward.name for reward in load_rewards(relative, _task(), max_new_tokens=64)] == ["correct", "mine"]
-    off = RewardsConfig(custom={"no_such_file.py:mine": CustomReward(low=0.0, high=2.0, weight=0.0)})
-    assert [reward.name for reward in load_rewards(off, _task(), max_new_tokens=64)] == ["correct"]
+    measured = RewardsConfig(custom={"my_rewards.py:mine": CustomReward(low=0.0, high=2.0, weight=0.0)})
+    assert [(r.name, r.weight) for r in load_rewards(measured, _task(), max_new_tokens=64)] == [
+        ("correct", 1),
+        ("mine", 0),
+    ]
 
 
 @pytest.mark.parametrize(

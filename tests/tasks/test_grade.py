@@ -11,7 +11,9 @@ import pytest
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
 from slimrl.tasks.answers import Grader
-from slimrl.tasks.grade import ASKED, grade_file, votes
+from slimrl.tasks.grade import grade_file
+from slimrl.tasks.symbolic import SymbolicWorker
+from slimrl.tasks.votes import ASKED, votes
 
 
 def _file(folder: Path, *rows: object) -> str:
@@ -80,18 +82,18 @@ def test_equal_answers_are_one_vote(checker: str, answers: list[tuple[str, bool]
     if checker == "symbolic":
         pytest.importorskip("math_verify")
     with closing(Grader(checker)) as grader:  # type: ignore[arg-type]
-        assert votes(grader, answers) == expected
+        assert votes(grader, answers).cast == expected
 
 
 def test_a_slow_checker_is_asked_about_few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("math_verify")
     with closing(Grader("symbolic")) as grader:
         asked: list[str] = []
-        monkeypatch.setattr(grader, "compare", lambda guess, _: asked.append(guess))  # no verdict in time
+        monkeypatch.setattr(SymbolicWorker, "same", lambda _, guess, __: asked.append(guess))  # no verdict in time
         answers = [(f"x^{{{i}}}", False) for i in range(30)]
-        assert votes(grader, answers) == list(range(30))
+        assert votes(grader, answers).cast == list(range(30))
         assert len(asked) == ASKED
-        assert votes(grader, [*answers, answers[20]])[-1] == 20, "equal texts need no checker"
+        assert votes(grader, [*answers, answers[20]]).cast[-1] == 20, "equal texts need no checker"
 
 
 def test_thinking_and_end_tokens_of_stored_outputs_are_passed_over(tmp_path: Path) -> None:
