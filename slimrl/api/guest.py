@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,6 +67,9 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
+    with warnings.catch_warnings():  # of tqdm, on a notebook without ipywidgets: no bar of its own is shown
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import tqdm.auto  # type: ignore[import-untyped]  # noqa: F401
     import transformers
 
     log = transformers.logging
