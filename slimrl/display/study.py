@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from slimrl.display.console import on_stderr
 from slimrl.study.runner import Progress
 from slimrl.study.runs import Planned, planned_runs, read_run
 from slimrl.study.spec import Expanded
@@ -25,7 +25,7 @@ class ProgressDisplay:
 
     def __init__(self, expanded: Expanded, folder: Path, *, quiet: bool) -> None:
         self._expanded = expanded
-        self._console = _console(quiet=quiet)
+        self._console = on_stderr(quiet=quiet)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
         self._values: dict[str, dict[int, float]] = {arm.name: {} for arm in expanded.arms}
         for run in planned_runs(expanded, folder):
@@ -74,14 +74,6 @@ class ProgressDisplay:
             return text
         difference = fmean(own[i] - reference[i] for i in shared)
         return f"{text}, {signed_points(difference)} to {self._expanded.reference}"
-
-
-def _console(*, quiet: bool) -> Console:
-    """Stderr, which in a notebook takes plain lines; rich would show each as an output of the cell's."""
-    console = Console(stderr=True, quiet=quiet, highlight=False)
-    if not console.is_jupyter:
-        return console
-    return Console(stderr=True, quiet=quiet, highlight=False, force_jupyter=False, force_terminal=False)
 
 
 def _left(seconds: float) -> str:

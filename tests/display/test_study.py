@@ -16,6 +16,7 @@ def test_a_notebook_gets_plain_lines_on_stderr(
 ) -> None:
     """Jupyter's kernel sets FORCE_COLOR, with which rich would draw a live display into the cell."""
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("slimrl.display.study.QUIET_SECONDS", -1.0)
     (tmp_path / "study.yaml").write_text("question: Which?\narms: {kl: algorithm.kl_coef=0.1}\n")
