@@ -26,7 +26,7 @@ FREE: dict[signal.Signals, Callable[..., Any] | signal.Handlers] = {
 }
 """Python's own handlers, which a program has unless it sets others."""
 KERNEL = "ipykernel."
-"""Modules of Jupyter's kernel. In a cell with `await` it has a handler of its own, which would only note Ctrl-C until the next one."""
+"""Modules of Jupyter's kernel, whose own handler in a cell with `await` only notes Ctrl-C until the cell awaits again."""
 
 
 def is_free(number: signal.Signals) -> bool:
