@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
 BUILD = DOCS / "site" / "build.py"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+NOTEBOOKS = sorted(DOCS.glob("*.ipynb"))
+OF_DOCS = [*sorted(DOCS.rglob("*.md")), *NOTEBOOKS]
+PAGES = [*sorted(ROOT.glob("*.md")), *OF_DOCS, ROOT / "benchmarks" / "README.md"]
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -27,9 +30,17 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def text_of(page: Path) -> str:
+    """A page, or the cells of a notebook that are text."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+
+
 def anchors(page: Path) -> set[str]:
     """Anchors of a page's headings as both GitHub and MkDocs make them, and those that stand in its text."""
-    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    text = BLOCK.sub("", text_of(page))
     found = set(re.findall(r'<a id="([^"]+)">', text))
     for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
         plain = (
@@ -55,10 +66,10 @@ def broken(page: Path, text: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=relative)
+@pytest.mark.parametrize("page", OF_DOCS, ids=relative)
 def test_lists_and_tables_stand_after_an_empty_line(page: Path) -> None:
     """GitHub needs none; the site would show them as running text."""
-    lines = BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines()
+    lines = BLOCK.sub("", text_of(page)).splitlines()
     begins = re.compile(r"- |\d+\. |\|")
     for before, line in itertools.pairwise(lines):
         assert not begins.match(line) or not before or before.startswith("  ") or begins.match(before), line
@@ -78,7 +89,7 @@ def build() -> ModuleType:
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_links_lead_somewhere(page: Path) -> None:
-    assert broken(page, page.read_text(encoding="utf-8")) == set()
+    assert broken(page, text_of(page)) == set()
 
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -144,7 +155,7 @@ def test_every_page_is_in_the_navigation() -> None:
         ]  # type: ignore[attr-defined]
 
     listed = pages(yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
-    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+    assert sorted(listed) == sorted(page.relative_to(DOCS).with_suffix(".md").as_posix() for page in OF_DOCS)
 
 
 def test_staged_pages_link_to_each_other_and_to_files_of_the_repository(build: ModuleType, tmp_path: Path) -> None:
@@ -160,7 +171,21 @@ def test_staged_pages_link_to_each_other_and_to_files_of_the_repository(build: M
     assert (ROOT / "recipes" / "minimal.py").read_text(encoding="utf-8") in minimal
     assert "(repository/recipes/minimal.py.md)" in (tmp_path / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert (tmp_path / "docs" / "files" / "studies" / "results" / "case-study" / "report.html").is_file()
-    assert not (tmp_path / "docs" / "site" / "build.py").exists()
+    assert not [*(tmp_path / "docs" / "site").glob("*.py")]
+
+
+def test_a_notebook_is_a_page_with_its_outputs(build: ModuleType, tmp_path: Path) -> None:
+    build.stage(tmp_path)
+    page = (tmp_path / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    assert "](repository/" not in page
+    assert "(images/run-numbers.png)" in page
+    assert "```python\nresult = slimrl.train(" in page
+    assert page.index("result = slimrl.train(") < page.index("<th ") < page.index("<svg") < page.index("data:image/png")
+    assert "(first-steps.md)" in (tmp_path / "docs" / "index.md").read_text(encoding="utf-8")
+    assert (tmp_path / "docs" / "first-steps.ipynb").is_file(), "to download"
+    cell = {"cell_type": "code", "source": ["1\n", "2"], "outputs": [{"data": {"text/html": ["<p>\n", "\n", "</p>"]}}]}
+    shown = build.notebook_as_markdown({"cells": [cell, {"cell_type": "markdown", "source": "words"}]})
+    assert shown == "```python\n1\n2\n```\n\n<p>\n</p>\n\nwords\n"
 
 
 def test_the_site_builds_without_a_warning_and_asks_for_nothing(tmp_path: Path) -> None:

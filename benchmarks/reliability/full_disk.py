@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 
 from runs import EVERYTHING, content, report
-
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display

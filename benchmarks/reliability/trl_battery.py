@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import say, table
+
 from trl_process import JOB, Run, equal, same_values
 
 Case = dict[str, Any]

@@ -27,10 +27,11 @@ def main() -> None:
     if job["address_space"]:
         resource.setrlimit(resource.RLIMIT_AS, (job["address_space"],) * 2)
     import torch
-    import trl_rewards
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig, GRPOTrainer
+
+    import trl_rewards
 
     torch.set_num_threads(1)
     output = Path(job["output"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,6 +50,13 @@ def in_python(sentence: str) -> str:
     return re.sub(r"slimrl\s(train|sft)\s--resume\s(.+?)(, and .*)?$", r'slimrl.\1(resume="\2")\3', sentence)
 
 
+def import_bars() -> None:
+    """Import tqdm before transformers does, without its warning in a notebook that has no ipywidgets: no bar is shown."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import tqdm.auto  # type: ignore[import-untyped]  # noqa: F401
+
+
 @contextmanager
 def _environment() -> Iterator[None]:
     from slimrl.machine.limits import KERNEL_CACHES
@@ -66,6 +74,7 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
+    import_bars()
     import transformers
 
     log = transformers.logging

@@ -14,7 +14,7 @@ from slimrl.api import models
 from slimrl.api import problems as rows
 from slimrl.api import rewards as scores
 from slimrl.api.finished import Result
-from slimrl.api.guest import guest
+from slimrl.api.guest import guest, import_bars
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_recipes
 from slimrl.config.files import build, merge
@@ -158,7 +158,8 @@ def _work(
 
 def _new(verb: Verb, request: Request) -> Order:
     """The order for a run by its settings; raises SettingsError for one that is there and is not to be resumed."""
-    from slimrl.runs.directory import new_run
+    import_bars()
+    from slimrl.runs.directory import new_run  # imports transformers
 
     kind = KINDS[verb]
     data, model = rows.read_data(request.data, request.test_data), models.read_model(request.model)

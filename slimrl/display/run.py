@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column as Cell
 from rich.table import Table
@@ -22,6 +21,7 @@ from rich.text import Text
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
+from slimrl.display.console import on_stderr
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
@@ -90,7 +90,7 @@ class Display:
     """Human text on stderr; `quiet` shows errors only."""
 
     def __init__(self, *, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = on_stderr(quiet=quiet)
         # A terminal wraps between words; a log file keeps whole lines.
         self.console.soft_wrap = not self.console.is_terminal
         self.samples_every, self.samples = samples_every, samples

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from slimrl.display.console import on_stderr
 from slimrl.study.runner import Progress
 from slimrl.study.runs import Planned, planned_runs, read_run
 from slimrl.study.spec import Expanded
@@ -25,7 +25,7 @@ class ProgressDisplay:
 
     def __init__(self, expanded: Expanded, folder: Path, *, quiet: bool) -> None:
         self._expanded = expanded
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = on_stderr(quiet=quiet)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True)
         self._values: dict[str, dict[int, float]] = {arm.name: {} for arm in expanded.arms}
         for run in planned_runs(expanded, folder):

@@ -25,6 +25,14 @@ FREE: dict[signal.Signals, Callable[..., Any] | signal.Handlers] = {
     signal.SIGTERM: signal.SIG_DFL,
 }
 """Python's own handlers, which a program has unless it sets others."""
+KERNEL = "ipykernel."
+"""Modules of Jupyter's kernel, whose own handler in a cell with `await` only notes Ctrl-C until the cell awaits again."""
+
+
+def is_free(number: signal.Signals) -> bool:
+    """True for a signal that a program leaves to Python or to Jupyter's kernel."""
+    handler = signal.getsignal(number)
+    return handler is FREE[number] or str(getattr(handler, "__module__", "")).startswith(KERNEL)
 
 
 class Stopped(BaseException):  # not an Exception, so that no handler of errors swallows it
@@ -86,12 +94,12 @@ class Stop:
 
     @contextmanager
     def on_free_signals(self) -> Iterator[None]:
-        """As `on_signals`, as a guest in a program of the user's: only signals that it leaves to Python, in the main thread; a
-        second one acts as if nothing handled it.
+        """As `on_signals`, as a guest in a program of the user's: only signals that are free, in the main thread; a second one
+        acts as if nothing handled it.
         """
         self._is_guest = True
         main = threading.current_thread() is threading.main_thread()
-        with self._handling(*(number for number in FREE if main and signal.getsignal(number) is FREE[number])):
+        with self._handling(*(number for number in FREE if main and is_free(number))):
             yield
 
     @contextmanager

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from slimrl.config import foreign_names
+from slimrl.config.places import DATA_SUFFIXES
 from slimrl.translate.rewards import CORRECT
 from slimrl.translate.translation import Setting
 from slimrl.translate.values import Keyed, Values
@@ -95,6 +96,8 @@ def data_settings(trl: Values) -> Iterator[Keyed]:
     else:
         why = "a tenth is held out unless test_split or test_path is set"
         yield trl.set("task.path", name, "dataset_name", why=why)
+        if name.lower().endswith(DATA_SUFFIXES) or name.startswith((".", "/")):
+            _leave_splits(trl)
         if isinstance(config, str):
             yield trl.set("task.subset", config, "dataset_config")
     if symbolic:
@@ -111,6 +114,15 @@ def data_settings(trl: Values) -> Iterator[Keyed]:
             "first prompt, and task.instruction sets another or, empty, none"
         )
         trl.leave("prompts", "", reason)
+
+
+def _leave_splits(trl: Values) -> None:
+    """Splits of files, of which `train` is all that there is; others are listed."""
+    whole = has_whole_split(trl)
+    for name, key in (("dataset_train_split", "task.path"), ("dataset_test_split", "task.test_path")):
+        if name in trl.given and not (whole and key == "task.path"):
+            trl.leave(name, trl.given[name], f"a part of files; write its rows into a file of their own, for {key}")
+        trl.read.add(name)
 
 
 def has_whole_split(trl: Values) -> bool:

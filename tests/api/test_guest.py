@@ -63,6 +63,22 @@ def test_a_handler_of_the_program_stays_in_force() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_jupyter_kernel_in_a_cell_with_await_leaves_ctrl_c_to_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own handler only notes the signal until the cell awaits, which a call never does."""
+
+    def handle_sigint(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(handle_sigint, "__module__", "ipykernel.ipkernel")
+    before = signal.signal(signal.SIGINT, handle_sigint)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"), guest():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handle_sigint
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_importing_the_package_is_fast_and_its_names_are_there() -> None:
     code = (
         "import sys, slimrl; assert {'train', 'terms', 'Result'} <= {*dir(slimrl)}; slimrl.SettingsError; slimrl.terms.Schedule\n"

@@ -53,6 +53,20 @@ def test_a_terminal_gets_a_bar_that_goes(capsys: pytest.CaptureFixture[str], mon
     assert not display.progress.live.is_started
 
 
+def test_a_command_in_a_cell_of_a_notebook_draws_no_bars(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`!slimrl train` has a terminal there, whose moving cursor the cell would show as lines without end."""
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    display = Display()
+    display.evaluating(0, 3)
+    display.sampling(1, 3)
+    display.say("words", "bold")
+    display.stop()
+    assert capsys.readouterr().err == "words\n"
+
+
 def terminal(width: int) -> Display:
     """A display on a terminal of this many characters, which keeps what it is told to draw."""
     display = Display()

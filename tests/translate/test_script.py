@@ -126,6 +126,20 @@ data = load_dataset("openai/gsm8k", "main", split="train[:1000]")
     assert listed.unread["dataset_train_split"] == "['train', 'test']"
 
 
+def test_a_file_has_one_split(tmp_path: Path) -> None:
+    """`train` is how `datasets` calls all of a file, and task.split is of the Hub alone."""
+    text = 'args = GRPOConfig()\ndata = load_dataset("json", data_files="rows.jsonl", split="train")\n'
+    whole = from_trl(read(tmp_path, text))
+    assert whole.settings["task.path"].value == "rows.jsonl"
+    assert "task.split" not in whole.settings
+    assert "dataset_train_split" not in {left.name for left in whole.left}
+    part = from_trl(read(tmp_path, text.replace('"train"', '"train[:90%]"')))
+    assert "task.split" not in part.settings
+    assert {left.name: left.reason for left in part.left}["dataset_train_split"] == (
+        "a part of files; write its rows into a file of their own, for task.path"
+    )
+
+
 def test_unsloth(tmp_path: Path) -> None:
     found = read(tmp_path, FILES["unsloth-llama.py"]).given
     assert found["model_name_or_path"] == "meta-llama/Llama-3.2-3B-Instruct"
