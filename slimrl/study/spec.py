@@ -351,8 +351,8 @@ def _build(
         raise SettingsError(f"{wanted} evaluation.twins=0; set it to a number of problems")
     if primary.reward and primary.reward not in (spec.rpartition(":")[2] for spec in config.rewards.measured):
         raise SettingsError(
-            f"{wanted} the rewards of arm {name}, which have no {primary.reward}; where unpaid, name it in rewards.watched, "
-            "or with weight 0 in rewards.custom"
+            f"{wanted} the rewards of arm {name}, which lack {primary.reward}; to measure it unpaid, name it in "
+            "rewards.watched, or a function of your own with weight 0 in rewards.custom"
         )
     if primary.split == "harder" and (config.task.name != "arithmetic" or not config.evaluation.harder_problems):
         raise SettingsError(

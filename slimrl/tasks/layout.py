@@ -177,8 +177,8 @@ def find_layout(
         worked = "hashes"
     elif (answer in WORKED or answer == question) and _mostly(last_box(text) for text in texts):
         worked = "boxed"
-    solution = column("solution", SOLUTION)
-    choices = column("choices", CHOICES) if config.checker == "choice" else ""
+    solution, offered = column("solution", SOLUTION), column("choices", CHOICES)
+    choices = offered if config.checker == "choice" else ""
     whole = (row for row in (*rows, *others) if isinstance(row, Row))
     return Layout(
         question=question,

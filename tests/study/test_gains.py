@@ -183,13 +183,15 @@ def test_gains_and_findings_are_in_the_report(results: Results) -> None:
 def test_a_reward_that_an_arm_does_not_measure_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     for changed, sentence in (
-        (STUDY.replace("arms:\n", "arms:\n  off: rewards.format=0\n"), "rewards.format unpaid, as arm off has it"),
-        (STUDY.replace("test/rewards/format", "test/rewards/tone"), "rewards.tone unpaid, as arm base has it"),
+        (STUDY.replace("arms:\n", "arms:\n  off: rewards.format=0\n"), "rewards of arm off, which lack format; .* rewards.watched"),
+        (STUDY.replace("test/rewards/format", "test/rewards/tone"), "rewards of arm base, which lack tone; "),
         (STUDY.replace("test/rewards/format", "twins/sampled").replace("twins: 5", "twins: 0"), "evaluation.twins=0"),
     ):
         file.write_text(changed)
         with pytest.raises(SettingsError, match=sentence):
             load_study([str(file)])
+    file.write_text(STUDY.replace("arms:\n", "arms:\n  off: [rewards.format=0, 'rewards.watched=[format]']\n"))
+    load_study([str(file)])
 
 
 def test_the_controls_pay_for_what_is_no_skill_and_measure_it_alike() -> None:
