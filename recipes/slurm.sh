@@ -25,7 +25,7 @@ while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not 
   wait "$run"
   code=$?
 done
-if [ "$code" -eq 75 ]; then
+if [ "$code" -eq 75 ] && ! scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then # scancel sends SIGTERM too
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -51,7 +51,7 @@ RUN_BY: dict[tuple[str, str], tuple[str, int]] = {
     ("docs/python.md", "python"): ("tests/test_python_page.py", 9),
     ("docs/rewards.md", "python"): ("tests/test_rewards_page.py", 5),
     ("docs/rewards.md", "yaml"): ("tests/test_rewards_page.py", 7),
-    ("docs/studies.md", ""): ("tests/cli/test_studies_page.py", 2),
+    ("docs/studies.md", ""): ("tests/cli/test_studies_page.py", 3),
     ("docs/studies.md", "yaml"): ("tests/cli/test_studies_page.py", 1),
 }
 """(page, language) -> the tests that run all such blocks of the page, and how many there are."""
@@ -66,6 +66,7 @@ ELSEWHERE = {
     r"recipes=\$\(slimrl recipes |cp \$recipes/slurm\.sh ": "a substitution of the shell, for a cluster",
     r"sbatch ": "needs a cluster; tests/machine/test_signals.py runs the script",
     r"torchrun ": "starts processes on several GPUs; tests/parallel runs them on a CPU",
+    r"slimrl study run .*--on ": "needs a cluster; tests/study/test_slurm.py and test_ray.py have small ones",
     r"slimrl train .*devices=8": "needs eight GPUs; tests/parallel has two processes",
     r"slimrl train .*log\.to=": "needs packages and an account; tests/trackers/test_real.py has the packages",
     r"slimrl export .*--push": "needs an account; tests/export/test_hub.py has a Hub",

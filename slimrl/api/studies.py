@@ -62,6 +62,7 @@ def study(
     name: str = "",
     seeds: int = 0,
     slots: int = 0,
+    on: str = "local",
     output: Place = "runs",
     quiet: bool = False,
     **settings: Any,
@@ -74,7 +75,8 @@ def study(
         rewards: of all arms, as in `train`, but only what another process can load: names, and functions of a file or a module.
         name: of the study's folder; by default its files' names.
         seeds: runs of every arm; 0: as the plan has it.
-        slots: runs at once; 0: what the machine bears.
+        slots: runs at once; 0: what the machine or the cluster bears.
+        on: where the runs are computed, as `slimrl study run --on` takes it: `"ray"`, `"slurm:gpu,gpus=1"` (docs/scale.md).
         output: the folder that holds the study's folder.
         quiet: show nothing; otherwise progress goes to stderr.
         settings: of all arms, as in `train`.
@@ -99,7 +101,7 @@ def study(
     folder = Path(os.fspath(output)) / expanded.name
     check_study(expanded, folder)
     with guest():
-        results = _results(expanded, folder, slots, quiet=quiet or sys.stderr is None)
+        results = _results(expanded, folder, slots, on, quiet=quiet or sys.stderr is None)
     return Study(folder, results)
 
 
@@ -132,15 +134,16 @@ def _file(plan: Place) -> str:
     return text if is_file else named(SIGN + text.removeprefix(SIGN), "studies")
 
 
-def _results(expanded: Expanded, folder: Path, slots: int, *, quiet: bool) -> Results:
+def _results(expanded: Expanded, folder: Path, slots: int, on: str, *, quiet: bool) -> Results:
     from slimrl.display.study import ProgressDisplay
     from slimrl.report.report import write_reports
+    from slimrl.study import place
     from slimrl.study.results import collect
     from slimrl.study.runner import run_study
 
     display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
-        failed = run_study(expanded, folder, slots=slots, display=display)
+        failed = run_study(expanded, folder, slots=slots, display=display, place=place.Place.read(on))
     finally:
         display.stop()
     results = collect(expanded, folder)

@@ -18,6 +18,7 @@ from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
 
 if TYPE_CHECKING:
+    from slimrl.study.place import Place
     from slimrl.study.spec import Expanded
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -34,7 +35,15 @@ ARGUMENTS = (
     click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's."),
     click.option("--output", default="runs", show_default=True, help="Folder that holds the study's folder."),
 )
-SLOTS = click.option("--slots", type=click.IntRange(1), help="Runs at once; by default what the machine bears.")
+SLOTS = click.option(
+    "--slots", type=click.IntRange(1), help="Runs at once; by default what the machine or the cluster bears."
+)
+ON = click.option(
+    "--on",
+    default="local",
+    show_default=True,
+    help="Where the runs are computed: local, ray, ray://HOST:PORT, slurm or slurm:PARTITION; then ,cpus=N,gpus=N for each run.",
+)
 POINTS = click.FloatRange(0, min_open=True)
 EFFECT = click.option(
     "--effect", type=POINTS, multiple=True, help="A difference in points: how many seeds find it? Repeatable."
@@ -64,6 +73,7 @@ def study() -> None:
 @study.command(name="plan", short_help="What a study takes here, and what it can see.")
 @of_a_study
 @SLOTS
+@ON
 @EFFECT
 @JSON
 def study_plan(
@@ -72,17 +82,19 @@ def study_plan(
     seeds: int | None,
     output: str,
     slots: int | None,
+    on: str,
     effect: Sequence[float],
     as_json: bool,
 ) -> None:
-    """Show the cost of a study here and the smallest effect that it can see; names arms that cannot act."""
+    """Show the cost of a study and the smallest effect that it can see; names arms that cannot act."""
     expanded, folder = _study(files, name, seeds, output)
+    place = _place(on)
     from slimrl.display.run import Display
     from slimrl.study.plan import plan_study, sentences
 
     display = Display()
     shares = tuple(points / 100 for points in effect)
-    plan = plan_study(expanded, folder, slots=slots or 0, effects=shares, say=display.say)
+    plan = plan_study(expanded, folder, slots=slots or 0, effects=shares, place=place, say=display.say)
     for sentence in sentences(plan):
         display.say(sentence)
     if as_json:
@@ -92,25 +104,35 @@ def study_plan(
 @study.command(name="run", short_help="Do what is left of a study, then report.")
 @of_a_study
 @SLOTS
+@ON
 @JSON
 @QUIET
 def study_run(
-    files: Sequence[str], name: str, seeds: int | None, output: str, slots: int | None, as_json: bool, quiet: bool
+    files: Sequence[str],
+    name: str,
+    seeds: int | None,
+    output: str,
+    slots: int | None,
+    on: str,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Do what is left of a study, then report; the same command continues after any interruption.
 
     \b
     Example:
       slimrl study run @quick --seeds 3 --name first-look
+      slimrl study run @quick --on slurm:gpu,gpus=1,time=04:00:00
     """
     expanded, folder = _study(files, name, seeds, output)
+    place = _place(on)
     from slimrl.display.study import ProgressDisplay
     from slimrl.study.runner import run_study
 
     display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
         with _saying_how_to_go_on(), stopping(display):
-            failed = run_study(expanded, folder, slots=slots or 0, display=display)
+            failed = run_study(expanded, folder, slots=slots or 0, display=display, place=place)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -144,6 +166,12 @@ def _saying_how_to_go_on() -> Iterator[None]:
         raise Stopped(reason.cause, reason.exit_code, again) from None
     except KeyboardInterrupt:
         raise Stopped("Ctrl-C", INTERRUPTED, again) from None
+
+
+def _place(on: str) -> Place:
+    from slimrl.study.place import Place
+
+    return Place.read(on)
 
 
 def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:

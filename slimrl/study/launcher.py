@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from slimrl.machine.threads import cores
 
@@ -37,7 +37,9 @@ class Running(Protocol):
     """A job that was started."""
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while the job runs."""
+        """The exit code, negative for a signal; None while the job runs. 75 for a run that was told to stop, or lost with its
+        machine: it goes on, and has not failed.
+        """
 
     def stop(self) -> None:
         """End the job and everything that it started, and wait for the end."""
@@ -48,6 +50,15 @@ class Launcher(Protocol):
 
     def start(self, job: Job, slot: int) -> Running:
         """Start a job in a slot that is free."""
+
+
+class Room(NamedTuple):
+    """The machines of a cluster, taken together."""
+
+    cpus: int
+    gpus: float
+    cpus_of_a_node: int
+    """Of the largest."""
 
 
 @dataclass(frozen=True)

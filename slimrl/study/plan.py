@@ -22,7 +22,8 @@ from slimrl.runs.lock import Lock
 from slimrl.runs.reader import read_chosen, read_metrics, read_state, read_status
 from slimrl.statistics import MOST_SEEDS, detectable_effect, seeds_needed
 from slimrl.study.compare import spread_of_differences
-from slimrl.study.launcher import LocalLauncher, Slots
+from slimrl.study.launcher import Launcher, Slots
+from slimrl.study.place import HERE, Place
 from slimrl.study.results import Results, collect
 from slimrl.study.runner import LOCK_SECONDS, choose_slots, write_job
 from slimrl.study.runs import planned_runs
@@ -76,6 +77,8 @@ class Plan:
     tokens: float
     hours: float
     """Of the runs that are left, in these slots."""
+    place: str
+    """In words: `on this machine`."""
     spread: float
     """Standard deviation of a difference over seeds."""
     spread_from: str
@@ -98,6 +101,7 @@ def plan_study(
     *,
     slots: int,
     effects: tuple[float, ...],
+    place: Place = HERE,
     say: Callable[[str], object] = lambda _: None,
 ) -> Plan:
     """Estimate from finished runs of the reference; without any, from a few steps of it in every slot at once.
@@ -109,7 +113,7 @@ def plan_study(
     study, tested, runs = expanded.study, expanded.tested, planned_runs(expanded, folder)
     left = [run for run in runs if not run.ended]
     with Lock(folder, patience=LOCK_SECONDS) as lock:
-        chosen = choose_slots(folder, expanded, slots, keep=False)
+        chosen = choose_slots(folder, expanded, slots, place, keep=False)
         results = collect(expanded, folder)
         for note in study_notes([run.arm.config for run in left]):
             say(note)
@@ -118,7 +122,7 @@ def plan_study(
             probes = [_probe_config(expanded)] * chosen.count
             for note in study_notes(probes):
                 say(f"for this plan, {note}")
-            measured = _probe(expanded, folder, chosen, lock.descriptor)
+            measured = _probe(expanded, folder, chosen, place.launcher(chosen, lock.descriptor))
     arms = tuple(_arm_plan(arm, expanded, measured) for arm in expanded.arms)
     seconds = {arm.name: arm.seconds / study.seeds for arm in arms}
     spread, spread_from = spread_of_differences(results.effects, study.spread)
@@ -132,6 +136,7 @@ def plan_study(
         arms=arms,
         tokens=sum(arm.tokens for arm in arms),
         hours=sum(seconds[run.arm.name] for run in left) / chosen.count / 3600,
+        place=str(place),
         spread=spread,
         spread_from=spread_from,
         detectable=detectable_effect(study.seeds, spread, tested),
@@ -151,7 +156,8 @@ def sentences(plan: Plan) -> list[str]:
         else "one seed finds nothing"
     )
     found = [
-        f"{plan.runs} runs ({len(plan.arms)} arms x {plan.seeds} seeds), {plan.left} left: about {_hours(plan.hours)} here, "
+        f"{plan.runs} runs ({len(plan.arms)} arms x {plan.seeds} seeds), {plan.left} left: "
+        f"about {_hours(plan.hours)} {plan.place}, "
         f"{plan.slots} at once with {counted(plan.threads, 'thread')} each, and "
         f"{plan.tokens / 1e6:.1f} million sampled tokens in all "
         f"({f'by {plan.measured_on} finished runs' if plan.measured_on else 'by a probe of a few steps'})",
@@ -222,13 +228,12 @@ def _probe_config(expanded: Expanded) -> TrainConfig:
     return config.model_copy(update={"steps": min(PROBE_STEPS, config.steps), "log": log})
 
 
-def _probe(expanded: Expanded, folder: Path, slots: Slots, lock: int) -> Measured:
+def _probe(expanded: Expanded, folder: Path, slots: Slots, launcher: Launcher) -> Measured:
     """Run a few steps of the reference in every slot at once, in a folder that is removed again."""
     config = _probe_config(expanded)
     probes = folder / "probe"
     shutil.rmtree(probes, ignore_errors=True)
     probes.mkdir()
-    launcher = LocalLauncher(slots, lock)
     jobs, running, started = [], [], time.monotonic()
     try:
         update = {"output": str(probes), "memory_share": slots.memory_share}

@@ -6,11 +6,13 @@ checkpoint, or started again with the same random draws, so an interrupted study
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,17 +21,21 @@ from typing import Protocol
 from slimrl.config.files import dump_yaml
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.signals import PREEMPTED
 from slimrl.preflight.price import study_notes
 from slimrl.runs.files import as_json, write_text
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import count_steps, read_json
 from slimrl.study.declaration import check_study, declare
-from slimrl.study.launcher import Job, Launcher, LocalLauncher, Running, Slots, divide, threads_asked_for
+from slimrl.study.launcher import Job, Launcher, Running, Slots, divide, threads_asked_for
+from slimrl.study.place import HERE, Place
 from slimrl.study.runs import Planned, planned_runs
 from slimrl.study.spec import Expanded
 from slimrl.text import counted
 
 ATTEMPTS = 2
+INTERRUPTIONS = 20
+"""A run that was told to stop from outside, or was lost with its machine, has not failed; after so many times it has."""
 REFUSED = (SettingsError.exit_code, DataError.exit_code)
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 15.0
@@ -67,14 +73,15 @@ def run_study(
     *,
     slots: int,
     display: Observer,
-    launcher: Callable[[Slots, int], Launcher] = LocalLauncher,
+    place: Place = HERE,
+    launcher: Callable[[Slots, int], Launcher] | None = None,
 ) -> list[Planned]:
-    """Do what is left of a study, `slots` runs at once (0: as many as the machine serves well); returns the failed runs.
+    """Do what is left of a study, `slots` runs at once (0: as many as the place serves well); returns the failed runs.
 
-    `launcher` makes a launcher from the slots and the descriptor of the study's lock.
+    `launcher` makes a launcher from the slots and the descriptor of the study's lock; by default the place does.
 
-    Raises SettingsError if the study is being run already or its folder holds runs with other settings; DataError if the first
-    run fails.
+    Raises SettingsError if the study is being run already, its folder holds runs with other settings, or the place cannot be
+    reached; DataError if the first run fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, patience=LOCK_SECONDS) as lock:
@@ -82,14 +89,14 @@ def run_study(
         date = declare(expanded, folder)
         runs = planned_runs(expanded, folder)
         todo = [run for run in runs if not run.ended]
-        chosen = choose_slots(folder, expanded, slots)
+        chosen = choose_slots(folder, expanded, slots, place)
         display.say(
-            f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once with "
+            f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once {place} with "
             f"{counted(chosen.threads, 'CPU thread')} each"
         )
         for note in study_notes([run.arm.config for run in todo]):
             display.say(note)
-        runner = _Runner(launcher(chosen, lock.descriptor), chosen, folder, date, display)
+        runner = _Runner((launcher or place.launcher)(chosen, lock.descriptor), chosen, folder, date, display)
         try:
             return runner.work(todo, len(runs))
         finally:
@@ -104,6 +111,7 @@ class _Runner:
         self._busy: dict[int, tuple[Planned, Job, Running, float]] = {}
         """By slot; the time is that of the start."""
         self._attempts: Counter[str] = Counter()
+        self._interrupted: Counter[str] = Counter()
         self._seconds: list[float] = []
         """Of the runs that ended here."""
 
@@ -132,9 +140,10 @@ class _Runner:
         return failed
 
     def stop(self) -> None:
-        """End the runs that are still there."""
-        for _, _, process, _ in self._busy.values():
-            process.stop()
+        """End the runs that are still there, all at the same time."""
+        if self._busy:
+            with ThreadPoolExecutor(len(self._busy)) as pool:
+                list(pool.map(lambda busy: busy[2].stop(), self._busy.values()))
         self._busy.clear()
 
     def _start(self, run: Planned, slot: int) -> None:
@@ -146,6 +155,11 @@ class _Runner:
         """Report a process that left no result; raises DataError if it was the last attempt of the `first` run."""
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         reason = f"{job.last_words()} ({how}; {job.log})"
+        if code == PREEMPTED and self._interrupted[run.name] < INTERRUPTIONS:
+            self._interrupted[run.name] += 1
+            self._attempts[run.name] -= 1
+            self._display.say(f"{run.name} was interrupted and goes on: {reason}")
+            return True
         if self._attempts[run.name] < ATTEMPTS:
             if code in REFUSED:  # its folder holds nothing that could be resumed
                 _remove(run.folder)
@@ -172,16 +186,19 @@ def write_job(folder: Path, name: str, config: TrainConfig) -> Job:
     return Job(settings, folder / "logs" / f"{name}.txt")
 
 
-def choose_slots(folder: Path, expanded: Expanded, wanted: int, *, keep: bool = True) -> Slots:
-    """The slots on this machine, with the threads and memory of a run that the study began with.
+def choose_slots(folder: Path, expanded: Expanded, wanted: int, place: Place = HERE, *, keep: bool = True) -> Slots:
+    """The slots of a place, with the threads and memory of a run that the study began with.
 
     With `keep` these are recorded: sums in another order, or in other micro-batches, differ in their last bits.
     """
     path = folder / "slots.json"
     began = read_json(path)
-    gpus, gpu_bytes = _gpus(expanded)
-    threads = int(began.get("threads", 0)) or threads_asked_for()
-    slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes)
+    threads = int(began.get("threads", 0)) or (0 if place.cpus else threads_asked_for())
+    if place.kind == "local":
+        gpus, gpu_bytes = _gpus(expanded)
+        slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes)
+    else:
+        slots = place.slots(wanted, threads=threads)
     slots = replace(slots, memory_share=float(began.get("memory_share", slots.memory_share)))
     if keep and not began:
         write_text(path, as_json({"threads": slots.threads, "memory_share": slots.memory_share}))
@@ -199,7 +216,9 @@ def _gpus(expanded: Expanded) -> tuple[int, int]:
 
 
 def _remove(folder: Path) -> None:
+    """Remove a run's folder, unless another process works on it."""
     if folder.is_symlink():  # the folder that it leads to is not the study's
         folder.unlink()
     elif folder.exists():
-        shutil.rmtree(folder)
+        with contextlib.suppress(SettingsError), Lock(folder):
+            shutil.rmtree(folder)

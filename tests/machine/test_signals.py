@@ -155,8 +155,13 @@ def test_mistakes_with_resume_are_one_sentence(tmp_path: Path) -> None:
 SCRIPT = ROOT / "recipes" / "slurm.sh"
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (4, False)])
-def test_the_slurm_script_passes_the_word_on_and_requeues(code: int, requeued: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [(75, "RUNNING", True), (75, "CANCELLED", False), (0, "RUNNING", False), (4, "RUNNING", False)],
+)
+def test_the_slurm_script_passes_the_word_on_and_requeues(
+    code: int, state: str, requeued: bool, tmp_path: Path
+) -> None:
     programs = {
         "slimrl": f"""\
             #!/bin/bash
@@ -164,7 +169,9 @@ def test_the_slurm_script_passes_the_word_on_and_requeues(code: int, requeued: b
             trap 'sleep 0.3; exit {code}' TERM
             [ {code} -eq 0 ] && exit 0
             for i in $(seq 600); do sleep 0.1; done""",
-        "scontrol": f'#!/bin/bash\necho "$@" > {tmp_path}/requeued',
+        "scontrol": f"""\
+            #!/bin/bash
+            [ "$1" = show ] && echo "JobId=17 JobState={state} Reason=None" || echo "$@" > {tmp_path}/requeued""",
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(textwrap.dedent(text) + "\n")

@@ -18,6 +18,7 @@ import pytest
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.machine.signals import PREEMPTED
 from slimrl.runs.lock import Lock
 from slimrl.study import declaration, runner
 from slimrl.study.declaration import check_study, check_unchanged, read_declaration
@@ -78,7 +79,7 @@ class _Pretended:
             return None
         if self.looks == 2 and self.status != "crash":
             write_run(self.run, [1, 2], status=self.status)
-        return {"finished": 0, "diverged": 4}.get(self.status, 2)
+        return {"finished": 0, "diverged": 4, "preempted": PREEMPTED}.get(self.status, 2)
 
     def stop(self) -> None:
         self.launcher.stopped.append(self.run.name)
@@ -359,3 +360,28 @@ def alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def test_a_run_that_is_interrupted_goes_on_and_has_not_failed(expanded: Expanded, tmp_path: Path) -> None:
+    outcomes = {"kl-0": ["preempted"] * 5 + ["crash", "finished"]}
+    launcher, display, failed = go(expanded, tmp_path, lambda name, n: outcomes.get(name, ["finished"])[n - 1])
+    assert (launcher.started.count("kl-0"), failed) == (7, [])
+    assert sum("kl-0 was interrupted and goes on" in text for text in display.said) == 5
+
+
+def test_a_run_that_is_interrupted_again_and_again_has_failed(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "INTERRUPTIONS", 3)
+    _, _, failed = go(expanded, tmp_path, lambda name, _: "preempted" if name == "kl-1" else "finished")
+    assert [run.name for run in failed] == ["kl-1"]
+
+
+def test_a_folder_in_which_another_process_works_is_not_removed(expanded: Expanded, tmp_path: Path) -> None:
+    """As after the end of a process whose runs another machine still ends."""
+    run = planned_runs(expanded, tmp_path)[4]
+    run.folder.mkdir(parents=True)
+    with Lock(run.folder):
+        _, _, failed = go(expanded, tmp_path, lambda name, n: "crash" if (name, n) == ("kl-1", 1) else "finished")
+        assert (run.folder / "lock").exists()
+    assert failed == []

@@ -1,0 +1,215 @@
+"""Runs of a study as jobs of SLURM, through its commands sbatch, squeue, scontrol and scancel.
+
+The queue holds all that a launcher has to know: a job's name says which run it is, so a study that is started again finds the
+jobs of its last process. Accounting (sacct) is not needed. The nodes have the study's folder and this Python at the same paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimrl.errors import SettingsError
+from slimrl.machine.signals import PREEMPTED
+from slimrl.study.launcher import Job, Room, Running
+
+POLL_SECONDS = 5.0
+"""Between two questions to the queue, which all users share."""
+NOTICE_SECONDS = 120
+"""A run is told to stop this long before the end of its time, or before it is pre-empted."""
+GRACE_SECONDS = 30.0
+"""A run that is told to stop is cancelled after this time."""
+LOST = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REQUEUED", "REVOKED", "TIMEOUT")
+"""States of a job that ended for no fault of its run."""
+
+SCRIPT = """#!/bin/bash
+export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}
+rm -f {code}
+{command} &
+run=$!
+trap 'kill -TERM "$run"' TERM INT # bash alone is told that the time is over
+wait "$run"; code=$?
+while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done # a signal ends a wait, but not the run
+if [ "$code" -eq {preempted} ]; then
+  if [ -e {stop} ] || scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then
+    code=143 # whoever cancels a job does not want it back
+  elif scontrol requeue "$SLURM_JOB_ID"; then
+    sleep 60 # until SLURM ends this job, which waits in the queue again
+  fi
+fi
+echo "$code" > {code}.new && mv {code}.new {code}
+exit "$code"
+"""
+
+
+def room(partition: str) -> Room:
+    """The machines of a partition, or of the default one. Raises SettingsError where SLURM does not answer."""
+    nodes = [line.split("|") for line in _ask("sinfo", "--noheader", "--Node", "--format=%N|%P|%c|%G", *_of(partition))]
+    nodes = [node for node in nodes if partition or node[1].endswith("*")] or nodes
+    if not nodes:
+        raise SettingsError(f"SLURM has no partition {partition!r}; sinfo lists them")
+    cpus = [int(count) for *_, count, _ in nodes]
+    return Room(sum(cpus), sum(_gpus(resources) for *_, resources in nodes), max(cpus))
+
+
+def _gpus(resources: str) -> int:
+    """GPUs of a node, from what sinfo says of it: `gpu:a100:4(S:0-1),shard:8`."""
+    counts = [entry.partition("(")[0].split(":") for entry in resources.split(",")]
+    return sum(int(count[-1]) if count[-1].isdecimal() else 1 for count in counts if count[0] == "gpu")
+
+
+def _of(partition: str) -> list[str]:
+    return [f"--partition={partition}"] if partition else []
+
+
+class SlurmLauncher:
+    """Submits each run as a job, or finds the job that is in the queue for it already.
+
+    Args:
+        partition: empty for the default one.
+        cpus: of a run, which is the number of its threads.
+        gpus: of a run.
+        options: further ones of sbatch, without dashes.
+    """
+
+    def __init__(self, partition: str, *, cpus: int, gpus: int = 0, options: Mapping[str, str]) -> None:
+        self._options = [f"--cpus-per-task={cpus}", *_of(partition), *([f"--gpus={gpus}"] if gpus else [])]
+        self._options += [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
+        self._threads, self._queue = cpus, _Queue()
+
+    def start(self, job: Job, slot: int) -> Running:
+        del slot  # SLURM chooses the machine
+        files = _Files.of(job)
+        files.stop.unlink(missing_ok=True)
+        number = self._queue.number(files.name) or self._submit(job, files)
+        return _Submitted(number, files, self._queue)
+
+    def _submit(self, job: Job, files: _Files) -> str:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        files.code.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "slimrl", "train", "--resume", "--quiet", str(job.settings.resolve())]
+        script = SCRIPT.format(
+            threads=self._threads,
+            command=shlex.join(command),
+            code=shlex.quote(str(files.code)),
+            stop=shlex.quote(str(files.stop)),
+            preempted=PREEMPTED,
+        )
+        always = ["--parsable", "--requeue", "--open-mode=append", f"--signal=B:TERM@{NOTICE_SECONDS}"]
+        always += [f"--chdir={os.getcwd()}", f"--job-name={files.name}", f"--output={job.log.resolve()}"]
+        told = _ask("sbatch", *always, *self._options, text=script)
+        number = told[-1].partition(";")[0] if told else ""
+        if not number.isdecimal():
+            raise SettingsError(f"sbatch took no job: it said {' '.join(told)!r}; correct --on")
+        self._queue.forget()
+        return number
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The name of a run's job, and the files by which its script and this process tell each other something."""
+
+    name: str
+    code: Path
+    """Written last: the exit code."""
+    stop: Path
+    """There where a run that stops must not be requeued."""
+
+    @classmethod
+    def of(cls, job: Job) -> _Files:
+        settings, log = job.settings.resolve(), job.log.resolve()
+        mark = hashlib.sha256(str(settings).encode()).hexdigest()[:12]
+        return cls(f"slimrl-{settings.stem}-{mark}", log.with_suffix(".code"), log.with_suffix(".stop"))
+
+
+class _Queue:
+    """This user's jobs in the queue, by number; asked again after POLL_SECONDS."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, str] = {}
+        self._asked = -1e9
+
+    def forget(self) -> None:
+        """Ask again next time."""
+        self._asked = -1e9
+
+    def number(self, name: str) -> str:
+        """The number of the job with this name; empty without one."""
+        self._look()
+        return next((number for number, job in self._jobs.items() if job == name), "")
+
+    def has(self, number: str) -> bool:
+        """True while the job waits, runs or ends."""
+        self._look()
+        return number in self._jobs
+
+    def _look(self) -> None:
+        if time.monotonic() - self._asked < POLL_SECONDS:
+            return
+        lines = _ask("squeue", "--noheader", "--me", "--format=%i|%j", patience=60)
+        self._jobs = {number: name for number, _, name in (line.partition("|") for line in lines)}
+        self._asked = time.monotonic()
+
+
+class _Submitted:
+    def __init__(self, number: str, files: _Files, queue: _Queue) -> None:
+        self._number, self._files, self._queue = number, files, queue
+
+    def poll(self) -> int | None:
+        if self._queue.has(self._number):
+            return None
+        try:
+            return int(self._files.code.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return self._without_a_code()
+
+    def _without_a_code(self) -> int:
+        """The exit code of a job whose script did not come to its end."""
+        try:
+            (line,) = _ask("scontrol", "--oneliner", "show", "job", self._number)
+        except (SettingsError, ValueError):  # SLURM forgets a job after some minutes
+            return PREEMPTED
+        state = next((word.partition("=")[2] for word in line.split() if word.startswith("JobState=")), "")
+        return PREEMPTED if state in ("", *LOST) else 1
+
+    def stop(self) -> None:
+        self._files.stop.touch()
+        _ask("scancel", "--batch", "--signal=TERM", self._number, allowed=True)  # to the script, which tells the run
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and not self._files.code.exists() and self._is_running():
+            time.sleep(0.5)
+        _ask("scancel", self._number, allowed=True)
+
+    def _is_running(self) -> bool:
+        return (
+            _ask("squeue", "--noheader", f"--jobs={self._number}", "--states=RUNNING", "--format=%i", allowed=True)
+            != []
+        )
+
+
+def _ask(command: str, *arguments: str, text: str = "", patience: int = 0, allowed: bool = False) -> list[str]:
+    """The lines that a command of SLURM prints. A busy controller is asked again for `patience` minutes.
+
+    Raises SettingsError where it fails, unless failing is `allowed`.
+    """
+    deadline = time.monotonic() + 60 * patience
+    while True:
+        try:
+            done = subprocess.run([command, *arguments], input=text, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise SettingsError(
+                f"--on=slurm needs {command}, which is not on this machine; run the study on one of the cluster"
+            ) from None
+        if done.returncode == 0 or allowed:
+            return done.stdout.splitlines() if done.returncode == 0 else []
+        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        if time.monotonic() >= deadline:
+            raise SettingsError(f"{command} failed: {said}; correct --on, or ask the administrators of the cluster")
+        time.sleep(POLL_SECONDS)

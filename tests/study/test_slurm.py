@@ -1,0 +1,179 @@
+"""Jobs of SLURM: submitted once, found again, requeued, lost, cancelled and stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slimrl.errors import SettingsError
+from slimrl.machine.signals import PREEMPTED
+from slimrl.study import on_slurm
+from slimrl.study.launcher import Job, Room, Running
+from slimrl.study.on_slurm import SlurmLauncher
+
+FAKE = Path(__file__).with_name("fake_slurm.py")
+RUN = """\
+#!/bin/bash
+# stands for the Python that trains; its last argument is the settings file, which holds what to do
+echo "$@" >> "$FAKE_SLURM/trained"
+trap 'echo stopping; exit 75' TERM
+{ read -r first; read -r later; } < "${@: -1}"
+echo "a line of the run, threads $OMP_NUM_THREADS"
+[ "$(wc -l < "$FAKE_SLURM/trained")" -gt 1 ] && exit "$later"
+[ "$first" = endless ] && while :; do sleep 0.05; done
+exit "$first"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Commands of a SLURM in small on the path; called, it runs one of them."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sinfo", "sbatch", "squeue", "scontrol", "scancel", "lose"):
+        (programs / name).write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
+    (programs / "python").write_text(RUN)
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    (tmp_path / "slurm").mkdir()
+    monkeypatch.setenv("FAKE_SLURM", str(tmp_path / "slurm"))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(on_slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+
+    def call(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return call
+
+
+def job(folder: Path, first: str, later: str = "0") -> Job:
+    settings = folder / "settings" / "base-0.yaml"
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text(f"{first}\n{later}\n")
+    return Job(settings, folder / "logs" / "base-0.txt")
+
+
+def start(work: Job, **options: str) -> Running:
+    return SlurmLauncher("main", cpus=2, options=options).start(work, 0)
+
+
+def wait(running: Running) -> int:
+    deadline = time.monotonic() + 60
+    while (code := running.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return code
+
+
+def calls(folder: Path, command: str) -> list[str]:
+    return [line for line in (folder / "slurm" / "calls").read_text().splitlines() if line.startswith(command)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def trained(folder: Path) -> int:
+    path = folder / "slurm" / "trained"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("code", [0, 2, 4])
+@pytest.mark.usefixtures("slurm")
+def test_a_job_ends_with_the_code_of_its_run(code: int, tmp_path: Path) -> None:
+    work = job(tmp_path, f"{code}")
+    assert wait(start(work, time="04:00:00")) == code
+    assert work.last_words() == "a line of the run, threads 2"
+    (submitted,) = calls(tmp_path, "sbatch")
+    for option in ("--partition=main", "--cpus-per-task=2", "--time=04:00:00", f"--chdir={Path.cwd()}", "--requeue"):
+        assert option in submitted.split()
+    assert (tmp_path / "slurm" / "trained").read_text().split()[:5] == ["-m", "slimrl", "train", "--resume", "--quiet"]
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_is_in_the_queue_is_found_by_another_process(tmp_path: Path) -> None:
+    work = job(tmp_path, "endless")
+    start(work)
+    again = start(work)
+    assert again.poll() is None
+    assert len(calls(tmp_path, "sbatch")) == 1
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    start(job(elsewhere, "0"))
+    assert len(calls(tmp_path, "sbatch")) == 2, "the same name in another study is another job"
+    again.stop()
+
+
+def test_a_job_whose_time_is_over_waits_in_the_queue_again(tmp_path: Path, slurm: Callable[..., str]) -> None:
+    running = start(job(tmp_path, "endless", later="0"))
+    until(lambda: trained(tmp_path) == 1)
+    time.sleep(0.3)
+    slurm("scancel", "--batch", "--signal=TERM", "1")  # as SLURM sends it before the end of the time
+    assert wait(running) == 0
+    assert calls(tmp_path, "scontrol requeue") == ["scontrol requeue 1"]
+    assert trained(tmp_path) == 2
+    assert len(calls(tmp_path, "sbatch")) == 1
+
+
+def test_a_job_that_its_user_cancels_is_not_requeued(tmp_path: Path, slurm: Callable[..., str]) -> None:
+    running = start(job(tmp_path, "endless"))
+    until(lambda: trained(tmp_path) == 1)
+    time.sleep(0.3)
+    slurm("scancel", "1")
+    assert wait(running) == 143
+    assert not calls(tmp_path, "scontrol requeue")
+
+
+def test_a_job_that_is_lost_with_its_node_was_interrupted(tmp_path: Path, slurm: Callable[..., str]) -> None:
+    work = job(tmp_path, "endless", later="0")
+    running = start(work)
+    until(lambda: trained(tmp_path) == 1)
+    slurm("lose", "1")
+    assert wait(running) == PREEMPTED
+    assert wait(start(work)) == 0, "the next job"
+    assert len(calls(tmp_path, "sbatch")) == 2
+
+
+def test_a_job_that_slurm_killed_for_what_it_did_has_failed(tmp_path: Path, slurm: Callable[..., str]) -> None:
+    running = start(job(tmp_path, "endless"))
+    until(lambda: trained(tmp_path) == 1)
+    slurm("lose", "1")
+    path = tmp_path / "slurm" / "1.job"
+    path.write_text(path.read_text().replace("NODE_FAIL", "OUT_OF_MEMORY"))
+    assert wait(running) == 1
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_study_that_stops_ends_its_job_for_good(tmp_path: Path) -> None:
+    work = job(tmp_path, "endless")
+    running = start(work)
+    until(lambda: trained(tmp_path) == 1)
+    time.sleep(0.3)
+    running.stop()
+    assert wait(running) == 143
+    assert not calls(tmp_path, "scontrol requeue")
+    assert "stopping" in work.log.read_text(), "the run was told, and could write a checkpoint"
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_room_of_a_partition() -> None:
+    assert on_slurm.room("") == Room(6, 3, 4), "of the default partition"
+
+
+@pytest.mark.usefixtures("slurm")
+def test_what_slurm_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="sbatch failed: sbatch: error: invalid partition specified: none"):
+        SlurmLauncher("none", cpus=1, options={}).start(job(tmp_path, "0"), 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match="needs sinfo, which is not on this machine"):
+        on_slurm.room("")
