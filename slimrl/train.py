@@ -170,6 +170,7 @@ def record_step(
     config, before = setup.config, session.state
     setup.curriculum.observe(collected.sampled)
     stale = sum(group.step < before.step for group in collected.groups)
+    sampled = [rollout for group in collected.sampled for rollout in group.rollouts]
     state = replace(
         before,
         step=before.step + 1,
@@ -177,7 +178,8 @@ def record_step(
         seconds=before.seconds + timing["time/rollout"] + timing["time/update"],
         carried=tuple(group for group in collected.surplus if is_finite(group)),
         seen=note_update(combine(before.seen, observe(collected.sampled, config, carried=stale)), updated.metrics),
-        unscorable=dict(Counter(before.unscorable) + reasons(collected.sampled)),
+        unscorable=dict(Counter(before.unscorable) + reasons(rollout.unscorable for rollout in sampled)),
+        unmeasured=dict(Counter(before.unmeasured) + reasons(rollout.unmeasured for rollout in sampled)),
         faults=0,
         suspects=(),
     )
@@ -188,7 +190,7 @@ def record_step(
         session.run.keep_fault(state.step, tensors_of(updated.fault.rows), updated.fault.what)
         session.screen.say(f"step {state.step}: {updated.fault.what}; its update was dropped", "yellow")
     metrics = describe(collected, config.algorithm.signal) | updated.metrics
-    metrics |= thinking_metrics(setup.policy, [rollout for group in collected.sampled for rollout in group.rollouts])
+    metrics |= thinking_metrics(setup.policy, sampled)
     metrics |= {"num_tokens": state.tokens, **timing, "time/total": state.seconds}
     if config.log.rollouts:
         tokens = token_file(collected, updated.traced, TRACED_GROUPS[config.log.tokens], setup.policy.pieces)
@@ -224,6 +226,7 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
         inert=inert_switches(config, state.seen),
         confounded=confounded_switches(config, state.seen),
         unscorable=dict(state.unscorable),
+        unmeasured=dict(state.unmeasured),
         memory=compare_memory(
             setup.memory,
             peak_memory(setup.policy.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,9 +37,9 @@ REASON, REASONS = 100, 50
 """Characters of a reason, and reasons, that are told apart."""
 
 
-def reasons(groups: Sequence[Group]) -> Counter[str]:
-    """Completions that no reward could be found for, by reason."""
-    found = Counter(r.unscorable[:REASON] for group in groups for r in group.rollouts if r.unscorable)
+def reasons(told: Iterable[str]) -> Counter[str]:
+    """Number of completions by the reason why they lack a reward or a score; an empty text is none."""
+    found = Counter(reason[:REASON] for reason in told if reason)
     return Counter(dict(found.most_common(REASONS)))
 
 

@@ -64,9 +64,10 @@ class JudgeReward(Section):
         if bool(self.prompt) == bool(self.prompt_file):
             raise ValueError("a judge needs either prompt or prompt_file; set one of them")
         for name in sorted({"model", "messages", "temperature", "max_tokens", "stream", "n"} & {*self.request}):
+            setting = "prompt" if name == "messages" else name
             own = (
-                f"set {name} of the judge instead"
-                if name in type(self).model_fields
+                f"set {setting} of the judge instead"
+                if setting in type(self).model_fields
                 else "a judge is asked for one whole reply"
             )
             raise ValueError(f"request may not hold {name}; {own}")

@@ -277,7 +277,7 @@ def _completion(
     if row.get("unscorable"):
         rewards = f"unscorable: {row['unscorable']}"
     elif len(parts) != 1 or _float(row.get("reward")) != _float(next(iter(scores.values())) if scores else None):
-        rewards += f" = {', '.join(parts)}" if parts else ""
+        rewards += f"; before weights {', '.join(parts)}" if parts else ""
     finish = {"stop": "stopped", "length": "cut off"}.get(str(row.get("finish")), str(row.get("finish", "")))
     facts = (*_advantage(tokens), counted(_count(row.get("tokens")), "token"), finish)
     plain = Completion(_count(row.get("sample")), rewards, bool(row.get("correct")), facts, str(row.get("text", "")))

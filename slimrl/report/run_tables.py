@@ -210,7 +210,9 @@ def remarks(run: RunRecord) -> list[tuple[str, str]]:
     found = [("warning", text) for text in told.get("warnings", ())]
     found += [("changes more than one thing", text) for text in summary.get("confounded", ())]
     found += [
-        ("unscorable", f"{counted(int(n), 'completion')}: {text}") for text, n in summary.get("unscorable", {}).items()
+        (kind, f"{counted(int(n), 'completion')}: {text}")
+        for kind in ("unscorable", "unmeasured")
+        for text, n in summary.get(kind, {}).items()
     ]
     found += [("cannot act", text) for text in summary.get("inert", ())]
     for event in run.events:

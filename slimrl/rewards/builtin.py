@@ -133,7 +133,7 @@ def repetition(
     **_: object,
 ) -> list[float]:
     """Minus the share of repeated n-grams of tokens of each completion."""
-    return [-repeated(ids, ngram) for ids in completion_ids]
+    return [0.0 - repeated(ids, ngram) for ids in completion_ids]  # and not -0.0
 
 
 @dataclass(frozen=True)

@@ -303,17 +303,17 @@ def refused_field(body: bytes, names: Sequence[str]) -> str:
     prompt that is too long.
     """
     text = body.decode("utf-8", "replace")
+    try:
+        told = str(json.loads(text)["error"]["param"] or "").split(".")[0]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        told = ""
+    if told in names and "tokens" not in told:  # of how many tokens there may be, the prompt decides too
+        return told
     if not re.search(
         r"unsupported|not support|unrecognized|unknown|unexpected|not permitted|not allowed", text, re.IGNORECASE
     ):
         return ""
-    try:
-        error = json.loads(text)["error"]
-        told = [error["param"]] if error["param"] else []
-    except (ValueError, LookupError, TypeError, RecursionError):
-        told = []
-    found = told or re.findall(r"\w+", text)
-    return next((name for name in found if name in names), "")
+    return next((name for name in ([told] if told else re.findall(r"\w+", text)) if name in names), "")
 
 
 def _address(endpoint: str) -> str:

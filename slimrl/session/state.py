@@ -61,6 +61,8 @@ class RunState(Progress):
     """Ids of the problems that a roll-back left behind."""
     unscorable: Mapping[str, int] = field(default_factory=dict)
     """Number of completions without a reward, by reason."""
+    unmeasured: Mapping[str, int] = field(default_factory=dict)
+    """Number of completions that a reward of weight 0 could not score, by reason."""
 
 
 Write = Callable[[], Checkpoint]
@@ -209,12 +211,19 @@ def as_json(state: RunState) -> dict[str, Any]:
     plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=NOT_STORED)
     plain["seen"]["alphas"].sort()  # a set has no order, a file should
     for group in plain["carried"]:
-        for part in (group, *group["rollouts"]):  # what functions logged is there only where they did
-            for key in ("metrics", "logged"):
-                if not part.get(key, True):
-                    del part[key]
+        _without_empty(group)
+        for rollout in group["rollouts"]:
+            _without_empty(rollout)
         group["problem"], *_ = [rollout.pop("problem") for rollout in group["rollouts"]]
+    _without_empty(plain)
     return plain
+
+
+def _without_empty(part: dict[str, Any]) -> None:
+    """Leave out what functions logged, and what failed unpaid, where there is none: checkpoints had neither at first."""
+    for key in ("metrics", "logged", "unmeasured"):
+        if not part.get(key, True):
+            del part[key]
 
 
 def from_json(data: Mapping[str, Any]) -> RunState:

@@ -68,9 +68,9 @@ def counted(rows: Iterable[Row], field: str, choices: str) -> Counted:
     """The reading of a column whose every answer is a number: an index of its options counted from 0, or from 1.
 
     A digit may be an option's index and another option's text. It is an index in every row where in some row it can be nothing
-    else; empty where no row tells, and where some answer is no index.
+    else; empty where no row tells, and where some answer is no index. A row that is bad in any reading tells nothing.
     """
-    proved = from_one = from_zero = False
+    proved = from_one = zero = text_zero = False
     for row in rows:
         try:
             labels, texts = options(row, choices)
@@ -82,14 +82,22 @@ def counted(rows: Iterable[Row], field: str, choices: str) -> Counted:
         for item in value if isinstance(value, list) else [value]:
             if item in (MISSING, None, ""):
                 continue
-            text = (item.text if isinstance(item, Spelled) else item if isinstance(item, str) else "").strip()
-            n, is_text = len(texts), text in texts
-            if not re.fullmatch("[0-9]{1,2}", text) or text in labels or int(text) > n or (is_text and int(text) == n):
+            if not isinstance(item, Spelled | str):
                 return ""
-            from_one |= int(text) == n
-            from_zero |= int(text) == 0
-            proved |= not is_text and int(text) < n
-    return "" if not proved or (from_one and from_zero) else "from 1" if from_one else "from 0"
+            text = (item.text if isinstance(item, Spelled) else item).strip()
+            n, is_text = len(texts), text in texts
+            index = _index(text)
+            if text and (text in labels or choice(text) or (is_text and (index is None or index >= n))):
+                return ""
+            if index is None or index > n:
+                continue
+            from_one |= index == n
+            zero |= index == 0 and not is_text
+            text_zero |= index == 0 and is_text
+            proved |= not is_text and index < n
+    if not proved or (from_one and text_zero and not zero):
+        return ""
+    return "from 1" if from_one and not zero else "from 0"
 
 
 def counted_options(row: Row, given: str, texts: list[str], how: Counted) -> str:
@@ -99,10 +107,10 @@ def counted_options(row: Row, given: str, texts: list[str], how: Counted) -> str
             f"the answer {given[:60]!r} is an index that counts from 1, since some row has the number of its options; write "
             "letters, or count from 0"
         )
-    letters = dict.fromkeys(
-        LETTERS[int(one)] if int(one) < len(texts) else _none(row, one, texts) for one in right_answers(given)
+    indexes = ((one, _index(one.strip())) for one in right_answers(given))
+    first, *others = dict.fromkeys(
+        _none(row, one, texts) if index is None or index >= len(texts) else LETTERS[index] for one, index in indexes
     )
-    first, *others = letters
     return Answer(first, others) if others else first
 
 
@@ -114,7 +122,7 @@ def _right_option(row: Row, given: str, labels: list[str], texts: list[str], *, 
     written, letter = given.strip(), choice(given)
     if written in labels:
         return LETTERS[labels.index(written)]
-    index = int(written) if re.fullmatch("[0-9]{1,2}", written) and int(written) < len(texts) else None
+    index = number if (number := _index(written)) is not None and number < len(texts) else None
     if written in texts:
         place = texts.index(written)
         if is_index and index not in (None, place):
@@ -125,6 +133,10 @@ def _right_option(row: Row, given: str, labels: list[str], texts: list[str], *, 
     if letter and letter in LETTERS[: len(texts)]:
         return letter
     return _none(row, given, texts) if index is None else LETTERS[index]
+
+
+def _index(written: str) -> int | None:
+    return int(written) if re.fullmatch("[0-9]{1,2}", written) else None
 
 
 def _none(row: Row, given: str, texts: list[str]) -> NoReturn:

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 import slimrl
+from slimrl.report.record import read_run
+from slimrl.report.run_tables import remarks
 from slimrl.runs.reader import read_status
 from slimrl.text import counted
 from tests.api.conftest import OVERRIDES, SMALL
@@ -171,6 +173,11 @@ def test_what_a_function_does_wrong_is_counted_and_never_paid(tmp_path: Path) ->
 
     result = slimrl.train(rewards=["correct", failing], output=tmp_path, **SMALL, **{"rewards.unscorable_limit": 1.0})
     assert result.summary["unscorable"] == {"reward failing raised ValueError: no score today": 4}
+    unpaid = slimrl.train(rewards=["correct", (failing, 0)], output=tmp_path, **SMALL)
+    assert unpaid.summary["unmeasured"] == result.summary["unscorable"]
+    assert (unpaid.summary["unscorable"], result.summary["unmeasured"]) == ({}, {})
+    kinds = dict(remarks(read_run(unpaid.path)))
+    assert kinds["unmeasured"] == "4 completions: reward failing raised ValueError: no score today"
     with pytest.raises(slimrl.SettingsError, match=r"reward Bad raised KeyError"):
         slimrl.train(rewards=[Bad()], output=tmp_path, **SMALL)
 

@@ -160,6 +160,7 @@ SEVERAL = "optimizer.minibatches=2"
         ([], ["algorithm.clip_low=0.1", "algorithm.clip_high=0.28"]),
         ([], ["rollout.slots=8", "optimizer.microbatch_tokens=512"]),
         (["algorithm.dynamic_sampling=refill"], ["algorithm.signal=reward"]),
+        ([], ["rewards.watched=[repetition]"]),
     ],
 )
 def test_an_arm_that_cannot_differ_is_inert(base: list[str], arm: list[str]) -> None:
@@ -231,6 +232,8 @@ RATED = ["task.name=gsm8k", "task.rates=r.jsonl"]
 def test_an_arm_that_changes_what_the_training_reward_means_is_marked(base: list[str], arm: str) -> None:
     assert "reward" in kinds(base, [arm])
     assert "reward" not in kinds([], ["rewards.workers=2"])
+    assert kinds([], ["rewards.watched=[format]", "algorithm.kl_coef=0"]) == kinds([], ["algorithm.kl_coef=0"])
+    assert kinds(["rewards.format=1"], ["rewards.watched=[format]", "rewards.format=0"]) == ["reward"]
 
 
 def test_settings_are_compared_by_their_dotted_keys() -> None:

@@ -55,12 +55,16 @@ EFFORT = b'{"detail": "unknown field reasoning_effort"}'
 LONG = _openai(
     "max_tokens", "'max_tokens' is too large: 512. This model's maximum context length is 4096 tokens.", "invalid_value"
 )
+COLD = _openai("temperature", "Invalid value: must be 1 for this model.", "invalid_value")
+NESTED = _openai(
+    "reasoning_effort.level", "Invalid value: 'none'. Supported values are: 'low' and 'high'.", "invalid_value"
+)
 LONG_AND_UNKNOWN = _openai("messages", "an unknown word near max_tokens", "invalid_value")
 
 
 @pytest.mark.parametrize(
     ("body", "field"),
-    [(TOKENS, "max_tokens"), (HEAT, "temperature"), (EFFORT, "reasoning_effort"), (LONG, ""), (LONG_AND_UNKNOWN, ""),
+    [(TOKENS, "max_tokens"), (HEAT, "temperature"), (COLD, "temperature"), (NESTED, "reasoning_effort"), (EFFORT, "reasoning_effort"), (LONG, ""), (LONG_AND_UNKNOWN, ""),
      (b"Unsupported parameter: max_tokens", "max_tokens"), (b"", ""), (b"[" * 5000 + b"unsupported", ""), (b"\xff unsupported", "")],
 )  # fmt: skip
 def test_the_field_that_a_server_does_not_take(body: bytes, field: str) -> None:
@@ -101,6 +105,7 @@ def test_a_text_that_is_too_long_costs_its_own_score(tmp_path: Path) -> None:
     ("request_", "sentence"),
     [
         ({"model": "m"}, "request may not hold model; set model of the judge instead"),
+        ({"messages": []}, "request may not hold messages; set prompt of the judge instead"),
         ({"max_tokens": 3}, "request may not hold max_tokens; set max_tokens of the judge instead"),
         ({"stream": True}, "request may not hold stream; a judge is asked for one whole reply"),
         ({"n": 2}, "request may not hold n; a judge is asked for one whole reply"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,9 @@ def test_a_run_is_the_same_with_watched_rewards_and_measures_them_everywhere(tmp
     row = json.loads((folder / "evals" / "step-00000000.jsonl").read_text().splitlines()[0])
     assert row["bounds"] == {"repetition": [-1.0, 0.0], "seen": [0.0, 4.0]}
     page = write_run_page(folder).read_text()
-    assert "seen" in page
-    assert "repetition" in page
+    assert re.search(r"reward [01]; before weights correct [01], repetition (-0\.\d+|0), seen \d", page), (
+        "which are no sum"
+    )
 
 
 def test_a_study_may_rest_on_a_reward_that_some_arms_only_watch(tmp_path: Path) -> None:
@@ -157,5 +159,7 @@ def test_a_study_may_rest_on_a_reward_that_some_arms_only_watch(tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(text)
     assert [arm.config.rewards.repetition for arm in load_study([str(tmp_path / "study.yaml")]).arms][:1] == [0.0]
     (tmp_path / "study.yaml").write_text(text.replace("watched: [repetition]", "format: 0.1"))
-    with pytest.raises(SettingsError, match=r"which have no repetition; where unpaid, name it in rewards\.watched"):
+    with pytest.raises(
+        SettingsError, match=r"which lack repetition; to measure it unpaid, name it in rewards\.watched"
+    ):
         load_study([str(tmp_path / "study.yaml")])

@@ -80,6 +80,12 @@ def test_the_format_of_a_checkpoint_stays() -> None:
     assert from_json(json.loads(json.dumps(as_json(RunState())))) == RunState()
 
 
+def test_failures_of_rewards_that_are_not_paid_are_stored() -> None:
+    failed = dataclasses.replace(rollout(8), unmeasured="reward seen failed")
+    state = dataclasses.replace(STATE, carried=(Group((failed,), 2),), unmeasured={"reward seen failed": 1})
+    assert from_json(json.loads(json.dumps(as_json(state)))) == state
+
+
 def test_data_columns_and_prompts_are_not_stored() -> None:
     """Columns may hold what JSON does not, and a group that was scored is not asked or graded again."""
     odd = dataclasses.replace(

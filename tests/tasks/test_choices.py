@@ -133,6 +133,15 @@ def test_a_text_is_a_text_where_some_answer_is_no_index(tmp_path: Path) -> None:
     assert letters(task_of(tmp_path, rows)) == ["B", "B", "B", "A"]
 
 
+@pytest.mark.parametrize("bad", ["-1", "7", "4", " ", "no option", -1, 7, 4, 0.5])
+def test_a_bad_row_changes_the_reading_of_no_other(bad: Any, tmp_path: Path) -> None:
+    """Such as -1 for a row without a label."""
+    rows = rows_of(["0", bad, "2", "3"], [COLOURS, COLOURS, DIGITS, COLOURS])
+    assert letters(task_of(tmp_path, rows, on_bad_row="skip")) == ["A", "C", "D"]
+    with pytest.raises(DataError, match=r"path\.jsonl:2: "):
+        task_of(tmp_path, rows)
+
+
 def test_what_no_row_tells_is_read_row_by_row(tmp_path: Path) -> None:
     assert letters(task_of(tmp_path, rows_of(["2", "3"], [DIGITS, DIGITS]))) == ["B", "C"]
     with pytest.raises(DataError, match="the answer 2 is an option and also the index of another"):
