@@ -183,7 +183,10 @@ def test_gains_and_findings_are_in_the_report(results: Results) -> None:
 def test_a_reward_that_an_arm_does_not_measure_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     for changed, sentence in (
-        (STUDY.replace("arms:\n", "arms:\n  off: rewards.format=0\n"), "rewards of arm off, which lack format; .* rewards.watched"),
+        (
+            STUDY.replace("arms:\n", "arms:\n  off: rewards.format=0\n"),
+            "rewards of arm off, which lack format; .* rewards.watched",
+        ),
         (STUDY.replace("test/rewards/format", "test/rewards/tone"), "rewards of arm base, which lack tone; "),
         (STUDY.replace("test/rewards/format", "twins/sampled").replace("twins: 5", "twins: 0"), "evaluation.twins=0"),
     ):
