@@ -1,5 +1,5 @@
 #!/bin/bash
-# A run that outlives its node: sbatch recipes/slurm.sh NAME [FILES...] [section.key=value ...]
+# A run that outlives its node: sbatch slurm.sh NAME [FILES...] [section.key=value ...]
 # Two minutes before the time is over SLURM sends SIGTERM to this shell (where PreemptParameters has send_user_signal, also when
 # the node is wanted for others); slimrl leaves a checkpoint and exits with 75, and the job goes back into the queue. A node that
 # dies is requeued by SLURM itself.

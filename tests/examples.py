@@ -63,7 +63,6 @@ ELSEWHERE = {
     r"(ruff|mypy|pytest)\b": "the checks themselves",
     r"hf download ": "needs a network",
     r"ollama ": "another program",
-    r"recipes=\$\(slimrl recipes |cp \$recipes/slurm\.sh ": "a substitution of the shell, for a cluster",
     r"sbatch ": "needs a cluster; tests/machine/test_signals.py runs the script",
     r"torchrun ": "starts processes on several GPUs; tests/parallel runs them on a CPU",
     r"slimrl study run .*--on ": "needs a cluster; tests/study/test_slurm.py and test_ray.py have small ones",

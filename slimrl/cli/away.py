@@ -145,7 +145,7 @@ def _gguf(run: FinishedRun, folder: Path, kind: Literal["f16", "q8_0"], *, ollam
     from slimrl.export.gguf import write_gguf
 
     name = f"{run.name}-{kind}.gguf"
-    texts = {"README.md": model_card(run, "gguf")}
+    texts = {"README.md": model_card(run, "ollama" if ollama else "gguf")}
     if ollama:  # before the weights, since it may be impossible
         texts["Modelfile"] = _modelfile(run, name)
     write_gguf(run.model, folder / name, kind, name=run.name, temperature=run.settings.rollout.temperature)

@@ -54,18 +54,23 @@ def new(name: str) -> None:
     click.echo(f"train it with: slimrl train {folder / label}.yaml", err=True)
 
 
-@click.command(short_help="List the recipes and studies that have names.")
+@click.command(short_help="List the recipes and studies that have names, or copy one.")
+@click.option("--copy", "copied", metavar="NAME", help="Copy one into this folder instead: a @name, or slurm.sh.")
 @JSON
-def recipes(as_json: bool) -> None:
+def recipes(copied: str | None, as_json: bool) -> None:
     """List the recipes and studies that come with SlimRL; a name with @ stands wherever a file may.
 
     \b
     Examples:
       slimrl train @gsm8k @qwen2.5-0.5b @dapo
       slimrl study run @quick
+      slimrl recipes --copy slurm.sh
     """
     from slimrl.config.recipes import SIGN, Kind, first_line, named, names
 
+    if copied is not None:
+        _copy(copied)
+        return
     kinds: tuple[Kind, ...] = ("recipes", "studies")
     rows = [
         {"name": SIGN + name, "kind": kind, "file": named(SIGN + name, kind), "about": first_line(name, kind)}
@@ -83,6 +88,23 @@ def recipes(as_json: bool) -> None:
         for row in rows:
             if row["kind"] == kind:
                 out(wrapper.fill(f"  {row['name']}  ".ljust(NAMES) + row["about"]))
+
+
+def _copy(name: str) -> None:
+    """Copy a file into the working folder, in which it must not be yet."""
+    from slimrl.config.recipes import copy_of
+
+    file, text = copy_of(name)
+    try:
+        with Path(file).open("x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise SettingsError(
+            f"{file} exists already and is not overwritten; move it, or copy in another folder"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"cannot write {file} ({error.strerror or error}); copy in another folder") from None
+    out(file)
 
 
 @click.command(name="from-trl", short_help="Translate settings of TRL's GRPO.")

@@ -3,6 +3,7 @@
 They lie beside the package in a clone and inside of it in a wheel, in the same places relative to each other.
 """
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -62,3 +63,21 @@ def first_line(name: str, kind: Kind) -> str:
     """The first line of a file's comment."""
     line, _, _ = (shipped(kind) / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")
     return line.removeprefix("#").strip()
+
+
+def copy_of(name: str) -> tuple[str, str]:
+    """The file name and the text of a file that comes with SlimRL, by its `@name`, or as `slurm.sh`, by its own.
+
+    In a study the recipes that it names beside it become their `@name`s. Raises SettingsError for a name that is none.
+    """
+    folders = shipped("recipes"), shipped("studies")
+    wanted = name.removeprefix(SIGN)
+    for folder in folders:
+        for file in (folder / wanted, folder / f"{wanted}.yaml"):
+            if file.is_file() and folder.resolve() in file.resolve().parents:
+                text = file.read_text(encoding="utf-8")
+                return file.name, re.sub(r"(?:\.\./)+recipes/([\w./-]+)\.yaml", rf'"{SIGN}\1"', text)
+    known = [file.name for file in folders[0].iterdir() if file.suffix in (".sh", ".py")]
+    hint = nearest(wanted, [*names("recipes"), *names("studies"), *known])
+    hint = hint or f"; give a @name that slimrl recipes lists, or {' or '.join(sorted(known))}"
+    raise SettingsError(f"{name} is no file that comes with SlimRL{hint}")

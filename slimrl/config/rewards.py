@@ -115,8 +115,9 @@ class RewardsConfig(Section):
     """Processes that score groups while others are still generated; 0 scores in this one. What is paid is the same. `auto`: a
     few where there are functions of your own, none where all is built in."""
     deadline: Positive = 10.0
-    """Seconds that a function of your own may take for a group before its worker is killed and the group is unscorable. In an
-    evaluation the completions of a problem, which may be more, have it once for every `rollout.group_size` of them."""
+    """Seconds that a function of your own may take for a group before its worker is killed, or an `async def` cancelled, and the
+    group is unscorable. In an evaluation the completions of a problem, which may be more, have it once for every
+    `rollout.group_size` of them."""
     memory: Positive = 4.0
     """GiB that a worker may take."""
     unscorable_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -192,7 +193,7 @@ class RewardsConfig(Section):
     @model_validator(mode="after")
     def _workers_have_work(self) -> Self:
         idle = self.workers == 0 or len(self.of_the_program) == len(self.custom)
-        for key in ("deadline", "memory"):
+        for key in ("memory",) if self.of_the_program else ("deadline", "memory"):
             if idle and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rewards.{key} acts on rewards.custom in workers, and there are none; remove it")
         return self

@@ -11,7 +11,7 @@ import yaml
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
 
-Library = Literal["transformers", "peft", "gguf"]
+Library = Literal["transformers", "peft", "gguf", "ollama"]
 VERSIONS = ("slimrl", "torch", "transformers", "numpy", "python")
 
 
@@ -31,7 +31,8 @@ def model_card(run: FinishedRun, library: Library = "transformers") -> str:
 
 def _front_matter(run: FinishedRun, library: Library) -> str:
     base, task = run.settings.model.path, run.settings.task
-    table: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
+    loads = "gguf" if library == "ollama" else library  # which runs a GGUF by a Modelfile
+    table: dict[str, Any] = {"library_name": loads, "pipeline_tag": "text-generation"}
     if found := declared_license(run):
         table["license"] = found
     if place_name(base) == base and "/" in base:
@@ -94,14 +95,13 @@ def _interval(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def _method(run: FinishedRun) -> str:
-    """The settings that differ from the defaults, what `auto` chose, and the command."""
+    """The settings that differ from the defaults, what `auto` chose, and the command, where there is one."""
     changed, chosen = run.changed(), run.record.get("chosen", {})
     rows = [
         f"| `{key}` | `{_cell(value)}` |"
         for key, value in {**changed, **{k: str(v) for k, v in chosen.items()}}.items()
     ]
     table = "\n".join(["| setting | value |", "|---|---|", *rows])
-    command = shlex.join(["slimrl", run.verb, *(f"{key}={value}" for key, value in changed.items())])
     tokens = run.summary.get("tokens_generated", run.summary.get("tokens_trained", 0))
     cost = (
         f"{tokens:,} tokens in {run.summary['seconds'] / 60:.1f} minutes on {run.record.get('device')}. "
@@ -110,8 +110,22 @@ def _method(run: FinishedRun) -> str:
     )
     return (
         f"## Method\n\n{cost}Settings that differ from SlimRL's defaults, and the numbers that `auto` chose:\n\n{table}\n\n"
-        f"```\n{command}\n```"
+        f"{_command(run, changed)}"
     )
+
+
+def _command(run: FinishedRun, changed: Mapping[str, str]) -> str:
+    """The command of the run; of one with functions of a Python program these are named instead, which no command finds."""
+    rewards = run.settings.rewards.of_the_program if isinstance(run.settings, TrainConfig) else ()
+    if rewards:
+        names = ", ".join(f"`{spec.rpartition(':')[2]}`" for spec in rewards)
+        what, are = ("reward", "is a function") if len(rewards) == 1 else ("rewards", "are functions")
+        return (
+            f"The {what} {names} {are} of the Python program that trained the model with `slimrl.train`; without that program "
+            "the run cannot be repeated."
+        )
+    command = shlex.join(["slimrl", run.verb, *(f"{key}={value}" for key, value in changed.items())])
+    return f"```\n{command}\n```"
 
 
 def _cell(text: str) -> str:
@@ -126,7 +140,8 @@ def _use(run: FinishedRun, library: Library) -> str:
         "transformers": "`generation_config.json` has the sampling of the measurement and every stop id. `slimrl chat` talks to "
         "the model, and `slimrl eval` measures it again.",
         "peft": "These are the factors of an adapter (LoRA) for the model that it began from.",
-        "gguf": "The GGUF holds the chat template and the stop ids; a `Modelfile` beside it has the sampling of the measurement.",
+        "gguf": "The GGUF holds the chat template, the stop ids and the sampling of the measurement.",
+        "ollama": "The `Modelfile` holds the instruction, the stop texts and the sampling of the measurement.",
     }
     return f"## Use\n\n{system}\n\n{files[library]}"
 

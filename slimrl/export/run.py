@@ -11,6 +11,7 @@ from typing import Any
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.places import DATA, FILES, MODELS
+from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
 from slimrl.model.lora import TAUGHT
@@ -79,7 +80,7 @@ def _told(key: str, value: Any) -> str:
     if key in PLACE_KEYS:
         return place_name(str(value))
     if key == "rewards.custom":
-        value = {place_name(spec): _shortened(reward) for spec, reward in value.items()}
+        value = {place_name(spec).removeprefix(f"{PROGRAM}:"): _shortened(reward) for spec, reward in value.items()}
     if key == "rewards.judge":
         value = {name: {**_shortened(judge), "endpoint": "ENDPOINT"} for name, judge in value.items()}
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

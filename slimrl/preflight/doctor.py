@@ -117,9 +117,13 @@ def _reward_warnings(groups: Sequence[Group], signal: float, *, taught: bool) ->
 def _form_warnings(setup: Setup[TrainConfig], stop: float, parses: float, right: float) -> list[str]:
     found = []
     if stop < 0.5:
+        ids, texts = setup.policy.stop_ids, setup.policy.stop_texts.texts
+        ends = [f"{setup.policy.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids] + [
+            repr(text) for text in texts
+        ]
         found.append(
             f"only {stop:.0%} of the completions stop by themselves within {setup.config.rollout.budget} tokens; raise "
-            "rollout.max_new_tokens, or check the stop ids above"
+            f"rollout.max_new_tokens, or check that the model ends its turns with {' or '.join(ends)}"
         )
     if parses < 0.05 and right == 0:
         found.append(

@@ -9,6 +9,8 @@ from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.model.prompts import Prompter
+from slimrl.rewards import Reward
+from slimrl.rewards.calls import is_asynchronous
 from slimrl.rewards.gold import GoldReport, GoldTrial
 from slimrl.tasks import Task
 from slimrl.tasks.rows import bad_rows
@@ -93,15 +95,21 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
     return found
 
 
-def program_note(config: TrainConfig) -> str:
-    """A note on reward functions that only the calling program has; empty without any."""
-    names = ", ".join(spec.rpartition(":")[2] for spec in config.rewards.of_the_program)
-    if not names:
-        return ""
-    return (
-        f"{names}: no worker can load this part of the program, so it is scored in this process, beside nothing else and without "
-        "rewards.deadline; only this program can resume the run (a function in a file or a module has no such limits)"
-    )
+def program_notes(config: TrainConfig, rewards: Sequence[Reward]) -> list[str]:
+    """Notes on reward functions that only the calling program has: on the plain ones, and on those that are asynchronous."""
+    own = {spec.rpartition(":")[2] for spec in config.rewards.of_the_program}
+    later = [reward.name for reward in rewards if reward.name in own and is_asynchronous(reward.function)]
+    plain = [reward.name for reward in rewards if reward.name in own and reward.name not in later]
+    where = {
+        ", ".join(plain): "it is scored in this process, beside nothing else and without rewards.deadline",
+        ", ".join(later): "it is awaited in this process",
+    }
+    return [
+        f"{names}: no worker can load this part of the program, so {how}; only this program can resume the run (a function in a "
+        "file or a module has no such limits)"
+        for names, how in where.items()
+        if names
+    ]
 
 
 def teacher_note(teacher: Policy | None, config: RootConfig) -> str:

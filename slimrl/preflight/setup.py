@@ -30,7 +30,7 @@ from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.notes import (
     form_note,
     gold_sentence,
-    program_note,
+    program_notes,
     rejected_note,
     teacher_note,
     template_notes,
@@ -353,7 +353,7 @@ def prepare_training(
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += [*price, *filter(None, [program_note(config)])]
+    notes += [*price, *program_notes(config, rewards)]
     measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slimrl.config.rewards import PROGRAM
 from slimrl.report.record import RunRecord
 from slimrl.report.tables import Cell, Row, Table, count, span
 from slimrl.results import GradedCompletion
@@ -17,8 +18,8 @@ PARTS = ("prefill", "decode", "sampling", "rewards", "reference", "forward", "ba
 """Of a step, as `log.profile` measures them."""
 STATES = {
     "running": "The run goes on: this page was made on the way.",
-    "interrupted": "The run was interrupted; --resume continues it.",
-    "preempted": "The run was told to stop; --resume continues it.",
+    "interrupted": "The run was interrupted; {way} continues it.",
+    "preempted": "The run was told to stop; {way} continues it.",
     "damaged": "run.json cannot be read.",
 }
 MOST_PROBLEMS = 6
@@ -91,7 +92,7 @@ def notices(run: RunRecord) -> list[tuple[str, str]]:
     reason = str(run.record.get("reason", ""))
     found = []
     if run.state in STATES:
-        found.append((run.state.capitalize(), STATES[run.state]))
+        found.append((run.state.capitalize(), STATES[run.state].format(way=_way_to_resume(run))))
     elif run.state in ("diverged", "failed"):
         found.append((run.state.capitalize(), reason or "No reason is recorded."))
     if run.damaged:
@@ -201,6 +202,12 @@ def _reward_rows(
         name = f"{key.partition('/')[2]}{', greedy' if mode == 'greedy' else ''}"
         rows.append(Row(f"{split.capitalize()}, {name}", "score of the reward, before its weight", tuple(cells)))
     return rows
+
+
+def _way_to_resume(run: RunRecord) -> str:
+    if any(key.startswith(f"rewards.custom.{PROGRAM}:") for key in run.settings):
+        return "slimrl.train(resume=..., rewards=[...]), in the program that began it,"
+    return "--resume"
 
 
 def remarks(run: RunRecord) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ other field of the data row. None means "does not apply here" and is left out of
 tasks has a reward for each); a completion to which no reward applies is unscorable, which is not 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -19,6 +20,7 @@ from slimrl.config.places import RUNS
 from slimrl.config.rewards import RewardsConfig, is_programs
 from slimrl.errors import SettingsError
 from slimrl.rewards.builtin import BUILT_IN, BuiltIn, cosine
+from slimrl.rewards.calls import is_asynchronous
 from slimrl.rewards.custom import load_function
 from slimrl.rewards.judge import CACHE, Judge
 from slimrl.rewards.reward import Reward as Reward
@@ -65,6 +67,7 @@ def load_rewards(
         judge = config.judge[name]
         function = Judge(name, judge, output / CACHE if judge.cache == "auto" else Path(judge.cache).expanduser())
         add(Reward(name, function, judge.weight, judge.low, judge.high, sample=JUDGED), f"rewards.judge.{name}")
+    _refuse_idle_deadline(config, [rewards[spec.rpartition(":")[2]] for spec in config.of_the_program])
     return tuple(rewards.values())
 
 
@@ -96,6 +99,16 @@ def _refuse_misfit(name: str, row: BuiltIn, task: Task) -> None:
         raise SettingsError(
             f"rewards.{name} compares with right answers, and task.checker=none has none; set rewards.{name}=0 and pay "
             "another reward, or choose another task.checker"
+        )
+
+
+def _refuse_idle_deadline(config: RewardsConfig, programs: Sequence[Reward]) -> None:
+    """Of the functions of the program only those that are asynchronous have a deadline."""
+    alone = programs and len(programs) == len(config.custom)
+    is_set = config.deadline != RewardsConfig.model_fields["deadline"].default
+    if alone and is_set and not any(is_asynchronous(reward.function) for reward in programs):
+        raise SettingsError(
+            "rewards.deadline acts on rewards.custom in workers and on `async def` functions, and there are none; remove it"
         )
 
 

@@ -7,11 +7,16 @@ it from one group to the next, and a program with a loop of its own, such as a n
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import lru_cache
 
 from slimrl.rewards.calls import Call
 from slimrl.rewards.outcomes import Scored, Unscored
+
+AT_ONCE = 16
+"""Completions that are awaited at once in a process, as many as a judge is asked about: a client that sends no more than a few
+requests at a time answers for these within `rewards.deadline`."""
 
 
 @lru_cache(maxsize=1)
@@ -28,14 +33,7 @@ def await_all(calls: Sequence[Call], seconds: float | None, times: int = 1) -> I
     done: queue.SimpleQueue[tuple[str, Scored]] = queue.SimpleQueue()
 
     async def run(call: Call) -> None:
-        try:
-            async with asyncio.timeout(None if seconds is None else seconds * times):
-                found = await call.awaited()
-        except TimeoutError:
-            found = call.without(Unscored(late(seconds or 0.0, times)))
-        except asyncio.CancelledError:  # raised by the function itself
-            found = call.without(Unscored("raised CancelledError"))
-        done.put((call.reward.name, found))
+        done.put((call.reward.name, await _in_time(call, seconds, times)))
 
     async def run_all() -> None:
         await asyncio.gather(*map(run, calls))
@@ -44,6 +42,61 @@ def await_all(calls: Sequence[Call], seconds: float | None, times: int = 1) -> I
         asyncio.run_coroutine_threadsafe(run_all(), _loop())
     for _ in calls:
         yield done.get()
+
+
+class Awaiting:
+    """Awaits the calls of several groups at once, while the process does other work.
+
+    The calls of a group begin together, and groups in the order of `start`, as long as no more than AT_ONCE completions are
+    awaited; a larger group is awaited alone.
+    """
+
+    def __init__(self) -> None:
+        self._turn, self._free = asyncio.Lock(), asyncio.Semaphore(AT_ONCE)
+        self._groups: dict[Future[None], list[Future[Scored]]] = {}
+
+    def start(self, calls: Sequence[Call], seconds: float | None, times: int = 1) -> Mapping[str, Future[Scored]]:
+        """The result of each call by reward name; the time limit is that of `await_all`, from the moment the call begins."""
+        found: dict[str, Future[Scored]] = {call.reward.name: Future() for call in calls}
+
+        async def run(call: Call) -> None:
+            result = await _in_time(call, seconds, times)
+            if found[call.reward.name].set_running_or_notify_cancel():
+                found[call.reward.name].set_result(result)
+
+        async def run_all() -> None:
+            places = min(AT_ONCE, calls[0].completions)
+            async with self._turn:
+                for _ in range(places):
+                    await self._free.acquire()
+            try:
+                await asyncio.gather(*map(run, calls))
+            finally:
+                for _ in range(places):
+                    self._free.release()
+
+        if calls:
+            group = asyncio.run_coroutine_threadsafe(run_all(), _loop())
+            self._groups[group] = [*found.values()]
+            group.add_done_callback(self._groups.pop)
+        return found
+
+    def close(self) -> None:
+        """Cancel the calls whose results are not there yet."""
+        for group, results in [*self._groups.items()]:
+            for result in results:
+                result.cancel()
+            group.cancel()
+
+
+async def _in_time(call: Call, seconds: float | None, times: int) -> Scored:
+    try:
+        async with asyncio.timeout(None if seconds is None else seconds * times):
+            return await call.awaited()
+    except TimeoutError:
+        return call.without(Unscored(late(seconds or 0.0, times)))
+    except asyncio.CancelledError:  # raised by the function itself
+        return call.without(Unscored("raised CancelledError"))
 
 
 def late(seconds: float, times: int = 1) -> str:

@@ -108,6 +108,11 @@ class Call:
         given |= {"log_extra": self._log.extra, "log_metric": self._log.metric}
         self._columns |= {name: given[name] for name in reward.further}
 
+    @property
+    def completions(self) -> int:
+        """The number of completions."""
+        return self._log.completions
+
     def scored(self) -> Scored:
         """Call the function."""
         try:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from slimrl.config.rewards import RewardsConfig, is_programs
@@ -15,12 +17,12 @@ from slimrl.machine.threads import cores
 from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward, load_rewards
-from slimrl.rewards.asynchronous import await_all, late
+from slimrl.rewards.asynchronous import Awaiting, await_all, late
 from slimrl.rewards.calls import Call, Sampled, arguments, is_asynchronous
 from slimrl.rewards.custom import rewards_digest
 from slimrl.rewards.judge import Judge
 from slimrl.rewards.outcomes import Outcome, Scored, Unscored
-from slimrl.rewards.scoring import asked, assemble, results
+from slimrl.rewards.scoring import asked, assemble
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
@@ -67,6 +69,7 @@ class Scorer:
         self._own = [reward for reward in rewards if reward.name in own]
         """Functions of the program."""
         self._deadline = config.deadline
+        self._awaiting = Awaiting()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._threads: list[_ScoringThread] = []
@@ -104,18 +107,32 @@ class Scorer:
             for reward, judge in self._judges
             if reward.name not in sampled.skip
         }
-        own = dict(results(asked(self._own, sampled), sampled, self._task, self._deadline))
-        job = _Job(Future(), sampled, judged, own)
+        own = self._here(asked(self._own, sampled), sampled, self._deadline)
         if self._threads:
+            job = _Job(Future(), sampled, judged, own)
             self._jobs.put(job)
             return job.future
+        others = [reward for reward in _unjudged(asked(self._rewards, sampled)) if reward.name not in own]
+        job = _Job(Future(), sampled, judged, {**own, **self._here(others, sampled, None)})
         try:
-            correct = [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
-            others = [reward for reward in _unjudged(asked(self._rewards, sampled)) if reward.name not in own]
-            _deliver(job, self._rewards, correct, dict(results(others, sampled, self._task)))
+            _deliver(
+                job, self._rewards, [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
+            )
         except Exception as error:
             job.future.set_exception(error)
         return job.future
+
+    def _here(self, rewards: Sequence[Reward], sampled: Sampled, seconds: float | None) -> dict[str, Future[Scored]]:
+        """The results of rewards in this process by name: plain functions are called now, asynchronous ones are awaited
+        while this process goes on, for `seconds` each.
+        """
+        calls = [Call(reward, sampled, self._task) for reward in rewards]
+        later = [call for call in calls if is_asynchronous(call.reward.function)]
+        found: dict[str, Future[Scored]] = {call.reward.name: Future() for call in calls if call not in later}
+        for call in calls:
+            if call not in later:
+                found[call.reward.name].set_result(call.scored())
+        return {**found, **self._awaiting.start(later, seconds, sampled.patience)}
 
     def close(self) -> None:
         """End the workers and whatever they started; groups that are not scored yet are cancelled."""
@@ -132,6 +149,7 @@ class Scorer:
         self._threads = []
         for _, judge in self._judges:
             judge.close()
+        self._awaiting.close()
         if self._guard is not None:
             self._guard.close()
 
@@ -174,21 +192,24 @@ class _Job(NamedTuple):
     sampled: Sampled
     judged: Mapping[str, Sequence[Future[Outcome]]]
     """By the judge's name, an outcome of each completion."""
-    own: Mapping[str, Scored]
-    """By name, the result of each function of the program."""
+    here: Mapping[str, Future[Scored]]
+    """By name, the result of each function that is called in this process."""
 
 
-def _deliver(job: _Job, rewards: Sequence[Reward], correct: Sequence[bool], found: Mapping[str, Scored]) -> None:
-    """Assemble the group, now or as soon as the judges have answered too."""
+def _deliver(
+    job: _Job, rewards: Sequence[Reward], correct: Sequence[bool], found: Mapping[str, Scored] = MappingProxyType({})
+) -> None:
+    """Assemble the group of what workers `found`, now or as soon as judges and functions of this process have answered too."""
 
     def assembled() -> None:
         try:
             judged = {name: Scored([future.result() for future in futures]) for name, futures in job.judged.items()}
-            job.future.set_result(assemble(job.sampled, rewards, correct, {**found, **judged, **job.own}))
+            here = {name: future.result() for name, future in job.here.items()}
+            job.future.set_result(assemble(job.sampled, rewards, correct, {**found, **judged, **here}))
         except BaseException as error:  # of any kind, or the job would wait for ever
             job.future.set_exception(error)
 
-    _when_done([future for futures in job.judged.values() for future in futures], assembled)
+    _when_done([*chain(*job.judged.values()), *job.here.values()], assembled)
 
 
 def _when_done(futures: Sequence[Future[Any]], then: Callable[[], None]) -> None:
@@ -227,7 +248,7 @@ class _ScoringThread(threading.Thread):
         while (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():
                 try:
-                    _deliver(job, self._rewards, *self._found(job.sampled, {*job.own}))
+                    _deliver(job, self._rewards, *self._found(job.sampled, {*job.here}))
                 except BaseException as error:  # of any kind, or the job would wait for ever
                     job.future.set_exception(error)
         self.worker.end()

@@ -47,7 +47,7 @@ from slimrl.runs.files import (
 )
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
-from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status
+from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status, way_to_resume
 
 
 class RunDirectory:
@@ -70,10 +70,6 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-    @property
-    def resume_command(self) -> str:
-        return f"slimrl {read_state(self.path).get('verb', 'train')} --resume {self.path}"
 
     @classmethod
     def create(cls, path: Path, config: RootConfig, record: Mapping[str, Any], rejected: Sequence[Rejected]) -> Self:
@@ -267,7 +263,7 @@ class RunDirectory:
         where = f"after step {last}" if last else "from its beginning, to the same end"
         return DiskError(
             f"{error.filename or self.path} cannot be written ({error.strerror or error}); free space or make it writable, then "
-            f"{self.resume_command} continues {where}"
+            f"{way_to_resume(self.path)} continues {where}"
         )
 
     def _change_state(self, **changes: Any) -> None:
@@ -329,7 +325,7 @@ def new_run(config: RootConfig, verb: str) -> Path:
             raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
         if status:
             raise SettingsError(
-                f"{path} is not finished, and a run is never overwritten; resume it with slimrl {verb} --resume {path}, or "
+                f"{path} is not finished, and a run is never overwritten; resume it with {way_to_resume(path)}, or "
                 "choose another name=..."
             )
         raise SettingsError(f"{path} exists already and is never overwritten; choose another name=...")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slimrl.config.files import read_yaml
-from slimrl.errors import DataError
+from slimrl.config.rewards import is_programs
+from slimrl.errors import DataError, SettingsError
 
 Status = Literal["running", "finished", "diverged", "failed", "interrupted", "preempted"]
 """Of a run, as run.json has it."""
@@ -38,6 +39,17 @@ def read_settings(run: Path) -> dict[str, Any]:
 def read_state(run: Path) -> dict[str, Any]:
     """run.json; empty if there is none that can be read."""
     return read_json(run / "run.json")
+
+
+def way_to_resume(run: Path) -> str:
+    """The command that resumes a run, or the call, where rewards are functions of the Python program that began it."""
+    verb = read_state(run).get("verb", "train")
+    try:
+        custom = read_settings(run).get("rewards", {}).get("custom", {})
+    except (SettingsError, AttributeError):
+        custom = {}
+    of_a_program = any(is_programs(str(spec)) for spec in custom)
+    return f'slimrl.{verb}(resume="{run}", rewards=[...])' if of_a_program else f"slimrl {verb} --resume {run}"
 
 
 def read_status(run: Path) -> str:

@@ -23,6 +23,7 @@ from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.files import rollout_rows
+from slimrl.runs.reader import way_to_resume
 from slimrl.session.identity import compare_identity, identity
 from slimrl.session.keeper import Keeper
 from slimrl.session.listeners import Screen, Sink
@@ -107,7 +108,7 @@ class Session(Generic[State]):
                 yield
             except Stopped as reason:  # raised only where no weight has moved since the last step
                 self.keeper.keep(self.state.step)
-                where = f" after step {self.state.step}; resume with {self.run.resume_command}"
+                where = f" after step {self.state.step}; resume with {way_to_resume(self.run.path)}"
                 if reason.cause == MAX_TIME and not self.state.step:
                     where += ", and raise max_time, which was over before the first step"
                 raise Stopped(reason.cause, reason.exit_code, where) from None

@@ -19,6 +19,10 @@ LAYERS = re.compile(r"(?:q|k|v|o|gate|up|down)_proj")
 ROWS = {"openai/gsm8k": 7473, "gsm8k": 7473}
 """Training problems of data sets that SlimRL knows by name."""
 TASKS = {"openai/gsm8k": "gsm8k", "gsm8k": "gsm8k"}
+WITH_OWNER = {"gsm8k": "openai/gsm8k"}
+"""Data sets that `datasets` finds by a name without its owner too, which names a file here."""
+ONLY_CONFIG = {"openai/gsm8k": "main"}
+"""The configuration to take of a data set where none is named."""
 
 
 def model_settings(trl: Values) -> Iterator[Keyed]:
@@ -94,12 +98,7 @@ def data_settings(trl: Values) -> Iterator[Keyed]:
         trl.read |= {"dataset_train_split", "dataset_test_split"}
         yield trl.set("task.name", TASKS[name], "dataset_name", "dataset_config")
     else:
-        why = "a tenth is held out unless test_split or test_path is set"
-        yield trl.set("task.path", name, "dataset_name", why=why)
-        if name.lower().endswith(DATA_SUFFIXES) or name.startswith((".", "/")):
-            _leave_splits(trl)
-        if isinstance(config, str):
-            yield trl.set("task.subset", config, "dataset_config")
+        yield from _named_data(trl, name, config)
     if symbolic:
         yield "task.style", Setting("boxed", "accuracy_reward looks for \\boxed{} first")
     if symbolic and name not in TASKS:
@@ -114,6 +113,22 @@ def data_settings(trl: Values) -> Iterator[Keyed]:
             "first prompt, and task.instruction sets another or, empty, none"
         )
         trl.leave("prompts", "", reason)
+
+
+def _named_data(trl: Values, name: str, config: object) -> Iterator[Keyed]:
+    """The path of a file or a data set on the Hub, and the configuration of the data set."""
+    why = "a tenth is held out unless test_split or test_path is set"
+    is_file = name.lower().endswith(DATA_SUFFIXES) or name.startswith((".", "/"))
+    path = WITH_OWNER.get(name, name)
+    if "/" not in path and not is_file:
+        path, why = f"OWNER/{name}", f"put the owner of the data set on the Hub here, or give a file; {why}"
+    yield trl.set("task.path", path, "dataset_name", why=why)
+    if is_file:
+        _leave_splits(trl)
+    if isinstance(config, str):
+        yield trl.set("task.subset", config, "dataset_config")
+    elif path in ONLY_CONFIG:
+        yield "task.subset", Setting(ONLY_CONFIG[path], "its configuration with one solution a problem")
 
 
 def _leave_splits(trl: Values) -> None:

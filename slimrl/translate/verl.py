@@ -109,7 +109,9 @@ class Verl(Values):
             else:
                 if name in self.given:
                     self.leave(name, value, "one path is meant here; join the files")
-                yield key, Setting(missing, f"the file names no {name}: put it here")
+                is_named = name in self.given or name in self.source.unread
+                found = f"{name} is not one path that can be read" if is_named else f"the file names no {name}"
+                yield key, Setting(missing, f"{found}: put it here")
             self.read.add(name)
         tests = self.given.get("data.val_files")
         tests = tests[0] if isinstance(tests, list) and len(tests) == 1 else tests
@@ -224,7 +226,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _overrides(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The overrides in a script, with its own variables put in; those with other variables are unread."""
-    variables: dict[str, str] = {name: value.strip("\"'") for name, value in VARIABLE.findall(text)}
+    variables: dict[str, str] = {"HOME": "~"} | {name: value.strip("\"'") for name, value in VARIABLE.findall(text)}
     found: dict[str, Any] = {}
     unread: dict[str, str] = {}
     for key, raw in OVERRIDE.findall(text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +85,8 @@ def test_an_interrupted_run_goes_on_with_the_function_and_not_without(tmp_path: 
     whole = slimrl.train(rewards=[odd], name="whole", **settings)
     stop_at, handlers = 2 * len(calls) - 3, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(
-        KeyboardInterrupt, match=r'^stopped by SIGINT after step \d; resume with slimrl\.train\(resume=".*cut"\)$'
+        KeyboardInterrupt,
+        match=r'^stopped by SIGINT after step \d; resume with slimrl\.train\(resume=".*cut", rewards=\[\.\.\.\]\)$',
     ):
         slimrl.train(rewards=[odd], name="cut", **settings)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -155,7 +157,10 @@ def test_another_function_does_not_go_on_with_a_run_by_accident(tmp_path: Path) 
 
         return paid
 
-    with pytest.raises(KeyboardInterrupt):
+    folder = re.escape(str(tmp_path / "cut"))
+    with pytest.raises(
+        KeyboardInterrupt, match=rf'resume with slimrl\.train\(resume="{folder}", rewards=\[\.\.\.\]\)$'
+    ):
         slimrl.train(rewards=[made(1.0, True)], **settings)
 
     def paid(completions: list[str], **_: Any) -> list[float]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 
 from slimrl.config.schema import TrainConfig
-from slimrl.export.run import FinishedRun, published_adapter
+from slimrl.export.card import Library, model_card
+from slimrl.export.run import FinishedRun, published_adapter, read_finished
 from tests.conftest import ROOT
 
 SMALL = (
@@ -56,6 +60,38 @@ def test_nothing_that_is_published_names_a_place_of_this_machine(tmp_path: Path)
     assert "p.txt" in told
     assert "words.txt" in told
     assert not any(private in told for private in ("/home", "10.0.0.3", "~"))
+
+
+@pytest.mark.parametrize(
+    ("functions", "sentence"),
+    [
+        (["brief"], "The reward `brief` is a function of the Python program that trained the model"),
+        (["brief", "kind"], "The rewards `brief`, `kind` are functions of the Python program that trained the model"),
+    ],
+)
+def test_a_card_has_no_command_where_rewards_are_functions_of_a_program(
+    finished: Path, functions: list[str], sentence: str
+) -> None:
+    run = read_finished(finished)
+    custom = {f"__main__:{name}": 0.1 for name in functions} | {"rewards.py:other": 0.5}
+    settings = TrainConfig.model_validate({**run.settings.model_dump(), "rewards": {"custom": custom}})
+    card = model_card(replace(run, settings=settings))
+    assert sentence in card
+    assert "__main__" not in card
+    assert "slimrl train" not in card
+    assert '"brief": {"weight": 0.1' in card, "among the settings"
+
+
+def test_a_card_names_no_file_that_is_not_there(finished: Path) -> None:
+    run = read_finished(finished)
+    cards = {library: model_card(run, library) for library in get_args(Library)}
+    assert [library for library, card in cards.items() if "Modelfile" in card] == ["ollama"]
+    assert [yaml.safe_load(card.split("---")[1])["library_name"] for card in cards.values()] == [
+        "transformers",
+        "peft",
+        "gguf",
+        "gguf",
+    ]
 
 
 @pytest.mark.parametrize(("base", "said"), [("/home/me/models/small", True), ("me/small", False)])

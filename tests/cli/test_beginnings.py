@@ -16,8 +16,10 @@ import yaml
 from click.shell_completion import ShellComplete
 
 from slimrl.cli import cli
+from slimrl.config import recipes
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
+from slimrl.study.spec import load_study
 from tests.conftest import ROOT
 from tests.runs.test_listing import write
 from tests.translate.test_verl import SCRIPT
@@ -67,6 +69,39 @@ def test_a_new_project_overwrites_nothing(slimrl, tmp_path: Path, name: str) -> 
     (tmp_path / "mine" / "own.txt").write_text("mine")
     assert slimrl("new", "--", name).code == 2
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "own.txt"]
+
+
+def test_what_is_shipped_can_be_copied_and_nothing_is_overwritten(
+    slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, file in (
+        ("slurm.sh", "slurm.sh"),
+        ("minimal.py", "minimal.py"),
+        ("@dapo", "dapo.yaml"),
+        ("eval/gsm8k", "gsm8k.yaml"),
+    ):
+        said = slimrl("recipes", "--copy", name)
+        assert (said.code, said.out) == (0, f"{file}\n")
+    assert (tmp_path / "slurm.sh").read_bytes() == (ROOT / "recipes" / "slurm.sh").read_bytes()
+    assert load_config(TrainConfig, ["dapo.yaml"]) == load_config(TrainConfig, [recipes.named("@dapo", "recipes")])
+    (tmp_path / "slurm.sh").write_text("#SBATCH --gpus=4\n")
+    refused = slimrl("recipes", "--copy", "slurm.sh")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "slurm.sh exists already and is not overwritten" in refused.err
+    assert (tmp_path / "slurm.sh").read_text() == "#SBATCH --gpus=4\n"
+    for name in ("slurm", "../pyproject.toml", str(ROOT / "pyproject.toml"), "@nothing-like-it", "eval"):
+        assert (slimrl("recipes", "--copy", name).code, name) == (2, name)
+
+
+@pytest.mark.parametrize("study", ["quick", "proposal", "on/gemma3-1b-gsm8k"])
+def test_a_copied_study_is_the_study(slimrl, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names recipes by their places beside it, where there are none any more."""
+    monkeypatch.chdir(tmp_path)
+    shipped = recipes.named(f"@{study}", "studies")
+    copied = slimrl("recipes", "--copy", f"@{study}").out.strip()
+    quick = [recipes.named("@quick", "studies")] if study.startswith("on/") else []
+    assert load_study([*quick, copied]).arms == load_study([*quick, shipped]).arms
 
 
 def test_recipes_are_listed_with_their_first_lines(slimrl) -> None:

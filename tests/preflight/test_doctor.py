@@ -37,6 +37,8 @@ def test_a_probe_of_long_completions_has_fewer_problems(
         training = prepare_training(build(TrainConfig, {**settings, "rollout": rollout}))
         found = doctor.examine(training)
         assert (found.groups, found.completions) == (problems, problems * group_size)
+        ends = " or ".join(f"{token} ({i})" for i, token in found.stop_ids.items())
+        assert [warning for warning in found.warnings if warning.endswith(f"ends its turns with {ends}")]
         assert found.notes[: len(training.setup.notes)] == list(training.setup.notes)
         assert any(f"the probe has {problems} problems instead of 16" in note for note in found.notes) == (
             problems < 16

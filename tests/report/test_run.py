@@ -23,7 +23,7 @@ from slimrl.report.inspector import MOST_STEPS, chosen_steps, inspect, read_stor
 from slimrl.report.quantities import QUANTITIES, columns_of, number, shown
 from slimrl.report.record import read_run
 from slimrl.report.run import MOST_BYTES, SCRIPT, RunPage, run_html, write_run_page
-from slimrl.report.run_tables import headline, moved, remarks
+from slimrl.report.run_tables import headline, moved, notices, remarks
 from slimrl.report.run_text import WIDTH, run_text
 from slimrl.runs.curves import Line, Panel
 from slimrl.runs.tokens import TokenRow
@@ -133,7 +133,11 @@ def test_a_run_on_its_way_is_compared_as_far_as_it_is_known(tmp_path: Path) -> N
     run = read_run(folder)
     assert run.state == "interrupted", "no process holds its lock"
     assert run.difference["test"]["sampled"]["change"] == 0.5
-    assert "The run was interrupted" in page_of(folder).text
+    assert "The run was interrupted; --resume continues it." in page_of(folder).text
+    with (folder / "config.yaml").open("a") as file:
+        file.write("rewards:\n  custom:\n    __main__:brief: 0.5\n")
+    way = "slimrl.train(resume=..., rewards=[...]), in the program that began it,"
+    assert ("Interrupted", f"The run was interrupted; {way} continues it.") in notices(read_run(folder))
     (folder / "evals" / "step-00000003.json").unlink()
     assert headline(read_run(folder)).startswith("25.0 % [10.0, 90.0] of held-out answers are right before training")
 

@@ -12,7 +12,16 @@ import pytest
 
 from slimrl.errors import DataError
 from slimrl.runs.files import as_line
-from slimrl.runs.reader import ENDED, read_answers, read_chosen, read_metrics, read_state, read_status, read_summaries
+from slimrl.runs.reader import (
+    ENDED,
+    read_answers,
+    read_chosen,
+    read_metrics,
+    read_state,
+    read_status,
+    read_summaries,
+    way_to_resume,
+)
 
 
 def test_reading_and_writing_need_no_torch() -> None:
@@ -59,3 +68,15 @@ def test_evaluations_come_back_by_step(tmp_path: Path) -> None:
     assert read_summaries(tmp_path) == {0: {"test": {"accuracy": 0.0}}, 12: {"test": {"accuracy": 0.12}}}
     assert read_answers(tmp_path, 12) == [{"text": "a\u2028b"}]
     assert read_answers(tmp_path, 0) == []
+
+
+def test_a_run_with_functions_of_a_program_is_resumed_there(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"verb": "sft"}))
+    assert way_to_resume(tmp_path) == f"slimrl sft --resume {tmp_path}", "config.yaml may be gone"
+    (tmp_path / "run.json").write_text(json.dumps({"verb": "train"}))
+    for spec, way in (
+        ("rewards.py:brief", f"slimrl train --resume {tmp_path}"),
+        ("__main__:brief", f'slimrl.train(resume="{tmp_path}", rewards=[...])'),
+    ):
+        (tmp_path / "config.yaml").write_text(f"rewards:\n  custom:\n    {spec}: 0.5\n")
+        assert way_to_resume(tmp_path) == way

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from slimrl.config.sections import TaskConfig
 from slimrl.errors import SettingsError
+from slimrl.tasks.sources import find_sources
 from slimrl.translate.script import script_source
 from slimrl.translate.source import Source
 from slimrl.translate.trl import from_trl
@@ -124,6 +126,24 @@ data = load_dataset("openai/gsm8k", "main", split="train[:1000]")
     assert settings["steps"].value == 100, "how many rows a slice has is not known"
     listed = read(tmp_path, text.replace('"train[:1000]"', '["train", "test"]'))
     assert listed.unread["dataset_train_split"] == "['train', 'test']"
+
+
+@pytest.mark.parametrize("config", [', "main"', ""])
+def test_a_part_of_gsm8k_goes_by_its_whole_name(config: str, tmp_path: Path) -> None:
+    """`gsm8k` alone would be a file here, of which task.split and task.subset are refused."""
+    text = f'args = GRPOConfig()\ndata = load_dataset("gsm8k"{config}, split="train[:100]")\n'
+    settings = from_trl(read(tmp_path, text)).settings
+    task = {key: settings[f"task.{key}"].value for key in ("path", "subset", "split")}
+    assert task == {"path": "openai/gsm8k", "subset": "main", "split": "train[:100]"}
+    assert find_sources(TaskConfig(**task, name="jsonl"))[0].split == "train[:100]"
+
+
+def test_a_data_set_without_an_owner_gets_a_place_for_one(tmp_path: Path) -> None:
+    text = 'args = GRPOConfig()\ndata = load_dataset("squad", "plain_text", split="train[:100]")\n'
+    settings = from_trl(read(tmp_path, text)).settings
+    assert settings["task.path"].value == "OWNER/squad"
+    assert settings["task.path"].reason.startswith("dataset_name=squad; put the owner of the data set on the Hub here")
+    assert (settings["task.subset"].value, settings["task.split"].value) == ("plain_text", "train[:100]")
 
 
 def test_a_file_has_one_split(tmp_path: Path) -> None:

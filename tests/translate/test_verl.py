@@ -23,7 +23,7 @@ python3 -m verl.trainer.main_ppo \\
     actor_rollout_ref.actor.ppo_mini_batch_size=256 actor_rollout_ref.rollout.n=5 \\
     actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.01 \\
     actor_rollout_ref.ref.fsdp_config.param_offload=True \\
-    +trainer.made_up=$HOME/x critic.optim.lr=1e-5 trainer.default_local_dir=$UNKNOWN \\
+    +trainer.made_up=$UNKNOWN/x critic.optim.lr=1e-5 trainer.default_local_dir=$UNKNOWN \\
     trainer.logger='["console","wandb"]' trainer.test_freq=5 trainer.total_epochs=15 $@
 """
 
@@ -47,6 +47,15 @@ def test_a_script(tmp_path: Path) -> None:
     assert "only running the file" in left["default_local_dir"]
     assert "only running the file" in left["trainer.made_up"]
     assert "critic" in left["critic.optim.lr"]  # refused: there is no critic
+
+
+def test_a_path_below_the_home_folder_is_read(tmp_path: Path) -> None:
+    """As in verl's own scripts; what another variable holds is not known, which is not said to be missing."""
+    file = tmp_path / "run.sh"
+    file.write_text("main_ppo data.train_files=$HOME/data/train.parquet actor_rollout_ref.model.path=$WHERE/model\n")
+    settings = from_verl(verl_source(str(file))).settings
+    assert settings["task.path"].value == "~/data/train.parquet"
+    assert settings["model.path"].reason == "actor_rollout_ref.model.path is not one path that can be read: put it here"
 
 
 def test_yaml_and_ppo(tmp_path: Path) -> None:
