@@ -368,6 +368,8 @@ class TrainSummary:
     """`before` and `after` on the twins of test problems; empty without them."""
     findings: list[str] = field(default_factory=list)
     """Notable sentences on the course of the run (`slimrl/runs/findings.py`)."""
+    unmeasured: dict[str, int] = field(default_factory=dict)
+    """Completions on which a reward of weight 0 failed, by reason."""
 
 
 @dataclass(frozen=True)

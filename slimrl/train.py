@@ -22,7 +22,7 @@ from functools import partial
 
 from slimrl.algorithm.batch import tensors_of
 from slimrl.algorithm.groups import Collected, DynamicSampling, collect_groups
-from slimrl.algorithm.metrics import Metrics, describe, is_finite, reasons
+from slimrl.algorithm.metrics import Metrics, describe, is_finite, reasons, unmeasured_reasons
 from slimrl.config.schema import TrainConfig, seconds_of
 from slimrl.errors import DivergedError
 from slimrl.learner.forward import Microbatcher
@@ -178,6 +178,7 @@ def record_step(
         carried=tuple(group for group in collected.surplus if is_finite(group)),
         seen=note_update(combine(before.seen, observe(collected.sampled, config, carried=stale)), updated.metrics),
         unscorable=dict(Counter(before.unscorable) + reasons(collected.sampled)),
+        unmeasured=dict(Counter(before.unmeasured) + unmeasured_reasons(collected.sampled)),
         faults=0,
         suspects=(),
     )
@@ -224,6 +225,7 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
         inert=inert_switches(config, state.seen),
         confounded=confounded_switches(config, state.seen),
         unscorable=dict(state.unscorable),
+        unmeasured=dict(state.unmeasured),
         memory=compare_memory(
             setup.memory,
             peak_memory(setup.policy.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,8 +39,16 @@ REASON, REASONS = 100, 50
 
 def reasons(groups: Sequence[Group]) -> Counter[str]:
     """Completions that no reward could be found for, by reason."""
-    found = Counter(r.unscorable[:REASON] for group in groups for r in group.rollouts if r.unscorable)
-    return Counter(dict(found.most_common(REASONS)))
+    return _common(r.unscorable for group in groups for r in group.rollouts)
+
+
+def unmeasured_reasons(groups: Sequence[Group]) -> Counter[str]:
+    """Completions on which a reward of weight 0 failed, by reason."""
+    return _common(r.unmeasured for group in groups for r in group.rollouts)
+
+
+def _common(found: Iterable[str]) -> Counter[str]:
+    return Counter(dict(Counter(reason[:REASON] for reason in found if reason).most_common(REASONS)))
 
 
 def is_finite(group: Group) -> bool:

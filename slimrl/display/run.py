@@ -26,7 +26,7 @@ from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task as Problems
-from slimrl.text import duration, visible
+from slimrl.text import counted, duration, visible
 
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
@@ -270,10 +270,13 @@ class Display:
             f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
             f"({summary.memory['error']:+.0%})"
         )
+        for kind, found in (("unscorable", summary.unscorable), ("unmeasured", summary.unmeasured)):
+            for reason, count in found.items():
+                self.note(f"{counted(count, 'completion')}: {reason}", kind, "yellow")
         self._effects(summary.inert, summary.confounded, config, " in this run")
         path = Path(summary.run)
-        found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
-        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
+        parts = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
+        self.say(f"everything is in {path}: {parts}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
 
     def _held_out_tables(self, summary: TrainSummary) -> None:
         """Accuracies, shares and drops in %, and below them rewards in their own units."""

@@ -209,9 +209,8 @@ def remarks(run: RunRecord) -> list[tuple[str, str]]:
     summary = run.summary
     found = [("warning", text) for text in told.get("warnings", ())]
     found += [("changes more than one thing", text) for text in summary.get("confounded", ())]
-    found += [
-        ("unscorable", f"{counted(int(n), 'completion')}: {text}") for text, n in summary.get("unscorable", {}).items()
-    ]
+    for kind in ("unscorable", "unmeasured"):
+        found += [(kind, f"{counted(int(n), 'completion')}: {text}") for text, n in summary.get(kind, {}).items()]
     found += [("cannot act", text) for text in summary.get("inert", ())]
     for event in run.events:
         more = "; ".join(f"{key} {value}" for key, value in event.items() if key not in ("at", "step", "event"))

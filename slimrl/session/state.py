@@ -61,6 +61,8 @@ class RunState(Progress):
     """Ids of the problems that a roll-back left behind."""
     unscorable: Mapping[str, int] = field(default_factory=dict)
     """Number of completions without a reward, by reason."""
+    unmeasured: Mapping[str, int] = field(default_factory=dict)
+    """Number of completions on which a reward of weight 0 failed, by reason."""
 
 
 Write = Callable[[], Checkpoint]
