@@ -211,12 +211,18 @@ def as_json(state: RunState) -> dict[str, Any]:
     plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=NOT_STORED)
     plain["seen"]["alphas"].sort()  # a set has no order, a file should
     for group in plain["carried"]:
-        for part in (group, *group["rollouts"]):  # what functions logged is there only where they did
-            for key in ("metrics", "logged"):
-                if not part.get(key, True):
-                    del part[key]
+        for part in (group, *group["rollouts"]):
+            _drop_empty(part, "metrics", "logged", "unmeasured")
         group["problem"], *_ = [rollout.pop("problem") for rollout in group["rollouts"]]
+    _drop_empty(plain, "unmeasured")
     return plain
+
+
+def _drop_empty(part: dict[str, Any], *keys: str) -> None:
+    """Leave out what is seldom there, so that other checkpoints are as they were before there was such a key."""
+    for key in keys:
+        if not part.get(key, True):
+            del part[key]
 
 
 def from_json(data: Mapping[str, Any]) -> RunState:
