@@ -148,9 +148,12 @@ def _task_name(task: str) -> str:
     if Path(task).suffix not in (".yaml", ".yml"):
         return task
     section = read_yaml(task).get("task")
-    if not isinstance(section, dict) or "name" not in section:
-        raise SettingsError(f"--task {task}: the file names no task; add task.name, or give it behind the model")
-    return str(section["name"])
+    named = section if isinstance(section, dict) else {}
+    if "name" not in named and not named.get("path"):
+        raise SettingsError(
+            f"--task {task}: the file names no task; add task.name or task.path, or give it behind the model"
+        )
+    return str(named.get("name", "jsonl"))  # a path needs no name, in training neither
 
 
 def task_settings(

@@ -127,6 +127,12 @@ def test_tasks_that_are_none(tasks: list[str], sentence: str, tmp_path: Path, mo
         task_settings("./my-model", [], tasks, None)
 
 
+def test_a_path_names_a_task_of_one_s_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: {path: mine.jsonl, checker: exact}\n")
+    (found,) = task_settings("./my-model", [], [str(tmp_path / "mine.yaml")], None).values()
+    assert (found.task.name, found.task.path, found.task.checker) == ("jsonl", str(tmp_path / "mine.jsonl"), "exact")
+
+
 def test_grade_prints_what_samples_show(slimrl) -> None:
     rows = [{"id": "a", "answer": "3", "completion": f"#### {n}"} for n in (3, 4, 4, 3)]
     Path("stored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
