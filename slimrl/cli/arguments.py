@@ -136,24 +136,26 @@ def model_settings(
     from slimrl.config.schema import EvalConfig
 
     refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
-    base = measuring_base(model_or_run, None if task is None else _task_name(task), like=like)
+    name, other_data = (None, False) if task is None else _task_named(task)
+    base = measuring_base(model_or_run, name, like=like, other_data=other_data)
     files = [task] if task is not None and Path(task).suffix in (".yaml", ".yml") else []
     return with_every_problem(load_settings(EvalConfig, [*files, *settings], base))
 
 
-def _task_name(task: str) -> str:
-    """The name of a task, or of that in a settings file."""
+def _task_named(task: str) -> tuple[str, bool]:
+    """The name of a task, or of that in a settings file, and True where the file says which data it has."""
     from slimrl.config.files import read_yaml
 
     if Path(task).suffix not in (".yaml", ".yml"):
-        return task
+        return task, False
     section = read_yaml(task).get("task")
     named = section if isinstance(section, dict) else {}
     if "name" not in named and not named.get("path"):
         raise SettingsError(
             f"--task {task}: the file names no task; add task.name or task.path, or give it behind the model"
         )
-    return str(named.get("name", "jsonl"))  # a path needs no name, in training neither
+    name = str(named.get("name", "jsonl"))  # a path needs no name, in training neither
+    return name, any(named.get(key) for key in ("path", "test_path"))
 
 
 def task_settings(
