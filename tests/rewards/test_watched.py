@@ -157,5 +157,7 @@ def test_a_study_may_rest_on_a_reward_that_some_arms_only_watch(tmp_path: Path) 
     (tmp_path / "study.yaml").write_text(text)
     assert [arm.config.rewards.repetition for arm in load_study([str(tmp_path / "study.yaml")]).arms][:1] == [0.0]
     (tmp_path / "study.yaml").write_text(text.replace("watched: [repetition]", "format: 0.1"))
-    with pytest.raises(SettingsError, match=r"which lack repetition; to measure it unpaid, name it in rewards\.watched"):
+    with pytest.raises(
+        SettingsError, match=r"which lack repetition; to measure it unpaid, name it in rewards\.watched"
+    ):
         load_study([str(tmp_path / "study.yaml")])
