@@ -214,9 +214,9 @@ class Display:
                 "cyan",
             )
             if reason := next((row.unscorable for row in evaluation.splits[split].rows if row.unscorable), ""):
-                self.note(f"held-out completions without a score: {reason}", "warning", "yellow")
+                self.note(f"held-out completions ({name}) without a score: {reason}", "warning", "yellow")
             if s["truncated"] > 0.5:
-                self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
+                self.note(f"most completions ({name}) were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
     def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Problems) -> None:
         """A row of the table, the bar, and at every `samples_every`-th step some completions."""
