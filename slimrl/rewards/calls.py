@@ -211,7 +211,7 @@ def _misfit(function: Callable[..., Any], columns: Mapping[str, Any]) -> str:
         ways.append("add **columns to its parameters, which takes all that it does not name")
         if lacking:
             ways.append("where it makes the reward function, set its arguments in rewards.custom")
-    return "; ".join(ways)
+    return f"correct the function: {'; '.join(ways)}" if ways else ""
 
 
 def _innermost(error: BaseException) -> str:

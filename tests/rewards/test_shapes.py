@@ -213,15 +213,15 @@ def test_refused(shape: str) -> None:
 
 
 MISFITS: dict[str, tuple[Callable[..., Any], list[str]]] = {
-    "no **kwargs": (no_catch_all, ["; add **columns to its parameters, which takes all that it does not name"]),
+    "no **kwargs": (no_catch_all, ["; correct the function: add **columns to its parameters, which takes all that it does not name"]),
     "a column that the row lacks": (
         lambda completions, subject, **kwargs: plain(completions),
-        ["; this row has no subject, but answer, completion_ids, completions, difficulty, id, prompts, question, solution, tag: "],
+        ["; correct the function: this row has no subject, but answer, completion_ids, completions, difficulty, id, prompts, question, solution, tag: "],
     ),
-    "another name of the argument": (wrong_name, ["; this row has no texts, but ", "rename the parameter or give it a default"]),
+    "another name of the argument": (wrong_name, ["; correct the function: this row has no texts, but ", "rename the parameter or give it a default"]),
     "a function that makes the reward": (
         lambda max_len, buffer: plain,
-        ["; this row has no max_len and no buffer, but ", "; where it makes the reward function, set its arguments in rewards.custom"],
+        ["; correct the function: this row has no max_len and no buffer, but ", "; where it makes the reward function, set its arguments in rewards.custom"],
     ),
     "a mistake of its own": (lambda completions, **kwargs: len(3), ["; correct the function or remove it from rewards"]),
 }  # fmt: skip
