@@ -136,17 +136,22 @@ def model_settings(
     from slimrl.config.schema import EvalConfig
 
     refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
-    name, other_data = (None, False) if task is None else _task_named(task)
+    name, other_data = (None, False) if task is None else task_named(task)
     base = measuring_base(model_or_run, name, like=like, other_data=other_data)
-    files = [task] if task is not None and Path(task).suffix in (".yaml", ".yml") else []
+    files = [task] if task is not None and is_settings_file(task) else []
     return with_every_problem(load_settings(EvalConfig, [*files, *settings], base))
 
 
-def _task_named(task: str) -> tuple[str, bool]:
+def is_settings_file(text: str) -> bool:
+    """True for the name of a YAML file."""
+    return Path(text).suffix in (".yaml", ".yml")
+
+
+def task_named(task: str) -> tuple[str, bool]:
     """The name of a task, or of that in a settings file, and True where the file says which data it has."""
     from slimrl.config.files import read_yaml
 
-    if Path(task).suffix not in (".yaml", ".yml"):
+    if not is_settings_file(task):
         return task, False
     section = read_yaml(task).get("task")
     named = section if isinstance(section, dict) else {}
@@ -165,7 +170,7 @@ def task_settings(
     found: dict[str, EvalConfig] = {}
     for task in tasks or (None,):
         config = model_settings(model_or_run, settings, task, like=like)
-        label = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
+        label = Path(task).stem if task and is_settings_file(task) else config.task.name
         if label in found:
             raise SettingsError(f"--task {label} is given twice; remove one, or name the files apart")
         evaluation = config.evaluation

@@ -172,4 +172,8 @@ def test_grade_prints_what_samples_show(slimrl) -> None:
     } == {*found}
     assert found["pass@k"]["2"]["value"] == pytest.approx(5 / 6)
     assert "4 rows: strict 50.0%" in result.err
+    Path("mine.yaml").write_text("task: {path: mine.jsonl, checker: exact}\nrollout: {max_new_tokens: 9}\n")
+    Path("words.jsonl").write_text(json.dumps({"id": "a", "answer": "yes", "completion": "#### Yes."}))
+    assert json.loads(slimrl("grade", "words.jsonl", "--task", "mine.yaml", "--json").out)["strict"] == 1
+    assert json.loads(slimrl("grade", "stored.jsonl", "--task", "@eval/gsm8k", "--json").out)["strict"] == 0.5
     assert "maj@k" in result.err
