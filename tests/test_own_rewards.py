@@ -15,6 +15,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.preflight.setup import prepare_training
+from slimrl.report.run import write_run_page
 from slimrl.train import train
 from tests.judges import Server, serving
 from tests.rewards.test_judge import KEY, dead
@@ -162,3 +163,27 @@ def test_a_run_goes_on_with_the_replies_that_it_paid_for(tiny_folder: Path, tmp_
         other = settings(tiny_folder, tmp_path, server.endpoint, "name=a", "rewards.judge.quality.model=n")
         with pytest.raises(SettingsError, match=r"is finished with rewards\.judge="):
             train(other, Display(quiet=True), resume=True)
+
+
+FAILS = """
+def paid(completions, trainer_state, **_):
+    return [[0.0, float("nan")][trainer_state.global_step > 1]] * len(completions)
+
+def seen(completions, trainer_state, **_):
+    return [0.0] * (len(completions) - (trainer_state.global_step > 1))
+"""
+
+
+def test_a_run_says_at_its_end_which_rewards_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.py").write_text(FAILS)
+    own = [f"rewards.custom.{tmp_path}/own.py:{name}" for name in ("paid=1", "seen=0")]
+    small = ["rollout.problems=2", "rollout.group_size=2", "evaluation.problems=1", "evaluation.harder_problems=0"]
+    summary = train(
+        load_config(TrainConfig, [], [f"output={tmp_path}", "steps=3", *small, *own, "rewards.workers=0"]), Display()
+    )
+    assert summary.unscorable == {"reward paid returned nan": 4}
+    assert summary.unmeasured == {"reward seen returned 1 values for 2 completions": 4}
+    told = " ".join(capsys.readouterr().err.split())
+    assert "unscorable: 4 completions: reward paid returned nan" in told
+    assert "unmeasured: 4 completions: reward seen returned 1 values for 2 completions" in told
+    assert "reward seen returned 1 values" in write_run_page(Path(summary.run)).read_text()

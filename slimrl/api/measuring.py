@@ -53,16 +53,18 @@ def refuse_unread(keys: Iterable[str], model: str) -> None:
             raise SettingsError(f"{key} has an effect only while training, and {model} is only measured; remove it")
 
 
-def measuring_base(model: str, task: str | None, *, like: str | None = None) -> dict[str, Any]:
+def measuring_base(
+    model: str, task: str | None, *, like: str | None = None, other_data: bool = False
+) -> dict[str, Any]:
     """The settings to measure a model with before the user's own: those of its run, or of the run `like` for a model that is
-    none. `task` replaces the run's task by another of this name and keeps its answer form.
+    none. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps its answer form.
     """
     run = model if (Path(model) / "config.yaml").is_file() or like is None else like
     base = recorded_settings(Path(run))
     if run != model:
         base["model"] = {}
     if task is not None:
-        change_task(base, task, Path(run))
+        change_task(base, task, Path(run), other_data=other_data)
     return merge(base, {"model": {"path": model}})
 
 
@@ -101,9 +103,13 @@ def recorded_settings(run: Path) -> dict[str, Any]:
     return base
 
 
-def change_task(base: dict[str, Any], name: str, run: Path) -> None:
-    """Replace the task in a run's settings; the answer form goes with the model, the data with the task."""
-    if base.get("task", {}).get("name") == name:
+def change_task(base: dict[str, Any], name: str, run: Path, *, other_data: bool) -> None:
+    """Replace the task in a run's settings; the answer form goes with the model, the data with the task.
+
+    A task of the same name is the run's own, unless it comes with `other_data`.
+    """
+    own = base.get("task", {})
+    if own.get("name", "jsonl" if own.get("path") else "") == name and not other_data:
         return
     form = ("style", "instruction", "template", "template_arguments", "date")
     kept = {key: value for key, value in base.get("task", {}).items() if key in form}

@@ -145,7 +145,16 @@ def compare(
     go as they are; every other model is measured, as `evaluate` does. Raises the errors of `train`, and DataError where they
     share no problem.
     """
+    from slimrl.preflight.prompting import demand_model
+
     chosen = from_keywords(settings)
+    for side in (first, second):  # before either is measured
+        if (
+            isinstance(side, str | Path)
+            and not Path(side).is_file()
+            and not any((Path(side) / "evals").glob("step-*.jsonl"))
+        ):
+            demand_model(str(side))
     sides = [_outputs(side, data, chosen, limit=limit, quiet=quiet) for side in (first, second)]
     if sides[0].name == sides[1].name:
         sides = [

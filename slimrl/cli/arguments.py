@@ -136,21 +136,31 @@ def model_settings(
     from slimrl.config.schema import EvalConfig
 
     refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
-    base = measuring_base(model_or_run, None if task is None else _task_name(task), like=like)
-    files = [task] if task is not None and Path(task).suffix in (".yaml", ".yml") else []
+    name, other_data = (None, False) if task is None else task_named(task)
+    base = measuring_base(model_or_run, name, like=like, other_data=other_data)
+    files = [task] if task is not None and is_settings_file(task) else []
     return with_every_problem(load_settings(EvalConfig, [*files, *settings], base))
 
 
-def _task_name(task: str) -> str:
-    """The name of a task, or of that in a settings file."""
+def is_settings_file(text: str) -> bool:
+    """True for the name of a YAML file."""
+    return Path(text).suffix in (".yaml", ".yml")
+
+
+def task_named(task: str) -> tuple[str, bool]:
+    """The name of a task, or of that in a settings file, and True where the file says which data it has."""
     from slimrl.config.files import read_yaml
 
-    if Path(task).suffix not in (".yaml", ".yml"):
-        return task
+    if not is_settings_file(task):
+        return task, False
     section = read_yaml(task).get("task")
-    if not isinstance(section, dict) or "name" not in section:
-        raise SettingsError(f"--task {task}: the file names no task; add task.name, or give it behind the model")
-    return str(section["name"])
+    named = section if isinstance(section, dict) else {}
+    if "name" not in named and not named.get("path"):
+        raise SettingsError(
+            f"--task {task}: the file names no task; add task.name or task.path, or give it behind the model"
+        )
+    name = str(named.get("name", "jsonl"))  # a path needs no name, in training neither
+    return name, any(named.get(key) for key in ("path", "test_path"))
 
 
 def task_settings(
@@ -160,7 +170,7 @@ def task_settings(
     found: dict[str, EvalConfig] = {}
     for task in tasks or (None,):
         config = model_settings(model_or_run, settings, task, like=like)
-        label = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
+        label = Path(task).stem if task and is_settings_file(task) else config.task.name
         if label in found:
             raise SettingsError(f"--task {label} is given twice; remove one, or name the files apart")
         evaluation = config.evaluation

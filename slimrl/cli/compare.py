@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,9 +58,8 @@ def compare(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, as
 
     request = _request(things, tasks, limit, quiet)
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    known: dict[str, Outputs] = {}
-    for name in request.names:
-        known[name] = known.get(name) or _outputs(name, request)
+    waiting = {name: _outputs(name, request) for name in request.names}  # none is measured while another is not there
+    known = {name: outputs() for name, outputs in waiting.items()}
     first, *others = (known[name] for name in request.names)
     compared = []
     for other in others:
@@ -88,25 +87,36 @@ def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, q
     return request
 
 
-def _outputs(name: str, request: Request) -> Outputs:
-    """The completions of a file, those that a run has stored, or those of a model that is measured now."""
+def _outputs(name: str, request: Request) -> Callable[[], Outputs]:
+    """The completions of a file, those that a run has stored, or those of a model, which is measured by the call.
+
+    Raises SettingsError and DataError for what cannot be any of these.
+    """
     from slimrl.api.comparing import Outputs, stored_outputs
     from slimrl.api.stored import read_outputs
 
     if Path(name).is_file():
-        return Outputs(name, read_outputs(name))
+        read = Outputs(name, read_outputs(name))
+        return lambda: read
     stored = sorted((Path(name) / "evals").glob("step-*.jsonl"))
     if stored and not request.settings and not request.tasks:
         step = int(stored[-1].stem.removeprefix("step-"))
-        return Outputs(
+        kept = Outputs(
             name, stored_outputs(name, str(stored[-1])), f"{name} goes by its stored evaluation after step {step}"
         )
+        return lambda: kept
     from slimrl.api.measuring import evaluations
+    from slimrl.preflight.prompting import demand_model
 
     configs = task_settings(name, request.settings, request.tasks, request.limit, request.like)
-    display = open_display(next(iter(configs.values())), quiet=request.quiet)
-    measured = evaluations(name, configs, display)
-    return Outputs(name, {(task, split): rows for task, found in measured for split, rows in found.splits.items()})
+    demand_model(name)
+
+    def measured() -> Outputs:
+        display = open_display(next(iter(configs.values())), quiet=request.quiet)
+        found = evaluations(name, configs, display)
+        return Outputs(name, {(task, split): rows for task, one in found for split, rows in one.splits.items()})
+
+    return measured
 
 
 def _table(parts: Parts) -> dict[str, Any]:

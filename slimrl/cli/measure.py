@@ -19,9 +19,11 @@ from slimrl.cli.arguments import (
     SETTINGS,
     TASKS,
     is_setting,
+    is_settings_file,
     load_settings,
     model_settings,
     stray,
+    task_named,
     task_settings,
 )
 from slimrl.cli.output import open_display, out, print_json, writable
@@ -138,7 +140,12 @@ def _checked(question: str) -> str:
 @click.command(short_help="Score stored outputs with the checker of training.")
 @click.argument("file")
 @SETTINGS
-@click.option("--task", "task", required=True, help="Task whose answer form and checker apply.")
+@click.option(
+    "--task",
+    "task",
+    required=True,
+    help="Task, or a settings file that names one, whose answer form and checker apply.",
+)
 @click.option("--out", "target", type=click.Path(dir_okay=False), help="Write a verdict per row (JSONL).")
 @JSON
 def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_json: bool) -> None:
@@ -148,7 +155,8 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
     Example:
       slimrl grade outputs.jsonl --task gsm8k task.style=boxed --out verdicts.jsonl
     """
-    from slimrl.config.schema import RootConfig
+    from slimrl.config.recipes import named
+    from slimrl.config.schema import EvalConfig
     from slimrl.tasks.grade import grade_file
 
     if "=" in file and not Path(file).exists():
@@ -157,10 +165,13 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
         acts = setting.startswith("task.") and not setting.startswith("task.on_bad_row")  # every row counts
         if "=" in setting and not acts and not Path(setting).is_file():
             raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
-    data = ["task.path=unread"] if task == "jsonl" else []
+    task = named(task, "recipes")
+    files = [task] if is_settings_file(task) else []
+    name, _ = task_named(task)
+    data = ["task.path=unread"] if name == "jsonl" else []
     if extra := stray(settings):
         raise SettingsError(f"{extra} stands where a settings file may; slimrl grade takes one FILE, which comes first")
-    config = load_settings(RootConfig, [*settings, f"task.name={task}", *data])
+    config = load_settings(EvalConfig, [*files, *settings, f"task.name={name}", *data])
     if target and Path(target).exists() and Path(file).exists() and Path(target).samefile(file):
         raise SettingsError(f"--out {target} is the file to grade; name another")
     summary = grade_file(config.task, file, str(writable(target)) if target else None)

@@ -87,6 +87,8 @@ def close_names(key: str, value: object = None, kind: type[BaseModel] | None = N
     own = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
     elsewhere = {known.rpartition(".")[2]: known for known in reversed(keys)}
     close = own.get(closest(leaf, own)) or elsewhere.get(closest(leaf, elsewhere))
+    if not close and section:  # a name of ours with more behind it
+        close = own.get(max((name for name in own if leaf.startswith(f"{name}_")), key=len, default=""))
     return f"; did you mean {close}?" if close else ""
 
 

@@ -26,7 +26,7 @@ from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task as Problems
-from slimrl.text import duration, visible
+from slimrl.text import counted, duration, visible
 
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
@@ -214,9 +214,9 @@ class Display:
                 "cyan",
             )
             if reason := next((row.unscorable for row in evaluation.splits[split].rows if row.unscorable), ""):
-                self.note(f"held-out completions without a score: {reason}", "warning", "yellow")
+                self.note(f"held-out completions ({name}) without a score: {reason}", "warning", "yellow")
             if s["truncated"] > 0.5:
-                self.note("most completions were cut off; raise rollout.max_new_tokens", "warning", "yellow")
+                self.note(f"most completions ({name}) were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
     def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Problems) -> None:
         """A row of the table, the bar, and at every `samples_every`-th step some completions."""
@@ -270,10 +270,13 @@ class Display:
             f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
             f"({summary.memory['error']:+.0%})"
         )
+        for kind, found in (("unscorable", summary.unscorable), ("unmeasured", summary.unmeasured)):
+            for reason, count in found.items():
+                self.note(f"{counted(count, 'completion')}: {reason}", kind, "yellow")
         self._effects(summary.inert, summary.confounded, config, " in this run")
         path = Path(summary.run)
-        found = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
-        self.say(f"everything is in {path}: {found}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
+        parts = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
+        self.say(f"everything is in {path}: {parts}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
 
     def _held_out_tables(self, summary: TrainSummary) -> None:
         """Accuracies, shares and drops in %, and below them rewards in their own units."""

@@ -84,6 +84,9 @@ def checked_gold(
     if not gold.failures or config.rewards.gold_check != "refuse":
         return gold
     way_out = "correct the data"
+    own = {spec.rpartition(":")[2] for spec in config.rewards.custom}
+    if all(failure.reward in own for failure in gold.failures):
+        way_out = "correct the data or the function, or leave out its bounds in rewards.custom, which say what gold answers earn"
     first = gold.failures[0]
     problem = next(p for p in problems if p.id == first.id)
     written = task.gold_text(problem)

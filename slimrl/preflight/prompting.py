@@ -8,7 +8,7 @@ from typing import Literal
 
 from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
-from slimrl.model.loading import check_trainable, load_policy, sampling_settings, taught_instruction
+from slimrl.model.loading import check_trainable, load_policy, resolve, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts
@@ -20,6 +20,11 @@ from slimrl.terms import Checker
 
 PLAIN_STOP = "\nQuestion:"
 """By which a model that is given a plain prompt goes on to the next one."""
+
+
+def demand_model(path: str) -> None:
+    """Raises SettingsError for what is no model's folder, no run with one and no name that may be on the Hub; loads nothing."""
+    resolve(path)
 
 
 def prepare_model(

@@ -5,7 +5,7 @@ import inspect
 import json
 import math
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Real
@@ -15,7 +15,7 @@ from typing import Any
 from slimrl.records import Completion, Problem
 from slimrl.rewards.builtin import UNDECIDED
 from slimrl.rewards.outcomes import Outcome, Scored, Unscored
-from slimrl.rewards.reward import Reward
+from slimrl.rewards.reward import FURTHER, Reward
 from slimrl.tasks import Task
 
 
@@ -140,7 +140,8 @@ class Call:
 
     def _failed(self, error: BaseException) -> Scored:
         reason = (str(error).strip().splitlines() or [""])[0][:160]
-        return self.without(Unscored(f"raised {type(error).__name__}: {reason}", _innermost(error)))
+        remedy = _misfit(self.reward.function, self._columns) if isinstance(error, TypeError) else ""
+        return self.without(Unscored(f"raised {type(error).__name__}: {reason}", _innermost(error), remedy=remedy))
 
     def _checked(self, values: object) -> Scored:
         found, n = _listed(values, self._log.completions), self._log.completions
@@ -195,6 +196,27 @@ def _plain(value: object) -> Any:
         value = value.tolist()
     text = json.dumps(value, default=str, skipkeys=True, ensure_ascii=False).encode("utf-8", "replace").decode()
     return json.loads(text, parse_constant=str.lower)
+
+
+def _misfit(function: Callable[..., Any], columns: Mapping[str, Any]) -> str:
+    """The way out for a function whose parameters are not the columns; empty where they are, or where they are unknown."""
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        return ""
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    lacking = [p.name for p in named if p.default is p.empty and p.name not in columns]
+    ways = []
+    if lacking:
+        rest = ", ".join(sorted(columns.keys() - {*FURTHER}))
+        ways.append(
+            f"this row has no {' and no '.join(lacking)}, but {rest}: rename the parameter or give it a default"
+        )
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters) and columns.keys() - {p.name for p in named}:
+        ways.append("add **columns to its parameters, which takes all that it does not name")
+        if lacking:
+            ways.append("where it makes the reward function, set its arguments in rewards.custom")
+    return f"correct the function: {'; '.join(ways)}" if ways else ""
 
 
 def _innermost(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem, Rollout
 from slimrl.rewards import Reward
+from slimrl.rewards.judge import Judge
 from slimrl.rewards.scoring import Sampled, score
 from slimrl.tasks import Task
 
@@ -101,7 +102,8 @@ def check_gold(
             if value is None or abs(value - best) > 1e-6:
                 failures.append(GoldFailure(problem.id, problem.answer, name, value, best, text))
     maximum = math.fsum(reward.weight * bests[reward.name] for reward in rewards if reward.name in bests)
-    trials = tuple(_trial(name, rollouts) for name, rollouts in seen.items())
+    functions = {reward.name: reward.function for reward in rewards}
+    trials = tuple(_trial(name, rollouts, functions[name]) for name, rollouts in seen.items())
     return GoldReport(len(problems), tuple(failures), maximum, trials)
 
 
@@ -110,13 +112,17 @@ def _spread(n: int, wanted: int) -> frozenset[int]:
     return frozenset(i * n // wanted for i in range(wanted)) if wanted < n else frozenset(range(n))
 
 
-def _trial(name: str, rollouts: Sequence[Rollout]) -> GoldTrial:
+def _trial(name: str, rollouts: Sequence[Rollout], function: object) -> GoldTrial:
     """Raises SettingsError where each of the rows failed, if only by what is excused in one."""
     scores = tuple(rollout.scores[name] for rollout in rollouts if name in rollout.scores)
     failures = (reason for rollout in rollouts for reason in (rollout.unscorable, rollout.unmeasured))
     reasons = [reason for reason in failures if reason.startswith(f"reward {name} ")]
     if reasons and len(reasons) == len(rollouts):
+        way_out = "correct rewards or the judge"
+        if isinstance(function, Judge):
+            shown = [function.failure.where, function.failure.remedy or way_out]
+            way_out = ", ".join(filter(None, shown))
         raise SettingsError(
-            f"{reasons[0]}, and so on all of {len(rollouts)} gold answers that it was tried on; correct rewards or the judge"
+            f"{reasons[0]}, and so on all of {len(rollouts)} gold answers that it was tried on; {way_out}"
         )
     return GoldTrial(name, len(rollouts), scores)

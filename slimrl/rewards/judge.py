@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -80,6 +81,11 @@ class Judge:
         """By the key of the request: equal completions of a group are one question."""
         self._closed = threading.Event()
         self._not_before = self._dead_until = -math.inf
+        self._setting = f"rewards.judge.{name}"
+        limited = f"lower {self._setting}.concurrency, or raise its retries and timeout"
+        self._rate_limited = replace(RATE_LIMITED, remedy=limited)
+        self.failure = ENDED
+        """The last of the outcomes without a score."""
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[Outcome]:
         """The outcome of each completion, as soon as all are there."""
@@ -128,6 +134,8 @@ class Judge:
                 found = ENDED if self._closed.is_set() else self._outcome(key, request)
             except Exception as error:
                 found = Unscored(self._shown(f"raised {type(error).__name__}: {error}"))
+            if isinstance(found, Unscored):
+                self.failure = found
             with self._lock:
                 del self._under_way[key]
             future.set_result(found)
@@ -139,8 +147,8 @@ class Judge:
         unknown = [name for doubled, name in NAMES.findall(self._template) if not doubled and name not in values]
         if unknown:
             return Unscored(
-                f"has a prompt with {{{unknown[0]}}}, and the row has {', '.join(sorted(values))}; name one of these, or write "
-                f"{{{{{unknown[0]}}}}} for the braces themselves"
+                f"has a prompt with {{{unknown[0]}}}, and the row has {', '.join(sorted(values))}",
+                remedy=f"name one of these, or write {{{{{unknown[0]}}}}} for the braces themselves",
             )
         return NAMES.sub(lambda found: f"{{{found[2]}}}" if found[1] else _text(values[found[2]]), self._template)
 
@@ -159,7 +167,7 @@ class Judge:
         end = time.monotonic() + self.config.timeout
         attempts = 1 if time.monotonic() < self._dead_until else 1 + self.config.retries
         body = json.dumps(request).encode()
-        last, ready = _FailureError(RATE_LIMITED), -math.inf
+        last, ready = _FailureError(self._rate_limited), -math.inf
         for attempt in range(attempts):
             if not self._may_ask(ready, end):
                 break
@@ -200,11 +208,13 @@ class Judge:
         except (OSError, http.client.HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError) or isinstance(error, TimeoutError):
-                late = f"had no reply from its judge within rewards.judge.{self.name}.timeout={self.config.timeout:g} s"
-                raise _FailureError(Unscored(late, excused=True)) from None
+                late = f"had no reply from its judge within {self._setting}.timeout={self.config.timeout:g} s"
+                way_out = f"raise {self._setting}.timeout, or lower its concurrency"
+                raise _FailureError(Unscored(late, excused=True, remedy=way_out)) from None
             broken = isinstance(reason, BrokenPipeError | ConnectionResetError | ConnectionAbortedError)
             if isinstance(error, urllib.error.URLError) and not broken:
-                what = Unscored(f"cannot reach its judge at {self.address} ({self._shown(reason)})")
+                way_out = f"start the server, or correct {self._setting}.endpoint"
+                what = Unscored(f"cannot reach its judge at {self.address} ({self._shown(reason)})", remedy=way_out)
                 raise _FailureError(what, again=True, unreachable=True) from None
             raise _FailureError(Unscored("lost the connection to its judge", excused=True), again=True) from None
         finish: object = None
@@ -214,7 +224,11 @@ class Judge:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             content = 0
         if finish in CUT_OFF:  # what is left may end in the middle of a score
-            raise _FailureError(Unscored(f"got a reply that its judge did not finish ({finish})", excused=True))
+            cut_off, way_out = (
+                f"got a reply that its judge did not finish ({finish})",
+                f"raise {self._setting}.max_tokens",
+            )
+            raise _FailureError(Unscored(cut_off, excused=True, remedy=way_out))
         if content is not None and not isinstance(content, str):
             where = self._shown(raw[:200].decode("utf-8", "replace"))
             raise _FailureError(
@@ -233,7 +247,9 @@ class Judge:
                 raw = b""
         where = self._shown(raw.decode("utf-8", "replace"))
         if error.code == 429:
-            return _FailureError(RATE_LIMITED, again=True, wait=_retry_after(error.headers.get("Retry-After", "")))
+            return _FailureError(
+                self._rate_limited, again=True, wait=_retry_after(error.headers.get("Retry-After", ""))
+            )
         reason = f"was answered {error.code} {http.client.responses.get(error.code, '')}".strip() + " by its judge"
         if error.code in PASSING or error.code >= 500:
             wait = _retry_after(error.headers.get("Retry-After", ""))
@@ -243,11 +259,12 @@ class Judge:
                 Unscored(f"{reason}, which does not take {name} as it is", where, remedy=self._remedy(name))
             )
         of_the_setup = error.code in OF_THE_SETUP or 300 <= error.code < 400
-        return _FailureError(Unscored(reason, where, excused=not of_the_setup))
+        way_out = f"correct endpoint, model or api_key_env of {self._setting}" if of_the_setup else ""
+        return _FailureError(Unscored(reason, where, excused=not of_the_setup, remedy=way_out))
 
     def _remedy(self, name: str) -> str:
         """The way out where the server does not take a field of the request."""
-        setting = f"rewards.judge.{self.name}"
+        setting = self._setting
         if name in self.config.request:
             return f"change or remove {name} in {setting}.request"
         if name == "max_tokens":
@@ -264,10 +281,12 @@ class Judge:
         except TimeoutError:
             return Unscored("took too long to look for a score in its judge's reply", where, excused=True)
         if isinstance(score, str):
-            return Unscored(score, where, excused=True)
+            way_out = f"ask for a last line like Score: 7 in {self._setting}.prompt, or set its pattern"
+            return Unscored(score, where, excused=True, remedy=way_out)
         if not self.config.low <= score <= self.config.high:
             bounds = f"{self.config.low:g} to {self.config.high:g}"
-            return Unscored(f"was given a score outside of {bounds} by its judge", where, excused=True)
+            way_out = f"ask for this scale in {self._setting}.prompt, or set its low and high"
+            return Unscored(f"was given a score outside of {bounds} by its judge", where, excused=True, remedy=way_out)
         return score
 
     def _shown(self, text: object) -> str:

@@ -20,6 +20,8 @@ FEWEST_STEPS = 4
 """In a third of a run; below, one odd batch decides."""
 FEWEST_PROBLEMS = 30
 """Held out; fewer could hardly show any rise of accuracy."""
+UNSCORABLE = 0.1
+"""Share of unscorable completions from which they are named as the cause of missing differences."""
 HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no signal"}
 """The beginning of each sentence, before a colon."""
 
@@ -82,7 +84,8 @@ def _no_signal(history: Sequence[Mapping[str, float]], taught: bool) -> str:
         return ""
     groups = int(sum(row.get("sampling/groups", 0) for row in history))
     rest = "only the KL penalty moved weights" if taught else "nothing was learnt"
-    return (
-        f"{HEADS['signal']}: in none of {counted(groups, 'group')} did two rewards differ, so {rest}; warm-start with slimrl "
-        "sft, or choose easier or harder problems or a larger rollout.group_size"
-    )
+    way_out = "warm-start with slimrl sft, or choose easier or harder problems or a larger rollout.group_size"
+    lost = float(np.mean([row.get("unscorable", 0.0) for row in history]))
+    if lost >= UNSCORABLE:
+        way_out = f"{lost:.0%} of the completions were unscorable, so see first why their rewards failed"
+    return f"{HEADS['signal']}: in none of {counted(groups, 'group')} did two rewards differ, so {rest}; {way_out}"

@@ -16,6 +16,7 @@ from slimrl.errors import SettingsError
 from slimrl.randomness import generator
 from slimrl.records import Group, Problem
 from slimrl.tasks.rates import Rate
+from slimrl.text import counted
 
 ENDLESS = 2**24
 """Sequences at least this long are made on demand, already in random order: they are read straight through."""
@@ -80,6 +81,12 @@ class Curriculum:
         self._asked = {name: float(rate.samples) for name, rate in known.items()}
         looked_at = self._pool(0, 16)
         if config.order == "easy_first" and len({problem.difficulty for problem in looked_at}) < 2:
+            if rates:
+                raise SettingsError(
+                    "curriculum.order=easy_first needs problems of different difficulty, and task.rates and task.success_rate "
+                    f"leave {counted(len(problems), 'problem')}, with one success rate; widen task.success_rate, measure with "
+                    "more --samples, or set curriculum.order=shuffled"
+                )
             raise SettingsError(
                 "curriculum.order=easy_first needs problems of known and different difficulty, and these have none; measure it "
                 "with slimrl difficulty (task.rates), add it to the data, or set curriculum.order=shuffled"

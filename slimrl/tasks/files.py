@@ -52,7 +52,7 @@ def load(
     with a held-out question. With `task.on_bad_row=error` bad rows raise DataError, naming file:line; with `skip` they are
     left out, and an error is raised only if a split has no row left.
     """
-    source, held_out_source = find_sources(config)
+    source, held_out_source = find_sources(config, training=training)
     name, elsewhere = config.name, bool(config.test_path) and not config.path
     wanted = training or not elsewhere
     try:

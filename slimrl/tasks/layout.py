@@ -35,6 +35,8 @@ WORKED = ("solution", "output", "response", "completion")
 SOLUTION = ("solution", "reference_solution")
 CONTEXT = ("input", "context")
 """The column that continues the instruction of Alpaca's and Dolly's rows."""
+PASSAGES = (*CONTEXT, "passage", "paragraph", "article", "story")
+"""Columns of a text that a question may be about (SQuAD, BoolQ); where one is not in the prompts, a note says so."""
 CHOICES = ("choices", "options")
 OWN = ("question", "answer", "solution", "id", "difficulty")
 """Names under which reward functions get what a problem is made of."""
@@ -58,6 +60,8 @@ class Layout:
     """A row may lack the answer."""
     counted: Counted = ""
     """Answers are indexes of the options."""
+    unread: str = ""
+    """A column that looks like a text to read and is in no prompt."""
     unknown: tuple[str, ...] = ()
     """Of `question` and `answer`, those for which no column was found."""
 
@@ -65,7 +69,7 @@ class Layout:
     def note(self) -> str:
         """A sentence on the columns; empty where they have the names of our own."""
         usual = (self.question, self.answer) == ("question", "answer") and self.solution in ("", "solution")
-        if usual and not (self.choices or self.context or self.worked):
+        if usual and not (self.choices or self.context or self.worked or self.unread):
             return ""
         question = self.question + (f" and {self.context}" if self.context else "")
         answer = self.answer if self.answer != self.question else "the assistant's last message"
@@ -74,7 +78,10 @@ class Layout:
         found += [f"solution from {self.solution}"] if self.solution else []
         index = " by the answer's index, from 0" if self.counted == "from 0" else ""
         found += [f"options from {self.choices}{index}"] if self.choices else []
-        return f"{', '.join(found)} (task.columns names other columns)"
+        unread = (
+            f"; no prompt holds {self.unread}: write it into the question where it belongs there" if self.unread else ""
+        )
+        return f"{', '.join(found)} (task.columns names other columns){unread}"
 
     def problem(self, row: Row, new_id: str) -> Problem:
         """The problem of a row. Raises RowError for a bad one."""
@@ -180,6 +187,9 @@ def find_layout(
     solution, offered = column("solution", SOLUTION), column("choices", CHOICES)
     choices = offered if config.checker == "choice" else ""
     whole = (row for row in (*rows, *others) if isinstance(row, Row))
+    context = column("context", CONTEXT) if question.lower() == "instruction" else ""
+    unread = "" if context else next(filter(None, (_spelling(seen, name) for name in PASSAGES)), "")
+    read = unread in (question, answer, solution, choices) or not any(_is_text(row.at(unread)) for row in seen)
     return Layout(
         question=question,
         answer=answer,
@@ -188,7 +198,8 @@ def find_layout(
         difficulty=column("difficulty", ["difficulty"]),
         choices=choices,
         counted=counted(whole, answer, choices) if choices and answer and answer != question else "",
-        context=column("context", CONTEXT) if question.lower() == "instruction" else "",
+        context=context,
+        unread="" if read else unread,
         worked=worked,
         unasked=none or answers == "unneeded",
         unknown=tuple(name for name in ("question", "answer") if not _spelling(seen, name)),
@@ -210,6 +221,11 @@ def _spelling(rows: Sequence[Row], name: str) -> str:
     if any(row.at(name) is not MISSING for row in rows):
         return name
     return next((field for row in rows for field in row.fields if field.lower() == name.lower()), "")
+
+
+def _is_text(value: object) -> bool:
+    """True for more than one word."""
+    return isinstance(value, str) and len(value.split()) > 1
 
 
 def _ends_with_reply(messages: object) -> bool:

@@ -39,8 +39,9 @@ class Source:
         return hub_rows(self.path, self.subset, self.split, self.way_out)
 
 
-def find_sources(config: TaskConfig) -> tuple[Source, Source | None]:
-    """The sources of the training and of the held-out problems; None: the held-out ones are some of the others.
+def find_sources(config: TaskConfig, *, training: bool = True) -> tuple[Source, Source | None]:
+    """The sources of the training and of the held-out problems; None: the held-out ones are some of the others. Without
+    `training` a data set that cannot be read is told the setting by which held-out problems alone are enough.
 
     Raises SettingsError for settings of the Hub where a file is read, and for a task that is not on the Hub.
     """
@@ -55,7 +56,7 @@ def find_sources(config: TaskConfig) -> tuple[Source, Source | None]:
     if config.path:
         train = Source(config.path, config.subset, config.split or "train", way_out) if on_hub else Source(config.path)
     else:
-        train = _of_task(config.name, "train")
+        train = _of_task(config.name, "train", training=training)
     if config.test_path:
         subset = config.subset if config.test_path == config.path else ""
         way_out = "check task.test_path and task.test_split, or give a local file"
@@ -63,11 +64,13 @@ def find_sources(config: TaskConfig) -> tuple[Source, Source | None]:
         return train, there if test_on_hub else Source(config.test_path)
     if config.test_split:
         return train, Source(config.path, config.subset, config.test_split, "check task.test_split")
-    return train, None if config.path else _of_task(config.name, "test")
+    return train, None if config.path else _of_task(config.name, "test", training=training)
 
 
-def _of_task(name: str, split: str) -> Source:
+def _of_task(name: str, split: str, *, training: bool) -> Source:
     way_out = f"set task.path{'' if split == 'train' else ' and task.test_path'} to a local file"
+    if not training:
+        way_out = "set task.test_path to a local file of held-out problems"
     if (name, split) not in OF_TASKS:
         raise SettingsError(f"task.name={name} has no data set on the Hub; {way_out}")
     return Source(*OF_TASKS[name, split], way_out)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import slimrl as slimrl_api
+from slimrl.errors import SettingsError
 from slimrl.measures import Tally, paired
 from tests.cli.test_cli import SMALL
 
@@ -231,6 +233,22 @@ def test_arguments_that_make_no_sense(slimrl, stored: Callable[[str, Rows], Path
         result = slimrl("compare", *arguments)
         assert result.code == 2, result.err
         assert sentence in result.err
+
+
+def test_nothing_is_measured_while_another_side_is_not_there(
+    slimrl, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torn.jsonl").write_text("{\n")
+    for other, code, sentence in (
+        ("runs/none", 2, "no such run and no such folder"),
+        (tmp_path / "torn.jsonl", 3, "torn.jsonl:1"),
+    ):
+        result = slimrl("compare", tiny_folder, other, "--limit", 2, "rollout.max_new_tokens=4")
+        assert (result.code, sentence in result.err) == (code, True), result.err
+        assert "held out" not in result.err
+    monkeypatch.setattr("slimrl.api.verbs._evaluation", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(SettingsError, match="no such run and no such folder"):
+        slimrl_api.compare(str(tiny_folder), "runs/none", quiet=True)
 
 
 def test_runs_and_models(slimrl, tiny_folder: Path, tmp_path: Path) -> None:

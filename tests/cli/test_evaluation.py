@@ -127,12 +127,53 @@ def test_tasks_that_are_none(tasks: list[str], sentence: str, tmp_path: Path, mo
         task_settings("./my-model", [], tasks, None)
 
 
+def test_a_path_names_a_task_of_one_s_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: {path: mine.jsonl, checker: exact}\n")
+    (found,) = task_settings("./my-model", [], [str(tmp_path / "mine.yaml")], None).values()
+    assert (found.task.name, found.task.path, found.task.checker) == ("jsonl", str(tmp_path / "mine.jsonl"), "exact")
+
+
+def test_the_data_of_a_file_are_not_mixed_with_those_of_the_run(tmp_path: Path) -> None:
+    """The checker, the columns and the held-out file of a run are of its own data, and the form is the model's."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        "task: {path: a.jsonl, test_path: b.jsonl, checker: choice, columns: {question: ask}, style: boxed}\n"
+    )
+    (tmp_path / "mine.yaml").write_text("task: {path: mine.jsonl}\n")
+    (tmp_path / "limit.yaml").write_text("task: {name: jsonl}\nevaluation: {problems: 5}\n")
+    found = task_settings(str(run), [], [str(tmp_path / "mine.yaml"), str(tmp_path / "limit.yaml")], None)
+    mine, own = found["mine"].task, found["limit"].task
+    assert (mine.path, mine.test_path, mine.checker, mine.columns.question, mine.style) == (
+        str(tmp_path / "mine.jsonl"), "", "numeric", "", "boxed",
+    )  # fmt: skip
+    assert (own.test_path, own.checker, own.columns.question, own.style) == ("b.jsonl", "choice", "ask", "boxed"), (
+        "a file that names no data leaves the run's"
+    )
+
+
 def test_grade_prints_what_samples_show(slimrl) -> None:
     rows = [{"id": "a", "answer": "3", "completion": f"#### {n}"} for n in (3, 4, 4, 3)]
     Path("stored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = slimrl("grade", "stored.jsonl", "--task", "gsm8k", "--json")
     found = json.loads(result.out)
-    assert {"n", "strict", "lenient", "problems", "samples", "accuracy", "low", "high", "pass@k", "maj@k"} == {*found}
+    assert {
+        "n",
+        "strict",
+        "lenient",
+        "problems",
+        "samples",
+        "accuracy",
+        "low",
+        "high",
+        "pass@k",
+        "maj@k",
+        "uncompared",
+    } == {*found}
     assert found["pass@k"]["2"]["value"] == pytest.approx(5 / 6)
     assert "4 rows: strict 50.0%" in result.err
+    Path("mine.yaml").write_text("task: {path: mine.jsonl, checker: exact}\nrollout: {max_new_tokens: 9}\n")
+    Path("words.jsonl").write_text(json.dumps({"id": "a", "answer": "yes", "completion": "#### Yes."}))
+    assert json.loads(slimrl("grade", "words.jsonl", "--task", "mine.yaml", "--json").out)["strict"] == 1
+    assert json.loads(slimrl("grade", "stored.jsonl", "--task", "@eval/gsm8k", "--json").out)["strict"] == 0.5
     assert "maj@k" in result.err

@@ -9,6 +9,7 @@ from rich.console import Console
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
+from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation
 from slimrl.train import train
 from tests.session.test_resume import content
 from tests.session.test_session import SMALL
@@ -171,3 +172,20 @@ def test_a_run_tells_the_parts_of_each_step_and_is_the_same_without(tmp_path: Pa
         counts = [done for _, done, _ in heard.told[start:end]]
         assert counts == sorted(counts), "nothing that is done is taken back"
         assert counts[-1] == heard.told[start][2]
+
+
+def test_warnings_on_an_evaluation_name_its_task_and_split(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is shown once, so those on other tasks and splits would be missed."""
+    rows = tuple(
+        GradedCompletion(
+            name, "sampled", 0, False, False, False, "length", 9, "?", "1", "", "", "so", unscorable="reward r failed"
+        )
+        for name in "ab"
+    )
+    display = Display()
+    for task in ("gsm8k", "svamp", "svamp"):
+        display.evaluation(Evaluation(0, SplitEvaluation(rows), SplitEvaluation(())), task=task)
+    shown = " ".join(capsys.readouterr().err.split())
+    for task in ("gsm8k", "svamp"):
+        assert shown.count(f"most completions ({task}, test) were cut off; raise rollout.max_new_tokens") == 1
+        assert shown.count(f"held-out completions ({task}, test) without a score: reward r failed") == 1

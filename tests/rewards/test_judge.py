@@ -222,6 +222,7 @@ def test_a_dead_judge_is_refused_at_the_door_and_counted_later(tmp_path: Path) -
     with pytest.raises(SettingsError) as caught:
         group_of(endpoint, tmp_path, ["a"], strict=True, retries=0)
     assert str(caught.value).startswith(reason)
+    assert str(caught.value).endswith("; start the server, or correct rewards.judge.quality.endpoint")
 
 
 def test_after_a_judge_died_others_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +471,25 @@ def test_gold_answers_are_shown_to_a_judge_on_a_few_rows(tmp_path: Path) -> None
             SettingsError, match="quality found no score in its judge's reply, and so on all of 8 gold answers"
         ):
             check_gold(task(), problems[1:], rewards)
+
+
+WAYS_OUT = {
+    "no score": "; it wrote 'I like it.', ask for a last line like Score: 7 in rewards.judge.quality.prompt, or set its pattern",
+    "cut off": "; raise rewards.judge.quality.max_tokens",
+    "above": "; it wrote 'Score: 11', ask for this scale in rewards.judge.quality.prompt, or set its low and high",
+    "404": "; correct endpoint, model or api_key_env of rewards.judge.quality",
+    "429": "; lower rewards.judge.quality.concurrency, or raise its retries and timeout",
+}
+
+
+@pytest.mark.parametrize("what", WAYS_OUT)
+def test_a_judge_that_scores_no_gold_answer_is_told_what_to_change(what: str, tmp_path: Path) -> None:
+    problems = [replace(PROBLEM, id=f"p/{i}", question=f"{i}?") for i in range(2)]
+    with serving(lambda *_: WRONG[what][0]) as server:
+        config = rewards_of(server, tmp_path, custom={})
+        with pytest.raises(SettingsError) as caught:
+            check_gold(task(), problems, load_rewards(config, task(), max_new_tokens=8))
+    assert str(caught.value).endswith(WAYS_OUT[what])
 
 
 def test_the_name_of_a_built_in_reward_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from pydantic import ValidationError
 
 from slimrl.config.rewards import CustomReward, RewardsConfig, Weight
+from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.records import Completion, Problem
+from slimrl.preflight.payment import checked_gold
+from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.builtin import BUILT_IN, UNDECIDED, needs_answers, soft_overlong
 from slimrl.rewards.gold import check_gold
@@ -393,6 +396,25 @@ def test_gold_check_names_what_cannot_score() -> None:
     assert [(f.id, f.answer, f.reward, f.got, f.expected) for f in report.failures] == [
         ("p/2", "about 5", "correct", 0, 1)
     ]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_gold_answers_that_a_function_of_one_s_own_pays_less_are_told_its_bounds(own: bool, tmp_path: Path) -> None:
+    """Bounds say what gold answers earn, so without them such a function is only tried."""
+    (tmp_path / "mine.py").write_text("def long(completions, **_):\n    return [0.0] * len(completions)\n")
+    problems = (PROBLEM,) if own else (PROBLEM, Problem("p/2", "q", "12)", "with"))
+    task = replace(_task(), train=problems)
+    config = TrainConfig(rewards=RewardsConfig(custom={f"{tmp_path}/mine.py:long": CustomReward(low=0.0, high=1.0)}))
+    rewards = load_rewards(config.rewards, task, max_new_tokens=64)
+
+    def scored(sampled: Sampled) -> Future[Group]:
+        done: Future[Group] = Future()
+        done.set_result(score(sampled, rewards, task))
+        return done
+
+    with pytest.raises(SettingsError) as caught:
+        checked_gold(task, (), config, rewards, scored, list)
+    assert ("or leave out its bounds in rewards.custom" in str(caught.value)) == own
 
 
 def test_gold_check_sees_the_checker_even_where_correct_is_not_paid() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from slimrl.errors import SettingsError
 from slimrl.records import Completion, Problem
 from slimrl.rewards import Reward
 from slimrl.rewards.scoring import Sampled, score
@@ -209,3 +210,28 @@ def test_refused(shape: str) -> None:
     for rollout in rollouts(function):
         assert rollout.unscorable.startswith(f"reward mine {reason}")
         assert (rollout.reward, dict(rollout.scores)) == (0.0, {})
+
+
+MISFITS: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "no **kwargs": (no_catch_all, ["; correct the function: add **columns to its parameters, which takes all that it does not name"]),
+    "a column that the row lacks": (
+        lambda completions, subject, **kwargs: plain(completions),
+        ["; correct the function: this row has no subject, but answer, completion_ids, completions, difficulty, id, prompts, question, solution, tag: "],
+    ),
+    "another name of the argument": (wrong_name, ["; correct the function: this row has no texts, but ", "rename the parameter or give it a default"]),
+    "a function that makes the reward": (
+        lambda max_len, buffer: plain,
+        ["; correct the function: this row has no max_len and no buffer, but ", "; where it makes the reward function, set its arguments in rewards.custom"],
+    ),
+    "a mistake of its own": (lambda completions, **kwargs: len(3), ["; correct the function or remove it from rewards"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_function_whose_parameters_are_not_the_columns_is_told_the_columns(misfit: str) -> None:
+    function, wanted = MISFITS[misfit]
+    task = Task("test", (PROBLEM,), (), (), STYLES["hashes"], Grader("numeric"), "", {})
+    sampled = Sampled(PROBLEM, [Completion((1,), (2,), (0.0,), "stop")], ["a"], step=0, strict=True)
+    with pytest.raises(SettingsError, match=r"^reward mine raised TypeError: ") as raised:
+        score(sampled, [Reward("mine", function, 1.0, None, None)], task)
+    assert all(part in str(raised.value) for part in wanted), str(raised.value)

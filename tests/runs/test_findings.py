@@ -109,4 +109,8 @@ def test_a_run_without_any_signal_is_told_so() -> None:
     assert sentence.startswith("no signal: in none of 160 groups did two rewards differ, so nothing was learnt; ")
     assert "only the KL penalty moved weights" in found(silent, FLAT, taught=True)[0]
     assert found([*silent, *run([0.1])], FLAT) == []
+    lost = run([0.0] * 20, frac_reward_zero_std=1.0, unscorable=0.75)
+    assert found(lost, FLAT)[0].endswith(
+        "; 75% of the completions were unscorable, so see first why their rewards failed"
+    )
     assert found(silent, FLAT, grouped=False) == [], "a critic's advantages need no other completion of the group"

@@ -73,6 +73,14 @@ def test_every_difficulty_is_passed_through_and_spares_are_near() -> None:
     assert max(following) - min(following) <= 1
 
 
+def test_one_measured_rate_for_all_is_told_apart_from_none() -> None:
+    rates = {"a": Rate("a", "", 1, 4)}
+    with pytest.raises(SettingsError, match=r"task.rates and task.success_rate leave 1 problem, with one success rate"):
+        Curriculum(
+            [Problem("a", "?", "1", "", 0.75)], CurriculumConfig(order="easy_first"), seed=0, steps=1, rates=rates
+        )
+
+
 def test_without_difficulties_easy_first_is_refused() -> None:
     with pytest.raises(SettingsError, match="easy_first needs problems of known"):
         curriculum("easy_first", [Problem(str(i), "?", "1") for i in range(9)])

@@ -275,5 +275,7 @@ def test_no_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "data set openai/gsm8k could not be read from the Hub (ConnectionError: no route); "
         "set task.path to a local file"
     )
+    with pytest.raises(DataError, match=r"; set task\.test_path to a local file of held-out problems$"):
+        load_task(TaskConfig(name="gsm8k"), instruction="", seed=0, training=False)
     with pytest.raises(SettingsError, match=r"task\.test_path is set but task\.path is not"):
         load(TaskConfig(name="gsm8k", test_path=_jsonl(tmp_path, '{"question": "q", "answer": "#### 1"}')))

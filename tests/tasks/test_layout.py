@@ -401,3 +401,22 @@ def test_equal_questions_with_other_options_are_two(tmp_path: Path) -> None:
 def test_options_are_columns_like_others_for_other_checkers(tmp_path: Path) -> None:
     problem, said = first(tmp_path, {"question": "q1", "choices": ["6", "7"], "answer": "7"})
     assert (problem.question, problem.columns, said) == ("q1", {"choices": ["6", "7"]}, "")
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"question": "q1", "context": "A text to read.", "answer": "7"}, "context"),
+        ({"question": "q1", "Passage": "A text to read.", "answer": True}, "Passage"),
+        ({"prompt": "q1", "story": "A text to read.", "label": "7"}, "story"),
+        ({"question": "q1", "context": "algebra", "answer": "7"}, ""),
+        ({"question": "q1", "context": {"title": ["a b"]}, "answer": "7"}, ""),
+        ({"input": "q1 is it", "answer": "7"}, ""),
+        ({"instruction": "q1", "input": "x = 7 and more", "output": "7"}, ""),
+    ],
+)
+def test_a_text_to_read_that_no_prompt_holds_is_named(row: dict[str, Any], unread: str, tmp_path: Path) -> None:
+    names = {"columns": {"question": "input"}} if "input" in row and "instruction" not in row else {}
+    said = "".join(task_of(tmp_path, [row], checker="exact", **names).notes)
+    assert (f"; no prompt holds {unread}: write it into the question where it belongs there" in said) == bool(unread)
+    assert ("no prompt holds" in said) == bool(unread)
