@@ -41,9 +41,7 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({platform.machine()})",
+        "device": _name(device),
         "dtype": str(setup.policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "ranks": ranks_here().size,
@@ -54,6 +52,13 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
         "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
         "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
     }
+
+
+def _name(device: torch.device) -> str:
+    """A GPU's name; of a CPU what decides the last bits, its architecture and vector instructions: `cpu (x86_64, AVX2)`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:
