@@ -16,15 +16,16 @@ set -u
 name=${1:?name of the run}
 shift
 
+run=
+trap '[ -z "$run" ] || kill -TERM "$run"' TERM INT # bash alone is told; it passes the word on
 slimrl train --resume "name=$name" "$@" &
 run=$!
-trap 'kill -TERM "$run"' TERM INT # bash alone is told; it passes the word on
 wait "$run"
-code=$?
 while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not with the run
   wait "$run"
-  code=$?
 done
+wait "$run" # bash keeps the exit code of a process that has ended
+code=$?
 if [ "$code" -eq 75 ] && ! scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then # scancel sends SIGTERM too
   scontrol requeue "$SLURM_JOB_ID"
 fi

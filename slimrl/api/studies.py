@@ -76,7 +76,7 @@ def study(
         name: of the study's folder; by default its files' names.
         seeds: runs of every arm; 0: as the plan has it.
         slots: runs at once; 0: what the machine or the cluster bears.
-        on: where the runs are computed, as `slimrl study run --on` takes it: `"ray"`, `"slurm:gpu,gpus=1"` (docs/scale.md).
+        on: where the runs are computed, as `slimrl study run --on` takes it: `"ray"`, `"slurm:gpu,gpus=1"` (docs/studies.md).
         output: the folder that holds the study's folder.
         quiet: show nothing; otherwise progress goes to stderr.
         settings: of all arms, as in `train`.

@@ -58,7 +58,8 @@ def _name(device: torch.device) -> str:
     """A GPU's name; of a CPU what decides the last bits, its architecture and vector instructions: `cpu (x86_64, AVX2)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    instructions = f", {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else ""
+    return f"{device.type} ({platform.machine()}{instructions})"
 
 
 def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:

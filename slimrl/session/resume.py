@@ -45,6 +45,8 @@ PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path", "t
 """These too, as long as `identity` (session/identity.py) finds the same model and data there."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
+LOST_SECONDS = 120.0
+"""A file server keeps the lock of a machine that died for so long; a process of this machine that holds it is not waited for."""
 GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl", "data.jsonl", "test.jsonl", "model")
 """Contents of a folder that is not a run yet; a Python program leaves its rows and its model there before the run begins."""
 
@@ -90,7 +92,7 @@ def find_run(config: Config, verb: str, *, resume: bool) -> Iterator[RunLookup[C
         given_up = resume and path.exists()  # before anything was in it
         yield RunLookup("new", verb, path if given_up else new_run(config, verb), config, config, {})
         return
-    lock = Lock(path)
+    lock = Lock(path, patience=LOST_SECONDS)
     try:
         found = _look_into(config, verb, path, lock)
         if found.status == "interrupted" and found.recorded.get("ranks", 1) == ranks_here().size:

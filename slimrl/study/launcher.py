@@ -29,7 +29,10 @@ class Job:
 
     def last_words(self) -> str:
         """The last line of the log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
         return lines[-1] if lines else "it said nothing"
 
 

@@ -6,11 +6,15 @@ task with the process that runs the study; runs continue from their checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +83,9 @@ def run_here(settings: str, log: str, folder: str, threads: int) -> int:
             return code
         except KeyboardInterrupt:  # the task is cancelled
             process.terminate()
-            return process.wait(GRACE_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(GRACE_SECONDS)
+            return PREEMPTED
         finally:
             process.kill()
 
@@ -89,10 +95,10 @@ class _Task:
         self._ray, self._reference, self._job = ray, reference, job
 
     def poll(self) -> int | None:
-        if not self._ray.wait([self._reference], timeout=0)[0]:
-            return None
         errors = self._ray.exceptions
         try:
+            if not self._ray.wait([self._reference], timeout=0)[0]:
+                return None
             return int(self._ray.get(self._reference))
         except errors.OutOfMemoryError as error:  # Ray killed the run so that its node has memory left
             return self._failed(error)
@@ -101,6 +107,8 @@ class _Task:
         except errors.RayError as error:  # the node, or the process that waited there, is gone
             self._failed(error)
             return PREEMPTED
+        except ConnectionError as error:  # of a client
+            raise SettingsError(f"the Ray cluster no longer answers ({error}); the same command continues") from None
 
     def _failed(self, error: BaseException) -> int:
         """Write the reason below what the run said."""
@@ -109,10 +117,11 @@ class _Task:
         return 1
 
     def stop(self) -> None:
-        self._ray.cancel(self._reference)
-        done, _ = self._ray.wait([self._reference], timeout=GRACE_SECONDS)
-        if not done:
-            self._ray.cancel(self._reference, force=True)
+        with contextlib.suppress(ConnectionError):  # a cluster that is gone has ended the run
+            self._ray.cancel(self._reference)
+            done, _ = self._ray.wait([self._reference], timeout=2 * GRACE_SECONDS)
+            if not done:
+                self._ray.cancel(self._reference, force=True)
 
 
 def _connected(address: str) -> Any:
@@ -125,10 +134,22 @@ def _connected(address: str) -> Any:
             if address:  # an address at which nobody listens keeps Ray for many minutes
                 host, _, port = address.removeprefix("ray://").rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-            ray.init(address=address or "auto", log_to_driver=False, logging_level="warning")
+            with _own_sigterm():
+                ray.init(address=address or "auto", log_to_driver=False, logging_level="warning")
         except Exception as error:  # it raises many kinds
             raise SettingsError(
                 f"no Ray cluster answers at {address or 'this machine'} ({' '.join(str(error).split())[:200]}); start one "
                 "(ray start --head), or correct --on"
             ) from error
     return ray
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which Ray replaces by its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)

@@ -6,13 +6,15 @@ jobs of its last process. Accounting (sacct) is not needed. The nodes have the s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,24 +26,42 @@ POLL_SECONDS = 5.0
 """Between two questions to the queue, which all users share."""
 NOTICE_SECONDS = 120
 """A run is told to stop this long before the end of its time, or before it is pre-empted."""
+LOOK_SECONDS = 2.0
+PATIENCE_SECONDS = 3600.0
+"""SLURM may be away for this time."""
+RESTARTS = 20
+"""Times that a job goes back into the queue."""
 GRACE_SECONDS = 30.0
 """A run that is told to stop is cancelled after this time."""
 LOST = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REQUEUED", "REVOKED", "TIMEOUT")
 """States of a job that ended for no fault of its run."""
 
+ALIVE = ("COMPLETING", "CONFIGURING", "PENDING", "RUNNING", "STOPPED", "SUSPENDED")
+RESERVED = (
+    "array", "chdir", "clusters", "cpus-per-task", "job-name", "no-requeue", "nodes", "ntasks", "open-mode", "output", "parsable",
+    "partition", "requeue", "signal", "test-only", "wait", "wrap",
+)  # fmt: skip
+"""Options of sbatch that the launcher sets itself, or that would make something else of a run's job."""
+NOT_OURS = ("SQUEUE_", "SINFO_", "SCANCEL_", "SBATCH_ARRAY", "SBATCH_WAIT")
+"""Variables with which users change the output of SLURM's commands."""
+
 SCRIPT = """#!/bin/bash
 export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}
 rm -f {code}
+run=
+trap '[ -z "$run" ] || kill -TERM "$run"' TERM INT # bash alone is told that the time is over
 {command} &
 run=$!
-trap 'kill -TERM "$run"' TERM INT # bash alone is told that the time is over
-wait "$run"; code=$?
-while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done # a signal ends a wait, but not the run
+wait "$run"
+while kill -0 "$run" 2>/dev/null; do wait "$run"; done # a signal ends a wait, but not the run
+wait "$run" # bash keeps the exit code of a process that has ended
+code=$?
 if [ "$code" -eq {preempted} ]; then
   if [ -e {stop} ] || scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then
-    code=143 # whoever cancels a job does not want it back
-  elif scontrol requeue "$SLURM_JOB_ID"; then
+    code=143
+  elif [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ] && scontrol requeue "$SLURM_JOB_ID"; then
     sleep 60 # until SLURM ends this job, which waits in the queue again
+    exit {preempted}
   fi
 fi
 echo "$code" > {code}.new && mv {code}.new {code}
@@ -51,7 +71,10 @@ exit "$code"
 
 def room(partition: str) -> Room:
     """The machines of a partition, or of the default one. Raises SettingsError where SLURM does not answer."""
-    nodes = [line.split("|") for line in _ask("sinfo", "--noheader", "--Node", "--format=%N|%P|%c|%G", *_of(partition))]
+    nodes = [
+        line.split("|")
+        for line in _ask("sinfo", "--noheader", "--Node", "--responding", "--format=%N|%P|%c|%G", *_of(partition))
+    ]
     nodes = [node for node in nodes if partition or node[1].endswith("*")] or nodes
     if not nodes:
         raise SettingsError(f"SLURM has no partition {partition!r}; sinfo lists them")
@@ -82,7 +105,7 @@ class SlurmLauncher:
     def __init__(self, partition: str, *, cpus: int, gpus: int = 0, options: Mapping[str, str]) -> None:
         self._options = [f"--cpus-per-task={cpus}", *_of(partition), *([f"--gpus={gpus}"] if gpus else [])]
         self._options += [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
-        self._threads, self._queue = cpus, _Queue()
+        self._threads, self._queue, self._accepted = cpus, _Queue(), False
 
     def start(self, job: Job, slot: int) -> Running:
         del slot  # SLURM chooses the machine
@@ -101,14 +124,47 @@ class SlurmLauncher:
             code=shlex.quote(str(files.code)),
             stop=shlex.quote(str(files.stop)),
             preempted=PREEMPTED,
+            most=RESTARTS,
         )
-        always = ["--parsable", "--requeue", "--open-mode=append", f"--signal=B:TERM@{NOTICE_SECONDS}"]
-        always += [f"--chdir={os.getcwd()}", f"--job-name={files.name}", f"--output={job.log.resolve()}"]
-        told = _ask("sbatch", *always, *self._options, text=script)
+        log = str(job.log.resolve()).replace("%", "%%")  # SLURM puts numbers in the place of %j and the like
+        always = [
+            "--parsable",
+            "--requeue",
+            "--open-mode=append",
+            f"--signal=B:TERM@{NOTICE_SECONDS}",
+            "--nodes=1",
+            "--ntasks=1",
+        ]
+        always += [f"--chdir={os.getcwd()}", f"--job-name={files.name}", f"--output={log}"]
+        job.log.touch()
+        try:
+            number = self._number([*always, *self._options], script, files.name)
+        except BaseException:  # it may have been accepted all the same
+            _ask("scancel", f"--user={os.getuid()}", f"--name={files.name}", allowed=True)
+            raise
+        self._accepted = True
+        self._queue.forget()
+        return number
+
+    def _number(self, options: Sequence[str], script: str, name: str) -> str:
+        """The number of the job that sbatch makes of a script. Once a job was accepted, a refusal is taken for a passing one,
+        such as a limit on the jobs of a user.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                told = _ask("sbatch", *options, text=script)
+                break
+            except SettingsError:
+                if not self._accepted or time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+                self._queue.forget()
+                if number := self._queue.number(name):  # the answer was lost, and not the job
+                    return number
         number = told[-1].partition(";")[0] if told else ""
         if not number.isdecimal():
             raise SettingsError(f"sbatch took no job: it said {' '.join(told)!r}; correct --on")
-        self._queue.forget()
         return number
 
 
@@ -130,20 +186,20 @@ class _Files:
 
 
 class _Queue:
-    """This user's jobs in the queue, by number; asked again after POLL_SECONDS."""
+    """This user's jobs in the queue: state and name by number; asked again after POLL_SECONDS."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, str] = {}
-        self._asked = -1e9
+        self._jobs: dict[str, tuple[str, str]] = {}
+        self._asked = -math.inf
 
     def forget(self) -> None:
         """Ask again next time."""
-        self._asked = -1e9
+        self._asked = -math.inf
 
     def number(self, name: str) -> str:
-        """The number of the job with this name; empty without one."""
+        """The number of the job with this name that waits or runs; empty without one."""
         self._look()
-        return next((number for number, job in self._jobs.items() if job == name), "")
+        return next((n for n, (state, job) in self._jobs.items() if job == name and state != "COMPLETING"), "")
 
     def has(self, number: str) -> bool:
         """True while the job waits, runs or ends."""
@@ -153,8 +209,9 @@ class _Queue:
     def _look(self) -> None:
         if time.monotonic() - self._asked < POLL_SECONDS:
             return
-        lines = _ask("squeue", "--noheader", "--me", "--format=%i|%j", patience=60)
-        self._jobs = {number: name for number, _, name in (line.partition("|") for line in lines)}
+        lines = _ask("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%j", patience=PATIENCE_SECONDS)
+        jobs = (line.split("|", 2) for line in lines)
+        self._jobs = {number: (state, name) for number, state, name in jobs}
         self._asked = time.monotonic()
 
 
@@ -165,44 +222,59 @@ class _Submitted:
     def poll(self) -> int | None:
         if self._queue.has(self._number):
             return None
-        try:
+        with contextlib.suppress(OSError, ValueError):
+            os.listdir(self._files.code.parent)  # a network file system then looks for new files
             return int(self._files.code.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return self._without_a_code()
+        return self._without_a_code()
 
-    def _without_a_code(self) -> int:
-        """The exit code of a job whose script did not come to its end."""
+    def _without_a_code(self) -> int | None:
+        """The exit code of a job whose script did not come to its end, or whose file is not to be seen yet."""
         try:
             (line,) = _ask("scontrol", "--oneliner", "show", "job", self._number)
         except (SettingsError, ValueError):  # SLURM forgets a job after some minutes
             return PREEMPTED
-        state = next((word.partition("=")[2] for word in line.split() if word.startswith("JobState=")), "")
+        told = dict(word.partition("=")[::2] for word in line.split())
+        state, code = told.get("JobState", ""), told.get("ExitCode", "1:0").partition(":")[0]
+        if state in ALIVE:
+            return None
+        if state in ("COMPLETED", "FAILED") and code.isdecimal():
+            return int(code) or (0 if state == "COMPLETED" else 1)
         return PREEMPTED if state in ("", *LOST) else 1
 
     def stop(self) -> None:
-        self._files.stop.touch()
+        with contextlib.suppress(OSError):  # a full disk
+            self._files.stop.touch()
         _ask("scancel", "--batch", "--signal=TERM", self._number, allowed=True)  # to the script, which tells the run
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline and not self._files.code.exists() and self._is_running():
-            time.sleep(0.5)
+        self._wait("RUNNING", lambda: self._files.code.exists())
         _ask("scancel", self._number, allowed=True)
+        self._wait("PENDING,RUNNING,COMPLETING", lambda: False)
+        self._queue.forget()
 
-    def _is_running(self) -> bool:
-        return (
-            _ask("squeue", "--noheader", f"--jobs={self._number}", "--states=RUNNING", "--format=%i", allowed=True)
-            != []
-        )
+    def _wait(self, states: str, is_over: Callable[[], bool]) -> None:
+        """Wait until the job is in none of these states, or something is over, for GRACE_SECONDS at most."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        asked = ("--noheader", f"--jobs={self._number}", f"--states={states}", "--format=%i")
+        while time.monotonic() < deadline and not is_over() and _ask("squeue", *asked, allowed=True):
+            time.sleep(LOOK_SECONDS)
 
 
-def _ask(command: str, *arguments: str, text: str = "", patience: int = 0, allowed: bool = False) -> list[str]:
-    """The lines that a command of SLURM prints. A busy controller is asked again for `patience` minutes.
+def _ask(command: str, *arguments: str, text: str = "", patience: float = 0.0, allowed: bool = False) -> list[str]:
+    """The lines that a command of SLURM prints. A controller that does not answer is asked again for `patience` seconds.
 
     Raises SettingsError where it fails, unless failing is `allowed`.
     """
-    deadline = time.monotonic() + 60 * patience
+    deadline = time.monotonic() + patience
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(NOT_OURS)}
     while True:
         try:
-            done = subprocess.run([command, *arguments], input=text, capture_output=True, text=True)
+            done = subprocess.run(
+                [command, *arguments],
+                input=text,
+                capture_output=True,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for this process
+            )
         except FileNotFoundError:
             raise SettingsError(
                 f"--on=slurm needs {command}, which is not on this machine; run the study on one of the cluster"

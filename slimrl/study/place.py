@@ -10,6 +10,8 @@ from typing import Literal, Self
 from slimrl.config.mistakes import nearest
 from slimrl.errors import SettingsError
 from slimrl.study.launcher import Launcher, LocalLauncher, Room, Slots
+from slimrl.study.on_slurm import RESERVED, SlurmLauncher
+from slimrl.study.on_slurm import room as room_of_partition
 
 FORMS = "local, ray, ray://HOST:PORT, ray:HOST:PORT, slurm or slurm:PARTITION, then ,cpus=N,gpus=N for each run"
 
@@ -47,6 +49,10 @@ class Place:
             raise SettingsError(
                 f"--on={text}: cpus and gpus are whole numbers, except for a fraction of a GPU with ray; correct it"
             )
+        if taken := [name for name in options if name in RESERVED]:
+            raise SettingsError(
+                f"--on={text}: {taken[0]} is set by SlimRL, which submits one job for each run; remove it"
+            )
         if kind == "ray" and options:
             raise SettingsError(
                 f"--on={text}: Ray takes cpus and gpus of a run, and not {', '.join(options)}; remove it"
@@ -65,9 +71,7 @@ class Place:
             from slimrl.study.on_ray import room
 
             return room(self.target)
-        from slimrl.study.on_slurm import room as partition
-
-        return partition(self.target)
+        return room_of_partition(self.target)
 
     def slots(self, wanted: int, *, threads: int) -> Slots:
         """`wanted` slots, or for 0 as many as the cluster has room for; `threads` of a run, or 0 for the number of its CPUs."""
@@ -77,13 +81,16 @@ class Place:
                 f"results depend; set cpus={threads}, or give the study another --name"
             )
         each, room = self.cpus or threads or 1, self.room()
-        fitting = int(room.gpus // self.gpus) if self.gpus else room.cpus // each
-        if not fitting:
+        fitting = room.cpus // each
+        if self.gpus:
+            fitting = min(fitting, int(room.gpus / self.gpus + 1e-9))
+        if not fitting or each > room.cpus_of_a_node:
             raise SettingsError(
-                f"the cluster has {room.cpus} CPUs and {room.gpus:g} GPUs, which is not enough for a run with {each} CPUs and "
-                f"{self.gpus:g} GPUs; ask for less in --on"
+                f"the cluster has {room.cpus} CPUs ({room.cpus_of_a_node} in its largest node) and {room.gpus:g} GPUs, which is "
+                f"not enough for a run with {each} CPUs and {self.gpus:g} GPUs; ask for less in --on"
             )
-        share = min(1.0, self.gpus) if self.gpus else min(1.0, each / max(1, room.cpus_of_a_node))
+        on_gpus = self.gpus or any(name.startswith(("gres", "gpus")) for name in self.options)
+        share = min(1.0, self.gpus or 1.0) if on_gpus else each / room.cpus_of_a_node
         return Slots(wanted or fitting, each, share)
 
     def launcher(self, slots: Slots, lock: int) -> Launcher:
@@ -93,8 +100,6 @@ class Place:
 
             return RayLauncher(self.target, cpus=slots.threads, gpus=self.gpus)
         if self.kind == "slurm":
-            from slimrl.study.on_slurm import SlurmLauncher
-
             return SlurmLauncher(self.target, cpus=slots.threads, gpus=int(self.gpus), options=self.options)
         return LocalLauncher(slots, lock)
 

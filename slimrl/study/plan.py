@@ -25,12 +25,14 @@ from slimrl.study.compare import spread_of_differences
 from slimrl.study.launcher import Launcher, Slots
 from slimrl.study.place import HERE, Place
 from slimrl.study.results import Results, collect
-from slimrl.study.runner import LOCK_SECONDS, choose_slots, write_job
+from slimrl.study.runner import LOCK_SECONDS, choose_slots, of_use, write_job
 from slimrl.study.runs import planned_runs
 from slimrl.study.spec import Arm, Expanded
 from slimrl.text import counted, points
 
 PROBE_STEPS = 3
+PROBES_OF_A_CLUSTER = 2
+"""Its nodes do not share cores and memory as the slots of one machine do."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,17 @@ def plan_study(
     study, tested, runs = expanded.study, expanded.tested, planned_runs(expanded, folder)
     left = [run for run in runs if not run.ended]
     with Lock(folder, patience=LOCK_SECONDS) as lock:
-        chosen = choose_slots(folder, expanded, slots, place, keep=False)
+        chosen = of_use(choose_slots(folder, expanded, slots, place, keep=False), len(left), place)
         results = collect(expanded, folder)
         for note in study_notes([run.arm.config for run in left]):
             say(note)
         measured = _from_runs(expanded, results, folder)
         if measured is None:
-            probes = [_probe_config(expanded)] * chosen.count
+            probing = of_use(chosen, PROBES_OF_A_CLUSTER, place)
+            probes = [_probe_config(expanded)] * probing.count
             for note in study_notes(probes):
                 say(f"for this plan, {note}")
-            measured = _probe(expanded, folder, chosen, place.launcher(chosen, lock.descriptor))
+            measured = _probe(expanded, folder, probing, place.launcher(probing, lock.descriptor), place)
     arms = tuple(_arm_plan(arm, expanded, measured) for arm in expanded.arms)
     seconds = {arm.name: arm.seconds / study.seeds for arm in arms}
     spread, spread_from = spread_of_differences(results.effects, study.spread)
@@ -228,7 +231,7 @@ def _probe_config(expanded: Expanded) -> TrainConfig:
     return config.model_copy(update={"steps": min(PROBE_STEPS, config.steps), "log": log})
 
 
-def _probe(expanded: Expanded, folder: Path, slots: Slots, launcher: Launcher) -> Measured:
+def _probe(expanded: Expanded, folder: Path, slots: Slots, launcher: Launcher, place: Place) -> Measured:
     """Run a few steps of the reference in every slot at once, in a folder that is removed again."""
     config = _probe_config(expanded)
     probes = folder / "probe"
@@ -251,6 +254,8 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, launcher: Launcher) -
         histories = [read_metrics(run) for run in folders]
         rows = [row for history in histories for row in history]
         later = [row for row in rows if row["step"] > 1] or rows  # the first step warms up
+        if place.kind != "local":  # without the time in the queue
+            wall = fmean(_wall(run) for run in folders)
         return Measured(
             runs=0,
             step_seconds=median(row["time/rollout"] + row["time/update"] for row in later),

@@ -23,6 +23,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import PREEMPTED
 from slimrl.preflight.price import study_notes
+from slimrl.runs.checkpoints import checkpoints
 from slimrl.runs.files import as_json, write_text
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import count_steps, read_json
@@ -89,7 +90,7 @@ def run_study(
         date = declare(expanded, folder)
         runs = planned_runs(expanded, folder)
         todo = [run for run in runs if not run.ended]
-        chosen = choose_slots(folder, expanded, slots, place)
+        chosen = of_use(choose_slots(folder, expanded, slots, place), len(todo), place)
         display.say(
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once {place} with "
             f"{counted(chosen.threads, 'CPU thread')} each"
@@ -161,7 +162,9 @@ class _Runner:
             self._display.say(f"{run.name} was interrupted and goes on: {reason}")
             return True
         if self._attempts[run.name] < ATTEMPTS:
-            if code in REFUSED:  # its folder holds nothing that could be resumed
+            if code in REFUSED and not checkpoints(
+                run.folder / "checkpoints"
+            ):  # there is nothing that could be resumed
                 _remove(run.folder)
             self._display.say(f"{run.name} failed and is tried once more: {reason}")
             return True
@@ -203,6 +206,11 @@ def choose_slots(folder: Path, expanded: Expanded, wanted: int, place: Place = H
     if keep and not began:
         write_text(path, as_json({"threads": slots.threads, "memory_share": slots.memory_share}))
     return slots
+
+
+def of_use(slots: Slots, runs: int, place: Place) -> Slots:
+    """The slots of a cluster, but no more than there are runs."""
+    return slots if place.kind == "local" else replace(slots, count=max(1, min(slots.count, runs)))
 
 
 def _gpus(expanded: Expanded) -> tuple[int, int]:

@@ -55,6 +55,8 @@ def main(command: str, arguments: list[str]) -> None:
     elif command == "sbatch":
         if options.get("partition") == "none":
             sys.exit("sbatch: error: invalid partition specified: none")
+        if (FOLDER / "refuse").exists():
+            sys.exit((FOLDER / "refuse").read_text())
         name = str(len(jobs()) + 1)
         (FOLDER / f"{name}.sh").write_text(sys.stdin.read())
         begin({"id": name, "name": options["job-name"], "output": options["output"], "chdir": options["chdir"], "script": f"{FOLDER}/{name}.sh"})  # fmt: skip
@@ -64,7 +66,7 @@ def main(command: str, arguments: list[str]) -> None:
         for job in found:
             if job["state"] == "PENDING":
                 begin(job)  # it has waited long enough
-            print(job["id"] if "jobs" in options else f"{job['id']}|{job['name']}")
+            print(job["id"] if "jobs" in options else f"{job['id']}|RUNNING|{job['name']}")
     elif command == "scontrol" and "show" in arguments:
         for job in chosen:
             print(f"JobId={job['id']} JobName={job['name']} JobState={job['state']} Reason=None")

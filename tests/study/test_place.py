@@ -40,6 +40,8 @@ def test_a_place_is_read_and_told(text: str, place: Place, words: str) -> None:
         ("slurm,gpus=0.5", "whole numbers"),
         ("ray,cpus=1.5", "whole numbers"),
         ("ray,cpus=-1", "cpus takes a number, and not '-1'"),
+        ("slurm,array=0-3", "array is set by SlimRL"),
+        ("slurm,job-name=mine", "job-name is set by SlimRL"),
         ("ray,time=1", "Ray takes cpus and gpus of a run, and not time"),
     ],
 )
@@ -57,6 +59,9 @@ def test_what_is_no_place_is_refused(text: str, sentence: str) -> None:
         ("ray", Room(6, 0, 2), 0, 2, Slots(3, 2, 1.0)),
         ("ray,gpus=0.25", Room(64, 4, 16), 0, 0, Slots(16, 1, 0.25)),
         ("slurm,gpus=2", Room(64, 8, 16), 0, 8, Slots(4, 8, 1.0)),
+        ("ray,gpus=0.2", Room(64, 1, 64), 0, 0, Slots(5, 1, 0.2)),
+        ("ray,gpus=1,cpus=8", Room(16, 8, 8), 0, 0, Slots(2, 8, 1.0)),
+        ("slurm,gres=gpu:a100:1,cpus=8", Room(256, 8, 128), 0, 0, Slots(32, 8, 1.0)),
     ],
 )
 def test_there_are_as_many_slots_as_runs_fit(
@@ -68,8 +73,12 @@ def test_there_are_as_many_slots_as_runs_fit(
 
 def test_a_run_that_fits_nowhere_or_has_other_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Place, "room", lambda _: Room(4, 1, 2))
-    with pytest.raises(SettingsError, match="4 CPUs and 1 GPUs, which is not enough for a run with 8 CPUs"):
+    with pytest.raises(
+        SettingsError, match=r"4 CPUs \(2 in its largest node\) and 1 GPUs, which is not enough for a run with 8 CPUs"
+    ):
         Place.read("slurm,cpus=8").slots(0, threads=0)
+    with pytest.raises(SettingsError, match="not enough for a run with 4 CPUs"):
+        Place.read("slurm,cpus=4").slots(0, threads=0)
     with pytest.raises(SettingsError, match="the study's runs have 1 threads each"):
         Place.read("slurm,cpus=2").slots(0, threads=1)
 

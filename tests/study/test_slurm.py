@@ -45,6 +45,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     monkeypatch.setenv("FAKE_SLURM", str(tmp_path / "slurm"))
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setattr(on_slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(on_slurm, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(sys, "executable", str(programs / "python"))
 
     def call(*command: str) -> str:
@@ -151,6 +152,62 @@ def test_a_job_that_slurm_killed_for_what_it_did_has_failed(tmp_path: Path, slur
     path = tmp_path / "slurm" / "1.job"
     path.write_text(path.read_text().replace("NODE_FAIL", "OUT_OF_MEMORY"))
     assert wait(running) == 1
+
+
+def test_a_job_that_goes_back_too_often_was_interrupted(
+    tmp_path: Path, slurm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "20")
+    running = start(job(tmp_path, "endless"))
+    until(lambda: trained(tmp_path) == 1)
+    time.sleep(0.3)
+    slurm("scancel", "--batch", "--signal=TERM", "1")
+    assert wait(running) == PREEMPTED
+    assert not calls(tmp_path, "scontrol requeue")
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "outcome"),
+    [
+        ("COMPLETED", "0:0", 0),
+        ("FAILED", "2:0", 2),
+        ("FAILED", "0:9", 1),
+        ("PENDING", "0:0", None),
+        ("TIMEOUT", "0:15", 75),
+    ],
+)
+def test_a_job_whose_code_cannot_be_seen_is_asked_of_slurm(
+    state: str, code: str, outcome: int | None, tmp_path: Path, slurm: Callable[..., str]
+) -> None:
+    """As on a file server that shows new files late."""
+    work = job(tmp_path, "endless")
+    running = start(work)
+    until(lambda: trained(tmp_path) == 1)
+    slurm("lose", "1")
+    until(lambda: not slurm("squeue"))
+    path = tmp_path / "slurm" / "1.job"
+    path.write_text(path.read_text().replace("NODE_FAIL", f"{state} ExitCode={code}"))
+    assert running.poll() == outcome
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_never_began_has_no_words(tmp_path: Path) -> None:
+    assert Job(tmp_path / "a.yaml", tmp_path / "none.txt").last_words() == "it said nothing"
+
+
+def test_a_limit_on_jobs_is_waited_out(
+    tmp_path: Path, slurm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = SlurmLauncher("main", cpus=2, options={})
+    first = launcher.start(job(tmp_path, "0"), 0)
+    (tmp_path / "slurm" / "refuse").write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "slurm" / "refuse").unlink(missing_ok=True))
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    launcher.start(job(elsewhere, "0"), 0)
+    monkeypatch.undo()
+    assert len(calls(tmp_path, "sbatch")) == 3
+    del first, slurm
 
 
 @pytest.mark.usefixtures("slurm")
