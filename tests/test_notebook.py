@@ -110,7 +110,7 @@ def test_it_runs_and_shows_what_its_text_says(notebook: ModuleType, tmp_path: Pa
     assert "aggregation: token_mean  # loss_type=dapo: TRL's default" in shown(outputs_of(cells, '"mine.yaml"'))
 
     (printed,) = (one["text"] for one in cells[-2]["outputs"] if one.get("name") == "stdout")
-    assert printed == 'stopped by SIGINT after step 1; resume with slimrl.train(resume="runs/long")\n'
+    assert printed == 'stopped by SIGINT after step 1; resume with slimrl.train(resume="runs/long", rewards=[...])\n'
     assert shown(cells[-1]["outputs"]) == "the kernel goes on\n"
     (run,) = (tmp_path / "runs").glob("jsonl-train-*")
     assert (run / "report.html").is_file()
