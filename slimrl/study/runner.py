@@ -23,7 +23,6 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import PREEMPTED
 from slimrl.preflight.price import study_notes
-from slimrl.runs.checkpoints import checkpoints
 from slimrl.runs.files import as_json, write_text
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import count_steps, read_json
