@@ -161,8 +161,8 @@ class _Runner:
             self._display.say(f"{run.name} was interrupted and goes on: {reason}")
             return True
         if self._attempts[run.name] < ATTEMPTS:
-            if code in REFUSED and not checkpoints(
-                run.folder / "checkpoints"
+            if code in REFUSED and not any(
+                (run.folder / "checkpoints").glob("step-*")
             ):  # there is nothing that could be resumed
                 _remove(run.folder)
             self._display.say(f"{run.name} failed and is tried once more: {reason}")
