@@ -41,7 +41,7 @@ def kernel() -> AsyncKernelManager:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a kernel that uses this checkout, and of the user's settings for IPython none."""
+    """The environment of a kernel that uses this checkout, without the user's settings of IPython."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "IPYTHONDIR": str(folder / ".ipython"), "HF_HUB_OFFLINE": "1"}
 

@@ -14,8 +14,7 @@ Mark = TypeVar("Mark")
 
 
 class Needs:
-    """Marks a setting that has no effect unless another one of its section has one of these values, or is above 0 (of a reward:
-    or is watched).
+    """Marks a setting that has no effect unless another one of its section has one of these values, or is on.
 
     Example: `sapo_up: Annotated[Positive, Needs("surrogate", "sapo")] = 1.0` is refused with any other surrogate.
     """
@@ -26,7 +25,7 @@ class Needs:
     def met_by(self, section: "Section") -> bool:
         """True where the other setting lets the marked one act."""
         value = getattr(section, self.setting)
-        return value in self.values if self.values else value > 0 or self.setting in getattr(section, "watched", ())
+        return value in self.values if self.values else section.is_on(self.setting)
 
     def __str__(self) -> str:
         *others, last = self.values or ("",)
@@ -48,6 +47,10 @@ class Section(BaseModel):
         """The marks of this kind by the name of the setting that has one."""
         marks = ((key, mark) for key, field in cls.model_fields.items() for mark in field.metadata)
         return {key: mark for key, mark in marks if isinstance(mark, kind)}
+
+    def is_on(self, key: str) -> bool:
+        """True where a number acts, since it is above 0."""
+        return bool(getattr(self, key) > 0)
 
     @model_validator(mode="after")
     def _every_setting_acts(self) -> Self:

@@ -146,6 +146,10 @@ class RewardsConfig(Section):
         """The judges that are asked: those whose weight is not 0, or that are watched."""
         return tuple(name for name, judge in self.judge.items() if judge.weight or name in self.watched)
 
+    def is_on(self, key: str) -> bool:
+        """True for a reward also where it is only watched."""
+        return super().is_on(key) or key in self.watched
+
     @property
     def built_in(self) -> tuple[str, ...]:
         """The built-in rewards that are computed: those whose weight is not 0, or that are watched."""

@@ -9,7 +9,6 @@ NOTEBOOK = "JPY_PARENT_PID"
 
 
 def on_stderr(*, quiet: bool = False) -> Console:
-    """Stderr, as a terminal where it is one; in a notebook, whose cells know no cursor that moves, as a file of plain lines."""
-    if NOTEBOOK in os.environ:
-        return Console(stderr=True, quiet=quiet, highlight=False, force_jupyter=False, force_terminal=False)
-    return Console(stderr=True, quiet=quiet, highlight=False)
+    """Stderr, as a terminal where it is one; in a notebook, whose cells have no cursor to move, as a file of plain lines."""
+    forced = False if NOTEBOOK in os.environ else None
+    return Console(stderr=True, quiet=quiet, highlight=False, force_jupyter=forced, force_terminal=forced)

@@ -16,6 +16,8 @@ from slimrl.machine.threads import cores
 
 GRACE_SECONDS = 10.0
 """A run that is told to stop is killed after this time."""
+INTERRUPTIONS = 20
+"""A run that is told to stop from outside, or is lost with its machine, has not failed, unless it happens more often."""
 GPU_BYTES_PER_RUN = 20 * 2**30
 MOST_RUNS_PER_GPU = 4
 

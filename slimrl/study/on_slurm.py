@@ -20,31 +20,29 @@ from pathlib import Path
 
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import PREEMPTED
-from slimrl.study.launcher import Job, Room, Running
+from slimrl.study.launcher import INTERRUPTIONS, Job, Room, Running
 
 POLL_SECONDS = 5.0
 """Between two questions to the queue, which all users share."""
-NOTICE_SECONDS = 120
-"""A run is told to stop this long before the end of its time, or before it is pre-empted."""
-LOOK_SECONDS = 2.0
 PATIENCE_SECONDS = 3600.0
-"""SLURM may be away for this time."""
-RESTARTS = 20
-"""Times that a job goes back into the queue."""
+"""SLURM may fail to answer for this time."""
+NOTICE_SECONDS = 120
+"""A run is told to stop this long before its time is over."""
 GRACE_SECONDS = 30.0
 """A run that is told to stop is cancelled after this time."""
+LOOK_SECONDS = 2.0
+"""Between two questions about a job that is being stopped."""
+ALIVE = ("COMPLETING", "CONFIGURING", "PENDING", "RUNNING", "STOPPED", "SUSPENDED")
+"""States of a job that has not ended."""
 LOST = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REQUEUED", "REVOKED", "TIMEOUT")
 """States of a job that ended for no fault of its run."""
-
-ALIVE = ("COMPLETING", "CONFIGURING", "PENDING", "RUNNING", "STOPPED", "SUSPENDED")
 RESERVED = (
     "array", "chdir", "clusters", "cpus-per-task", "job-name", "no-requeue", "nodes", "ntasks", "open-mode", "output", "parsable",
     "partition", "requeue", "signal", "test-only", "wait", "wrap",
 )  # fmt: skip
 """Options of sbatch that the launcher sets itself, or that would make something else of a run's job."""
 NOT_OURS = ("SQUEUE_", "SINFO_", "SCANCEL_", "SBATCH_ARRAY", "SBATCH_WAIT")
-"""Variables with which users change the output of SLURM's commands."""
-
+"""Beginnings of variables with which users change the output of SLURM's commands."""
 SCRIPT = """#!/bin/bash
 export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}
 rm -f {code}
@@ -124,7 +122,7 @@ class SlurmLauncher:
             code=shlex.quote(str(files.code)),
             stop=shlex.quote(str(files.stop)),
             preempted=PREEMPTED,
-            most=RESTARTS,
+            most=INTERRUPTIONS,
         )
         log = str(job.log.resolve()).replace("%", "%%")  # SLURM puts numbers in the place of %j and the like
         always = [

@@ -12,6 +12,7 @@ from slimrl.errors import SettingsError
 from slimrl.study.launcher import Launcher, LocalLauncher, Room, Slots
 from slimrl.study.on_slurm import RESERVED, SlurmLauncher
 from slimrl.study.on_slurm import room as room_of_partition
+from slimrl.text import counted
 
 FORMS = "local, ray, ray://HOST:PORT, ray:HOST:PORT, slurm or slurm:PARTITION, then ,cpus=N,gpus=N for each run"
 
@@ -65,6 +66,18 @@ class Place:
         name = {"ray": "Ray", "slurm": "SLURM"}[self.kind]
         return f"on {name}{f' ({self.target})' if self.target else ''}"
 
+    def portion(self, threads: int) -> str:
+        """The CPUs and GPUs of a run in words; on this machine runs have its GPUs in turn."""
+        cpus = counted(threads, "CPU thread")
+        if self.kind == "local" or self._asks_otherwise:
+            return cpus
+        return f"{cpus} and {f'{self.gpus:g} of a GPU' if 0 < self.gpus < 1 else counted(int(self.gpus), 'GPU')}"
+
+    @property
+    def _asks_otherwise(self) -> bool:
+        """GPUs are asked for by an option of sbatch."""
+        return any(name.startswith(("gres", "gpus")) for name in self.options)
+
     def room(self) -> Room:
         """The machines of the cluster. Raises SettingsError where it cannot be reached."""
         if self.kind == "ray":
@@ -89,7 +102,7 @@ class Place:
                 f"the cluster has {room.cpus} CPUs ({room.cpus_of_a_node} in its largest node) and {room.gpus:g} GPUs, which is "
                 f"not enough for a run with {each} CPUs and {self.gpus:g} GPUs; ask for less in --on"
             )
-        on_gpus = self.gpus or any(name.startswith(("gres", "gpus")) for name in self.options)
+        on_gpus = self.gpus or self._asks_otherwise
         share = min(1.0, self.gpus or 1.0) if on_gpus else each / room.cpus_of_a_node
         return Slots(wanted or fitting, each, share)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +23,13 @@ from slimrl.runs.lock import Lock
 from slimrl.runs.reader import read_chosen, read_metrics, read_state, read_status
 from slimrl.statistics import MOST_SEEDS, detectable_effect, seeds_needed
 from slimrl.study.compare import spread_of_differences
-from slimrl.study.launcher import Launcher, Slots
+from slimrl.study.launcher import Slots
 from slimrl.study.place import HERE, Place
 from slimrl.study.results import Results, collect
 from slimrl.study.runner import LOCK_SECONDS, choose_slots, of_use, write_job
 from slimrl.study.runs import planned_runs
 from slimrl.study.spec import Arm, Expanded
-from slimrl.text import counted, points
+from slimrl.text import points
 
 PROBE_STEPS = 3
 PROBES_OF_A_CLUSTER = 2
@@ -81,6 +82,8 @@ class Plan:
     """Of the runs that are left, in these slots."""
     place: str
     """In words: `on this machine`."""
+    portion: str
+    """The CPUs and GPUs of a run, in words."""
     spread: float
     """Standard deviation of a difference over seeds."""
     spread_from: str
@@ -125,7 +128,7 @@ def plan_study(
             probes = [_probe_config(expanded)] * probing.count
             for note in study_notes(probes):
                 say(f"for this plan, {note}")
-            measured = _probe(expanded, folder, probing, place.launcher(probing, lock.descriptor), place)
+            measured = _probe(expanded, folder, probing, place, lock.descriptor)
     arms = tuple(_arm_plan(arm, expanded, measured) for arm in expanded.arms)
     seconds = {arm.name: arm.seconds / study.seeds for arm in arms}
     spread, spread_from = spread_of_differences(results.effects, study.spread)
@@ -140,6 +143,7 @@ def plan_study(
         tokens=sum(arm.tokens for arm in arms),
         hours=sum(seconds[run.arm.name] for run in left) / chosen.count / 3600,
         place=str(place),
+        portion=place.portion(chosen.threads),
         spread=spread,
         spread_from=spread_from,
         detectable=detectable_effect(study.seeds, spread, tested),
@@ -161,7 +165,7 @@ def sentences(plan: Plan) -> list[str]:
     found = [
         f"{plan.runs} runs ({len(plan.arms)} arms x {plan.seeds} seeds), {plan.left} left: "
         f"about {_hours(plan.hours)} {plan.place}, "
-        f"{plan.slots} at once with {counted(plan.threads, 'thread')} each, and "
+        f"{plan.slots} at once with {plan.portion} each, and "
         f"{plan.tokens / 1e6:.1f} million sampled tokens in all "
         f"({f'by {plan.measured_on} finished runs' if plan.measured_on else 'by a probe of a few steps'})",
         f"{find} (spread of a difference over seeds: {points(plan.spread)}, {plan.spread_from}); one of "
@@ -231,12 +235,14 @@ def _probe_config(expanded: Expanded) -> TrainConfig:
     return config.model_copy(update={"steps": min(PROBE_STEPS, config.steps), "log": log})
 
 
-def _probe(expanded: Expanded, folder: Path, slots: Slots, launcher: Launcher, place: Place) -> Measured:
+def _probe(expanded: Expanded, folder: Path, slots: Slots, place: Place, lock: int) -> Measured:
     """Run a few steps of the reference in every slot at once, in a folder that is removed again."""
     config = _probe_config(expanded)
-    probes = folder / "probe"
-    shutil.rmtree(probes, ignore_errors=True)
-    probes.mkdir()
+    for left in folder.glob("probe-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    # Each time another name: jobs of a plan that was killed may still be in a queue.
+    probes = Path(tempfile.mkdtemp(prefix="probe-", dir=folder))
+    launcher = place.launcher(slots, lock)
     jobs, running, started = [], [], time.monotonic()
     try:
         update = {"output": str(probes), "memory_share": slots.memory_share}

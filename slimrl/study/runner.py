@@ -27,15 +27,12 @@ from slimrl.runs.files import as_json, write_text
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import count_steps, read_json
 from slimrl.study.declaration import check_study, declare
-from slimrl.study.launcher import Job, Launcher, Running, Slots, divide, threads_asked_for
+from slimrl.study.launcher import INTERRUPTIONS, Job, Launcher, Running, Slots, divide, threads_asked_for
 from slimrl.study.place import HERE, Place
 from slimrl.study.runs import Planned, planned_runs
 from slimrl.study.spec import Expanded
-from slimrl.text import counted
 
 ATTEMPTS = 2
-INTERRUPTIONS = 20
-"""A run that was told to stop from outside, or was lost with its machine, has not failed; after so many times it has."""
 REFUSED = (SettingsError.exit_code, DataError.exit_code)
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 15.0
@@ -92,7 +89,7 @@ def run_study(
         chosen = of_use(choose_slots(folder, expanded, slots, place), len(todo), place)
         display.say(
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once {place} with "
-            f"{counted(chosen.threads, 'CPU thread')} each"
+            f"{place.portion(chosen.threads)} each"
         )
         for note in study_notes([run.arm.config for run in todo]):
             display.say(note)
@@ -110,8 +107,9 @@ class _Runner:
         self._launcher, self._slots, self._folder, self._date, self._display = launcher, slots, folder, date, display
         self._busy: dict[int, tuple[Planned, Job, Running, float]] = {}
         """By slot; the time is that of the start."""
-        self._attempts: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._interrupted: Counter[str] = Counter()
+        """Times, by run."""
         self._seconds: list[float] = []
         """Of the runs that ended here."""
 
@@ -147,7 +145,6 @@ class _Runner:
         self._busy.clear()
 
     def _start(self, run: Planned, slot: int) -> None:
-        self._attempts[run.name] += 1
         job = write_job(self._folder, run.name, run.config(self._slots.memory_share, self._date))
         self._busy[slot] = (run, job, self._launcher.start(job, slot), time.monotonic())
 
@@ -157,13 +154,12 @@ class _Runner:
         reason = f"{job.last_words()} ({how}; {job.log})"
         if code == PREEMPTED and self._interrupted[run.name] < INTERRUPTIONS:
             self._interrupted[run.name] += 1
-            self._attempts[run.name] -= 1
             self._display.say(f"{run.name} was interrupted and goes on: {reason}")
             return True
-        if self._attempts[run.name] < ATTEMPTS:
-            if code in REFUSED and not any(
-                (run.folder / "checkpoints").glob("step-*")
-            ):  # there is nothing that could be resumed
+        self._failed[run.name] += 1
+        if self._failed[run.name] < ATTEMPTS:
+            has_checkpoint = any((run.folder / "checkpoints").glob("step-*"))
+            if code in REFUSED and not has_checkpoint:  # nothing that could be resumed
                 _remove(run.folder)
             self._display.say(f"{run.name} failed and is tried once more: {reason}")
             return True

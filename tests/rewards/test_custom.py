@@ -26,6 +26,7 @@ from slimrl.session.state import RunState, as_json, from_json
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES
+from tests.rewards.trl_facts import FUNCTIONS
 
 PROBLEM = Problem("p/1", "q", "18", columns={"solution": "$18$"})
 TASK = Task("test", (PROBLEM,), (), (), STYLES["hashes"], Grader("numeric"), "", {})
@@ -279,17 +280,9 @@ def test_five_functions_of_trl_score_as_there() -> None:
     """Called by SlimRL and called directly."""
     trl = pytest.importorskip("trl.rewards", reason="trl is not installed")
     texts = ["<think>a</think> \\boxed{18}", "\\boxed{17}", "<think>a a a a a</think> 18", "no answer"]
-    functions: dict[str, dict[str, Any] | None] = {
-        "think_format_reward": None,
-        "accuracy_reward": None,
-        "reasoning_accuracy_reward": None,
-        "get_soft_overlong_punishment": {"max_completion_len": 5, "soft_punish_cache": 3},
-        "get_repetition_penalty_reward": {"ngram_size": 2},
-        "get_cosine_scaled_reward": {"max_len": 8},
-    }
     settings = {
         f"trl.rewards:{name}": {"completions": "messages"} | ({"arguments": x} if x else {})
-        for name, x in functions.items()
+        for name, x in FUNCTIONS.items()
     }
     config = rewards_of(settings)
     done = [Completion((1,), (1, 2, 1, 2, 1, 2)[: 2 + i], (0.0,) * (2 + i), "stop") for i in range(4)]
@@ -301,6 +294,6 @@ def test_five_functions_of_trl_score_as_there() -> None:
         "solution": ["$18$"] * 4,
         "prompts": [[{"role": "user", "content": "q"}]] * 4,
     }
-    for name, arguments in functions.items():
+    for name, arguments in FUNCTIONS.items():
         function = getattr(trl, name) if arguments is None else getattr(trl, name)(**arguments)
         assert [r.scores[name] for r in found] == function(**columns), name

@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ from slimrl.results import TrainSummary
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, write_checkpoint
 from slimrl.runs.files import HashedFile
+from slimrl.runs.lock import Lock
 from slimrl.runs.reader import read_metrics
 from slimrl.session.resume import LENGTH, MAY_CHANGE
 from slimrl.train import train
@@ -323,6 +325,18 @@ def test_one_process_at_a_time(stopped: Path) -> None:
         run(stopped.parent, "a", resume=True)
     lock.release()
     assert run(stopped.parent, "a", resume=True).steps == 5
+
+
+def test_the_lock_of_a_machine_that_died_is_waited_for(
+    stopped: Path, undisturbed: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server gives it up late; the process that took it is none of this machine."""
+    monkeypatch.setattr("slimrl.session.resume.LOST_SECONDS", 30.0)
+    held = Lock(stopped)
+    (stopped / "lock").write_text("999999999")
+    threading.Timer(0.5, held.release).start()
+    run(stopped.parent, stopped.name, resume=True)
+    assert content(stopped) == content(undisturbed[0])
 
 
 def test_records_that_are_missing_are_named(stopped: Path) -> None:

@@ -85,3 +85,17 @@ def test_a_run_that_fits_nowhere_or_has_other_threads_is_refused(monkeypatch: py
 
 def test_here_runs_are_children() -> None:
     assert isinstance(HERE.launcher(Slots(1, 1, 1.0), 0), LocalLauncher)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("local", "2 CPU threads"),
+        ("slurm", "2 CPU threads and 0 GPUs"),
+        ("slurm,gpus=1", "2 CPU threads and 1 GPU"),
+        ("slurm,gres=gpu:2", "2 CPU threads"),
+        ("ray,gpus=0.25", "2 CPU threads and 0.25 of a GPU"),
+    ],
+)
+def test_the_portion_of_a_run_is_told(text: str, words: str) -> None:
+    assert Place.read(text).portion(2) == words

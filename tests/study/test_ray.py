@@ -12,8 +12,9 @@ import pytest
 
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import PREEMPTED
-from slimrl.study.launcher import Job, Room, Running
+from slimrl.study.launcher import Job, Room
 from slimrl.study.on_ray import RayLauncher, room, run_here
+from tests.study.waiting import end_of
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +35,6 @@ def job(folder: Path, *lines: str) -> Job:
     return Job(settings, folder / "logs" / "a.txt")
 
 
-def wait(running: Running) -> int:
-    deadline = time.monotonic() + 120
-    while (code := running.poll()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return code
-
-
 def test_without_ray_or_a_cluster_a_sentence_says_so() -> None:
     try:
         import ray  # noqa: F401
@@ -57,10 +50,10 @@ def test_a_run_ends_with_its_exit_code_and_says_its_words(tmp_path: Path, cluste
     launcher = RayLauncher(cluster.address, cpus=1)
     assert room(cluster.address) == Room(3, 0, 2)
     work = job(tmp_path, "no_such_setting: 1")
-    assert wait(launcher.start(work, 0)) == 2
+    assert end_of(launcher.start(work, 0)) == 2
     assert "no_such_setting" in work.last_words()
     missing = Job(tmp_path / "none.yaml", tmp_path / "logs" / "b.txt")
-    assert wait(launcher.start(missing, 0)) == 1
+    assert end_of(launcher.start(missing, 0)) == 1
     assert "give --output a folder that every node of the cluster has" in missing.last_words()
 
 
@@ -83,7 +76,7 @@ def test_a_run_whose_node_dies_was_interrupted(tmp_path: Path, cluster: Any) -> 
         time.sleep(0.1)
     process = int((tmp_path / "long" / "lock").read_text())
     cluster.remove_node(node, allow_graceful=False)
-    assert wait(running) == PREEMPTED
+    assert end_of(running) == PREEMPTED
     while Path(f"/proc/{process}").exists():
         time.sleep(0.05)
 

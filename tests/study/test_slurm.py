@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from slimrl.machine.signals import PREEMPTED
 from slimrl.study import on_slurm
 from slimrl.study.launcher import Job, Room, Running
 from slimrl.study.on_slurm import SlurmLauncher
+from tests.study.waiting import end_of, until
 
 FAKE = Path(__file__).with_name("fake_slurm.py")
 RUN = """\
@@ -65,23 +67,8 @@ def start(work: Job, **options: str) -> Running:
     return SlurmLauncher("main", cpus=2, options=options).start(work, 0)
 
 
-def wait(running: Running) -> int:
-    deadline = time.monotonic() + 60
-    while (code := running.poll()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return code
-
-
 def calls(folder: Path, command: str) -> list[str]:
     return [line for line in (folder / "slurm" / "calls").read_text().splitlines() if line.startswith(command)]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def trained(folder: Path) -> int:
@@ -93,7 +80,7 @@ def trained(folder: Path) -> int:
 @pytest.mark.usefixtures("slurm")
 def test_a_job_ends_with_the_code_of_its_run(code: int, tmp_path: Path) -> None:
     work = job(tmp_path, f"{code}")
-    assert wait(start(work, time="04:00:00")) == code
+    assert end_of(start(work, time="04:00:00")) == code
     assert work.last_words() == "a line of the run, threads 2"
     (submitted,) = calls(tmp_path, "sbatch")
     for option in ("--partition=main", "--cpus-per-task=2", "--time=04:00:00", f"--chdir={Path.cwd()}", "--requeue"):
@@ -120,7 +107,7 @@ def test_a_job_whose_time_is_over_waits_in_the_queue_again(tmp_path: Path, slurm
     until(lambda: trained(tmp_path) == 1)
     time.sleep(0.3)
     slurm("scancel", "--batch", "--signal=TERM", "1")  # as SLURM sends it before the end of the time
-    assert wait(running) == 0
+    assert end_of(running) == 0
     assert calls(tmp_path, "scontrol requeue") == ["scontrol requeue 1"]
     assert trained(tmp_path) == 2
     assert len(calls(tmp_path, "sbatch")) == 1
@@ -131,7 +118,7 @@ def test_a_job_that_its_user_cancels_is_not_requeued(tmp_path: Path, slurm: Call
     until(lambda: trained(tmp_path) == 1)
     time.sleep(0.3)
     slurm("scancel", "1")
-    assert wait(running) == 143
+    assert end_of(running) == 143
     assert not calls(tmp_path, "scontrol requeue")
 
 
@@ -140,8 +127,8 @@ def test_a_job_that_is_lost_with_its_node_was_interrupted(tmp_path: Path, slurm:
     running = start(work)
     until(lambda: trained(tmp_path) == 1)
     slurm("lose", "1")
-    assert wait(running) == PREEMPTED
-    assert wait(start(work)) == 0, "the next job"
+    assert end_of(running) == PREEMPTED
+    assert end_of(start(work)) == 0, "the next job"
     assert len(calls(tmp_path, "sbatch")) == 2
 
 
@@ -151,7 +138,7 @@ def test_a_job_that_slurm_killed_for_what_it_did_has_failed(tmp_path: Path, slur
     slurm("lose", "1")
     path = tmp_path / "slurm" / "1.job"
     path.write_text(path.read_text().replace("NODE_FAIL", "OUT_OF_MEMORY"))
-    assert wait(running) == 1
+    assert end_of(running) == 1
 
 
 def test_a_job_that_goes_back_too_often_was_interrupted(
@@ -162,7 +149,7 @@ def test_a_job_that_goes_back_too_often_was_interrupted(
     until(lambda: trained(tmp_path) == 1)
     time.sleep(0.3)
     slurm("scancel", "--batch", "--signal=TERM", "1")
-    assert wait(running) == PREEMPTED
+    assert end_of(running) == PREEMPTED
     assert not calls(tmp_path, "scontrol requeue")
 
 
@@ -195,19 +182,17 @@ def test_a_job_that_never_began_has_no_words(tmp_path: Path) -> None:
     assert Job(tmp_path / "a.yaml", tmp_path / "none.txt").last_words() == "it said nothing"
 
 
-def test_a_limit_on_jobs_is_waited_out(
-    tmp_path: Path, slurm: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launcher = SlurmLauncher("main", cpus=2, options={})
-    first = launcher.start(job(tmp_path, "0"), 0)
-    (tmp_path / "slurm" / "refuse").write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
-    monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "slurm" / "refuse").unlink(missing_ok=True))
+@pytest.mark.usefixtures("slurm")
+def test_a_limit_on_jobs_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher, refuse = SlurmLauncher("main", cpus=2, options={}), tmp_path / "slurm" / "refuse"
+    assert end_of(launcher.start(job(tmp_path, "0"), 0)) == 0
+    refuse.write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    sleeping = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: refuse.unlink(missing_ok=True))
+    monkeypatch.setattr(on_slurm, "time", sleeping)
     elsewhere = tmp_path / "other"
     elsewhere.mkdir()
-    launcher.start(job(elsewhere, "0"), 0)
-    monkeypatch.undo()
+    assert end_of(launcher.start(job(elsewhere, "0"), 0)) == 0
     assert len(calls(tmp_path, "sbatch")) == 3
-    del first, slurm
 
 
 @pytest.mark.usefixtures("slurm")
@@ -217,7 +202,7 @@ def test_a_study_that_stops_ends_its_job_for_good(tmp_path: Path) -> None:
     until(lambda: trained(tmp_path) == 1)
     time.sleep(0.3)
     running.stop()
-    assert wait(running) == 143
+    assert end_of(running) == 143
     assert not calls(tmp_path, "scontrol requeue")
     assert "stopping" in work.log.read_text(), "the run was told, and could write a checkpoint"
 
