@@ -51,7 +51,7 @@ def content(folder: Path) -> object:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
     files = [*sorted((folder / "evals").iterdir()), *sorted((folder / "rollouts").iterdir())]
-    return summary["weights"], summary["optimizer"], metrics, [(file.name, file.read_text()) for file in files]
+    return summary["weights"], summary["optimizer"], metrics, [(file.name, file.read_bytes()) for file in files]
 
 
 def status(folder: Path) -> str:

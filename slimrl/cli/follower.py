@@ -16,13 +16,12 @@ def main() -> None:
     silence_libraries()
     import torch
 
-    from slimrl.machine.ranks import joined
     from slimrl.parallel.follow import follow
-    from slimrl.parallel.lookout import looking_out
+    from slimrl.parallel.lookout import meeting
 
     device, deadline = sys.argv[1:]
     stop = Stop()
-    with stop.on_signals(), joined(torch.device(device)) as ranks, looking_out(ranks, float(deadline), stop):
+    with stop.on_signals(), meeting(torch.device(device), float(deadline), stop) as ranks:
         stop.defer()
         follow(ranks, stop)
 

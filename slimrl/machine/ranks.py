@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from slimrl.errors import SlimError
 from slimrl.machine.limits import is_out_of_memory
@@ -171,20 +172,26 @@ def loss_stops() -> Iterator[None]:
         raise Stopped("the loss of another process", PREEMPTED) from None
 
 
-@contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that the environment names, as torchrun sets it; `ALONE` where it names none."""
+def named() -> Ranks:
+    """This process among the ranks that the environment names, as torchrun sets it; `ALONE` where it names none."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
-        return
+        return ALONE
+    return Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+@contextmanager
+def joined(ranks: Ranks, device: torch.device, store: Store) -> Iterator[None]:
+    """Within the block the ranks can reach each other, which they do through the store. All of them have to be there."""
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=FOREVER)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store.set_timeout(FOREVER)
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=FOREVER)
     global _joined
-    _joined = Ranks(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    _joined = ranks
     try:
-        yield _joined
+        yield
     finally:
         _joined = ALONE
         dist.destroy_process_group()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
+import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from slimrl.machine.ranks import Ranks
+from slimrl.machine.ranks import RankLostError, Ranks, joined, named
 from slimrl.machine.signals import PREEMPTED, Stop
 
 STOP = "stop"
@@ -23,43 +26,79 @@ PERIOD = 1.0
 
 
 @contextmanager
-def looking_out(ranks: Ranks, deadline: float, stop: Stop) -> Iterator[None]:
-    """Within the block, a rank that gives no sign of life for `deadline` seconds is ended, so that nobody waits for it, and what
-    one rank is asked to stop by, all are.
+def meeting(
+    device: torch.device, deadline: float, stop: Stop, check: Callable[[], None] = lambda: None
+) -> Iterator[Ranks]:
+    """This process among the ranks of its run, once all of them are there; alone where the environment names no others.
 
-    On the same host its process is killed, which closes its connections: the leader then stops with a checkpoint. A process on
-    another host cannot be reached, so this one ends, and the newest checkpoint is where the run goes on.
+    Within the block a rank that gives no sign of life for `deadline` seconds is ended, so that nobody waits for it, and what one
+    rank is asked to stop by, all are. On the same host its process is killed, which closes its connections: the leader then stops
+    with a checkpoint. A process on another host cannot be reached, so this one ends, and the newest checkpoint is where the run
+    goes on. `check` is called while ranks are waited for, and raises if that is in vain.
+
+    Raises RankLostError where one of them has not come after `deadline` seconds.
     """
+    ranks = named()
     if ranks.size == 1:
-        yield
+        yield ranks
         return
     over = threading.Event()
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun keeps its store when it starts the processes again, and a stop of earlier ones is not for these
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"slimrl/{attempt}", TCPStore(host, port, is_master=False))
+    # two connections, since a rank that waits on one for the others gives its signs of life on the other
+    store, joining = _connect(deadline, serves=ranks.leads), _connect(deadline)
     watch = threading.Thread(target=_look, args=(store, ranks, deadline, stop, over), daemon=True)
     watch.start()
     try:
-        yield
+        wait_for_all(joining, ranks, deadline, check)
+        with joined(ranks, device, PrefixStore("joined", joining)):
+            yield ranks
     finally:
         over.set()
+
+
+def _connect(deadline: float, serves: bool = False) -> Store:
+    """The store of the run at the address that the environment names, served by the leader unless torchrun does."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = serves and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # torchrun keeps its store when it starts the processes again, and what earlier ones wrote is not for these
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    limit = timedelta(seconds=deadline)
+    try:
+        store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=limit)
+    except RuntimeError as error:  # DistNetworkError and DistStoreError
+        reason = str(error).strip().split("\n")[0][:160]
+        raise RankLostError(f"the leader of the run cannot be reached at {host}:{port} ({reason})") from error
+    return PrefixStore(f"slimrl/{attempt}", store)
+
+
+def wait_for_all(store: Store, ranks: Ranks, deadline: float, check: Callable[[], None]) -> None:
+    """Return once each rank has given a sign of life.
+
+    Raises RankLostError where one of them has given none after `deadline` seconds, and what `check` raises.
+    """
+    until = time.monotonic() + deadline
+    while absent := [rank for rank in range(ranks.size) if not store.check([f"beat/{rank}"])]:
+        check()
+        if time.monotonic() > until:
+            raise RankLostError(
+                f"rank {absent[0]} of the run has not started after {deadline:g} s; see its messages, or raise device_deadline"
+            )
+        time.sleep(0.02)
 
 
 def _look(store: Store, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
     others = {rank: f"beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
     seen = dict.fromkeys(others, ("", time.monotonic()))
-    beat = 0
     with contextlib.suppress(RuntimeError):  # the store has ended with the run
-        while not over.wait(PERIOD):
-            beat += 1
+        for beat in itertools.count():
             store.set(f"beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")
+            if over.wait(PERIOD):
+                return
             _spread_stop(store, stop)
             for rank, key in others.items():
                 found = store.get(key).decode() if store.check([key]) else ""
                 if found != seen[rank][0]:
                     seen[rank] = (found, time.monotonic())
-                elif time.monotonic() - seen[rank][1] > deadline and not over.is_set():
+                elif found and time.monotonic() - seen[rank][1] > deadline and not over.is_set():
                     _end(rank, found, deadline)
                     seen[rank] = (found, float("inf"))
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from slimrl.config.schema import RootConfig
-from slimrl.errors import SettingsError
-from slimrl.machine.ranks import Ranks, joined
+from slimrl.errors import SettingsError, SlimError
+from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import Stop
 from slimrl.machine.threads import cores
-from slimrl.parallel.lookout import looking_out
+from slimrl.parallel.lookout import meeting
 
 FOLLOWER = "slimrl.cli.follower"
 WAIT_SECONDS = 30
@@ -44,16 +43,21 @@ def team(config: RootConfig, stop: Stop) -> Iterator[Ranks]:
         raise SettingsError(f"devices={wanted} exceeds the {most} {what} of this machine; lower it")
     device = torch.device("cuda" if cuda else "cpu")
     with (
-        followers(wanted, device, config.device_deadline) if wanted > 1 else contextlib.nullcontext(),
-        joined(device) as ranks,
-        looking_out(ranks, config.device_deadline, stop),
+        followers(wanted, device, config.device_deadline) as check,
+        meeting(device, config.device_deadline, stop, check) as ranks,
     ):
         yield ranks
 
 
 @contextmanager
-def followers(count: int, device: torch.device, deadline: float) -> Iterator[None]:
-    """Start all ranks of this host but the leader, which is this process; they end with it, however it ends."""
+def followers(count: int, device: torch.device, deadline: float) -> Iterator[Callable[[], None]]:
+    """Start all ranks of this host but the leader, which is this process; they end with it, however it ends.
+
+    Gives a check, which raises if one of them has ended.
+    """
+    if count == 1:
+        yield lambda: None
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,7 +83,7 @@ def followers(count: int, device: torch.device, deadline: float) -> Iterator[Non
     os.environ |= own
     torch.set_num_threads(int(threads))
     try:
-        yield
+        yield lambda: check_running(processes)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -91,3 +95,15 @@ def followers(count: int, device: torch.device, deadline: float) -> Iterator[Non
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def check_running(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Raises RankLostError for a follower that was killed, SlimError for one that ended by itself."""
+    for rank, process in enumerate(processes, 1):
+        code = process.poll()
+        if code is not None and code < 0:
+            raise RankLostError(f"rank {rank} of the run was ended by signal {-code} while it started")
+        if code is not None:
+            raise SlimError(
+                f"rank {rank} of the run ended with exit code {code} while it started; its messages are above"
+            )

@@ -19,9 +19,10 @@ from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import Example, take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
-from slimrl.machine.ranks import ALONE, Ranks, joined
-from slimrl.machine.signals import Stopped
+from slimrl.machine.ranks import ALONE, Ranks
+from slimrl.machine.signals import Stop, Stopped
 from slimrl.parallel.follow import share_state
+from slimrl.parallel.lookout import meeting
 from slimrl.parallel.sampler import DividedSampler, Share
 from slimrl.rollout.engine import RolloutEngine
 from tests.learner.test_update import groups_of, settings
@@ -221,7 +222,7 @@ def _divided(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with joined(torch.device("cpu")) as ranks:
+    with meeting(torch.device("cpu"), 60, Stop()) as ranks:
         names = CASES if ranks.size == 2 else FEW
         result: dict[str, Any] = {name: compare(settings(**CASES[name]), ranks) for name in names}
         if ranks.size == 2:

@@ -1,0 +1,169 @@
+"""`kill -9` of a rank or of torchrun, and ranks that hang, at random moments of a run on two processes.
+
+One run is undisturbed. Each trial is a run of the same settings in a folder of its own. One of its processes is killed, or
+stopped by SIGSTOP, which must be noticed within the deadline; the others have to end by themselves. The same command then resumes
+the run. Weights, optimizer, metrics, rollouts and held-out completions are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from runs import alive, command, content, descendants, report, start, status, wait_for_steps
+
+STEPS = 12
+DEADLINE = 10
+"""Seconds without a sign of life after which a rank counts as hanging."""
+ENDED_WITHIN = 60
+"""Seconds after a kill, or after the deadline of a hang, after which a process counts as left behind."""
+SIZES = (f"steps={STEPS}", "evaluation.every=4", "checkpoint.every=3", f"device_deadline={DEADLINE}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One process of one run, and the moment at which it is hit."""
+
+    name: str
+    victim: str
+    """`leader` or `follower` of `devices=2`, `rank` of torchrun, `torchrun`, or `hang`: a follower that is stopped."""
+    steps: int
+    """Taken when the signal comes; -1: before the first."""
+    delay: float
+    """Seconds after that moment."""
+    draw: int
+    """Chooses among the ranks of torchrun."""
+
+    @property
+    def by_torchrun(self) -> bool:
+        return self.victim in {"rank", "torchrun"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    victim: str
+    hit: bool
+    """The process was still there."""
+    equal: bool
+    left: int
+    """Processes that outlived the others."""
+    resumed: bool
+    """A checkpoint or a beginning was found, and the run was ended by the same command."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ranks", type=int, default=20, help="kills of a rank")
+    parser.add_argument("--torchrun", type=int, default=10, help="kills of torchrun")
+    parser.add_argument("--hangs", type=int, default=3, help="ranks that hang")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="slimrl-ranks-") as name:
+        output = Path(name)
+        if start(arguments(output, "undisturbed", by_torchrun=False), output / "log.txt").wait() != 0:
+            sys.exit((output / "log.txt").read_text())
+        expected = content(output / "undisturbed")
+        with ThreadPoolExecutor(args.jobs) as pool:
+            outcomes = list(pool.map(lambda trial: attempt(output, trial, expected), plan(args)))
+    found: dict[str, object] = {
+        f"hit: {victim}": n for victim, n in Counter(o.victim for o in outcomes if o.hit).items()
+    }
+    found |= {
+        "runs": len(outcomes),
+        "runs that the same command ended": sum(o.resumed for o in outcomes),
+        "runs equal to the undisturbed one": sum(o.equal for o in outcomes),
+        "processes left behind": sum(o.left for o in outcomes),
+    }
+    report(found, args.out)
+    sys.exit(0 if all(o.hit and o.resumed and o.equal and not o.left for o in outcomes) else 1)
+
+
+def arguments(output: Path, name: str, by_torchrun: bool) -> list[str]:
+    """The run on two processes, started by SlimRL or by torchrun."""
+    if not by_torchrun:
+        return command(output, name, *SIZES, "devices=2")
+    python, _, _, *rest = command(output, name, *SIZES)
+    return [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "slimrl", *rest]
+
+
+def plan(args: argparse.Namespace) -> list[Trial]:
+    draws = random.Random(args.seed)
+    ranks = [("leader", "follower", "rank")[i % 3] for i in range(args.ranks)]
+    victims = [*ranks, *["torchrun"] * args.torchrun, *["hang"] * args.hangs]
+    # a quarter before the first step: while processes start, models load and the first evaluation is made
+    return [
+        Trial(
+            f"{victim}-{i}",
+            victim,
+            draws.randrange(STEPS - 1) if i % 4 else -1,
+            draws.uniform(0, 0.5),
+            draws.getrandbits(8),
+        )
+        for i, victim in enumerate(victims)
+    ]
+
+
+def attempt(output: Path, trial: Trial, expected: object) -> Outcome:
+    """Hit one process, wait for the end of the others, resume, compare."""
+    folder, log = output / trial.name, output / f"{trial.name}.txt"
+    again = arguments(output, trial.name, trial.by_torchrun)
+    process = start(again, log)
+    if trial.steps < 0:
+        time.sleep(10 * trial.delay)
+    else:
+        wait_for_steps(folder, process, trial.steps)
+        time.sleep(trial.delay)
+    hit = victim_of(trial, process.pid) if process.poll() is None else None
+    others = descendants(process.pid) | {process.pid}
+    if hit is not None:
+        subprocess.run(["kill", "-STOP" if trial.victim == "hang" else "-KILL", str(hit)], check=False)
+    until = time.monotonic() + ENDED_WITHIN + DEADLINE
+    while time.monotonic() < until and any(map(alive, others)):
+        process.poll()
+        time.sleep(0.1)
+    left = {pid for pid in others if alive(pid)}
+    for pid in left:
+        subprocess.run(["kill", "-KILL", str(pid)], check=False)
+    process.wait()
+    code = start(again, log).wait()
+    resumed = code == 0 and status(folder) == "finished"
+    equal = resumed and content(folder) == expected
+    if left or not equal or hit is None:
+        print(f"{trial}: hit {hit}, left {len(left)}, {status(folder)}; {log.read_text()[-2000:]}", file=sys.stderr)
+    return Outcome(trial.victim, hit is not None, equal, len(left), resumed)
+
+
+def victim_of(trial: Trial, launcher: int) -> int | None:
+    """The process to hit, waited for until it has been started."""
+    if trial.victim in {"leader", "torchrun"}:
+        return launcher
+    until = time.monotonic() + 30
+    while time.monotonic() < until and alive(launcher):
+        children = sorted(descendants(launcher))
+        ranks = [pid for pid in children if is_rank(pid, trial.by_torchrun)]
+        if ranks:
+            return ranks[trial.draw % len(ranks)]
+        time.sleep(0.01)
+    return None
+
+
+def is_rank(pid: int, by_torchrun: bool) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"train" in words and b"slimrl" in words if by_torchrun else b"slimrl.cli.follower" in words
+
+
+if __name__ == "__main__":
+    main()
