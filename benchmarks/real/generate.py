@@ -9,7 +9,9 @@ number of the text. Answers are written after every batch of questions, so that 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import platform
 import re
 import time
 from fractions import Fraction
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
@@ -33,6 +36,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=16, help="questions of one call")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--verdicts", type=Path, help="CSV of both verdicts on every problem")
     return parser.parse_args()
 
 
@@ -100,20 +104,42 @@ def main() -> None:
     found = answers(args, rows)
     if [row["id"] for row in rows] != [row["id"] for row in found]:
         raise SystemExit(f"{args.out} holds the answers to other questions; choose another --out")
-    counts = dict.fromkeys(("same_text", "strict", "lenient", "same_strict", "same_lenient"), 0)
-    apart = []
-    for ours, theirs in zip(rows, found, strict=True):
-        gold = number(ours["answer"])
-        strict, lenient = stated(theirs["text"], args.style) == gold, last_number(theirs["text"]) == gold
-        counts["same_text"] += ours["text"].strip() == theirs["text"].strip()
-        counts["strict"] += strict
-        counts["lenient"] += lenient
-        counts["same_strict"] += strict == ours["strict"]
-        counts["same_lenient"] += lenient == ours["lenient"]
-        if strict != ours["strict"] or lenient != ours["lenient"]:
-            apart.append({"id": ours["id"], "same text": ours["text"].strip() == theirs["text"].strip()})
-    ours_right = {key: sum(row[key] for row in rows) for key in ("strict", "lenient")}
-    print(json.dumps({"problems": len(rows), "generate": counts, "slimrl": ours_right, "apart": apart}, indent=1))
+    table = [compared(ours, theirs["text"], args.style) for ours, theirs in zip(rows, found, strict=True)]
+    if args.verdicts:
+        with args.verdicts.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+    print(json.dumps(totals(table) | {"torch": torch.__version__, "transformers": transformers.__version__,
+                                      "machine": platform.processor() or platform.machine()}, indent=1))  # fmt: skip
+
+
+def compared(ours: dict[str, Any], text: str, style: str) -> dict[str, Any]:
+    """Both verdicts on one problem; true and false as 1 and 0."""
+    gold = number(ours["answer"])
+    return {
+        "id": ours["id"],
+        "answer": ours["answer"],
+        "tokens": ours["tokens"],
+        "finish": ours["finish"],
+        "same_text": int(ours["text"].strip() == text.strip()),
+        "slimrl_strict": int(ours["strict"]),
+        "generate_strict": int(stated(text, style) == gold),
+        "slimrl_lenient": int(ours["lenient"]),
+        "generate_lenient": int(last_number(text) == gold),
+    }
+
+
+def totals(table: list[dict[str, Any]]) -> dict[str, Any]:
+    """Problems, right ones by each, verdicts that agree, and the problems on which they do not."""
+    found: dict[str, Any] = {"problems": len(table), "same_text": sum(row["same_text"] for row in table)}
+    apart = set()
+    for verdict in ("strict", "lenient"):
+        by_us, by_them = f"slimrl_{verdict}", f"generate_{verdict}"
+        found |= {key: sum(row[key] for row in table) for key in (by_us, by_them)}
+        found[f"same_{verdict}"] = sum(row[by_us] == row[by_them] for row in table)
+        apart |= {row["id"] for row in table if row[by_us] != row[by_them]}
+    return found | {"apart": sorted(apart)}
 
 
 if __name__ == "__main__":
