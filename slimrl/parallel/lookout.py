@@ -23,6 +23,8 @@ from slimrl.machine.signals import PREEMPTED, Stop
 STOP = "stop"
 PERIOD = 1.0
 """Seconds between two beats."""
+START_SECONDS = 120.0
+"""Time that a process has at least to start: on a busy machine, imports alone can take longer than a short deadline."""
 
 
 @contextmanager
@@ -36,51 +38,50 @@ def meeting(
     with a checkpoint. A process on another host cannot be reached, so this one ends, and the newest checkpoint is where the run
     goes on. `check` is called while ranks are waited for, and raises if that is in vain.
 
-    Raises RankLostError where one of them has not come after `deadline` seconds.
+    Raises RankLostError where one of them has not come after `deadline` seconds, or after START_SECONDS if that is longer.
     """
     ranks = named()
     if ranks.size == 1:
         yield ranks
         return
-    over = threading.Event()
+    over, start_limit = threading.Event(), max(deadline, START_SECONDS)
     # two connections, since a rank that waits on one for the others gives its signs of life on the other
-    store, joining = _connect(deadline, serves=ranks.leads), _connect(deadline)
+    store, joining = _connect(start_limit, serves=ranks.leads), _connect(start_limit)
     watch = threading.Thread(target=_look, args=(store, ranks, deadline, stop, over), daemon=True)
     watch.start()
     try:
-        wait_for_all(joining, ranks, deadline, check)
+        wait_for_all(joining, ranks, start_limit, check)
         with joined(ranks, device, PrefixStore("joined", joining)):
             yield ranks
     finally:
         over.set()
 
 
-def _connect(deadline: float, serves: bool = False) -> Store:
+def _connect(limit: float, serves: bool = False) -> Store:
     """The store of the run at the address that the environment names, served by the leader unless torchrun does."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = serves and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     # torchrun keeps its store when it starts the processes again, and what earlier ones wrote is not for these
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    limit = timedelta(seconds=deadline)
     try:
-        store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=limit)
+        store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timedelta(seconds=limit))
     except RuntimeError as error:  # DistNetworkError and DistStoreError
         reason = str(error).strip().split("\n")[0][:160]
         raise RankLostError(f"the leader of the run cannot be reached at {host}:{port} ({reason})") from error
     return PrefixStore(f"slimrl/{attempt}", store)
 
 
-def wait_for_all(store: Store, ranks: Ranks, deadline: float, check: Callable[[], None]) -> None:
+def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], None]) -> None:
     """Return once each rank has given a sign of life.
 
-    Raises RankLostError where one of them has given none after `deadline` seconds, and what `check` raises.
+    Raises RankLostError where one of them has given none after `limit` seconds, and what `check` raises.
     """
-    until = time.monotonic() + deadline
+    until = time.monotonic() + limit
     while absent := [rank for rank in range(ranks.size) if not store.check([f"beat/{rank}"])]:
         check()
         if time.monotonic() > until:
             raise RankLostError(
-                f"rank {absent[0]} of the run has not started after {deadline:g} s; see its messages, or raise device_deadline"
+                f"rank {absent[0]} of the run has not started after {limit:g} s; see its messages, or raise device_deadline"
             )
         time.sleep(0.02)
 
