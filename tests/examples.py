@@ -71,6 +71,7 @@ ELSEWHERE = {
     r"slimrl export .*--push": "needs an account; tests/export/test_hub.py has a Hub",
     r"(\S+/)?python benchmarks/": "measures for minutes, or needs the packages of others",
     r"slimrl sft model\.path=SMOLLM2": "needs a model of a benchmark",
+    r"slimrl eval MODEL .*boxed": "needs a model of a benchmark",
 }
 """Commands that cannot run in a test, and why."""
 

@@ -188,19 +188,35 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
 
 @click.command(short_help="Check settings, model, data and rewards first.")
 @SETTINGS
+@click.option(
+    "--devices",
+    "fleet",
+    metavar="COUNTxGIB",
+    help="Only plan the memory of a run on so many GPUs, such as 8x80; none is needed.",
+)
 @JSON
-def doctor(settings: Sequence[str], as_json: bool) -> None:
+def doctor(settings: Sequence[str], fleet: str | None, as_json: bool) -> None:
     """Check settings, model, data and rewards before training: prompt, stop ids, a probe of completions, and the form of an
     answer that the model follows.
 
     \b
-    Example:
+    Examples:
       slimrl doctor @gsm8k @qwen2.5-0.5b
+      slimrl doctor @gsm8k @qwen2.5-0.5b --devices 8x80
     """
     from slimrl.config.schema import TrainConfig
 
     config = load_settings(TrainConfig, settings)
     display = open_display(config)
+    if fleet is not None:
+        from slimrl.display.fleet import show_fleet
+        from slimrl.preflight.elsewhere import plan_elsewhere, read_devices
+
+        plan = plan_elsewhere(config, *read_devices(fleet))
+        show_fleet(display.console, plan)
+        if as_json:
+            print_json(plan.table())
+        return
     from slimrl.preflight.doctor import examine
     from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training

@@ -101,7 +101,7 @@ def _load_adapted(
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **source)
         except Exception as error:
-            raise _unusable(config, path, "", error) from error
+            raise unusable(config, path, "", error) from error
     return model, tokenizer, [*notes, f"{config.path} is an adapter of {saved.base}, which is loaded with it"], lora
 
 
@@ -146,7 +146,7 @@ def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tu
     except SlimError:
         raise
     except Exception as error:  # transformers raises many kinds for one cause: these files are not a usable model
-        raise _unusable(config, path, pickled, error) from error
+        raise unusable(config, path, pickled, error) from error
     if not tokenizer("1 a").input_ids:
         raise DataError(f"model.path={config.path} has no usable tokenizer; add its tokenizer.json")
     if config.quantize != "none":
@@ -225,7 +225,7 @@ def _saved_model(
     return model, notes
 
 
-def _unusable(config: ModelConfig, path: str, pickled: str, error: Exception) -> DataError:
+def unusable(config: ModelConfig, path: str, pickled: str, error: Exception) -> DataError:
     """The error for a model that transformers cannot load."""
     if config.pickled_weights and "Weights only load failed" in str(error):
         return DataError(

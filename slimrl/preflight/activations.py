@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,26 @@ from slimrl.model.policy import Policy
 
 def activation_bytes(policy: Policy, *, checkpointing: bool) -> int:
     """Bytes that a forward pass keeps for the backward one, a token: counted on two short rows of this very module."""
+    layers = policy.model.config.get_text_config().num_hidden_layers
+    kept = {again: kept_bytes(policy, again) for again in {False, checkpointing}}
+    return with_gradients(kept, layers, checkpointing=checkpointing)
+
+
+def kept_bytes(policy: Policy, checkpointing: bool) -> float:
+    """Bytes that each further token of a row leaves to the backward pass."""
     sizes = (16, 48)
     kept = [_saved(policy, size, checkpointing) for size in sizes]
-    slope = (kept[1] - kept[0]) / (sizes[1] - sizes[0])
-    layers = policy.model.config.get_text_config().num_hidden_layers
+    return (kept[1] - kept[0]) / (sizes[1] - sizes[0])
+
+
+def with_gradients(kept: Mapping[bool, float], layers: int, *, checkpointing: bool) -> int:
+    """Bytes of a token in a model of so many layers: those that it keeps, by whether layers are computed again, and the gradients
+    of the layer that the backward pass is in.
+    """
     if not checkpointing:
-        return int(slope * (1 + 1 / layers))
-    whole = [_saved(policy, size, False) for size in sizes]
-    # One layer at a time is computed again, and its gradients are held with it.
-    return int(slope + 2 * (whole[1] - whole[0]) / (sizes[1] - sizes[0]) / layers)
+        return int(kept[False] * (1 + 1 / layers))
+    # one layer at a time is computed again, and its gradients are held with it
+    return int(kept[True] + 2 * kept[False] / layers)
 
 
 def _saved(policy: Policy, size: int, checkpointing: bool) -> int:

@@ -8,7 +8,7 @@ memory, never tokens or gradients, so `auto` may choose them by the memory that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memo
 from slimrl.machine.ranks import ranks_here
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.quantized import quantized_layers
-from slimrl.preflight.activations import activation_bytes
+from slimrl.preflight.activations import activation_bytes, with_gradients
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
@@ -45,6 +45,26 @@ DECODE_COPIES = 3
 """Logits, probabilities, and one temporary."""
 
 
+CUDA_CONTEXT = 2**29
+"""Bytes of a GPU that CUDA takes for itself, about."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """GPUs that a plan is made for without them."""
+
+    count: int
+    gib: float
+    """Memory of each."""
+    kept: Mapping[bool, float]
+    """Bytes that a token of the whole model leaves to the backward pass, by whether layers are computed again."""
+
+    @property
+    def budget(self) -> int:
+        """Bytes of each that a plan may take."""
+        return int(SHARE * (self.gib * 2**30 - CUDA_CONTEXT))
+
+
 class Call(NamedTuple):
     """The largest call of the sampler."""
 
@@ -52,6 +72,8 @@ class Call(NamedTuple):
     """Tokens."""
     rows: int
     """Completions: of a step, or all of an evaluation."""
+    devices: Devices | None = None
+    """Those that the plan is for; None for the one that holds the policy."""
 
 
 def plan_memory(
@@ -68,7 +90,7 @@ def plan_memory(
     Without `training` there is no update, and the plan has no micro-batches. A run that is resumed has `kept` its sizes. A
     `teacher`, which is loaded already, is the reference.
     """
-    longest_prompt, rows = call
+    longest_prompt, rows, devices = call
     slots, tokens = config.rollout.slots, config.optimizer.microbatch_tokens
     recompute = config.optimizer.activation_checkpointing
     if kept is not None:
@@ -84,10 +106,12 @@ def plan_memory(
     ways = {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]
     compared = teacher or policy
     beside = LAYER_COPIES * _widest(compared) * compared.model.dtype.itemsize
-    activations = {again: activation_bytes(policy, checkpointing=again) for again in ways} if training else {}
+    activations = {again: _token_bytes(policy, devices, again) for again in ways} if training else {}
     if teacher is not None:
         activations = {again: token_bytes + beside for again, token_bytes in activations.items()}
-    fixed = replace(_fixed_parts(policy, config, training, teacher), loss_tokens=loss_tokens, pass_bytes=beside)
+    fixed = replace(
+        _fixed_parts(policy, config, training, teacher, devices), loss_tokens=loss_tokens, pass_bytes=beside
+    )
     if not training:
         return _choose_slots(fixed, policy, config, slots, longest_prompt, rows)
     if fixed.cache_stays:
@@ -106,6 +130,13 @@ def plan_memory(
         if estimate.fits:
             break
     return estimate
+
+
+def _token_bytes(policy: Policy, devices: Devices | None, checkpointing: bool) -> int:
+    if devices is None:
+        return activation_bytes(policy, checkpointing=checkpointing)
+    layers = policy.model.config.get_text_config().num_hidden_layers
+    return with_gradients(devices.kept, layers, checkpointing=checkpointing)
 
 
 def _choose_sizes(
@@ -152,7 +183,9 @@ def _choose_tokens(
     return estimate
 
 
-def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Policy | None) -> MemoryEstimate:
+def _fixed_parts(
+    policy: Policy, config: RootConfig, training: bool, teacher: Policy | None, devices: Devices | None
+) -> MemoryEstimate:
     """The parts that slots and micro-batches have no influence on."""
     cost, device, model = cost_of(policy), policy.device, policy.model
     parameters = sum(p.numel() for p in policy.trainable.values())
@@ -165,10 +198,7 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Po
         loaded += reference
     elif algorithm and algorithm.kl_coef:
         reference = _copied_bytes(model)
-    used = used_memory(device)
-    budget = int(SHARE * free_memory(device)) + used
-    if config.memory_share < 1:  # of all memory, so that the use by others at this moment decides nothing
-        budget = int(SHARE * config.memory_share * total_memory(device))
+    used, budget = (0, devices.budget) if devices is not None else _room(device, config.memory_share)
     return MemoryEstimate(
         process=max(0, used - loaded) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
@@ -183,12 +213,20 @@ def _fixed_parts(policy: Policy, config: RootConfig, training: bool, teacher: Po
         loss_tokens=0,
         head_bytes=_head_bytes(policy, algorithm),
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
-        cache_stays=device.type == "cuda",
+        cache_stays=devices is not None or device.type == "cuda",
         blocks_given_back=False,
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
     )
+
+
+def _room(device: torch.device, share: float) -> tuple[int, int]:
+    """Bytes that this process uses, and those that it may use in all."""
+    used = used_memory(device)
+    if share < 1:  # of all memory, so that the use by others at this moment decides nothing
+        return used, int(SHARE * share * total_memory(device))
+    return used, int(SHARE * free_memory(device)) + used
 
 
 def _gradient_bytes(policy: Policy) -> int:

@@ -1,0 +1,48 @@
+"""The memory of a run on GPUs that are not here: a row for the settings as they are, and for each that saves memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slimrl.preflight.estimate import GIB, MemoryEstimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slimrl.preflight.elsewhere import FleetPlan
+
+HEADER = f"{'GiB of each GPU':<23}{'peak':>5}{'model':>6}{'optimizer':>10}{'update':>7}{'rollout':>8}{'tokens':>9}"
+
+
+def show_fleet(console: Console, plan: FleetPlan) -> None:
+    """Print the plan in 80 columns."""
+    room = next(iter(plan.estimates.values())).free
+    millions = plan.parameters / 1e6
+    size = f"{millions:,.0f}" if millions >= 10 else f"{millions:.2g}"
+    console.print(
+        f"{plan.model}, {size} million parameters in {plan.dtype}, on {plan.devices} x {plan.gib:g} GiB, "
+        f"of which a run takes {room / GIB:.1f} at most; {plan.rows} completions a step, prompts of {plan.prompt} and "
+        f"completions of {plan.new_tokens} tokens"
+    )
+    console.print(HEADER, style="dim")
+    for name, found in plan.estimates.items():
+        console.print(f"{name:<23}{_row(found)}", soft_wrap=True)
+    console.print(
+        "model: weights and reference; update: gradients, activations and logits of a micro-batch of so many tokens. "
+        "Computed from config.json, not measured.",
+        style="dim",
+    )
+
+
+def _row(found: MemoryEstimate) -> str:
+    parts = (
+        (found.peak, 5),
+        (found.weights + found.reference, 6),
+        (found.masters + found.moments, 10),
+        (found.gradients + found.activations + found.head, 7),
+        (found.cache + found.sampling, 8),
+    )
+    verdict = "too large" if not found.fits else "recomputed" if found.plan.recompute else "fits"
+    return (
+        "".join(f"{size / GIB:>{width}.1f}" for size, width in parts) + f"{found.plan.microbatch_tokens:>9,} {verdict}"
+    )

@@ -1,0 +1,197 @@
+"""The memory plan of a run on GPUs that are not here, from a model's config.json alone: no weights, no data, no GPU.
+
+Weights are counted on the model without storage (torch's meta device). The bytes that a token leaves to the backward pass are
+counted on two cuts of it with few layers and a small vocabulary, and carried on to all layers: they grow by the same number with
+each repetition of the pattern of layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from slimrl.config.defaults import choose
+from slimrl.config.files import with_chosen
+from slimrl.config.schema import TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.kernels.native import paused
+from slimrl.learner.recompute import can_checkpoint
+from slimrl.model.architecture import context_of, freeze_towers
+from slimrl.model.head import Head
+from slimrl.model.loading import resolve, unusable
+from slimrl.model.lora import add_adapter
+from slimrl.model.policy import Policy
+from slimrl.model.probe import install_hook
+from slimrl.preflight.activations import kept_bytes
+from slimrl.preflight.estimate import MemoryEstimate
+from slimrl.preflight.memory import Call, Devices, plan_memory
+
+PROMPT = 512
+"""Tokens of the longest prompt that a plan reckons with, since it reads no data."""
+VOCABULARY = 512
+"""Of the cuts."""
+AS_SET = "as set"
+TRIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "optimizer.sharded=true": {"optimizer": {"sharded": True}},
+    "model.lora.rank=16": {"model": {"lora": {"rank": 16}}},
+}
+"""Settings that lower the memory of a device, which a plan is made with too."""
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """Plans of one run with several settings, for each of some devices."""
+
+    model: str
+    """Class of the model."""
+    parameters: int
+    dtype: str
+    devices: int
+    gib: float
+    """Memory of each device."""
+    prompt: int
+    """Tokens of the longest prompt reckoned with."""
+    new_tokens: int
+    rows: int
+    """Completions of a step, on all devices."""
+    estimates: Mapping[str, MemoryEstimate]
+    """Memory of one device, by the settings that are added."""
+
+    def table(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(replace(self, estimates={})) | {
+            "estimates": {name: estimate.table() for name, estimate in self.estimates.items()}
+        }
+
+
+def read_devices(text: str) -> tuple[int, float]:
+    """`8x80` -> 8 devices of 80 GiB; raises SettingsError for another form."""
+    found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text.strip().lower())
+    if found is None or int(found[1]) < 1 or float(found[2]) < 1:
+        raise SettingsError(f"--devices {text} is not COUNTxGIB; write 8x80 for eight GPUs of 80 GiB")
+    return int(found[1]), float(found[2])
+
+
+def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
+    """The plan for `count` devices of `gib` GiB, with the settings as they are and with each of `TRIED` that changes something.
+
+    Raises SettingsError for packed weights and for a teacher, and what `load_policy` raises for a model that cannot be read.
+    """
+    if config.model.quantize != "none":
+        raise SettingsError(f"--devices has no plan for model.quantize={config.model.quantize}; leave one of them out")
+    if config.algorithm.reference:
+        raise SettingsError(
+            f"--devices has no plan for another model as algorithm.reference={config.algorithm.reference}; leave one of them out"
+        )
+    config = config.model_copy(update={"devices": count})
+    dtype = torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    saved = _read_config(config)
+    whole = shape_of(config, saved, dtype)
+    chosen = choose(
+        config,
+        parameters=whole.parameters,
+        adapter=whole.lora is not None,
+        context=whole.context,
+        longest_prompt=lambda: PROMPT,
+        longest_solution=lambda: 0,
+    )
+    config = with_chosen(config, chosen.values)
+    estimates = {}
+    for name, more in {AS_SET: {}, **TRIED}.items():
+        tried = with_sections(config, more)
+        if name != AS_SET and (tried == config or config.model.lora.rank or (count == 1 and "sharded" in name)):
+            continue
+        estimates[name] = _estimate(tried, saved, dtype, count, gib)
+    return FleetPlan(
+        model=type(whole.model).__name__,
+        parameters=whole.parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        devices=count,
+        gib=gib,
+        prompt=PROMPT,
+        new_tokens=config.rollout.budget,
+        rows=config.rollout.problems * config.rollout.group_size,
+        estimates=estimates,
+    )
+
+
+def with_sections(config: TrainConfig, sections: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """The settings with some others, by section."""
+    table = config.model_dump()
+    for section, values in sections.items():
+        for key, value in values.items():
+            table[section][key] = {**table[section][key], **value} if isinstance(value, Mapping) else value
+    return TrainConfig.model_validate(table)
+
+
+def _estimate(config: TrainConfig, saved: Any, dtype: torch.dtype, count: int, gib: float) -> MemoryEstimate:
+    cuts = [cut_of(config, saved, dtype, times) for times in (1, 2)]
+    layers = saved.get_text_config().num_hidden_layers
+    policy = shape_of(config, saved, dtype)
+    pattern = cuts[0].attention
+    policy = replace(policy, attention=tuple(pattern[i % len(pattern)] for i in range(layers)))
+    kept = {
+        again: _carried_on(cuts, layers, again) for again in (False, True) if not again or can_checkpoint(policy.model)
+    }
+    evaluation = config.evaluation.problems * (config.evaluation.samples + config.evaluation.greedy)
+    rows = max(config.rollout.problems * config.rollout.group_size, evaluation)
+    prompt = min(PROMPT, max(1, policy.context - config.rollout.budget))
+    call = Call(prompt, -(-rows // count), Devices(count, gib, kept))
+    return plan_memory(policy, config, call, training=True)
+
+
+def _carried_on(cuts: list[Policy], layers: int, again: bool) -> float:
+    with paused():  # a GPU has none of the kernels of a CPU
+        few, more = (kept_bytes(cut, again) for cut in cuts)
+    first, second = (len(cut.attention) for cut in cuts)
+    return few + (more - few) * (layers - first) / (second - first)
+
+
+def _read_config(config: TrainConfig) -> Any:
+    path, source = resolve(config.model.path), {"trust_remote_code": config.model.trust_remote_code}
+    try:
+        return AutoConfig.from_pretrained(path, revision=config.model.revision, **source)
+    except Exception as error:
+        raise unusable(config.model, path, "", error) from error
+
+
+def shape_of(config: TrainConfig, saved: Any, dtype: torch.dtype) -> Policy:
+    """The whole model without storage; its attention is not known."""
+    with torch.device("meta"):
+        model = _made(saved, dtype)
+    return _policy(config, model)
+
+
+def cut_of(config: TrainConfig, saved: Any, dtype: torch.dtype, times: int) -> Policy:
+    """The model with so many repetitions of its pattern of layers, and with a small vocabulary."""
+    cut = copy.deepcopy(saved)
+    text = cut.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or ["full"] * text.num_hidden_layers)
+    period = next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = times * period, VOCABULARY, None
+    if getattr(text, "layer_types", None):
+        text.layer_types = (kinds[:period] * times)[: times * period]
+    policy = _policy(config, _made(cut, dtype).eval())
+    return replace(policy, attention=install_hook(policy))
+
+
+def _made(saved: Any, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(saved, dtype=dtype, attn_implementation="eager")
+    freeze_towers(model)
+    return model
+
+
+def _policy(config: TrainConfig, model: PreTrainedModel) -> Policy:
+    text = model.config.get_text_config()
+    lora = None
+    if config.model.lora.rank:
+        lora = add_adapter(model, config.model.lora, base=resolve(config.model.path), seed=0)
+    head = Head(model.get_output_embeddings(), float(getattr(text, "final_logit_softcapping", None) or 0.0))
+    return Policy(model=model, tokenizer=None, head=head, stop_ids=(), pad_id=0, context=context_of(text)[0], lora=lora)
