@@ -58,7 +58,8 @@ def fault(checker: Checker, answer: str) -> str:
     if checker == "numeric" and parse_number(answer) is None:
         return f"answer {shown} is not one number; set task.checker={fitting_checker([answer])}, or correct the answer"
     if checker == "choice" and not letter(answer):
-        return f"answer {shown} is not the letter of an option; set task.checker=exact, or correct the answer"
+        way_out = "set task.checker=exact, or name the column of the options in task.columns.choices"
+        return f"answer {shown} is not the letter of an option; {way_out}"
     return pattern_fault(answer) if checker == "regex" else ""
 
 
