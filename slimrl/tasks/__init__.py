@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.records import Problem, Rejected, right_answers
+from slimrl.records import Problem, Rejected
 from slimrl.tasks.answers import Grade, Grader
-from slimrl.tasks.checkers import fault
+from slimrl.tasks.checkers import answer_fault
 from slimrl.tasks.rates import Rate, rated
 from slimrl.tasks.shuffled import Shuffled
 from slimrl.tasks.styles import STYLES, Style
-from slimrl.terms import Answers, Checker
+from slimrl.terms import Answers
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def load_task(
     else:
 
         def encode_row(problem: Problem) -> None:
-            if found := _fault(config.checker, problem.answer):
+            formed = config.checker in ("choice", "regex") and problem.answer
+            if formed and (found := answer_fault(config.checker, problem.answer)):
                 raise DataError(found)
             encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
 
@@ -131,14 +132,6 @@ def load_task(
         tuple(notes),
         rates,
     )
-
-
-def _fault(checker: Checker, answer: str) -> str:
-    """The reason why no completion could match an answer of a row, for the checkers whose answers have one form."""
-    if checker not in ("choice", "regex") or not answer:
-        return ""
-    faults = [fault(checker, one) for one in right_answers(answer)]
-    return next(filter(None, faults), "") if checker == "regex" or all(faults) else ""
 
 
 def _demonstration(problem: Problem, style: Style) -> str:

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 import slimrl
+from slimrl.api import verbs
+from slimrl.api.measuring import measuring_settings
 from slimrl.api.screen import SECONDS, Brief
+from slimrl.config.schema import EvalConfig
+from slimrl.config.sections import TaskConfig
+from slimrl.results import SplitEvaluation
 from tests.api.conftest import SMALL
 from tests.api.test_runs import ROWS, command
 
@@ -38,6 +43,65 @@ def test_every_row_is_measured_and_every_reward(
     assert len(slimrl.evaluate("builtin", ROWS, limit=7, quiet=True).test.by_problem("greedy")) == 7
     with pytest.raises(slimrl.DataError, match=r"^data\[1\]: the row has no field"):
         slimrl.evaluate("builtin", [ROWS[0], {"answer": 3}, ROWS[1]], quiet=True)
+
+
+DATA_OF_A_RUN: dict[str, Any] = {
+    "subset": "main", "split": "all", "test_split": "validation", "test_path": "b.jsonl", "checker": "choice",
+    "columns": {"question": "ask", "choices": "c"}, "on_bad_row": "skip", "answers": "shuffled", "rates": "r.jsonl",
+    "success_rate": [0.1, 0.9],
+}  # fmt: skip
+"""Settings of a task that are of its data; those left go with the model."""
+FORM_OF_A_RUN: dict[str, Any] = {
+    "style": "boxed", "instruction": "Think.", "template": "plain", "template_arguments": {"enable_thinking": False}, "date": "2026-01-05",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["rows", "file", "hub"])
+def test_the_settings_of_a_run_s_data_are_not_those_of_other_data(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {*DATA_OF_A_RUN, *FORM_OF_A_RUN, "name", "path", "arithmetic"} == {*TaskConfig.model_fields}
+    run = tmp_path / "run"
+    run.mkdir()
+    task = {"path": "owner/name", **DATA_OF_A_RUN, **FORM_OF_A_RUN}
+    (run / "config.yaml").write_text(json.dumps({"task": task, "rollout": {"max_new_tokens": 99}}))
+    (run / "run.json").write_text('{"chosen": {"rollout.max_new_tokens": 99}}')
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    given: Any = {"rows": ROWS, "file": tmp_path / "rows.jsonl", "hub": "owner/other"}[data]
+    measured: list[EvalConfig] = []
+
+    def measure(_model: str, config: EvalConfig, *_: Any, **_more: Any) -> slimrl.Evaluation:
+        measured.append(config)
+        return slimrl.Evaluation(0, SplitEvaluation(()), SplitEvaluation(()))
+
+    monkeypatch.setattr(verbs, "evaluation_of", measure)
+    slimrl.evaluate(str(run), given, task={"on_bad_row": "skip"}, quiet=True)
+    (config,) = measured
+    own = {"path", "test_path", "on_bad_row", "name"}
+    for key in {*DATA_OF_A_RUN} - own:
+        assert getattr(config.task, key) == getattr(TaskConfig(), key), key
+    assert {key: getattr(config.task, key) for key in FORM_OF_A_RUN} == FORM_OF_A_RUN
+    assert (config.task.name, config.task.on_bad_row) == ("jsonl", "skip"), "what is given beside the data stays"
+    assert config.task.test_path == ("owner/other" if data == "hub" else "")
+    assert config.rollout.max_new_tokens == "auto", "it was chosen for the other data"
+    assert measuring_settings(str(run), {}).task.columns.question == "ask", "the run's own data"
+
+
+def test_answers_that_no_completion_can_match_are_said(
+    finished: slimrl.Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"Is {i} even?", "answer": ["yes", "no"][i % 2]} for i in range(6)]
+    refused = (
+        "none of the 6 held-out answers can be matched by any completion: answer '(yes|no)' is not one number; set task"
+    )
+    with pytest.raises(slimrl.DataError, match=refused):
+        slimrl.evaluate(finished, rows, quiet=True)
+    mixed = [*rows, *ROWS]
+    slimrl.evaluate(finished, mixed, **FEW)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "6 of the 31 held-out answers cannot be matched by any completion: answer '" in said
+    slimrl.evaluate(finished, mixed, task={"checker": "exact"}, **FEW)
+    assert "matched" not in capsys.readouterr().err
 
 
 def test_a_function_of_the_program_is_named_where_it_is_not_measured(
