@@ -39,8 +39,9 @@ class CustomReward(Section):
     """Lowest value it can return; without it none is too low."""
     high: float | None = None
     """Highest value it can return, which gold answers must earn; without it none is too high, and they are only tried."""
-    completions: CompletionForm = "text"
-    """The form of a completion: strings or, as TRL's conversational data sets, lists of {"role", "content"}."""
+    completions: CompletionForm = "auto"
+    """The form of a completion: strings or, as TRL's conversational data sets, lists of {"role", "content"}. `auto`: messages
+    where the function annotates its parameter `completions` so, as TRL's do, else strings."""
     arguments: dict[str, Any] | None = None
     """Of a function that makes the reward function: it is called with these, once, and what it returns is the reward."""
 
