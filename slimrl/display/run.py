@@ -22,6 +22,7 @@ from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
 from slimrl.display.console import on_stderr
+from slimrl.display.measures import unscored_note
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
@@ -213,8 +214,8 @@ class Display:
                 f"{_thinking(s)}{_doubts(s)}{_rewards(s)}",
                 "cyan",
             )
-            if reason := next((row.unscorable for row in evaluation.splits[split].rows if row.unscorable), ""):
-                self.note(f"held-out completions ({name}) without a score: {reason}", "warning", "yellow")
+            if unscored := unscored_note(name, evaluation, split):
+                self.note(unscored, "warning", "yellow")
             if s["truncated"] > 0.5:
                 self.note(f"most completions ({name}) were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 

@@ -17,6 +17,7 @@ from slimrl.config.sections import TaskConfig
 from slimrl.results import SplitEvaluation
 from tests.api.conftest import SMALL
 from tests.api.test_runs import ROWS, command
+from tests.judges import serving
 
 FEW = {"evaluation": {"problems": 4, "harder_problems": 0, "greedy": False}}
 
@@ -159,3 +160,43 @@ def test_the_brief_screen_says_little(capsys: pytest.CaptureFixture[str], finish
     assert lines[:3] == ["step 1/50, reward 0.250, 4m05s left", "step 50/50, reward 0.250, 0s left", "note: once"]
     assert lines[3].startswith("held out (test) after step 0: ")
     assert lines[4:] == ["a\\x1b[2Jb"]
+
+
+REFUSALS: dict[str, tuple[Any, str]] = {
+    "a wrong model": (
+        (404, {}, b'{"error": "no model nope"}'),
+        """was answered 404 Not Found by its judge ({"error": "no model nope"}); correct endpoint, model or api_key_env of rewards.judge.q""",
+    ),
+    "a wrong key": ((401, {}, b""), "was answered 401 Unauthorized by its judge; correct endpoint, model or api_key_env of rewards.judge.q"),
+    "no score": ("I like it.", "ask for a last line like Score: 7 in rewards.judge.q.prompt, or set its pattern"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [0.5, 0])
+@pytest.mark.parametrize("what", REFUSALS)
+@pytest.mark.parametrize("command_line", [True, False])
+def test_a_judge_that_gives_no_score_is_told_once_with_the_way_out(
+    what: str, weight: float, command_line: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply, way_out = REFUSALS[what]
+    with serving(lambda *_: reply) as server:
+        judge = {
+            "endpoint": server.endpoint,
+            "model": "nope",
+            "prompt": "{completion}",
+            "low": 0,
+            "high": 1,
+            "weight": weight,
+        }
+        rewards: dict[str, Any] = {"judge": {"q": judge | {"cache": str(tmp_path / "cache"), "retries": 0}}}
+        rewards |= {} if weight else {"watched": ["q"]}
+        if command_line:
+            few = ("evaluation.problems=4", "evaluation.harder_problems=0", "evaluation.greedy=false")
+            (tmp_path / "judge.yaml").write_text(json.dumps({"rewards": rewards}))
+            said = command(tmp_path, "eval", "builtin", "judge.yaml", *few).stderr
+        else:
+            slimrl.evaluate("builtin", **FEW, **{f"rewards.{key}": value for key, value in rewards.items()})
+            said = capsys.readouterr().err
+    said = " ".join(said.split())
+    assert said.count("warning: 4 of 4 held-out completions (test) without a score: reward q ") == 1
+    assert said.count(way_out) == 1
