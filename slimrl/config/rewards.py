@@ -138,6 +138,15 @@ class RewardsConfig(Section):
             )
 
     @property
+    def payment(self) -> "RewardsConfig":
+        """These settings without those that change nothing of what is paid: rewards of weight 0, `watched`, `workers`."""
+        left = {
+            "custom": {spec: custom for spec, custom in self.custom.items() if custom.weight},
+            "judge": {name: judge for name, judge in self.judge.items() if judge.weight},
+        }
+        return self.model_copy(update={**left, "watched": [], "workers": RewardsConfig.model_fields["workers"].default})
+
+    @property
     def of_the_program(self) -> tuple[str, ...]:
         """The user's own functions that only the program which called SlimRL can call, as `__main__:function`."""
         return tuple(spec for spec in self.custom if is_programs(spec))
