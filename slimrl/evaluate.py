@@ -20,6 +20,8 @@ from slimrl.preflight.thinking import thinking_tokens
 from slimrl.records import Completion, Group, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
 from slimrl.rewards import declared_bounds as declared_bounds
+from slimrl.rewards.judge import Judge
+from slimrl.rewards.reward import Reward
 from slimrl.rewards.scoring import Sampled
 from slimrl.tasks import independent
 from slimrl.tasks.votes import votes
@@ -69,7 +71,19 @@ def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> E
     bounds = bounds_of(setup)
     rest = iter(found)
     splits = (islice(rest, len(split)) for split in (setup.held_out, setup.harder, setup.twins))
-    return Evaluation(step, *(_split([*split], bounds) for split in splits))
+    test, harder, twins = (_split([*split], bounds) for split in splits)
+    return Evaluation(step, test, harder, twins, _ways_out(setup.rewards))
+
+
+def _ways_out(rewards: Sequence[Reward]) -> dict[str, str]:
+    """By the reason of completions without a score: the words of the judge that gave none, and what to change."""
+    judges = {reward.name: reward.function for reward in rewards if isinstance(reward.function, Judge)}
+    failures = {name: judge.failure for name, judge in judges.items()}
+    return {
+        f"reward {name} {failure.reason}": f"{f' ({failure.where})' if failure.where else ''}; {failure.remedy}"
+        for name, failure in failures.items()
+        if failure.remedy
+    }
 
 
 def bounds_of(setup: Setup[Any]) -> Mapping[str, Bounds]:

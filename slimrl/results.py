@@ -199,6 +199,8 @@ class Evaluation:
     """Without rows where the task has no harder split."""
     twins: SplitEvaluation = SplitEvaluation(())
     """Test problems with other numbers, each with its original's id and TWIN; without rows unless they are asked for."""
+    ways_out: Mapping[str, str] = field(default_factory=dict)
+    """The end of a sentence on completions without a score, by the reason, where a reward knows what to change."""
 
     def __repr__(self) -> str:
         found = [

@@ -13,7 +13,7 @@ Answers = Literal["needed", "all_or_none", "unneeded"]
 """Of a user's own rows: every row needs one; all may lack one, as where accuracy is measured if it can be; any row may."""
 
 # rewards
-CompletionForm = Literal["text", "messages"]
+CompletionForm = Literal["auto", "text", "messages"]
 
 # advantages
 GroupBaseline = Literal["group_mean", "leave_one_out", "none"]

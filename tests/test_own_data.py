@@ -115,7 +115,12 @@ TEXTS: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
         "exact", "answer", [{"question": f"Is {i} even?", "answer": ["yes", "no"][i % 2]} for i in range(COUNT)],
         "only the final answer",
     ),
+    "BoolQ": (
+        "choice", "answer", [{"question": f"is {i} even", "passage": "Of numbers.", "answer": i % 2 == 0} for i in range(COUNT)],
+        "only the letter of the right option",
+    ),
 }  # fmt: skip
+OPTIONS = {"multiple choice": "\nA. red\nB. green\n", "yes or no": "Is", "BoolQ": "\nA. yes\nB. no"}
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -136,7 +141,8 @@ def test_answers_that_are_no_numbers_work_end_to_end(tiny_folder: Path, tmp_path
     setup = training.setup
     (shown, question) = setup.task.messages(setup.task.train[0])
     assert instruction in shown["content"]
-    assert ("\nA. red\nB. green\n" in question["content"]) == (checker == "choice")
+    assert OPTIONS[kind] in question["content"]
+    assert ("A. " in question["content"]) == (checker == "choice")
     summary = train(config, Display(quiet=True))
     assert (summary.steps, summary.after["n"]) == (1, 1)
     for problem in setup.task.test:

@@ -107,7 +107,11 @@ def test_the_columns_of_the_page_are_passed() -> None:
 def test_trl_s_functions_of_the_page(tmp_path: Path) -> None:
     (settings,) = (text for text in SETTINGS if "trl.rewards" in text)
     config = written(tmp_path, settings).rewards
-    assert [custom.completions for custom in config.custom.values()] == ["messages", "messages", "text"]
+    assert [(custom.weight, custom.completions) for custom in config.custom.values()] == [
+        (0.2, "auto"),
+        (1, "auto"),
+        (1, "auto"),
+    ]
     pytest.importorskip("trl.rewards", reason="trl is not installed")
     assert list(group_of(config, tmp_path).rollouts[0].scores) == [spec.rpartition(":")[2] for spec in config.custom]
 

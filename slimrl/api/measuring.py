@@ -69,11 +69,11 @@ def measuring_base(
 
 
 def measuring_settings(
-    model: str, settings: Mapping[str, Any], task: str | None = None, *, like: str | None = None
+    model: str, settings: Mapping[str, Any], task: str | None = None, *, other_data: bool = False
 ) -> EvalConfig:
     """The settings to measure a model with, as `measuring_base` has them, and the user's own over them; raises SettingsError."""
     refuse_unread(dotted(settings), model)
-    return with_every_problem(build(EvalConfig, merge(measuring_base(model, task, like=like), settings)))
+    return with_every_problem(build(EvalConfig, merge(measuring_base(model, task, other_data=other_data), settings)))
 
 
 def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
@@ -135,6 +135,7 @@ def evaluations(
     training problems too, up to so many in all.
     """
     from slimrl.evaluate import evaluate
+    from slimrl.preflight.payment import unmatched
     from slimrl.preflight.setup import prepare_measuring
     from slimrl.runs.directory import steps_taken
 
@@ -144,7 +145,8 @@ def evaluations(
         policy, known = setup.policy, config.model
         if whole:
             setup = replace(setup, held_out=(*setup.held_out, *setup.task.train)[:whole])
-        for note in setup.notes:
+        hopeless = [] if config.task.name == "arithmetic" else unmatched(setup.measured, config.task.checker)
+        for note in (*setup.notes, *hopeless):
             view.note(note)
         try:
             with setup.scorer or nullcontext():

@@ -82,11 +82,15 @@ class Brief:
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """A line per split."""
+        from slimrl.display.measures import unscored_note
+
         for split, s in evaluation.summaries().items():
             self.say(
                 f"held out ({split}) after step {evaluation.step}: {percent(s['accuracy'])} % "
                 f"[{percent(s['low'])}, {percent(s['high'])}]"
             )
+            if unscored := unscored_note(split, evaluation, split):
+                self.note(unscored, "warning")
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float], collected: Collected, task: Task) -> None:  # noqa: ARG002
         """A line for the last step, and at most every SECONDS one for another."""

@@ -89,7 +89,7 @@ def _evaluation(
     with _measured_data(data) as (task, section, whole), guest(), offering(rewards.functions):
         given = {"task": section, "rewards": rewards.settings, "evaluation": {"problems": ALL} if whole else {}}
         more = merge({name: values for name, values in given.items() if values}, settings)
-        config = _limited(measuring_settings(model, more, task), limit)
+        config = _limited(measuring_settings(model, more, task, other_data="path" in section), limit)
         screen = open_screen(config, quiet=quiet)
         for note in rewards.notes:
             screen.note(note)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from slimrl.config.schema import EvalConfig
 
 
+ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of files of data."""
+
+
 def by_name(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
     """The callback of an argument: every `@name` of a recipe or a study becomes its file."""
 
@@ -152,6 +156,10 @@ def task_named(task: str) -> tuple[str, bool]:
     from slimrl.config.files import read_yaml
 
     if not is_settings_file(task):
+        if Path(task).is_file() or Path(task.removesuffix(".gz")).suffix in ROWS:
+            raise SettingsError(
+                f"--task {task} is a file of rows; write task.path: {task} into a settings file, and give that"
+            )
         return task, False
     section = read_yaml(task).get("task")
     named = section if isinstance(section, dict) else {}

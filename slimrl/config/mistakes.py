@@ -25,6 +25,7 @@ WORDS = {
 """pydantic's names of types in plain words."""
 NAMED: dict[str, type[BaseModel]] = {"custom": CustomReward, "judge": JudgeReward}
 """Settings of the section rewards that are sections by a name of the user's."""
+_RATE = "task.success_rate (an interval of success rates, measured before the run by slimrl difficulty)"
 
 
 def distance(one: str, other: str) -> int:
@@ -70,6 +71,8 @@ def close_names(key: str, value: object = None, kind: type[BaseModel] | None = N
     kinds = (kind,) if kind else (TrainConfig, SftRunConfig)
     keys = list(dict.fromkeys(known for one in kinds for known in known_keys(one)))
     section, _, leaf = key.lower().replace("-", "_").rpartition(".")
+    if by_difficulty := _by_difficulty(key, value):
+        return f"; did you mean {by_difficulty}?"
     moved = [known for known in keys if known != key and known.rpartition(".")[2] == leaf]
     foreign = foreign_names.find(key)
     if foreign and not foreign.ours and not moved:
@@ -90,6 +93,19 @@ def close_names(key: str, value: object = None, kind: type[BaseModel] | None = N
     if not close and section:  # a name of ours with more behind it
         close = own.get(max((name for name in own if leaf.startswith(f"{name}_")), key=len, default=""))
     return f"; did you mean {close}?" if close else ""
+
+
+def _by_difficulty(key: str, value: object) -> str:
+    """The settings that a choice of problems by their difficulty may mean; empty for other names.
+
+    Numbers are rates. Words are a column, which is found by its name.
+    """
+    words = {word for part in key.lower().replace("-", "_").split(".") for word in part.split("_")}
+    if "difficulty" not in words or "columns" in words or foreign_names.find(key):
+        return ""
+    if isinstance(value, str) and any(letter.isalpha() for letter in value):
+        return ""
+    return f"{_RATE} or task.columns.difficulty" if value is None else _RATE
 
 
 def sentence(kind: type[BaseModel], error: ValidationError, origin: str) -> str:

@@ -39,8 +39,9 @@ class CustomReward(Section):
     """Lowest value it can return; without it none is too low."""
     high: float | None = None
     """Highest value it can return, which gold answers must earn; without it none is too high, and they are only tried."""
-    completions: CompletionForm = "text"
-    """The form of a completion: strings or, as TRL's conversational data sets, lists of {"role", "content"}."""
+    completions: CompletionForm = "auto"
+    """The form of a completion: strings or, as TRL's conversational data sets, lists of {"role", "content"}. `auto`: messages
+    where the function annotates its parameter `completions` so, as TRL's do, else strings."""
     arguments: dict[str, Any] | None = None
     """Of a function that makes the reward function: it is called with these, once, and what it returns is the reward."""
 
@@ -135,6 +136,15 @@ class RewardsConfig(Section):
             raise ValueError(
                 f"rewards.overlong_buffer={self.overlong_buffer} exceeds rollout.max_new_tokens={max_new_tokens}; lower it"
             )
+
+    @property
+    def payment(self) -> "RewardsConfig":
+        """These settings without those that change nothing of what is paid: rewards of weight 0, `watched`, `workers`."""
+        left = {
+            "custom": {spec: custom for spec, custom in self.custom.items() if custom.weight},
+            "judge": {name: judge for name, judge in self.judge.items() if judge.weight},
+        }
+        return self.model_copy(update={**left, "watched": [], "workers": RewardsConfig.model_fields["workers"].default})
 
     @property
     def of_the_program(self) -> tuple[str, ...]:

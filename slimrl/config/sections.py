@@ -115,6 +115,8 @@ class ColumnsConfig(Section):
     """Column of a number, for `curriculum.order=easy_first`; `none` reads none."""
     choices: str = ""
     """Column of the options to choose from, which `task.checker=choice` writes below the question; `none` reads none."""
+    context: str = ""
+    """Column of a text that goes before the question, such as a passage; below it where the question is an `instruction`."""
 
 
 class TaskConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slimrl.measures import Paired
+from slimrl.results import Evaluation
 from slimrl.text import counted, percent, signed, visible
 
 NAMED = 3
@@ -21,6 +23,18 @@ MOST_BARS, BAR = 9, 40
 def say(console: Console, text: str, style: str = "") -> None:
     """A line in which nothing is read as markup."""
     console.print(Text(visible(text), style=style), soft_wrap=not console.is_terminal)
+
+
+def unscored_note(name: str, evaluation: Evaluation, split: str) -> str:
+    """A sentence on the completions of a split that have no score, with the way out where it is known; empty without any."""
+    rows = evaluation.splits[split].rows
+    reasons = Counter(row.unscorable for row in rows if row.unscorable)
+    if not reasons:
+        return ""
+    frequent = [reason for reason, _ in reasons.most_common()]
+    reason = next((one for one in frequent if one in evaluation.ways_out), frequent[0])
+    way_out = evaluation.ways_out.get(reason, "")
+    return f"{reasons.total():,} of {len(rows):,} held-out completions ({name}) without a score: {reason}{way_out}"
 
 
 def show_at_k(console: Console, name: str, measures: Mapping[str, Any]) -> None:

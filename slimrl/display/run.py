@@ -22,6 +22,7 @@ from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
 from slimrl.display.console import on_stderr
+from slimrl.display.measures import unscored_note
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
@@ -213,8 +214,8 @@ class Display:
                 f"{_thinking(s)}{_doubts(s)}{_rewards(s)}",
                 "cyan",
             )
-            if reason := next((row.unscorable for row in evaluation.splits[split].rows if row.unscorable), ""):
-                self.note(f"held-out completions ({name}) without a score: {reason}", "warning", "yellow")
+            if unscored := unscored_note(name, evaluation, split):
+                self.note(unscored, "warning", "yellow")
             if s["truncated"] > 0.5:
                 self.note(f"most completions ({name}) were cut off; raise rollout.max_new_tokens", "warning", "yellow")
 
@@ -280,10 +281,8 @@ class Display:
 
     def _held_out_tables(self, summary: TrainSummary) -> None:
         """Accuracies, shares and drops in %, and below them rewards in their own units."""
-        shares, rewards = (Table(box=None, pad_edge=False, padding=(0, 1, 0, 0)) for _ in range(2))
-        for table in (shares, rewards):
-            for title in ("", "before", "after", "paired change"):
-                table.add_column(title, no_wrap=bool(title), overflow="fold")
+        shares = _of_changes()
+        rewards: dict[str, Table] = {}
         ends = {"test": (summary.before, summary.after)}
         for split, both in (("harder", summary.harder), ("twins", summary.twins)):
             ends |= {split: (both["before"], both["after"])} if both else {}
@@ -293,15 +292,19 @@ class Display:
                 if "rewards/" in measure:
                     mode, name = "greedy" if measure.startswith("greedy") else "sampled", measure.partition("/")[2]
                     cells = (measured(end, measure, 1) for end in ends[split])
-                    rewards.add_row(Text(visible(f"{split}, {mode}, {name}")), *cells, _change(change, 1))
+                    table = rewards.setdefault(name, _of_changes(titled=False))
+                    table.add_row(f"  {split}, {mode}", *cells, _change(change, 1))
                 elif measure != "disputed" or before.get(measure) or after.get(measure):
                     cells = (measured(end, KEYS.get(measure, measure), 100) for end in ends[split])
                     shares.add_row(f"{split}, {NAMES.get(measure, measure)}", *cells, _change(change, 100))
         self.say("strict held-out accuracy in %, with 95 % intervals", "bold")
         self.console.print(shares)
-        if rewards.row_count:
+        if rewards:
             self.say("rewards held out, with 95 % intervals", "bold")
-            self.console.print(rewards)
+            self.console.print(_of_changes())
+        for name, table in rewards.items():
+            self.say(name)
+            self.console.print(table)
         for sentence in summary.findings:
             self.note(sentence, "finding", "yellow")
 
@@ -321,6 +324,15 @@ class Display:
         for title, body in (("question", question), ("completion", text)):
             self.say(f"{title}:\n" + textwrap.indent(body, "    ", lambda _: True), "dim")
         self.say(f"extracted {extracted!r}, gold {answer!r}, reward {reward:.2f}", "dim")
+
+
+def _of_changes(*, titled: bool = True) -> Table:
+    """An empty table of changes, whose columns stand below those of others."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=titled)
+    table.add_column("", min_width=15, overflow="fold")
+    for title in ("before", "after", "paired change"):
+        table.add_column(title, no_wrap=True, min_width=20, overflow="fold")
+    return table
 
 
 def _row(step: str, cells: Sequence[str], speed: str, left: str) -> str:

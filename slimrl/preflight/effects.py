@@ -32,8 +32,6 @@ SPEED_ONLY = (
 """Settings that change speed and memory, and numbers at most in their last bits."""
 SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
 """The same, unless the aggregation depends on the split into micro-batches."""
-UNPAID = ("rewards.workers", "rewards.watched")
-"""Settings of rewards that change nothing of what is paid."""
 WITHOUT_RATIO = tuple(name for name, surrogate in SURROGATES.items() if not surrogate.ratio)
 """Surrogates that take no importance ratio."""
 ON_RATIOS = [
@@ -318,7 +316,7 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
     Rule("confounded", "algorithm.kl_estimator", f"{K1_IS_FLAT}, so with it the KL penalty pulls nowhere",
          lambda pair: any(kl_in_loss(c.algorithm) and c.algorithm.kl_estimator == "k1" for c in pair.both)),
     Rule("reward", "rewards", "what is paid changes, so training rewards are not comparable",
-         lambda pair: any(key.startswith("rewards.") and key not in UNPAID for key in pair.changed)),
+         lambda pair: pair.reference.rewards.payment != pair.arm.rewards.payment),
     Rule("reward", "task.answers", "other answers count as right in training, so training rewards are not comparable"),
     Rule("reward", "curriculum",
          "what it is asked is chosen by difficulty or success, so training rewards are not comparable"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slimrl.config.rewards import RewardsConfig
 from slimrl.config.schema import TrainConfig
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 from slimrl.preflight.notes import gold_sentence
 from slimrl.records import Problem
 from slimrl.rewards import Reward, load_rewards
@@ -18,9 +18,10 @@ from slimrl.rewards.gold import GoldReport, Submit, check_gold
 from slimrl.rewards.loading import unloadable
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
-from slimrl.tasks.checkers import fitting_checker
+from slimrl.tasks.checkers import answer_fault, fitting_checker
 from slimrl.tasks.curriculum import ENDLESS
 from slimrl.tasks.numbers import parse_number
+from slimrl.terms import Checker
 from slimrl.text import visible
 
 GOLD_SAMPLE = 1000
@@ -34,6 +35,17 @@ def make_scorer(task: Task, config: RewardsConfig, budget: int, output: Path) ->
     workers = worker_count(config)
     rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
     return rewards, Scorer(task, rewards, config, max_new_tokens=budget, workers=workers, show=_shown)
+
+
+def unmatched(problems: Sequence[Problem], checker: Checker) -> list[str]:
+    """A note on held-out answers that no completion can match; raises DataError where that is true of all of them."""
+    answered = [problem for problem in problems if problem.answer]
+    faults = [reason for one in answered if (reason := answer_fault(checker, one.answer))]
+    if not faults:
+        return []
+    if len(faults) == len(answered):
+        raise DataError(f"none of the {len(faults)} held-out answers can be matched by any completion: {faults[0]}")
+    return [f"{len(faults)} of the {len(answered)} held-out answers cannot be matched by any completion: {faults[0]}"]
 
 
 def measurable(config: RewardsConfig) -> tuple[RewardsConfig, list[str]]:

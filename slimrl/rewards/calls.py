@@ -80,7 +80,7 @@ def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[An
     """The columns that a reward is called with, one value a completion; without `answer` or `solution` where the row has none."""
     problem, n = sampled.problem, len(sampled.texts)
     messages = task.messages(problem)
-    as_messages = reward.completions == "messages"
+    as_messages = reward.takes_messages
     own = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "difficulty")}
     if not problem.solution:  # the data may have its answers in a column of this name, as TRL's data sets do
         own["solution"] = problem.columns.get("solution", "")

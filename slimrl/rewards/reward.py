@@ -1,6 +1,7 @@
 """The record of a reward."""
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,9 @@ from slimrl.terms import CompletionForm
 
 FURTHER = ("trainer_state", "log_extra", "log_metric")
 """TRL's arguments beside the columns, which a function gets if it can take them."""
+_LIST = "(?:list|sequence|iterable|tuple)"
+_MESSAGES = re.compile(rf"{_LIST}\[{_LIST}\[(?:dict|mapping|\w*message)", re.IGNORECASE)
+"""A type of completions as chat messages, without the names of modules."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Reward:
     low: float | None
     high: float | None
     """Bounds before the weight; None: unknown."""
-    completions: CompletionForm = "text"
+    completions: CompletionForm = "auto"
     gold: float | None = None
     """The value that a gold answer earns, where it is not the better bound."""
     draws: bool = False
@@ -41,6 +45,19 @@ class Reward:
         if self.gold is not None:
             return self.gold
         return self.high if self.weight > 0 else self.low
+
+    @cached_property
+    def takes_messages(self) -> bool:
+        """True if a completion is a list of messages and not a text."""
+        if self.completions != "auto":
+            return self.completions == "messages"
+        try:
+            parameter = inspect.signature(self.function).parameters.get("completions")
+        except (TypeError, ValueError):
+            return False
+        annotation = "" if parameter is None else parameter.annotation
+        shape = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+        return bool(_MESSAGES.match(re.sub(r"\w+\.|\s", "", shape)))
 
     @cached_property
     def further(self) -> tuple[str, ...]:

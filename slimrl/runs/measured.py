@@ -71,4 +71,5 @@ def read_evaluation(run: Path, step: int, bounds: Mapping[str, Bounds] = {}) -> 
         return None
     if not splits["test"]:
         return None
-    return Evaluation(step, *(SplitEvaluation(tuple(rows), known) for rows in splits.values()))
+    test, harder, twins = (SplitEvaluation(tuple(rows), known) for rows in splits.values())
+    return Evaluation(step, test, harder, twins)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.records import Problem, Rejected, right_answers
+from slimrl.records import Problem, Rejected
 from slimrl.tasks.answers import Grade, Grader
-from slimrl.tasks.checkers import pattern_fault
+from slimrl.tasks.checkers import answer_fault
 from slimrl.tasks.rates import Rate, rated
 from slimrl.tasks.shuffled import Shuffled
 from slimrl.tasks.styles import STYLES, Style
@@ -102,8 +102,8 @@ def load_task(
     else:
 
         def encode_row(problem: Problem) -> None:
-            faults = map(pattern_fault, right_answers(problem.answer)) if config.checker == "regex" else ()
-            if found := next(filter(None, faults), ""):
+            formed = config.checker in ("choice", "regex") and problem.answer
+            if formed and (found := answer_fault(config.checker, problem.answer)):
                 raise DataError(found)
             encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
 

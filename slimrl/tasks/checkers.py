@@ -7,6 +7,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
+from slimrl.records import right_answers
 from slimrl.tasks.forms import choice
 from slimrl.tasks.latex import TEXT, unwrapped
 from slimrl.tasks.numbers import parse_number
@@ -58,8 +59,15 @@ def fault(checker: Checker, answer: str) -> str:
     if checker == "numeric" and parse_number(answer) is None:
         return f"answer {shown} is not one number; set task.checker={fitting_checker([answer])}, or correct the answer"
     if checker == "choice" and not letter(answer):
-        return f"answer {shown} is not the letter of an option; set task.checker=exact, or correct the answer"
+        way_out = "set task.checker=exact, or name the column of the options in task.columns.choices"
+        return f"answer {shown} is not the letter of an option; {way_out}"
     return pattern_fault(answer) if checker == "regex" else ""
+
+
+def answer_fault(checker: Checker, answer: str) -> str:
+    """As `fault`, of an answer that may be several: any bad pattern, and for other checkers only if no other can be right."""
+    faults = [fault(checker, one) for one in right_answers(answer)]
+    return next(filter(None, faults), "") if checker == "regex" or all(faults) else ""
 
 
 def pattern_fault(pattern: str) -> str:

@@ -11,6 +11,8 @@ from slimrl.tasks.rows import MISSING, Row, RowError, Spelled
 
 LETTERS = string.ascii_uppercase
 Counted = Literal["", "from 0", "from 1"]
+YES_NO = (("yes", "no"), ("true", "false"))
+"""Answers that are options themselves, where the rows have no others."""
 _LABEL = re.compile(r"\s*\(?[A-Za-z0-9][).:]\s*")
 
 
@@ -41,6 +43,29 @@ def options(row: Row, field: str) -> tuple[list[str], list[str]]:
 def listed(texts: list[str]) -> str:
     """The options as lines with letters, as they stand below the question."""
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
+
+
+def yes_or_no(values: Iterable[object], most: float) -> tuple[str, ...]:
+    """The pair of YES_NO of which at least this share of a column's answers are; empty where there is none.
+
+    A boolean is a word of either pair, and of the first where no word decides.
+    """
+    given = [value for value in values if value not in (MISSING, None, "")]
+    shares = [sum(isinstance(one, bool) or _word(one) in pair for one in given) for pair in YES_NO]
+    best = max(range(len(YES_NO)), key=shares.__getitem__)
+    return YES_NO[best] if given and shares[best] >= most * len(given) else ()
+
+
+def word_option(row: Row, given: str, pair: tuple[str, ...]) -> str:
+    """The letter of the answer among the options of `yes_or_no`; refuses a row with another answer."""
+    found = [pair.index(word) for word in map(_word, right_answers(given)) if word in pair]
+    if not found:
+        row.fail(f"the answer {given[:60]!r} is neither {pair[0]} nor {pair[1]}; correct it or remove the row")
+    return LETTERS[found[0]]
+
+
+def _word(value: object) -> str:
+    return value.strip().casefold() if isinstance(value, str) else ""
 
 
 def right_options(row: Row, field: str, given: str, *, choices: str, labels: list[str], texts: list[str]) -> str:

@@ -12,7 +12,16 @@ from typing import Literal
 from slimrl.config.sections import ColumnsConfig, TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem, Rejected
-from slimrl.tasks.choices import Counted, counted, counted_options, listed, options, right_options
+from slimrl.tasks.choices import (
+    Counted,
+    counted,
+    counted_options,
+    listed,
+    options,
+    right_options,
+    word_option,
+    yes_or_no,
+)
 from slimrl.tasks.formats import are_messages
 from slimrl.tasks.rows import MISSING, Row
 from slimrl.tasks.styles import last_box
@@ -33,6 +42,7 @@ ANSWER = (
 WORKED = ("solution", "output", "response", "completion")
 """Columns that hold the answer where none of ANSWER is there: alone, or at the end of a worked solution."""
 SOLUTION = ("solution", "reference_solution")
+INSTRUCTION = "instruction"
 CONTEXT = ("input", "context")
 """The column that continues the instruction of Alpaca's and Dolly's rows."""
 PASSAGES = (*CONTEXT, "passage", "paragraph", "article", "story")
@@ -60,6 +70,8 @@ class Layout:
     """A row may lack the answer."""
     counted: Counted = ""
     """Answers are indexes of the options."""
+    yes_no: tuple[str, ...] = ()
+    """Options that the rows have no column of, since the answers are these words."""
     unread: str = ""
     """A column that looks like a text to read and is in no prompt."""
     unknown: tuple[str, ...] = ()
@@ -69,7 +81,7 @@ class Layout:
     def note(self) -> str:
         """A sentence on the columns; empty where they have the names of our own."""
         usual = (self.question, self.answer) == ("question", "answer") and self.solution in ("", "solution")
-        if usual and not (self.choices or self.context or self.worked or self.unread):
+        if usual and not (self.choices or self.yes_no or self.context or self.worked or self.unread):
             return ""
         question = self.question + (f" and {self.context}" if self.context else "")
         answer = self.answer if self.answer != self.question else "the assistant's last message"
@@ -78,10 +90,11 @@ class Layout:
         found += [f"solution from {self.solution}"] if self.solution else []
         index = " by the answer's index, from 0" if self.counted == "from 0" else ""
         found += [f"options from {self.choices}{index}"] if self.choices else []
-        unread = (
-            f"; no prompt holds {self.unread}: write it into the question where it belongs there" if self.unread else ""
-        )
-        return f"{', '.join(found)} (task.columns names other columns){unread}"
+        more = f"; the options are {' and '.join(self.yes_no)}, which the answers are" if self.yes_no else ""
+        if self.unread:
+            more += f"; no prompt holds {self.unread}: write it into the question where it belongs there, "
+            more += f"or set task.columns.context={self.unread}"
+        return f"{', '.join(found)} (task.columns names other columns){more}"
 
     def problem(self, row: Row, new_id: str) -> Problem:
         """The problem of a row. Raises RowError for a bad one."""
@@ -94,12 +107,13 @@ class Layout:
             row.fail(f"field {self.question!r} has no question, a message of the user's before the answer; correct it")
         question = turns[-1][1]
         if more := self.context and row.optional_text(self.context).strip():
-            question = f"{question.rstrip()}\n\n{more}"
+            parts = (question, more) if self.question.lower() == INSTRUCTION else (more, question)
+            question = "\n\n".join((parts[0].rstrip(), parts[1]))
         labels, texts = options(row, self.choices) if self.choices else ([], [])
-        if texts:
-            question = f"{question.rstrip()}\n{listed(texts)}"
+        if written := texts or [*self.yes_no]:
+            question = f"{question.rstrip()}\n{listed(written)}"
         answer, solution, steps = self._answer(row, reply, labels, texts)
-        written = row.optional_text(self.solution) if self.solution else ""
+        worked = row.optional_text(self.solution) if self.solution else ""
         name = row.at(self.id) if self.id else None
         difficulty = row.number(self.difficulty) if self.difficulty else 0.0
         own = [key for key in OWN if getattr(self, key) == key]
@@ -107,7 +121,7 @@ class Layout:
             id=new_id if name in (None, MISSING, "") else row.answer(self.id),
             question=question,
             answer=answer,
-            solution=written or solution,
+            solution=worked or solution,
             difficulty=difficulty or steps,
             columns=row.rest(*own),
             turns=(*turns[:-1], ("user", question)) if len(turns) > 1 else (),
@@ -129,6 +143,8 @@ class Layout:
                 return counted_options(row, whole, texts, self.counted), solution, 0.0
             letter = right_options(row, self.answer, whole, choices=self.choices, labels=labels, texts=texts)
             return letter, solution, 0.0
+        if self.yes_no:
+            return word_option(row, whole, self.yes_no), solution, 0.0
         if self.worked == "hashes":
             return split_hashes(row, self.answer, whole, "add it or remove the row")
         if self.worked == "boxed":
@@ -186,9 +202,11 @@ def find_layout(
         worked = "boxed"
     solution, offered = column("solution", SOLUTION), column("choices", CHOICES)
     choices = offered if config.checker == "choice" else ""
-    whole = (row for row in (*rows, *others) if isinstance(row, Row))
-    context = column("context", CONTEXT) if question.lower() == "instruction" else ""
-    unread = "" if context else next(filter(None, (_spelling(seen, name) for name in PASSAGES)), "")
+    whole = [row for row in (*rows, *others) if isinstance(row, Row)]
+    by_word = config.checker == "choice" and not choices and config.columns.choices != NONE and not worked
+    context = column("context", CONTEXT if question.lower() == INSTRUCTION else ())
+    passages = () if context or config.columns.context == NONE else PASSAGES
+    unread = next(filter(None, (_spelling(seen, name) for name in passages)), "")
     read = unread in (question, answer, solution, choices) or not any(_is_text(row.at(unread)) for row in seen)
     return Layout(
         question=question,
@@ -198,6 +216,7 @@ def find_layout(
         difficulty=column("difficulty", ["difficulty"]),
         choices=choices,
         counted=counted(whole, answer, choices) if choices and answer and answer != question else "",
+        yes_no=yes_or_no((row.at(answer) for row in whole), MOST) if by_word and answer not in ("", question) else (),
         context=context,
         unread="" if read else unread,
         worked=worked,

@@ -118,11 +118,17 @@ def test_a_model_is_measured_like_a_run(tmp_path: Path) -> None:
         (["gsm9k"], "did you mean gsm8k?"),
         (["none.yaml"], "no such settings file"),
         (["plain.yaml"], "the file names no task"),
+        (
+            ["rows.jsonl"],
+            "--task rows.jsonl is a file of rows; write task.path: rows.jsonl into a settings file, and give that",
+        ),
+        (["gone.parquet"], "--task gone.parquet is a file of rows; write"),
     ],
 )
 def test_tasks_that_are_none(tasks: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plain.yaml").write_text("evaluation: {samples: 3}\n")
+    Path("rows.jsonl").write_text("{}\n")
     with pytest.raises(SettingsError, match=sentence.replace("?", r"\?")):
         task_settings("./my-model", [], tasks, None)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from slimrl import train
 from slimrl.algorithm.groups import Collected
 from slimrl.cli.arguments import model_settings
 from slimrl.config import foreign_names
@@ -121,6 +122,7 @@ def test_an_instruction_without_the_form_is_noted(tmp_path: Path) -> None:
 
 # --- names that were meant ---------------------------------------------------------------------------------------------
 
+RATE = "task.success_rate (an interval of success rates, measured before the run by slimrl difficulty)"
 MEANT = {
     "temperature=0.7": "did you mean rollout.temperature?",
     "scale_rewards=none": "did you mean algorithm.scale_rewards?",
@@ -157,6 +159,15 @@ MEANT = {
     "task.success_rate=[0.9, 0.1]": "is no interval of rates; write it as [0.1, 0.9]",
     "task.success_rate=[0.1, 0.9]": "has no effect without task.rates; measure the rates with slimrl difficulty",
     "task.rates=rates.jsonl": "no effect with task.name=arithmetic",
+    "task.difficulty=[0.1, 0.9]": f"task.difficulty is not a setting; did you mean {RATE}?",
+    "task.difficulty=0.1-0.9": f"did you mean {RATE}?",
+    "task.difficulty={min: 0.1, max: 0.9}": f"did you mean {RATE}?",
+    "task.difficulty_range=[0.1, 0.9]": f"did you mean {RATE}?",
+    "task.max_difficulty=0.9": f"did you mean {RATE}?",
+    "curriculum.difficulty=0.5": f"did you mean {RATE}?",
+    "difficulty=[0.1, 0.9]": f"did you mean {RATE}?",
+    "task.difficulty=level": "task.difficulty is not a setting; did you mean task.columns.difficulty?",
+    "columns.difficulty=extra_info.level": "did you mean task.columns.difficulty?",
     "orchestrator.buffer.online_difficulty_filtering=true": "did you mean algorithm.dynamic_sampling=filter (",
     "difficulty_filtering.min_solve_rate=0.1": "did you mean task.success_rate (min_solve_rate in prime-rl",
     "max_time=90": "max_time=90 has no unit; write 90s, 90m or 90h",
@@ -180,6 +191,15 @@ def test_what_was_meant(override: str) -> None:
     assert MEANT[override] in said
     assert "(the settings)" not in said
     assert "\n" not in said
+
+
+def test_a_filter_by_difficulty_is_named_wherever_it_is_written(tmp_path: Path, slimrl) -> None:  # noqa: F811
+    (tmp_path / "mine.yaml").write_text("task:\n  difficulty: [0.1, 0.9]\n")
+    assert f"did you mean {RATE}?" in slimrl("train", "mine.yaml").err
+    with pytest.raises(SettingsError, match=re.escape(f"task.difficulty is not a setting; did you mean {RATE}?")):
+        train(task={"difficulty": [0.1, 0.9]})
+    asked = slimrl("settings", "task.difficulty")
+    assert f"did you mean {RATE} or task.columns.difficulty?" in asked.err
 
 
 @pytest.mark.parametrize("override", ["foo=1", "qwen=1", "batch=3", "model.quantize=1", "algorithm.surrogate=xyz"])

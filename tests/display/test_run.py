@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -189,3 +190,27 @@ def test_warnings_on_an_evaluation_name_its_task_and_split(capsys: pytest.Captur
     for task in ("gsm8k", "svamp"):
         assert shown.count(f"most completions ({task}, test) were cut off; raise rollout.max_new_tokens") == 1
         assert shown.count(f"held-out completions ({task}, test) without a score: reward r failed") == 1
+
+
+def test_rewards_held_out_fit_a_terminal() -> None:
+    """A name has a line of its own, whatever its length, and the numbers of all rewards stand in the same columns."""
+    names = ["think_format_reward", "get_repetition_penalty_reward", "get_soft_overlong_punishment", "a"]
+    ends, difference = {}, {}
+    for key in [f"{mode}/{name}" for name in names for mode in ("rewards", "greedy_rewards")]:
+        ends |= {key: -0.75, f"{key}/low": -0.75, f"{key}/high": -0.5, f"{key}/least": -1.0}
+        difference[key] = {"change": -0.1, "low": -0.25, "high": 0.25}
+    summary = SimpleNamespace(
+        before=ends, after=ends, harder={}, twins={}, difference={"test": difference}, findings=[]
+    )
+    display = Display()
+    display.console = Console(file=io.StringIO(), width=80)
+    display._held_out_tables(summary)  # type: ignore[arg-type]
+    lines = display.console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = [line.rstrip() for line in lines[lines.index("rewards held out, with 95 % intervals") + 1 :]]
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line in names] == names
+    rows = [line for line in lines if line.startswith("  test, ")]
+    assert len(rows) == 2 * len(names)
+    assert len(lines) == len(rows) + len(names) + 1, "nothing is folded"
+    assert {line.index("-0.75 [-0.75, -0.50]") for line in rows} == {16}
+    assert [number for number, line in enumerate(lines) if "paired change" in line] == [0]

@@ -234,6 +234,17 @@ def test_an_arm_that_changes_what_the_training_reward_means_is_marked(base: list
     assert "reward" not in kinds([], ["rewards.workers=2"])
     assert kinds([], ["rewards.watched=[format]", "algorithm.kl_coef=0"]) == kinds([], ["algorithm.kl_coef=0"])
     assert kinds(["rewards.format=1"], ["rewards.watched=[format]", "rewards.format=0"]) == ["reward"]
+    judge = "rewards.judge.q={{endpoint: 'http://h', model: m, prompt: '{{completion}}', low: 0, high: 1, weight: {}}}"
+    for unpaid, paid in (
+        ("rewards.custom.r.py:f=0", "rewards.custom.r.py:f=0.5"),
+        ("rewards.custom.r.py:f={weight: 0, low: 0, high: 1}", "rewards.custom.r.py:f={weight: 1, low: 0, high: 1}"),
+        (judge.format(0), judge.format(0.5)),
+    ):
+        watched = ["rewards.watched=[q]"] if "judge" in unpaid else []
+        assert kinds([], [unpaid, *watched, "algorithm.kl_coef=0"]) == kinds([], ["algorithm.kl_coef=0"]), unpaid
+        assert "reward" in kinds([], [paid])
+        assert "reward" in kinds([unpaid, *watched], [paid])
+        assert "reward" in kinds([], [unpaid, *watched, "rewards.format=1"])
 
 
 def test_settings_are_compared_by_their_dotted_keys() -> None:

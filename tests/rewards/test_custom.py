@@ -276,14 +276,56 @@ def test_one_bound_is_enough_where_it_is_the_better_one(tmp_path: Path) -> None:
     assert lost.unscorable == "reward near returned -11, outside of its bounds -5 to inf"
 
 
-def test_five_functions_of_trl_score_as_there() -> None:
-    """Called by SlimRL and called directly."""
+FORMS = """
+from collections.abc import Sequence
+from typing import Any, Dict, List
+
+def annotated(completions: list[list[dict[str, str]]], **_): return kinds(completions)
+def older(completions: List[List[Dict[str, Any]]], **_): return kinds(completions)
+def sequences(completions: Sequence[list[dict]], **_): return kinds(completions)
+def named(completions: "list[list[ChatMessage]]", **_): return kinds(completions)
+def texts(completions: list[str], **_): return kinds(completions)
+def either(completions: list[str] | list[list[dict]], **_): return kinds(completions)
+def open(completions, **_): return kinds(completions)
+def tokens(completions: list[list[int]], **_): return kinds(completions)
+def kinds(completions): return [float(isinstance(one, list)) for one in completions]
+
+class Made:
+    __name__ = "made"
+    def __call__(self, completions: list[list[dict[str, str]]], **_): return kinds(completions)
+
+def get_made(): return Made()
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_function_gets_messages_where_it_is_annotated_so(tmp_path: Path, workers: int) -> None:
+    file = tmp_path / "forms.py"
+    file.write_text(FORMS)
+    wanted = {
+        "annotated": 1.0,
+        "older": 1.0,
+        "sequences": 1.0,
+        "named": 1.0,
+        "texts": 0.0,
+        "either": 0.0,
+        "open": 0.0,
+        "tokens": 0.0,
+    }
+    custom = {f"{file}:{name}": 1.0 for name in wanted} | {f"{file}:get_made": {"arguments": {}}}
+    group = group_of(rewards_of(custom, workers=workers), workers, "a")
+    assert dict(group.rollouts[0].scores) == wanted | {"get_made": 1.0}
+    asked = {f"{file}:annotated": {"completions": "text"}, f"{file}:open": {"completions": "messages"}}
+    group = group_of(rewards_of(asked, workers=workers), workers, "a")
+    assert dict(group.rollouts[0].scores) == {"annotated": 0.0, "open": 1.0}, "what is set stays"
+
+
+@pytest.mark.parametrize("form", [{}, {"completions": "messages"}])
+def test_functions_of_trl_score_as_there(form: dict[str, str]) -> None:
+    """Called by SlimRL, by their names alone, and called directly."""
     trl = pytest.importorskip("trl.rewards", reason="trl is not installed")
     texts = ["<think>a</think> \\boxed{18}", "\\boxed{17}", "<think>a a a a a</think> 18", "no answer"]
-    settings = {
-        f"trl.rewards:{name}": {"completions": "messages"} | ({"arguments": x} if x else {})
-        for name, x in FUNCTIONS.items()
-    }
+    settings = {f"trl.rewards:{name}": form | ({"arguments": x} if x else {}) for name, x in FUNCTIONS.items()}
     config = rewards_of(settings)
     done = [Completion((1,), (1, 2, 1, 2, 1, 2)[: 2 + i], (0.0,) * (2 + i), "stop") for i in range(4)]
     sample = Sampled(PROBLEM, done, texts, step=0, strict=True)

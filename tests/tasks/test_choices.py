@@ -103,60 +103,60 @@ def test_boolq_is_read_by_words(tmp_path: Path) -> None:
         True,
         False,
     ]
-    refused = [fault("choice", answer) for answer in letters(task_of(tmp_path, rows))]
-    assert all("is not the letter of an option; set task.checker=exact" in sentence for sentence in refused), (
-        "of the gold check"
+
+
+YES_NO: dict[str, tuple[list[Any], list[str]]] = {
+    "booleans": ([True, False, True, False], ["yes", "no"]),
+    "words": (["yes", "no", "no", "yes"], ["yes", "no"]),
+    "Yes.": (["Yes", "NO", " no ", "yes"], ["yes", "no"]),
+    "true": (["true", "false", "false", "true"], ["true", "false"]),
+    "a table's": (["True", "False", "False", "True"], ["true", "false"]),
+    "only one of them": (["yes", "yes", "yes", "yes"], ["yes", "no"]),
+}
+
+
+@pytest.mark.parametrize("kind", YES_NO)
+def test_yes_and_no_are_the_options_where_there_is_no_column_of_them(kind: str, tmp_path: Path) -> None:
+    answers, options = YES_NO[kind]
+    rows = [{"question": f"is {i} even", "passage": "p", "answer": answer} for i, answer in enumerate(answers)]
+    task = task_of(tmp_path, rows)
+    wanted = [str(answer).strip().lower() in ("yes", "true") for answer in answers]
+    assert letters(task) == ["A" if is_first else "B" for is_first in wanted]
+    assert task.train[0].question == f"is 0 even\nA. {options[0]}\nB. {options[1]}"
+    assert f"the options are {options[0]} and {options[1]}, which the answers are" in task.notes[0]
+    for problem in (*task.train, *task.test):
+        assert task.grade(task.gold_text(problem), problem.answer).strict
+
+
+def test_yes_and_no_are_read_alike_in_both_files(tmp_path: Path) -> None:
+    rows = [{"question": f"is {i} even", "answer": i == 2} for i in range(3)]
+    held_out = [{"question": "is 5 odd", "answer": "True"}]
+    task = task_of(tmp_path, rows, held_out)
+    assert letters(task) == ["B", "B", "A", "A"]
+    assert all(problem.question.endswith("A. true\nB. false") for problem in (*task.train, *task.test))
+
+
+def test_one_bad_answer_changes_the_reading_of_no_other(tmp_path: Path) -> None:
+    rows = [{"question": f"is {i} even", "answer": "yes" if i % 2 else "no"} for i in range(20)]
+    with pytest.raises(
+        DataError, match=r"path.jsonl:4: the answer 'perhaps' is neither yes nor no; correct it or remove"
+    ):
+        task_of(tmp_path, [*rows[:3], {"question": "is it", "answer": "perhaps"}, *rows[3:]])
+
+
+@pytest.mark.parametrize("answers", [["0", "1"], [0, 1], ["positive", "negative"], ["yes", "maybe"], ["12", "x"]])
+def test_answers_that_name_no_option_are_refused_at_load(answers: list[Any], tmp_path: Path) -> None:
+    rows = [{"question": f"question {i}", "label": answers[i % 2]} for i in range(6)]
+    with pytest.raises(DataError) as caught:
+        task_of(tmp_path, rows)
+    assert f"path.jsonl:1: answer '{answers[0]}' is not the letter of an option; set task.checker=exact" in str(
+        caught.value
     )
+    assert "name the column of the options in task.columns.choices" in str(caught.value)
+    assert letters(task_of(tmp_path, rows, checker="exact"))
 
 
-def test_piqa_is_refused_by_a_sentence(tmp_path: Path) -> None:
-    rows = [{"goal": f"goal {i}", "sol1": "a", "sol2": "b", "label": i % 2} for i in range(3)]
-    with pytest.raises(DataError, match=r"no field 'question'.*task\.columns\.question names another"):
-        task_of(tmp_path, rows)
-    answers = letters(task_of(tmp_path, rows, columns={"question": "goal"}))
-    assert all("is not the letter of an option" in fault("choice", answer) for answer in answers), (
-        "without a column of options"
-    )
-
-
-@pytest.mark.parametrize("kind", [int, str])
-def test_an_index_in_one_row_is_one_in_all(kind: type, tmp_path: Path) -> None:
-    """Also in the rows of the other file, which alone would not tell."""
-    alone = rows_of([kind(2), kind(0)], [DIGITS, ["0", "1", "2", "3"]])
-    told = [{"question": "told", "choices": COLOURS, "answer": kind(1)}]
-    assert letters(task_of(tmp_path, told, alone)) == ["B", "C", "A"]
-    assert letters(task_of(tmp_path, alone, told)) == ["C", "A", "B"]
-
-
-def test_a_text_is_a_text_where_some_answer_is_no_index(tmp_path: Path) -> None:
-    rows = rows_of(["2", "20", "B", "1"], [DIGITS, ["10", "20", "30", "40"], COLOURS, DIGITS])
-    assert letters(task_of(tmp_path, rows)) == ["B", "B", "B", "A"]
-
-
-@pytest.mark.parametrize("bad", ["-1", "7", "4", " ", "no option", -1, 7, 4, 0.5])
-def test_a_bad_row_changes_the_reading_of_no_other(bad: Any, tmp_path: Path) -> None:
-    """Such as -1 for a row without a label."""
-    rows = rows_of(["0", bad, "2", "3"], [COLOURS, COLOURS, DIGITS, COLOURS])
-    assert letters(task_of(tmp_path, rows, on_bad_row="skip")) == ["A", "C", "D"]
-    with pytest.raises(DataError, match=r"path\.jsonl:2: "):
-        task_of(tmp_path, rows)
-
-
-def test_what_no_row_tells_is_read_row_by_row(tmp_path: Path) -> None:
-    assert letters(task_of(tmp_path, rows_of(["2", "3"], [DIGITS, DIGITS]))) == ["B", "C"]
-    with pytest.raises(DataError, match="the answer 2 is an option and also the index of another"):
-        task_of(tmp_path, rows_of([2, 3], [DIGITS, DIGITS]))
-
-
-@pytest.mark.parametrize("kind", [int, str])
-def test_indexes_from_1_are_refused_and_never_read_from_0(kind: type, tmp_path: Path) -> None:
-    rows = rows_of([kind(1), kind(4), kind(2)], [COLOURS, COLOURS, COLOURS])
-    with pytest.raises(DataError, match="is an index that counts from 1, since some row has the number of its options"):
-        task_of(tmp_path, rows)
-    with pytest.raises(DataError, match="no training row is left"):
-        task_of(tmp_path, rows, on_bad_row="skip")
-
-
-def test_several_indexes_may_be_right(tmp_path: Path) -> None:
-    task = task_of(tmp_path, rows_of([[0, 2], [1], [3]], [COLOURS, DIGITS, COLOURS]))
-    assert [[str(task.train[0].answer), *task.train[0].answer.others], *letters(task)[1:]] == [["A", "C"], "B", "D"]
+def test_letters_need_no_column_of_options(tmp_path: Path) -> None:
+    rows = [{"question": f"which of A, B and C, {i}?", "answer": "ABC"[i % 3]} for i in range(6)]
+    assert letters(task_of(tmp_path, rows)) == [*"ABCABC"]
+    assert not fault("choice", "B")

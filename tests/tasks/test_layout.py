@@ -420,3 +420,16 @@ def test_a_text_to_read_that_no_prompt_holds_is_named(row: dict[str, Any], unrea
     said = "".join(task_of(tmp_path, [row], checker="exact", **names).notes)
     assert (f"; no prompt holds {unread}: write it into the question where it belongs there" in said) == bool(unread)
     assert ("no prompt holds" in said) == bool(unread)
+
+
+def test_a_text_to_read_goes_before_the_question(tmp_path: Path) -> None:
+    rows = [{"question": f"is q1{i} even", "passage": f"Of {i}.", "answer": i % 2 == 0} for i in range(3)]
+    task = task_of(tmp_path, rows, checker="choice", columns={"context": "passage"})
+    assert task.train[0].question == "Of 0.\n\nis q10 even\nA. yes\nB. no"
+    assert "question from question and passage" in task.notes[0]
+    assert "no prompt holds" not in task.notes[0]
+    unread = task_of(tmp_path, rows, checker="choice", columns={"context": "none"})
+    assert unread.train[0].question == "is q10 even\nA. yes\nB. no"
+    assert "no prompt holds" not in unread.notes[0], "it is not wanted"
+    alpaca = [{"instruction": f"Is q1{i} even?", "input": f"Of {i}.", "output": "yes"} for i in range(3)]
+    assert task_of(tmp_path, alpaca, checker="exact").train[0].question == "Is q10 even?\n\nOf 0."
