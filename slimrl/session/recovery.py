@@ -12,6 +12,7 @@ from slimrl.learner.learner import Learner
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.preflight.setup import Setup
 from slimrl.runs.checkpoints import newest
+from slimrl.runs.reader import way_to_resume
 from slimrl.session.session import Session
 from slimrl.session.state import RunState, are_finite, restore
 
@@ -50,8 +51,8 @@ def refuse_unscorable(session: Session[RunState], limit: float) -> None:
     session.keeper.keep(session.state.step)
     raise SettingsError(
         f"{share:.1%} of the completions of the last {WINDOW} steps were unscorable, more than "
-        f"rewards.unscorable_limit={limit:g}; fix the reward (rollouts/ has the reasons) and resume with --resume --force, "
-        "or raise the limit"
+        f"rewards.unscorable_limit={limit:g}; fix the reward (rollouts/ has the reasons) and resume with "
+        f"{way_to_resume(run.path, force=True)}, or raise the limit"
     )
 
 
