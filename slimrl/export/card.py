@@ -10,6 +10,7 @@ import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
+from slimrl.text import counted
 
 Library = Literal["transformers", "peft", "gguf", "ollama"]
 VERSIONS = ("slimrl", "torch", "transformers", "numpy", "python")
@@ -53,7 +54,7 @@ def _opening(run: FinishedRun) -> str:
     known = f"The licence of the model that it began from is {licence}." if licence else (
         "The licence of the model that it began from is not known to SlimRL; look it up before you pass this model on."
     )  # fmt: skip
-    return f"{start}, {what} for {steps} steps with SlimRL on {_data(run)}. {known}"
+    return f"{start}, {what} for {counted(steps, 'step')} with SlimRL on {_data(run)}. {known}"
 
 
 def _data(run: FinishedRun) -> str:

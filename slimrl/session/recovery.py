@@ -15,6 +15,7 @@ from slimrl.runs.checkpoints import newest
 from slimrl.runs.reader import way_to_resume
 from slimrl.session.session import Session
 from slimrl.session.state import RunState, are_finite, restore
+from slimrl.text import counted
 
 FAULTS = 3
 """Steps in a row with a number that is not finite, after which a run goes back, once."""
@@ -83,7 +84,9 @@ def roll_back(session: Session[RunState], setup: Setup[TrainConfig], learner: Le
     before = restore(target, setup, learner) if target else state
     run.rewind(before.step)
     run.note(before.step, "rolled back", why=what, excluded=list(excluded))
-    session.screen.say(f"{what}; back to step {before.step}, without their {len(state.suspects)} problems", "yellow")
+    session.screen.say(
+        f"{what}; back to step {before.step}, without their {counted(len(state.suspects), 'problem')}", "yellow"
+    )
     carried = tuple(group for group in before.carried if group.problem.id not in excluded)
     session.state = replace(before, carried=carried, faults=0, suspects=(), rolled_back=True, excluded=excluded)
     session.keeper.start_over()

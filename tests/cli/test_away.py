@@ -46,6 +46,7 @@ def test_a_model_is_taken_away_with_its_card(slimrl, finished: Path, tmp_path: P
     for part in ("license: apache-2.0", "## Held-out accuracy", "| test | greedy | 2 |", "> Be brief.", "slimrl 0."):
         assert part in card
     assert "slimrl train steps=1 " in card
+    assert " for 1 step with SlimRL" in card
     assert str(finished.parent) not in card, "no path of this machine"
 
 
