@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,15 +38,10 @@ def guest() -> Iterator[Stop]:
                     settle_freed_blocks(given_back=True)
                     return_freed_blocks()
     except Stopped as stopped:
-        sentence = in_python(str(stopped))
+        sentence = str(stopped)
         if stopped.exit_code == INTERRUPTED:
             raise KeyboardInterrupt(sentence) from None
         raise StoppedError(sentence) from None
-
-
-def in_python(sentence: str) -> str:
-    """A sentence with the call in the place of the command that resumes a run."""
-    return re.sub(r"slimrl\s(train|sft)\s--resume\s(.+?)(, and .*)?$", r'slimrl.\1(resume="\2")\3', sentence)
 
 
 def import_bars() -> None:

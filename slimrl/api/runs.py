@@ -24,7 +24,7 @@ from slimrl.machine.signals import Stop
 from slimrl.report.run import RunPage
 from slimrl.rewards.custom import load_function, offering
 from slimrl.runs.files import write_text
-from slimrl.runs.reader import MODEL, read_settings, read_state
+from slimrl.runs.reader import MODEL, called_by_a_program, read_settings, read_state
 from slimrl.session.listeners import Screen, Sink
 from slimrl.trackers.remote import open_trackers
 
@@ -117,7 +117,12 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
     """Begin a run or go on with it, in this process."""
     if force and not request.resume:
         raise SettingsError("force=True has no effect without resume; remove it")
-    order = _new(verb, request) if isinstance(request.resume, bool) else _resumed(verb, request, request.resume)
+    with called_by_a_program():
+        order = _new(verb, request) if isinstance(request.resume, bool) else _resumed(verb, request, request.resume)
+        return _carried_out(order, request, force=force, quiet=quiet)
+
+
+def _carried_out(order: Order, request: Request, *, force: bool, quiet: bool) -> Result:
     config = order.config
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SettingsError(

@@ -16,7 +16,7 @@ from slimrl.api.settings import Place, from_keywords, plain, recipe_file
 from slimrl.config.files import merge
 from slimrl.config.recipes import SIGN, named
 from slimrl.errors import DataError, SettingsError
-from slimrl.text import visible
+from slimrl.text import counted, visible
 
 if TYPE_CHECKING:
     from slimrl.study.results import Results
@@ -150,5 +150,5 @@ def _results(expanded: Expanded, folder: Path, slots: int, on: str, *, quiet: bo
     write_reports(results, folder)
     if failed:
         names = ", ".join(run.name for run in failed)
-        raise DataError(f"{len(failed)} runs failed ({names}); correct the cause and call this again")
+        raise DataError(f"{counted(len(failed), 'run')} failed ({names}); correct the cause and call this again")
     return results

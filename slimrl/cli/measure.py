@@ -28,6 +28,7 @@ from slimrl.cli.arguments import (
 )
 from slimrl.cli.output import open_display, out, print_json, writable
 from slimrl.errors import SettingsError
+from slimrl.text import counted
 
 INDENT = "    "
 
@@ -175,13 +176,13 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
     if target and Path(target).exists() and Path(file).exists() and Path(target).samefile(file):
         raise SettingsError(f"--out {target} is the file to grade; name another")
     summary = grade_file(config.task, file, str(writable(target)) if target else None)
-    click.echo(f"{summary.n} rows: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
+    click.echo(f"{counted(summary.n, 'row')}: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
     if summary.samples > 1:
         from rich.console import Console
 
         from slimrl.display.measures import show_at_k
 
-        show_at_k(Console(stderr=True, highlight=False), f"{summary.problems} problems", summary.table())
+        show_at_k(Console(stderr=True, highlight=False), counted(summary.problems, "problem"), summary.table())
     if as_json:
         print_json(summary.table())
 

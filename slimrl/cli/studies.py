@@ -16,6 +16,7 @@ from slimrl.cli.completion import arguments_of
 from slimrl.cli.output import out, print_json, stopping
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
+from slimrl.text import counted
 
 if TYPE_CHECKING:
     from slimrl.study.place import Place
@@ -140,7 +141,9 @@ def study_run(
     _report(expanded, folder, as_json, quiet)
     if failed:
         names = ", ".join(run.name for run in failed)
-        raise DataError(f"{len(failed)} runs failed ({names}); correct the cause and run the same command again")
+        raise DataError(
+            f"{counted(len(failed), 'run')} failed ({names}); correct the cause and run the same command again"
+        )
 
 
 @study.command(name="report", short_help="Write the report from the runs that are there.")

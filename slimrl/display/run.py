@@ -208,7 +208,7 @@ class Display:
             name = f"{task}, {split}" if task else split
             greedy = f", greedy {s['greedy']:.1%}" if "greedy" in s else ""
             self.say(
-                f"held out ({name}, {s['n']:.0f} problems){when}: {s['accuracy']:.1%} "
+                f"held out ({name}, {counted(int(s['n']), 'problem')}){when}: {s['accuracy']:.1%} "
                 f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
                 f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens"
                 f"{_thinking(s)}{_doubts(s)}{_rewards(s)}",

@@ -10,6 +10,7 @@ import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
+from slimrl.text import counted
 
 Library = Literal["transformers", "peft", "gguf", "ollama"]
 VERSIONS = ("slimrl", "torch", "transformers", "numpy", "python")
@@ -53,13 +54,13 @@ def _opening(run: FinishedRun) -> str:
     known = f"The licence of the model that it began from is {licence}." if licence else (
         "The licence of the model that it began from is not known to SlimRL; look it up before you pass this model on."
     )  # fmt: skip
-    return f"{start}, {what} for {steps} steps with SlimRL on {_data(run)}. {known}"
+    return f"{start}, {what} for {counted(steps, 'step')} with SlimRL on {_data(run)}. {known}"
 
 
 def _data(run: FinishedRun) -> str:
     task = run.settings.task
     if task.path:
-        return f"`{place_name(task.path)}`"
+        return run.given_rows(task.path) or f"`{place_name(task.path)}`"
     return "the built-in arithmetic problems" if task.name == "arithmetic" else f"the task {task.name}"
 
 
@@ -115,7 +116,7 @@ def _method(run: FinishedRun) -> str:
 
 
 def _command(run: FinishedRun, changed: Mapping[str, str]) -> str:
-    """The command of the run; of one with functions of a Python program these are named instead, which no command finds."""
+    """The command of the run; of one with functions or rows of a Python program these are named instead."""
     rewards = run.settings.rewards.of_the_program if isinstance(run.settings, TrainConfig) else ()
     if rewards:
         names = ", ".join(f"`{spec.rpartition(':')[2]}`" for spec in rewards)
@@ -123,6 +124,11 @@ def _command(run: FinishedRun, changed: Mapping[str, str]) -> str:
         return (
             f"The {what} {names} {are} of the Python program that trained the model with `slimrl.train`; without that program "
             "the run cannot be repeated."
+        )
+    if any(map(run.given_rows, (run.settings.task.path, run.settings.task.test_path))):
+        return (
+            f"The rows were given by the Python program that trained the model with `slimrl.{run.verb}`; without them the run "
+            "cannot be repeated."
         )
     command = shlex.join(["slimrl", run.verb, *(f"{key}={value}" for key, value in changed.items())])
     return f"```\n{command}\n```"

@@ -15,9 +15,13 @@ from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
 from slimrl.model.lora import TAUGHT
+from slimrl.runs.reader import DATA as GIVEN
+from slimrl.runs.reader import TEST_DATA as GIVEN_TEST
 from slimrl.runs.reader import read_json, read_state
 from slimrl.tasks.styles import STYLES
+from slimrl.text import counted
 
+ROWS_KEYS = {f"{section}.{key}" for section, key in DATA}
 PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA, *FILES)}
 UNTOLD = ("name", "output", "max_time", "memory_share", "log.", "checkpoint.")
 """Settings, or beginnings of them, that say nothing about a model."""
@@ -72,8 +76,18 @@ class FinishedRun:
         for key, value in settings_of(self.settings).items():
             if key.startswith(UNTOLD) or key in chosen or value == defaults[key]:
                 continue
-            found[key] = _told(key, value)
+            found[key] = self.given_rows(str(value)) if key in ROWS_KEYS else ""
+            found[key] = found[key] or _told(key, value)
         return found
+
+    def given_rows(self, path: str) -> str:
+        """The words for rows that a Python program gave and the run's folder keeps; empty where the path is another one."""
+        name = Path(path).name
+        stored = self.folder / name
+        if name not in (GIVEN, GIVEN_TEST) or not stored.is_file():
+            return ""
+        with stored.open("rb") as lines:
+            return f"{counted(sum(1 for _ in lines), 'row')} that a Python program gave"
 
 
 def _told(key: str, value: Any) -> str:

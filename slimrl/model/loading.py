@@ -307,7 +307,7 @@ def resolve(path: str) -> str:
         if (folder / "run.json").is_file():
             instead = f"give its newest checkpoint {checkpoints[-1]}" if checkpoints else "choose another one"
             raise SettingsError(
-                f"model.path={path}: this run has no model in final/; {instead}, or finish the run with --resume"
+                f"model.path={path}: this run has no model in final/; {instead}, or resume the run and let it end"
             )
         raise SettingsError(f"model.path={path}: no config.json in that folder; is it a saved model?")
     return str(folder)

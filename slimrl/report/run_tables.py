@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slimrl.config.rewards import PROGRAM
 from slimrl.report.record import RunRecord
 from slimrl.report.tables import Cell, Row, Table, count, span
 from slimrl.results import GradedCompletion
+from slimrl.runs.reader import way_to_resume
 from slimrl.text import UNKNOWN, counted, duration, percent, points, signed, signed_points
 
 SHARES = {"lenient": "answer right, whatever its form", "format": "in the form asked for", "truncated": "cut off"}
@@ -92,7 +92,7 @@ def notices(run: RunRecord) -> list[tuple[str, str]]:
     reason = str(run.record.get("reason", ""))
     found = []
     if run.state in STATES:
-        found.append((run.state.capitalize(), STATES[run.state].format(way=_way_to_resume(run))))
+        found.append((run.state.capitalize(), STATES[run.state].format(way=way_to_resume(run.path))))
     elif run.state in ("diverged", "failed"):
         found.append((run.state.capitalize(), reason or "No reason is recorded."))
     if run.damaged:
@@ -202,12 +202,6 @@ def _reward_rows(
         name = f"{key.partition('/')[2]}{', greedy' if mode == 'greedy' else ''}"
         rows.append(Row(f"{split.capitalize()}, {name}", "score of the reward, before its weight", tuple(cells)))
     return rows
-
-
-def _way_to_resume(run: RunRecord) -> str:
-    if any(key.startswith(f"rewards.custom.{PROGRAM}:") for key in run.settings):
-        return "slimrl.train(resume=..., rewards=[...]), in the program that began it,"
-    return "--resume"
 
 
 def remarks(run: RunRecord) -> list[tuple[str, str]]:

@@ -26,14 +26,12 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def await_all(calls: Sequence[Call], seconds: float | None, times: int = 1) -> Iterator[tuple[str, Scored]]:
-    """The results of all calls by reward name, each as soon as it is there; one that takes longer than `seconds`, so many
-    `times`, is unscored.
-    """
-    done: queue.SimpleQueue[tuple[str, Scored]] = queue.SimpleQueue()
+def await_all(calls: Sequence[Call], seconds: float | None) -> Iterator[tuple[Call, Scored]]:
+    """Each call with its result, as soon as it is there; one that takes longer than `seconds` times its patience is unscored."""
+    done: queue.SimpleQueue[tuple[Call, Scored]] = queue.SimpleQueue()
 
     async def run(call: Call) -> None:
-        done.put((call.reward.name, await _in_time(call, seconds, times)))
+        done.put((call, await _in_time(call, seconds)))
 
     async def run_all() -> None:
         await asyncio.gather(*map(run, calls))
@@ -55,12 +53,12 @@ class Awaiting:
         self._turn, self._free = asyncio.Lock(), asyncio.Semaphore(AT_ONCE)
         self._groups: dict[Future[None], list[Future[Scored]]] = {}
 
-    def start(self, calls: Sequence[Call], seconds: float | None, times: int = 1) -> Mapping[str, Future[Scored]]:
+    def start(self, calls: Sequence[Call], seconds: float | None) -> Mapping[str, Future[Scored]]:
         """The result of each call by reward name; the time limit is that of `await_all`, from the moment the call begins."""
         found: dict[str, Future[Scored]] = {call.reward.name: Future() for call in calls}
 
         async def run(call: Call) -> None:
-            result = await _in_time(call, seconds, times)
+            result = await _in_time(call, seconds)
             if found[call.reward.name].set_running_or_notify_cancel():
                 found[call.reward.name].set_result(result)
 
@@ -89,12 +87,12 @@ class Awaiting:
             group.cancel()
 
 
-async def _in_time(call: Call, seconds: float | None, times: int) -> Scored:
+async def _in_time(call: Call, seconds: float | None) -> Scored:
     try:
-        async with asyncio.timeout(None if seconds is None else seconds * times):
+        async with asyncio.timeout(None if seconds is None else seconds * call.patience):
             return await call.awaited()
     except TimeoutError:
-        return call.without(Unscored(late(seconds or 0.0, times)))
+        return call.without(Unscored(late(seconds or 0.0, call.patience)))
     except asyncio.CancelledError:  # raised by the function itself
         return call.without(Unscored("raised CancelledError"))
 

@@ -100,6 +100,7 @@ class Call:
 
     def __init__(self, reward: Reward, sampled: Sampled, task: Task) -> None:
         self.reward = reward
+        self.patience = sampled.patience
         self._log = Log(len(sampled.texts))
         self._columns: dict[str, Any] = {**arguments(reward, sampled, task)}
         if reward.draws:

@@ -40,7 +40,8 @@ def results(
     for reward in rewards:
         if reward not in later:
             yield reward.name, Call(reward, sampled, task).scored()
-    yield from await_all([Call(reward, sampled, task) for reward in later], seconds)
+    for call, scored in await_all([Call(reward, sampled, task) for reward in later], seconds):
+        yield call.reward.name, scored
 
 
 def assemble(

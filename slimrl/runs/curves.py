@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrl.results import Summaries
+from slimrl.text import counted
 
 PALETTE = ("#0b63b0", "#b04a00", "#00705a", "#8e3b9e", "#59626d")
 """The colours of lines in the light pages, in order."""
@@ -128,7 +129,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, float]], measured: Ma
         if measured:
             first, last = min(measured), max(measured)
             before, after = (measured[step]["test"]["accuracy"] for step in (first, last))
-            heading += f": held-out accuracy {before:.1%} before, {after:.1%} after {last} steps"
+            heading += f": held-out accuracy {before:.1%} before, {after:.1%} after {counted(last, 'step')}"
         figure.suptitle(heading, x=ROOM["left"], y=0.975, ha="left", fontsize=12, weight="bold")
         for axes, panel in zip(figure.subplots(rows, columns).flat, found, strict=True):
             axes.set_title(panel.title)

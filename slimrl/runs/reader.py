@@ -6,6 +6,10 @@ It needs no torch, so that studies and reports start fast. It does not know what
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +23,8 @@ ENDED: tuple[Status, ...] = ("finished", "diverged")
 """A run with one of these is over; any other can be resumed."""
 DATA, TEST_DATA, MODEL = "data.jsonl", "test.jsonl", "model"
 """In a run's folder: rows and a loaded model that a Python program gave it."""
+_called: ContextVar[bool] = ContextVar("called", default=False)
+"""A Python program called SlimRL."""
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -41,15 +47,29 @@ def read_state(run: Path) -> dict[str, Any]:
     return read_json(run / "run.json")
 
 
-def way_to_resume(run: Path) -> str:
-    """The command that resumes a run, or the call, where rewards are functions of the Python program that began it."""
+@contextmanager
+def called_by_a_program() -> Iterator[None]:
+    """Within the block, and in this thread, `way_to_resume` gives calls of Python."""
+    token = _called.set(True)
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
+def way_to_resume(run: Path, *, force: bool = False) -> str:
+    """The command that resumes a run, with `force` though software or rewards changed; for a program that called SlimRL, and
+    where rewards are functions of the program that began the run, the call.
+    """
     verb = read_state(run).get("verb", "train")
     try:
         custom = read_settings(run).get("rewards", {}).get("custom", {})
     except (SettingsError, AttributeError):
         custom = {}
     of_a_program = any(is_programs(str(spec)) for spec in custom)
-    return f'slimrl.{verb}(resume="{run}", rewards=[...])' if of_a_program else f"slimrl {verb} --resume {run}"
+    if not of_a_program and not _called.get():
+        return f"slimrl {verb} --resume {shlex.quote(str(run))}{' --force' if force else ''}"
+    return f'slimrl.{verb}(resume="{run}"{", rewards=[...]" if of_a_program else ""}{", force=True" if force else ""})'
 
 
 def read_status(run: Path) -> str:

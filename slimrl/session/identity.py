@@ -21,10 +21,11 @@ from slimrl.preflight.setup import Setup
 from slimrl.records import right_answers
 from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.durable import digest
+from slimrl.runs.reader import way_to_resume
 from slimrl.tasks.curriculum import ENDLESS
 
 CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
-"""Keys of `identity` that must be equal unless --force is given; another machine is only noted."""
+"""Keys of `identity` that must be equal unless the resumption is forced; another machine is only noted."""
 ENDLESS_SAMPLE = 64
 """Problems of an endless supply that its fingerprint is made of."""
 PACKAGE = Path(__file__).parent.parent
@@ -82,7 +83,7 @@ def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, An
         names = ", ".join(_named(key, before, now) for key in changed)
         raise SettingsError(
             f"{path} was begun with other software ({names}), so it would not end as it would have; bring that back, choose "
-            "another name=..., or resume it all the same with --force"
+            f"another name=..., or resume it all the same with {way_to_resume(path, force=True)}"
         )
     notes = [f"{_named(key, before, now)} since the run began, so its last bits may differ" for key in changed]
     if before.get("device") != now["device"]:

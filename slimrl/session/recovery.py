@@ -12,8 +12,10 @@ from slimrl.learner.learner import Learner
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.preflight.setup import Setup
 from slimrl.runs.checkpoints import newest
+from slimrl.runs.reader import way_to_resume
 from slimrl.session.session import Session
 from slimrl.session.state import RunState, are_finite, restore
+from slimrl.text import counted
 
 FAULTS = 3
 """Steps in a row with a number that is not finite, after which a run goes back, once."""
@@ -50,8 +52,8 @@ def refuse_unscorable(session: Session[RunState], limit: float) -> None:
     session.keeper.keep(session.state.step)
     raise SettingsError(
         f"{share:.1%} of the completions of the last {WINDOW} steps were unscorable, more than "
-        f"rewards.unscorable_limit={limit:g}; fix the reward (rollouts/ has the reasons) and resume with --resume --force, "
-        "or raise the limit"
+        f"rewards.unscorable_limit={limit:g}; fix the reward (rollouts/ has the reasons) and resume with "
+        f"{way_to_resume(run.path, force=True)}, or raise the limit"
     )
 
 
@@ -82,7 +84,9 @@ def roll_back(session: Session[RunState], setup: Setup[TrainConfig], learner: Le
     before = restore(target, setup, learner) if target else state
     run.rewind(before.step)
     run.note(before.step, "rolled back", why=what, excluded=list(excluded))
-    session.screen.say(f"{what}; back to step {before.step}, without their {len(state.suspects)} problems", "yellow")
+    session.screen.say(
+        f"{what}; back to step {before.step}, without their {counted(len(state.suspects), 'problem')}", "yellow"
+    )
     carried = tuple(group for group in before.carried if group.problem.id not in excluded)
     session.state = replace(before, carried=carried, faults=0, suspects=(), rolled_back=True, excluded=excluded)
     session.keeper.start_over()

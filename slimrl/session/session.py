@@ -29,6 +29,7 @@ from slimrl.session.keeper import Keeper
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import Config, RunLookup, known_evaluations
 from slimrl.session.state import State, Write
+from slimrl.text import counted
 
 
 @contextmanager
@@ -169,7 +170,7 @@ class Session(Generic[State]):
 
     def _measure(self, step: int) -> None:
         if step == 0:
-            self.screen.say(f"measuring held-out accuracy on {len(self.setup.measured)} problems")
+            self.screen.say(f"measuring held-out accuracy on {counted(len(self.setup.measured), 'problem')}")
         self.refresh_sampler()
         found = evaluate(self.setup, step=step, progress=self.screen.evaluating)
         self.run.log_evaluation(found)

@@ -11,7 +11,7 @@ from slimrl.statistics import CONFIDENCE, FEWEST_SEEDS
 from slimrl.study.compare import ArmResult, Effect
 from slimrl.study.runs import Run
 from slimrl.study.spec import Budget, Expanded
-from slimrl.text import percent
+from slimrl.text import counted, percent
 
 CEILING = 0.97
 
@@ -92,4 +92,4 @@ def token_budget(budget: Budget, steps: int, runs: Sequence[Run]) -> list[str]:
 
 def divergence(runs: Sequence[Run]) -> list[str]:
     diverged = sum(run.status == "diverged" for run in runs)
-    return [f"{diverged} runs diverged and count as no answer right."] if diverged else []
+    return [f"No answer counts as right of {counted(diverged, 'run')} that diverged."] if diverged else []

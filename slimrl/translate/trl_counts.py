@@ -132,7 +132,7 @@ def _steps(trl: Values, counts: Counts, rows: int) -> Setting:
     if rows:
         steps = max(1, math.ceil(epochs * max(1, rows // counts.problems)))
         return Setting(steps, f"{reason}, {rows} problems / {counts.problems} a step")
-    unknown = f"passes over {counts.problems} problems a step; --rows N, the problems of the data, makes steps of them"
+    unknown = f"passes over the data, {counts.problems} of its problems a step; --rows N, the number of all, makes steps of them"
     trl.leave("num_train_epochs", f"{epochs:g}", unknown)
     return Setting(100, f"{reason}: set what {epochs:g} x the problems / {counts.problems} is")
 

@@ -196,7 +196,7 @@ class Verl(Values):
             yield self.set("steps", round(steps), "total_epochs", why=f"{self.rows} problems / {problems} a step")
         else:
             steps = 100
-            why = f"passes over {problems} problems a step; --rows N, the problems of the data, makes steps of them"
+            why = f"passes over the data, {problems} of its problems a step; --rows N, the number of all, makes steps of them"
             self.leave("total_epochs", self.values["total_epochs"], why)
             yield (
                 "steps",

@@ -166,7 +166,8 @@ def test_another_function_does_not_go_on_with_a_run_by_accident(tmp_path: Path) 
     def paid(completions: list[str], **_: Any) -> list[float]:
         return [1.0 - len(text) % 3 for text in completions]
 
-    with pytest.raises(slimrl.SettingsError, match=r"of rewards\.custom changed"):
+    forced = rf'of rewards\.custom changed.* with slimrl\.train\(resume="{folder}", rewards=\[\.\.\.\], force=True\)$'
+    with pytest.raises(slimrl.SettingsError, match=forced):
         slimrl.train(resume=tmp_path / "cut", rewards=[paid], quiet=True)
 
 

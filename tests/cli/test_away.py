@@ -46,6 +46,7 @@ def test_a_model_is_taken_away_with_its_card(slimrl, finished: Path, tmp_path: P
     for part in ("license: apache-2.0", "## Held-out accuracy", "| test | greedy | 2 |", "> Be brief.", "slimrl 0."):
         assert part in card
     assert "slimrl train steps=1 " in card
+    assert " for 1 step with SlimRL" in card
     assert str(finished.parent) not in card, "no path of this machine"
 
 
@@ -80,6 +81,23 @@ def test_a_card_has_no_command_where_rewards_are_functions_of_a_program(
     assert "__main__" not in card
     assert "slimrl train" not in card
     assert '"brief": {"weight": 0.1' in card, "among the settings"
+
+
+def test_a_card_says_that_rows_came_from_a_program(finished: Path, tmp_path: Path) -> None:
+    """Also after the run's folder was moved; a file of the user's of the same name is a file."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    settings = read_finished(finished).settings.model_dump()
+    task = {"name": "jsonl", "path": "runs/mine/data.jsonl", "test_path": "runs/mine/test.jsonl"}
+    given = TrainConfig.model_validate({**settings, "task": {**settings["task"], **task}})
+    assert "on `data.jsonl`" in model_card(replace(read_finished(run), settings=given))
+    (run / "data.jsonl").write_text('{"question": "a\\u2028b", "answer": "1"}\n' * 2)
+    (run / "test.jsonl").write_text('{"question": "b", "answer": "1"}\n')
+    card = model_card(replace(read_finished(run), settings=given))
+    assert "with SlimRL on 2 rows that a Python program gave. " in card
+    assert "| `task.test_path` | `1 row that a Python program gave` |" in card
+    assert "The rows were given by the Python program that trained the model with `slimrl.train`;" in card
+    assert ".jsonl" not in card
+    assert "slimrl train" not in card
 
 
 def test_a_card_names_no_file_that_is_not_there(finished: Path) -> None:

@@ -434,7 +434,7 @@ def test_a_study_from_the_command_line(slimrl, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(runner, "run_study", lambda *_, **__: planned_runs(expanded, tmp_path)[:1])
     failed = slimrl("study", "run", "mine.yaml", "--quiet")
     assert (failed.code, failed.err) == (
-        3, "error: 1 runs failed (base-0); correct the cause and run the same command again\n"
+        3, "error: 1 run failed (base-0); correct the cause and run the same command again\n"
     )  # fmt: skip
 
 

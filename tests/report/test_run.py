@@ -133,10 +133,10 @@ def test_a_run_on_its_way_is_compared_as_far_as_it_is_known(tmp_path: Path) -> N
     run = read_run(folder)
     assert run.state == "interrupted", "no process holds its lock"
     assert run.difference["test"]["sampled"]["change"] == 0.5
-    assert "The run was interrupted; --resume continues it." in page_of(folder).text
+    assert f"The run was interrupted; slimrl train --resume {folder} continues it." in page_of(folder).text
     with (folder / "config.yaml").open("a") as file:
         file.write("rewards:\n  custom:\n    __main__:brief: 0.5\n")
-    way = "slimrl.train(resume=..., rewards=[...]), in the program that began it,"
+    way = f'slimrl.train(resume="{folder}", rewards=[...])'
     assert ("Interrupted", f"The run was interrupted; {way} continues it.") in notices(read_run(folder))
     (folder / "evals" / "step-00000003.json").unlink()
     assert headline(read_run(folder)).startswith("25.0 % [10.0, 90.0] of held-out answers are right before training")

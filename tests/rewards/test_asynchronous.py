@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slimrl.config.rewards import RewardsConfig
+from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import load_rewards
+from slimrl.rewards.asynchronous import AT_ONCE
 from slimrl.rewards.scoring import Sampled, score
 from slimrl.rewards.workers import Scorer
 from slimrl.tasks import Task
@@ -169,3 +173,104 @@ def test_a_program_with_a_loop_of_its_own_may_score(tmp_path: Path) -> None:
         return score(sampled("a"), rewards, TASK)
 
     assert asyncio.run(notebook()).rollouts[0].scores == {"later": 4.0, "same_loop": 1.0}
+
+
+SEVERAL = """
+import asyncio, os, pathlib
+
+here = pathlib.Path(__file__).parent
+begun, everyone = [], asyncio.Event()
+now, calls = 0, []
+
+async def holds(completions, **_):
+    while completions[0] == "first" and not (here / "go").exists():
+        await asyncio.sleep(0.01)
+    return [1.0] * len(completions)
+
+async def meets(completions, **_):
+    if completions[0] != "first":
+        begun.append(completions)
+    if len(begun) == 16:
+        everyone.set()
+    if completions[0] != "first":
+        await asyncio.wait_for(everyone.wait(), 20)
+    return [1.0] * len(completions)
+
+async def counts(completions, **_):
+    global now
+    now += len(completions)
+    await asyncio.sleep(0.01)
+    seen = now
+    await asyncio.sleep(0.01)
+    now -= len(completions)
+    return [float(seen)] * len(completions)
+
+async def hurts(completions, **_):
+    if completions[0] == "leave":
+        os._exit(3)
+    if completions[0] == "sleep":
+        await asyncio.sleep(3600)
+    if completions[0] == "fail":
+        raise ValueError("no")
+    return [float(len(text)) for text in completions]
+
+def numbers(completions, **_):
+    calls.append(completions)
+    return [float(len(calls))] * len(completions)
+"""
+
+
+def several(folder: Path, names: list[str], *samples: Sampled, **more: Any) -> list[Group | BaseException]:
+    """The groups from one worker, which has another one, as large as may be, until all of them are submitted."""
+    (folder / "several.py").write_text(SEVERAL)
+    custom = {f"{folder}/several.py:{name}": 1 for name in [*names, "holds"]}
+    config = RewardsConfig.model_validate({"correct": 0.0, "custom": custom, **more})
+    rewards = load_rewards(config, TASK, max_new_tokens=8, elsewhere=True)
+    with Scorer(TASK, rewards, config, max_new_tokens=8, workers=1, show=sys.stderr.write) as scorer:
+        futures = [scorer.submit(sample) for sample in (sampled(*["first"] * AT_ONCE), *samples)]
+        (folder / "go").touch()
+        return [future.exception(SECONDS) or future.result() for future in futures[1:]]
+
+
+def scores(groups: list[Group | BaseException], name: str) -> list[float | None]:
+    return [group.rollouts[0].scores.get(name) if isinstance(group, Group) else None for group in groups]
+
+
+def test_a_worker_awaits_several_groups_at_once(tmp_path: Path) -> None:
+    """Such as gold answers, which are groups of one."""
+    groups = several(tmp_path, ["meets"], *[sampled(f"text {i}") for i in range(AT_ONCE)])
+    assert scores(groups, "meets") == [1.0] * AT_ONCE
+
+
+@pytest.mark.parametrize(("size", "most"), [(3, AT_ONCE - AT_ONCE % 3), (AT_ONCE + 1, AT_ONCE + 1)])
+def test_a_worker_awaits_a_bounded_number_of_completions(size: int, most: int, tmp_path: Path) -> None:
+    found = scores(several(tmp_path, ["counts"], *[sampled(*["a"] * size)] * 7), "counts")
+    assert max(number or 0 for number in found) == most
+
+
+def test_of_several_groups_a_failure_costs_its_own_outcome(tmp_path: Path) -> None:
+    texts = ["a", "leave", "sleep", "fail", "ab", "leave"]
+    groups = several(tmp_path, ["hurts", "numbers"], *map(sampled, texts), deadline=1.0)
+    assert scores(groups, "hurts") == [1.0, None, None, None, 2.0, None]
+    assert [scored is None for scored in scores(groups, "numbers") + scores(groups, "holds")] == [False] * 12
+    left, late = "ended its worker by exit code 3", "took longer than rewards.deadline=1 s"
+    reasons = ["", left, late, "raised ValueError: no", "", left]
+    assert [group.rollouts[0].unscorable for group in groups if isinstance(group, Group)] == [
+        f"reward hurts {reason}" if reason else "" for reason in reasons
+    ]
+
+
+def test_of_several_groups_a_strict_one_fails_by_its_own_name(tmp_path: Path) -> None:
+    problems = [Problem(f"p/{i}", "q", "18") for i in range(4)]
+    texts = ["a", "fail", "b", "fail"]
+    samples = [replace(sampled(text), problem=p, strict=True) for text, p in zip(texts, problems, strict=True)]
+    groups = several(tmp_path, ["hurts"], *samples)
+    assert scores(groups, "hurts") == [1.0, None, 1.0, None]
+    for index in (1, 3):
+        assert isinstance(groups[index], SettingsError)
+        assert re.match(rf"reward hurts raised ValueError: no .* on problem p/{index}, ", str(groups[index]))
+
+
+def test_plain_functions_beside_them_are_called_group_by_group(tmp_path: Path) -> None:
+    groups = several(tmp_path, ["numbers", "hurts"], *[sampled("a", "bc") for _ in range(5)])
+    assert scores(groups, "numbers") == [2.0, 3.0, 4.0, 5.0, 6.0]  # 1 is the group before them

@@ -25,6 +25,7 @@ from slimrl.rewards import JUDGED, Reward, judge, load_rewards
 from slimrl.rewards.gold import check_gold
 from slimrl.rewards.judge import Judge
 from slimrl.rewards.judge_cache import JudgeCache
+from slimrl.rewards.judge_endpoint import retry_after
 from slimrl.rewards.outcomes import Outcome, Unscored
 from slimrl.rewards.scoring import Sampled, score
 from slimrl.rewards.workers import Scorer
@@ -107,7 +108,7 @@ def test_a_judge_is_asked_what_the_settings_say(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_addresses(endpoint: str, path: str, tmp_path: Path) -> None:
-    assert judge_of(endpoint, tmp_path).address == path
+    assert judge_of(endpoint, tmp_path)._endpoint.address == path
 
 
 WRONG: dict[str, tuple[Any, str, bool]] = {
@@ -172,9 +173,9 @@ def test_a_wait_beyond_the_time_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_dates_of_retry_after_are_read() -> None:
-    assert judge._retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0.0
-    assert judge._retry_after("Fri, 31 Dec 2199 23:59:59 GMT") > 1e9
-    assert [judge._retry_after(text) for text in ("7", "", "soon", "-3", "nan")] == [7.0, 0.0, 0.0, 0.0, 0.0]
+    assert retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0.0
+    assert retry_after("Fri, 31 Dec 2199 23:59:59 GMT") > 1e9
+    assert [retry_after(text) for text in ("7", "", "soon", "-3", "nan")] == [7.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_slow_judge_costs_its_own_completions(tmp_path: Path) -> None:
@@ -228,13 +229,13 @@ def test_a_dead_judge_is_refused_at_the_door_and_counted_later(tmp_path: Path) -
 def test_after_a_judge_died_others_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = judge_of(dead(), tmp_path, concurrency=1, retries=3)
     tried: list[bytes] = []
-    attempt = made._attempt
+    attempt = made._endpoint.ask
 
     def counted(body: bytes, end: float) -> str:
         tried.append(body)
         return attempt(body, end)
 
-    monkeypatch.setattr(made, "_attempt", counted)
+    monkeypatch.setattr(made._endpoint, "ask", counted)
     assert all(isinstance(x, Unscored) for x in made(["a", "b", "c"], question=["q"] * 3))
     assert len(tried) == 4 + 1 + 1
 

@@ -10,7 +10,7 @@ import pytest
 
 from slimrl.config.judge import JudgeReward
 from slimrl.errors import SettingsError
-from slimrl.rewards.judge import refused_field
+from slimrl.rewards.judge_endpoint import refused_field
 from tests.judges import serving
 from tests.rewards.test_judge import group_of, only
 

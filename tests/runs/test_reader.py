@@ -14,6 +14,7 @@ from slimrl.errors import DataError
 from slimrl.runs.files import as_line
 from slimrl.runs.reader import (
     ENDED,
+    called_by_a_program,
     read_answers,
     read_chosen,
     read_metrics,
@@ -80,3 +81,14 @@ def test_a_run_with_functions_of_a_program_is_resumed_there(tmp_path: Path) -> N
     ):
         (tmp_path / "config.yaml").write_text(f"rewards:\n  custom:\n    {spec}: 0.5\n")
         assert way_to_resume(tmp_path) == way
+        force = ", force=True)" if way.endswith(")") else " --force"
+        assert way_to_resume(tmp_path, force=True) == way.removesuffix(")") + force
+
+
+def test_a_program_is_told_the_call_that_resumes_a_run() -> None:
+    run = Path("runs/a b")
+    assert way_to_resume(run) == "slimrl train --resume 'runs/a b'"
+    with called_by_a_program():
+        assert way_to_resume(run) == 'slimrl.train(resume="runs/a b")'
+        assert way_to_resume(run, force=True) == 'slimrl.train(resume="runs/a b", force=True)'
+    assert way_to_resume(run, force=True) == "slimrl train --resume 'runs/a b' --force"
