@@ -38,9 +38,9 @@ class ProgressDisplay:
 
     def watch(self, progress: Progress) -> None:
         running = ", ".join(f"{name} (step {steps})" for name, steps in progress.running.items())
-        line = (
-            f"{progress.done} of {progress.total} runs done{_left(progress.seconds_left)}; running: {running or 'none'}"
-        )
+        waiting = "".join(f"; {name} waits: {reason}" for name, reason in progress.waiting.items())
+        left = _left(progress.seconds_left)
+        line = f"{progress.done} of {progress.total} runs done{left}; running: {running or 'none'}{waiting}"
         if self._console.is_terminal:
             if not self._live.is_started:
                 self._live.start()

@@ -46,6 +46,9 @@ class Running(Protocol):
         machine: it goes on, and has not failed.
         """
 
+    def waits_for(self) -> str:
+        """The reason for which the job has not begun, in the words of the place; empty once it has."""
+
     def stop(self) -> None:
         """End the job and everything that it started, and wait for the end."""
 
@@ -139,6 +142,9 @@ class _Process:
         if code is not None and self._process.stdin is not None:
             self._process.stdin.close()
         return code
+
+    def waits_for(self) -> str:
+        return ""
 
     def stop(self) -> None:
         self._signal(signal.SIGTERM)

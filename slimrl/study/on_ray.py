@@ -94,6 +94,9 @@ class _Task:
     def __init__(self, ray: Any, reference: Any, job: Job) -> None:
         self._ray, self._reference, self._job = ray, reference, job
 
+    def waits_for(self) -> str:
+        return ""  # Ray tells no reason
+
     def poll(self) -> int | None:
         errors = self._ray.exceptions
         try:

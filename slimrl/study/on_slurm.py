@@ -36,6 +36,11 @@ ALIVE = ("COMPLETING", "CONFIGURING", "PENDING", "RUNNING", "STOPPED", "SUSPENDE
 """States of a job that has not ended."""
 LOST = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REQUEUED", "REVOKED", "TIMEOUT")
 """States of a job that ended for no fault of its run."""
+UNPASSING = (
+    "AccountNotAllowed", "BadConstraints", "DependencyNeverSatisfied", "InvalidAccount", "InvalidQOS", "JobHeldAdmin",
+    "JobHeldUser", "PartitionDown", "PartitionInactive", "PartitionNodeLimit", "PartitionTimeLimit", "QOSNotAllowed",
+)  # fmt: skip
+"""Reasons to wait that no time removes; so are limits on each job, which end with `PerJobLimit` or `PerJob`."""
 RESERVED = (
     "array", "chdir", "clusters", "cpus-per-task", "job-name", "no-requeue", "nodes", "ntasks", "open-mode", "output", "parsable",
     "partition", "requeue", "signal", "test-only", "wait", "wrap",
@@ -184,10 +189,10 @@ class _Files:
 
 
 class _Queue:
-    """This user's jobs in the queue: state and name by number; asked again after POLL_SECONDS."""
+    """This user's jobs in the queue: state, reason to wait, and name by number; asked again after POLL_SECONDS."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, tuple[str, str]] = {}
+        self._jobs: dict[str, tuple[str, str, str]] = {}
         self._asked = -math.inf
 
     def forget(self) -> None:
@@ -197,19 +202,25 @@ class _Queue:
     def number(self, name: str) -> str:
         """The number of the job with this name that waits or runs; empty without one."""
         self._look()
-        return next((n for n, (state, job) in self._jobs.items() if job == name and state != "COMPLETING"), "")
+        return next((n for n, (state, _, job) in self._jobs.items() if job == name and state != "COMPLETING"), "")
 
     def has(self, number: str) -> bool:
         """True while the job waits, runs or ends."""
         self._look()
         return number in self._jobs
 
+    def reason(self, number: str) -> str:
+        """The reason for which the job waits; empty for one that does not."""
+        self._look()
+        state, reason, _ = self._jobs.get(number, ("", "", ""))
+        return reason if state == "PENDING" else ""
+
     def _look(self) -> None:
         if time.monotonic() - self._asked < POLL_SECONDS:
             return
-        lines = _ask("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%j", patience=PATIENCE_SECONDS)
-        jobs = (line.split("|", 2) for line in lines)
-        self._jobs = {number: (state, name) for number, state, name in jobs}
+        lines = _ask("squeue", "--noheader", f"--user={os.getuid()}", "--format=%i|%T|%r|%j", patience=PATIENCE_SECONDS)
+        jobs = (line.split("|", 3) for line in lines)
+        self._jobs = {number: (state, reason, name) for number, state, reason, name in jobs}
         self._asked = time.monotonic()
 
 
@@ -238,6 +249,12 @@ class _Submitted:
         if state in ("COMPLETED", "FAILED") and code.isdecimal():
             return int(code) or (0 if state == "COMPLETED" else 1)
         return PREEMPTED if state in ("", *LOST) else 1
+
+    def waits_for(self) -> str:
+        reason = self._queue.reason(self._number)
+        if reason in UNPASSING or reason.endswith(("PerJob", "PerJobLimit")):
+            return f"{reason}, which does not pass by itself; correct --on, or ask the administrators of the cluster"
+        return reason
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):  # a full disk

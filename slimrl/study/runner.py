@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -49,6 +49,8 @@ class Progress:
     """Steps taken so far, by run."""
     seconds_left: float
     """NaN before the first run has ended."""
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """By run that has not begun, the reason that its place gives."""
 
 
 class Observer(Protocol):
@@ -169,12 +171,14 @@ class _Runner:
         return False
 
     def _progress(self, done: int, total: int) -> Progress:
-        running = {run.name: count_steps(run.folder) for run, *_ in self._busy.values()}
+        reasons = {run.name: process.waits_for() for run, _, process, _ in self._busy.values()}
+        waiting = {name: reason for name, reason in reasons.items() if reason}
+        running = {run.name: count_steps(run.folder) for run, *_ in self._busy.values() if run.name not in waiting}
         if not self._seconds:
-            return Progress(done, total, running, math.nan)
+            return Progress(done, total, running, math.nan, waiting)
         spent = sum(time.monotonic() - started for *_, started in self._busy.values())
         left = (total - done) * fmean(self._seconds) - spent
-        return Progress(done, total, running, max(0.0, left) / self._slots.count)
+        return Progress(done, total, running, max(0.0, left) / self._slots.count, waiting)
 
 
 def write_job(folder: Path, name: str, config: TrainConfig) -> Job:

@@ -1,6 +1,6 @@
 """SLURM in small: the commands that a launcher uses, over one folder (FAKE_SLURM) with a file for each job.
 
-Installed under each command's name. A job begins at once, as a process group of its own; `lose` is a node that dies.
+Installed under each command's name. A job begins at once, as a process group of its own, or waits for the reason in `hold`; `lose` is a node that dies.
 """
 
 import contextlib
@@ -59,14 +59,17 @@ def main(command: str, arguments: list[str]) -> None:
             sys.exit((FOLDER / "refuse").read_text())
         name = str(len(jobs()) + 1)
         (FOLDER / f"{name}.sh").write_text(sys.stdin.read())
-        begin({"id": name, "name": options["job-name"], "output": options["output"], "chdir": options["chdir"], "script": f"{FOLDER}/{name}.sh"})  # fmt: skip
+        job = {"id": name, "name": options["job-name"], "output": options["output"], "chdir": options["chdir"], "script": f"{FOLDER}/{name}.sh", "state": "PENDING", "pid": "0"}  # fmt: skip
+        save(job) if (FOLDER / "hold").exists() else begin(job)
         print(f"{name};cluster")
     elif command == "squeue":
         found = [job for job in chosen or jobs() if job["state"] == "PENDING" or is_there(job)]
         for job in found:
-            if job["state"] == "PENDING":
+            held = (FOLDER / "hold").read_text() if (FOLDER / "hold").exists() else ""
+            if job["state"] == "PENDING" and not held:
                 begin(job)  # it has waited long enough
-            print(job["id"] if "jobs" in options else f"{job['id']}|RUNNING|{job['name']}")
+            state = "PENDING|" + held if held else "RUNNING|None"
+            print(job["id"] if "jobs" in options else f"{job['id']}|{state}|{job['name']}")
     elif command == "scontrol" and "show" in arguments:
         for job in chosen:
             print(f"JobId={job['id']} JobName={job['name']} JobState={job['state']} Reason=None")

@@ -81,6 +81,9 @@ class _Pretended:
             write_run(self.run, [1, 2], status=self.status)
         return {"finished": 0, "diverged": 4, "preempted": PREEMPTED}.get(self.status, 2)
 
+    def waits_for(self) -> str:
+        return ""
+
     def stop(self) -> None:
         self.launcher.stopped.append(self.run.name)
 

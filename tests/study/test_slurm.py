@@ -183,6 +183,23 @@ def test_a_job_that_never_began_has_no_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("slurm")
+def test_the_reason_of_a_job_that_waits_is_told(tmp_path: Path) -> None:
+    hold = tmp_path / "slurm" / "hold"
+    hold.write_text("Priority")
+    running = start(job(tmp_path, "0"))
+    assert running.poll() is None
+    assert running.waits_for() == "Priority"
+    for reason in ("PartitionTimeLimit", "QOSMaxCpuPerJobLimit", "JobHeldUser"):
+        hold.write_text(reason)
+        remedy = "which does not pass by itself; correct --on, or ask the administrators of the cluster"
+        assert running.waits_for() == f"{reason}, {remedy}"
+    hold.unlink()
+    assert running.waits_for() == ""
+    assert end_of(running) == 0
+    assert running.waits_for() == ""
+
+
+@pytest.mark.usefixtures("slurm")
 def test_a_limit_on_jobs_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher, refuse = SlurmLauncher("main", cpus=2, options={}), tmp_path / "slurm" / "refuse"
     assert end_of(launcher.start(job(tmp_path, "0"), 0)) == 0
