@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -38,7 +39,7 @@ class ProgressDisplay:
 
     def watch(self, progress: Progress) -> None:
         running = ", ".join(f"{name} (step {steps})" for name, steps in progress.running.items())
-        waiting = "".join(f"; {name} waits: {reason}" for name, reason in progress.waiting.items())
+        waiting = "".join(f"; waiting: {', '.join(names)} ({reason})" for reason, names in _by_reason(progress.waiting))
         left = _left(progress.seconds_left)
         line = f"{progress.done} of {progress.total} runs done{left}; running: {running or 'none'}{waiting}"
         if self._console.is_terminal:
@@ -74,6 +75,13 @@ class ProgressDisplay:
             return text
         difference = fmean(own[i] - reference[i] for i in shared)
         return f"{text}, {signed_points(difference)} to {self._expanded.reference}"
+
+
+def _by_reason(waiting: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Each reason with the runs that wait for it."""
+    return [
+        (reason, [name for name, own in waiting.items() if own == reason]) for reason in dict.fromkeys(waiting.values())
+    ]
 
 
 def _left(seconds: float) -> str:

@@ -23,11 +23,11 @@ def test_a_notebook_gets_plain_lines_on_stderr(
     display = ProgressDisplay(load_study([str(tmp_path / "study.yaml")]), tmp_path, quiet=False)
     display.say("one [x]")
     display.watch(Progress(done=1, total=3, running={"base-0": 2}, seconds_left=100.0))
-    display.watch(Progress(1, 3, {"base-0": 3}, 90.0, {"base-1": "Priority", "base-2": "PartitionDown, for good"}))
+    display.watch(Progress(1, 3, {"base-0": 3}, 90.0, {"a-1": "Priority", "b-2": "Down, for good", "c-0": "Priority"}))
     display.stop()
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == (
         "one [x]\n1 of 3 runs done, about 2 min left; running: base-0 (step 2)\n"
-        "1 of 3 runs done, about 2 min left; running: base-0 (step 3); base-1 waits: Priority; base-2 waits: PartitionDown, for good\n"
+        "1 of 3 runs done, about 2 min left; running: base-0 (step 3); waiting: a-1, c-0 (Priority); waiting: b-2 (Down, for good)\n"
     )
