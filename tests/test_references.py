@@ -169,7 +169,9 @@ def missing_verbs(text: str) -> set[str]:
             command = command.commands[words[0]]
         else:
             known = {"--help", "-h", "--version", *(option for p in command.params for option in p.opts)}
-            found |= {f"{' '.join(path)} {word}" for word in words if word[0] == "-" and word not in known}
+            found |= {
+                f"{' '.join(path)} {word}" for word in words if word[0] == "-" and word.partition("=")[0] not in known
+            }
     return found
 
 
