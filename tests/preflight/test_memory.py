@@ -290,7 +290,7 @@ problem = Problem("p", "?", "1")
 for step in range(2):
     engine = RolloutEngine(dataclasses.replace(policy, stop_ids=()), slots=8)
     asked = [Request(tuple(i % 1000 + 3 + g for i in range(prompt)), uniforms(0, "train", step, str(g), samples=4, positions=drawn))
-             for g in range(2)]
+             for g in range(1 + step)]  # one group is enough to have moments
     sampled = engine.generate(asked, max_new_tokens=drawn)
     groups = [Group(tuple(Rollout(problem, c, "", False, {}, float(i)) for i, c in enumerate(group)), step) for group in sampled]
     learner.update(groups, step)
