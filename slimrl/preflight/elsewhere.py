@@ -119,7 +119,7 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
         dtype=str(dtype).removeprefix("torch."),
         devices=count,
         gib=gib,
-        prompt=PROMPT,
+        prompt=_prompt_tokens(config, whole),
         new_tokens=config.rollout.budget,
         rows=config.rollout.problems * config.rollout.group_size,
         estimates=estimates,
@@ -149,8 +149,12 @@ def _counted(config: TrainConfig, saved: Any, dtype: torch.dtype) -> tuple[Polic
 def _estimate(config: TrainConfig, policy: Policy, devices: Devices) -> MemoryEstimate:
     evaluation = config.evaluation.problems * (config.evaluation.samples + config.evaluation.greedy)
     rows = max(config.rollout.problems * config.rollout.group_size, evaluation)
-    prompt = min(PROMPT, max(1, policy.context - config.rollout.budget))
-    return plan_memory(policy, config, Call(prompt, -(-rows // devices.count), devices), training=True)
+    call = Call(_prompt_tokens(config, policy), -(-rows // devices.count), devices)
+    return plan_memory(policy, config, call, training=True)
+
+
+def _prompt_tokens(config: TrainConfig, policy: Policy) -> int:
+    return min(PROMPT, max(1, policy.context - config.rollout.budget))
 
 
 def _carried_on(cuts: list[Policy], layers: int, again: bool) -> float:

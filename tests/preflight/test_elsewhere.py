@@ -60,6 +60,7 @@ def test_it_is_the_plan_of_the_whole_model(name: str, rank: int, tmp_path: Path)
     trained = sum(p.numel() for p in whole.trainable.values())
 
     plan = plan_elsewhere(config, 2, 1.0)
+    assert (plan.prompt, plan.new_tokens) == (88, 40), "no more than the context of 128 tokens has room for"
     assert (plan.parameters, plan.dtype, plan.devices) == (whole.parameters, "bfloat16", 2)
     found = plan.estimates[AS_SET]
     assert found.free == int(SHARE * 2**29), "CUDA takes half a GiB for itself"
