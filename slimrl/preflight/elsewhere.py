@@ -102,19 +102,24 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
         longest_solution=lambda: 0,
     )
     config = with_chosen(config, chosen.values)
-    estimates = {}
+    estimates: dict[str, MemoryEstimate] = {}
+    shapes: dict[int, tuple[Policy, Mapping[bool, float]]] = {}  # by the rank of the adapter, all that they depend on
     for name, more in {AS_SET: {}, **TRIED}.items():
         tried = with_sections(config, more)
         if name != AS_SET and (tried == config or config.model.lora.rank or (count == 1 and "sharded" in name)):
             continue
-        estimates[name] = _estimate(tried, saved, dtype, count, gib)
+        rank = tried.model.lora.rank
+        if rank not in shapes:
+            shapes[rank] = _counted(tried, saved, dtype)
+        policy, kept = shapes[rank]
+        estimates[name] = _estimate(tried, policy, Devices(count, gib, kept))
     return FleetPlan(
         model=type(whole.model).__name__,
         parameters=whole.parameters,
         dtype=str(dtype).removeprefix("torch."),
         devices=count,
         gib=gib,
-        prompt=PROMPT,
+        prompt=_prompt_tokens(config, whole),
         new_tokens=config.rollout.budget,
         rows=config.rollout.problems * config.rollout.group_size,
         estimates=estimates,
@@ -130,20 +135,26 @@ def with_sections(config: TrainConfig, sections: Mapping[str, Mapping[str, Any]]
     return TrainConfig.model_validate(table)
 
 
-def _estimate(config: TrainConfig, saved: Any, dtype: torch.dtype, count: int, gib: float) -> MemoryEstimate:
+def _counted(config: TrainConfig, saved: Any, dtype: torch.dtype) -> tuple[Policy, Mapping[bool, float]]:
+    """The whole model without storage, and the bytes that a token of it leaves to the backward pass, as in `Devices`."""
     cuts = [cut_of(config, saved, dtype, times) for times in (1, 2)]
     layers = saved.get_text_config().num_hidden_layers
     policy = shape_of(config, saved, dtype)
     pattern = cuts[0].attention
     policy = replace(policy, attention=tuple(pattern[i % len(pattern)] for i in range(layers)))
-    kept = {
-        again: _carried_on(cuts, layers, again) for again in (False, True) if not again or can_checkpoint(policy.model)
-    }
+    ways = (False, True) if can_checkpoint(policy.model) else (False,)
+    return policy, {again: _carried_on(cuts, layers, again) for again in ways}
+
+
+def _estimate(config: TrainConfig, policy: Policy, devices: Devices) -> MemoryEstimate:
     evaluation = config.evaluation.problems * (config.evaluation.samples + config.evaluation.greedy)
     rows = max(config.rollout.problems * config.rollout.group_size, evaluation)
-    prompt = min(PROMPT, max(1, policy.context - config.rollout.budget))
-    call = Call(prompt, -(-rows // count), Devices(count, gib, kept))
+    call = Call(_prompt_tokens(config, policy), -(-rows // devices.count), devices)
     return plan_memory(policy, config, call, training=True)
+
+
+def _prompt_tokens(config: TrainConfig, policy: Policy) -> int:
+    return min(PROMPT, max(1, policy.context - config.rollout.budget))
 
 
 def _carried_on(cuts: list[Policy], layers: int, again: bool) -> float:

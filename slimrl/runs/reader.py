@@ -69,7 +69,8 @@ def way_to_resume(run: Path, *, force: bool = False) -> str:
     of_a_program = any(is_programs(str(spec)) for spec in custom)
     if not of_a_program and not _called.get():
         return f"slimrl {verb} --resume {shlex.quote(str(run))}{' --force' if force else ''}"
-    return f'slimrl.{verb}(resume="{run}"{", rewards=[...]" if of_a_program else ""}{", force=True" if force else ""})'
+    text = json.dumps(str(run), ensure_ascii=False)  # a literal of Python too
+    return f"slimrl.{verb}(resume={text}{', rewards=[...]' if of_a_program else ''}{', force=True' if force else ''})"
 
 
 def read_status(run: Path) -> str:

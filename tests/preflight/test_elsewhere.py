@@ -19,7 +19,7 @@ from slimrl.model.lora import add_adapter
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.probe import install_hook
 from slimrl.preflight.activations import activation_bytes
-from slimrl.preflight.elsewhere import AS_SET, plan_elsewhere, read_devices
+from slimrl.preflight.elsewhere import AS_SET, cut_of, plan_elsewhere, read_devices
 from slimrl.preflight.memory import SHARE
 from tests.tiny import SHAPE
 
@@ -60,6 +60,7 @@ def test_it_is_the_plan_of_the_whole_model(name: str, rank: int, tmp_path: Path)
     trained = sum(p.numel() for p in whole.trainable.values())
 
     plan = plan_elsewhere(config, 2, 1.0)
+    assert (plan.prompt, plan.new_tokens) == (88, 40), "no more than the context of 128 tokens has room for"
     assert (plan.parameters, plan.dtype, plan.devices) == (whole.parameters, "bfloat16", 2)
     found = plan.estimates[AS_SET]
     assert found.free == int(SHARE * 2**29), "CUDA takes half a GiB for itself"
@@ -83,6 +84,20 @@ def test_what_saves_memory_is_planned_too(tmp_path: Path) -> None:
     assert adapter.weights > whole.weights
     assert [*plan_elsewhere(settings(tmp_path), 1, 1.0).estimates] == [AS_SET, "model.lora.rank=16"]
     assert [*plan_elsewhere(settings(tmp_path, model={"lora": {"rank": 2}}), 4, 1.0).estimates] == [AS_SET]
+
+
+def test_settings_that_leave_the_model_as_it_is_count_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cuts of the model are made for its weights and two with an adapter, which takes most of the time."""
+    CONFIGS["qwen2"].save_pretrained(tmp_path)
+    made = []
+
+    def cut(*given: Any) -> Policy:
+        made.append(given)
+        return cut_of(*given)
+
+    monkeypatch.setattr("slimrl.preflight.elsewhere.cut_of", cut)
+    assert len(plan_elsewhere(settings(tmp_path), 4, 1.0).estimates) == 3
+    assert len(made) == 4
 
 
 def test_slots_are_for_the_share_of_a_device(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import subprocess
@@ -92,3 +93,11 @@ def test_a_program_is_told_the_call_that_resumes_a_run() -> None:
         assert way_to_resume(run) == 'slimrl.train(resume="runs/a b")'
         assert way_to_resume(run, force=True) == 'slimrl.train(resume="runs/a b", force=True)'
     assert way_to_resume(run, force=True) == "slimrl train --resume 'runs/a b' --force"
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'so "called"', "back\\new", "two\nlines", "für"])
+def test_the_call_that_resumes_a_run_is_valid_python(name: str, tmp_path: Path) -> None:
+    with called_by_a_program():
+        call = ast.parse(way_to_resume(tmp_path / name), mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert ast.literal_eval(call.keywords[0].value) == str(tmp_path / name)
