@@ -213,7 +213,9 @@ def doctor(settings: Sequence[str], fleet: str | None, as_json: bool) -> None:
         from slimrl.display.fleet import show_fleet
         from slimrl.preflight.elsewhere import plan_elsewhere, read_devices
 
-        plan = plan_elsewhere(config, *read_devices(fleet))
+        count, gib = read_devices(fleet)
+        display.say("counting weights and activations, from config.json alone", "dim")
+        plan = plan_elsewhere(config, count, gib)
         show_fleet(display.console, plan)
         if as_json:
             print_json(plan.table())

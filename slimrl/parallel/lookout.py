@@ -67,7 +67,9 @@ def _connect(limit: float, serves: bool = False) -> Store:
         store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timedelta(seconds=limit))
     except RuntimeError as error:  # DistNetworkError and DistStoreError
         reason = str(error).strip().split("\n")[0][:160]
-        raise RankLostError(f"the leader of the run cannot be reached at {host}:{port} ({reason})") from error
+        raise RankLostError(
+            f"the leader of the run cannot be reached at {host}:{port} ({reason}); correct the address, or raise device_deadline"
+        ) from error
     return PrefixStore(f"slimrl/{attempt}", store)
 
 
@@ -89,6 +91,9 @@ def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], N
 def _look(store: Store, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
     others = {rank: f"beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
     seen = dict.fromkeys(others, ("", time.monotonic()))
+    alive: set[int] = (
+        set()
+    )  # torchrun may start processes again without counting, and its store keeps the beats of earlier ones
     with contextlib.suppress(RuntimeError):  # the store has ended with the run
         for beat in itertools.count():
             store.set(f"beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")
@@ -98,9 +103,10 @@ def _look(store: Store, ranks: Ranks, deadline: float, stop: Stop, over: threadi
             for rank, key in others.items():
                 found = store.get(key).decode() if store.check([key]) else ""
                 if found != seen[rank][0]:
+                    alive |= {rank} if seen[rank][0] else set()
                     seen[rank] = (found, time.monotonic())
                 elif found and time.monotonic() - seen[rank][1] > deadline and not over.is_set():
-                    _end(rank, found, deadline)
+                    _end(rank, found if rank in alive else "", deadline)
                     seen[rank] = (found, float("inf"))
 
 

@@ -98,7 +98,7 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
         parameters=whole.parameters,
         adapter=whole.lora is not None,
         context=whole.context,
-        longest_prompt=lambda: PROMPT,
+        longest_prompt=lambda: min(PROMPT, whole.context // 2),
         longest_solution=lambda: 0,
     )
     config = with_chosen(config, chosen.values)
@@ -185,6 +185,13 @@ def cut_of(config: TrainConfig, saved: Any, dtype: torch.dtype, times: int) -> P
     text = cut.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or ["full"] * text.num_hidden_layers)
     period = next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
+    for name in getattr(cut, "sub_configs", {}):  # towers for images and sound, through which text does not pass
+        if (
+            (tower := getattr(cut, name, None)) is not None
+            and tower is not text
+            and hasattr(tower, "num_hidden_layers")
+        ):
+            tower.num_hidden_layers = 1
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = times * period, VOCABULARY, None
     if getattr(text, "layer_types", None):
         text.layer_types = (kinds[:period] * times)[: times * period]

@@ -13,6 +13,8 @@ LETTERS = string.ascii_uppercase
 Counted = Literal["", "from 0", "from 1"]
 YES_NO = (("yes", "no"), ("true", "false"))
 """Answers that are options themselves, where the rows have no others."""
+_LINE = re.compile(r"^\s*\(?[A-Za-z][).:]\s*\S", re.MULTILINE)
+"""An option on a line of its own, after its letter."""
 _LABEL = re.compile(r"\s*\(?[A-Za-z0-9][).:]\s*")
 
 
@@ -54,6 +56,11 @@ def yes_or_no(values: Iterable[object], most: float) -> tuple[str, ...]:
     shares = [sum(isinstance(one, bool) or _word(one) in pair for one in given) for pair in YES_NO]
     best = max(range(len(YES_NO)), key=shares.__getitem__)
     return YES_NO[best] if given and shares[best] >= most * len(given) else ()
+
+
+def lists_options(question: object) -> bool:
+    """True for a question that has lettered lines of its own."""
+    return isinstance(question, str) and len(_LINE.findall(question)) > 1
 
 
 def word_option(row: Row, given: str, pair: tuple[str, ...]) -> str:

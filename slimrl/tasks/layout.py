@@ -204,6 +204,7 @@ def find_layout(
     choices = offered if config.checker == "choice" else ""
     whole = [row for row in (*rows, *others) if isinstance(row, Row)]
     by_word = config.checker == "choice" and not choices and config.columns.choices != NONE and not worked
+    by_word = by_word and not any(lists_options(row.at(question)) for row in whole if question)
     context = column("context", CONTEXT if question.lower() == INSTRUCTION else ())
     passages = () if context or config.columns.context == NONE else PASSAGES
     unread = next(filter(None, (_spelling(seen, name) for name in passages)), "")

@@ -156,6 +156,14 @@ def test_answers_that_name_no_option_are_refused_at_load(answers: list[Any], tmp
     assert letters(task_of(tmp_path, rows, checker="exact"))
 
 
+def test_a_question_that_lists_its_options_gets_no_second_list(tmp_path: Path) -> None:
+    rows = [{"question": f"is {i} even?\nA. no\nB. yes", "answer": "yes" if i % 2 else "no"} for i in range(6)]
+    with pytest.raises(DataError, match="answer 'no' is not the letter of an option"):
+        task_of(tmp_path, rows)
+    lettered = [{**row, "answer": "B" if row["answer"] == "yes" else "A"} for row in rows]
+    assert task_of(tmp_path, lettered).train[0].question == rows[0]["question"]
+
+
 def test_letters_need_no_column_of_options(tmp_path: Path) -> None:
     rows = [{"question": f"which of A, B and C, {i}?", "answer": "ABC"[i % 3]} for i in range(6)]
     assert letters(task_of(tmp_path, rows)) == [*"ABCABC"]
