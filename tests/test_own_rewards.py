@@ -136,7 +136,7 @@ def test_a_judge_that_dies_is_counted_and_one_that_is_dead_is_refused(tiny_folde
     assert reason.startswith("reward quality cannot reach its judge at http://127.0.0.1:")
     assert count == 4
     last = rows_of(Path(summary.run), "rollouts/step-00000003.jsonl")
-    assert all(row["reward"] == 0.0 and "quality" not in row["scores"] and row["unscorable"] for row in last)
+    assert all(row["reward"] is None and "quality" not in row["scores"] and row["unscorable"] for row in last)
     (tmp_path / "judge-cache.jsonl").unlink()
     with pytest.raises(SettingsError, match="reward quality cannot reach its judge"):
         train(settings(tiny_folder, tmp_path, dead(), "name=b"), Display(quiet=True))

@@ -222,11 +222,13 @@ def _by_problem(rows: Rows) -> list[list[int]]:
 
 def _are_equal(rows: Rows, lines: Sequence[int]) -> bool:
     """True for a group that has no signal."""
-    return len({_float(rows[line].get("reward")) for line in lines}) < 2
+    return len({reward for line in lines if not math.isnan(reward := _float(rows[line].get("reward")))}) < 2
 
 
 def _best_and_worst(rows: Rows, lines: Sequence[int]) -> list[int]:
-    ranked = sorted(lines, key=lambda line: -(_float(rows[line].get("reward")) or 0.0))
+    """Lines without a reward are neither."""
+    scored = [line for line in lines if not math.isnan(_float(rows[line].get("reward")))] or lines
+    ranked = sorted(scored, key=lambda line: -_float(rows[line].get("reward")))
     ends = dict.fromkeys((ranked[0], ranked[-1]))
     return [*ends, *(line for line in lines if line not in ends)]
 

@@ -97,10 +97,10 @@ class Endpoint:
             )
             raise FailureError(Unscored(cut_off, excused=True, remedy=way_out))
         if content is not None and not isinstance(content, str):
-            where = self.shown(raw[:200].decode("utf-8", "replace"))
-            raise FailureError(
-                Unscored("got no chat completion from its judge", f"it sent {where!r}", excused=True), again=True
-            )
+            where = f"it sent {self.shown(raw[:200].decode('utf-8', 'replace'))!r}"
+            way_out = f"correct {self._setting}.endpoint, the base address of an OpenAI-compatible API (it often ends with /v1)"
+            what = Unscored("got no chat completion from its judge", where, excused=True, remedy=way_out)
+            raise FailureError(what, again=True)
         if not content:
             raise FailureError(Unscored("got an empty reply from its judge", excused=True), again=True)
         return content

@@ -138,7 +138,7 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "trained": id(group) in trained,
             "text": rollout.text,
             "correct": rollout.correct,
-            "reward": finite(rollout.reward),
+            "reward": None if rollout.unscorable else finite(rollout.reward),
             "scores": {name: finite(value) for name, value in rollout.scores.items()},
             "unscorable": rollout.unscorable,
             **({"unmeasured": rollout.unmeasured} if rollout.unmeasured else {}),

@@ -16,6 +16,7 @@ from slimrl.tasks.choices import (
     Counted,
     counted,
     counted_options,
+    lists_options,
     listed,
     options,
     right_options,

@@ -212,6 +212,18 @@ def test_groups_with_a_signal_and_the_best_and_the_worst_come_first(tmp_path: Pa
     assert group.note == "2 of 4 completions shown"
 
 
+def test_a_completion_without_a_score_gives_a_group_no_signal_and_comes_last(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "mine", steps=1, groups=2, size=4, length=30)
+    path = folder / "rollouts" / "step-00000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for place, reward in enumerate([None, 1.0, 1.0, 1.0, None, -0.5, 1.0, 0.5]):
+        rows[place]["reward"] = reward
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (step,) = inspect(read_stored(read_run(folder)), most_tokens=60).steps
+    (group,) = step.groups
+    assert [one.sample for one in group.completions] == [1, 2]
+
+
 @pytest.mark.parametrize("mode", ["none", "cut", "noise", "other"])
 def test_without_numbers_there_are_texts(tmp_path: Path, mode: str) -> None:
     folder = write_run(tmp_path / "mine", ["the text"], steps=1, tokens=mode != "none")

@@ -478,6 +478,8 @@ WAYS_OUT = {
     "no score": "; it wrote 'I like it.', ask for a last line like Score: 7 in rewards.judge.quality.prompt, or set its pattern",
     "cut off": "; raise rewards.judge.quality.max_tokens",
     "above": "; it wrote 'Score: 11', ask for this scale in rewards.judge.quality.prompt, or set its low and high",
+    "not JSON": "; it sent '<html>Bad gateway</html>', correct rewards.judge.quality.endpoint, the base address of an "
+    "OpenAI-compatible API (it often ends with /v1)",
     "404": "; correct endpoint, model or api_key_env of rewards.judge.quality",
     "429": "; lower rewards.judge.quality.concurrency, or raise its retries and timeout",
 }
