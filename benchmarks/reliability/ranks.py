@@ -25,6 +25,8 @@ DEADLINE = 10
 """Seconds without a sign of life after which a rank counts as hanging."""
 ENDED_WITHIN = 60
 """Seconds after a kill, or after the deadline of a hang, after which a process counts as left behind."""
+START_SECONDS = 120
+"""The deadline of a rank that hangs before it has started."""
 SIZES = (f"steps={STEPS}", "evaluation.every=4", "checkpoint.every=3", f"device_deadline={DEADLINE}")
 
 
@@ -127,7 +129,7 @@ def attempt(output: Path, trial: Trial, expected: object) -> Outcome:
     others = descendants(process.pid) | {process.pid}
     if hit is not None:
         subprocess.run(["kill", "-STOP" if trial.victim == "hang" else "-KILL", str(hit)], check=False)
-    until = time.monotonic() + ENDED_WITHIN + DEADLINE
+    until = time.monotonic() + ENDED_WITHIN + (START_SECONDS if trial.steps < 0 else DEADLINE)
     while time.monotonic() < until and any(map(alive, others)):
         process.poll()
         time.sleep(0.1)
