@@ -34,7 +34,7 @@ def test_one_table_of_tasks(console: Console, capsys: pytest.CaptureFixture[str]
     show_tasks(console, HOSTILE, {HOSTILE: {"test": measures(4, greedy=0.25), "harder": measures(2)}})
     title, head, test, harder = capsys.readouterr().out.splitlines()
     assert "x[/red]\\x1b[2J: strict" in title
-    assert head.split() == ["problems", "sampled", "greedy", "lenient", "cut", "off", "pass@k", "maj@k"]
+    assert head.split() == ["n", "sampled", "greedy", "lenient", "cut", "off", "pass@k", "maj@k"]
     assert test.split()[1:] == [
         "2",
         "50.0",
@@ -51,6 +51,16 @@ def test_one_table_of_tasks(console: Console, capsys: pytest.CaptureFixture[str]
         "4)",
     ]
     assert harder.split()[:3] == ["[red]x[/red]\\x1b[2J,", "harder", "2"]
+
+
+def test_a_table_of_tasks_cuts_no_number_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = measures(16, greedy=1.0, low=0.925, high=1.0, n=1319.0, accuracy=0.985, lenient=1.0, truncated=0.125)
+    show_tasks(Console(width=80), "a model", {"aime-2025-part-one": {"test": wide, "harder": wide}})
+    out = capsys.readouterr().out
+    assert "\u2026" not in out
+    assert out.count("1319 98.5 [92.5, 100.0]") == 2
+    assert out.count("50.0 (k 16)") == 4
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_a_comparison_names_what_moved_most(console: Console, capsys: pytest.CaptureFixture[str]) -> None:
