@@ -26,6 +26,12 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split())
 
 
+def in_millions(parameters: int) -> str:
+    """The size of a model: 494 million parameters, 0.87 million parameters."""
+    millions = parameters / 1e6
+    return f"{millions:,.0f} million parameters" if millions >= 10 else f"{millions:.2g} million parameters"
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share as a percentage, without its sign: 0.125 is 12.5."""
     return f"{100 * share:.{digits}f}" if math.isfinite(share) else UNKNOWN

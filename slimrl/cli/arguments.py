@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from slimrl.config.schema import EvalConfig
 
 
-ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""Endings of files of data."""
-
-
 def by_name(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
     """The callback of an argument: every `@name` of a recipe or a study becomes its file."""
 
@@ -154,9 +150,10 @@ def is_settings_file(text: str) -> bool:
 def task_named(task: str) -> tuple[str, bool]:
     """The name of a task, or of that in a settings file, and True where the file says which data it has."""
     from slimrl.config.files import read_yaml
+    from slimrl.config.places import DATA_SUFFIXES
 
     if not is_settings_file(task):
-        if Path(task).is_file() or Path(task.removesuffix(".gz")).suffix in ROWS:
+        if Path(task).is_file() or task.lower().endswith(DATA_SUFFIXES):
             raise SettingsError(
                 f"--task {task} is a file of rows; write task.path: {task} into a settings file, and give that"
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
+from slimrl.text import in_millions
 
 TINY, SMALL = 5_000_000, 50_000_000
 """Parameters below which a model is tiny, as the built-in one, or small; above are pretrained models as people use them."""
@@ -50,8 +51,7 @@ def choose(
     """
     values: dict[str, int | float] = {}
     reasons = []
-    millions = parameters / 1e6
-    size = f"{millions:,.0f} million parameters" if millions >= 10 else f"{millions:.2g} million parameters"
+    size = in_millions(parameters)
     if config.optimizer.learning_rate == "auto" and isinstance(config, TrainConfig | SftRunConfig):
         rate = learning_rate(config, parameters) * (LORA_RATE if adapter else 1)
         values["optimizer.learning_rate"] = rate

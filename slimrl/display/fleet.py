@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slimrl.preflight.estimate import GIB, MemoryEstimate
+from slimrl.text import in_millions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,10 +18,8 @@ HEADER = f"{'GiB of each GPU':<23}{'peak':>5}{'model':>6}{'optimizer':>10}{'upda
 def show_fleet(console: Console, plan: FleetPlan) -> None:
     """Print the plan in 80 columns."""
     room = next(iter(plan.estimates.values())).free
-    millions = plan.parameters / 1e6
-    size = f"{millions:,.0f}" if millions >= 10 else f"{millions:.2g}"
     console.print(
-        f"{plan.model}, {size} million parameters in {plan.dtype}, on {plan.devices} x {plan.gib:g} GiB, "
+        f"{plan.model}, {in_millions(plan.parameters)} in {plan.dtype}, on {plan.devices} x {plan.gib:g} GiB, "
         f"of which a run takes {room / GIB:.1f} at most; {plan.rows} completions a step, prompts of {plan.prompt} and "
         f"completions of {plan.new_tokens} tokens"
     )
@@ -43,6 +42,5 @@ def _row(found: MemoryEstimate) -> str:
         (found.cache + found.sampling, 8),
     )
     verdict = "too large" if not found.fits else "recomputed" if found.plan.recompute else "fits"
-    return (
-        "".join(f"{size / GIB:>{width}.1f}" for size, width in parts) + f"{found.plan.microbatch_tokens:>9,} {verdict}"
-    )
+    sizes = "".join(f"{size / GIB:>{width}.1f}" for size, width in parts)
+    return f"{sizes}{found.plan.microbatch_tokens:>9,} {verdict}"

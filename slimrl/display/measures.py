@@ -62,10 +62,8 @@ def show_tasks(console: Console, model: str, tasks: Mapping[str, Mapping[str, Ma
     say(console, f"{model}: strict held-out accuracy in % on n problems, with 95 % intervals", "bold")
     rows = [(split_name(task, split), found) for task, splits in tasks.items() for split, found in splits.items()]
     table = _table("", "n", "sampled", "greedy", "lenient", "cut off", "pass@k", "maj@k")
-    table.columns[0].no_wrap, table.columns[0].overflow = (
-        False,
-        "fold",
-    )  # in a narrow terminal a name is folded, and no number is cut
+    names = table.columns[0]
+    names.no_wrap, names.overflow = False, "fold"  # in a narrow terminal, so that no number is cut
     for name, found in rows:
         (k, passed), (_, majority) = ([*found[key].items()][-1] for key in ("pass@k", "maj@k"))
         sampled = _interval({"value": found["accuracy"], "low": found["low"], "high": found["high"]})

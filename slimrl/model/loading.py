@@ -52,7 +52,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     path = resolve(config.path)
-    saved = find_adapter(path, _source(config, path))
+    saved = find_adapter(path, source_of(config, path))
     config = _with_packing(config, saved)
     if config.quantize != "none":
         check_quantize(config.quantize, device)
@@ -97,7 +97,7 @@ def _load_adapted(
     model, tokenizer, notes = _load(base, resolve(saved.base), device, 0)
     lora = load_adapter(model, saved)
     if saved.tokenizer:
-        source = _source(config, path)
+        source = source_of(config, path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **source)
         except Exception as error:
@@ -124,7 +124,7 @@ def lora_note(policy: Policy, lora: Lora) -> str:
 
 def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tuple[PreTrainedModel, Any, list[str]]:
     """Model, tokenizer, and notes on their files."""
-    pickled, source = _pickled(config, path), _source(config, path)
+    pickled, source = _pickled(config, path), source_of(config, path)
     try:
         notes = check_code(config, path, source)
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -154,7 +154,7 @@ def _load(config: ModelConfig, path: str, device: torch.device, seed: int) -> tu
     return model, tokenizer, notes
 
 
-def _source(config: ModelConfig, path: str) -> dict[str, Any]:
+def source_of(config: ModelConfig, path: str) -> dict[str, Any]:
     """The arguments of every from_pretrained; raises SettingsError for a revision that nothing reads."""
     source: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if not Path(path).is_dir():

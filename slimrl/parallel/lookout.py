@@ -91,9 +91,8 @@ def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], N
 def _look(store: Store, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
     others = {rank: f"beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
     seen = dict.fromkeys(others, ("", time.monotonic()))
-    alive: set[int] = (
-        set()
-    )  # torchrun may start processes again without counting, and its store keeps the beats of earlier ones
+    # torchrun may start processes again without counting them, and its store keeps the beats of earlier ones
+    alive: set[int] = set()
     with contextlib.suppress(RuntimeError):  # the store has ended with the run
         for beat in itertools.count():
             store.set(f"beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")

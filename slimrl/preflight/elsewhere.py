@@ -17,14 +17,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from slimrl.config.defaults import choose
-from slimrl.config.files import with_chosen
+from slimrl.config.files import build, merge, with_chosen
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.kernels.native import paused
 from slimrl.learner.recompute import can_checkpoint
 from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
-from slimrl.model.loading import resolve, unusable
+from slimrl.model.loading import resolve, source_of, unusable
 from slimrl.model.lora import add_adapter
 from slimrl.model.policy import Policy
 from slimrl.model.probe import install_hook
@@ -105,7 +105,7 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
     estimates: dict[str, MemoryEstimate] = {}
     shapes: dict[int, tuple[Policy, Mapping[bool, float]]] = {}  # by the rank of the adapter, all that they depend on
     for name, more in {AS_SET: {}, **TRIED}.items():
-        tried = with_sections(config, more)
+        tried = build(TrainConfig, merge(config.model_dump(), more))
         if name != AS_SET and (tried == config or config.model.lora.rank or (count == 1 and "sharded" in name)):
             continue
         rank = tried.model.lora.rank
@@ -124,15 +124,6 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
         rows=config.rollout.problems * config.rollout.group_size,
         estimates=estimates,
     )
-
-
-def with_sections(config: TrainConfig, sections: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """The settings with some others, by section."""
-    table = config.model_dump()
-    for section, values in sections.items():
-        for key, value in values.items():
-            table[section][key] = {**table[section][key], **value} if isinstance(value, Mapping) else value
-    return TrainConfig.model_validate(table)
 
 
 def _counted(config: TrainConfig, saved: Any, dtype: torch.dtype) -> tuple[Policy, Mapping[bool, float]]:
@@ -165,9 +156,10 @@ def _carried_on(cuts: list[Policy], layers: int, again: bool) -> float:
 
 
 def _read_config(config: TrainConfig) -> Any:
-    path, source = resolve(config.model.path), {"trust_remote_code": config.model.trust_remote_code}
+    path = resolve(config.model.path)
+    source = source_of(config.model, path)
     try:
-        return AutoConfig.from_pretrained(path, revision=config.model.revision, **source)
+        return AutoConfig.from_pretrained(path, **source)
     except Exception as error:
         raise unusable(config.model, path, "", error) from error
 
@@ -185,16 +177,13 @@ def cut_of(config: TrainConfig, saved: Any, dtype: torch.dtype, times: int) -> P
     text = cut.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or ["full"] * text.num_hidden_layers)
     period = next(n for n in range(1, len(kinds) + 1) if all(kind == kinds[i % n] for i, kind in enumerate(kinds)))
-    for name in getattr(cut, "sub_configs", {}):  # towers for images and sound, through which text does not pass
-        if (
-            (tower := getattr(cut, name, None)) is not None
-            and tower is not text
-            and hasattr(tower, "num_hidden_layers")
-        ):
+    for name in cut.sub_configs:  # towers for images and sound, through which text does not pass
+        tower: Any = getattr(cut, name, None)
+        if tower is not text and hasattr(tower, "num_hidden_layers"):
             tower.num_hidden_layers = 1
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = times * period, VOCABULARY, None
     if getattr(text, "layer_types", None):
-        text.layer_types = (kinds[:period] * times)[: times * period]
+        text.layer_types = kinds[:period] * times
     policy = _policy(config, _made(cut, dtype).eval())
     return replace(policy, attention=install_hook(policy))
 

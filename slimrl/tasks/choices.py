@@ -64,11 +64,15 @@ def lists_options(question: object) -> bool:
 
 
 def word_option(row: Row, given: str, pair: tuple[str, ...]) -> str:
-    """The letter of the answer among the options of `yes_or_no`; refuses a row with another answer."""
-    found = [pair.index(word) for word in map(_word, right_answers(given)) if word in pair]
+    """The letter of the answer among the options of `yes_or_no`; refuses a row with another answer, and one with both."""
+    found = {pair.index(word) for word in map(_word, right_answers(given)) if word in pair}
+    if len(found) > 1:
+        row.fail(
+            f"the answers are both {pair[0]} and {pair[1]}, which are all the options; correct it or remove the row"
+        )
     if not found:
         row.fail(f"the answer {given[:60]!r} is neither {pair[0]} nor {pair[1]}; correct it or remove the row")
-    return LETTERS[found[0]]
+    return LETTERS[found.pop()]
 
 
 def _word(value: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, PreTrainedConfig, Qwen2Config
 
 from slimrl.config.files import build
 from slimrl.config.schema import TrainConfig
@@ -71,6 +71,32 @@ def test_it_is_the_plan_of_the_whole_model(name: str, rank: int, tmp_path: Path)
     with paused():
         exact = activation_bytes(whole, checkpointing=found.plan.recompute)
     assert found.token_bytes == pytest.approx(exact, rel=0.02)
+
+
+def test_a_tower_is_counted_and_not_trained(tmp_path: Path) -> None:
+    """Gemma 3 for images too: text passes through its language model alone."""
+    text = CONFIGS["gemma3"].to_dict() | {"num_hidden_layers": 5}
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+    }
+    Gemma3Config(text_config=text, vision_config=tower | {"patch_size": 14}, mm_tokens_per_image=1).save_pretrained(
+        tmp_path
+    )
+    both = plan_elsewhere(settings(tmp_path), 1, 1.0).estimates[AS_SET]
+    CONFIGS["gemma3"].save_pretrained(tmp_path)
+    alone = plan_elsewhere(settings(tmp_path), 1, 1.0).estimates[AS_SET]
+    assert both.weights > alone.weights
+    assert (both.moments, both.token_bytes, both.cache) == (alone.moments, alone.token_bytes, alone.cache)
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
+    CONFIGS["qwen2"].save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match=r"model\.revision=other has no effect on the local folder"):
+        plan_elsewhere(settings(tmp_path, model={"revision": "other"}), 1, 1.0)
 
 
 def test_what_saves_memory_is_planned_too(tmp_path: Path) -> None:

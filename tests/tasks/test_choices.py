@@ -144,6 +144,12 @@ def test_one_bad_answer_changes_the_reading_of_no_other(tmp_path: Path) -> None:
         task_of(tmp_path, [*rows[:3], {"question": "is it", "answer": "perhaps"}, *rows[3:]])
 
 
+def test_a_row_with_both_words_is_refused(tmp_path: Path) -> None:
+    rows = [{"question": f"is {i} even", "answer": "yes" if i % 2 else "no"} for i in range(20)]
+    with pytest.raises(DataError, match=r"path.jsonl:4: the answers are both yes and no, which are all the options"):
+        task_of(tmp_path, [*rows[:3], {"question": "is it", "answer": ["yes", "no"]}, *rows[3:]])
+
+
 @pytest.mark.parametrize("answers", [["0", "1"], [0, 1], ["positive", "negative"], ["yes", "maybe"], ["12", "x"]])
 def test_answers_that_name_no_option_are_refused_at_load(answers: list[Any], tmp_path: Path) -> None:
     rows = [{"question": f"question {i}", "label": answers[i % 2]} for i in range(6)]
