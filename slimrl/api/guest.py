@@ -54,8 +54,9 @@ def import_bars() -> None:
 @contextmanager
 def _environment() -> Iterator[None]:
     from slimrl.machine.limits import KERNEL_CACHES
+    from slimrl.machine.order import WORKSPACE
 
-    before = {name: os.environ.get(name) for name in (*QUIET, *KERNEL_CACHES)}
+    before = {name: os.environ.get(name) for name in (*QUIET, *KERNEL_CACHES, WORKSPACE)}
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

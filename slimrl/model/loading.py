@@ -17,6 +17,7 @@ from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
 from slimrl.machine.limits import bound_kernel_caches
+from slimrl.machine.order import prepare_products
 from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
 from slimrl.model.lora import (
@@ -51,6 +52,7 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError("model.device=cuda but torch sees no GPU; set model.device=auto or install a CUDA build")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    prepare_products(device)
     path = resolve(config.path)
     saved = find_adapter(path, source_of(config, path))
     config = _with_packing(config, saved)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.records import Plan
 
 HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
@@ -47,6 +46,8 @@ class MemoryEstimate:
     """Tokens of a step that carry loss, at most."""
     head_bytes: int
     """Of each logit of a chunk, for all buffers that a backward pass holds of it."""
+    chunk_logits: int
+    """Logits of a chunk at most."""
     critic: int
     """PPO's value function: weights, masters, moments and gradients."""
     cache_stays: bool
@@ -68,7 +69,7 @@ class MemoryEstimate:
     @property
     def head(self) -> int:
         tokens = min(self.plan.microbatch_tokens, self.loss_tokens)
-        return self.head_bytes * min(CHUNK_ELEMENTS, tokens * self.vocabulary)
+        return self.head_bytes * min(self.chunk_logits, tokens * self.vocabulary)
 
     @property
     def peak(self) -> int:

@@ -23,6 +23,7 @@ from slimrl.learner.offload import ways_to_hold
 from slimrl.learner.recompute import can_checkpoint
 from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
 from slimrl.machine.ranks import ranks_here
+from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.quantized import quantized_layers
 from slimrl.preflight.activations import activation_bytes, with_gradients
@@ -198,6 +199,7 @@ def _fixed_parts(
         loaded += reference
     elif algorithm and algorithm.kl_coef:
         reference = _copied_bytes(model)
+    on_gpu = devices is not None or device.type == "cuda"
     used, budget = (0, devices.budget) if devices is not None else _room(device, config.memory_share)
     return MemoryEstimate(
         process=max(0, used - loaded) if device.type == "cpu" else 0,
@@ -212,8 +214,9 @@ def _fixed_parts(
         vocabulary=policy.head.vocabulary,
         loss_tokens=0,
         head_bytes=_head_bytes(policy, algorithm),
+        chunk_logits=CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"],
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
-        cache_stays=devices is not None or device.type == "cuda",
+        cache_stays=on_gpu,
         blocks_given_back=False,
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),

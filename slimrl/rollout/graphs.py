@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+SPARE = 0.125
+"""Share of a GPU's memory that is free for torch to take while a step is recorded."""
+
 
 class Runner:
     """Calls every kernel of a step from Python: right for a CPU, where shapes that fit exactly save work."""
@@ -43,6 +46,7 @@ class CudaGraphs(Runner):
         self.graphs: dict[Hashable, Any] = {}
         self.seen: set[Hashable] = set()
         self.pool: Any = None
+        self.stream: torch.cuda.Stream | None = None
 
     def round_up(self, count: int, unit: int) -> int:
         """Few sizes, so that few graphs are recorded: two units apart from eight units on, powers of two below."""
@@ -58,13 +62,26 @@ class CudaGraphs(Runner):
             self.seen.add(key)
             step()
         else:
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                step()
-            self.pool = graph.pool()
-            self.graphs[key] = graph
+            self.graphs[key] = graph = self._record(step)
             graph.replay()
+
+    def _record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """The step as a graph. Unlike under `torch.cuda.graph`, torch keeps the free memory that it holds, for which the next
+        update would have to ask the driver again. It cannot give back any while it records: where little is left, it does before.
+        """
+        graph, self.stream = torch.cuda.CUDAGraph(), self.stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        if free < SPARE * total:
+            torch.cuda.empty_cache()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool)
+            try:
+                step()
+            finally:
+                graph.capture_end()
+        self.pool = graph.pool()
+        return graph
 
     def clear(self) -> None:
         self.graphs.clear()

@@ -163,7 +163,7 @@ def randomize(model: PreTrainedModel) -> None:
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for factor in adapter_parameters(model).values():
-            factor.add_(0.1 * torch.randn(factor.shape, generator=draws))
+            factor.add_(0.1 * torch.randn(factor.shape, generator=draws).to(factor))
 
 
 def check_what_is_sampled(policy: Policy) -> None:
