@@ -19,7 +19,7 @@ for seed in "$@"; do
     if [ -f "$run/run.json" ]; then
         slimrl train --resume "$run" --quiet
     else
-        slimrl train "$here/../../recipes/grpo.yaml" model.path="$warm" model.dtype=bfloat16 output="$output" name="$(basename "$run")" \
+        slimrl train "$here/../../recipes/grpo.yaml" model.path="$warm" model.dtype=${DTYPE:-bfloat16} output="$output" name="$(basename "$run")" \
             seed="$seed" steps=${STEPS:-200} rollout.problems=16 rollout.group_size=8 rollout.max_new_tokens=64 algorithm.kl_coef=0 $settings \
             evaluation.problems=400 evaluation.harder_problems=0 evaluation.every=40 checkpoint.every=10 log.rollouts=false --quiet
     fi
