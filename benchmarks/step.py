@@ -84,8 +84,8 @@ def options() -> argparse.Namespace:
         "--trl-rows", nargs="+", type=int, default=[64], help="rows of TRL's micro-batch; each is a line of its own"
     )
     result.add_argument("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="further settings for ours")
-    for name in ("problems", "samples", "new-tokens"):
-        result.add_argument(f"--{name}", type=int, help="instead of the workload's own")
+    for name in ("--problems", "--samples", "--new-tokens"):
+        result.add_argument(name, type=int, help="instead of the workload's own")
     result.add_argument("--kl-coef", type=float, help="instead of the workload's own; 0: no reference model")
     result.add_argument("--shape", choices=SHAPES, help="instead of the workload's own; not at natural lengths")
     args = parse(result)

@@ -1,4 +1,4 @@
-"""One thread, in the commands that tests start too: tests then do not fight over cores, and sums come in one order."""
+"""One thread and no GPU, in the commands that tests start too: they do not fight over cores, and sums come in one order."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not os.environ.get("SLIMRL_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell has put into the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

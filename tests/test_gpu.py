@@ -19,7 +19,10 @@ from tests.rollout.test_engine import requests, trainer_gaps
 from tests.session.test_resume import StopAt, content, interrupt, run
 from tests.tiny import FAMILIES, FUSIBLE, NoTokenizer, tiny_model
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or SLIMRL_TEST_GPU is not set"),
+]
 
 
 def on_gpu(family: str) -> Policy:

@@ -208,7 +208,7 @@ def test_real_tokenizers_render_and_stop(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or SLIMRL_TEST_GPU is not set")
 def test_bf16_on_a_gpu_samples_what_it_scores(tiny_folder: Path) -> None:
     policy = load_policy(ModelConfig(path=str(tiny_folder), device="cuda"))
     assert policy.model.dtype == torch.bfloat16
