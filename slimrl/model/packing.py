@@ -117,8 +117,9 @@ def _blocks(
     order = torch.argsort(sizes, descending=True, stable=True)
     order = order[sizes[order] > 0]
     blocks: list[list[int]] = []
+    length = sizes.tolist()
     for index in order.tolist():
-        if not blocks or (len(blocks[-1]) >= LEAST_ROWS and sizes[index] < FILL * sizes[blocks[-1][0]]):
+        if not blocks or (len(blocks[-1]) >= LEAST_ROWS and length[index] < FILL * length[blocks[-1][0]]):
             blocks.append([])
         blocks[-1].append(index)
     made = []
