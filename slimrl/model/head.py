@@ -22,8 +22,8 @@ from slimrl.kernels.vocabulary import kept_gradient, logit_gradient, summarize
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Logits held at once: 64 MiB in float32 on a CPU and 512 on a GPU, twice that at the peak. On a CPU half as many cost up to 1.3
 times as much time with a vocabulary of 152k, and twice as many gain 0 to 6 % where memory stays with the process. A GPU reads and
-writes the sum of the weight's gradient once a chunk: an update of the shape of Qwen2.5-0.5B takes 2.1 s on an H200 with 2**24, 1.6
-with 2**27, and no less with 2**28."""
+writes the sum of the weight's gradient once a chunk: an update of the shape of Qwen2.5-0.5B takes 2.1 s on an H200 with 2**24,
+1.6 with 2**27, and no less with 2**28."""
 PART = 1024
 """Outputs whose weights' gradients are made at once in a narrow type on a CPU: they are added to the sum from its cache."""
 Gradients = tuple[Tensor, ...]
