@@ -203,7 +203,7 @@ def record_step(
 
 def sampled_tokens(collected: Collected) -> int:
     """Tokens of all completions sampled for a step."""
-    return sum(len(rollout.completion.token_ids) for group in collected.sampled for rollout in group.rollouts)
+    return sum(rollout.completion.drawn for group in collected.sampled for rollout in group.rollouts)
 
 
 def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:

@@ -55,6 +55,8 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             joined = _joined(place, folder)
             # without the dot a path like ./a/b would read as a name on the Hub
             found[section] = {**found[section], key: f"./{joined}" if of_hub(joined) else joined}
+    if spec := _text(found, "environment", "name"):
+        found["environment"] = {**found["environment"], "name": _function(spec, folder)}
     rewards = found.get("rewards")
     if isinstance(rewards, dict):
         found["rewards"] = {

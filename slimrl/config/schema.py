@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from slimrl.config.algorithm import AlgorithmConfig, CriticConfig
 from slimrl.config.base import Count, CountOrZero, Section
+from slimrl.config.environment import EnvironmentConfig
 from slimrl.config.rewards import PUNISHMENTS, RewardsConfig
 from slimrl.config.sections import (
     CheckpointConfig,
@@ -54,6 +55,8 @@ class RootConfig(Section):
     """The policy."""
     task: TaskConfig = TaskConfig()
     """The problems, and the answers that count as right."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    """The answers between the turns of an episode, where a completion is more than one turn."""
     rollout: RolloutConfig = RolloutConfig()
     """The sampling of completions."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -94,6 +97,14 @@ class RootConfig(Section):
             raise ValueError(
                 f"evaluation.twins has no effect: nothing says what other numbers give in problems of task {self.task.name}; "
                 "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_process_plays(self) -> Self:
+        if self.environment.name and self.devices > 1:
+            raise ValueError(
+                f"devices={self.devices} with environment.name: environments are played by one process; set devices=1"
             )
         return self
 
@@ -174,6 +185,7 @@ class TrainConfig(RootConfig):
 
 
 UNREAD_BY_SFT = {
+    "environment": ("name", "arguments", "turns", "turn_tokens", "deadline"),
     "rollout": ("problems", "group_size"),
     "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),

@@ -14,6 +14,7 @@ from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
 from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.sections import CurriculumConfig, RolloutConfig
+from slimrl.environments.episodes import Play, Rules
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
@@ -38,6 +39,7 @@ from slimrl.preflight.notes import (
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
+from slimrl.preflight.playing import openings, played, rules_of
 from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.preflight.prompting import prepare_model
 from slimrl.randomness import Stream, uniforms
@@ -100,6 +102,8 @@ class Setup(Generic[Config]):
     """Those that an evaluation measures."""
     scorer: Scorer | None = None
     """It scores them; whoever made it closes it."""
+    rules: Rules | None = None
+    """Of episodes of several turns; None where a completion is one turn."""
 
     @property
     def measured(self) -> list[Problem]:
@@ -137,7 +141,15 @@ class Setup(Generic[Config]):
     ) -> list[Request]:
         """Prompts with the uniforms that decide their samples, and as many greedy completions of each."""
         draw = partial(uniforms, self.config.seed, stream, step, samples=samples, positions=self.config.rollout.budget)
-        return [Request(self.prompt_ids(problem), draw(problem.id), greedy) for problem in problems]
+        bound = self.config.environment.turn_tokens
+        return [
+            Request(self.prompt_ids(p), draw(p.id), greedy, None if self.rules is None else Play(self.rules, p), bound)
+            for p in problems
+        ]
+
+    def text(self, completion: Completion) -> str:
+        """The text of a completion; of an episode that of its last turn."""
+        return self.policy.decode(completion.last_turn())
 
 
 @dataclass(frozen=True)
@@ -159,12 +171,9 @@ class TrainSetup:
         groups: dict[int, Future[Group]] = {}
 
         def score(index: int, completions: tuple[Completion, ...]) -> None:
-            texts = [setup.policy.decode(c.token_ids) for c in completions]
-            groups[index] = self.scorer.submit(
-                Sampled(
-                    problems[index], completions, texts, step, strict, steps=setup.config.steps, seed=setup.config.seed
-                )
-            )
+            texts = [setup.text(completion) for completion in completions]
+            sampled = Sampled(problems[index], completions, texts, step, strict, setup.config.steps, setup.config.seed)
+            groups[index] = self.scorer.submit(replace(sampled, played=played(requests[index], completions)))
 
         draw = partial(setup.engine.generate, max_new_tokens=rollout.budget, temperature=rollout.temperature)
         draw(requests, on_group=score, progress=self.progress)
@@ -195,7 +204,8 @@ def prepare(
     if teacher is not None:
         policy = replace(policy, context=min(policy.context, teacher.context))
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    task, lengths = _load_task(config, prompter, instruction, training=not measuring)
+    rules = rules_of(config.environment, policy, prompter)
+    task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
 
     def length(problem: Problem) -> int:
         known = lengths.get(turns_of(task.messages(problem)))
@@ -207,8 +217,7 @@ def prepare(
     found = fitting_problems(task, config, lambda problem: length(problem) <= room)
     looked_at = (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins)
     longest = max((tokens for tokens in map(length, looked_at) if tokens <= room), default=1)
-    evaluated = len(found.held_out) + len(found.harder) + len(found.twins)
-    call = Call(longest, _rows(config, evaluated))
+    call = Call(longest, _rows(config, len(found.held_out) + len(found.harder) + len(found.twins)))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
     order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
@@ -216,13 +225,12 @@ def prepare(
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [teacher_note(teacher, config), *task.notes, rejected_note(task), *found.notes, memory.sentence()]
-    slots, compiled = memory.plan.slots, config.rollout.compile
     return Setup(
         config=config,
         policy=policy,
         task=replace(task, train=found.train),
         prompter=prompter,
-        engine=RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop),
+        engine=_engine(config, policy, memory.plan, profiler, stop),
         profiler=profiler,
         stop=stop,
         held_out=found.held_out,
@@ -234,11 +242,16 @@ def prepare(
         teacher=teacher,
         chosen=chosen.values,
         twins=found.twins,
+        rules=rules,
     )
 
 
+def _engine(config: RootConfig, policy: Policy, plan: Plan, profiler: Profiler, stop: Stop) -> Sampler:
+    return RolloutEngine(policy, slots=plan.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop)
+
+
 def _load_task(
-    config: RootConfig, prompter: Prompter, instruction: str, *, training: bool
+    config: RootConfig, prompter: Prompter, instruction: str, rules: Rules | None, *, training: bool
 ) -> tuple[Task, dict[Turns, int]]:
     """The task, and the tokens of the prompts of its rows of data, all of which the tokenizer can write."""
     lengths: dict[Turns, int] = {}
@@ -255,7 +268,7 @@ def _load_task(
     found = load_task(
         config.task, instruction=instruction, seed=config.seed, encode=encode, answers=answers, training=training
     )
-    return found, lengths
+    return found if rules is None else replace(found, opening=openings(rules.make)), lengths
 
 
 def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
