@@ -50,6 +50,7 @@ from slimrl.session.recovery import FAULTS, refuse_unscorable, roll_back, watch_
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
 from slimrl.session.state import RunState, optimizer_tensors, restore, save
+from slimrl.session.upload import uploaded
 
 
 def train(
@@ -72,6 +73,7 @@ def train(
     with ExitStack() as block:
         block.enter_context(leading(ranks))
         found = block.enter_context(find_run(config, "train", resume=resume))
+        block.enter_context(uploaded(found, screen, stop))
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimrl.cli.completion import arguments_of, run_argument
+from slimrl.cli.output import tell
 from slimrl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ def by_name(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[str, 
     return named_files
 
 
+def fetched(_ctx: click.Context, _param: click.Parameter, place: str) -> str:
+    """The callback of an argument: a run at an address on object storage becomes its local copy."""
+    if "://" not in place:
+        return place
+    from slimrl.runs.remote import local_run
+
+    return str(local_run(place, say=tell))
+
+
 SETTINGS = click.argument(
     "settings",
     nargs=-1,
@@ -37,7 +47,7 @@ SETTINGS = click.argument(
     callback=by_name("recipes"),
     shell_complete=arguments_of("recipes"),
 )
-MODEL_OR_RUN = click.argument("model_or_run", shell_complete=run_argument)
+MODEL_OR_RUN = click.argument("model_or_run", callback=fetched, shell_complete=run_argument)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", is_flag=True, help="No human text.")
 TASKS = click.option(

@@ -13,7 +13,7 @@ import click
 
 from slimrl.cli.arguments import JSON, QUIET, by_name
 from slimrl.cli.completion import arguments_of
-from slimrl.cli.output import out, print_json, stopping
+from slimrl.cli.output import out, print_json, stopping, tell
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
 from slimrl.text import counted
@@ -34,7 +34,12 @@ ARGUMENTS = (
     ),
     click.option("--name", default="", help="Name of the study's folder; by default its files' names."),
     click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's."),
-    click.option("--output", default="runs", show_default=True, help="Folder that holds the study's folder."),
+    click.option(
+        "--output",
+        default="runs",
+        show_default=True,
+        help="Folder that holds the study's folder; study report takes an address, as s3://bucket/runs.",
+    ),
 )
 SLOTS = click.option(
     "--slots", type=click.IntRange(1), help="Runs at once; by default what the machine or the cluster bears."
@@ -129,6 +134,7 @@ def study_run(
     place = _place(on)
     from slimrl.display.study import ProgressDisplay
     from slimrl.study.runner import run_study
+    from slimrl.study.upload import upload_study
 
     display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
@@ -139,6 +145,7 @@ def study_run(
             raise
         raise _no_room(error, folder, "the same command continues") from error
     _report(expanded, folder, as_json, quiet)
+    upload_study(expanded, folder, display.say)
     if failed:
         names = ", ".join(run.name for run in failed)
         raise DataError(
@@ -152,7 +159,7 @@ def study_run(
 @QUIET
 def study_report(files: Sequence[str], name: str, seeds: int | None, output: str, as_json: bool, quiet: bool) -> None:
     """Write report.html, report.md, results.csv and results.json from the runs that are there."""
-    expanded, folder = _study(files, name, seeds, output)
+    expanded, folder = _study(files, name, seeds, output, reading=True)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
     _report(expanded, folder, as_json, quiet)
@@ -177,9 +184,13 @@ def _place(on: str) -> Place:
     return Place.read(on)
 
 
-def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:
-    """The study and its folder; every arm is checked."""
+def _study(
+    files: Sequence[str], name: str, seeds: int | None, output: str, *, reading: bool = False
+) -> tuple[Expanded, Path]:
+    """The study and its folder, which is fetched from object storage where it is only read; every arm is checked."""
+    from slimrl.runs.remote import RECORDS, local_runs
     from slimrl.study.spec import load_study
+    from slimrl.study.upload import demand_folder
 
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
@@ -187,7 +198,9 @@ def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> t
     from slimrl.study.declaration import check_study
 
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
-    folder = Path(output) / expanded.name
+    if not reading:
+        demand_folder(output)
+    folder = local_runs(f"{output.rstrip('/')}/{expanded.name}", RECORDS, tell)
     check_study(expanded, folder)
     return expanded, folder
 
