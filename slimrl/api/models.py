@@ -13,12 +13,14 @@ from typing import Any
 
 from slimrl.api.finished import Result
 from slimrl.api.settings import Place, plain
+from slimrl.config.places import is_address
 from slimrl.errors import SettingsError
 from slimrl.runs.reader import MODEL
+from slimrl.runs.remote import local_run
 
 Model = Place | Result | tuple[Any, Any] | Mapping[str, Any]
 """A folder, a name on the Hub, `builtin`, the result of a run, a transformers model with its tokenizer, or the section `model`
-as a mapping."""
+as a mapping; to measure, also a run's address on object storage."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def placed(model: Model) -> Iterator[str]:
             "model: give its path, and what else the section model holds as settings, **{'model.dtype': ...}"
         )
     if given.save is None:
-        yield str(given.settings["path"])
+        path = str(given.settings["path"])
+        yield str(local_run(path)) if is_address(path) else path
         return
     with tempfile.TemporaryDirectory(prefix="slimrl-") as folder:
         given.save(Path(folder) / MODEL)

@@ -21,6 +21,7 @@ from slimrl.api.screen import open_screen
 from slimrl.api.settings import from_keywords
 from slimrl.api.stored import read_outputs
 from slimrl.config.files import merge
+from slimrl.config.places import is_address
 from slimrl.config.schema import EvalConfig
 from slimrl.errors import DataError
 from slimrl.results import Evaluation
@@ -151,6 +152,7 @@ def compare(
     for side in (first, second):  # before either is measured
         if (
             isinstance(side, str | Path)
+            and not is_address(str(side))
             and not Path(side).is_file()
             and not any((Path(side) / "evals").glob("step-*.jsonl"))
         ):
@@ -178,9 +180,9 @@ def _outputs(
             return Outputs(path, read_outputs(path))
         stored = sorted((Path(path) / "evals").glob("step-*.jsonl"))
         if stored and data is None and not settings:
-            return Outputs(path, stored_outputs(path, str(stored[-1])))
+            return Outputs(side if isinstance(side, str) else path, stored_outputs(path, str(stored[-1])))
         found = _evaluation(path, data, scores.Given(), settings, limit=limit, quiet=quiet)
-        name = path if isinstance(side, str) else Path(path).name
+        name = side if isinstance(side, str) else Path(path).name
         return Outputs(name, {("", split): rows for split, rows in found.splits.items()})
 
 

@@ -188,6 +188,7 @@ def _study(
     files: Sequence[str], name: str, seeds: int | None, output: str, *, reading: bool = False
 ) -> tuple[Expanded, Path]:
     """The study and its folder, which is fetched from object storage where it is only read; every arm is checked."""
+    from slimrl.config.places import address_below, is_address
     from slimrl.runs.remote import RECORDS, local_runs
     from slimrl.study.spec import load_study
     from slimrl.study.upload import demand_folder
@@ -200,7 +201,8 @@ def _study(
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
     if not reading:
         demand_folder(output)
-    folder = local_runs(f"{output.rstrip('/')}/{expanded.name}", RECORDS, tell)
+    place = address_below(output, expanded.name) if is_address(output) else str(Path(output) / expanded.name)
+    folder = local_runs(place, RECORDS, tell)
     check_study(expanded, folder)
     return expanded, folder
 

@@ -301,8 +301,11 @@ def _ended(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
 
 def _cached(remote: Remote) -> Path:
     """The folder in the user's cache that stands for one on object storage."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl" / "remote"
-    return cache / remote.address.partition("://")[0] / remote.root.strip("/")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl"
+    cache.mkdir(
+        parents=True, exist_ok=True, mode=0o700
+    )  # compiled kernels lie there too, and only in a folder of the user's own
+    return cache / "remote" / remote.address.partition("://")[0] / remote.root.strip("/")
 
 
 def _fetch(
