@@ -89,7 +89,6 @@ def train(
         share_learner(setup, learner)
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
         block.enter_context(session.running())
-
         limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
         for step in session.steps():
             setup.profiler.start()

@@ -31,9 +31,9 @@ def by_name(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[str, 
     return named_files
 
 
-def fetched(_ctx: click.Context, _param: click.Parameter, place: str) -> str:
+def fetched(ctx: click.Context, _param: click.Parameter, place: str) -> str:
     """The callback of an argument: a run at an address on object storage becomes its local copy."""
-    if "://" not in place:
+    if ctx.resilient_parsing or "://" not in place:  # a shell that completes a command fetches nothing
         return place
     from slimrl.runs.remote import local_run
 

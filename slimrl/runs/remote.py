@@ -43,7 +43,7 @@ STUDY, STUDY_PAGE = "declared.json", "report.html"
 AT_ONCE = 16
 """Files that are copied side by side, and after which a copy can be stopped."""
 Info = Mapping[str, Any]
-"""What a storage knows of a file: its size, and under some key when it was written."""
+"""A file as its storage describes it: its size, and under some key the time at which it was written."""
 Say = Callable[[str], object]
 
 
@@ -91,7 +91,7 @@ class Remote:
         return cls(address.rstrip("/"), fs, root.rstrip("/"))
 
     def files(self) -> dict[str, Info]:
-        """What is known of the files in the folder and below it, by their names relative to it; empty where there is none."""
+        """The files in the folder and below it, by their names relative to it; empty where there is none."""
         with self._trying("read"):
             try:
                 found = self.fs.find(self.root, detail=True)
