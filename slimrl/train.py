@@ -71,9 +71,9 @@ def train(
     stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
-        block.enter_context(leading(ranks))
         found = block.enter_context(find_run(config, "train", resume=resume))
         block.enter_context(uploaded(found, screen, stop))
+        block.enter_context(leading(ranks))
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)

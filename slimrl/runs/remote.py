@@ -162,24 +162,25 @@ def demand_place(run: Path, address: str) -> None:
         ) from None
 
 
-def copy_run(run: Path, address: str, between: Callable[[], None]) -> int:
+def copy_run(run: Path, address: str, between: Callable[[int, int], None]) -> int:
     """Copy a run that has ended to an address; returns the number of files, 0 where it was there already.
 
-    `between` is called after every few files. Raises RemoteError, and SettingsError where something else is there; what was
-    copied until then is no run, and is copied again.
+    `between` is told every few files how many of them are there, of how many. Raises RemoteError, and SettingsError where
+    something else is there; what was copied until then is no run, and is copied again.
     """
     remote = Remote.open(address)
     if _is_there(run, remote):
         return 0
     _demand_free(run, remote)
     names = [name for name in _own_files(run) if name != RUN]
-    for some in _in_parts(names):
-        between()
+    total = len(names) + 1
+    for number, some in enumerate(_in_parts(names)):
+        between(number * AT_ONCE, total)
         remote.put(run, some)
     _demand_whole(run, remote, names)
-    between()
+    between(len(names), total)
     remote.put(run, [RUN])
-    return len(names) + 1
+    return total
 
 
 def copy_files(folder: Path, names: Iterable[str], address: str) -> None:

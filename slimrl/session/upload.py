@@ -50,7 +50,9 @@ def _copy(found: RunLookup[Any], address: str, screen: Screen, stop: Stop) -> No
     # a run that diverged is not taken up again
     way = f"; {way_to_resume(path)} copies it" if status == "finished" else ", from which it can be copied by hand"
 
-    def between() -> None:
+    def between(done: int, total: int) -> None:
+        if not done:
+            screen.say(f"copying {counted(total, 'file')} to {address}")
         if stop.is_signalled and stop.asked is not None:
             asked = stop.asked
             raise Stopped(
@@ -61,4 +63,4 @@ def _copy(found: RunLookup[Any], address: str, screen: Screen, stop: Stop) -> No
         files = copy_run(path, address, between)
     except (RemoteError, SettingsError) as error:
         raise DiskError(f"{error}; the run is {status} and lies whole in {path}{way}") from None
-    screen.say(f"copied {counted(files, 'file')} to {address}" if files else f"{address} holds the run already")
+    screen.say(f"copied to {address}" if files else f"{address} holds the run already")

@@ -50,7 +50,7 @@ def upload_study(expanded: Expanded, folder: Path, say: Callable[[str], object])
     try:
         for run in planned_runs(expanded, folder):
             if run.ended:
-                copy_run(run.folder, f"{address}/runs/{run.name}", between=lambda: None)
+                copy_run(run.folder, f"{address}/runs/{run.name}", between=lambda *_: None)
         copy_files(folder, REPORTS, address)
     except (RemoteError, SettingsError) as error:
         raise DiskError(f"{error}; the study lies whole in {folder}, and the same command copies the rest") from None

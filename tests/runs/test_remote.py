@@ -68,7 +68,7 @@ def make_run(folder: Path, *, status: str = "finished", after: float = 0.75, wei
     return folder
 
 
-def nothing() -> None:
+def nothing(_done: int, _total: int) -> None:
     """Between two parts of a copy."""
 
 
@@ -197,7 +197,7 @@ from pathlib import Path
 from slimrl.runs import remote
 remote.AT_ONCE = 1
 left = int(sys.argv[3])
-def between():
+def between(done, total):
     global left
     left -= 1
     if left < 0:

@@ -38,7 +38,7 @@ import os, sys
 from pathlib import Path
 from slimrl.runs import remote
 left = [2]
-def between():
+def between(done, total):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), 9)
