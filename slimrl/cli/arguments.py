@@ -89,6 +89,7 @@ def stray(settings: Sequence[str]) -> str:
 
 def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force: bool) -> Root:
     """Settings of a run to begin or, with `resume`, to continue: then those in its folder, if one is given, and overrides."""
+    from slimrl.config.places import is_address
     from slimrl.runs.reader import read_settings
 
     if force and not resume:
@@ -96,6 +97,10 @@ def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force:
     folders = [setting for setting in settings if resume and Path(setting).is_dir()]
     if not folders:
         for setting in settings if resume else ():
+            if is_address(setting):
+                raise SettingsError(
+                    f"{setting} has ended, as all runs on object storage have; give a folder of this machine"
+                )
             if "=" not in setting and not Path(setting).exists() and Path(setting).suffix not in (".yaml", ".yml"):
                 raise SettingsError(f"{setting}: no such run, there is no such folder; check the path")
         return load_settings(kind, settings)

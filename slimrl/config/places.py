@@ -135,4 +135,6 @@ def is_module(place: str) -> bool:
 
 def _joined(path: str, folder: Path) -> str:
     """One spelling for one place, so that settings read in two folders can be compared."""
+    if is_address(path):
+        return path
     return os.path.normpath(folder / Path(path).expanduser())
