@@ -26,6 +26,7 @@ from slimrl.config.schema import EvalConfig
 from slimrl.errors import DataError
 from slimrl.results import Evaluation
 from slimrl.rewards.custom import offering
+from slimrl.runs.remote import RECORDS, WHOLE
 from slimrl.text import percent, visible
 
 ALL = 1_000_000_000
@@ -175,7 +176,7 @@ def _outputs(
         return Outputs(
             f"the evaluation after step {side.step}", {("", name): rows for name, rows in side.splits.items()}
         )
-    with placed(side) as path:
+    with placed(side, WHOLE if settings or data is not None else RECORDS) as path:
         if Path(path).is_file():
             return Outputs(path, read_outputs(path))
         stored = sorted((Path(path) / "evals").glob("step-*.jsonl"))

@@ -78,7 +78,7 @@ def compare(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, as
 
 def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, quiet: bool) -> Request:
     """Raises SettingsError for fewer than two models, and for settings that nothing reads."""
-    from slimrl.runs.remote import RECORDS, WHOLE, local_run
+    from slimrl.runs.remote import RECORDS, WHOLE, local_run, silent
 
     request = Request(tasks=tasks, limit=limit, quiet=quiet)
     for thing in things:
@@ -90,7 +90,8 @@ def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, q
     if given and all(Path(name).is_file() for name in request.names):
         raise SettingsError(f"{given[0]} has no effect on stored outputs, which are compared as they are; remove it")
     wanted = WHOLE if given else RECORDS
-    request.places = {name: str(local_run(name, wanted, tell)) if "://" in name else name for name in request.names}
+    say = silent if quiet else tell
+    request.places = {name: str(local_run(name, wanted, say)) if "://" in name else name for name in request.names}
     return request
 
 

@@ -159,7 +159,9 @@ def study_run(
 @QUIET
 def study_report(files: Sequence[str], name: str, seeds: int | None, output: str, as_json: bool, quiet: bool) -> None:
     """Write report.html, report.md, results.csv and results.json from the runs that are there."""
-    expanded, folder = _study(files, name, seeds, output, reading=True)
+    from slimrl.runs.remote import silent
+
+    expanded, folder = _study(files, name, seeds, output, say=silent if quiet else tell)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
     _report(expanded, folder, as_json, quiet)
@@ -185,9 +187,9 @@ def _place(on: str) -> Place:
 
 
 def _study(
-    files: Sequence[str], name: str, seeds: int | None, output: str, *, reading: bool = False
+    files: Sequence[str], name: str, seeds: int | None, output: str, *, say: Callable[[str], object] | None = None
 ) -> tuple[Expanded, Path]:
-    """The study and its folder, which is fetched from object storage where it is only read; every arm is checked."""
+    """The study and its folder; every arm is checked. With `say`, which is told of it, a folder on object storage is fetched."""
     from slimrl.config.places import address_below, is_address
     from slimrl.runs.remote import RECORDS, local_runs
     from slimrl.study.spec import load_study
@@ -199,10 +201,11 @@ def _study(
     from slimrl.study.declaration import check_study
 
     expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
-    if not reading:
+    folder = Path(output) / expanded.name
+    if say is None:
         demand_folder(output)
-    place = address_below(output, expanded.name) if is_address(output) else str(Path(output) / expanded.name)
-    folder = local_runs(place, RECORDS, tell)
+    elif is_address(output):
+        folder = local_runs(address_below(output, expanded.name), RECORDS, say)
     check_study(expanded, folder)
     return expanded, folder
 

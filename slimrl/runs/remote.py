@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -291,11 +292,12 @@ def _reading(place: str) -> Iterator[tuple[Remote, Mapping[str, Info]]]:
 
 def _ended(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
     """The bytes of run.json, by folder, of the runs that have ended."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        records = [*pool.map(remote.read, names)]
     found = {}
-    for name in names:
-        data = remote.read(name) or b""
+    for name, data in zip(names, records, strict=True):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # what no run writes is no run
-            if json.loads(data)["status"] in ENDED:
+            if data and json.loads(data)["status"] in ENDED:
                 found[str(PurePosixPath(name).parent)] = data
     return found
 
@@ -303,9 +305,8 @@ def _ended(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
 def _cached(remote: Remote) -> Path:
     """The folder in the user's cache that stands for one on object storage."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl"
-    cache.mkdir(
-        parents=True, exist_ok=True, mode=0o700
-    )  # compiled kernels lie there too, and only in a folder of the user's own
+    # the mode that kernels/native.py demands of it, since compiled code lies there too
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     return cache / "remote" / remote.address.partition("://")[0] / remote.root.strip("/")
 
 
@@ -325,7 +326,7 @@ def _fetch(
         size = sum(int(files[name].get("size") or 0) for name in found)
         say(f"fetching {counted(len(found), 'file')} ({size / 1e6:,.1f} MB) of {remote.address}")
     for some in _in_parts([*own, *found]):
-        _get(remote, {name: _modified(files[name]) for name in some}, folder)
+        _get(remote, {name: files[name] for name in some}, folder)
     for name, record in runs.items():  # last of all, as it was written there
         if not (target := folder / name / RUN).is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -348,16 +349,22 @@ def _is_wanted(name: str, runs: Mapping[str, bytes], wanted: Sequence[str]) -> b
     return inside not in ("", RUN) and any(fnmatch.fnmatchcase(inside, pattern) for pattern in wanted)
 
 
-def _get(remote: Remote, names: Mapping[str, float], folder: Path) -> None:
-    """Fetch files, each as a whole or not at all; `names` has the times at which they were written."""
+def _get(remote: Remote, files: Mapping[str, Info], folder: Path) -> None:
+    """Fetch files, each as a whole or not at all, with the times at which they were written there."""
     with TemporaryDirectory(prefix=".fetching-", dir=folder) as temporary:
-        for name in names:
+        for name in files:
             (Path(temporary) / name).parent.mkdir(parents=True, exist_ok=True)
-        remote.get([*names], Path(temporary))
-        for name, written in names.items():
+        remote.get([*files], Path(temporary))
+        for name, info in files.items():
+            arrived = Path(temporary) / name
+            size, written = arrived.stat().st_size, _modified(info)
+            if size != info.get("size", size):
+                raise RemoteError(
+                    f"{remote.address} cannot be read ({name} arrived with {size} of {info['size']} bytes)"
+                )
+            os.utime(arrived, (written, written))
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.utime(Path(temporary) / name, (written, written))
-            (Path(temporary) / name).replace(folder / name)
+            arrived.replace(folder / name)
 
 
 def _place(path: Path, data: bytes, written: float) -> None:

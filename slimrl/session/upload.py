@@ -31,7 +31,8 @@ def uploaded(found: RunLookup[Any], screen: Screen, stop: Stop) -> Iterator[None
         yield
         return
     address = address_below(found.wanted.upload, found.path.name)
-    demand_place(found.path, address)
+    if found.status != "finished":  # a finished one has nothing to lose, and is told where it lies
+        demand_place(found.path, address)
     try:
         yield
     except DivergedError:  # which the user is told, whatever becomes of the copy

@@ -191,6 +191,23 @@ def test_a_file_that_arrives_damaged_makes_no_run(tmp_path: Path, place: str, mo
     monkeypatch.undo()
 
 
+def test_a_file_that_is_fetched_in_part_is_not_kept(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = Remote.get
+
+    def cut(self: Remote, names: list[str], folder: Path) -> None:
+        get(self, names, folder)
+        (folder / "final" / "model.safetensors").write_bytes(b"w")
+
+    copy_run(make_run(tmp_path / "a"), f"{place}/a", nothing)
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "get", cut)
+        with pytest.raises(DataError, match=r"final/model\.safetensors arrived with 1 of 100 bytes"):
+            local_run(f"{place}/a")
+    assert (local_run(f"{place}/a") / "final" / "model.safetensors").read_bytes() == b"w" * 100
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

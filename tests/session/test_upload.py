@@ -49,6 +49,10 @@ def test_a_run_that_cannot_be_copied_is_not_lost_and_the_same_command_copies_it(
     )
     assert read_status(tmp_path / "a") == "finished"
     assert names(tmp_path / "bucket") == set()
+    with monkeypatch.context() as away:
+        away.setattr(Remote, "read", refuse)
+        with pytest.raises(DiskError, match="the run is finished and lies whole"):
+            run(tmp_path, "a", f"upload={place}", resume=True)
     run(tmp_path, "a", f"upload={place}", resume=True)
     assert names(tmp_path / "bucket" / "runs" / "a") == names(tmp_path / "a") - {"lock"}
     compared = slimrl.compare(str(tmp_path / "a"), f"{place}/a")
