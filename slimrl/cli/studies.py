@@ -161,7 +161,7 @@ def study_report(files: Sequence[str], name: str, seeds: int | None, output: str
     """Write report.html, report.md, results.csv and results.json from the runs that are there."""
     from slimrl.runs.remote import silent
 
-    expanded, folder = _study(files, name, seeds, output, say=silent if quiet else tell)
+    expanded, folder = _stored_study(files, name, seeds, output, silent if quiet else tell)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
     _report(expanded, folder, as_json, quiet)
@@ -186,28 +186,40 @@ def _place(on: str) -> Place:
     return Place.read(on)
 
 
-def _study(
-    files: Sequence[str], name: str, seeds: int | None, output: str, *, say: Callable[[str], object] | None = None
+def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:
+    """The study and its folder on this machine; every arm is checked."""
+    from slimrl.study.declaration import check_study
+    from slimrl.study.upload import demand_folder
+
+    expanded = _expanded(files, name, seeds)
+    demand_folder(output)
+    folder = Path(output) / expanded.name
+    check_study(expanded, folder)
+    return expanded, folder
+
+
+def _stored_study(
+    files: Sequence[str], name: str, seeds: int | None, output: str, say: Callable[[str], object]
 ) -> tuple[Expanded, Path]:
-    """The study and its folder; every arm is checked. With `say`, which is told of it, a folder on object storage is fetched."""
+    """As `_study`, of a study that is only read and may be on object storage; `say` is told of what is fetched."""
     from slimrl.config.places import address_below, is_address
     from slimrl.runs.remote import RECORDS, local_runs
+    from slimrl.study.declaration import check_study
+
+    expanded = _expanded(files, name, seeds)
+    place = address_below(output, expanded.name) if is_address(output) else str(Path(output) / expanded.name)
+    folder = local_runs(place, RECORDS, say)
+    check_study(expanded, folder)
+    return expanded, folder
+
+
+def _expanded(files: Sequence[str], name: str, seeds: int | None) -> Expanded:
     from slimrl.study.spec import load_study
-    from slimrl.study.upload import demand_folder
 
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
         raise SettingsError("name a study first; slimrl recipes lists some")
-    from slimrl.study.declaration import check_study
-
-    expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
-    folder = Path(output) / expanded.name
-    if say is None:
-        demand_folder(output)
-    elif is_address(output):
-        folder = local_runs(address_below(output, expanded.name), RECORDS, say)
-    check_study(expanded, folder)
-    return expanded, folder
+    return load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
 
 
 def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:
