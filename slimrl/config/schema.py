@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from slimrl.config.algorithm import AlgorithmConfig, CriticConfig
 from slimrl.config.base import Count, CountOrZero, Section
 from slimrl.config.environment import EnvironmentConfig
+from slimrl.config.places import address_problem, is_address
 from slimrl.config.rewards import PUNISHMENTS, RewardsConfig
 from slimrl.config.sections import (
     CheckpointConfig,
@@ -41,6 +42,8 @@ class RootConfig(Section):
     """Name of the run, lower case; empty: made from the task and the time."""
     output: str = "runs"
     """Folder in which run directories are made."""
+    upload: str = ""
+    """Place on object storage to which the run's folder is copied once the run has ended, as s3://bucket/runs (docs/scale.md)."""
     seed: CountOrZero = 0
     """Decides problems and draws; nothing else is random."""
     steps: Count = 30
@@ -69,6 +72,17 @@ class RootConfig(Section):
     """Output during the run, on the screen, on the disk and to trackers."""
     max_time: str = ""
     """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
+
+    @model_validator(mode="after")
+    def _places_are_such(self) -> Self:
+        if is_address(self.output):
+            known = "" if address_problem(self.output) else f"={self.output}"
+            raise ValueError(
+                f"output is a folder of this machine; set upload{known}, and the run is copied there once it has ended"
+            )
+        if self.upload and (problem := address_problem(self.upload)):
+            raise ValueError(f"upload: {problem}")
+        return self
 
     @model_validator(mode="after")
     def _time_is_one(self) -> Self:

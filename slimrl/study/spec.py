@@ -35,6 +35,7 @@ FIXED = {
     "seed": "the study gives every arm the same seeds",
     "name": "the study names its runs",
     "output": "the study has a folder of its own",
+    "upload": "all runs of a study are copied to one place; set it under settings",
     "log": "what is logged is the study's",
     "evaluation": "every arm is measured in the same way; set it under settings",
     "task": "arms with different tasks have no measure in common; set it under settings",
