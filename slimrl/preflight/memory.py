@@ -30,7 +30,7 @@ from slimrl.preflight.activations import activation_bytes, with_gradients
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
-from slimrl.rollout.vllm import cache_tokens, copied_weights
+from slimrl.rollout.vllm import cache_tokens, own_bytes
 
 MOST_TOKENS = 16384
 """Tokens of an automatic micro-batch at most: beyond, no machine gets faster."""
@@ -222,7 +222,7 @@ def _fixed_parts(
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
-        sampler_weights=copied_weights(policy) if config.rollout.engine == "vllm" else 0,
+        sampler=own_bytes(policy) if config.rollout.engine == "vllm" else 0,
     )
 
 

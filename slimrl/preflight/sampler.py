@@ -46,9 +46,9 @@ def demand_agreement(sampler: Sampler, policy: Policy, prompts: Sequence[tuple[i
     bound = NARROW_ROUNDING if is_narrow(policy.model) else ROUNDING
     if found.nats > bound:
         raise SettingsError(
-            f"rollout.engine=vllm: vLLM does not compute the model as the trained module does (greedy answer to held-out problem "
-            f"{found.prompt + 1}, token {found.token + 1}: log-probabilities differ by {found.nats:.3g} nats, and rounding makes at "
-            f"most {bound:g}); remove rollout.engine"
+            "rollout.engine=vllm: vLLM does not compute what the trained module does (greedy answer to held-out problem "
+            f"{found.prompt + 1}, token {found.token + 1}: log-probabilities differ by {found.nats:.3g} nats, by rounding "
+            f"at most {bound:g}); remove rollout.engine"
         )
     return found.nats
 
@@ -56,7 +56,7 @@ def demand_agreement(sampler: Sampler, policy: Policy, prompts: Sequence[tuple[i
 def engine_note(memory: MemoryEstimate, nats: float) -> str:
     """The promises that a run with vLLM does not keep, and what it costs."""
     return (
-        f"vLLM samples (rollout.engine) from weights of its own ({memory.sampler_weights / GIB:.2f} GiB) and a cache that stays "
-        f"({memory.cache / GIB:.2f} GiB): its greedy answers agree with the trained module's to {nats:.1g} nats; what it "
-        "computes together decides the rounding, so the run is not repeated or resumed to the last bit"
+        f"vLLM samples (rollout.engine=vllm) and takes about {memory.sampler / GIB:.2f} GiB for weights of its own and "
+        f"{memory.cache / GIB:.2f} GiB for its cache; its greedy answers agree with the trained module's to {nats:.1g} nats. It "
+        "decides what is computed together and so how numbers are rounded: the run is not repeated or resumed to the last bit"
     )
