@@ -208,13 +208,11 @@ def prepare(
     demand_engine(config, policy)
     room = room_for_prompts(config, policy)
     found = fitting_problems(task, config, lambda problem: length(problem) <= room)
-    evaluated = (*found.held_out, *found.harder, *found.twins)
-    lengths_found = map(length, (*islice(found.train, LOOKED_AT), *evaluated))
-    longest = max((tokens for tokens in lengths_found if tokens <= room), default=1)
-    call = Call(longest, _rows(config, len(evaluated)))
+    looked_at = (*islice(found.train, LOOKED_AT), *found.evaluated)
+    longest = max((tokens for tokens in map(length, looked_at) if tokens <= room), default=1)
+    call = Call(longest, _rows(config, len(found.evaluated)))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
     if policy.device.type == "cpu":
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
@@ -231,7 +229,7 @@ def prepare(
         stop=stop,
         held_out=found.held_out,
         harder=found.harder,
-        curriculum=Curriculum(found.train, order, seed=config.seed, steps=steps, rates=task.rates),
+        curriculum=_curriculum(config, found.train, task),
         notes=tuple(told for told in (*notes, note) if told),
         memory=memory,
         grading=ThreadPoolExecutor(1),
@@ -239,6 +237,11 @@ def prepare(
         chosen=chosen.values,
         twins=found.twins,
     )
+
+
+def _curriculum(config: RootConfig, train: Sequence[Problem], task: Task) -> Curriculum:
+    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
+    return Curriculum(train, order, seed=config.seed, steps=steps, rates=task.rates)
 
 
 def _make_engine(
