@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
+from slimrl.machine.ranks import ranks_here
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.preflight.estimate import GIB, MemoryEstimate
@@ -24,6 +25,10 @@ def demand_engine(config: RootConfig, policy: Policy) -> None:
     """Raises SettingsError where `rollout.engine` is not installed, or does not work with a model as it was loaded."""
     if config.rollout.engine != "vllm":
         return
+    if ranks_here().size > 1:
+        raise SettingsError(
+            "several processes (torchrun) do not work with rollout.engine=vllm; start one, or remove it"
+        )
     if policy.lora is not None:
         raise SettingsError(
             f"model.path={config.model.path} is an adapter, which does not work with rollout.engine=vllm; remove one"

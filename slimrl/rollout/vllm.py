@@ -87,9 +87,16 @@ class VllmSampler:
     ) -> None:
         """`cache_bytes` are those of keys and values, which vLLM takes at once and keeps.
 
-        Raises SettingsError for a model that vLLM cannot load.
+        Raises SettingsError for a model that vLLM cannot load, and for a vLLM that is built for another kind of device.
         """
         demand_vllm()
+        from vllm.platforms import current_platform
+
+        if current_platform.device_type != policy.device.type:
+            raise SettingsError(
+                f"rollout.engine=vllm: this vLLM computes on {current_platform.device_type} and the model is on "
+                f"{policy.device.type}; install the build for that, or set model.device={current_platform.device_type}"
+            )
         for engine in [*ENGINES]:
             engine.engine_core.shutdown()
         ENGINES.clear()

@@ -15,6 +15,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
+from slimrl.machine.ranks import Ranks
 from slimrl.model.lora import Lora
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
@@ -66,6 +67,10 @@ def test_models_that_do_not_work_with_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("slimrl.preflight.sampler.demand_vllm", lambda: None)
     policy, _ = loaded()
     demand_engine(settings(), policy)
+    with monkeypatch.context() as several:
+        several.setattr("slimrl.preflight.sampler.ranks_here", lambda: Ranks(0, 2))
+        with pytest.raises(SettingsError, match=r"several processes \(torchrun\) do not work"):
+            demand_engine(settings(), policy)
     adapter = Lora.__new__(Lora)
     with pytest.raises(SettingsError, match=r"is an adapter, which does not work with rollout.engine=vllm"):
         demand_engine(settings(), dataclasses.replace(policy, lora=adapter))

@@ -168,6 +168,15 @@ def test_a_process_has_one_at_a_time(sampler: VllmSampler) -> None:
     assert ids(other.generate(asked, max_new_tokens=16)) == ids(drawn)
 
 
+def test_a_build_for_another_device_is_refused(sampler: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.platforms.current_platform.device_type", "cuda")
+    with pytest.raises(
+        SettingsError, match=r"this vLLM computes on cuda and the model is on cpu; .* set model.device=cuda"
+    ):
+        VllmSampler(sampler.policy, slots=1, cache_bytes=0)
+    assert sampler.engine in ENGINES
+
+
 def test_a_run_learns_from_it_stops_and_is_resumed(tmp_path: Path) -> None:
     config = load_config(TrainConfig, [], [f"output={tmp_path}", "name=a", "checkpoint.every=1", *SMALL])
     moments = StopAt(-1)
