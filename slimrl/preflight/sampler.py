@@ -16,7 +16,7 @@ from slimrl.rollout.engine import RolloutEngine
 from slimrl.rollout.vllm import demand_vllm
 
 PROMPTS, TOKENS = 4, 32
-"""Of held-out problems, and of each greedy completion, that both samplers answer before the first step."""
+"""Of held-out problems (else of those to train on), and of each greedy completion, before the first step."""
 ROUNDING, NARROW_ROUNDING = 0.01, 0.5
 """Nats by which rounding may change the log-probability of a token: of a float32 model, and of a narrower one."""
 

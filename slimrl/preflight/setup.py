@@ -217,7 +217,7 @@ def prepare(
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [teacher_note(teacher, config), *task.notes, rejected_note(task), *found.notes, memory.sentence()]
-    compared = [encode_prompt(prompter, task, problem) for problem in found.held_out[:PROMPTS]]
+    compared = [encode_prompt(prompter, task, p) for p in islice(found.held_out or found.train, PROMPTS)]
     engine, note = _make_engine(config, policy, memory, profiler, stop, compared)
     return Setup(
         config=config,
