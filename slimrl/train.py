@@ -242,5 +242,6 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
             grouped=config.algorithm.baseline in ("group_mean", "leave_one_out")
             and not (config.algorithm.normalize_components or config.algorithm.entropy_coef),
             taught=bool(config.algorithm.kl_coef or config.algorithm.reference),
+            other_sampler=not setup.engine.exact,
         ),
     )

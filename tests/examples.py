@@ -67,6 +67,7 @@ ELSEWHERE = {
     r"torchrun ": "starts processes on several GPUs; tests/parallel runs them on a CPU",
     r"slimrl study run .*--on ": "needs a cluster; tests/study/test_slurm.py and test_ray.py have small ones",
     r"slimrl train .*devices=8": "needs eight GPUs; tests/parallel has two processes",
+    r"slimrl train .*rollout\.engine=vllm": "needs vLLM and a large model; tests/rollout/test_vllm.py has the built-in one",
     r"slimrl train .*log\.to=": "needs packages and an account; tests/trackers/test_real.py has the packages",
     r"slimrl .*s3://": "needs a bucket; tests/runs/test_s3.py has a server",
     r"slimrl export .*--push": "needs an account; tests/export/test_hub.py has a Hub",

@@ -123,6 +123,21 @@ class RootConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_can_sample(self) -> Self:
+        if self.rollout.engine != "vllm":
+            return self
+        for key, chosen in (
+            (f"devices={self.devices}", self.devices > 1),
+            ("environment.name", self.environment.name),
+            ("model.lora", self.model.lora.rank),
+            (f"model.quantize={self.model.quantize}", self.model.quantize != "none"),
+            ("model.trust_remote_code", self.model.trust_remote_code),
+        ):
+            if chosen:
+                raise ValueError(f"{key} does not work with rollout.engine=vllm; remove one")
+        return self
+
+    @model_validator(mode="after")
     def _pinned(self) -> Self:
         pinned = len(self.model.revision) == 40 and all(c in "0123456789abcdef" for c in self.model.revision)
         if self.model.trust_remote_code and not pinned:

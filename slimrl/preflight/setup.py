@@ -42,6 +42,7 @@ from slimrl.preflight.payment import checked_gold, make_scorer, measurable
 from slimrl.preflight.playing import openings, played, rules_of
 from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.preflight.prompting import prepare_model
+from slimrl.preflight.sampler import PROMPTS, demand_agreement, demand_engine, engine_note
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward
@@ -51,6 +52,7 @@ from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
 from slimrl.rollout.engine import RolloutEngine
+from slimrl.rollout.vllm import VllmSampler
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.thinking import closed
@@ -213,30 +215,32 @@ def prepare(
 
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
+    demand_engine(config, policy)
     room = room_for_prompts(config, policy)
     found = fitting_problems(task, config, lambda problem: length(problem) <= room)
-    looked_at = (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins)
+    looked_at = (*islice(found.train, LOOKED_AT), *found.evaluated)
     longest = max((tokens for tokens in map(length, looked_at) if tokens <= room), default=1)
-    call = Call(longest, _rows(config, len(found.held_out) + len(found.harder) + len(found.twins)))
+    call = Call(longest, _rows(config, len(found.evaluated)))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
     if policy.device.type == "cpu":
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [teacher_note(teacher, config), *task.notes, rejected_note(task), *found.notes, memory.sentence()]
+    compared = [encode_prompt(prompter, task, p) for p in islice(found.held_out or found.train, PROMPTS)]
+    engine, note = _make_engine(config, policy, memory, profiler, stop, compared)
     return Setup(
         config=config,
         policy=policy,
         task=replace(task, train=found.train),
         prompter=prompter,
-        engine=_engine(config, policy, memory.plan, profiler, stop),
+        engine=engine,
         profiler=profiler,
         stop=stop,
         held_out=found.held_out,
         harder=found.harder,
-        curriculum=Curriculum(found.train, order, seed=config.seed, steps=steps, rates=task.rates),
-        notes=tuple(note for note in notes if note),
+        curriculum=_curriculum(config, found.train, task),
+        notes=tuple(told for told in (*notes, note) if told),
         memory=memory,
         grading=ThreadPoolExecutor(1),
         teacher=teacher,
@@ -246,8 +250,25 @@ def prepare(
     )
 
 
-def _engine(config: RootConfig, policy: Policy, plan: Plan, profiler: Profiler, stop: Stop) -> Sampler:
-    return RolloutEngine(policy, slots=plan.slots, compiled=config.rollout.compile, profiler=profiler, stop=stop)
+def _curriculum(config: RootConfig, train: Sequence[Problem], task: Task) -> Curriculum:
+    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
+    return Curriculum(train, order, seed=config.seed, steps=steps, rates=task.rates)
+
+
+def _make_engine(
+    config: RootConfig,
+    policy: Policy,
+    memory: MemoryEstimate,
+    profiler: Profiler,
+    stop: Stop,
+    compared: Sequence[tuple[int, ...]],
+) -> tuple[Sampler, str]:
+    """The sampler of `rollout.engine`, and a note on it; another one than the module's own answers the prompts `compared`."""
+    slots, compiled = memory.plan.slots, config.rollout.compile
+    if config.rollout.engine == "builtin":
+        return RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop), ""
+    sampler = VllmSampler(policy, slots=slots, cache_bytes=memory.cache, profiler=profiler, stop=stop)
+    return sampler, engine_note(memory, demand_agreement(sampler, policy, compared, config.rollout.budget))
 
 
 def _load_task(
