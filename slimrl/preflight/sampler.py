@@ -1,4 +1,4 @@
-"""vLLM as the sampler of a run: what does not work with it, and the proof that it computes the trained module."""
+"""The sampler of a run: the policy's own module, or vLLM beside it, which must be shown to compute the trained module."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
+from slimrl.machine.profiler import Profiler
 from slimrl.machine.ranks import ranks_here
+from slimrl.machine.signals import Stop
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
 from slimrl.preflight.estimate import GIB, MemoryEstimate
 from slimrl.rollout import Sampler
 from slimrl.rollout.agreement import largest_difference
 from slimrl.rollout.engine import RolloutEngine
-from slimrl.rollout.vllm import demand_vllm
+from slimrl.rollout.vllm import VllmSampler, demand_vllm
 
 PROMPTS, TOKENS = 4, 32
 """Of held-out problems (else of those to train on), and of each greedy completion, before the first step."""
@@ -65,3 +67,19 @@ def engine_note(memory: MemoryEstimate, nats: float) -> str:
         f"{memory.cache / GIB:.2f} GiB for its cache; its greedy answers agree with the trained module's to {nats:.1g} nats. It "
         "decides what is computed together and so how numbers are rounded: the run is not repeated or resumed to the last bit"
     )
+
+
+def make_engine(
+    config: RootConfig,
+    policy: Policy,
+    memory: MemoryEstimate,
+    profiler: Profiler,
+    stop: Stop,
+    compared: Sequence[tuple[int, ...]],
+) -> tuple[Sampler, str]:
+    """The sampler of `rollout.engine`, and a note on it; another one than the module's own answers the prompts `compared`."""
+    slots, compiled = memory.plan.slots, config.rollout.compile
+    if config.rollout.engine == "builtin":
+        return RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop), ""
+    sampler = VllmSampler(policy, slots=slots, cache_bytes=memory.cache, profiler=profiler, stop=stop)
+    return sampler, engine_note(memory, demand_agreement(sampler, policy, compared, config.rollout.budget))

@@ -42,7 +42,7 @@ from slimrl.preflight.payment import checked_gold, make_scorer, measurable
 from slimrl.preflight.playing import openings, played, rules_of
 from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.preflight.prompting import prepare_model
-from slimrl.preflight.sampler import PROMPTS, demand_agreement, demand_engine, engine_note
+from slimrl.preflight.sampler import PROMPTS, demand_engine, make_engine
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward
@@ -51,8 +51,6 @@ from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
-from slimrl.rollout.engine import RolloutEngine
-from slimrl.rollout.vllm import VllmSampler
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.thinking import closed
@@ -228,7 +226,7 @@ def prepare(
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [teacher_note(teacher, config), *task.notes, rejected_note(task), *found.notes, memory.sentence()]
     compared = [encode_prompt(prompter, task, p) for p in islice(found.held_out or found.train, PROMPTS)]
-    engine, note = _make_engine(config, policy, memory, profiler, stop, compared)
+    engine, note = make_engine(config, policy, memory, profiler, stop, compared)
     return Setup(
         config=config,
         policy=policy,
@@ -253,22 +251,6 @@ def prepare(
 def _curriculum(config: RootConfig, train: Sequence[Problem], task: Task) -> Curriculum:
     order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
     return Curriculum(train, order, seed=config.seed, steps=steps, rates=task.rates)
-
-
-def _make_engine(
-    config: RootConfig,
-    policy: Policy,
-    memory: MemoryEstimate,
-    profiler: Profiler,
-    stop: Stop,
-    compared: Sequence[tuple[int, ...]],
-) -> tuple[Sampler, str]:
-    """The sampler of `rollout.engine`, and a note on it; another one than the module's own answers the prompts `compared`."""
-    slots, compiled = memory.plan.slots, config.rollout.compile
-    if config.rollout.engine == "builtin":
-        return RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop), ""
-    sampler = VllmSampler(policy, slots=slots, cache_bytes=memory.cache, profiler=profiler, stop=stop)
-    return sampler, engine_note(memory, demand_agreement(sampler, policy, compared, config.rollout.budget))
 
 
 def _load_task(
