@@ -200,9 +200,7 @@ def prepare(
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
-    teacher = _teacher(config, policy) if training else None
-    if teacher is not None:
-        policy = replace(policy, context=min(policy.context, teacher.context))
+    policy, teacher = _taught(config, policy) if training else (policy, None)
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
     rules = rules_of(config.environment, policy, prompter)
     task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
@@ -274,11 +272,12 @@ def _load_task(
     return found if rules is None else replace(found, opening=openings(rules.make)), lengths
 
 
-def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
-    """The model of `algorithm.reference`, where the settings have one."""
+def _taught(config: RootConfig, policy: Policy) -> tuple[Policy, Policy | None]:
+    """The teacher of `algorithm.reference`, where the settings have one, and the policy within its context."""
     if not isinstance(config, TrainConfig) or not config.algorithm.reference:
-        return None
-    return load_teacher(config.algorithm.reference, policy, name=config.model.path)
+        return policy, None
+    teacher = load_teacher(config.algorithm.reference, policy, name=config.model.path)
+    return replace(policy, context=min(policy.context, teacher.context)), teacher
 
 
 def _rows(config: RootConfig, evaluated: int) -> int:

@@ -108,7 +108,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
                     for group in super().generate(*args, **more)
                 ]
 
-        monkeypatch.setattr("slimrl.preflight.setup.VllmSampler", Shifted)
+        monkeypatch.setattr("slimrl.preflight.sampler.VllmSampler", Shifted)
         monkeypatch.setattr("slimrl.preflight.sampler.demand_vllm", lambda: None)
 
     return put
