@@ -102,7 +102,21 @@ class Completion:
     logprobs: tuple[float, ...]
     """[C] nats, under softmax(logits / temperature): the distribution that was sampled from."""
     finish: Finish
-    """"stop": a stop id was drawn; "length": the token budget ended it (truncated)."""
+    """"stop": a stop id was drawn, of an episode in its last turn; "length": the token budget ended it (truncated)."""
+    given: tuple[bool, ...] = ()
+    """[C] True at tokens that an environment wrote between the turns of an episode: they were not drawn, have 0 in `logprobs`, and
+    carry no loss. Empty where all tokens were drawn.
+    """
+
+    @property
+    def drawn(self) -> int:
+        """Number of tokens that were drawn."""
+        return len(self.token_ids) - sum(self.given)
+
+    def last_turn(self) -> tuple[int, ...]:
+        """The tokens behind the last that an environment wrote; all where it wrote none."""
+        end = next((n for n, given in enumerate(reversed(self.given)) if given), len(self.token_ids))
+        return self.token_ids[len(self.token_ids) - end :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +181,7 @@ class Rows:
     prompt_lengths: Tensor
     """[B] long: tokens of the row's prompt; rows of a group have the same prompt."""
     completion_mask: Tensor
-    """[B, L] bool: this target was sampled."""
+    """[B, L] bool: this target was sampled. Tokens of an environment, between two turns, were not."""
     loss_mask: Tensor
     """[B, L] bool: this target carries loss (sampled, scorable, not filtered as overlong)."""
     sampler_logprobs: Tensor

@@ -46,6 +46,9 @@ def make_rows(groups: Sequence[Group], *, overlong_filtering: bool, step: int, p
         sampler[row, first[row] : lengths[row]] = torch.tensor(c.logprobs)
     position = torch.arange(width)[None]
     completion_mask = (position >= first[:, None]) & (position < lengths[:, None])
+    for row, c in enumerate(completions):
+        if c.given:
+            completion_mask[row, first[row] : lengths[row]] &= ~torch.tensor(c.given)
     trained = scorable
     if overlong_filtering:
         trained = trained & torch.tensor([c.finish == "stop" for c in completions])

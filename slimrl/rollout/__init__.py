@@ -7,6 +7,7 @@ implements it with the trainer's own module.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 OnGroup = Callable[[int, tuple["Completion", ...]], None]
 """Receives the index of a request and its completions."""
+OnTurn = Callable[[int, tuple[int, ...]], "Future[tuple[int, ...]]"]
+"""Receives the number of a completion and its tokens so far, the last of which ended a turn. The result is the tokens that an
+environment writes before the next turn; none where the episode is over."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Request:
     """[samples, max_new_tokens] in [0, 1): the draws of every token."""
     greedy: int = 0
     """Completions of the most probable tokens, which come after the samples."""
+    on_turn: OnTurn | None = None
+    """Of episodes of several turns; None where a completion is one turn."""
+    turn_tokens: int = 0
+    """Tokens drawn in a turn at most, after which its episode ends as truncated; 0: no bound but that of the whole."""
 
     @property
     def completions(self) -> int:
@@ -61,6 +69,8 @@ class Sampler(Protocol):
         progress: Progress = silent,
     ) -> list[tuple[Completion, ...]]:
         """Completions of every request, in order; log-probabilities in nats under softmax(logits / temperature).
+
+        `max_new_tokens` bounds all tokens behind a prompt, those of an environment too.
 
         `on_group` is called when the last completion of a request is done, while others are still sampled; `progress` is told of
         the completions that are done whenever some are.

@@ -7,6 +7,7 @@ tail. Which columns belong to a row follows from its age. (Keys carry their rota
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,20 @@ class Cache:
         """Move the used columns of slots `source` [n] into `target` [n]."""
         for tensor in (*self.keys.values(), *self.values.values()):
             tensor[target, :, :used_columns] = tensor[source, :, :used_columns]
+
+    def columns_from(self, begin: int, count: int) -> Tensor:
+        """[count] the columns of the steps from time `begin` on."""
+        example = next(iter(self.keys.values()))
+        return (torch.arange(count, device=example.device) + begin) % self.columns
+
+    def read_columns(self, slot: int, columns: Tensor) -> list[Tensor]:
+        """A copy of a slot's keys and values [K, n, d] in `columns` [n], of every layer."""
+        return [tensor[slot].index_select(1, columns) for tensor in (*self.keys.values(), *self.values.values())]
+
+    def write_columns(self, slot: int, columns: Tensor, stored: Sequence[Tensor]) -> None:
+        """Put what `read_columns` returned into other columns of a slot."""
+        for tensor, part in zip((*self.keys.values(), *self.values.values()), stored, strict=True):
+            tensor[slot].index_copy_(1, columns, part)
 
     def move_prompts(self, source: Tensor, target: Tensor) -> None:
         """Move prompts `source` [n] into `target` [n]."""

@@ -22,9 +22,10 @@ from slimrl.machine.profiler import OFF, Profiler
 from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.policy import Policy, cost_of
-from slimrl.records import Completion
+from slimrl.records import Completion, Finish
 from slimrl.rollout import OnGroup, Request, ignore
 from slimrl.rollout.cache import Cache, RowLayout, StepShape
+from slimrl.rollout.episodes import Episodes
 from slimrl.rollout.graphs import Runner, make_runner
 from slimrl.rollout.probe import check_one_call, demand_plain_decoding
 from slimrl.rollout.sampling import GREEDY
@@ -153,9 +154,14 @@ class _Run:
         self.greedy = any(r.greedy for r in requests)
         self.schedule = Scheduler([r.completions for r in requests])
         self.prompt_lengths = np.array([len(r.prompt_ids) for r in requests])
+        self.turn_tokens = np.array([r.turn_tokens for r in requests], dtype=np.int64)
         self.state = self._buffers()
         self.logits: dict[int, Tensor] = {}
         """Next-token logits [V] of stored prompts that still have samples waiting."""
+        self.episodes: Episodes | None = None
+        if any(r.on_turn for r in requests):
+            stops = set(self.policy.stop_ids)
+            self.episodes = Episodes(requests, self.schedule, self.state, stops, engine.stop.check)
         self.drawn: dict[int, Completion] = {}
         """By sample, until its group is complete."""
         self.layout: RowLayout | None = None
@@ -188,7 +194,7 @@ class _Run:
         drawn = zip((self.requests[r].uniforms for r in entering), inside, strict=True)
         uniforms = np.stack([rows[i] if i < len(rows) else taken for rows, i in drawn])
         rows = slice(first, first + len(samples))
-        state.enter(rows, uniforms, self.prompt_lengths[entering])
+        state.enter(rows, uniforms, self.prompt_lengths[entering], self.turn_tokens[entering])
         logits = torch.stack([self.logits[r] for r in entering.tolist()])
         state.record(rows, logits, temperature=self.temperature, greedy=self.greedy)
         self.logits = {r: row for r, row in self.logits.items() if r >= schedule.first_waiting}
@@ -228,7 +234,9 @@ class _Run:
         """Let finished rows leave and waiting ones enter, once there are enough of them."""
         schedule, state = self.schedule, self.state
         done = state.done[: schedule.active].cpu().numpy()
-        if schedule.worth_closing(done):
+        if self.episodes is not None:
+            done = self.episodes.settle(done)
+        if schedule.worth_closing(done) or (self.episodes is not None and self.episodes.idle):
             self._hand_over(done.nonzero()[0])
             state.close_slots(schedule.close_slots(done), min(schedule.time, state.cache.columns))
             state.close_prompts(schedule.close_prompts())
@@ -243,8 +251,12 @@ class _Run:
         for sample, count, read, ids, nats in zip(self.schedule.rows[slots].tolist(), *drawn, strict=True):
             request = int(self.schedule.request_of[sample])
             stopped = ids[count - 1] in stops or read == self.policy.stop_texts.found
-            prompt, finish = self.requests[request].prompt_ids, "stop" if stopped else "length"
-            self.drawn[sample] = Completion(prompt, tuple(ids[:count]), tuple(nats[:count]), finish)  # type: ignore[arg-type]
+            finish: Finish = "stop" if stopped else "length"
+            given: tuple[bool, ...] = ()
+            if self.episodes is not None:
+                finish, given = self.episodes.leave(sample, count)
+            prompt = self.requests[request].prompt_ids
+            self.drawn[sample] = Completion(prompt, tuple(ids[:count]), tuple(nats[:count]), finish, given)
             if group := self.schedule.finish(sample):
                 completions = tuple(self.drawn.pop(i) for i in group)
                 # The scoring that this starts may be a user's code, with gradients of its own.
@@ -256,9 +268,12 @@ class _Run:
     def _buffers(self) -> State:
         """Buffers for this call: those of the last one where they must stay and are large enough."""
         engine, runner = self.engine, self.runner
-        longest, columns = int(self.prompt_lengths.max()), self.max_new_tokens
+        turns = any(r.on_turn for r in self.requests)
+        # Rows that wait draw on until the host looks, which must not reach their own tokens.
+        longest, columns = int(self.prompt_lengths.max()), self.max_new_tokens + (runner.steps if turns else 0)
         kept = engine.state
-        if kept is not None and kept.cache.columns == columns and kept.cache.width >= longest:
+        fits = kept is not None and kept.cache.columns == columns and (kept.given is not None) == turns
+        if kept is not None and fits and kept.cache.width >= longest:
             kept.done.fill_(True)
             return kept
         runner.clear()
@@ -268,7 +283,8 @@ class _Run:
             slots = prompts = runner.round_up(engine.slots, 16)
         width = runner.round_up(longest, 32)
         cache = Cache(prompts=prompts, width=width, slots=slots, columns=columns, recorded=runner.keeps)
-        state = State(cache, self.policy.stop_ids, self.policy.stop_texts, self.policy.device)
+        ids, texts, device = self.policy.stop_ids, self.policy.stop_texts, self.policy.device
+        state = State(cache, ids, texts, device, budget=self.max_new_tokens, turns=turns)
         engine.state = state if runner.keeps else None
         return state
 

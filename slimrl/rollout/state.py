@@ -21,6 +21,9 @@ from slimrl.rollout.cache import Cache, DecodeStep, RowLayout, StepShape
 from slimrl.rollout.sampling import sample_tokens
 from slimrl.rollout.scheduler import Moves
 
+DRAWN = -1
+"""Stands where a token is drawn, in the tokens that are given."""
+
 
 def prefill(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Prefill, Tensor, Tensor]:
     """Keys and values of packed prompts, the places [prompts, L] of their tokens, and next-token logits [prompts, V] float32."""
@@ -40,8 +43,18 @@ class State:
     Token buffers have a column beyond the cache's C, for what a finished row still draws until it leaves.
     """
 
-    def __init__(self, cache: Cache, stop_ids: Sequence[int], stop_texts: StopTexts, device: torch.device) -> None:
-        self.cache, self.device = cache, device
+    def __init__(
+        self,
+        cache: Cache,
+        stop_ids: Sequence[int],
+        stop_texts: StopTexts,
+        device: torch.device,
+        *,
+        budget: int,
+        turns: bool,
+    ) -> None:
+        """`budget` bounds the tokens of a row, and is at most C; with `turns` a row may be given tokens between drawn ones."""
+        self.cache, self.device, self.budget = cache, device, budget
         slots, width = cache.slots, cache.columns + 1
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
         self.stop_texts = stop_texts
@@ -56,16 +69,40 @@ class State:
         """Tokens of the prompt."""
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
         self.time = torch.zeros((), dtype=torch.long, device=device)
+        self.given: Tensor | None = None
+        """[slots, width] tokens that take the place of drawn ones, and DRAWN elsewhere; None where all tokens are drawn."""
+        self.ends: Tensor | int = budget
+        """Tokens with which the present turn of a row is over; [slots] where there are several turns."""
+        if turns:
+            self.given = torch.full((slots, width), DRAWN, dtype=torch.long, device=device)
+            self.ends = torch.full((slots,), budget, dtype=torch.long, device=device)
         self.layouts: dict[tuple[int, ...], RowLayout] = {}
         """Layouts by their shapes, where addresses must stay."""
 
-    def enter(self, rows: slice, uniforms: NDArray[np.float64], lengths: NDArray[np.int64]) -> None:
-        """Give the slots of `rows` to new samples: uniforms [rows, C] and lengths of prompts."""
-        self.uniforms[rows, : self.cache.columns] = torch.from_numpy(uniforms).to(self.device)
+    def enter(
+        self, rows: slice, uniforms: NDArray[np.float64], lengths: NDArray[np.int64], turn_tokens: NDArray[np.int64]
+    ) -> None:
+        """Give the slots of `rows` to new samples: uniforms [rows, budget], lengths of prompts, bounds of a turn (0: none)."""
+        self.uniforms[rows, : self.budget] = torch.from_numpy(uniforms).to(self.device)
         self.lengths[rows] = torch.from_numpy(lengths).to(self.device)
         self.counts[rows] = 0
         self.read[rows] = 0
         self.done[rows] = False
+        if self.given is not None:
+            assert isinstance(self.ends, Tensor)
+            self.given[rows] = DRAWN
+            bounds = np.where(turn_tokens, turn_tokens, self.budget).clip(max=self.budget)
+            self.ends[rows] = torch.from_numpy(bounds).to(self.device)
+
+    def go_on(self, slot: int, count: int, reply: Sequence[int], turn_tokens: int) -> None:
+        """Let a row of `count` tokens, whose turn has ended, take these tokens before it draws further ones."""
+        assert self.given is not None
+        assert isinstance(self.ends, Tensor)
+        end = count + len(reply)
+        self.given[slot, count:end] = torch.tensor(reply, device=self.device)
+        self.ends[slot] = min(self.budget, end + turn_tokens) if turn_tokens else self.budget
+        self.read[slot] = 0
+        self.done[slot] = False
 
     def record(self, rows: slice, logits: Tensor, *, temperature: float, greedy: bool) -> None:
         """Draw the next token of these slots from float32 logits [rows, V]."""
@@ -73,15 +110,23 @@ class State:
         place = counts[:, None]
         uniform = self.uniforms[rows].gather(1, place).squeeze(1)
         tokens, logprobs = sample_tokens(logits, uniform, temperature=temperature, greedy=greedy)
+        given: Tensor | None = None
+        if self.given is not None:
+            instead = self.given[rows].gather(1, place).squeeze(1)
+            given = instead != DRAWN
+            tokens, logprobs = torch.where(given, instead, tokens), logprobs.masked_fill(given, 0.0)
         self.tokens[rows].scatter_(1, place, tokens[:, None])
         self.logprobs[rows].scatter_(1, place, logprobs[:, None])
         counts += ~done
         if self.stop_texts.texts:
             # A row that is done draws on until it leaves, which must not change how it ended.
             read = self.read[rows]
-            read.copy_(torch.where(done, read, self.stop_texts.moves[read, tokens]))
+            after = self.stop_texts.moves[read, tokens]
+            read.copy_(torch.where(done, read, after if given is None else after.masked_fill(given, 0)))
             done |= read == self.stop_texts.found
-        done |= (tokens[:, None] == self.stop_ids).any(1) | (counts >= self.cache.columns)
+        stopped = (tokens[:, None] == self.stop_ids).any(1)
+        ends = self.ends[rows] if isinstance(self.ends, Tensor) else self.ends
+        done |= (stopped if given is None else stopped & ~given) | (counts >= ends)
 
     def close_slots(self, moves: Moves, used_columns: int) -> None:
         """Follow the scheduler: rows from the end move into the slots of those that left."""
@@ -90,6 +135,9 @@ class State:
             self.cache.move_slots(source, target, used_columns)
             for tensor in (self.tokens, self.logprobs, self.uniforms, self.counts, self.read, self.lengths, self.done):
                 tensor[target] = tensor[source]
+            if self.given is not None:
+                assert isinstance(self.ends, Tensor)
+                self.given[target], self.ends[target] = self.given[source], self.ends[source]
         self.done[moves.kept :] = True
 
     def close_prompts(self, moves: Moves) -> None:
