@@ -125,9 +125,11 @@ class VllmSampler:
     ) -> list[tuple[Completion, ...]]:
         """See `Sampler`. The log-probabilities of greedy completions are those at temperature 1.
 
-        Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, and Stopped between
-        steps of vLLM.
+        Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, SettingsError for episodes
+        of several turns, and Stopped between steps of vLLM.
         """
+        if any(request.on_turn for request in requests):
+            raise SettingsError("episodes of several turns do not work with rollout.engine=vllm; remove it")
         longest = max((len(request.prompt_ids) for request in requests), default=0)
         if longest + max_new_tokens > self.policy.context:
             what = f"a prompt of {longest} tokens and {max_new_tokens} new ones"

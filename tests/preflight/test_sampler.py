@@ -6,9 +6,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slimrl.config.files import load_config
@@ -24,8 +26,9 @@ from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.prompting import prepare_model
 from slimrl.preflight.sampler import demand_engine
 from slimrl.preflight.setup import prepare
+from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
-from slimrl.rollout.vllm import BLOCK, cache_tokens, own_bytes
+from slimrl.rollout.vllm import BLOCK, VllmSampler, cache_tokens, own_bytes
 from slimrl.train import train
 from tests.rollout.test_sampler import SMALL
 
@@ -84,6 +87,12 @@ def test_where_it_is_not_installed_a_sentence_says_what_to_install(monkeypatch: 
     for config in (settings(), load_config(SftRunConfig, [], ["rollout.engine=vllm"])):
         with pytest.raises(SettingsError, match=r"rollout.engine=vllm needs vLLM; run pip install 'slimrl\[vllm\]'"):
             prepare(config, training=True)
+
+
+def test_it_samples_single_turns() -> None:
+    episode = Request((1, 2), np.zeros((1, 4)), on_turn=lambda *_: Future())
+    with pytest.raises(SettingsError, match=r"episodes of several turns do not work with rollout.engine=vllm"):
+        VllmSampler.__new__(VllmSampler).generate([episode], max_new_tokens=4)
 
 
 def test_there_is_no_plan_of_it_for_other_machines() -> None:
