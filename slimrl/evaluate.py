@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from slimrl.measures import Bounds
-from slimrl.preflight.playing import played
+from slimrl.preflight.playing import played, posed
 from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
 from slimrl.records import Completion, Group, Played, Problem
@@ -102,16 +102,18 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
     if setup.scorer is not None and setup.rewards:
         # at step 0 always, as the tokens: rewards that draw meet the same draws before and after
         patience = math.ceil(len(texts) / setup.config.rollout.group_size)
-        sampled = Sampled(problem, completions, texts, 0, steps=setup.config.steps, seed=setup.config.seed)
+        sampled = Sampled(
+            posed(setup.rules, problem), completions, texts, 0, steps=setup.config.steps, seed=setup.config.seed
+        )
         scored = setup.scorer.submit(replace(sampled, played=told, patience=patience))
     drawn: list[GradedCompletion] = []
     taken: list[GradedCompletion] = []
     for n, (completion, text) in enumerate(zip(completions, texts, strict=True)):
         setup.stop.check()  # a symbolic checker may take seconds for each
-        if n < samples:
-            drawn.append(_grade(setup, problem, completion, text, ("sampled", n)))
-        else:
-            taken.append(_grade(setup, problem, completion, text, ("greedy", n - samples)))
+        row = _grade(setup, problem, completion, text, ("sampled", n) if n < samples else ("greedy", n - samples))
+        if told and told[n].failed:  # an episode that broke off has no answer
+            row = replace(row, strict=False, lenient=False, unscorable=told[n].failed)
+        (drawn if n < samples else taken).append(row)
     return Graded(_voted(setup, drawn), _voted(setup, taken), scored)
 
 

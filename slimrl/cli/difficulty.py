@@ -82,6 +82,8 @@ def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> R
             raise SettingsError(f"{setting} has no effect in slimrl difficulty, which counts right answers; remove it")
     config = model_settings(model_or_run, settings, task)
     refuse_immeasurable(config.task)
+    if config.environment.name:
+        raise SettingsError("slimrl difficulty measures completions of one turn; remove environment.name")
     return config
 
 

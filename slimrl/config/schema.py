@@ -148,11 +148,22 @@ class RootConfig(Section):
         return self
 
 
+def demand_environment(rewards: RewardsConfig, environment: EnvironmentConfig) -> None:
+    """Raises ValueError for a reward by an environment without one."""
+    if "environment" in rewards.built_in and not environment.name:
+        raise ValueError("rewards.environment has no effect without environment.name; remove one")
+
+
 class EvalConfig(RootConfig):
     """`slimrl eval` and `slimrl compare`."""
 
     rewards: RewardsConfig = RewardsConfig()
     """The rewards that are measured held out, all that are paid or watched; `correct` is the accuracy."""
+
+    @model_validator(mode="after")
+    def _someone_scores(self) -> Self:
+        demand_environment(self.rewards, self.environment)
+        return self
 
 
 class TrainConfig(RootConfig):
@@ -191,6 +202,7 @@ class TrainConfig(RootConfig):
             self.rewards.check_buffer(self.rollout.max_new_tokens)
         if self.algorithm.baseline != "critic" and self.critic != CriticConfig():
             raise ValueError("the section critic has no effect without algorithm.baseline=critic; remove it")
+        demand_environment(self.rewards, self.environment)
         if self.rollout.group_size < 2 and self.algorithm.baseline in ("group_mean", "leave_one_out"):
             raise ValueError(
                 f"rollout.group_size=1 has no group baseline, every advantage is 0; set 2 or more, or another "

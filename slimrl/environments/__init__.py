@@ -32,6 +32,8 @@ class Environment(Protocol):
         ...
 
 
+ANSWERS, PROMPT = ("user", "tool"), ("system", "user", "assistant")
+"""Roles of messages between two turns, and of a prompt."""
 Make = Callable[[], Environment]
 Load = Callable[[str, Mapping[str, Any] | None], Callable[..., Any]]
 """Loads what a specification names, such as `file.py:Class`."""
@@ -61,21 +63,39 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
 def opening(make: Make, problem: Problem) -> Messages | None:
     """The messages with which the environment opens an episode of a problem; None for those of the task.
 
-    Raises SettingsError where they are no messages.
+    Raises SettingsError where `reset` fails, or they are no prompt.
     """
-    reset = getattr(make(), "reset", None)
-    messages = reset(problem) if reset is not None else None
-    if messages is not None and (fault := message_fault(messages)):
+    try:
+        reset = getattr(make(), "reset", None)
+        messages = reset(problem) if reset is not None else None
+    except SettingsError:
+        raise
+    except Exception as error:
+        what = f"raised {type(error).__name__}: {error}"
+        raise SettingsError(f"environment.name: reset {what}, for problem {problem.id}; correct it") from error
+    if messages is not None and (fault := message_fault(messages, PROMPT) or _order_fault(messages)):
         raise SettingsError(f"environment.name: reset returned {fault} for problem {problem.id}; correct it")
     return messages or None
 
 
-def message_fault(messages: object) -> str:
-    """The way in which a value is no list of messages; empty where it is one."""
+def _order_fault(messages: Messages) -> str:
+    """The way in which messages are no prompt, which a system message may open and a user's must end."""
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:]:
+        return "a system message behind others"
+    return (
+        "" if not roles or roles[-1] == "user" else f"a prompt that ends with the role {roles[-1]}, and not with user,"
+    )
+
+
+def message_fault(messages: object, roles: Sequence[str]) -> str:
+    """The way in which a value is no list of messages of these roles; empty where it is one."""
     if not isinstance(messages, list | tuple):
         return f"{type(messages).__name__} in place of a list of messages"
     for message in messages:
         known = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         if not known:
             return f"{str(message)[:60]!r}, which is no message with a text as role and as content,"
+        if message["role"] not in roles:
+            return f"a message of the role {message['role'][:20]!r}, which is none of {', '.join(roles)},"
     return ""

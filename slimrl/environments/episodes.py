@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from threading import Lock, Thread, Timer
 from typing import Any
 
-from slimrl.environments import Environment, Make, Messages, message_fault
+from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
 from slimrl.errors import DataError, SlimError
-from slimrl.records import Completion, Played, Problem
-
-PROMPT_SECONDS = 0.002
-"""An answer within this time costs the sampler nothing; a row that waits longer has its keys and values put aside."""
+from slimrl.records import Completion, Played, Problem, Turns
 
 Ids = tuple[int, ...]
 
@@ -27,10 +24,12 @@ class Rules:
     """The part that all episodes of a run have in common."""
 
     make: Make
+    opening: Callable[[Problem], Turns]
+    """The prompt with which `reset` opened an episode of a problem before; empty where the task wrote it."""
     decode: Callable[[Ids], str]
     """The text of a turn of the policy."""
-    encode: Callable[[Messages], Ids]
-    """The ids of messages between two turns, up to where the policy goes on."""
+    encode: Callable[[Messages, int], Ids]
+    """The ids of messages behind a turn whose last token is given, up to where the policy goes on."""
     turns: int
     """Of the policy, at most."""
     deadline: float
@@ -39,18 +38,22 @@ class Rules:
 
 @dataclass
 class Episode:
-    """One episode on its way; a thread that plays a turn is the only one that writes to it."""
+    """One episode on its way. Whoever settles the answer to a turn, its thread or the deadline, has written it down before."""
 
-    environment: Environment
-    said: list[tuple[str, str]] = field(default_factory=list)
+    environment: Environment | None = None
+    said: tuple[tuple[str, str], ...] = ()
     """Role and content of what was said behind the prompt."""
     turns: int = 0
+    asked: int = 0
+    """Tokens up to the end of the last turn."""
     seen: int = 0
     """Tokens up to the end of the last answer."""
     answered: int = 0
     """Messages of the last answer."""
+    score: float | None = None
     failed: str = ""
     over: bool = False
+    lock: Lock = field(default_factory=Lock)
 
 
 class Play:
@@ -59,78 +62,118 @@ class Play:
     def __init__(self, rules: Rules, problem: Problem) -> None:
         self.rules, self.problem = rules, problem
         self.episodes: dict[int, Episode] = {}
-        self._lock = Lock()
-        """Held by threads that use the tokenizer, which may not be used by two at once."""
 
     def __call__(self, number: int, ids: Ids) -> Future[Ids]:
         """Hand a turn to the environment of completion `number`."""
         episode = self.episodes.get(number)
-        if episode is None or len(ids) <= episode.seen:  # sampling began anew, where memory ran out
-            episode = self.episodes[number] = Episode(self._begin())
+        if episode is None or len(ids) <= episode.asked:  # sampling began anew, where memory ran out
+            episode = self.episodes[number] = Episode()
+        episode.asked = len(ids)
         found: Future[Ids] = Future()
-        Thread(target=self._turn, args=(episode, ids, found), daemon=True).start()
-        if wait([found], timeout=PROMPT_SECONDS).not_done:
-            late = Timer(self.rules.deadline, self._late, (episode, found))
-            late.daemon = True
-            found.add_done_callback(lambda _: late.cancel())
-            late.start()
+        self._within_deadline(episode, found, lambda: self._turn(episode, ids, found))
         return found
 
     def played(self, completions: Sequence[Completion]) -> tuple[Played, ...]:
         """The records of the episodes, once all are over."""
-        return tuple(self._record(number, completion) for number, completion in enumerate(completions))
+        ends = [self._end(number) for number in range(len(completions))]
+        wait(ends)
+        return tuple(self._record(self.episodes[number], c) for number, c in enumerate(completions))
 
-    def _begin(self) -> Environment:
-        environment = self.rules.make()
-        reset = getattr(environment, "reset", None)
-        if reset is not None:
-            reset(self.problem)
-        return environment
+    def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
+        def late() -> None:
+            what = f"the environment gave no answer within environment.deadline={self.rules.deadline:g} s"
+            _settle(episode, found, failed=what)
+
+        timer = Timer(self.rules.deadline, late)
+        timer.daemon = True
+        found.add_done_callback(lambda _: timer.cancel())
+        timer.start()
+        Thread(target=work, daemon=True).start()
+
+    def _environment(self, episode: Episode) -> Environment:
+        if episode.environment is None:
+            environment = self.rules.make()
+            reset = getattr(environment, "reset", None)
+            opened = turns_of((reset(self.problem) if reset is not None else None) or ())
+            if opened != self.rules.opening(self.problem):
+                raise DataError("opens two episodes of a problem with different prompts")
+            episode.environment = environment
+        return episode.environment
 
     def _turn(self, episode: Episode, ids: Ids, found: Future[Ids]) -> None:
-        reply: Ids = ()
         try:
-            with self._lock:
-                text = self.rules.decode(ids[episode.seen :])
-            messages, over = _answer(episode.environment, text)
-            episode.turns += 1
-            over = over or episode.turns >= self.rules.turns
-            reply = () if over else self._encoded(messages)
+            environment = self._environment(episode)
+            text = self.rules.decode(ids[episode.seen :])
+            messages, over = _answer(environment, text)
+            over = over or episode.turns + 1 >= self.rules.turns
+            score = _score(environment) if over else None
+            reply = () if over or found.done() else self._encoded(messages, ids[-1])
+            told = () if over else turns_of(messages)
+        except BaseException as error:  # whatever it is: nobody else would hear of it
+            _settle(episode, found, failed=f"the environment {_told(error)}")
+            return
+        with episode.lock:
             if not found.done():
-                episode.said.append(("assistant", text))
-                episode.said += [] if over else [(m["role"], m["content"]) for m in messages]
-                episode.answered = 0 if over else len(messages)
-                episode.seen, episode.over = len(ids) + len(reply), over
-        except Exception as error:
-            episode.failed = f"step of the environment {_told(error)}"
-        _settle(found, reply)
+                episode.said += (("assistant", text), *told)
+                episode.turns, episode.answered = episode.turns + 1, len(told)
+                episode.seen, episode.over, episode.score = len(ids) + len(reply), over, score
+                found.set_result(reply)
 
-    def _encoded(self, messages: Messages) -> Ids:
+    def _encoded(self, messages: Messages, last: int) -> Ids:
         try:
-            with self._lock:
-                return self.rules.encode(messages)
+            ids = self.rules.encode(messages, last)
         except DataError as error:
             raise DataError(f"returned messages that cannot be written: {error}") from error
+        if not ids:
+            raise DataError("returned messages of which the template writes nothing")
+        return ids
 
-    def _late(self, episode: Episode, found: Future[Ids]) -> None:
-        if not found.done():
-            episode.failed = f"the environment gave no answer within environment.deadline={self.rules.deadline:g} s"
-            _settle(found, ())
+    def _end(self, number: int) -> Future[Ids]:
+        """Ask for the score of an episode that was cut off, and of one whose first turn never ended."""
+        episode, found = self.episodes.setdefault(number, Episode()), Future[Ids]()
+        if episode.over or episode.failed:
+            found.set_result(())
+            return found
 
-    def _record(self, number: int, completion: Completion) -> Played:
-        episode = self.episodes.get(number) or Episode(self._begin())  # its first turn never ended
+        def work() -> None:
+            try:
+                score = _score(self._environment(episode))
+            except BaseException as error:
+                _settle(episode, found, failed=f"the environment {_told(error)}")
+                return
+            with episode.lock:
+                if not found.done():
+                    episode.score = score
+                    found.set_result(())
+
+        self._within_deadline(episode, found, work)
+        return found
+
+    def _record(self, episode: Episode, completion: Completion) -> Played:
         said, ids = episode.said, completion.token_ids
         if episode.seen > len(ids):  # the last answer did not fit
             said = said[: len(said) - episode.answered]
-        elif not episode.over and not episode.failed:
-            said = [*said, ("assistant", self.rules.decode(ids[episode.seen :]))]
-        if episode.failed:
-            return Played(tuple(said), failed=episode.failed)
-        try:
-            score = getattr(episode.environment, "score", lambda: None)()
-            return Played(tuple(said), score=None if score is None else float(score))
-        except Exception as error:
-            return Played(tuple(said), failed=f"score of the environment {_told(error)}")
+        elif not episode.over and len(ids) > episode.seen:
+            said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
+        return Played(said, None if episode.failed else episode.score, episode.failed)
+
+
+def turns_of(messages: Messages) -> Turns:
+    """Role and content of each message."""
+    return tuple((message["role"], message["content"]) for message in messages)
+
+
+def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
+    """End an episode, unless its answer was given by the other thread."""
+    with episode.lock:
+        if not found.done():
+            episode.failed = failed
+            found.set_result(())
+
+
+def _score(environment: Environment) -> float | None:
+    score: Any = getattr(environment, "score", lambda: None)()
+    return None if score is None else float(score)
 
 
 def _answer(environment: Environment, text: str) -> tuple[Messages, bool]:
@@ -139,12 +182,12 @@ def _answer(environment: Environment, text: str) -> tuple[Messages, bool]:
     if inspect.isawaitable(answer):
         answer = asyncio.run(_awaited(answer))
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], bool):
-        raise DataError(f"returned {str(answer)[:60]!r}, which is no pair of messages and True or False")
+        raise DataError(f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False")
     messages, over = answer
-    if fault := message_fault(messages):
-        raise DataError(f"returned {fault} first")
+    if fault := message_fault(messages, ANSWERS):
+        raise DataError(f"returned {fault} from step")
     if not over and not messages:
-        raise DataError("returned no messages for an episode that is not over")
+        raise DataError("returned no messages from step for an episode that is not over")
     return messages, over
 
 
@@ -152,14 +195,5 @@ async def _awaited(answer: Any) -> Any:
     return await answer
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, SlimError) else f"raised {type(error).__name__}: {error}"
-
-
-def _settle(found: Future[Ids], reply: Ids) -> None:
-    """Give the result, unless it was given by the other thread."""
-    if not found.done():
-        try:
-            found.set_result(reply)
-        except Exception:  # the other thread was quicker
-            return

@@ -100,7 +100,7 @@ class Prompter:
     def _following(self, messages: Messages) -> tuple[int, ...]:
         whole: Messages = [USER_TURN, {"role": "assistant", "content": REPLY}, *messages]
         text = self.text(whole)
-        begin = text.rindex(REPLY) + len(REPLY)
+        begin = text.index(REPLY, text.index(USER_TURN["content"])) + len(REPLY)
         if self.turn_end is not None:
             end = self.tokenizer.decode([self.turn_end])
             begin = text.index(end, begin) + len(end)

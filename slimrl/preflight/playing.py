@@ -3,42 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.config.places import is_module
-from slimrl.environments import Make, maker, opening
-from slimrl.environments.episodes import Play, Rules
+from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
+from slimrl.environments import Make, Messages, maker, opening
+from slimrl.environments.episodes import Play, Rules, turns_of
+from slimrl.errors import SettingsError
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.records import Completion, Played, Problem, Turns
 from slimrl.rewards.custom import files_digest, load_function
 from slimrl.rollout import Request
 
+KEPT = 4096
+"""Prompts of environments that are kept."""
 
-def rules_of(config: EnvironmentConfig, policy: Policy, prompter: Prompter) -> Rules | None:
+
+def rules_of(config: RootConfig, policy: Policy, prompter: Prompter) -> Rules | None:
     """The rules of the settings' environment; None where a completion is one turn.
 
-    Raises SettingsError where it cannot be made.
+    Raises SettingsError where it cannot be made, or has no score to pay.
     """
-    if not config.name:
+    environment = config.environment
+    if not environment.name:
         return None
-    make = maker(config, partial(load_function, setting="environment.name"))
-    return Rules(make, policy.decode, prompter.following_ids, config.turns, config.deadline)
+    make = maker(environment, partial(load_function, setting="environment.name"))
+    scored = isinstance(config, TrainConfig | EvalConfig) and "environment" in config.rewards.built_in
+    if scored and not hasattr(make(), "score"):
+        raise SettingsError(
+            f"rewards.environment pays what score() returns, and {environment.name!r} has no such method; write one, or remove it"
+        )
+
+    def encode(messages: Messages, last: int) -> tuple[int, ...]:
+        # a turn that ended with a text of rollout.stop has not drawn the token that ends it
+        end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
+        return (*end, *prompter.following_ids(messages))
+
+    return Rules(make, _openings(make), policy.decode, encode, environment.turns, environment.deadline)
 
 
-def openings(make: Make) -> Callable[[Problem], Turns]:
-    """The environment's prompt of a problem as turns, which is asked for once; empty for the prompt of the task."""
+def _openings(make: Make) -> Callable[[Problem], Turns]:
+    """The environment's prompt of a problem as turns, which is kept; empty for the prompt of the task."""
     known: dict[str, Turns] = {}
 
     def turns(problem: Problem) -> Turns:
         if problem.id not in known:
-            messages = opening(make, problem) or ()
-            known[problem.id] = tuple((message["role"], message["content"]) for message in messages)
+            if len(known) >= KEPT:
+                del known[next(iter(known))]
+            known[problem.id] = turns_of(opening(make, problem) or ())
         return known[problem.id]
 
     return turns
+
+
+def posed(rules: Rules | None, problem: Problem) -> Problem:
+    """The problem with the prompt of its environment, as rewards see it."""
+    own = () if rules is None else rules.opening(problem)
+    return replace(problem, turns=own) if own else problem
 
 
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:

@@ -39,7 +39,7 @@ from slimrl.preflight.notes import (
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
-from slimrl.preflight.playing import openings, played, rules_of
+from slimrl.preflight.playing import played, posed, rules_of
 from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.preflight.prompting import prepare_model
 from slimrl.preflight.sampler import PROMPTS, demand_engine, make_engine
@@ -173,7 +173,8 @@ class TrainSetup:
         def score(index: int, completions: tuple[Completion, ...]) -> None:
             texts = [setup.text(completion) for completion in completions]
             sampled = Sampled(problems[index], completions, texts, step, strict, setup.config.steps, setup.config.seed)
-            groups[index] = self.scorer.submit(replace(sampled, played=played(requests[index], completions)))
+            told, problem = played(requests[index], completions), posed(setup.rules, problems[index])
+            groups[index] = self.scorer.submit(replace(sampled, problem=problem, played=told))
 
         draw = partial(setup.engine.generate, max_new_tokens=rollout.budget, temperature=rollout.temperature)
         draw(requests, on_group=score, progress=self.progress)
@@ -202,7 +203,7 @@ def prepare(
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
     policy, teacher = _taught(config, policy) if training else (policy, None)
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    rules = rules_of(config.environment, policy, prompter)
+    rules = rules_of(config, policy, prompter)
     task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
 
     def length(problem: Problem) -> int:
@@ -269,7 +270,7 @@ def _load_task(
     found = load_task(
         config.task, instruction=instruction, seed=config.seed, encode=encode, answers=answers, training=training
     )
-    return found if rules is None else replace(found, opening=openings(rules.make)), lengths
+    return found if rules is None else replace(found, opening=rules.opening), lengths
 
 
 def _taught(config: RootConfig, policy: Policy) -> tuple[Policy, Policy | None]:

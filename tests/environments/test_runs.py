@@ -11,6 +11,8 @@ import pytest
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.evaluate import evaluate
+from slimrl.preflight.setup import prepare_measuring
 from slimrl.runs.reader import read_metrics
 from slimrl.runs.tokens import read_tokens
 from tests.session.test_resume import StopAt, content, interrupt, run
@@ -93,9 +95,7 @@ def test_a_resumed_run_has_the_environment_that_it_began_with(echo: str, tmp_pat
 def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text("class Bad:\n    def step(self, text):\n        raise KeyError('mine')\n")
-    with pytest.raises(
-        SettingsError, match=r"step of the environment raised KeyError: 'mine', on problem .*environment.name"
-    ):
+    with pytest.raises(SettingsError, match=r"the environment raised KeyError: 'mine', on problem .*environment.name"):
         run(tmp_path, "a", f"environment.name={file}:Bad", "steps=1")
 
 
@@ -104,11 +104,47 @@ def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path
     [
         (["devices=2"], "environments are played by one process; set devices=1"),
         (["environment.name=", "environment.turns=3"], "environment.turns has no effect without environment.name"),
+        (["environment.name=", "rewards.environment=1"], "rewards.environment has no effect without environment.name"),
     ],
 )
 def test_refusals(settings: list[str], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         load_config(TrainConfig, [], ["environment.name=a.py:A", *settings])
+
+
+def test_a_score_that_no_one_gives_is_not_paid(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("class Plain:\n    def step(self, text):\n        return [], True\n")
+    with pytest.raises(
+        SettingsError, match=r"rewards.environment pays what score\(\) returns, and .*Plain' has no such method"
+    ):
+        run(tmp_path, "a", f"environment.name={tmp_path}/plain.py:Plain", "rewards.environment=1", "steps=1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_own_rewards_see_turns_score_and_prompt(workers: int, echo: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, prompts, turns, environment_score, **_):\n"
+        "    return [len(t) + 10 * (s or 0) + 100 * ('Twice.' in p) for t, s, p in zip(turns, environment_score, prompts)]\n"
+    )
+    settings = (f"rewards.custom={{{tmp_path}/mine.py:mine: 1}}", f"rewards.workers={workers}", "steps=1")
+    run(tmp_path, "a", echo, *settings)
+    for row in rows(tmp_path / "a"):
+        turns: list[list[str]] = row["turns"]  # type: ignore[assignment]
+        spoken = sum(role == "assistant" for role, _ in turns)
+        heard = (
+            {spoken - 1, spoken} if row["finish"] == "length" else {spoken}
+        )  # the last turn was cut off, or its answer
+        assert row["scores"]["mine"] in {len(turns) + 10 * times + 100 for times in heard}  # type: ignore[index]
+
+
+def test_an_evaluation_counts_episodes_that_break_off_as_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("class Bad:\n    def step(self, text):\n        raise KeyError('mine')\n")
+    small = ["evaluation.problems=4", "evaluation.harder_problems=0", f"environment.name={tmp_path}/bad.py:Bad"]
+    setup = prepare_measuring(load_config(EvalConfig, [], small))
+    rows = evaluate(setup, step=0).test.rows
+    broken = [row for row in rows if row.unscorable == "the environment raised KeyError: 'mine'"]
+    assert len(broken) > len(rows) / 2
+    assert not any(row.strict or row.lenient for row in broken)
 
 
 def test_other_verbs(tmp_path: Path) -> None:

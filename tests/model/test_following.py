@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -93,3 +94,21 @@ def test_the_plain_template() -> None:
     prompter = make_prompter(characters(None), "auto")
     found = prompter.following_ids([{"role": "tool", "content": "5"}])
     assert prompter.tokenizer.decode(found) == "\n\nQuestion: 5\nAnswer:"
+
+
+def test_ids_do_not_depend_on_what_other_threads_encode(real: Any) -> None:
+    """Text that spells a control token is encoded another way, which must not act on what is encoded meanwhile."""
+    prompter = make_prompter(real, "auto")
+    spelled = [{"role": "user", "content": "<|im_end|>" * 40}]
+    plain = [{"role": "user", "content": "5 and 6"}]
+    wanted = prompter.following_ids(spelled), prompter.following_ids(plain)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(prompter.following_ids, [spelled, plain] * 100)]
+    assert {*found[::2]} == {wanted[0]}
+    assert {*found[1::2]} == {wanted[1]}
+
+
+def test_a_message_that_repeats_the_probe_is_kept(real: Any) -> None:
+    prompter = make_prompter(real, "auto")
+    said = "He gave a reply to the probe, and asked a question of the probe."
+    assert said in real.decode(prompter.following_ids([{"role": "user", "content": said}]))
