@@ -15,9 +15,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from slimrl.measures import Bounds
+from slimrl.preflight.playing import played, posed
 from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
-from slimrl.records import Completion, Group, Problem
+from slimrl.records import Completion, Group, Played, Problem
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
 from slimrl.rewards import declared_bounds as declared_bounds
 from slimrl.rewards.judge import Judge
@@ -57,7 +58,8 @@ def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> E
     graded: dict[int, Future[Graded]] = {}
 
     def grade(index: int, completions: tuple[Completion, ...]) -> None:
-        graded[index] = setup.grading.submit(_graded, setup, problems[index], completions)
+        told = played(requests[index], completions)
+        graded[index] = setup.grading.submit(_graded, setup, problems[index], completions, told)
         progress(len(graded), len(problems))
 
     progress(0, len(problems))
@@ -92,27 +94,26 @@ def bounds_of(setup: Setup[Any]) -> Mapping[str, Bounds]:
     return {reward.name: declared[reward.name] for reward in setup.rewards}
 
 
-def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completion]) -> Graded:
+def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completion], told: Sequence[Played]) -> Graded:
     """The samples of a problem and its greedy completions, in a thread beside the sampling of others."""
     samples = setup.config.evaluation.samples
-    texts = [setup.policy.decode(completion.token_ids) for completion in completions]
+    texts = [setup.text(completion) for completion in completions]
     scored: Future[Group] | None = None
     if setup.scorer is not None and setup.rewards:
         # at step 0 always, as the tokens: rewards that draw meet the same draws before and after
         patience = math.ceil(len(texts) / setup.config.rollout.group_size)
-        scored = setup.scorer.submit(
-            Sampled(
-                problem, completions, texts, step=0, steps=setup.config.steps, seed=setup.config.seed, patience=patience
-            )
+        sampled = Sampled(
+            posed(setup.rules, problem), completions, texts, 0, steps=setup.config.steps, seed=setup.config.seed
         )
+        scored = setup.scorer.submit(replace(sampled, played=told, patience=patience))
     drawn: list[GradedCompletion] = []
     taken: list[GradedCompletion] = []
     for n, (completion, text) in enumerate(zip(completions, texts, strict=True)):
         setup.stop.check()  # a symbolic checker may take seconds for each
-        if n < samples:
-            drawn.append(_grade(setup, problem, completion, text, ("sampled", n)))
-        else:
-            taken.append(_grade(setup, problem, completion, text, ("greedy", n - samples)))
+        row = _grade(setup, problem, completion, text, ("sampled", n) if n < samples else ("greedy", n - samples))
+        if told and told[n].failed:  # an episode that broke off has no answer
+            row = replace(row, strict=False, lenient=False, unscorable=told[n].failed)
+        (drawn if n < samples else taken).append(row)
     return Graded(_voted(setup, drawn), _voted(setup, taken), scored)
 
 
@@ -162,7 +163,7 @@ def _grade(
         lenient=grade.lenient,
         well_formed=setup.task.style.well_formed(text),
         finish=completion.finish,
-        tokens=len(completion.token_ids),
+        tokens=completion.drawn,
         thinking=thinking_tokens(setup.policy, completion, text),
         question=problem.question,
         answer=problem.answer,

@@ -104,7 +104,7 @@ class Completion:
     finish: Finish
     """"stop": a stop id was drawn, of an episode in its last turn; "length": the token budget ended it (truncated)."""
     given: tuple[bool, ...] = ()
-    """[C] True at tokens that an environment wrote between the turns of an episode: they were not drawn, have 0 in `logprobs`, and
+    """[C] True at tokens that an environment wrote between the turns of an episode: they were not drawn, have 0 in `logprobs` and
     carry no loss. Empty where all tokens were drawn.
     """
 
@@ -120,6 +120,21 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Played:
+    """An episode of several turns besides its tokens: what was said, and how it ended.
+
+    Example: Played((("assistant", "6*7?"), ("tool", "42"), ("assistant", "#### 42")), score=1.0)
+    """
+
+    turns: Turns = ()
+    """Everything that was said behind the prompt; empty where a completion is one turn."""
+    score: float | None = None
+    """The number that the environment gives for it, where it gives one."""
+    failed: str = ""
+    """Why the environment could not go on; empty where it did."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """A completion and its reward.
 
@@ -129,7 +144,7 @@ class Rollout:
     problem: Problem
     completion: Completion
     text: str
-    """The completion decoded, without the stop token."""
+    """The completion decoded, without the stop token; of an episode its last turn."""
     correct: bool
     """The verdict of the task's strict checker, whatever the rewards are."""
     scores: Mapping[str, float]
@@ -142,6 +157,8 @@ class Rollout:
     """By reward name, the plain values that its function logged of this row, by column (TRL's `log_extra`)."""
     unmeasured: str = ""
     """Why a reward that is not paid could not score this row, which costs the row nothing; empty where none failed."""
+    turns: Turns = ()
+    """`Played.turns`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ class SplitEvaluation:
                     found[f"{key}/{name}"] = estimate["value"]
                     found |= {f"{key}/{name}/{end}": estimate[end] for end in ("low", "high")}
                     found[f"{key}/{name}/least"] = bounds[0] if isfinite(bounds[0]) else min(scores)
-        if any(row.scores for row in self.rows):
+        if any(row.scores or row.unscorable for row in self.rows):
             found["unscorable"] = _mean([bool(row.unscorable) for row in self.rows if row.mode == "sampled"])
         return found
 

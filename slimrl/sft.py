@@ -33,6 +33,7 @@ from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
 from slimrl.session.state import Progress, Write, read_run_state, restore_policy, save_policy
+from slimrl.session.upload import uploaded
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
@@ -61,8 +62,9 @@ def sft(
     stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
-        block.enter_context(leading(ranks))
         found = block.enter_context(find_run(config, "sft", resume=resume))
+        block.enter_context(uploaded(found, screen, stop))
+        block.enter_context(leading(ranks))
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, SftSummary)

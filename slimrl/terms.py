@@ -15,6 +15,9 @@ Answers = Literal["needed", "all_or_none", "unneeded"]
 # rewards
 CompletionForm = Literal["auto", "text", "messages"]
 
+# sampling
+Engine = Literal["builtin", "vllm"]
+
 # advantages
 GroupBaseline = Literal["group_mean", "leave_one_out", "none"]
 Baseline = Literal[GroupBaseline, "critic"]

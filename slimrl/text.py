@@ -1,11 +1,16 @@
 """Text for people: numbers as they are read, and control characters made visible. Knows neither screen nor page."""
 
 import math
+import os
+import re
 import unicodedata
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
 UNKNOWN = "–"
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+"""Ends of the names of environment variables whose values are nobody's business."""
+SHORTEST_SECRET = 6
 
 
 def visible(text: str) -> str:
@@ -64,3 +69,12 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size * (24 if unit == 'd' else 60) // size:02d}{part}"
     return f"{whole}s"
+
+
+def without_secrets(text: str) -> str:
+    """An error's words on one line, without keys and passwords that the environment or an address in it holds."""
+    text = re.sub(r"//[^/@\s]+@", "//", " ".join(text.split()))
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, f"${name}")
+    return text[:300]

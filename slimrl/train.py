@@ -50,6 +50,7 @@ from slimrl.session.recovery import FAULTS, refuse_unscorable, roll_back, watch_
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
 from slimrl.session.state import RunState, optimizer_tensors, restore, save
+from slimrl.session.upload import uploaded
 
 
 def train(
@@ -70,8 +71,9 @@ def train(
     stop, ranks = stop or Stop(), ranks_here()
     stop.after(seconds_of(config.max_time))
     with ExitStack() as block:
-        block.enter_context(leading(ranks))
         found = block.enter_context(find_run(config, "train", resume=resume))
+        block.enter_context(uploaded(found, screen, stop))
+        block.enter_context(leading(ranks))
         if found.status == "finished":
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)
@@ -87,7 +89,6 @@ def train(
         share_learner(setup, learner)
         session = Session(run, setup, screen, sinks, state, partial(save, run, setup, learner), config.max_tokens)
         block.enter_context(session.running())
-
         limits = measure_limits(setup.policy.device, setup.policy.model.dtype) if config.log.profile else None
         for step in session.steps():
             setup.profiler.start()
@@ -203,7 +204,7 @@ def record_step(
 
 def sampled_tokens(collected: Collected) -> int:
     """Tokens of all completions sampled for a step."""
-    return sum(len(rollout.completion.token_ids) for group in collected.sampled for rollout in group.rollouts)
+    return sum(rollout.completion.drawn for group in collected.sampled for rollout in group.rollouts)
 
 
 def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, state: RunState) -> TrainSummary:
@@ -241,5 +242,6 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
             grouped=config.algorithm.baseline in ("group_mean", "leave_one_out")
             and not (config.algorithm.normalize_components or config.algorithm.entropy_coef),
             taught=bool(config.algorithm.kl_coef or config.algorithm.reference),
+            other_sampler=not setup.engine.exact,
         ),
     )

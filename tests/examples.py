@@ -67,7 +67,9 @@ ELSEWHERE = {
     r"torchrun ": "starts processes on several GPUs; tests/parallel runs them on a CPU",
     r"slimrl study run .*--on ": "needs a cluster; tests/study/test_slurm.py and test_ray.py have small ones",
     r"slimrl train .*devices=8": "needs eight GPUs; tests/parallel has two processes",
+    r"slimrl train .*rollout\.engine=vllm": "needs vLLM and a large model; tests/rollout/test_vllm.py has the built-in one",
     r"slimrl train .*log\.to=": "needs packages and an account; tests/trackers/test_real.py has the packages",
+    r"slimrl .*s3://": "needs a bucket; tests/runs/test_s3.py has a server",
     r"slimrl export .*--push": "needs an account; tests/export/test_hub.py has a Hub",
     r"(\S+/)?python benchmarks/": "measures for minutes, or needs the packages of others",
     r"slimrl sft model\.path=SMOLLM2": "needs a model of a benchmark",
@@ -193,7 +195,8 @@ def accept(words: Sequence[str], place: str) -> None:
             SftRunConfig if name == "sft" else TrainConfig, given["settings"], given.get("resume", False), force=False
         )
     elif name in ("plan", "run", "report"):
-        assert load_study(list(given["files"])).arms, place
+        settings = [text for text in given["files"] if "=" in text]
+        assert load_study([text for text in given["files"] if text not in settings], settings).arms, place
     elif name in ("eval", "chat", "sample", "difficulty"):
         model_settings(given["model_or_run"], given["settings"], None)
 

@@ -35,10 +35,11 @@ NEIGHBOURS: dict[str, set[str]] = {
     "model": {"algorithm", "config", "kernels", "machine"},
     "rewards": {"config", "machine", "tasks"},
     "rollout": {"kernels", "machine", "model"},
+    "environments": {"config"},
     "learner": {"algorithm", "config", "kernels", "machine", "model"},
     "runs": {"algorithm", "config", "machine", "measures", "model", "results", "statistics"},
     "preflight": {
-        "algorithm", "config", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
+        "algorithm", "config", "environments", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
     "parallel": {"algorithm", "config", "learner", "machine", "model", "preflight", "rollout"},
     "evaluate": {"measures", "preflight", "results", "rewards", "tasks"},

@@ -32,6 +32,7 @@ EXAMPLES = {
     "logs.py",
     "services.py",
     "signature.py",
+    "calculator.py",
     "train_grpo.py",
 }
 """Files of an imagined user."""

@@ -88,7 +88,7 @@ def generalized_advantages(
 
     Generalized advantage estimation (arXiv:1506.02438): delta_t = r_t + discount V_{t+1} - V_t, advantages are the deltas
     summed with powers of discount x gae_lambda; a return is an advantage plus its value. After a row's last token the value is 0.
-    A row's sampled tokens follow each other.
+    Tokens of an environment between two turns are left out: the value behind a turn is that of the next turn's first token.
     """
     values = values * mask
     advantages = torch.zeros_like(values)
@@ -97,9 +97,10 @@ def generalized_advantages(
     for t in reversed(range(values.shape[1])):
         here = mask[:, t]
         delta = rewards[:, t] + discount * following - values[:, t]
-        ahead = torch.where(here, delta + discount * gae_lambda * ahead, 0.0)
-        following = torch.where(here, values[:, t], 0.0)
+        ahead = torch.where(here, delta + discount * gae_lambda * ahead, ahead)
+        following = torch.where(here, values[:, t], following)
         advantages[:, t] = ahead
+    advantages *= mask
     return advantages, (advantages + values) * mask
 
 

@@ -80,13 +80,22 @@ def _scored(group: Group) -> list[float]:
 
 def _lengths(groups: Sequence[Group]) -> Metrics:
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
-    lengths = [len(completion.token_ids) for completion in completions]
+    lengths = [completion.drawn for completion in completions]
     return {
         "completions/mean_length": float(np.mean(lengths)),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": float(np.mean([completion.finish == "length" for completion in completions])),
+        **_turns(groups),
     }
+
+
+def _turns(groups: Sequence[Group]) -> Metrics:
+    """Of episodes: the mean number of the policy's turns, and of the tokens that the environment wrote."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    turns = [sum(role == "assistant" for role, _ in rollout.turns) for rollout in rollouts]
+    given = [sum(rollout.completion.given) for rollout in rollouts]
+    return {"turns/mean": float(np.mean(turns)), "turns/given_tokens": float(np.mean(given))} if any(turns) else {}
 
 
 def _difficulty(groups: Sequence[Group]) -> Metrics:
@@ -100,7 +109,7 @@ def _difficulty(groups: Sequence[Group]) -> Metrics:
 
 
 def _signals(groups: Sequence[Group], signal: Signal) -> Metrics:
-    tokens = [sum(len(r.completion.token_ids) for r in g.rollouts) for g in groups]
+    tokens = [sum(r.completion.drawn for r in g.rollouts) for g in groups]
     useful = sum(n for n, g in zip(tokens, groups, strict=True) if has_signal(g, signal))
     all_right = [all(r.correct for r in g.rollouts) for g in groups]
     all_wrong = [not any(r.correct for r in g.rollouts) for g in groups]

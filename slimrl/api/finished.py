@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimrl.errors import DataError
 from slimrl.runs.reader import read_metrics, read_state, read_summaries
+from slimrl.runs.remote import local_run
 from slimrl.text import counted, percent, signed, signed_points, visible
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class Result:
     """A finished run; everything is read from its folder when it is asked for, and the folder is all that it needs."""
 
     path: Path
-    """The folder of the run; any path is taken."""
+    """The folder of the run; any path is taken, and an address on object storage, of whose run this is the local copy."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", local_run(str(self.path)))
 
     @property
     def verb(self) -> str:

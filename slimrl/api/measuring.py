@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slimrl.results import Evaluation
 
 UNREAD = (
-    "name", "output", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
+    "name", "output", "upload", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
     "evaluation.every", "log", "task.rates", "task.success_rate",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""

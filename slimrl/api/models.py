@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 
 from slimrl.api.finished import Result
 from slimrl.api.settings import Place, plain
+from slimrl.config.places import is_address
 from slimrl.errors import SettingsError
 from slimrl.runs.reader import MODEL
+from slimrl.runs.remote import WHOLE, local_run
 
 Model = Place | Result | tuple[Any, Any] | Mapping[str, Any]
 """A folder, a name on the Hub, `builtin`, the result of a run, a transformers model with its tokenizer, or the section `model`
-as a mapping."""
+as a mapping; to measure, also a run's address on object storage."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def _save(model: tuple[Any, Any], folder: Path) -> None:
 
 
 @contextmanager
-def placed(model: Model) -> Iterator[str]:
-    """The path or name of a model within the block; a loaded one is stored in a folder that the end of the block removes.
+def placed(model: Model, wanted: Sequence[str] = WHOLE) -> Iterator[str]:
+    """The path or name of a model within the block; a loaded one is stored in a folder that the end of the block removes, and
+    of a run on object storage the files that are `wanted` are fetched.
 
     Raises SettingsError for what is no model, or has further settings.
     """
@@ -70,7 +73,8 @@ def placed(model: Model) -> Iterator[str]:
             "model: give its path, and what else the section model holds as settings, **{'model.dtype': ...}"
         )
     if given.save is None:
-        yield str(given.settings["path"])
+        path = str(given.settings["path"])
+        yield str(local_run(path, wanted)) if is_address(path) else path
         return
     with tempfile.TemporaryDirectory(prefix="slimrl-") as folder:
         given.save(Path(folder) / MODEL)

@@ -84,6 +84,7 @@ def study(
     Raises SettingsError and DataError, the latter also where runs failed, and KeyboardInterrupt on Ctrl-C.
     """
     from slimrl.study.declaration import check_study
+    from slimrl.study.upload import demand_folder
 
     found = read_rewards(rewards)
     if found.changed:
@@ -98,6 +99,7 @@ def study(
             f"rewards: no other process can load {spec.rpartition(':')[2]}, and the runs of a study are processes of their own; "
             "write the function into a file and import it, or name it as 'file.py:function'"
         )
+    demand_folder(os.fspath(output))
     folder = Path(os.fspath(output)) / expanded.name
     check_study(expanded, folder)
     with guest():
@@ -140,6 +142,7 @@ def _results(expanded: Expanded, folder: Path, slots: int, on: str, *, quiet: bo
     from slimrl.study import place
     from slimrl.study.results import collect
     from slimrl.study.runner import run_study
+    from slimrl.study.upload import upload_study
 
     display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
@@ -148,6 +151,7 @@ def _results(expanded: Expanded, folder: Path, slots: int, on: str, *, quiet: bo
         display.stop()
     results = collect(expanded, folder)
     write_reports(results, folder)
+    upload_study(expanded, folder, display.say)
     if failed:
         names = ", ".join(run.name for run in failed)
         raise DataError(f"{counted(len(failed), 'run')} failed ({names}); correct the cause and call this again")

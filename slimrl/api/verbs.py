@@ -21,10 +21,12 @@ from slimrl.api.screen import open_screen
 from slimrl.api.settings import from_keywords
 from slimrl.api.stored import read_outputs
 from slimrl.config.files import merge
+from slimrl.config.places import is_address
 from slimrl.config.schema import EvalConfig
 from slimrl.errors import DataError
 from slimrl.results import Evaluation
 from slimrl.rewards.custom import offering
+from slimrl.runs.remote import RECORDS, WHOLE
 from slimrl.text import percent, visible
 
 ALL = 1_000_000_000
@@ -151,6 +153,7 @@ def compare(
     for side in (first, second):  # before either is measured
         if (
             isinstance(side, str | Path)
+            and not is_address(str(side))
             and not Path(side).is_file()
             and not any((Path(side) / "evals").glob("step-*.jsonl"))
         ):
@@ -173,14 +176,14 @@ def _outputs(
         return Outputs(
             f"the evaluation after step {side.step}", {("", name): rows for name, rows in side.splits.items()}
         )
-    with placed(side) as path:
+    with placed(side, WHOLE if settings or data is not None else RECORDS) as path:
         if Path(path).is_file():
             return Outputs(path, read_outputs(path))
         stored = sorted((Path(path) / "evals").glob("step-*.jsonl"))
         if stored and data is None and not settings:
-            return Outputs(path, stored_outputs(path, str(stored[-1])))
+            return Outputs(side if isinstance(side, str) else path, stored_outputs(path, str(stored[-1])))
         found = _evaluation(path, data, scores.Given(), settings, limit=limit, quiet=quiet)
-        name = path if isinstance(side, str) else Path(path).name
+        name = side if isinstance(side, str) else Path(path).name
         return Outputs(name, {("", split): rows for split, rows in found.splits.items()})
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimrl.cli.completion import arguments_of, run_argument
+from slimrl.cli.output import tell
 from slimrl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ def by_name(kind: Kind) -> Callable[[click.Context, click.Parameter, tuple[str, 
     return named_files
 
 
+def fetched(ctx: click.Context, _param: click.Parameter, place: str) -> str:
+    """The callback of an argument: a run at an address on object storage becomes its local copy."""
+    if ctx.resilient_parsing or "://" not in place:  # a shell that completes a command fetches nothing
+        return place
+    from slimrl.runs.remote import local_run
+
+    return str(local_run(place, say=tell))
+
+
 SETTINGS = click.argument(
     "settings",
     nargs=-1,
@@ -37,7 +47,7 @@ SETTINGS = click.argument(
     callback=by_name("recipes"),
     shell_complete=arguments_of("recipes"),
 )
-MODEL_OR_RUN = click.argument("model_or_run", shell_complete=run_argument)
+MODEL_OR_RUN = click.argument("model_or_run", callback=fetched, shell_complete=run_argument)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", is_flag=True, help="No human text.")
 TASKS = click.option(
@@ -79,6 +89,7 @@ def stray(settings: Sequence[str]) -> str:
 
 def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force: bool) -> Root:
     """Settings of a run to begin or, with `resume`, to continue: then those in its folder, if one is given, and overrides."""
+    from slimrl.config.places import is_address
     from slimrl.runs.reader import read_settings
 
     if force and not resume:
@@ -86,6 +97,10 @@ def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force:
     folders = [setting for setting in settings if resume and Path(setting).is_dir()]
     if not folders:
         for setting in settings if resume else ():
+            if is_address(setting):
+                raise SettingsError(
+                    f"{setting} has ended, as all runs on object storage have; give a folder of this machine"
+                )
             if "=" not in setting and not Path(setting).exists() and Path(setting).suffix not in (".yaml", ".yml"):
                 raise SettingsError(f"{setting}: no such run, there is no such folder; check the path")
         return load_settings(kind, settings)

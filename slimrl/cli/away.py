@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from slimrl.cli.arguments import fetched
 from slimrl.cli.completion import run_argument
 from slimrl.cli.output import out
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
@@ -23,7 +24,7 @@ KINDS = ("f16", "q8_0")
 
 
 @click.command(short_help="Take a run's model away: transformers, Ollama, GGUF, Hub.")
-@click.argument("run", type=click.Path(), shell_complete=run_argument)
+@click.argument("run", type=click.Path(), callback=fetched, shell_complete=run_argument)
 @click.argument("target", metavar="FOLDER | OWNER/NAME")
 @click.option(
     "--for", "purpose", type=click.Choice(["transformers", "gguf", "ollama", "hub"]), default="transformers", show_default=True

@@ -9,7 +9,7 @@ from functools import partial
 
 import click
 
-from slimrl.cli.arguments import SETTINGS, model_settings
+from slimrl.cli.arguments import SETTINGS, fetched, model_settings
 from slimrl.cli.output import open_display, out
 from slimrl.errors import DataError, SettingsError
 
@@ -18,7 +18,7 @@ COMMANDS = ("/reset", "/quit", "/help")
 
 
 @click.command(short_help="Talk to a model or to that of a run.")
-@click.argument("model_or_run")
+@click.argument("model_or_run", callback=fetched)
 @SETTINGS
 @click.option("--greedy", is_flag=True, help="The most probable tokens, nothing drawn.")
 def chat(model_or_run: str, settings: Sequence[str], greedy: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slimrl.cli.arguments import JSON, LIMIT, QUIET, TASKS, task_settings
-from slimrl.cli.output import open_display, print_json
+from slimrl.cli.output import open_display, print_json, tell
 from slimrl.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class Request:
     """The arguments of the command, told apart."""
 
     names: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    """The path of each name; of a run on object storage that of its local copy."""
     settings: list[str] = field(default_factory=list)
     tasks: tuple[str, ...] = ()
     limit: int | None = None
@@ -30,7 +32,7 @@ class Request:
     @property
     def like(self) -> str | None:
         """The first run, whose settings hold for models that are no run."""
-        return next((name for name in self.names if (Path(name) / "config.yaml").is_file()), None)
+        return next((path for path in self.places.values() if (Path(path) / "config.yaml").is_file()), None)
 
 
 @click.command(short_help="Paired differences of runs, models or stored outputs.")
@@ -50,6 +52,7 @@ def compare(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, as
     Examples:
       slimrl compare runs/base runs/mine
       slimrl compare before.jsonl after.jsonl --json
+      slimrl compare runs/base s3://bucket/runs/mine
     """
     from rich.console import Console
 
@@ -75,6 +78,8 @@ def compare(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, as
 
 def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, quiet: bool) -> Request:
     """Raises SettingsError for fewer than two models, and for settings that nothing reads."""
+    from slimrl.runs.remote import RECORDS, WHOLE, local_run, silent
+
     request = Request(tasks=tasks, limit=limit, quiet=quiet)
     for thing in things:
         is_setting = Path(thing).suffix in (".yaml", ".yml") or ("=" in thing and not Path(thing).exists())
@@ -84,6 +89,9 @@ def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, q
     given = [*request.settings, *(f"--task {task}" for task in tasks)]
     if given and all(Path(name).is_file() for name in request.names):
         raise SettingsError(f"{given[0]} has no effect on stored outputs, which are compared as they are; remove it")
+    wanted = WHOLE if given else RECORDS
+    say = silent if quiet else tell
+    request.places = {name: str(local_run(name, wanted, say)) if "://" in name else name for name in request.names}
     return request
 
 
@@ -95,25 +103,26 @@ def _outputs(name: str, request: Request) -> Callable[[], Outputs]:
     from slimrl.api.comparing import Outputs, stored_outputs
     from slimrl.api.stored import read_outputs
 
-    if Path(name).is_file():
-        read = Outputs(name, read_outputs(name))
+    path = request.places[name]
+    if Path(path).is_file():
+        read = Outputs(name, read_outputs(path))
         return lambda: read
-    stored = sorted((Path(name) / "evals").glob("step-*.jsonl"))
+    stored = sorted((Path(path) / "evals").glob("step-*.jsonl"))
     if stored and not request.settings and not request.tasks:
         step = int(stored[-1].stem.removeprefix("step-"))
         kept = Outputs(
-            name, stored_outputs(name, str(stored[-1])), f"{name} goes by its stored evaluation after step {step}"
+            name, stored_outputs(path, str(stored[-1])), f"{name} goes by its stored evaluation after step {step}"
         )
         return lambda: kept
     from slimrl.api.measuring import evaluations
     from slimrl.preflight.prompting import demand_model
 
-    configs = task_settings(name, request.settings, request.tasks, request.limit, request.like)
-    demand_model(name)
+    configs = task_settings(path, request.settings, request.tasks, request.limit, request.like)
+    demand_model(path)
 
     def measured() -> Outputs:
         display = open_display(next(iter(configs.values())), quiet=request.quiet)
-        found = evaluations(name, configs, display)
+        found = evaluations(path, configs, display)
         return Outputs(name, {(task, split): rows for task, one in found for split, rows in one.splits.items()})
 
     return measured

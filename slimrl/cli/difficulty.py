@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimrl.cli.arguments import JSON, LIMIT, QUIET, SETTINGS, model_settings
+from slimrl.cli.arguments import JSON, LIMIT, QUIET, SETTINGS, fetched, model_settings
 from slimrl.cli.output import open_display, print_json, stopping, writable
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop, Stopped
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Success rates of the training problems, to choose by.")
-@click.argument("model_or_run")
+@click.argument("model_or_run", callback=fetched)
 @SETTINGS
 @click.option("--task", "task", help="Task, or a settings file that names one; a run's own by default.")
 @click.option("--samples", default=8, show_default=True, type=click.IntRange(1), help="Completions of each problem.")
@@ -82,6 +82,8 @@ def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> R
             raise SettingsError(f"{setting} has no effect in slimrl difficulty, which counts right answers; remove it")
     config = model_settings(model_or_run, settings, task)
     refuse_immeasurable(config.task)
+    if config.environment.name:
+        raise SettingsError("slimrl difficulty measures completions of one turn; remove environment.name")
     return config
 
 

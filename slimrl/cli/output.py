@@ -34,6 +34,11 @@ def out(text: str, *, newline: bool = True) -> None:
         raise click.exceptions.Exit(0) from None
 
 
+def tell(text: str) -> None:
+    """A line of human text."""
+    click.echo(text, err=True)
+
+
 def print_json(data: Any) -> None:
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
     # ASCII, since standard output may be a terminal and completions hold anything

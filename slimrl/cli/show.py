@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from slimrl.cli.output import out
+from slimrl.cli.output import out, tell
 from slimrl.errors import DataError, SettingsError
 
 
@@ -23,8 +23,11 @@ def show(run: str, text: bool, no_open: bool) -> None:
     Examples:
       slimrl show
       slimrl show runs/mine --text
+      slimrl show s3://bucket/runs/mine
     """
-    path = Path(run) if run else _newest()
+    from slimrl.runs.remote import PAGE, local_run
+
+    path = local_run(run, PAGE, tell) if run else _newest()
     if not (path / "run.json").is_file():
         study = path / "report.html"
         if text or not study.is_file():

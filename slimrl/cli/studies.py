@@ -13,7 +13,7 @@ import click
 
 from slimrl.cli.arguments import JSON, QUIET, by_name
 from slimrl.cli.completion import arguments_of
-from slimrl.cli.output import out, print_json, stopping
+from slimrl.cli.output import out, print_json, stopping, tell
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.machine.signals import INTERRUPTED, Stop, Stopped
 from slimrl.text import counted
@@ -34,7 +34,12 @@ ARGUMENTS = (
     ),
     click.option("--name", default="", help="Name of the study's folder; by default its files' names."),
     click.option("--seeds", type=click.IntRange(1), help="Runs of every arm, instead of the file's."),
-    click.option("--output", default="runs", show_default=True, help="Folder that holds the study's folder."),
+    click.option(
+        "--output",
+        default="runs",
+        show_default=True,
+        help="Folder that holds the study's folder; study report takes an address, as s3://bucket/runs.",
+    ),
 )
 SLOTS = click.option(
     "--slots", type=click.IntRange(1), help="Runs at once; by default what the machine or the cluster bears."
@@ -129,6 +134,7 @@ def study_run(
     place = _place(on)
     from slimrl.display.study import ProgressDisplay
     from slimrl.study.runner import run_study
+    from slimrl.study.upload import upload_study
 
     display = ProgressDisplay(expanded, folder, quiet=quiet)
     try:
@@ -139,6 +145,7 @@ def study_run(
             raise
         raise _no_room(error, folder, "the same command continues") from error
     _report(expanded, folder, as_json, quiet)
+    upload_study(expanded, folder, display.say)
     if failed:
         names = ", ".join(run.name for run in failed)
         raise DataError(
@@ -152,7 +159,9 @@ def study_run(
 @QUIET
 def study_report(files: Sequence[str], name: str, seeds: int | None, output: str, as_json: bool, quiet: bool) -> None:
     """Write report.html, report.md, results.csv and results.json from the runs that are there."""
-    expanded, folder = _study(files, name, seeds, output)
+    from slimrl.runs.remote import silent
+
+    expanded, folder = _stored_study(files, name, seeds, output, silent if quiet else tell)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such study; slimrl study run begins it, --name or --output find another")
     _report(expanded, folder, as_json, quiet)
@@ -178,18 +187,39 @@ def _place(on: str) -> Place:
 
 
 def _study(files: Sequence[str], name: str, seeds: int | None, output: str) -> tuple[Expanded, Path]:
-    """The study and its folder; every arm is checked."""
+    """The study and its folder on this machine; every arm is checked."""
+    from slimrl.study.declaration import check_study
+    from slimrl.study.upload import demand_folder
+
+    expanded = _expanded(files, name, seeds)
+    demand_folder(output)
+    folder = Path(output) / expanded.name
+    check_study(expanded, folder)
+    return expanded, folder
+
+
+def _stored_study(
+    files: Sequence[str], name: str, seeds: int | None, output: str, say: Callable[[str], object]
+) -> tuple[Expanded, Path]:
+    """As `_study`, of a study that is only read and may be on object storage; `say` is told of what is fetched."""
+    from slimrl.config.places import address_below, is_address
+    from slimrl.runs.remote import RECORDS, local_runs
+    from slimrl.study.declaration import check_study
+
+    expanded = _expanded(files, name, seeds)
+    place = address_below(output, expanded.name) if is_address(output) else str(Path(output) / expanded.name)
+    folder = local_runs(place, RECORDS, say)
+    check_study(expanded, folder)
+    return expanded, folder
+
+
+def _expanded(files: Sequence[str], name: str, seeds: int | None) -> Expanded:
     from slimrl.study.spec import load_study
 
     names = [f for f in files if "=" not in f or Path(f).is_file()]
     if not names:
         raise SettingsError("name a study first; slimrl recipes lists some")
-    from slimrl.study.declaration import check_study
-
-    expanded = load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
-    folder = Path(output) / expanded.name
-    check_study(expanded, folder)
-    return expanded, folder
+    return load_study(names, [f for f in files if f not in names], name=name, seeds=seeds or 0)
 
 
 def _report(expanded: Expanded, folder: Path, as_json: bool, quiet: bool) -> None:

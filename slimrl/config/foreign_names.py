@@ -193,7 +193,7 @@ NAMES: tuple[Foreign, ...] = (
     Foreign("use_gradient_checkpointing", "Unsloth", "optimizer.activation_checkpointing",
             {"unsloth": "on", **_SWITCH}, ""),
     # no equivalent
-    *_names("", trl="use_vllm", note=f"{_ENGINE}, so there is no other to choose"),
+    *_names("", trl="use_vllm", note=f"{_ENGINE}; for large models rollout.engine=vllm has vLLM sample"),
     *_names("", trl="vllm_mode", note=_ENGINE),
     *_names("", trl="vllm_gpu_memory_utilization", verl="gpu_memory_utilization",
             note=f"{_ENGINE}; memory_share bounds the memory of both"),

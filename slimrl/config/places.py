@@ -5,6 +5,7 @@ In a YAML file a path is relative to the folder of that file; on the command lin
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,33 @@ DATA_SUFFIXES = (
 """Endings of files of rows, of those that are refused too; no data set on the Hub is named so."""
 RUNS = "runs"  # the folder of runs by default; no name on the Hub begins so
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+ADDRESS = re.compile(r"[a-z][a-z0-9]*://")
+
+
+def is_address(place: str) -> bool:
+    """True for the address of a place on object storage, such as s3://bucket/runs, and for no path."""
+    return ADDRESS.match(place) is not None
+
+
+def address_below(address: str, name: str) -> str:
+    """The address of a folder in another one."""
+    return f"{address.rstrip('/')}/{name}"
+
+
+def address_problem(address: str) -> str:
+    """The sentence on a text that cannot be the address of a folder; empty for one that can. It repeats no password."""
+    if not is_address(address):
+        return f"{address} is no address such as s3://bucket/runs; give one"
+    rest = address.partition("://")[2]
+    host = rest.partition("/")[0]
+    if ":" in host.rpartition("@")[0] or "?" in rest:
+        return (
+            "an address with a password, or with a question mark, would be stored with the run; give credentials to the "
+            "environment instead, where fsspec finds them"
+        )
+    if not rest.strip("/") or ".." in rest.split("/") or any(c.isspace() or not c.isprintable() for c in rest):
+        return f"{address!r} names no folder; give an address such as s3://bucket/runs"
+    return ""
 
 
 def is_hub_name(path: str, folder: Path = Path()) -> bool:
@@ -55,6 +83,8 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             joined = _joined(place, folder)
             # without the dot a path like ./a/b would read as a name on the Hub
             found[section] = {**found[section], key: f"./{joined}" if of_hub(joined) else joined}
+    if spec := _text(found, "environment", "name"):
+        found["environment"] = {**found["environment"], "name": _function(spec, folder)}
     rewards = found.get("rewards")
     if isinstance(rewards, dict):
         found["rewards"] = {
@@ -107,4 +137,6 @@ def is_module(place: str) -> bool:
 
 def _joined(path: str, folder: Path) -> str:
     """One spelling for one place, so that settings read in two folders can be compared."""
+    if is_address(path):
+        return path
     return os.path.normpath(folder / Path(path).expanduser())

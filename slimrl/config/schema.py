@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from slimrl.config.algorithm import AlgorithmConfig, CriticConfig
 from slimrl.config.base import Count, CountOrZero, Section
+from slimrl.config.environment import EnvironmentConfig
+from slimrl.config.places import address_problem, is_address
 from slimrl.config.rewards import PUNISHMENTS, RewardsConfig
 from slimrl.config.sections import (
     CheckpointConfig,
@@ -40,6 +42,8 @@ class RootConfig(Section):
     """Name of the run, lower case; empty: made from the task and the time."""
     output: str = "runs"
     """Folder in which run directories are made."""
+    upload: str = ""
+    """Place on object storage to which the run's folder is copied once the run has ended, as s3://bucket/runs (docs/scale.md)."""
     seed: CountOrZero = 0
     """Decides problems and draws; nothing else is random."""
     steps: Count = 30
@@ -54,6 +58,8 @@ class RootConfig(Section):
     """The policy."""
     task: TaskConfig = TaskConfig()
     """The problems, and the answers that count as right."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    """The answers between the turns of an episode, where a completion is more than one turn."""
     rollout: RolloutConfig = RolloutConfig()
     """The sampling of completions."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -66,6 +72,17 @@ class RootConfig(Section):
     """Output during the run, on the screen, on the disk and to trackers."""
     max_time: str = ""
     """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
+
+    @model_validator(mode="after")
+    def _places_are_such(self) -> Self:
+        if is_address(self.output):
+            known = "" if address_problem(self.output) else f"={self.output}"
+            raise ValueError(
+                f"output is a folder of this machine; set upload{known}, and the run is copied there once it has ended"
+            )
+        if self.upload and (problem := address_problem(self.upload)):
+            raise ValueError(f"upload: {problem}")
+        return self
 
     @model_validator(mode="after")
     def _time_is_one(self) -> Self:
@@ -98,6 +115,29 @@ class RootConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_process_plays(self) -> Self:
+        if self.environment.name and self.devices > 1:
+            raise ValueError(
+                f"devices={self.devices} with environment.name: environments are played by one process; set devices=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can_sample(self) -> Self:
+        if self.rollout.engine != "vllm":
+            return self
+        for key, chosen in (
+            (f"devices={self.devices}", self.devices > 1),
+            ("environment.name", self.environment.name),
+            ("model.lora", self.model.lora.rank),
+            (f"model.quantize={self.model.quantize}", self.model.quantize != "none"),
+            ("model.trust_remote_code", self.model.trust_remote_code),
+        ):
+            if chosen:
+                raise ValueError(f"{key} does not work with rollout.engine=vllm; remove one")
+        return self
+
+    @model_validator(mode="after")
     def _pinned(self) -> Self:
         pinned = len(self.model.revision) == 40 and all(c in "0123456789abcdef" for c in self.model.revision)
         if self.model.trust_remote_code and not pinned:
@@ -108,11 +148,22 @@ class RootConfig(Section):
         return self
 
 
+def demand_environment(rewards: RewardsConfig, environment: EnvironmentConfig) -> None:
+    """Raises ValueError for a reward by an environment without one."""
+    if "environment" in rewards.built_in and not environment.name:
+        raise ValueError("rewards.environment has no effect without environment.name; remove one")
+
+
 class EvalConfig(RootConfig):
     """`slimrl eval` and `slimrl compare`."""
 
     rewards: RewardsConfig = RewardsConfig()
     """The rewards that are measured held out, all that are paid or watched; `correct` is the accuracy."""
+
+    @model_validator(mode="after")
+    def _someone_scores(self) -> Self:
+        demand_environment(self.rewards, self.environment)
+        return self
 
 
 class TrainConfig(RootConfig):
@@ -151,6 +202,7 @@ class TrainConfig(RootConfig):
             self.rewards.check_buffer(self.rollout.max_new_tokens)
         if self.algorithm.baseline != "critic" and self.critic != CriticConfig():
             raise ValueError("the section critic has no effect without algorithm.baseline=critic; remove it")
+        demand_environment(self.rewards, self.environment)
         if self.rollout.group_size < 2 and self.algorithm.baseline in ("group_mean", "leave_one_out"):
             raise ValueError(
                 f"rollout.group_size=1 has no group baseline, every advantage is 0; set 2 or more, or another "
@@ -174,6 +226,7 @@ class TrainConfig(RootConfig):
 
 
 UNREAD_BY_SFT = {
+    "environment": ("name", "arguments", "turns", "turn_tokens", "deadline"),
     "rollout": ("problems", "group_size"),
     "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section, Share
-from slimrl.terms import Checker, Schedule, Template, TokenLog, Tracker
+from slimrl.terms import Checker, Engine, Schedule, Template, TokenLog, Tracker
 
 
 def _moment(value: str) -> str:
@@ -201,6 +201,9 @@ class TaskConfig(Section):
 
 
 class RolloutConfig(Section):
+    engine: Engine = "builtin"
+    """Sampler of completions: `builtin` is the trained module itself; `vllm` gives the weights to vLLM after every step, for
+    models above 4B on a GPU (docs/scale.md says what it costs). Needs vLLM (the extra `vllm`)."""
     problems: Count = 32
     """P: problems per step."""
     group_size: Count = 8
@@ -236,6 +239,16 @@ class RolloutConfig(Section):
                 raise ValueError(
                     f"rollout.{key}={value} would train on another distribution than it samples; set {off}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_takes_them(self) -> Self:
+        if self.engine == "vllm" and self.compile:
+            raise ValueError("rollout.compile has no effect with rollout.engine=vllm; remove it")
+        if self.engine == "vllm" and self.stop not in ("auto", []):
+            raise ValueError(
+                "rollout.stop does not work with rollout.engine=vllm, which ends completions by tokens; remove one"
+            )
         return self
 
 

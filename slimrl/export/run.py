@@ -23,7 +23,7 @@ from slimrl.text import counted
 
 ROWS_KEYS = {f"{section}.{key}" for section, key in DATA}
 PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA, *FILES)}
-UNTOLD = ("name", "output", "max_time", "memory_share", "log.", "checkpoint.")
+UNTOLD = ("name", "output", "upload", "max_time", "memory_share", "log.", "checkpoint.")
 """Settings, or beginnings of them, that say nothing about a model."""
 
 

@@ -10,6 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+PARENT = os.getppid()
+"""The process that started this one, as far as it still lived when SlimRL began to be loaded."""
+
+
+def is_orphan() -> bool:
+    """True where that process has ended."""
+    return os.getppid() != PARENT
+
 
 @contextmanager
 def importing() -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,11 @@ class ControlTokens:
         first = "".join(sorted({re.escape(token[0]) for token in self.ids.values()}))
         pattern = f"(?=[{first}])(?:{'|'.join(map(re.escape, self.ids.values()))})" if self.ids else r"(?!)"
         return re.compile(pattern, re.IGNORECASE)
+
+    @cached_property
+    def _splitting(self) -> Any:
+        """A tokenizer of its own: `split_special_tokens` changes one, in which other threads encode meanwhile."""
+        return deepcopy(self.tokenizer)
 
     def spelled_by(self, text: str) -> frozenset[int]:
         """The ids whose text occurs in `text`."""
@@ -63,7 +69,7 @@ class ControlTokens:
         """Ids of a control token's text."""
 
         def encode(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+            return list(self._splitting(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
         # after a line break, since some tokenizers put a blank before the first character of a text
         before, both = encode("\n"), encode("\n" + token)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from slimrl.config.places import PICKLES, is_hub_name
+from slimrl.config.places import PICKLES, is_address, is_hub_name
 from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
@@ -298,6 +298,11 @@ def resolve(path: str) -> str:
     if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
         folder = folder / "final"
     if not folder.is_dir():
+        if is_address(path):
+            raise SettingsError(
+                f"model.path={path} is no place on this machine; slimrl export {path} my-model fetches the model of a run, which "
+                "model.path=my-model then names"
+            )
         if not is_hub_name(path):
             raise SettingsError(
                 f"model.path={path}: no such run and no such folder; give a run, a folder with config.json and *.safetensors, "

@@ -11,7 +11,7 @@ from typing import Any
 
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
-from slimrl.model.templates import WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
+from slimrl.model.templates import REPLY, USER_TURN, WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
 from slimrl.records import Turns
 from slimrl.terms import Template
 
@@ -82,6 +82,35 @@ class Prompter:
         else:
             ids = tuple(self.tokenizer(text, add_special_tokens=plain).input_ids)
         return self._without_eos(ids, text) if plain else ids
+
+    def following_ids(self, messages: Messages) -> tuple[int, ...]:
+        """Ids that follow the end of a turn of the policy: these messages, and the beginning of its next turn.
+
+        They are those that the template writes behind any such turn, so ids before them stay as they were drawn, whatever the
+        template would make of earlier turns. Messages of the role `tool` become the user's where the template does not take them.
+        Raises DataError as `text` and `ControlTokens.encode` do.
+        """
+        try:
+            return self._following(messages)
+        except DataError:
+            if all(turn["role"] != "tool" for turn in messages):
+                raise
+        return self._following([{**turn, "role": "user"} if turn["role"] == "tool" else turn for turn in messages])
+
+    def _following(self, messages: Messages) -> tuple[int, ...]:
+        whole: Messages = [USER_TURN, {"role": "assistant", "content": REPLY}, *messages]
+        text = self.text(whole)
+        begin = text.index(REPLY, text.index(USER_TURN["content"])) + len(REPLY)
+        if self.turn_end is not None:
+            end = self.tokenizer.decode([self.turn_end])
+            begin = text.index(end, begin) + len(end)
+        rest, spans = text[begin:], []
+        if any(self.control.spelled.search(turn["content"]) for turn in messages):
+            spans = [(a - begin, b - begin) for a, b in self._data_spans(whole, text) if a >= begin]
+        return self.control.encode(rest, spans, add_special_tokens=False) if spans else self._plain_ids(rest)
+
+    def _plain_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def completion_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids with which a model would write each text, the stop token not included."""
@@ -184,7 +213,7 @@ def _plain_turns(messages: Messages) -> str:
     """The turns behind the system message without a chat template; what an assistant said stands behind `Answer:`."""
     plain = ""
     for index, turn in enumerate(messages):
-        if turn["role"] == "user":
+        if turn["role"] in ("user", "tool"):
             plain += f"{chr(10) * 2 if index else ''}Question: {turn['content']}\nAnswer:"
         elif turn["role"] == "assistant":
             plain += f" {turn['content']}"

@@ -17,12 +17,15 @@ from datetime import timedelta
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from slimrl.machine.interpreter import is_orphan
 from slimrl.machine.ranks import RankLostError, Ranks, joined, named
 from slimrl.machine.signals import PREEMPTED, Stop
 
 STOP = "stop"
 PERIOD = 1.0
 """Seconds between two beats."""
+TRY_SECONDS = 5.0
+"""Time of one attempt to reach the store of the run."""
 START_SECONDS = 120.0
 """Time that a process has at least to start: on a busy machine, imports alone can take longer than a short deadline."""
 
@@ -63,14 +66,27 @@ def _connect(limit: float, serves: bool = False) -> Store:
     serves = serves and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     # torchrun keeps its store when it starts the processes again, and what earlier ones wrote is not for these
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    try:
-        store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=timedelta(seconds=limit))
-    except RuntimeError as error:  # DistNetworkError and DistStoreError
-        reason = str(error).strip().split("\n")[0][:160]
-        raise RankLostError(
-            f"the leader of the run cannot be reached at {host}:{port} ({reason}); correct the address, or raise device_deadline"
-        ) from error
-    return PrefixStore(f"slimrl/{attempt}", store)
+    until = time.monotonic() + limit
+    while True:
+        tried = timedelta(seconds=max(0.1, min(TRY_SECONDS, until - time.monotonic())))
+        try:
+            store = TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=tried)
+            store.set_timeout(timedelta(seconds=limit))
+            return PrefixStore(f"slimrl/{attempt}", store)
+        except RuntimeError as error:  # DistNetworkError and DistStoreError
+            check_torchrun()
+            if serves or time.monotonic() >= until:
+                reason = str(error).strip().split("\n")[0][:160]
+                raise RankLostError(
+                    f"the leader of the run cannot be reached at {host}:{port} ({reason}); correct the address, or raise "
+                    "device_deadline"
+                ) from error
+
+
+def check_torchrun() -> None:
+    """Raises RankLostError where torchrun started this process and has ended: the others will not come."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and is_orphan():
+        raise RankLostError("torchrun ended before all ranks of the run had started; give its command again")
 
 
 def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], None]) -> None:
@@ -81,6 +97,7 @@ def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], N
     until = time.monotonic() + limit
     while absent := [rank for rank in range(ranks.size) if not store.check([f"beat/{rank}"])]:
         check()
+        check_torchrun()
         if time.monotonic() > until:
             raise RankLostError(
                 f"rank {absent[0]} of the run has not started after {limit:g} s; see its messages, or raise device_deadline"

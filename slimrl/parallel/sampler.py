@@ -78,7 +78,7 @@ class DividedSampler:
             for index, completions in zip(part, drawn, strict=True):
                 found[index] = completions
                 on_group(index, completions)
-        lengths = [len(c.token_ids) for completions in found.values() for c in completions]
+        lengths = [c.drawn for completions in found.values() for c in completions]
         self.mean_tokens = sum(lengths) / max(1, len(lengths))
         return [found[index] for index in range(len(requests))]
 

@@ -102,5 +102,5 @@ def _grade(setup: Setup[Any], problem: Problem, completions: Sequence[Completion
     right = 0
     for completion in completions:
         setup.stop.check()  # a symbolic checker may take seconds for each
-        right += setup.task.grade(setup.policy.decode(completion.token_ids), problem.answer).strict
+        right += setup.task.grade(setup.text(completion), problem.answer).strict
     on_rate(Rate(problem.id, question_digest(problem), right, len(completions)))

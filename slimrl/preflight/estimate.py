@@ -13,8 +13,8 @@ HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
 library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
 GIB = 2**30
 PARTS = (
-    "process", "weights", "reference", "critic", "masters", "moments", "cache", "sampling", "gradients", "activations",
-    "head", "widened", "heap",
+    "process", "weights", "sampler", "reference", "critic", "masters", "moments", "cache", "sampling", "gradients",
+    "activations", "head", "widened", "heap",
 )  # fmt: skip
 
 
@@ -61,6 +61,13 @@ class MemoryEstimate:
     """The largest packed weight while it is multiplied."""
     pass_bytes: int = 0
     """Of a token in the reference's pass, which keeps nothing for a backward one."""
+    sampler: int = 0
+    """That of another engine than the trained module: weights of its own, without its cache, which stays."""
+
+    @property
+    def keeps_cache(self) -> bool:
+        """True where the cache is there during the update too."""
+        return self.cache_stays or self.sampler > 0
 
     @property
     def activations(self) -> int:
@@ -73,8 +80,8 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        fixed = self.process + self.weights + self.critic + self.masters + self.moments + self.widened
-        staying = self.cache if self.cache_stays else 0
+        fixed = self.process + self.weights + self.sampler + self.critic + self.masters + self.moments + self.widened
+        staying = self.cache if self.keeps_cache else 0
         rollout = self.cache + self.sampling
         update = self.gradients + self.activations + self.head + staying
         if self.plan.offload:  # the reference's own pass comes before there are gradients

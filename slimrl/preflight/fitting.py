@@ -25,6 +25,11 @@ class Fitting:
     twins: Sequence[Problem]
     notes: tuple[str, ...]
 
+    @property
+    def evaluated(self) -> list[Problem]:
+        """All problems of an evaluation."""
+        return [*self.held_out, *self.harder, *self.twins]
+
 
 def fitting_problems(task: Task, config: RootConfig, fits: Callable[[Problem], bool]) -> Fitting:
     """All that fit to train on, and as many of the others as an evaluation takes."""

@@ -30,6 +30,7 @@ from slimrl.preflight.activations import activation_bytes, with_gradients
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
+from slimrl.rollout.vllm import cache_tokens, own_bytes
 
 MOST_TOKENS = 16384
 """Tokens of an automatic micro-batch at most: beyond, no machine gets faster."""
@@ -115,7 +116,7 @@ def plan_memory(
     )
     if not training:
         return _choose_slots(fixed, policy, config, slots, longest_prompt, rows)
-    if fixed.cache_stays:
+    if fixed.keeps_cache:
         # Slots leave room for a micro-batch, and an evaluation passes through those of a step.
         rows = min(rows, trained)
         room = replace(fixed.plan, microbatch_tokens=min(most, max(longest, FEWEST_TOKENS)))
@@ -221,6 +222,7 @@ def _fixed_parts(
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
+        sampler=own_bytes(policy) if config.rollout.engine == "vllm" else 0,
     )
 
 
@@ -262,17 +264,21 @@ def _choose_slots(
             tokens * (cost.cache_bytes + LAYER_COPIES * width * policy.model.dtype.itemsize)
             + slots * fixed.vocabulary * 4
         )
+        longest = config.rollout.budget + longest_prompt
+        places = slots * longest
+        if config.rollout.engine == "vllm":
+            places = cache_tokens(policy, slots=slots, longest=longest)
         return replace(
             estimate,
             plan=replace(estimate.plan, slots=slots),
-            cache=slots * (config.rollout.budget + longest_prompt) * cost.cache_bytes,
+            cache=places * cost.cache_bytes,
             sampling=max(prefill, DECODE_COPIES * slots * fixed.vocabulary * 4),
         )
 
     if setting != "auto":
         return with_slots(fixed, setting)
     # Fewer slots free nothing for the update, so they are chosen as if there were none (except with a cache that stays).
-    lean = fixed if fixed.cache_stays else replace(fixed, gradients=0)
+    lean = fixed if fixed.keeps_cache else replace(fixed, gradients=0)
     slots = min(rows, MOST_SLOTS)
     while slots > FEWEST_SLOTS and not with_slots(lean, slots).fits:
         slots = max(FEWEST_SLOTS, slots // 2)

@@ -73,7 +73,7 @@ def note_update(observed: Observed, metrics: Mapping[str, float]) -> Observed:
 def observe(groups: Sequence[Group], config: TrainConfig, *, carried: int = 0) -> Observed:
     """The counts of sampled groups; `carried` is the number of groups trained on that an earlier policy sampled."""
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
-    lengths = [len(completion.token_ids) for completion in completions]
+    lengths = [completion.drawn for completion in completions]
     return Observed(
         completions=len(completions),
         truncated=sum(completion.finish == "length" for completion in completions),

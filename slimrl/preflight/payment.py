@@ -92,7 +92,8 @@ def checked_gold(
     """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
     train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
     problems = [*train, *held_out]
-    gold = check_gold(task, problems, rewards, submit, read_back)
+    episodes = bool(config.environment.name)
+    gold = check_gold(task, problems, rewards, submit, read_back, episodes)
     if not gold.failures or config.rewards.gold_check != "refuse":
         return gold
     way_out = "correct the data"
@@ -102,7 +103,7 @@ def checked_gold(
     first = gold.failures[0]
     problem = next(p for p in problems if p.id == first.id)
     written = task.gold_text(problem)
-    if first.text != written and not check_gold(task, [problem], rewards, submit).failures:
+    if first.text != written and not check_gold(task, [problem], rewards, submit, episodes=episodes).failures:
         way_out = (
             f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
             "give the model a tokenizer that keeps this text"

@@ -14,6 +14,7 @@ from slimrl.config.defaults import Chosen, choose
 from slimrl.config.files import with_chosen
 from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.sections import CurriculumConfig, RolloutConfig
+from slimrl.environments.episodes import Play, Rules
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.limits import settle_freed_blocks
 from slimrl.machine.profiler import OFF, Profiler
@@ -38,8 +39,10 @@ from slimrl.preflight.notes import (
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
+from slimrl.preflight.playing import played, posed, rules_of
 from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.preflight.prompting import prepare_model
+from slimrl.preflight.sampler import PROMPTS, demand_engine, make_engine
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns
 from slimrl.rewards import Reward
@@ -48,7 +51,6 @@ from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
-from slimrl.rollout.engine import RolloutEngine
 from slimrl.tasks import Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.thinking import closed
@@ -100,6 +102,8 @@ class Setup(Generic[Config]):
     """Those that an evaluation measures."""
     scorer: Scorer | None = None
     """It scores them; whoever made it closes it."""
+    rules: Rules | None = None
+    """Of episodes of several turns; None where a completion is one turn."""
 
     @property
     def measured(self) -> list[Problem]:
@@ -137,7 +141,15 @@ class Setup(Generic[Config]):
     ) -> list[Request]:
         """Prompts with the uniforms that decide their samples, and as many greedy completions of each."""
         draw = partial(uniforms, self.config.seed, stream, step, samples=samples, positions=self.config.rollout.budget)
-        return [Request(self.prompt_ids(problem), draw(problem.id), greedy) for problem in problems]
+        bound = self.config.environment.turn_tokens
+        return [
+            Request(self.prompt_ids(p), draw(p.id), greedy, None if self.rules is None else Play(self.rules, p), bound)
+            for p in problems
+        ]
+
+    def text(self, completion: Completion) -> str:
+        """The text of a completion; of an episode that of its last turn."""
+        return self.policy.decode(completion.last_turn())
 
 
 @dataclass(frozen=True)
@@ -159,12 +171,10 @@ class TrainSetup:
         groups: dict[int, Future[Group]] = {}
 
         def score(index: int, completions: tuple[Completion, ...]) -> None:
-            texts = [setup.policy.decode(c.token_ids) for c in completions]
-            groups[index] = self.scorer.submit(
-                Sampled(
-                    problems[index], completions, texts, step, strict, steps=setup.config.steps, seed=setup.config.seed
-                )
-            )
+            texts = [setup.text(completion) for completion in completions]
+            sampled = Sampled(problems[index], completions, texts, step, strict, setup.config.steps, setup.config.seed)
+            told, problem = played(requests[index], completions), posed(setup.rules, problems[index])
+            groups[index] = self.scorer.submit(replace(sampled, problem=problem, played=told))
 
         draw = partial(setup.engine.generate, max_new_tokens=rollout.budget, temperature=rollout.temperature)
         draw(requests, on_group=score, progress=self.progress)
@@ -191,11 +201,10 @@ def prepare(
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
-    teacher = _teacher(config, policy) if training else None
-    if teacher is not None:
-        policy = replace(policy, context=min(policy.context, teacher.context))
+    policy, teacher = _taught(config, policy) if training else (policy, None)
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    task, lengths = _load_task(config, prompter, instruction, training=not measuring)
+    rules = rules_of(config, policy, prompter)
+    task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
 
     def length(problem: Problem) -> int:
         known = lengths.get(turns_of(task.messages(problem)))
@@ -203,42 +212,48 @@ def prepare(
 
     chosen = _chosen(config, policy, prompter, task, length)
     config = with_chosen(config, chosen.values)
+    demand_engine(config, policy)
     room = room_for_prompts(config, policy)
     found = fitting_problems(task, config, lambda problem: length(problem) <= room)
-    looked_at = (*islice(found.train, LOOKED_AT), *found.held_out, *found.harder, *found.twins)
+    looked_at = (*islice(found.train, LOOKED_AT), *found.evaluated)
     longest = max((tokens for tokens in map(length, looked_at) if tokens <= room), default=1)
-    evaluated = len(found.held_out) + len(found.harder) + len(found.twins)
-    call = Call(longest, _rows(config, evaluated))
+    call = Call(longest, _rows(config, len(found.evaluated)))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
-    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
     if policy.device.type == "cpu":
         settle_freed_blocks(given_back=memory.blocks_given_back)
     notes = [threads, chosen.sentence, *policy.notes, *template_notes(policy, prompter, config), form_note(config)]
     notes += [teacher_note(teacher, config), *task.notes, rejected_note(task), *found.notes, memory.sentence()]
-    slots, compiled = memory.plan.slots, config.rollout.compile
+    compared = [encode_prompt(prompter, task, p) for p in islice(found.held_out or found.train, PROMPTS)]
+    engine, note = make_engine(config, policy, memory, profiler, stop, compared)
     return Setup(
         config=config,
         policy=policy,
         task=replace(task, train=found.train),
         prompter=prompter,
-        engine=RolloutEngine(policy, slots=slots, compiled=compiled, profiler=profiler, stop=stop),
+        engine=engine,
         profiler=profiler,
         stop=stop,
         held_out=found.held_out,
         harder=found.harder,
-        curriculum=Curriculum(found.train, order, seed=config.seed, steps=steps, rates=task.rates),
-        notes=tuple(note for note in notes if note),
+        curriculum=_curriculum(config, found.train, task),
+        notes=tuple(told for told in (*notes, note) if told),
         memory=memory,
         grading=ThreadPoolExecutor(1),
         teacher=teacher,
         chosen=chosen.values,
         twins=found.twins,
+        rules=rules,
     )
 
 
+def _curriculum(config: RootConfig, train: Sequence[Problem], task: Task) -> Curriculum:
+    order, steps = (config.curriculum, config.steps) if isinstance(config, TrainConfig) else (CurriculumConfig(), 0)
+    return Curriculum(train, order, seed=config.seed, steps=steps, rates=task.rates)
+
+
 def _load_task(
-    config: RootConfig, prompter: Prompter, instruction: str, *, training: bool
+    config: RootConfig, prompter: Prompter, instruction: str, rules: Rules | None, *, training: bool
 ) -> tuple[Task, dict[Turns, int]]:
     """The task, and the tokens of the prompts of its rows of data, all of which the tokenizer can write."""
     lengths: dict[Turns, int] = {}
@@ -255,14 +270,15 @@ def _load_task(
     found = load_task(
         config.task, instruction=instruction, seed=config.seed, encode=encode, answers=answers, training=training
     )
-    return found, lengths
+    return found if rules is None else replace(found, opening=rules.opening), lengths
 
 
-def _teacher(config: RootConfig, policy: Policy) -> Policy | None:
-    """The model of `algorithm.reference`, where the settings have one."""
+def _taught(config: RootConfig, policy: Policy) -> tuple[Policy, Policy | None]:
+    """The teacher of `algorithm.reference`, where the settings have one, and the policy within its context."""
     if not isinstance(config, TrainConfig) or not config.algorithm.reference:
-        return None
-    return load_teacher(config.algorithm.reference, policy, name=config.model.path)
+        return policy, None
+    teacher = load_teacher(config.algorithm.reference, policy, name=config.model.path)
+    return replace(policy, context=min(policy.context, teacher.context)), teacher
 
 
 def _rows(config: RootConfig, evaluated: int) -> int:

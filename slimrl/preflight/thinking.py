@@ -16,9 +16,9 @@ from slimrl.tasks.thinking import is_open, split
 def thinking_tokens(policy: Policy, completion: Completion, text: str) -> int:
     """Tokens of a completion up to the end of its thinking; all of them where that does not end, 0 where there is none.
 
-    `text` is the completion decoded.
+    `text` is the completion decoded. Of an episode it is the last turn that counts.
     """
-    ids = completion.token_ids
+    ids = completion.last_turn()
     if is_open(text):
         return len(ids)
     thought, _ = split(text)
@@ -32,7 +32,7 @@ def thinking_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> Metrics:
     thought = [thinking_tokens(policy, r.completion, r.text) for r in rollouts]
     if not any(thought):
         return {}
-    answers = [len(r.completion.token_ids) - count for r, count in zip(rollouts, thought, strict=True)]
+    answers = [r.completion.drawn - count for r, count in zip(rollouts, thought, strict=True)]
     cut = [r.completion.finish == "length" and is_open(r.text) for r in rollouts]
     return {
         "completions/thinking_length": float(np.mean(thought)),

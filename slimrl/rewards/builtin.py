@@ -67,6 +67,13 @@ def random_(completions: Sequence[object], *, draw: tuple[int, int], **columns: 
     return [float(generator(*draw, "coin", names[n], n).random() < 0.5) for n in range(len(completions))]
 
 
+def environment(
+    completions: Sequence[object], *, environment_score: Sequence[float | None] = (), **_: object
+) -> list[float | None]:
+    """The score that each episode has from its environment; None where it has none, as gold answers."""
+    return list(environment_score) or [None] * len(completions)
+
+
 @dataclass(frozen=True)
 class Cosine:
     """The cosine length reward of arXiv:2502.03373: its values at both ends, and beyond, which are settings."""
@@ -142,9 +149,9 @@ class BuiltIn:
 
     function: Callable[..., Any]
     """TRL's signature, after the positional arguments that `needs` names."""
-    low: float
-    high: float
-    """Bounds before the weight."""
+    low: float | None
+    high: float | None
+    """Bounds before the weight; None: unknown."""
     needs: tuple[str, ...] = ()
     """Of `task`, `max_new_tokens`, `buffer`, `cosine` and `ngram`: the arguments that come first."""
     style: str = ""
@@ -178,6 +185,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "check_numbers": BuiltIn(
         study.check_numbers, 0.0, 1.5, style="tags", answer=True, as_published=study.check_numbers_published
     ),
+    "environment": BuiltIn(environment, None, None),
     "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
     "cosine_length": BuiltIn(
         cosine_length, -10.0, 2.0, needs=("task", "max_new_tokens", "cosine"), answer=True, values=cosine_values

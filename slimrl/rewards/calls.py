@@ -12,7 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from slimrl.records import Completion, Problem
+from slimrl.records import Completion, Played, Problem
 from slimrl.rewards.builtin import UNDECIDED
 from slimrl.rewards.outcomes import Outcome, Scored, Unscored
 from slimrl.rewards.reward import FURTHER, Reward
@@ -36,6 +36,8 @@ class Sampled:
     """Of the run; with the step it decides what rewards draw."""
     skip: frozenset[str] = frozenset()
     """Names of rewards that are not asked, as if they did not apply."""
+    played: Sequence[Played] = ()
+    """Of episodes of several turns, one a completion."""
     patience: int = 1
     """Times `rewards.deadline`, which is for a group, that a function may take: an evaluation may have more completions of a
     problem than a group of the training has."""
@@ -88,11 +90,20 @@ def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[An
         if not own[name]:  # a function that names it fails, where an empty text would be in every completion
             del own[name]
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
+    if sampled.played:
+        columns["turns"] = [_said(sampled, row) for row in range(n)]
+        columns["environment_score"] = [played.score for played in sampled.played]
     return columns | {
         "prompts": [messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
-        "completions": [[{"role": "assistant", "content": text}] if as_messages else text for text in sampled.texts],
+        "completions": [_said(sampled, n) if as_messages else text for n, text in enumerate(sampled.texts)],
         "completion_ids": [list(completion.token_ids) for completion in sampled.completions],
     }
+
+
+def _said(sampled: Sampled, row: int) -> list[dict[str, str]]:
+    """A completion as messages: its turns, with the environment's between them."""
+    turns = sampled.played[row].turns if sampled.played else (("assistant", sampled.texts[row]),)
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 class Call:

@@ -156,16 +156,20 @@ def files_digest(paths: Iterable[Path]) -> str:
 
 
 def load_function(
-    spec: str, arguments: Mapping[str, Any] | None = None, *, files: dict[Path, object] | None = None
+    spec: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    files: dict[Path, object] | None = None,
+    setting: str = "rewards.custom",
 ) -> Callable[..., Any]:
-    """The function named by `file.py:function` (relative to the working directory) or `package.module:function`.
+    """The function, or class, named by `file.py:function` (relative to the working directory) or `package.module:function`.
 
     With `arguments` it is called with them, once, and makes the function. `files` has the modules of files that were run
     before, which are not run again, so that the functions of one file share what it holds. Raises SettingsError where one of
     these is not there, cannot be run or cannot be called.
     """
     place, colon, name = spec.rpartition(":")
-    setting = f"rewards.custom: {spec!r}"
+    setting = f"{setting}: {spec!r}"
     if not colon or not place or not name.isidentifier():
         raise SettingsError(
             f"{setting} does not have the form file.py:function or package.module:function; write it so"

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from slimrl.errors import SettingsError
-from slimrl.records import Completion, Group, Problem, Rollout
+from slimrl.records import Completion, Group, Played, Problem, Rollout
 from slimrl.rewards import Reward
 from slimrl.rewards.judge import Judge
 from slimrl.rewards.scoring import Sampled, score
@@ -58,6 +58,7 @@ def check_gold(
     rewards: Sequence[Reward],
     submit: Submit | None = None,
     read_back: Callable[[Sequence[str]], Sequence[str]] = list,
+    episodes: bool = False,
 ) -> GoldReport:
     """Checks that each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
 
@@ -65,7 +66,7 @@ def check_gold(
     for a right answer of no length. A reward without a known best value, or that is a judge, is tried on a few rows, evenly
     spread: it must neither fail nor leave all of them without a score. For an endless training set pass a sample. With
     `submit` rewards are asked through it. `read_back` encodes and decodes gold texts with the policy's tokenizer, as
-    completions are. Raises SettingsError where a reward function misbehaves.
+    completions are; with `episodes` they are episodes of one turn. Raises SettingsError where a reward function misbehaves.
     """
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
     texts = read_back([task.gold_text(problem) for problem in problems])
@@ -78,7 +79,13 @@ def check_gold(
     }
     sampled = [
         Sampled(
-            problem, [empty], [text], step=0, strict=True, skip=frozenset(n for n in tried if index not in tried[n])
+            problem,
+            [empty],
+            [text],
+            step=0,
+            strict=True,
+            skip=frozenset(n for n in tried if index not in tried[n]),
+            played=[Played((("assistant", text),))] if episodes else (),
         )
         for index, (problem, text) in enumerate(pairs)
     ]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from slimrl.errors import SettingsError
-from slimrl.records import Group, Problem, Rollout
+from slimrl.records import Group, Played, Problem, Rollout
 from slimrl.rewards import Reward
 from slimrl.rewards.asynchronous import await_all
 from slimrl.rewards.calls import Call, is_asynchronous
@@ -53,7 +53,10 @@ def assemble(
     rollouts = []
     for row, (completion, text, right) in enumerate(zip(sampled.completions, sampled.texts, correct, strict=True)):
         scores: dict[str, float] = {}
-        reason = unmeasured = ""
+        played = sampled.played[row] if sampled.played else Played()
+        reason, unmeasured = played.failed, ""
+        if reason and sampled.strict:
+            raise SettingsError(f"{reason}, on problem {sampled.problem.id}; correct the class of environment.name")
         for name, result in given:
             outcome = result.outcomes[row]
             if isinstance(outcome, Unscored):
@@ -78,7 +81,9 @@ def assemble(
                 raise _refusal(name, unpaid, sampled.problem, text)
             total, reason = 0.0, f"reward {name} {unpaid.reason}"
         columns = {name: {key: x[row] for key, x in result.columns.items()} for name, result in given if result.columns}
-        rollouts.append(Rollout(sampled.problem, completion, text, right, scores, total, reason, columns, unmeasured))
+        rollouts.append(
+            Rollout(sampled.problem, completion, text, right, scores, total, reason, columns, unmeasured, played.turns)
+        )
     metrics: dict[str, tuple[float, ...]] = {}
     for _, result in given:
         metrics |= {name: metrics.get(name, ()) + values for name, values in result.metrics.items()}

@@ -20,6 +20,8 @@ from slimrl.rollout import Request
 from slimrl.rollout.scheduler import Scheduler
 from slimrl.rollout.state import State
 
+PROMPT_SECONDS = 0.002
+"""An answer within this time costs nothing; the keys and values of a row that waits longer are put aside."""
 WAIT_SECONDS = 0.1
 """Time between two checks for a stop while all rows wait."""
 
@@ -84,7 +86,7 @@ class Episodes:
         rows = [(slot, sample) for slot, sample in rows if sample not in self.waiting and sample not in self.over]
         if not rows:
             return
-        slots = [slot for slot, _ in rows]
+        slots, asked = [slot for slot, _ in rows], []
         counts, read, drawn = (part[slots].tolist() for part in (state.counts, state.read, state.tokens))
         for (_, sample), count, reading, ids in zip(rows, counts, read, drawn, strict=True):
             number = int(schedule.request_of[sample])
@@ -95,6 +97,8 @@ class Episodes:
                 continue
             reply = request.on_turn(sample - int(schedule.first_of[number]), tuple(ids[:count]))
             self.waiting[sample] = Waiting(reply, count)
+            asked.append(reply)
+        wait(asked, timeout=PROMPT_SECONDS)
 
     def _hear(self) -> None:
         """Let rows go on, or end, whose environment has answered; keep what the others need."""

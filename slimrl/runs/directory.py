@@ -322,7 +322,10 @@ def new_run(config: RootConfig, verb: str) -> Path:
     if path.exists() or path.is_symlink():
         status = read_status(path)
         if status in ENDED:
-            raise SettingsError(f"{path} is {status} already, and a run is never overwritten; choose another name=...")
+            copied = f"; if it is not at {config.upload} yet, {way_to_resume(path)} copies it" if config.upload else ""
+            raise SettingsError(
+                f"{path} is {status} already, and a run is never overwritten; choose another name=...{copied}"
+            )
         if status:
             raise SettingsError(
                 f"{path} is not finished, and a run is never overwritten; resume it with {way_to_resume(path)}, or "

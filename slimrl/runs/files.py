@@ -143,7 +143,8 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "unscorable": rollout.unscorable,
             **({"unmeasured": rollout.unmeasured} if rollout.unmeasured else {}),
             "finish": rollout.completion.finish,
-            "tokens": len(rollout.completion.token_ids),
+            "tokens": rollout.completion.drawn,
+            **({"turns": rollout.turns} if rollout.turns else {}),
             **({"logged": rollout.logged} if rollout.logged else {}),
         }
         for group in stored_groups(collected)

@@ -22,22 +22,30 @@ FEWEST_PROBLEMS = 30
 """Held out; fewer could hardly show any rise of accuracy."""
 UNSCORABLE = 0.1
 """Share of unscorable completions from which they are named as the cause of missing differences."""
-HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no signal"}
+HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no signal", "gap": "gap of the sampler"}
 """The beginning of each sentence, before a colon."""
 
 
 def findings(
-    history: Sequence[Mapping[str, float]], difference: Comparison, *, shuffled: bool, grouped: bool, taught: bool
+    history: Sequence[Mapping[str, float]],
+    difference: Comparison,
+    *,
+    shuffled: bool,
+    grouped: bool,
+    taught: bool,
+    other_sampler: bool = False,
 ) -> list[str]:
     """Sentences on a run, from the metrics of its steps and the paired changes of its held-out measures.
 
     `shuffled` says that every step asks a random choice of problems; where their difficulty follows a plan, rewards of different
     steps cannot be compared. `grouped` says that advantages are differences within groups alone. `taught` says that something
-    else than rewards teaches, a teacher or a KL penalty.
+    else than rewards teaches, a teacher or a KL penalty. `other_sampler` says that not the trained module sampled.
     """
     found = [_no_signal(history, taught)] if grouped else []
     if shuffled:
         found.append(_reward_alone(history, difference.get("test", {}).get("sampled", {})))
+    if other_sampler:
+        found.append(_sampler_gap(history))
     return [sentence for sentence in found if sentence]
 
 
@@ -89,3 +97,16 @@ def _no_signal(history: Sequence[Mapping[str, float]], taught: bool) -> str:
     if lost >= UNSCORABLE:
         way_out = f"{lost:.0%} of the completions were unscorable, so see first why their rewards failed"
     return f"{HEADS['signal']}: in none of {counted(groups, 'group')} did two rewards differ, so {rest}; {way_out}"
+
+
+def _sampler_gap(history: Sequence[Mapping[str, float]]) -> str:
+    """The sentence on the log-probabilities of a sampler that has weights of its own."""
+    key = "sampling/sampling_logp_difference"
+    rows = [row for row in history if f"{key}/mean" in row]
+    if not rows:
+        return ""
+    mean, most = float(np.mean([row[f"{key}/mean"] for row in rows])), max(row[f"{key}/max"] for row in rows)
+    return (
+        f"{HEADS['gap']}: its log-probabilities of drawn tokens differ from the trainer's by {mean:.1e} nats on average, and by "
+        f"at most {most:.1e} ({key})"
+    )

@@ -64,6 +64,7 @@ def token_file(
         first[id(group)] = line
         line += len(group.rollouts)
     completions = [rollout.completion for group in chosen for rollout in group.rollouts]
+    drawn = np.array([not given for c in completions for given in c.given or [False] * len(c.token_ids)])
     ids = np.array([i for c in completions for i in c.token_ids], dtype=np.int32)
     known = np.unique(ids)
     arrays: dict[str, NDArray[Any]] = {
@@ -74,8 +75,9 @@ def token_file(
         "vocabulary": np.frombuffer(json.dumps(pieces(known.tolist())).encode(), dtype=np.uint8),
         "sampler": np.array([p for c in completions for p in c.logprobs], dtype=np.float16),
     }
+    arrays["sampler"][~drawn] = np.nan
     if traced is not None:
-        arrays |= _numbers(traced, len(ids))
+        arrays |= _numbers(traced, drawn)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stubs take every name for that of a switch
     return buffer.getvalue()
@@ -87,11 +89,13 @@ def _chosen(collected: Collected, most: int) -> list[Group]:
     return [*collected.groups, *others][:most]
 
 
-def _numbers(traced: Traced, total: int) -> dict[str, NDArray[np.float16]]:
-    """Of `total` tokens; those of groups that were not trained on come last, and are NaN."""
+def _numbers(traced: Traced, drawn: NDArray[np.bool_]) -> dict[str, NDArray[np.float16]]:
+    """Of all tokens, of which some were `drawn`; the others, and those of groups that were not trained on, which come last, are
+    NaN.
+    """
     found = traced.numbers[:, traced.completion_mask].numpy()
-    rest = np.full((len(found), total - found.shape[1]), np.nan, dtype=np.float16)
-    whole = np.concatenate([found, rest], axis=1)
+    whole = np.full((len(found), len(drawn)), np.nan, dtype=np.float16)
+    whole[:, drawn.nonzero()[0][: found.shape[1]]] = found
     return {name: values for name, values in zip(TRACED, whole, strict=True) if not np.isnan(values).all()}
 
 

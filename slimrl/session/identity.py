@@ -17,6 +17,7 @@ from slimrl import __version__
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.ranks import ranks_here
+from slimrl.preflight.playing import environment_digest
 from slimrl.preflight.setup import Setup
 from slimrl.records import right_answers
 from slimrl.rewards.custom import files_digest, rewards_digest
@@ -51,8 +52,13 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
         "initial": digest(dict(setup.policy.model.named_parameters())),
         "teacher": "" if setup.teacher is None else digest(dict(setup.teacher.model.named_parameters())),
         "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
-        "rewards": rewards_digest(setup.config.rewards) if isinstance(setup.config, TrainConfig) else "",
+        "rewards": _functions(setup.config) if isinstance(setup.config, TrainConfig) else "",
     }
+
+
+def _functions(config: TrainConfig) -> str:
+    """The digests of the user's rewards and, where there is one, environment."""
+    return " ".join(filter(None, [rewards_digest(config.rewards), environment_digest(config.environment)]))
 
 
 def _name(device: torch.device) -> str:
@@ -96,8 +102,10 @@ def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, An
 
 
 def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    if key in ("code", "rewards"):
-        return {"code": "SlimRL's own code", "rewards": "the files or functions of rewards.custom"}[key] + " changed"
+    if key == "code":
+        return "SlimRL's own code changed"
+    if key == "rewards":
+        return "the files or functions of rewards.custom, or of environment.name, changed"
     return f"{key} {before.get(key)} became {now[key]}"
 
 

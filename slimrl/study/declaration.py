@@ -67,7 +67,7 @@ def check_unchanged(run: Planned) -> None:
     theirs = settings_of(recorded, absolute=True)
     ours = settings_of(with_chosen(run.arm.config, read_chosen(run.folder)), absolute=True)
     ours["seed"] = run.arm.seed(run.index)
-    free = {"name", "output", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
+    free = {"name", "output", "upload", *rounding_only(recorded), *(key for key in ours if key.startswith("log."))}
     if ours["task.date"] == "auto":
         free.add("task.date")
     for key in ours:

@@ -245,7 +245,7 @@ def _probe(expanded: Expanded, folder: Path, slots: Slots, place: Place, lock: i
     launcher = place.launcher(slots, lock)
     jobs, running, started = [], [], time.monotonic()
     try:
-        update = {"output": str(probes), "memory_share": slots.memory_share}
+        update = {"output": str(probes), "upload": "", "memory_share": slots.memory_share}
         for slot in range(slots.count):
             own = config.model_copy(update=update | {"seed": slot, "name": f"probe-{slot}"})
             jobs.append(write_job(probes, f"{slot}", own))

@@ -31,6 +31,7 @@ from slimrl.study.launcher import INTERRUPTIONS, Job, Launcher, Running, Slots, 
 from slimrl.study.place import HERE, Place
 from slimrl.study.runs import Planned, planned_runs
 from slimrl.study.spec import Expanded
+from slimrl.study.upload import claim
 
 ATTEMPTS = 2
 REFUSED = (SettingsError.exit_code, DataError.exit_code)
@@ -86,6 +87,7 @@ def run_study(
     with Lock(folder, patience=LOCK_SECONDS) as lock:
         check_study(expanded, folder)
         date = declare(expanded, folder)
+        claim(expanded, folder)
         runs = planned_runs(expanded, folder)
         todo = [run for run in runs if not run.ended]
         chosen = of_use(choose_slots(folder, expanded, slots, place), len(todo), place)

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from slimrl.config.places import address_below
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError
 from slimrl.runs.reader import ENDED, read_answers, read_metrics, read_state, read_status, read_summaries
@@ -61,13 +62,15 @@ class Planned:
 
     def config(self, memory_share: float, date: str = "auto") -> TrainConfig:
         """The settings of this run; `date` is used in its prompts unless the study's settings have one."""
-        task, log = self.arm.config.task, self.arm.config.log
+        task, log, upload = self.arm.config.task, self.arm.config.log, self.arm.config.upload
+        study = self.folder.parent.parent.name
         update = {
-            "log": log if log.group else log.model_copy(update={"group": self.folder.parent.parent.name}),
+            "log": log if log.group else log.model_copy(update={"group": study}),
             "task": task.model_copy(update={"date": date}) if task.date == "auto" else task,
             "seed": self.arm.seed(self.index),
             "name": self.name,
             "output": str(self.folder.parent),
+            "upload": f"{address_below(upload, study)}/runs" if upload else "",
             "memory_share": memory_share,
         }
         return self.arm.config.model_copy(update=update)

@@ -4,11 +4,11 @@ This room knows nothing of models, rollouts and rewards. `load_task` builds a ta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.records import Problem, Rejected
+from slimrl.records import Problem, Rejected, Turns
 from slimrl.tasks.answers import Grade, Grader
 from slimrl.tasks.checkers import answer_fault
 from slimrl.tasks.rates import Rate, rated
@@ -40,10 +40,13 @@ class Task:
     """Sentences on how the data was read."""
     rates: Mapping[str, Rate] = field(default_factory=dict)
     """Success rates of the training problems by their id, where the settings have a file of them."""
+    opening: Callable[[Problem], Turns] = lambda _: ()
+    """The prompt of an environment that writes its own; empty for that of the problem."""
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The prompt as chat messages."""
-        return prompt_messages(self.instruction, problem)
+        own = self.opening(problem)
+        return prompt_messages(self.instruction, replace(problem, turns=own) if own else problem)
 
     def grade(self, text: str, answer: str) -> Grade:
         """Strict and lenient verdict on a completion."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
-"""Ends of the names of environment variables whose values are nobody's business."""
-SHORTEST_SECRET = 6
 UNTOLD = ("run", "weights", "optimizer", "inert", "confounded")
 """Parts of a summary that are no numbers."""
 
@@ -56,12 +51,3 @@ def columns_of(rows: Sequence[Mapping[str, object]]) -> tuple[list[str], list[li
     """Names of a table's columns, and its rows as lists."""
     names = list(rows[0]) if rows else []
     return names, [[row.get(name) for name in names] for row in rows]
-
-
-def without_secrets(text: str) -> str:
-    """An error's words on one line, without keys and passwords that the environment or an address in it holds."""
-    text = re.sub(r"//[^/@\s]+@", "//", " ".join(text.split()))
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
-            text = text.replace(value, f"${name}")
-    return text[:300]

@@ -19,8 +19,9 @@ from slimrl.machine.worker import Answer, LoadTimeoutError, Worker
 from slimrl.runs.files import as_json, write_text
 from slimrl.runs.reader import read_json
 from slimrl.terms import Tracker
+from slimrl.text import without_secrets
 from slimrl.trackers import Backend, Opened, Opening
-from slimrl.trackers.keys import evaluation_numbers, sample_table, summary_numbers, without_secrets
+from slimrl.trackers.keys import evaluation_numbers, sample_table, summary_numbers
 
 if TYPE_CHECKING:
     from slimrl.config.sections import LogConfig

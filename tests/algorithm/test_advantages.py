@@ -103,6 +103,8 @@ def test_generalized_advantages_equal_the_oracle() -> None:
         rewards, values = (torch.tensor(rng.normal(size=(3, width))) for _ in range(2))
         for row in range(3):
             mask[row, first[row] : first[row] + lengths[row]] = True
+        mask &= torch.tensor(rng.random((3, width)) < 0.8) | (mask.cumsum(1) == 1)  # gaps, as between turns
+        rewards *= mask
         discount, lam = rng.uniform(0.5, 1), rng.uniform(0, 1)
         found, returns = generalized_advantages(rewards, values, mask, discount=discount, gae_lambda=lam)
         for row in range(3):

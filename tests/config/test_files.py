@@ -115,7 +115,9 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         return original(self, name)
 
     small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "evaluation.problems=2", f"output={tmp_path}"]
-    (tmp_path / "mine.py").write_text("def mine(completions, **_): return [1.0] * len(completions)")
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, **_): return [1.0] * len(completions)\nclass Mine:\n    def step(self, text): return [], True\n"
+    )
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"question": f"{i}+1?", "answer": f"{i + 1}"}) + "\n" for i in range(30)) + "{\n"
     )
@@ -127,7 +129,7 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ["steps=2", "checkpoint.every=1", "algorithm.baseline=critic", "algorithm.scale_rewards=none", "algorithm.kl_estimator=k1",
          "algorithm.kl_place=reward", "curriculum.order=learnability", "algorithm.importance=mask"],
         ["algorithm.kl_estimator=gkl", "algorithm.gkl.weights=global", "algorithm.gkl.gamma=0.5", "max_tokens=1000",
-         "model.lora.rank=2", "rewards.workers=0", f"rewards.custom={{'{tmp_path}/mine.py:mine': 1}}",
+         "model.lora.rank=2", "rewards.workers=0", f"rewards.custom={{'{tmp_path}/mine.py:mine': 1}}", f"environment.name={tmp_path}/mine.py:Mine",
          "rewards.cosine_length=1", "rewards.repetition=1",
          f"rewards.judge.q={{endpoint: '{judge}', model: m, prompt: '{{completion}}', low: 0, high: 1}}"],
     ]  # fmt: skip

@@ -27,7 +27,7 @@ MARKED = [(name, key, needs) for name, section in ALL.items() for key, needs in 
 
 
 def test_a_section_that_marks_settings_knows_its_own_name() -> None:
-    assert {name for name, _, _ in MARKED} == {"algorithm", "curriculum", "model.lora", "rewards"}
+    assert {name for name, _, _ in MARKED} == {"algorithm", "curriculum", "environment", "model.lora", "rewards"}
     for name, _, _ in MARKED:
         assert ALL[name].prefix == name
 
@@ -39,12 +39,13 @@ def test_a_setting_that_needs_another_is_refused_without_it(name: str, key: str,
         "curriculum": {"order": "shuffled"},
         "rewards": {"soft_overlong": 0.0, "cosine_length": 0.0, "repetition": 0.0},
         "model.lora": {"rank": 0},
+        "environment": {"name": ""},
     }[name]
     field = ALL[name].model_fields[key]
     value = {
         "signal": "reward", "kl_estimator": "k1", "kl_place": "reward", "gkl": {"mse": 2.0}, "dual_clip": 3.0,
         "importance_level": "sequence", "overlong_buffer": 7, "repetition_ngram": 7, "refill_budget": 9.0, "importance_cap": 9.0,
-        "alpha": 7, "targets": ["q_proj"], "reference": "a/teacher",
+        "alpha": 7, "targets": ["q_proj"], "reference": "a/teacher", "arguments": {"times": 2}, "turns": 7, "turn_tokens": 7,
     }.get(key, 0.5)  # fmt: skip
     with pytest.raises(SettingsError, match=rf"^{name}\.{key} has no effect without {name}\.{needs.setting}"):
         build(TrainConfig, nested(name, {**others, key: value}))

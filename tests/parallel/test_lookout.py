@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
@@ -33,6 +36,42 @@ def test_while_ranks_are_waited_for_a_reason_not_to_wait_is_heard() -> None:
 
     with pytest.raises(Stopped):
         wait_for_all(HashStore(), Ranks(0, 2, 2), 60, stopped)
+
+
+ORPHAN = """
+import os, socket, sys, time
+from pathlib import Path
+from slimrl.machine.interpreter import is_orphan
+Path(sys.argv[1], "started").touch()
+while not is_orphan():
+    time.sleep(0.01)
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    from slimrl.machine.ranks import RankLostError
+    from slimrl.parallel.lookout import _connect
+    try:
+        _connect(120)
+    except RankLostError as error:
+        Path(sys.argv[1], "told").write_text(str(error))
+"""
+PARENT = """
+import subprocess, sys, time
+from pathlib import Path
+subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]])
+while not Path(sys.argv[1], "started").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_rank_whose_torchrun_has_ended_waits_for_nobody(tmp_path: Path) -> None:
+    """The message is that on torchrun, and not the one after the time that a rank is waited for."""
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "none"}
+    subprocess.run([sys.executable, "-c", PARENT, str(tmp_path), ORPHAN], env=environment, check=True)
+    told = tmp_path / "told"
+    while not told.exists() or not told.read_text():
+        time.sleep(0.05)
+    assert told.read_text() == "torchrun ended before all ranks of the run had started; give its command again"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     """`slimrl train` with another sampler: the summary, and the metrics of its steps."""
 
     def trained(name: str, make: Callable[..., Sampler], *settings: str) -> tuple[TrainSummary, list[dict[str, float]]]:
-        monkeypatch.setattr("slimrl.preflight.setup.RolloutEngine", make)
+        monkeypatch.setattr("slimrl.preflight.sampler.RolloutEngine", make)
         config = load_config(TrainConfig, [], [f"output={tmp_path}", f"name={name}", *SMALL, *settings])
         summary = train(config, Display(quiet=True))
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -93,7 +93,7 @@ class OwnWeights(RolloutEngine):
 def test_a_sampler_with_weights_of_its_own_is_told_of_every_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slimrl.preflight.setup.RolloutEngine", OwnWeights)
+    monkeypatch.setattr("slimrl.preflight.sampler.RolloutEngine", OwnWeights)
     places = (f"output={tmp_path}", "evaluation.every=1", "checkpoint.every=1", *SMALL)
     config = load_config(TrainConfig, [], ["name=a", *places])
     moments = StopAt(-1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slimrl.trackers.keys import columns_of, evaluation_numbers, sample_table, summary_numbers, without_secrets
+from slimrl.text import without_secrets
+from slimrl.trackers.keys import columns_of, evaluation_numbers, sample_table, summary_numbers
 
 ROW = {
     "id": "7", "question": "1+1?", "answer": "2", "sample": 0, "sampled_at": 3, "trained": True, "text": "#### 2", "correct": True,

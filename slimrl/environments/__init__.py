@@ -1,0 +1,101 @@
+"""Environments: what happens between the turns of a policy, and how an episode is told of it.
+
+This room knows problems and texts, and neither models nor tensors: who samples hands it the functions that turn ids into text and
+messages into ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from slimrl.config.environment import EnvironmentConfig
+from slimrl.errors import SettingsError
+from slimrl.records import Problem
+
+Messages = Sequence[Mapping[str, str]]
+"""Chat messages: `role` and `content`."""
+Step = tuple[Messages, bool]
+"""The messages that the policy reads next, and True where the episode is over; they are then not read."""
+
+
+class Environment(Protocol):
+    """An episode. A class needs only `step`, plain or `async def`; each episode has an object of its own.
+
+    Further methods are called where a class has them. `reset(problem)` is called before the first turn; it returns the messages
+    of the prompt, or None for the task's own. Its prompt must depend on the problem alone, since a group shares one.
+    `score()` is called when the episode is over, and returns what `rewards.environment` pays, or None.
+    """
+
+    def step(self, text: str) -> Step | Awaitable[Step]:
+        """The answer to a turn of the policy."""
+        ...
+
+
+ANSWERS, PROMPT = ("user", "tool"), ("system", "user", "assistant")
+"""Roles of messages between two turns, and of a prompt."""
+Make = Callable[[], Environment]
+Load = Callable[[str, Mapping[str, Any] | None], Callable[..., Any]]
+"""Loads what a specification names, such as `file.py:Class`."""
+
+
+def maker(config: EnvironmentConfig, load: Load) -> Make:
+    """The function that makes environments; raises SettingsError where there is no such class, or it cannot be made."""
+    kind = load(config.name, None)
+
+    def make() -> Environment:
+        try:
+            made: Environment = kind(**config.arguments)
+        except Exception as error:
+            raise SettingsError(
+                f"environment.name: making {config.name!r} raised {type(error).__name__}: {error}; correct it, or "
+                "environment.arguments"
+            ) from error
+        return made
+
+    if not callable(getattr(make(), "step", None)):
+        raise SettingsError(
+            f"environment.name: {config.name!r} has no method step(text); write one (docs/environments.md)"
+        )
+    return make
+
+
+def opening(make: Make, problem: Problem) -> Messages | None:
+    """The messages with which the environment opens an episode of a problem; None for those of the task.
+
+    Raises SettingsError where `reset` fails, or they are no prompt.
+    """
+    try:
+        reset = getattr(make(), "reset", None)
+        messages = reset(problem) if reset is not None else None
+    except SettingsError:
+        raise
+    except Exception as error:
+        what = f"raised {type(error).__name__}: {error}"
+        raise SettingsError(f"environment.name: reset {what}, for problem {problem.id}; correct it") from error
+    if messages is not None and (fault := message_fault(messages, PROMPT) or _order_fault(messages)):
+        raise SettingsError(f"environment.name: reset returned {fault} for problem {problem.id}; correct it")
+    return messages or None
+
+
+def _order_fault(messages: Messages) -> str:
+    """The way in which messages are no prompt, which a system message may open and a user's must end."""
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:]:
+        return "a system message behind others"
+    return (
+        "" if not roles or roles[-1] == "user" else f"a prompt that ends with the role {roles[-1]}, and not with user,"
+    )
+
+
+def message_fault(messages: object, roles: Sequence[str]) -> str:
+    """The way in which a value is no list of messages of these roles; empty where it is one."""
+    if not isinstance(messages, list | tuple):
+        return f"{type(messages).__name__} in place of a list of messages"
+    for message in messages:
+        known = isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        if not known:
+            return f"{str(message)[:60]!r}, which is no message with a text as role and as content,"
+        if message["role"] not in roles:
+            return f"a message of the role {message['role'][:20]!r}, which is none of {', '.join(roles)},"
+    return ""

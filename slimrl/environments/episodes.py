@@ -1,0 +1,199 @@
+"""Episodes as they are played: each turn of the policy goes to its environment in a thread of its own, and the answer comes
+back as ids. An environment that fails, or is late, ends its own episode and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from threading import Lock, Thread, Timer
+from typing import Any
+
+from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
+from slimrl.errors import DataError, SlimError
+from slimrl.records import Completion, Played, Problem, Turns
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The part that all episodes of a run have in common."""
+
+    make: Make
+    opening: Callable[[Problem], Turns]
+    """The prompt with which `reset` opened an episode of a problem before; empty where the task wrote it."""
+    decode: Callable[[Ids], str]
+    """The text of a turn of the policy."""
+    encode: Callable[[Messages, int], Ids]
+    """The ids of messages behind a turn whose last token is given, up to where the policy goes on."""
+    turns: int
+    """Of the policy, at most."""
+    deadline: float
+    """Seconds for an answer."""
+
+
+@dataclass
+class Episode:
+    """One episode on its way. Whoever settles the answer to a turn, its thread or the deadline, has written it down before."""
+
+    environment: Environment | None = None
+    said: tuple[tuple[str, str], ...] = ()
+    """Role and content of what was said behind the prompt."""
+    turns: int = 0
+    asked: int = 0
+    """Tokens up to the end of the last turn."""
+    seen: int = 0
+    """Tokens up to the end of the last answer."""
+    answered: int = 0
+    """Messages of the last answer."""
+    score: float | None = None
+    failed: str = ""
+    over: bool = False
+    lock: Lock = field(default_factory=Lock)
+
+
+class Play:
+    """The episodes of one problem: an `OnTurn` for the sampler."""
+
+    def __init__(self, rules: Rules, problem: Problem) -> None:
+        self.rules, self.problem = rules, problem
+        self.episodes: dict[int, Episode] = {}
+
+    def __call__(self, number: int, ids: Ids) -> Future[Ids]:
+        """Hand a turn to the environment of completion `number`."""
+        episode = self.episodes.get(number)
+        if episode is None or len(ids) <= episode.asked:  # sampling began anew, where memory ran out
+            episode = self.episodes[number] = Episode()
+        episode.asked = len(ids)
+        found: Future[Ids] = Future()
+        self._within_deadline(episode, found, lambda: self._turn(episode, ids, found))
+        return found
+
+    def played(self, completions: Sequence[Completion]) -> tuple[Played, ...]:
+        """The records of the episodes, once all are over."""
+        ends = [self._end(number) for number in range(len(completions))]
+        wait(ends)
+        return tuple(self._record(self.episodes[number], c) for number, c in enumerate(completions))
+
+    def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
+        def late() -> None:
+            what = f"the environment gave no answer within environment.deadline={self.rules.deadline:g} s"
+            _settle(episode, found, failed=what)
+
+        timer = Timer(self.rules.deadline, late)
+        timer.daemon = True
+        found.add_done_callback(lambda _: timer.cancel())
+        timer.start()
+        Thread(target=work, daemon=True).start()
+
+    def _environment(self, episode: Episode) -> Environment:
+        if episode.environment is None:
+            environment = self.rules.make()
+            reset = getattr(environment, "reset", None)
+            opened = turns_of((reset(self.problem) if reset is not None else None) or ())
+            if opened != self.rules.opening(self.problem):
+                raise DataError("opens two episodes of a problem with different prompts")
+            episode.environment = environment
+        return episode.environment
+
+    def _turn(self, episode: Episode, ids: Ids, found: Future[Ids]) -> None:
+        try:
+            environment = self._environment(episode)
+            text = self.rules.decode(ids[episode.seen :])
+            messages, over = _answer(environment, text)
+            over = over or episode.turns + 1 >= self.rules.turns
+            score = _score(environment) if over else None
+            reply = () if over or found.done() else self._encoded(messages, ids[-1])
+            told = () if over else turns_of(messages)
+        except BaseException as error:  # whatever it is: nobody else would hear of it
+            _settle(episode, found, failed=f"the environment {_told(error)}")
+            return
+        with episode.lock:
+            if not found.done():
+                episode.said += (("assistant", text), *told)
+                episode.turns, episode.answered = episode.turns + 1, len(told)
+                episode.seen, episode.over, episode.score = len(ids) + len(reply), over, score
+                found.set_result(reply)
+
+    def _encoded(self, messages: Messages, last: int) -> Ids:
+        try:
+            ids = self.rules.encode(messages, last)
+        except DataError as error:
+            raise DataError(f"returned messages that cannot be written: {error}") from error
+        if not ids:
+            raise DataError("returned messages of which the template writes nothing")
+        return ids
+
+    def _end(self, number: int) -> Future[Ids]:
+        """Ask for the score of an episode that was cut off, and of one whose first turn never ended."""
+        episode, found = self.episodes.setdefault(number, Episode()), Future[Ids]()
+        if episode.over or episode.failed:
+            found.set_result(())
+            return found
+
+        def work() -> None:
+            try:
+                score = _score(self._environment(episode))
+            except BaseException as error:
+                _settle(episode, found, failed=f"the environment {_told(error)}")
+                return
+            with episode.lock:
+                if not found.done():
+                    episode.score = score
+                    found.set_result(())
+
+        self._within_deadline(episode, found, work)
+        return found
+
+    def _record(self, episode: Episode, completion: Completion) -> Played:
+        said, ids = episode.said, completion.token_ids
+        if episode.seen > len(ids):  # the last answer did not fit
+            said = said[: len(said) - episode.answered]
+        elif not episode.over and len(ids) > episode.seen:
+            said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
+        return Played(said, None if episode.failed else episode.score, episode.failed)
+
+
+def turns_of(messages: Messages) -> Turns:
+    """Role and content of each message."""
+    return tuple((message["role"], message["content"]) for message in messages)
+
+
+def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
+    """End an episode, unless its answer was given by the other thread."""
+    with episode.lock:
+        if not found.done():
+            episode.failed = failed
+            found.set_result(())
+
+
+def _score(environment: Environment) -> float | None:
+    score: Any = getattr(environment, "score", lambda: None)()
+    return None if score is None else float(score)
+
+
+def _answer(environment: Environment, text: str) -> tuple[Messages, bool]:
+    """Messages and whether the episode is over; raises DataError for an answer of another form."""
+    answer: Any = environment.step(text)
+    if inspect.isawaitable(answer):
+        answer = asyncio.run(_awaited(answer))
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], bool):
+        raise DataError(f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False")
+    messages, over = answer
+    if fault := message_fault(messages, ANSWERS):
+        raise DataError(f"returned {fault} from step")
+    if not over and not messages:
+        raise DataError("returned no messages from step for an episode that is not over")
+    return messages, over
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
+
+
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, SlimError) else f"raised {type(error).__name__}: {error}"

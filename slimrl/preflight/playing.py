@@ -1,0 +1,77 @@
+"""Environments beside a policy: the rules of its episodes, the prompts that they open with, and the record of what was played."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from slimrl.config.environment import EnvironmentConfig
+from slimrl.config.places import is_module
+from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
+from slimrl.environments import Make, Messages, maker, opening
+from slimrl.environments.episodes import Play, Rules, turns_of
+from slimrl.errors import SettingsError
+from slimrl.model.policy import Policy
+from slimrl.model.prompts import Prompter
+from slimrl.records import Completion, Played, Problem, Turns
+from slimrl.rewards.custom import files_digest, load_function
+from slimrl.rollout import Request
+
+KEPT = 4096
+"""Prompts of environments that are kept."""
+
+
+def rules_of(config: RootConfig, policy: Policy, prompter: Prompter) -> Rules | None:
+    """The rules of the settings' environment; None where a completion is one turn.
+
+    Raises SettingsError where it cannot be made, or has no score to pay.
+    """
+    environment = config.environment
+    if not environment.name:
+        return None
+    make = maker(environment, partial(load_function, setting="environment.name"))
+    scored = isinstance(config, TrainConfig | EvalConfig) and "environment" in config.rewards.built_in
+    if scored and not hasattr(make(), "score"):
+        raise SettingsError(
+            f"rewards.environment pays what score() returns, and {environment.name!r} has no such method; write one, or remove it"
+        )
+
+    def encode(messages: Messages, last: int) -> tuple[int, ...]:
+        # a turn that ended with a text of rollout.stop has not drawn the token that ends it
+        end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
+        return (*end, *prompter.following_ids(messages))
+
+    return Rules(make, _openings(make), policy.decode, encode, environment.turns, environment.deadline)
+
+
+def _openings(make: Make) -> Callable[[Problem], Turns]:
+    """The environment's prompt of a problem as turns, which is kept; empty for the prompt of the task."""
+    known: dict[str, Turns] = {}
+
+    def turns(problem: Problem) -> Turns:
+        if problem.id not in known:
+            if len(known) >= KEPT:
+                del known[next(iter(known))]
+            known[problem.id] = turns_of(opening(make, problem) or ())
+        return known[problem.id]
+
+    return turns
+
+
+def posed(rules: Rules | None, problem: Problem) -> Problem:
+    """The problem with the prompt of its environment, as rewards see it."""
+    own = () if rules is None else rules.opening(problem)
+    return replace(problem, turns=own) if own else problem
+
+
+def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:
+    """The records of a request's episodes; none where a completion is one turn."""
+    return request.on_turn.played(completions) if isinstance(request.on_turn, Play) else ()
+
+
+def environment_digest(config: EnvironmentConfig) -> str:
+    """SHA-256 of the file of the environment; empty where there is none, or it is a module's."""
+    place = config.name.rpartition(":")[0]
+    return "" if is_module(place) else files_digest([Path(place).expanduser()])

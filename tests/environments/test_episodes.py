@@ -1,0 +1,258 @@
+"""Episodes are played to their end whatever an environment does, and what was said is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from slimrl.config.environment import EnvironmentConfig
+from slimrl.environments import Messages, maker, opening
+from slimrl.environments.episodes import Play, Rules
+from slimrl.errors import DataError, SettingsError
+from slimrl.records import Completion, Played, Problem
+
+PROBLEM = Problem("p", "q", "1")
+Answer = Callable[[str], Any]
+
+
+def encode(messages: Messages, _last: int) -> tuple[int, ...]:
+    if any("<|" in message["content"] for message in messages):
+        raise DataError("it spells a control token")
+    return tuple(ord(character) for message in messages for character in message["content"])
+
+
+class Scripted:
+    """Answers with a function of the test's."""
+
+    def __init__(self, answer: Answer, score: object = None) -> None:
+        self.answer, self.value = answer, score
+        self.heard: list[str] = []
+
+    def reset(self, problem: Problem) -> None:
+        self.heard.append(f"begins {problem.id}")
+
+    def step(self, text: str) -> Any:
+        self.heard.append(text)
+        return self.answer(text)
+
+    def score(self) -> object:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+def play(answer: Answer, *, turns: int = 3, deadline: float = 5.0, score: object = None) -> Play:
+    decode = lambda ids: "".join(map(chr, ids))  # noqa: E731
+    return Play(Rules(lambda: Scripted(answer, score), lambda _: (), decode, encode, turns, deadline), PROBLEM)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(map(ord, text))
+
+
+def completion(text: str, finish: Any = "stop") -> Completion:
+    return Completion((1,), ids(text), (0.0,) * len(text), finish)
+
+
+def user(text: str) -> tuple[list[dict[str, str]], bool]:
+    return [{"role": "user", "content": text}], False
+
+
+def test_turns_are_heard_and_told() -> None:
+    played = play(lambda text: ([], True) if text == "b" else user(f"<{text}>"), score=2)
+    assert played(0, ids("a")).result() == ids("<a>")
+    assert played(1, ids("b")).result() == ()
+    assert played(0, ids("a<a>b")).result() == ()
+    first, second = played.played([completion("a<a>b"), completion("b")])
+    assert first == Played((("assistant", "a"), ("user", "<a>"), ("assistant", "b")), score=2.0)
+    assert second == Played((("assistant", "b"),), score=2.0)
+    environment = played.episodes[0].environment
+    assert isinstance(environment, Scripted)
+    assert environment.heard == ["begins p", "a", "b"]
+
+
+def test_awaited_answers() -> None:
+    async def later(text: str) -> Any:
+        await asyncio.sleep(0.01)
+        return user(text)
+
+    assert play(later)(0, ids("a")).result() == ids("a")
+
+
+def test_the_last_turn_of_an_episode_is_heard_too() -> None:
+    played = play(user, turns=2)
+    assert played(0, ids("a")).result() == ids("a")
+    assert played(0, ids("aab")).result() == ()
+    assert played.played([completion("aab")])[0].turns == (("assistant", "a"), ("user", "a"), ("assistant", "b"))
+
+
+def test_a_turn_that_was_cut_off_and_an_answer_that_did_not_fit() -> None:
+    played = play(user, score=7)
+    played(0, ids("a")).result()
+    played(1, ids("a")).result()
+    (cut, full, never) = played.played(
+        [completion("aabc", "length"), completion("a", "length"), completion("x", "length")]
+    )
+    assert cut.turns == (("assistant", "a"), ("user", "a"), ("assistant", "bc"))
+    assert full.turns == (("assistant", "a"),)
+    assert never == Played((("assistant", "x"),), score=7.0), "the score of an environment that has heard nothing"
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (lambda _: 1 / 0, "the environment raised ZeroDivisionError: division by zero"),
+        (lambda _: "yes", "the environment returned 'yes' from step, which is no pair of messages and True or False"),
+        (lambda _: ("yes", False), "the environment returned str in place of a list of messages from step"),
+        (lambda _: ([{"role": "user"}], False), "which is no message with a text as role and as content, from step"),
+        (lambda _: ([], False), "the environment returned no messages from step for an episode that is not over"),
+        (lambda _: user("<|end|>"), "returned messages that cannot be written: it spells a control token"),
+        (lambda _: user(""), "the environment returned messages of which the template writes nothing"),
+        (
+            lambda _: ([{"role": "robot", "content": "5"}], False),
+            "a message of the role 'robot', which is none of user, tool, from step",
+        ),
+        (lambda _: exit(3), "the environment raised SystemExit: 3"),
+    ],
+)
+def test_a_failure_ends_its_own_episode(answer: Answer, sentence: str) -> None:
+    played = play(answer)
+    assert played(0, ids("a")).result() == ()
+    assert sentence in played.played([completion("a")])[0].failed
+
+
+def test_an_answer_that_is_late_is_not_waited_for() -> None:
+    go = threading.Event()
+    played = play(lambda text: go.wait(20) and user(text), deadline=0.05)
+    began = time.perf_counter()
+    assert played(0, ids("a")).result() == ()
+    assert time.perf_counter() - began < 15
+    assert "gave no answer within environment.deadline=0.05 s" in played.played([completion("a")])[0].failed
+    go.set()
+
+
+@pytest.mark.parametrize("score", [ValueError("mine"), "much"])
+def test_a_score_that_fails_is_told(score: object) -> None:
+    played = play(lambda _: ([], True), score=score)
+    played(0, ids("a")).result()
+    assert "the environment raised ValueError" in played.played([completion("a")])[0].failed
+
+
+def test_an_episode_that_is_sampled_again_begins_anew() -> None:
+    played = play(user)
+    played(0, ids("a")).result()
+    played(0, ids("aab")).result()
+    assert played(0, ids("a")).result() == ids("a")
+    assert played.played([completion("aa", "length")])[0].turns == (("assistant", "a"), ("user", "a"))
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [(Broken, "making 'e.py:E' raised KeyError"), (dict, "'e.py:E' has no method step")],
+)
+def test_a_class_that_is_no_environment_is_refused(kind: type, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        maker(EnvironmentConfig(name="e.py:E"), lambda *_: kind)
+
+
+@pytest.mark.parametrize("hangs", ["reset", "score"])
+def test_a_reset_and_a_score_that_hang_are_not_waited_for(hangs: str) -> None:
+    go = threading.Event()
+
+    class Hangs(Scripted):
+        def reset(self, _: Problem) -> None:
+            return None if hangs == "score" else go.wait(20) and None
+
+        def score(self) -> object:
+            return 1.0 if hangs == "reset" else go.wait(20)
+
+    rules = Rules(lambda: Hangs(user), lambda _: (), lambda ids: "".join(map(chr, ids)), encode, 3, 0.05)
+    played = Play(rules, PROBLEM)
+    first = played(0, ids("a")).result()
+    assert first == (() if hangs == "reset" else ids("a"))
+    whole, never = played.played([completion("aab", "length"), completion("x", "length")])
+    assert "gave no answer within" in whole.failed
+    assert "gave no answer within" in never.failed
+    go.set()
+
+
+def test_an_error_of_reset_ends_its_own_episode() -> None:
+    class Breaks(Scripted):
+        def reset(self, problem: Problem) -> None:
+            raise KeyError(problem.id)
+
+    rules = Rules(lambda: Breaks(user), lambda _: (), str, encode, 3, 5.0)
+    played = Play(rules, PROBLEM)
+    assert played(0, ids("a")).result() == ()
+    assert [one.failed for one in played.played([completion("a"), completion("x")])] == [
+        "the environment raised KeyError: 'p'"
+    ] * 2
+    with pytest.raises(SettingsError, match=r"reset raised KeyError: 'p', for problem p; correct it"):
+        opening(lambda: Breaks(user), PROBLEM)
+
+
+def test_two_prompts_of_one_problem_are_a_failure() -> None:
+    count = iter(range(9))
+
+    class Unstable(Scripted):
+        def reset(self, problem: Problem) -> Any:
+            return [{"role": "user", "content": f"{problem.question} {next(count)}"}]
+
+    rules = Rules(lambda: Unstable(user), lambda _: (("user", "q 0"),), str, encode, 3, 5.0)
+    played = Play(rules, PROBLEM)
+    assert played(0, ids("a")).result() == ids("(97,)")
+    assert played(1, ids("a")).result() == ()
+    assert "opens two episodes of a problem with different prompts" in played.episodes[1].failed
+
+
+def test_a_turn_that_is_asked_again_while_its_answer_is_on_the_way_is_another_episode() -> None:
+    go = threading.Event()
+    played = play(lambda text: go.wait(20) and user(text), deadline=30)
+    first = played(0, ids("a"))
+    second = played(0, ids("a"))
+    go.set()
+    assert first.result() == second.result() == ids("a")
+    heard = played.episodes[0].environment
+    assert isinstance(heard, Scripted)
+    assert heard.heard == ["begins p", "a"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([{"role": "tool", "content": "5"}], "a message of the role 'tool', which is none of system, user, assistant,"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "a prompt that ends with the role assistant",
+        ),
+        ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "a system message behind others"),
+    ],
+)
+def test_messages_that_are_no_prompt(messages: Any, sentence: str) -> None:
+    class Opens(Scripted):
+        def reset(self, _: Problem) -> Any:
+            return messages
+
+    with pytest.raises(SettingsError, match=sentence):
+        opening(lambda: Opens(user), PROBLEM)
+
+
+def test_openings() -> None:
+    class Opens(Scripted):
+        def reset(self, problem: Problem) -> Any:
+            return [{"role": "user", "content": f"{problem.question}!"}] if problem.id == "p" else [problem.id]
+
+    make = maker(EnvironmentConfig(name="e.py:E", arguments={"answer": user}), lambda *_: Opens)
+    assert opening(make, PROBLEM) == [{"role": "user", "content": "q!"}]
+    with pytest.raises(SettingsError, match=r"reset returned 'r', which is no message .* for problem r"):
+        opening(make, Problem("r", "q", "1"))

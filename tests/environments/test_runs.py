@@ -1,0 +1,157 @@
+"""Runs whose completions are episodes: trained, measured, recorded and resumed like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slimrl.config.files import load_config
+from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
+from slimrl.errors import SettingsError
+from slimrl.evaluate import evaluate
+from slimrl.preflight.setup import prepare_measuring
+from slimrl.runs.reader import read_metrics
+from slimrl.runs.tokens import read_tokens
+from tests.session.test_resume import StopAt, content, interrupt, run
+
+ECHO = '''
+class Echo:
+    """Asks for the answer once more, until it was given `times` times."""
+
+    def __init__(self, times=2):
+        self.times, self.left = times, times
+
+    def reset(self, problem):
+        self.problem = problem
+        return [{"role": "user", "content": problem.question + " Twice."}]
+
+    def step(self, text):
+        self.left -= 1
+        return [{"role": "user", "content": f"And again, {len(text)}?"}], self.left == 0
+
+    def score(self):
+        return self.times - self.left
+'''
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> str:
+    file = tmp_path / "echo.py"
+    file.write_text(ECHO)
+    return f"environment.name={file}:Echo"
+
+
+def rows(folder: Path, step: int = 1) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "rollouts" / f"step-{step:08d}.jsonl").read_text().splitlines()]
+
+
+def test_episodes_are_trained_recorded_and_resumed(echo: str, tmp_path: Path) -> None:
+    settings = (
+        echo,
+        "steps=3",
+        "rewards.environment=0.5",
+        "rollout.max_new_tokens=64",
+        "log.tokens=all",
+        "task.arithmetic.max_steps=1",
+    )
+    stop = StopAt(-1)
+    run(tmp_path, "a", *settings, stop=stop)
+    found = rows(tmp_path / "a")
+    twice = [row for row in found if len(row["turns"]) == 3]  # type: ignore[arg-type]
+    assert len(twice) > len(found) / 2
+    for row in twice:
+        first, between, last = row["turns"]  # type: ignore[misc]
+        assert [first[0], between, last] == [
+            "assistant",
+            ["user", f"And again, {len(first[1])}?"],
+            ["assistant", row["text"]],
+        ]
+    assert {row["scores"]["environment"] for row in found} <= {0.0, 1.0, 2.0}  # type: ignore[index]
+    metrics = read_metrics(tmp_path / "a")[0]
+    assert metrics["turns/mean"] == np.mean([(len(row["turns"]) + 1) // 2 for row in found])  # type: ignore[arg-type]
+    assert metrics["num_tokens"] == sum(row["tokens"] for row in found)  # type: ignore[misc]
+    tokens = read_tokens(tmp_path / "a", 1)
+    for line, row in enumerate(found):
+        given = np.isnan(tokens[line].numbers["sampler"])
+        assert (~given).sum() == row["tokens"]
+        assert bool(given.any()) == (len(row["turns"]) == 3)  # type: ignore[arg-type]
+        weights = tokens[line].numbers["weight"]
+        assert np.isnan(weights[given]).all()
+    assert interrupt(tmp_path, "b", round(0.6 * (-1 - stop.left)), *settings) == 75
+    run(tmp_path, "b", *settings, resume=True)
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_a_resumed_run_has_the_environment_that_it_began_with(echo: str, tmp_path: Path) -> None:
+    assert interrupt(tmp_path, "a", 3, echo, "steps=2") == 75
+    (tmp_path / "echo.py").write_text(ECHO + "\n# changed\n")
+    with pytest.raises(SettingsError, match=r"functions of rewards.custom, or of environment.name, changed"):
+        run(tmp_path, "a", echo, "steps=2", resume=True)
+
+
+def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text("class Bad:\n    def step(self, text):\n        raise KeyError('mine')\n")
+    with pytest.raises(SettingsError, match=r"the environment raised KeyError: 'mine', on problem .*environment.name"):
+        run(tmp_path, "a", f"environment.name={file}:Bad", "steps=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["devices=2"], "environments are played by one process; set devices=1"),
+        (["environment.name=", "environment.turns=3"], "environment.turns has no effect without environment.name"),
+        (["environment.name=", "rewards.environment=1"], "rewards.environment has no effect without environment.name"),
+    ],
+)
+def test_refusals(settings: list[str], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        load_config(TrainConfig, [], ["environment.name=a.py:A", *settings])
+
+
+def test_a_score_that_no_one_gives_is_not_paid(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("class Plain:\n    def step(self, text):\n        return [], True\n")
+    with pytest.raises(
+        SettingsError, match=r"rewards.environment pays what score\(\) returns, and .*Plain' has no such method"
+    ):
+        run(tmp_path, "a", f"environment.name={tmp_path}/plain.py:Plain", "rewards.environment=1", "steps=1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_own_rewards_see_turns_score_and_prompt(workers: int, echo: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, prompts, turns, environment_score, **_):\n"
+        "    return [len(t) + 10 * (s or 0) + 100 * ('Twice.' in p) for t, s, p in zip(turns, environment_score, prompts)]\n"
+    )
+    settings = (f"rewards.custom={{{tmp_path}/mine.py:mine: 1}}", f"rewards.workers={workers}", "steps=1")
+    run(tmp_path, "a", echo, *settings)
+    for row in rows(tmp_path / "a"):
+        turns: list[list[str]] = row["turns"]  # type: ignore[assignment]
+        spoken = sum(role == "assistant" for role, _ in turns)
+        heard = (
+            {spoken - 1, spoken} if row["finish"] == "length" else {spoken}
+        )  # the last turn was cut off, or its answer
+        assert row["scores"]["mine"] in {len(turns) + 10 * times + 100 for times in heard}  # type: ignore[index]
+
+
+def test_an_evaluation_counts_episodes_that_break_off_as_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("class Bad:\n    def step(self, text):\n        raise KeyError('mine')\n")
+    small = ["evaluation.problems=4", "evaluation.harder_problems=0", f"environment.name={tmp_path}/bad.py:Bad"]
+    setup = prepare_measuring(load_config(EvalConfig, [], small))
+    rows = evaluate(setup, step=0).test.rows
+    broken = [row for row in rows if row.unscorable == "the environment raised KeyError: 'mine'"]
+    assert len(broken) > len(rows) / 2
+    assert not any(row.strict or row.lenient for row in broken)
+
+
+def test_other_verbs(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"environment.name has no effect in slimrl sft; remove it"):
+        load_config(SftRunConfig, [], ["environment.name=a.py:A"])
+    assert load_config(EvalConfig, [], ["environment.name=a.py:A"]).environment.turns == 8
+    file = tmp_path / "some" / "a.yaml"
+    file.parent.mkdir()
+    file.write_text("environment: {name: 'mine.py:A'}\n")
+    assert load_config(TrainConfig, [str(file)], []).environment.name == f"{tmp_path}/some/mine.py:A"
