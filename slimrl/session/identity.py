@@ -105,7 +105,7 @@ def _named(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if key == "code":
         return "SlimRL's own code changed"
     if key == "rewards":
-        return "the files or functions of rewards.custom, or of environment.name, changed"
+        return "the file of environment.name, or the files or functions of rewards.custom changed"
     return f"{key} {before.get(key)} became {now[key]}"
 
 

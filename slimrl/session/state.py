@@ -214,14 +214,17 @@ def as_json(state: RunState) -> dict[str, Any]:
         _without_empty(group)
         for rollout in group["rollouts"]:
             _without_empty(rollout)
+            _without_empty(rollout["completion"])
         group["problem"], *_ = [rollout.pop("problem") for rollout in group["rollouts"]]
     _without_empty(plain)
     return plain
 
 
 def _without_empty(part: dict[str, Any]) -> None:
-    """Leave out what functions logged, and what failed unpaid, where there is none: checkpoints had neither at first."""
-    for key in ("metrics", "logged", "unmeasured"):
+    """Leave out what functions logged, what failed unpaid, and turns of episodes, where there is none: checkpoints had none of
+    them at first.
+    """
+    for key in ("metrics", "logged", "unmeasured", "turns", "given"):
         if not part.get(key, True):
             del part[key]
 

@@ -88,7 +88,9 @@ def test_episodes_are_trained_recorded_and_resumed(echo: str, tmp_path: Path) ->
 def test_a_resumed_run_has_the_environment_that_it_began_with(echo: str, tmp_path: Path) -> None:
     assert interrupt(tmp_path, "a", 3, echo, "steps=2") == 75
     (tmp_path / "echo.py").write_text(ECHO + "\n# changed\n")
-    with pytest.raises(SettingsError, match=r"functions of rewards.custom, or of environment.name, changed"):
+    with pytest.raises(
+        SettingsError, match=r"the file of environment.name, or the files or functions of rewards.custom changed"
+    ):
         run(tmp_path, "a", echo, "steps=2", resume=True)
 
 

@@ -264,6 +264,7 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
         "devices",
         "device_deadline",
         "optimizer.sharded",
+        "upload",
     }
     assert {*MAY_CHANGE} == tried | untried
     assert LENGTH == ("steps", "max_tokens")

@@ -86,6 +86,14 @@ def test_failures_of_rewards_that_are_not_paid_are_stored() -> None:
     assert from_json(json.loads(json.dumps(as_json(state)))) == state
 
 
+def test_episodes_come_back_with_their_turns() -> None:
+    whole = STATE.carried[0].rollouts[0]
+    completion = dataclasses.replace(whole.completion, given=(False, True))
+    played = dataclasses.replace(whole, completion=completion, turns=(("assistant", "a"), ("tool", "5")))
+    carried = dataclasses.replace(STATE, carried=(Group((played, whole), 2),))
+    assert from_json(json.loads(json.dumps(as_json(carried)))) == carried
+
+
 def test_data_columns_and_prompts_are_not_stored() -> None:
     """Columns may hold what JSON does not, and a group that was scored is not asked or graded again."""
     odd = dataclasses.replace(
