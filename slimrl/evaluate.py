@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from slimrl.measures import Bounds
-from slimrl.preflight.playing import played, posed
+from slimrl.preflight.environment import played, posed
 from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
 from slimrl.records import Completion, Group, Played, Problem

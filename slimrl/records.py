@@ -8,7 +8,7 @@ Log-probabilities are in nats, lengths in tokens, times in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -56,7 +56,12 @@ def right_answers(answer: str) -> tuple[str, ...]:
 
 
 Turns = tuple[tuple[str, str], ...]
-"""Role (`system`, `user` or `assistant`) and content of chat messages."""
+"""Role (`system`, `user`, `assistant` or `tool`) and content of chat messages."""
+
+
+def turns_of(messages: Iterable[Mapping[str, str]]) -> Turns:
+    """Role and content of each message."""
+    return tuple((message["role"], message["content"]) for message in messages)
 
 
 TWIN = "/twin"

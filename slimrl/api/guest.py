@@ -53,8 +53,8 @@ def import_bars() -> None:
 
 @contextmanager
 def _environment() -> Iterator[None]:
+    from slimrl.machine.determinism import WORKSPACE
     from slimrl.machine.limits import KERNEL_CACHES
-    from slimrl.machine.order import WORKSPACE
 
     before = {name: os.environ.get(name) for name in (*QUIET, *KERNEL_CACHES, WORKSPACE)}
     for name, value in QUIET.items():

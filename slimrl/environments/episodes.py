@@ -14,7 +14,7 @@ from typing import Any
 
 from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
 from slimrl.errors import DataError, SlimError
-from slimrl.records import Completion, Played, Problem, Turns
+from slimrl.records import Completion, Played, Problem, Turns, turns_of
 
 Ids = tuple[int, ...]
 
@@ -156,11 +156,6 @@ class Play:
         elif not episode.over and len(ids) > episode.seen:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
         return Played(said, None if episode.failed else episode.score, episode.failed)
-
-
-def turns_of(messages: Messages) -> Turns:
-    """Role and content of each message."""
-    return tuple((message["role"], message["content"]) for message in messages)
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:

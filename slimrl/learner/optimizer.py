@@ -19,7 +19,7 @@ from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.kernels.embedding import drop_gradients, sum_in_place, wide_gradient
 from slimrl.kernels.optimizer import AdamW, adamw, can_update, gradient_norm
 from slimrl.learner.shards import Shards
-from slimrl.machine.order import sums_in_order
+from slimrl.machine.determinism import deterministic_sums
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.terms import Schedule
 
@@ -85,7 +85,7 @@ class MasterAdamW:
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient to the sums."""
-        with sums_in_order(loss.device):
+        with deterministic_sums(loss.device):
             (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
         for number, parameter in enumerate(self.parameters):
             if parameter.dtype == torch.float32:

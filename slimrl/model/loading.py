@@ -16,8 +16,8 @@ from slimrl.config.places import PICKLES, is_address, is_hub_name
 from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
+from slimrl.machine.determinism import prepare_products
 from slimrl.machine.limits import bound_kernel_caches
-from slimrl.machine.order import prepare_products
 from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
 from slimrl.model.lora import (

@@ -12,7 +12,7 @@ from typing import Any
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.control import ControlTokens, Span, control_tokens
 from slimrl.model.templates import REPLY, USER_TURN, WITHOUT_TEMPLATE, ChatTemplate, Messages, find_template
-from slimrl.records import Turns
+from slimrl.records import Turns, turns_of
 from slimrl.terms import Template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
@@ -202,11 +202,6 @@ def make_prompter(
     control = control_tokens(tokenizer, chat.source if chat else "")
     turn_end = chat.turn_end() if chat else None
     return Prompter(tokenizer, chat, control, form_ids=control.spelled_by(form), turn_end=turn_end)
-
-
-def turns_of(messages: Messages) -> Turns:
-    """Role and content of each message."""
-    return tuple((turn["role"], turn["content"]) for turn in messages)
 
 
 def _plain_turns(messages: Messages) -> str:

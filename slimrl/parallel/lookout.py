@@ -81,6 +81,7 @@ def _connect(limit: float, serves: bool = False) -> Store:
                     f"the leader of the run cannot be reached at {host}:{port} ({reason}); correct the address, or raise "
                     "device_deadline"
                 ) from error
+            time.sleep(0.1)  # an attempt may fail at once
 
 
 def check_torchrun() -> None:

@@ -22,9 +22,10 @@ from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
 from slimrl.model.policy import Policy
-from slimrl.model.prompts import Prompter, turns_of
+from slimrl.model.prompts import Prompter
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
+from slimrl.preflight.environment import played, posed, rules_of
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
@@ -39,12 +40,11 @@ from slimrl.preflight.notes import (
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
-from slimrl.preflight.playing import played, posed, rules_of
 from slimrl.preflight.price import judge_notes, measuring_notes
 from slimrl.preflight.prompting import prepare_model
 from slimrl.preflight.sampler import PROMPTS, demand_engine, make_engine
 from slimrl.randomness import Stream, uniforms
-from slimrl.records import Completion, Group, Plan, Problem, Turns
+from slimrl.records import Completion, Group, Plan, Problem, Turns, turns_of
 from slimrl.rewards import Reward
 from slimrl.rewards.builtin import needs_answers
 from slimrl.rewards.gold import GoldReport

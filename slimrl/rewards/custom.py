@@ -141,10 +141,15 @@ def _instructions(code: object) -> object:
 
 
 def _files_digest_of(config: RewardsConfig) -> str:
-    places = [spec.rpartition(":")[0] for spec in config.custom if not is_programs(spec)]
-    paths = [path for place in places for path in (_sources(place) if is_module(place) else [Path(place).expanduser()])]
+    paths = [path for spec in config.custom if not is_programs(spec) for path in source_files(spec)]
     paths += [Path(judge.prompt_file).expanduser() for judge in config.judge.values() if judge.prompt_file]
     return files_digest(path for path in paths if path.is_file())
+
+
+def source_files(spec: str) -> list[Path]:
+    """The Python files of what `file.py:function` or `package.module:function` names."""
+    place = spec.rpartition(":")[0]
+    return _sources(place) if is_module(place) else [Path(place).expanduser()]
 
 
 def files_digest(paths: Iterable[Path]) -> str:

@@ -46,6 +46,13 @@ class Request:
         return len(self.uniforms) + self.greedy
 
 
+def demand_room(requests: Sequence[Request], max_new_tokens: int, context: int) -> None:
+    """Raises ValueError for a prompt that leaves no room for `max_new_tokens` in a model's context."""
+    longest = max((len(request.prompt_ids) for request in requests), default=0)
+    if longest + max_new_tokens > context:
+        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of {context}")
+
+
 def ignore(_request: int, _completions: tuple[Completion, ...]) -> None:
     """The `OnGroup` of a caller that waits for the whole result."""
 

@@ -23,7 +23,7 @@ from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Completion, Finish
-from slimrl.rollout import OnGroup, Request, ignore
+from slimrl.rollout import OnGroup, Request, demand_room, ignore
 from slimrl.rollout.cache import Cache, RowLayout, StepShape
 from slimrl.rollout.episodes import Episodes
 from slimrl.rollout.graphs import Runner, make_runner
@@ -82,10 +82,7 @@ class RolloutEngine:
         Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context, SettingsError where
         memory does not suffice for one slot, and Stopped between decode steps.
         """
-        longest = max((len(r.prompt_ids) for r in requests), default=0)
-        if longest + max_new_tokens > self.policy.context:
-            what = f"a prompt of {longest} tokens and {max_new_tokens} new ones"
-            raise ValueError(f"{what} exceed the context of {self.policy.context}")
+        demand_room(requests, max_new_tokens, self.policy.context)
         done: dict[int, tuple[Completion, ...]] = {}
         left = list(range(len(requests)))
         total = sum(request.completions for request in requests)
@@ -272,7 +269,7 @@ class _Run:
         # Rows that wait draw on until the host looks, which must not reach their own tokens.
         longest, columns = int(self.prompt_lengths.max()), self.max_new_tokens + (runner.steps if turns else 0)
         kept = engine.state
-        fits = kept is not None and kept.cache.columns == columns and (kept.given is not None) == turns
+        fits = kept is not None and kept.cache.columns == columns and (kept.turns is not None) == turns
         if kept is not None and fits and kept.cache.width >= longest:
             kept.done.fill_(True)
             return kept

@@ -8,7 +8,7 @@ drawn tokens lie in columns by the clock, which runs on meanwhile, so those of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,10 @@ from slimrl.rollout import Request
 from slimrl.rollout.scheduler import Scheduler
 from slimrl.rollout.state import State
 
-PROMPT_SECONDS = 0.002
-"""An answer within this time costs nothing; the keys and values of a row that waits longer are put aside."""
+SHARE = 4
+"""Rows that wait go on where they are a 1/SHARE of the batch: more would idle, and fewer would hold up the others more often."""
 WAIT_SECONDS = 0.1
-"""Time between two checks for a stop while all rows wait."""
+"""Time between two checks for a stop while environments are waited for."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Episodes:
         stops: set[int],
         check: Callable[[], object],
     ) -> None:
-        """`stops` are the ids that end a turn; `check` is called while all rows wait, and raises to end the call."""
+        """`stops` are the ids that end a turn; `check` is called while answers are waited for, and raises to end the call."""
         self.requests, self.schedule, self.state, self.stops, self.check = requests, schedule, state, stops, check
         self.waiting: dict[int, Waiting] = {}
         """By sample."""
@@ -58,13 +58,18 @@ class Episodes:
         """By sample: the places of the tokens that the environment wrote."""
 
     def settle(self, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Of the rows [active] that draw no more: those that are over. The others wait, or go on from here."""
+        """Of the rows [active] that draw no more: those that are over. The others wait, or go on from here.
+
+        Rows that wait go on together, once they are many or nobody draws. Whatever the time that environments take, the same
+        rows then share the same steps, whose rounding depends on it: a run can be repeated to the last bit.
+        """
         self._ask(done)
-        self._hear()
-        while self.waiting and not self.over and self.idle:
-            wait([row.reply for row in self.waiting.values()], timeout=WAIT_SECONDS, return_when=FIRST_COMPLETED)
-            self.check()
-            self._hear()
+        if self.waiting and (self.idle or SHARE * len(self.waiting) >= self.schedule.active):
+            while late := [row.reply for row in self.waiting.values() if not row.reply.done()]:
+                wait(late, timeout=WAIT_SECONDS)
+                self.check()
+            self._go_on_all()
+        self._keep()
         return np.array([sample in self.over for sample in self.schedule.rows.tolist()], dtype=bool)
 
     @property
@@ -86,7 +91,7 @@ class Episodes:
         rows = [(slot, sample) for slot, sample in rows if sample not in self.waiting and sample not in self.over]
         if not rows:
             return
-        slots, asked = [slot for slot, _ in rows], []
+        slots = [slot for slot, _ in rows]
         counts, read, drawn = (part[slots].tolist() for part in (state.counts, state.read, state.tokens))
         for (_, sample), count, reading, ids in zip(rows, counts, read, drawn, strict=True):
             number = int(schedule.request_of[sample])
@@ -97,18 +102,18 @@ class Episodes:
                 continue
             reply = request.on_turn(sample - int(schedule.first_of[number]), tuple(ids[:count]))
             self.waiting[sample] = Waiting(reply, count)
-            asked.append(reply)
-        wait(asked, timeout=PROMPT_SECONDS)
 
-    def _hear(self) -> None:
-        """Let rows go on, or end, whose environment has answered; keep what the others need."""
-        slot_of = {sample: slot for slot, sample in enumerate(self.schedule.rows.tolist())}
-        for sample, row in [*self.waiting.items()]:
-            if row.reply.done():
-                del self.waiting[sample]
-                self._go_on(slot_of[sample], sample, row)
-            elif row.stored is None:
-                row.stored = self._keys(slot_of[sample], row.tokens)
+    def _go_on_all(self) -> None:
+        for slot, sample in enumerate(self.schedule.rows.tolist()):
+            if sample in self.waiting:
+                self._go_on(slot, sample, self.waiting.pop(sample))
+
+    def _keep(self) -> None:
+        """Put aside the keys and values of the rows that wait, which would be written over."""
+        for slot, sample in enumerate(self.schedule.rows.tolist()):
+            row = self.waiting.get(sample)
+            if row is not None and row.stored is None:
+                row.stored = self._keys(slot, row.tokens)
 
     def _go_on(self, slot: int, sample: int, row: Waiting) -> None:
         schedule, state, reply = self.schedule, self.state, row.reply.result()

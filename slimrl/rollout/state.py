@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,15 @@ def prefill(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> tuple[Prefill
     hidden = policy.hidden(packed.ids[None], packed.positions[None], plan)[0]
     last = packed.places.gather(1, (lengths - 1)[:, None].to(packed.places.device)).squeeze(1)
     return plan, packed.places, policy.head(hidden.index_select(0, last))
+
+
+class Turns(NamedTuple):
+    """The turns of the rows; row i of each tensor belongs to slot i."""
+
+    given: Tensor
+    """[slots, width] tokens that take the place of drawn ones, and DRAWN elsewhere."""
+    ends: Tensor
+    """[slots] tokens with which the present turn is over."""
 
 
 class State:
@@ -69,13 +78,11 @@ class State:
         """Tokens of the prompt."""
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
         self.time = torch.zeros((), dtype=torch.long, device=device)
-        self.given: Tensor | None = None
-        """[slots, width] tokens that take the place of drawn ones, and DRAWN elsewhere; None where all tokens are drawn."""
-        self.ends: Tensor | int = budget
-        """Tokens with which the present turn of a row is over; [slots] where there are several turns."""
+        self.turns: Turns | None = None
+        """None where every row is one turn, of which all tokens are drawn."""
         if turns:
-            self.given = torch.full((slots, width), DRAWN, dtype=torch.long, device=device)
-            self.ends = torch.full((slots,), budget, dtype=torch.long, device=device)
+            given = torch.full((slots, width), DRAWN, dtype=torch.long, device=device)
+            self.turns = Turns(given, torch.full((slots,), budget, dtype=torch.long, device=device))
         self.layouts: dict[tuple[int, ...], RowLayout] = {}
         """Layouts by their shapes, where addresses must stay."""
 
@@ -88,19 +95,17 @@ class State:
         self.counts[rows] = 0
         self.read[rows] = 0
         self.done[rows] = False
-        if self.given is not None:
-            assert isinstance(self.ends, Tensor)
-            self.given[rows] = DRAWN
+        if self.turns is not None:
+            self.turns.given[rows] = DRAWN
             bounds = np.where(turn_tokens, turn_tokens, self.budget).clip(max=self.budget)
-            self.ends[rows] = torch.from_numpy(bounds).to(self.device)
+            self.turns.ends[rows] = torch.from_numpy(bounds).to(self.device)
 
     def go_on(self, slot: int, count: int, reply: Sequence[int], turn_tokens: int) -> None:
         """Let a row of `count` tokens, whose turn has ended, take these tokens before it draws further ones."""
-        assert self.given is not None
-        assert isinstance(self.ends, Tensor)
+        assert self.turns is not None
         end = count + len(reply)
-        self.given[slot, count:end] = torch.tensor(reply, device=self.device)
-        self.ends[slot] = min(self.budget, end + turn_tokens) if turn_tokens else self.budget
+        self.turns.given[slot, count:end] = torch.tensor(reply, device=self.device)
+        self.turns.ends[slot] = min(self.budget, end + turn_tokens) if turn_tokens else self.budget
         self.read[slot] = 0
         self.done[slot] = False
 
@@ -111,8 +116,9 @@ class State:
         uniform = self.uniforms[rows].gather(1, place).squeeze(1)
         tokens, logprobs = sample_tokens(logits, uniform, temperature=temperature, greedy=greedy)
         given: Tensor | None = None
-        if self.given is not None:
-            instead = self.given[rows].gather(1, place).squeeze(1)
+        ends: Tensor | int = self.budget
+        if self.turns is not None:
+            ends, instead = self.turns.ends[rows], self.turns.given[rows].gather(1, place).squeeze(1)
             given = instead != DRAWN
             tokens, logprobs = torch.where(given, instead, tokens), logprobs.masked_fill(given, 0.0)
         self.tokens[rows].scatter_(1, place, tokens[:, None])
@@ -125,7 +131,6 @@ class State:
             read.copy_(torch.where(done, read, after if given is None else after.masked_fill(given, 0)))
             done |= read == self.stop_texts.found
         stopped = (tokens[:, None] == self.stop_ids).any(1)
-        ends = self.ends[rows] if isinstance(self.ends, Tensor) else self.ends
         done |= (stopped if given is None else stopped & ~given) | (counts >= ends)
 
     def close_slots(self, moves: Moves, used_columns: int) -> None:
@@ -135,9 +140,8 @@ class State:
             self.cache.move_slots(source, target, used_columns)
             for tensor in (self.tokens, self.logprobs, self.uniforms, self.counts, self.read, self.lengths, self.done):
                 tensor[target] = tensor[source]
-            if self.given is not None:
-                assert isinstance(self.ends, Tensor)
-                self.given[target], self.ends[target] = self.given[source], self.ends[source]
+            for tensor in self.turns or ():
+                tensor[target] = tensor[source]
         self.done[moves.kept :] = True
 
     def close_prompts(self, moves: Moves) -> None:

@@ -26,7 +26,7 @@ from slimrl.machine.progress import Progress, silent
 from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Completion
-from slimrl.rollout import OnGroup, Request, ignore
+from slimrl.rollout import OnGroup, Request, demand_room, ignore
 from slimrl.rollout.engine import PREFILL_TOKENS
 
 INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -130,10 +130,7 @@ class VllmSampler:
         """
         if any(request.on_turn for request in requests):
             raise SettingsError("episodes of several turns do not work with rollout.engine=vllm; remove it")
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if longest + max_new_tokens > self.policy.context:
-            what = f"a prompt of {longest} tokens and {max_new_tokens} new ones"
-            raise ValueError(f"{what} exceed the context of {self.policy.context}")
+        demand_room(requests, max_new_tokens, self.policy.context)
         if self.engine not in ENGINES:
             raise RuntimeError("another sampler has taken the place of this one in its process")
         total = sum(request.completions for request in requests)

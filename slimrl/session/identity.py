@@ -17,7 +17,7 @@ from slimrl import __version__
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.ranks import ranks_here
-from slimrl.preflight.playing import environment_digest
+from slimrl.preflight.environment import environment_digest
 from slimrl.preflight.setup import Setup
 from slimrl.records import right_answers
 from slimrl.rewards.custom import files_digest, rewards_digest

@@ -124,6 +124,8 @@ def test_tokens_do_not_depend_on_the_order_in_which_environments_answer(
     with ThreadPoolExecutor(8) as pool:
         late = Environment(pool, seconds=0.02)
         found = RolloutEngine(tiny_policy(family), slots=slots).generate(asked(late), max_new_tokens=BUDGET)
+    at_once = RolloutEngine(tiny_policy(family), slots=slots).generate(asked(Environment()), max_new_tokens=BUDGET)
+    assert found == at_once, "to the last bit of each log-probability"
     assert ids_of(found) == ids_of(prompt_answers[family])
     assert [[c.given for c in group] for group in found] == [[c.given for c in g] for g in prompt_answers[family]]
 

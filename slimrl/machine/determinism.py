@@ -19,7 +19,7 @@ def prepare_products(device: torch.device) -> None:
 
 
 @contextmanager
-def sums_in_order(device: torch.device) -> Iterator[None]:
+def deterministic_sums(device: torch.device) -> Iterator[None]:
     """Within the block, kernels of a GPU that add to one number from several threads take turns; nothing changes on a CPU.
 
     It is for backward passes: forward passes of SlimRL have no such kernels. An update of the shape of Qwen2.5-0.5B takes about

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from slimrl.config.environment import EnvironmentConfig
-from slimrl.config.places import is_module
 from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.environments import Make, Messages, maker, opening
-from slimrl.environments.episodes import Play, Rules, turns_of
+from slimrl.environments.episodes import Play, Rules
 from slimrl.errors import SettingsError
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
-from slimrl.records import Completion, Played, Problem, Turns
-from slimrl.rewards.custom import files_digest, load_function
+from slimrl.records import Completion, Played, Problem, Turns, turns_of
+from slimrl.rewards.custom import files_digest, load_function, source_files
 from slimrl.rollout import Request
 
 KEPT = 4096
@@ -72,6 +70,5 @@ def played(request: Request, completions: Sequence[Completion]) -> tuple[Played,
 
 
 def environment_digest(config: EnvironmentConfig) -> str:
-    """SHA-256 of the file of the environment; empty where there is none, or it is a module's."""
-    place = config.name.rpartition(":")[0]
-    return "" if is_module(place) else files_digest([Path(place).expanduser()])
+    """SHA-256 of the files of the environment; empty where there is none."""
+    return files_digest(source_files(config.name)) if config.name else ""
