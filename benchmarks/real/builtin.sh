@@ -2,6 +2,7 @@
 # SmolLM2-135M-Instruct on the built-in task: five seeds with an adapter and five with all weights, from one warm start.
 #   bash benchmarks/real/builtin.sh WARM lora 0 1 2 3 4      and beside it      ... WARM full 0 1 2 3 4
 # Goes on with whatever was stopped, and does no run twice. OUTPUT (runs/real) holds the runs; benchmarks/real/table.py reads them.
+# MORE holds further settings, such as "evaluation.every=0".
 # WARM is what this leaves (SMOLLM2: a folder or Hub name):
 #   slimrl sft model.path=$SMOLLM2 model.dtype=bfloat16 name=warm steps=40 sft.batch_size=32 evaluation.problems=32 \
 #       evaluation.harder_problems=0
@@ -21,6 +22,6 @@ for seed in "$@"; do
     else
         slimrl train "$here/../../recipes/grpo.yaml" model.path="$warm" model.dtype=${DTYPE:-bfloat16} output="$output" name="$(basename "$run")" \
             seed="$seed" steps=${STEPS:-200} rollout.problems=16 rollout.group_size=8 rollout.max_new_tokens=64 algorithm.kl_coef=0 $settings \
-            evaluation.problems=400 evaluation.harder_problems=0 evaluation.every=40 checkpoint.every=10 log.rollouts=false --quiet
+            evaluation.problems=400 evaluation.harder_problems=0 evaluation.every=40 checkpoint.every=10 log.rollouts=false ${MORE:-} --quiet
     fi
 done
