@@ -138,6 +138,11 @@ class Played:
     failed: str = ""
     """Why the environment could not go on; empty where it did."""
 
+    @property
+    def policy_turns(self) -> int:
+        """Turns of the policy."""
+        return sum(role == "assistant" for role, _ in self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
