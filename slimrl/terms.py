@@ -22,6 +22,7 @@ Engine = Literal["builtin", "vllm"]
 GroupBaseline = Literal["group_mean", "leave_one_out", "none"]
 Baseline = Literal[GroupBaseline, "critic"]
 Scale = Literal["group", "batch", "none", "mean"]
+Credit = Literal["episode", "turn"]
 
 # the loss
 Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]

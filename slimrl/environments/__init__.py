@@ -16,8 +16,10 @@ from slimrl.records import Problem
 
 Messages = Sequence[Mapping[str, str]]
 """Chat messages: `role` and `content`."""
-Step = tuple[Messages, bool]
-"""The messages that the policy reads next, and True where the episode is over; they are then not read."""
+Step = tuple[Messages, bool] | tuple[Messages, bool, float | None]
+"""The messages that the policy reads next, and True where the episode is over; they are then not read. The reward of the turn may
+follow.
+"""
 
 
 class Environment(Protocol):
@@ -27,7 +29,8 @@ class Environment(Protocol):
     none, and without `step` such a turn ends the episode.
     Further methods are called where a class has them. `reset(problem)` is called before the first turn; it returns the messages
     of the prompt, or None for the task's own. Its prompt must depend on the problem alone, since a group shares one.
-    `score()` is called when the episode is over, and returns what `rewards.environment` pays, or None.
+    `score()` is called when the episode is over, and returns what `rewards.environment` pays beside the rewards of turns, or
+    None.
     """
 
     def step(self, text: str) -> Step | Awaitable[Step]:
