@@ -18,6 +18,10 @@ CompletionForm = Literal["auto", "text", "messages"]
 # sampling
 Engine = Literal["builtin", "vllm"]
 
+# the sandbox
+Isolated = Literal["bubblewrap", "namespaces", "limits"]
+Isolation = Literal["auto", Isolated]
+
 # advantages
 GroupBaseline = Literal["group_mean", "leave_one_out", "none"]
 Baseline = Literal[GroupBaseline, "critic"]
