@@ -19,16 +19,7 @@ import struct
 import sys
 from collections.abc import Mapping
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
-    1,
-    2,
-    4,
-    8,
-    32,
-    4096,
-    16384,
-    1 << 18,
-)
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 KEPT_FLAGS = 2 | 4 | 8 | 1024 | 2048 | 4096
 """Flags of a mount that a bind of it may not drop: statvfs and mount have the same numbers for all but the last."""
 ST_RELATIME, MS_RELATIME, MNT_DETACH = 4096, 1 << 21, 2
@@ -245,14 +236,7 @@ def _limit(request: Request) -> None:
     """Limits of the process, no rights, and the filter of system calls, which also keeps the limits from being raised."""
     is_weak = request["isolation"] == b"limits"
     memory, seconds, tasks = (int(request[name]) for name in ("memory", "cpu_seconds", "tasks"))
-    limits = {
-        "CORE": 0,
-        "NOFILE": FILES,
-        "FSIZE": int(request["scratch"]) * MIB,
-        "MEMLOCK": 0,
-        "MSGQUEUE": 0,
-        "AS": memory * MIB,
-    }
+    limits = {"CORE": 0, "NOFILE": FILES, "FSIZE": int(request["scratch"]) * MIB, "MEMLOCK": 0, "MSGQUEUE": 0, "AS": memory * MIB}
     limits |= {"NPROC": tasks} if tasks else {}
     try:
         for name, most in limits.items():
