@@ -22,7 +22,7 @@ class EnvironmentConfig(Section):
     those of the environment too."""
     tool_prompt: Annotated[Literal["auto", "template", "text", "none"], Needs("name")] = "auto"
     """How a prompt describes the environment's tools: by the chat `template`, by a `text` in the system message with the plain
-    form of a call, or not at all (`none`), for a model that knows them; `auto`: by the template if it can."""
+    form of a call, or not at all (`none`), for a model that knows them; `auto`: as the model needs it."""
     deadline: Annotated[Positive, Needs("name")] = 30.0
     """Seconds for an answer of the environment, after which the episode ends and is unscorable."""
 

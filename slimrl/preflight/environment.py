@@ -12,6 +12,7 @@ from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.tools import MARKS, told, tools_of
 from slimrl.errors import SettingsError
+from slimrl.model.lora import TAUGHT
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
@@ -50,7 +51,8 @@ def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Pr
     marks = prompter.control.spelled_by("".join(MARKS))
     policy = replace(policy, form_ids=policy.form_ids | (marks - {*policy.stop_ids}))
     prompter = replace(prompter, form_ids=prompter.form_ids | marks)
-    if config.tool_prompt == "none":
+    known = getattr(policy.model.config, TAUGHT, {}).get("tools", ())
+    if config.tool_prompt == "none" or (config.tool_prompt == "auto" and {tool.name for tool in tools} <= {*known}):
         return policy, prompter
     described = prompter.describing([tool.schema for tool in tools]) if config.tool_prompt != "text" else None
     if described is None and config.tool_prompt == "template":
