@@ -13,10 +13,10 @@ import builtins
 import ctypes
 import os
 import resource
-import runpy
 import select
 import struct
 import sys
+from _frozen_importlib_external import SourceFileLoader
 from collections.abc import Mapping
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
@@ -283,8 +283,10 @@ def _run(request: Request) -> None:
     sys.modules.pop("inside", None)
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, ""))
+    module = sys.modules["__main__"] = type(sys)("__main__")
+    vars(module).update(__file__=path, __builtins__=builtins)
     try:
-        runpy.run_path(path, run_name="__main__")
+        SourceFileLoader("__main__", path).exec_module(module)
     except SystemExit:
         raise
     except BaseException as error:
@@ -343,7 +345,7 @@ def _limits(request: Request, status: int, proc: int, caller: int) -> None:
         _report(status, _told(code, usage.ru_utime + usage.ru_stime))
     if os.getppid() != caller:
         os.chdir("/")
-        _remove(folder)
+        remove(folder)
 
 
 def _end_all(child: int) -> None:
@@ -364,15 +366,21 @@ def _end_all(child: int) -> None:
             return
 
 
-def _remove(folder: str) -> None:
-    """A folder and all in it; links are not followed."""
+def remove(folder: str) -> None:
+    """A folder and all in it; links are not followed, and folders within folders are moved up, however deep they lie."""
     try:
-        os.chmod(folder, 0o700)
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                _remove(entry.path)
-            else:
-                os.unlink(entry.path)
+        while inner := [*os.scandir(folder)]:
+            for entry in inner:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                for one in [*os.scandir(entry.path)]:
+                    if one.is_dir(follow_symlinks=False):
+                        os.rename(one.path, os.path.join(folder, os.urandom(8).hex()))
+                    else:
+                        os.unlink(one.path)
+                os.rmdir(entry.path)
         os.rmdir(folder)
     except OSError:
         pass

@@ -63,13 +63,13 @@ class Way:
 
     def fields(self, config: SandboxConfig) -> dict[str, bytes]:
         """The part of a request that says how it is isolated and limited."""
-        weak, several = self.isolation == "limits", config.processes > 1
+        weak, several = self.isolation == "limits", config.processes > 1  # which are several only where they are counted
         machine = platform.machine()
         filtered = sys.platform == "linux" and machine in ARCHITECTURES
         calls = b""
         if filtered:
             calls = call_filter(
-                machine, processes=several, threads=weak or self.tasks, signals=several and not weak
+                machine, processes=several, threads=weak or self.tasks, signals=several
             )
         texts: Mapping[str, object] = {
             "isolation": self.isolation,

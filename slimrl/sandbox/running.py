@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -83,6 +82,11 @@ class Sandbox:
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
         self.way = chosen(config)
+        if config.processes > 1 and not self.way.tasks:
+            raise SettingsError(
+                f"sandbox.processes={config.processes}: with {self.way.isolation} nothing here counts the processes of a program; "
+                "set sandbox.processes=1"
+            )
         self._fields = self.way.fields(config)
         self._pool: ThreadPoolExecutor | None = None
 
@@ -165,7 +169,7 @@ def _run(way: Way, fields: Mapping[str, bytes], config: SandboxConfig, files: Ma
         home = inside.SCRATCH
         if way.isolation == "limits":
             home = tempfile.mkdtemp(prefix="slimrl-sandbox-")
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
+            stack.callback(inside.remove, home)
             request["folder"] = os.fsencode(home)
         file = stack.enter_context(tempfile.TemporaryFile())
         for name, data in request.items():
