@@ -1,8 +1,8 @@
 """The filter of system calls (seccomp) that a program in the sandbox cannot take off.
 
-It is a list of what is allowed: files, memory, signals to itself, threads, clocks that are read, waiting. All else is refused: the
-network, starting programs, mounting, namespaces, tracing, keys, devices, io_uring, bpf, clocks that are set, and whatever later
-kernels add. The kernel runs it as a program of classic BPF on (number, architecture, arguments) of each call.
+It is a list of what is allowed: files, memory, signals to itself, threads, clocks that are read, waiting. All else is refused:
+the network, starting programs, mounting, namespaces, tracing, keys, devices, io_uring, bpf, clocks that are set, and whatever
+later kernels add. The kernel runs it as a program of classic BPF on (number, architecture, arguments) of each call.
 """
 
 import errno

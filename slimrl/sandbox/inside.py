@@ -7,7 +7,7 @@ The keeper waits for the program and writes down how it ended; it holds the only
 `bubblewrap` bwrap has done so. Each of them is killed by the kernel with the process that started it. No import here takes long.
 """
 
-import _signal as signal
+import _signal as signal  # type: ignore[import-not-found]  # signal takes longer to import
 import _sitebuiltins
 import builtins
 import ctypes
@@ -19,7 +19,16 @@ import sys
 from _frozen_importlib_external import SourceFileLoader
 from collections.abc import Mapping
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 KEPT_FLAGS = 2 | 4 | 8 | 1024 | 2048 | 4096
 """Flags of a mount that a bind of it may not drop: statvfs and mount have the same numbers for all but the last."""
 ST_RELATIME, MS_RELATIME, MNT_DETACH = 4096, 1 << 21, 2
@@ -195,7 +204,7 @@ def _start(request: Request, status: int, proc: int) -> int:
         _report(status, f"error {error}")
         os._exit(0)
     os.closerange(3, FILES + 1000)
-    _run(request)
+    _run()
     raise SystemExit(0)
 
 
@@ -236,7 +245,14 @@ def _limit(request: Request) -> None:
     """Limits of the process, no rights, and the filter of system calls, which also keeps the limits from being raised."""
     is_weak = request["isolation"] == b"limits"
     memory, seconds, tasks = (int(request[name]) for name in ("memory", "cpu_seconds", "tasks"))
-    limits = {"CORE": 0, "NOFILE": FILES, "FSIZE": int(request["scratch"]) * MIB, "MEMLOCK": 0, "MSGQUEUE": 0, "AS": memory * MIB}
+    limits = {
+        "CORE": 0,
+        "NOFILE": FILES,
+        "FSIZE": int(request["scratch"]) * MIB,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+        "AS": memory * MIB,
+    }
     limits |= {"NPROC": tasks} if tasks else {}
     try:
         for name, most in limits.items():
@@ -274,7 +290,7 @@ def _set_limit(name: str, soft: int, hard: int, *, may_fail: bool) -> None:
             raise
 
 
-def _run(request: Request) -> None:
+def _run() -> None:
     """The program as `python program.py` runs it."""
     path = os.path.join(os.getcwd(), "program.py")
     own = os.path.dirname(__file__)
@@ -325,10 +341,8 @@ def _limits(request: Request, status: int, proc: int, caller: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     try:
         os.chdir(folder)
-        try:
+        if sys.platform == "linux":
             _prctl(PR_SET_CHILD_SUBREAPER, 1)
-        except OSError:
-            pass
         child = _start(request, status, proc)
     except Exception as error:
         _report(status, f"error {error}")

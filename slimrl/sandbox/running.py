@@ -64,7 +64,7 @@ class Outcome:
 
     @property
     def printed(self) -> str:
-        """What the program printed, or else a sentence on why it has not ended well, with the last lines of its error."""
+        """The text that the program printed; where it has not ended well, also its last errors, and a sentence that says so."""
         if not self.exit_code and not self.ended_by:
             return self.stdout
         why = f"The program was ended by its limit of {self.ended_by}." if self.ended_by else ""
@@ -84,8 +84,8 @@ class Sandbox:
         self.way = chosen(config)
         if config.processes > 1 and not self.way.tasks:
             raise SettingsError(
-                f"sandbox.processes={config.processes}: with {self.way.isolation} nothing here counts the processes of a program; "
-                "set sandbox.processes=1"
+                f"sandbox.processes={config.processes}: with {self.way.isolation} nothing here counts the processes of a "
+                "program; set sandbox.processes=1"
             )
         self._fields = self.way.fields(config)
         self._pool: ThreadPoolExecutor | None = None
@@ -128,8 +128,8 @@ def chosen(config: SandboxConfig) -> Way:
         reasons.append(f"{isolation}: {reason}")
     if config.isolation == "auto":
         raise SettingsError(
-            f"sandbox.isolation=auto finds no isolation that works here ({'; '.join(reasons)}); install bubblewrap, or allow user "
-            "namespaces, or set sandbox.isolation=limits, which guarantees nothing about files and the network"
+            f"sandbox.isolation=auto finds no isolation that works here ({'; '.join(reasons)}); install bubblewrap, or allow "
+            "user namespaces, or set sandbox.isolation=limits, which guarantees nothing about files and the network"
         )
     raise SettingsError(
         f"sandbox.isolation={config.isolation} does not work here ({reasons[0].partition(': ')[2]}); set another, as auto does"

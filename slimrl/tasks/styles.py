@@ -13,7 +13,7 @@ from itertools import pairwise
 from slimrl.tasks.thinking import committed, ended, split
 from slimrl.terms import Checker
 
-MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
+MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:", "code": "```"}
 """The mark of an answer in each style, which an instruction that asks for the style holds too."""
 ASKED = {
     "choice": ("the letter of the right option", "letter"),
@@ -193,6 +193,31 @@ def _render_answer(solution: str, answer: str) -> str:
     return _join(re.sub(r"^[ \t]*(?:Answer:\s*)+", "", solution, flags=re.MULTILINE), f"Answer: {answer.strip()}")
 
 
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[ \t]*$", re.MULTILINE)
+"""A line that begins or ends a block of code."""
+
+
+def _extract_code(text: str) -> str:
+    """The last block of code that has an end; empty if there is none, or another begins behind it and does not end."""
+    fences = [*_FENCE.finditer(text)]
+    blocks = [(start, end) for start, end in zip(fences[::2], fences[1::2], strict=False) if not end[1]]
+    if not blocks or len(fences) % 2:
+        return ""
+    start, end = blocks[-1]
+    return text[start.end() : end.start()].strip("\n").rstrip()
+
+
+def unfenced(completion: str) -> str:
+    """A program that stands outside of a block, or in one that does not end, after the thinking."""
+    text = committed(completion)
+    fences = [*_FENCE.finditer(text)]
+    return (text[fences[-1].end() :] if len(fences) % 2 else text).strip("\n").rstrip()
+
+
+def _render_code(solution: str, _answer: str) -> str:
+    return f"```python\n{solution.strip()}\n```"
+
+
 STYLES: dict[str, Style] = {
     "hashes": Style(
         "hashes",
@@ -224,5 +249,16 @@ STYLES: dict[str, Style] = {
         _extract_answer,
         _render_answer,
     ),
+    "code": Style(
+        "code",
+        "Write a Python program that solves the task. End with the whole program in one block:\n```python\n<program>\n```",
+        _extract_code,
+        _render_code,
+    ),
 }
 """By the name that `task.style` takes."""
+
+
+def interchangeable(name: str) -> list[str]:
+    """The styles in which the answers of a task may be written whose style is this one, itself first."""
+    return [name, *(other for other in STYLES if other != name and "code" not in (name, other))]

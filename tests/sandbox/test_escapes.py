@@ -54,7 +54,7 @@ class World:
         for one in self.datagrams:
             one.settimeout(0.05)
         self.left_open = os.open(self.secret, os.O_RDONLY)
-        os.set_inheritable(self.left_open, True)  # noqa: FBT003
+        os.set_inheritable(self.left_open, True)
         self.shm = 0x51000000 | int(self.token[:5], 16)
         libc = ctypes.CDLL(None)
         self.segment = libc.shmget(self.shm, 4096, 0o1600)
@@ -108,7 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module", params=ISOLATIONS)
-def tried(request: Any, world: World) -> Iterator[tuple[World, dict[str, Outcome]]]:
+def tried(request: Any, world: World) -> tuple[World, dict[str, Outcome]]:
     """All programs, side by side, under one isolation."""
     way, reason = working(request.param)
     if way is None:
@@ -120,7 +120,7 @@ def tried(request: Any, world: World) -> Iterator[tuple[World, dict[str, Outcome
         outcomes = {name: future.result() for name, future in started.items()}
     del os.environ["SLIMRL_SECRET"]
     world.hear_datagrams()
-    yield world, outcomes
+    return world, outcomes
 
 
 def test_there_are_fifty() -> None:

@@ -67,7 +67,9 @@ ENDS = {
 def ended(request: Any) -> Iterator[dict[str, Outcome]]:
     counts = {s.get("processes", 1) for s, _ in PROGRAMS.values() if request.param != "limits" or not s}
     boxes = {count: made(request.param, processes=count) for count in counts}
-    started = {n: boxes[s.get("processes", 1)].start(c) for n, (s, c) in PROGRAMS.items() if s.get("processes", 1) in counts}
+    started = {
+        n: boxes[s.get("processes", 1)].start(c) for n, (s, c) in PROGRAMS.items() if s.get("processes", 1) in counts
+    }
     yield {name: future.result(timeout=100) for name, future in started.items()}
     for box in boxes.values():
         box.close()
@@ -128,7 +130,12 @@ while True: time.sleep(1)
 def test_nothing_outlives_a_caller_that_is_killed(isolation: str, tmp_path: Path) -> None:
     made(isolation)
     environ = os.environ | {"TMPDIR": str(tmp_path)}
-    caller = subprocess.Popen([sys.executable, "-c", CALLER, isolation, "1" if isolation == "limits" else "4"], stdout=subprocess.PIPE, text=True, env=environ)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER, isolation, "1" if isolation == "limits" else "4"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environ,
+    )
     assert caller.stdout is not None
     with caller.stdout:
         assert caller.stdout.readline() == "ready\n"
@@ -137,7 +144,9 @@ def test_nothing_outlives_a_caller_that_is_killed(isolation: str, tmp_path: Path
     time.sleep(0.3)
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    wait_until(lambda: not [line for line in commands("inside.main()") if line.rstrip().endswith(f" {caller.pid}")], mark)
+    wait_until(
+        lambda: not [line for line in commands("inside.main()") if line.rstrip().endswith(f" {caller.pid}")], mark
+    )
     wait_until(lambda: list(tmp_path.iterdir()) == [], "an empty folder")
 
 
@@ -153,7 +162,10 @@ def test_a_program_has_its_files_its_input_and_nothing_else(isolation: str) -> N
     with made(isolation, output=512) as sandbox:
         program = "import sys, os, helper\nfrom b.c import x\nprint(sys.stdin.read(), open('a.txt').read(), helper.y, x, sorted(os.listdir()))"
         files = {"a.txt": "é", "helper.py": "y = 2", "b/c.py": "x = 3"}
-        assert sandbox.run(program, files, "ä" * 10**5).stdout == "ä" * 10**5 + " é 2 3 ['a.txt', 'b', 'helper.py', 'program.py']\n"
+        assert (
+            sandbox.run(program, files, "ä" * 10**5).stdout
+            == "ä" * 10**5 + " é 2 3 ['a.txt', 'b', 'helper.py', 'program.py']\n"
+        )
         program = "import os; print(sorted(os.environ.keys() - {'PWD', 'LC_CTYPE'}), hash('a'))"
         first, second = sandbox.run(program), sandbox.run(program)
         assert first.stdout.startswith("['HOME', 'LANG', 'PATH', 'PYTHONHASHSEED', 'TMPDIR'] ")
@@ -190,7 +202,9 @@ def test_auto_takes_the_strongest_and_asks_for_a_weaker_one(monkeypatch: pytest.
     monkeypatch.setattr(running, "working", lambda one: (None, f"{one} is broken"))
     with pytest.raises(SettingsError, match=r"bubblewrap is broken.*or set sandbox\.isolation=limits"):
         Sandbox(SandboxConfig())
-    with pytest.raises(SettingsError, match=r"sandbox\.isolation=namespaces does not work here \(namespaces is broken\)"):
+    with pytest.raises(
+        SettingsError, match=r"sandbox\.isolation=namespaces does not work here \(namespaces is broken\)"
+    ):
         Sandbox(SandboxConfig(isolation="namespaces"))
 
 
@@ -209,8 +223,13 @@ def test_a_sandbox_that_fails_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)
 def test_filters_are_programs(machine: str) -> None:
-    filters = [call_filter(machine, processes=p, threads=t, signals=s) for p in (False, True) for t in (False, True) for s in (False, True)]
+    filters = [
+        call_filter(machine, processes=p, threads=t, signals=s)
+        for p in (False, True)
+        for t in (False, True)
+        for s in (False, True)
+    ]
     assert len({*filters}) > 3
     assert all(len(one) % 8 == 0 and len(one) // 8 < 4096 for one in filters)
-    assert PATCHED == OWN_PID.to_bytes(4, "little")
+    assert OWN_PID.to_bytes(4, "little") == PATCHED
     assert filters[0].count(PATCHED) == 2
