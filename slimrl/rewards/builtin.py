@@ -177,8 +177,8 @@ class BuiltIn:
 
 BUILT_IN: dict[str, BuiltIn] = {
     "correct": BuiltIn(correct, 0.0, 1.0, needs=("task",), answer=True),
-    "tests_passed": BuiltIn(tests_passed, 0.0, 1.0, needs=("task",), style="code", answer=True),
     "format": BuiltIn(format_, 0.0, 1.0, needs=("task",)),
+    "tests_passed": BuiltIn(tests_passed, 0.0, 1.0, needs=("task",), style="code", answer=True),
     "match_format_exactly": BuiltIn(
         study.match_format_exactly, 0.0, 3.0, style="tags", as_published=study.match_format_exactly_published
     ),

@@ -74,6 +74,8 @@ def _conditions(*, processes: bool, threads: bool, signals: bool) -> dict[str, l
     return {
         # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: no TIOCSTI, and nothing of devices
         "ioctl": [Condition(2, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])],
+        # of descriptors and locks, and none that has signals sent
+        "fcntl": [Condition(2, [0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032])],
         "prctl": [Condition(0, [3, 15, 16])],  # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME
         "prlimit64": [Condition(0, [0])],  # of itself
         "kill": own,

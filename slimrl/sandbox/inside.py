@@ -12,7 +12,6 @@ import _sitebuiltins
 import builtins
 import ctypes
 import os
-import resource
 import select
 import struct
 import sys
@@ -37,7 +36,8 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 SPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 1, 4, 22, 24, 36
 PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER, CAPABILITIES = 38, 2, 64
-NUMBER_OF_PIVOT_ROOT, NUMBER_OF_CAPSET = {"x86_64": (155, 126)}.get(os.uname().machine, (41, 91))
+PIVOT_ROOT, CAPSET = (155, 41), (126, 91)
+"""Numbers of calls that the C library has no function for: on x86-64, and on other machines."""
 SCRATCH = "/scratch"
 """Folder of the program's files where it has a root of its own."""
 NOBODY = 65534
@@ -54,6 +54,7 @@ Request = Mapping[str, bytes]
 def main() -> None:
     """Arguments: number of the pipe for the end, number of an open /proc or -1, process number of the caller."""
     status, proc, caller = map(int, sys.argv[1:4])
+    os.umask(0o022)
     request = read_request()
     if request["isolation"] == b"limits":
         _limits(request, status, proc, caller)
@@ -84,7 +85,7 @@ def read_request() -> Request:
 
 # ------------------------------------------------------------------------------------------------ the kernel's own words
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def _call(name: str, *arguments: object) -> int:
@@ -97,6 +98,11 @@ def _call(name: str, *arguments: object) -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
     return result
+
+
+def _numbered(numbers: tuple[int, int], *arguments: object) -> None:
+    """A call by its number."""
+    _call("syscall", ctypes.c_long(numbers[os.uname().machine != "x86_64"]), *arguments)
 
 
 def _prctl(*arguments: int) -> None:
@@ -140,7 +146,7 @@ def _enter_namespaces(request: Request, proc: int) -> None:
     _mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
     os.chdir(base)
     os.mkdir("old")
-    _call("syscall", ctypes.c_long(NUMBER_OF_PIVOT_ROOT), b".", b"old")
+    _numbered(PIVOT_ROOT, b".", b"old")
     os.chdir("/")
     for line in _lines(request, "binds"):
         _bind(line)
@@ -268,7 +274,7 @@ def _limit(request: Request) -> None:
     except OSError:  # not one that this kernel has, or no right to drop it, and then none to gain it
         pass
     header, none = (ctypes.create_string_buffer(data) for data in (struct.pack("=Ii", 0x20080522, 0), bytes(24)))
-    _call("syscall", ctypes.c_long(NUMBER_OF_CAPSET), header, none)
+    _numbered(CAPSET, header, none)
     _prctl(PR_SET_DUMPABLE, 0)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     code = ctypes.create_string_buffer(request["filter"].replace(OWN_PID, struct.pack("=I", os.getpid())))
@@ -278,6 +284,8 @@ def _limit(request: Request) -> None:
 
 def _set_limit(name: str, soft: int, hard: int, *, may_fail: bool) -> None:
     """Lower a limit; one that is lower already stays."""
+    import resource  # which not every system has
+
     kind = getattr(resource, f"RLIMIT_{name}", None)
     if kind is None:
         return

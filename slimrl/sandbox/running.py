@@ -74,7 +74,7 @@ class Outcome:
 
 
 class Sandbox:
-    """Runs programs, each in a process of its own that is gone with all it had when `run` returns.
+    """Runs programs, each in a process of its own, which is ended with all that it started when `run` returns.
 
     Raises SettingsError, where it is made, if the isolation of the settings does not work on this machine.
     """

@@ -38,7 +38,7 @@ def run():
             exec(compile(text, f"test {number}" if number >= 0 else "answer.py", "exec"), module.__dict__)
             why = ""
         except BaseException as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200] or "an exception"
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(" :") or "an exception"
         os.write(told, f"{mark} {number} {why}\\n".encode("utf-8", "replace"))
         if why and number < 0:
             break

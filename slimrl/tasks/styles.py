@@ -193,29 +193,39 @@ def _render_answer(solution: str, answer: str) -> str:
     return _join(re.sub(r"^[ \t]*(?:Answer:\s*)+", "", solution, flags=re.MULTILINE), f"Answer: {answer.strip()}")
 
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+.-]*)[ \t]*$", re.MULTILINE)
-"""A line that begins or ends a block of code."""
+_FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*([\w+.-]*)[ \t]*$", re.MULTILINE)
+"""A line that begins a block of code, or ends one that began with no more backquotes."""
+
+
+def _blocks(text: str) -> tuple[list[str], int]:
+    """The blocks of code that have an end, and the place where one begins that has none; -1: there is no such."""
+    found, begun, marks = [], -1, 0
+    for fence in _FENCE.finditer(text):
+        if begun < 0:
+            begun, marks = fence.end(), len(fence[1])
+        elif len(fence[1]) >= marks and not fence[2]:
+            found.append(text[begun : fence.start()].strip("\n").rstrip())
+            begun = -1
+    return found, begun
 
 
 def _extract_code(text: str) -> str:
-    """The last block of code that has an end; empty if there is none, or another begins behind it and does not end."""
-    fences = [*_FENCE.finditer(text)]
-    blocks = [(start, end) for start, end in zip(fences[::2], fences[1::2], strict=False) if not end[1]]
-    if not blocks or len(fences) % 2:
-        return ""
-    start, end = blocks[-1]
-    return text[start.end() : end.start()].strip("\n").rstrip()
+    """The last block of code; empty if there is none, or another begins behind it and does not end."""
+    found, begun = _blocks(text)
+    return found[-1] if found and begun < 0 else ""
 
 
 def unfenced(completion: str) -> str:
     """A program that stands outside of a block, or in one that does not end, after the thinking."""
     text = committed(completion)
-    fences = [*_FENCE.finditer(text)]
-    return (text[fences[-1].end() :] if len(fences) % 2 else text).strip("\n").rstrip()
+    begun = _blocks(text)[1]
+    return text[max(begun, 0) :].strip("\n").rstrip()
 
 
 def _render_code(solution: str, _answer: str) -> str:
-    return f"```python\n{solution.strip()}\n```"
+    code = solution.strip("\n").rstrip()
+    fence = "`" * max(2, 2, *map(len, re.findall("`{3,}", code))) + "`"
+    return f"{fence}python\n{code}\n{fence}"
 
 
 STYLES: dict[str, Style] = {

@@ -159,7 +159,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "code": "x = 1"}, "the row has no field 'test_list'"),
     ({"text": "b", "code": "x = 1", "test_list": []}, "field 'test_list' has no tests; add some or remove the row"),
     ({"text": "c", "code": "x = 1", "test_list": "assert x"}, ""),
-    ({"text": "d", "code": "x = 1", "test_list": ["assert x == 1", "assert x == 2"]}, "the code passes 1 of 2 tests (AssertionError:); correct the code or the tests"),
+    ({"text": "d", "code": "x = 1", "test_list": ["assert x == 1", "assert x == 2"]}, "the code passes 1 of 2 tests (AssertionError); correct the code or the tests"),
     ({"text": "e", "code": "x =", "test_list": ["assert x"]}, "the code passes 0 of 1 tests (SyntaxError: "),
     ({"text": "f", "code": "while True: pass", "test_list": ["assert 1"]}, "the code passes 0 of 1 tests (ended by its limit of time)"),
     ({"text": "g", "code": "x = 1", "test_list": [1]}, "field 'test_list' must be a list of strings"),
