@@ -17,6 +17,8 @@ CompletionForm = Literal["auto", "text", "messages"]
 
 # sampling
 Engine = Literal["builtin", "vllm"]
+BUILT_IN_MODELS = ("builtin", "builtin-tools")
+"""Values of `model.path` for models that come with SlimRL: of one turn, and of `calculator` and `guess`."""
 
 # the sandbox
 Isolated = Literal["bubblewrap", "namespaces", "limits"]
@@ -26,6 +28,7 @@ Isolation = Literal["auto", Isolated]
 GroupBaseline = Literal["group_mean", "leave_one_out", "none"]
 Baseline = Literal[GroupBaseline, "critic"]
 Scale = Literal["group", "batch", "none", "mean"]
+Credit = Literal["episode", "turn"]
 
 # the loss
 Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]

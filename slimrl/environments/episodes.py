@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from numbers import Real
 from threading import Lock, Thread, Timer
 from typing import Any
 
@@ -50,6 +52,8 @@ class Episode:
     """Tokens up to the end of the last answer."""
     answered: int = 0
     """Messages of the last answer."""
+    rewards: tuple[float | None, ...] = ()
+    """Of the turns that were answered."""
     score: float | None = None
     failed: str = ""
     over: bool = False
@@ -104,7 +108,7 @@ class Play:
         try:
             environment = self._environment(episode)
             text = self.rules.decode(ids[episode.seen :])
-            messages, over = _answer(environment, text)
+            messages, over, reward = _answer(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
             score = _score(environment) if over else None
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
@@ -115,6 +119,7 @@ class Play:
         with episode.lock:
             if not found.done():
                 episode.said += (("assistant", text), *told)
+                episode.rewards += (reward,)
                 episode.turns, episode.answered = episode.turns + 1, len(told)
                 episode.seen, episode.over, episode.score = len(ids) + len(reply), over, score
                 found.set_result(reply)
@@ -155,7 +160,10 @@ class Play:
             said = said[: len(said) - episode.answered]
         elif not episode.over and len(ids) > episode.seen:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
-        return Played(said, None if episode.failed else episode.score, episode.failed)
+        if episode.failed:
+            return Played(said, failed=episode.failed)
+        paid = any(reward is not None for reward in episode.rewards)
+        return Played(said, episode.score, rewards=episode.rewards if paid else ())
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
@@ -167,23 +175,34 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
 
 
 def _score(environment: Environment) -> float | None:
-    score: Any = getattr(environment, "score", lambda: None)()
+    score: Any = getattr(environment, "score", lambda: 0.0)()
     return None if score is None else float(score)
 
 
-def _answer(environment: Environment, text: str) -> tuple[Messages, bool]:
-    """Messages and whether the episode is over; raises DataError for an answer of another form."""
+def _answer(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:
+    """Messages, whether the episode is over, and the turn's reward; raises DataError for an answer of another form."""
     answer: Any = environment.step(text)
     if inspect.isawaitable(answer):
         answer = asyncio.run(_awaited(answer))
-    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], bool):
-        raise DataError(f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False")
-    messages, over = answer
+    if not isinstance(answer, tuple) or len(answer) not in (2, 3) or not isinstance(answer[1], bool):
+        raise DataError(
+            f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False, with or without a reward"
+        )
+    messages, over, *rest = answer
     if fault := message_fault(messages, ANSWERS):
         raise DataError(f"returned {fault} from step")
     if not over and not messages:
         raise DataError("returned no messages from step for an episode that is not over")
-    return messages, over
+    return messages, over, _reward(rest[0]) if rest else None
+
+
+def _reward(value: Any) -> float | None:
+    """The reward of a turn; raises DataError for what is neither a finite number nor None."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
+        value = value.item()
+    if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+        raise DataError(f"returned {str(value)[:60]!r} from step as the reward of a turn, which is no finite number")
+    return None if value is None else float(value)
 
 
 async def _awaited(answer: Any) -> Any:

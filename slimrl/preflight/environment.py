@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from slimrl.config.environment import EnvironmentConfig
-from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
-from slimrl.environments import Make, Messages, maker, opening
+from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
+from slimrl.environments.tools import MARKS, told, tools_of
 from slimrl.errors import SettingsError
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
-from slimrl.records import Completion, Played, Problem, Turns, turns_of
+from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
 from slimrl.rewards.custom import files_digest, load_function, source_files
 from slimrl.rollout import Request
 
@@ -21,27 +22,52 @@ KEPT = 4096
 """Prompts of environments that are kept."""
 
 
-def rules_of(config: RootConfig, policy: Policy, prompter: Prompter) -> Rules | None:
-    """The rules of the settings' environment; None where a completion is one turn.
+def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tuple[Rules | None, Policy, Prompter]:
+    """The rules of episodes, None where a completion is one turn, and policy and prompter with the tools of the environment.
 
-    Raises SettingsError where it cannot be made, or has no score to pay.
+    Raises SettingsError for an environment that cannot be made, or whose tools cannot be told.
     """
     environment = config.environment
     if not environment.name:
-        return None
+        return None, policy, prompter
     make = maker(environment, partial(load_function, setting="environment.name"))
-    scored = isinstance(config, TrainConfig | EvalConfig) and "environment" in config.rewards.built_in
-    if scored and not hasattr(make(), "score"):
-        raise SettingsError(
-            f"rewards.environment pays what score() returns, and {environment.name!r} has no such method; write one, or remove it"
-        )
+    policy, prompter = _telling(environment, make, policy, prompter)
+    return _rules(environment, make, policy, prompter), policy, prompter
 
+
+def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> tuple[Policy, Prompter]:
+    """The policy and the prompter with the tools of an environment: prompts describe them, and calls stay in texts.
+
+    Raises SettingsError where the chat template is to describe them and does not.
+    """
+    tools = tools_of(make(), where=f"environment.name={config.name}")
+    if not tools:
+        if config.tool_prompt != "auto":
+            raise SettingsError(
+                f"environment.tool_prompt={config.tool_prompt} has no effect, since the environment has no tools; remove it"
+            )
+        return policy, prompter
+    marks = prompter.control.spelled_by("".join(MARKS))
+    policy = replace(policy, form_ids=policy.form_ids | (marks - {*policy.stop_ids}))
+    prompter = replace(prompter, form_ids=prompter.form_ids | marks)
+    if config.tool_prompt == "none":
+        return policy, prompter
+    described = prompter.describing([tool.schema for tool in tools]) if config.tool_prompt != "text" else None
+    if described is None and config.tool_prompt == "template":
+        raise SettingsError(
+            "environment.tool_prompt=template, but the tokenizer's chat template does not describe tools; remove it, or set "
+            "it to text"
+        )
+    return policy, described or replace(prompter, tool_text=told(tools))
+
+
+def _rules(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> Rules:
     def encode(messages: Messages, last: int) -> tuple[int, ...]:
         # a turn that ended with a text of rollout.stop has not drawn the token that ends it
         end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
         return (*end, *prompter.following_ids(messages))
 
-    return Rules(make, _openings(make), policy.decode, encode, environment.turns, environment.deadline)
+    return Rules(make, _openings(make), policy.decode, encode, config.turns, config.deadline)
 
 
 def _openings(make: Make) -> Callable[[Problem], Turns]:
@@ -69,6 +95,21 @@ def played(request: Request, completions: Sequence[Completion]) -> tuple[Played,
     return request.on_turn.played(completions) if isinstance(request.on_turn, Play) else ()
 
 
+def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Group]) -> None:
+    """Raises SettingsError where `rewards.environment` has nothing to pay: the class has no `score`, and its `step` returned no
+    reward for any turn of these episodes.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    read = sum(rollout.completion.finish == "stop" for rollout in rollouts)
+    unpaid = read and not any(rollout.turn_rewards for rollout in rollouts)
+    if rules is None or "environment" not in config.rewards.built_in or not unpaid or hasattr(rules.make(), "score"):
+        return
+    raise SettingsError(
+        f"rewards.environment pays what {config.environment.name!r} returns, which has no score(), and whose step returned no "
+        f"reward in any of {read} episodes; return the reward of each turn, 0 where it earns nothing, or write score()"
+    )
+
+
 def environment_digest(config: EnvironmentConfig) -> str:
     """SHA-256 of the files of the environment; empty where there is none."""
-    return files_digest(source_files(config.name)) if config.name else ""
+    return files_digest(source_files(specified(config.name))) if config.name else ""

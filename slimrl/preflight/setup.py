@@ -25,7 +25,7 @@ from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import played, posed, rules_of
+from slimrl.preflight.environment import demand_rewards, in_environment, played, posed
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
@@ -180,6 +180,8 @@ class TrainSetup:
         draw(requests, on_group=score, progress=self.progress)
         with setup.profiler.part("rewards"):
             scored = [setup.awaited(groups[index]) for index in range(len(problems))]
+        if strict:
+            demand_rewards(setup.config, setup.rules, scored)
         if setup.config.rewards.zero_truncated:
             return [unpaid_when_truncated(group, self.rewards) for group in scored]
         return scored
@@ -203,7 +205,7 @@ def prepare(
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
     policy, teacher = _taught(config, policy) if training else (policy, None)
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    rules = rules_of(config, policy, prompter)
+    rules, policy, prompter = in_environment(config, policy, prompter)
     task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
 
     def length(problem: Problem) -> int:

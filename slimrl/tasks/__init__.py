@@ -116,12 +116,14 @@ def load_task(
     `answers` says which rows of a user's own data need one; without `training` there may be no training problems.
     Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
-    from slimrl.tasks import arithmetic, files
+    from slimrl.tasks import arithmetic, files, guess
 
     style, grader = STYLES[config.style], grader_for(config.checker, checks.sandbox)
     if config.name == "arithmetic":
         splits = arithmetic.load(config.arithmetic, seed=seed)
         demonstrators = arithmetic.demonstrators(config.arithmetic, style)
+    elif config.name == "guess":
+        splits, demonstrators = guess.load(seed=seed), {}
     else:
 
         def encode_row(problem: Problem) -> None:
@@ -143,7 +145,7 @@ def load_task(
             "task.answers=shuffled: every training problem has the answer of another one, held-out problems have theirs"
         )
     problems = train, splits.test, splits.harder
-    if config.name != "arithmetic" and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
+    if not config.is_made and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
         notes.append("no held-out answer is checked, so accuracy is 0 whatever a model writes")
     return Task(
         config.name,

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+import slimrl
 from slimrl.config.sandbox import SandboxConfig
 from slimrl.sandbox import Outcome, Sandbox, working
 from tests.sandbox.escapes import HARMFUL, HARMLESS, HEADER
 
+PYTHON = Path(os.path.realpath(sys.executable))
 ISOLATIONS = ("bubblewrap", "namespaces")
 ESCAPES = HARMLESS | HARMFUL
 UNSEEN = {"own environment", "environment at the start", "tcp6", "user namespace", "perf_event_open", "bpf", "keyctl", "add_key",
@@ -74,11 +76,11 @@ class World:
         return json.dumps({
             "name": name, "token": self.token, "unique": self.unique, "secret": str(self.secret),
             "outside": str(self.outside), "precious": str(self.precious), "home": str(Path.home()),
-            "home_names": sorted({*os.listdir(Path.home())} - {*Path(os.path.realpath(sys.executable)).parts}),
+            "home_names": sorted({*os.listdir(Path.home())} - {*PYTHON.parts, *Path(slimrl.__file__).parts}),
             "parent": os.getpid(),
             "victim": self.victims[0].pid, "bystander": self.victims[1].pid, "port": self.servers[0].getsockname()[1],
             "udp": self.datagrams[0].getsockname()[1], "unix": self.servers[1].getsockname(), "abstract": self.token,
-            "datagram": self.datagrams[1].getsockname(), "shm": self.shm, "python": os.path.realpath(sys.executable),
+            "datagram": self.datagrams[1].getsockname(), "shm": self.shm, "python": str(PYTHON),
         })  # fmt: skip
 
     def hear_datagrams(self) -> None:

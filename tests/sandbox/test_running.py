@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,13 @@ ENDS = {
 
 
 @pytest.fixture(scope="module", params=ALL)
-def ended(request: Any) -> Iterator[dict[str, Outcome]]:
+def ended(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        yield from _ended(request)
+
+
+def _ended(request: Any) -> Iterator[dict[str, Outcome]]:
     counts = {s.get("processes", 1) for s, _ in PROGRAMS.values() if request.param != "limits" or not s}
     boxes = {count: made(request.param, processes=count) for count in counts}
     started = {
@@ -92,9 +99,13 @@ def test_a_program_ends(ended: dict[str, Outcome], name: str) -> None:
 
 def test_nothing_is_left(ended: dict[str, Outcome]) -> None:
     assert ended
-    time.sleep(0.2)
-    assert commands("inside.main()") == []
-    assert not list(Path("/tmp").glob("slimrl-sandbox-*"))
+    wait_until(lambda: children(os.getpid()) == [], "no process")
+    assert not list(Path(tempfile.gettempdir()).glob("slimrl-sandbox-*"))
+
+
+def children(caller: int) -> list[str]:
+    """The processes of sandboxes that a process has started, all of which have its number as their last argument."""
+    return [line for line in commands("inside.main()") if line.rstrip().endswith(f" {caller}")]
 
 
 def commands(part: str) -> list[str]:
@@ -144,9 +155,7 @@ def test_nothing_outlives_a_caller_that_is_killed(isolation: str, tmp_path: Path
     time.sleep(0.3)
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    wait_until(
-        lambda: not [line for line in commands("inside.main()") if line.rstrip().endswith(f" {caller.pid}")], mark
-    )
+    wait_until(lambda: not children(caller.pid), mark)
     wait_until(lambda: list(tmp_path.iterdir()) == [], "an empty folder")
 
 
