@@ -83,8 +83,6 @@ def read_request() -> Request:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ the kernel's own words
-
 _libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
@@ -119,9 +117,6 @@ def _die_with(parent: int) -> None:
     _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if parent and os.getppid() != parent:
         os._exit(1)
-
-
-# ------------------------------------------------------------------------------------------------ namespaces
 
 
 def _enter_namespaces(request: Request, proc: int) -> None:
@@ -188,9 +183,6 @@ def _new_user(proc: int, more: int = 0) -> None:
         file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(file, text.encode())
         os.close(file)
-
-
-# ------------------------------------------------------------------------------------------------ the program
 
 
 def _start(request: Request, status: int, proc: int) -> int:
@@ -299,7 +291,7 @@ def _set_limit(name: str, soft: int, hard: int, *, may_fail: bool) -> None:
 
 
 def _run() -> None:
-    """The program as `python program.py` runs it."""
+    """Run the program as Python runs a file."""
     path = os.path.join(os.getcwd(), "program.py")
     own = os.path.dirname(__file__)
     sys.path[:] = [os.getcwd(), *(place for place in sys.path if place and place != own)]
@@ -319,9 +311,6 @@ def _run() -> None:
             trace = trace.tb_next
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise SystemExit(1) from None
-
-
-# ------------------------------------------------------------------------------------------------ its end
 
 
 def _end(child: int) -> str:

@@ -56,7 +56,7 @@ class Outcome:
     """At most `sandbox.output` KiB, with `stderr`; bytes that are not UTF-8 are replaced."""
     stderr: str
     exit_code: int
-    """As of `python program.py`; minus the number of the signal that ended it."""
+    """As Python gives it; minus the number of the signal that ended the process."""
     ended_by: EndedBy = ""
     """The limit that ended it; empty where it ended by itself."""
     seconds: float = 0.0

@@ -35,7 +35,7 @@ def run():
     module = sys.modules["answer"] = type(sys)("answer")
     for number, text in enumerate((code, setup, *tests), -2):
         try:
-            exec(compile(text, f"test {number}" if number >= 0 else "answer.py", "exec"), module.__dict__)
+            exec(compile(text, f"test {number}" if number >= 0 else "answer", "exec"), module.__dict__)
             why = ""
         except BaseException as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(" :") or "an exception"
