@@ -58,6 +58,8 @@ def evaluate(setup: Setup[Any], *, step: int, progress: Progress = _silent) -> E
     graded: dict[int, Future[Graded]] = {}
 
     def grade(index: int, completions: tuple[Completion, ...]) -> None:
+        if setup.task.runs_programs:
+            setup.task.begin([setup.text(completion) for completion in completions], problems[index].answer)
         told = played(requests[index], completions)
         graded[index] = setup.grading.submit(_graded, setup, problems[index], completions, told)
         progress(len(graded), len(problems))

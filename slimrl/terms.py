@@ -7,7 +7,7 @@ This module imports nothing of the package. The surrogates are not here: their n
 from typing import Literal
 
 # the task
-Checker = Literal["numeric", "symbolic", "exact", "choice", "regex", "none"]
+Checker = Literal["numeric", "symbolic", "exact", "choice", "regex", "tests", "none"]
 Template = Literal["auto", "chat", "plain"]
 Answers = Literal["needed", "all_or_none", "unneeded"]
 """Of a user's own rows: every row needs one; all may lack one, as where accuracy is measured if it can be; any row may."""

@@ -33,6 +33,7 @@ EXAMPLES = {
     "services.py",
     "signature.py",
     "calculator.py",
+    "program.py",
     "train_grpo.py",
 }
 """Files of an imagined user."""

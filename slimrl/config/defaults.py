@@ -17,7 +17,7 @@ SFT_RATES = (2e-4, 1e-4, 2e-5)
 LORA_RATE = 10  # times the rate of the model's own weights
 NEW_WEIGHTS = 2e-4  # of a model that begins with random weights, whatever its size: there is nothing to forget
 TINY_BUDGET = 64  # new tokens of a tiny model, whatever the task
-BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "jsonl": 512, "math": 1024, "aime": 4096}
+BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "code": 512, "jsonl": 512, "math": 1024, "aime": 4096}
 """New tokens of other models by task; a task that is not here gets those of `jsonl`."""
 MOST_BY_SOLUTION = 4096  # new tokens that long worked solutions may ask for
 

@@ -67,6 +67,8 @@ class RewardsConfig(Section):
     """Weight of: 1 when the strict answer equals the gold answer, else 0."""
     format: Annotated[float, Weight()] = 0.0
     """Weight of: 1 when the completion has the required form, else 0."""
+    tests_passed: Annotated[float, Weight()] = 0.0
+    """Weight of: the share of the tests of a problem that the program passes, 0 to 1 (needs task.name=code)."""
     match_format_exactly: Annotated[float, Weight(case_study=True)] = 0.0
     """Weight of the case study's exact format reward (0 or 3 points; needs task.style=tags)."""
     match_format_approximately: Annotated[float, Weight(case_study=True)] = 0.0

@@ -12,9 +12,9 @@ class SandboxConfig(Section):
     prefix = "sandbox"
 
     isolation: Isolation = "auto"
-    """The means by which a program is shut in (docs/sandbox.md): `bubblewrap`, `namespaces` (the kernel's, with a filter of system
-    calls), or `limits`, which guarantees nothing about files and the network. `auto`: the first of `bubblewrap` and `namespaces`
-    that works here, and an error if none does."""
+    """The means by which a program is shut in (docs/sandbox.md): `bubblewrap`, `namespaces` (of the kernel, without a tool), or
+    `limits`, which guarantees nothing about files and the network. `auto`: the first of `bubblewrap` and `namespaces` that works
+    here, and an error if none does."""
     seconds: Positive = 15.0
     """Seconds by the clock that a program may take, sleep included."""
     cpu_seconds: Count = 5

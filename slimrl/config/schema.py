@@ -13,6 +13,7 @@ from slimrl.config.base import Count, CountOrZero, Section
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.config.places import address_problem, is_address
 from slimrl.config.rewards import PUNISHMENTS, RewardsConfig
+from slimrl.config.sandbox import SandboxConfig
 from slimrl.config.sections import (
     CheckpointConfig,
     CurriculumConfig,
@@ -60,6 +61,8 @@ class RootConfig(Section):
     """The problems, and the answers that count as right."""
     environment: EnvironmentConfig = EnvironmentConfig()
     """The answers between the turns of an episode, where a completion is more than one turn."""
+    sandbox: SandboxConfig = SandboxConfig()
+    """The processes in which programs of a model are run."""
     rollout: RolloutConfig = RolloutConfig()
     """The sampling of completions."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -118,6 +121,12 @@ class RootConfig(Section):
                 f"evaluation.twins has no effect: nothing says what other numbers give in problems of task {self.task.name}; "
                 "remove it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _someone_runs_programs(self) -> Self:
+        if self.task.name != "code" and self.sandbox != SandboxConfig():
+            raise ValueError("the section sandbox has no effect without task.name=code, which runs programs; remove it")
         return self
 
     @model_validator(mode="after")

@@ -121,12 +121,13 @@ class ColumnsConfig(Section):
 
 
 class TaskConfig(Section):
-    name: Literal["arithmetic", "guess", "gsm8k", "aime", "math", "svamp", "jsonl"] = "arithmetic"
+    name: Literal["arithmetic", "guess", "gsm8k", "aime", "math", "svamp", "code", "jsonl"] = "arithmetic"
     """Source of the problems: `arithmetic` and `guess` (numbers for `environment.name=guess`) are built in; the others read files
-    or the Hub; `jsonl` any data of yours, and the default where there is a `path`."""
+    or the Hub; `code` asks for programs and runs them against tests in the sandbox (docs/sandbox.md); `jsonl` is any data of
+    yours, and the default where there is a `path`."""
     path: str = ""
     """Training problems: a file (JSONL, JSON, CSV, TSV or Parquet, each also as .gz) or a data set on the Hub, `org/name`; empty:
-    the Hub's own of this task (not for `jsonl`)."""
+    the Hub's own of this task (not for `jsonl` and `code`)."""
     test_path: str = ""
     """Held-out problems, given as `path` is; empty: `test_split` where there is one, else, with a `path`, about
     a tenth of its questions, chosen by a hash of the question: the order of the file does not matter, and rows stay on their
@@ -147,8 +148,9 @@ class TaskConfig(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """`error`: a row that is malformed, repeated, both trained on and held out, or changed by the chat template ends the run;
     `skip` leaves it out."""
-    style: Literal["hashes", "boxed", "tags", "answer"] = "hashes"
-    """Form in which an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`."""
+    style: Literal["hashes", "boxed", "tags", "answer", "code"] = "hashes"
+    """Form in which an answer must be written: `#### 72`, `\\boxed{72}`, the case study's tags, or `Answer: 72`; `code`, a fenced
+    block of Python, belongs to `task.name=code`, and is its only form."""
     instruction: str = "auto"
     """The system message; empty sends none. `auto`: what `slimrl sft` taught the model with, else the style's own."""
     template: Template = "auto"
@@ -161,7 +163,7 @@ class TaskConfig(Section):
     checker: Checker = "numeric"
     """`numeric`: exact fractions; `symbolic`: LaTeX through math-verify (the extra `math`); `exact`: the same text, but for case
     and white space; `choice`: the letter of an option; `regex`: the right answer is a pattern that must fit the whole answer;
-    `none`: nothing is right or wrong, and no answers are needed."""
+    `tests`: a program passes its tests, which is `task.name=code`; `none`: nothing is right or wrong, no answers are needed."""
     answers: Literal["right", "shuffled"] = "right"
     """`shuffled`, a control: every training problem has the answer of another one. Held-out problems keep theirs."""
     arithmetic: ArithmeticConfig = ArithmeticConfig()
@@ -175,13 +177,25 @@ class TaskConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_path_needs_no_name(cls, settings: Any) -> Any:
-        named = not isinstance(settings, dict) or "name" in settings or not settings.get("path")
+        if not isinstance(settings, dict):
+            return settings
+        if settings.get("name") == "code":
+            return {"style": "code", "checker": "tests", **settings}
+        named = "name" in settings or not settings.get("path")
         return settings if named else {**settings, "name": "jsonl"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.name == "jsonl" and not self.path:
-            raise ValueError("task.name=jsonl needs task.path=FILE, or task.path=org/name of a data set on the Hub")
+        if self.name in ("jsonl", "code") and not self.path:
+            raise ValueError(
+                f"task.name={self.name} needs task.path=FILE, or task.path=org/name of a data set on the Hub"
+            )
+        for key, own in (("style", "code"), ("checker", "tests")):
+            if (getattr(self, key) == own) != (self.name == "code"):
+                raise ValueError(
+                    f"task.{key}={getattr(self, key)} does not go with task.name={self.name}; remove it "
+                    f"(task.name=code has task.{key}={own}, and no other task has)"
+                )
         if self.name != "jsonl" and self.columns != ColumnsConfig():
             raise ValueError(
                 f"task.columns has no effect with task.name={self.name}; set task.name=jsonl, or remove it"

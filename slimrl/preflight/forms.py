@@ -20,7 +20,7 @@ from slimrl.records import Completion
 from slimrl.results import FormFinding
 from slimrl.rollout import Request
 from slimrl.tasks import Task
-from slimrl.tasks.styles import STYLES
+from slimrl.tasks.styles import STYLES, interchangeable
 
 MOST_PROBLEMS, FEWEST_PROBLEMS = 32, 8
 FORM_TOKENS = 2**15
@@ -32,8 +32,9 @@ DOUBT = 0.05
 def compare_forms(setup: Setup[Any]) -> list[FormFinding]:
     """One finding per form, the run's own first; empty where no problem's prompts fit in all forms."""
     budget, own = setup.config.rollout.budget, setup.task.style.name
-    count = max(FEWEST_PROBLEMS, min(MOST_PROBLEMS, FORM_TOKENS // (budget * len(STYLES))))
-    tasks = [_in_form(setup, name) for name in sorted(STYLES, key=lambda name: name != own)]
+    names = interchangeable(own)
+    count = max(FEWEST_PROBLEMS, min(MOST_PROBLEMS, FORM_TOKENS // (budget * len(names))))
+    tasks = [_in_form(setup, name) for name in names]
     room, answers = setup.policy.context - budget, []
     prompts: list[list[tuple[int, ...]]] = []
     for problem in islice(setup.training_problems(step=0, count=count), count):

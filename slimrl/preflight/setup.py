@@ -51,7 +51,7 @@ from slimrl.rewards.gold import GoldReport
 from slimrl.rewards.scoring import Sampled, unpaid_when_truncated
 from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
-from slimrl.tasks import Task, chat_messages, load_task
+from slimrl.tasks import Checks, Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
 from slimrl.tasks.thinking import closed
 from slimrl.terms import Answers
@@ -270,7 +270,12 @@ def _load_task(
     if isinstance(config, TrainConfig):
         answers = "needed" if needs_answers(config.rewards) else "unneeded"
     found = load_task(
-        config.task, instruction=instruction, seed=config.seed, encode=encode, answers=answers, training=training
+        config.task,
+        instruction=instruction,
+        seed=config.seed,
+        checks=Checks(encode, config.sandbox),
+        answers=answers,
+        training=training,
     )
     return found if rules is None else replace(found, opening=rules.opening), lengths
 

@@ -91,6 +91,10 @@ def _built_in(name: str, row: BuiltIn, config: RewardsConfig, arguments: dict[st
 
 
 def _refuse_misfit(name: str, row: BuiltIn, task: Task) -> None:
+    if row.style == "code" != task.style.name:
+        raise SettingsError(
+            f"rewards.{name} runs programs, which only task.name=code asks for; set it, or rewards.{name}=0"
+        )
     if row.style not in ("", task.style.name):
         raise SettingsError(
             f"rewards.{name} reads the case study's tags, which task.style={task.style.name} does not ask for; "

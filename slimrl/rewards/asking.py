@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from slimrl.config.rewards import RewardsConfig
+from slimrl.config.sandbox import SandboxConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
 from slimrl.records import Completion
@@ -20,7 +21,7 @@ from slimrl.rewards.judge import Judge
 from slimrl.rewards.outcomes import Scored, Unscored
 from slimrl.rewards.scoring import asked
 from slimrl.tasks import Task
-from slimrl.tasks.answers import Grader
+from slimrl.tasks.programs import grader_for
 from slimrl.tasks.styles import STYLES
 from slimrl.terms import Checker
 
@@ -167,14 +168,22 @@ def _bare(sampled: Sampled) -> Sampled:
     return replace(sampled, completions=[Completion((), c.token_ids, (), "stop") for c in sampled.completions])
 
 
-def load_answer(
-    style: str, checker: Checker, instruction: str, config: RewardsConfig, max_new_tokens: int, digest: str
-) -> Answer:
+class Form(NamedTuple):
+    """The part of a task that a worker needs."""
+
+    style: str
+    checker: Checker
+    instruction: str
+    sandbox: SandboxConfig
+
+
+def load_answer(form: Form, config: RewardsConfig, max_new_tokens: int, digest: str) -> Answer:
     """In a worker: load task and rewards; returns the function that gives the result of each place in a request, and, where
     there is none, the number of completions that a request may have.
     """
     # without problems, which come one by one
-    task = Task("worker", (), (), (), STYLES[style], Grader(checker), instruction, {})
+    grader = grader_for(form.checker, form.sandbox)
+    task = Task("worker", (), (), (), STYLES[form.style], grader, form.instruction, {})
     loaded = load_rewards(config, task, max_new_tokens=max_new_tokens)
     if rewards_digest(config) != digest:
         raise SettingsError("a file of rewards.custom changed during the run; bring it back, or start another run")
@@ -191,6 +200,7 @@ def load_answer(
             if place not in together:
                 yield _Running([place])
                 if place[1] == GRADES:
+                    task.begin(sampled.texts, sampled.problem.answer)
                     yield place, [task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
                 else:
                     yield place, Call(rewards[place[1]], sampled, task).scored()

@@ -11,6 +11,7 @@ from slimrl.randomness import generator
 from slimrl.rewards import case_study as study
 from slimrl.rewards.outcomes import total
 from slimrl.tasks import Task
+from slimrl.tasks.programs import ProgramGrader
 
 
 class Undecided(Enum):
@@ -31,6 +32,14 @@ def correct(
     """
     grades = [task.grade(text, gold) for text, gold in zip(completions, answer, strict=True)]
     return [UNDECIDED if grade.undecided else float(grade.strict) for grade in grades]
+
+
+def tests_passed(
+    task: Task, /, completions: Sequence[str], *, answer: Sequence[str], **_: object
+) -> list[float | Undecided]:
+    """The share of the tests of a problem that each program passes; UNDECIDED where the sandbox itself failed."""
+    assert isinstance(task.grader, ProgramGrader)
+    return [UNDECIDED if x is None else x for x in task.grader.shares(completions, answer, task.style)]
 
 
 def format_(task: Task, /, completions: Sequence[str], **_: object) -> list[float]:
@@ -180,6 +189,7 @@ class BuiltIn:
 BUILT_IN: dict[str, BuiltIn] = {
     "correct": BuiltIn(correct, 0.0, 1.0, needs=("task",), answer=True),
     "format": BuiltIn(format_, 0.0, 1.0, needs=("task",)),
+    "tests_passed": BuiltIn(tests_passed, 0.0, 1.0, needs=("task",), style="code", answer=True),
     "match_format_exactly": BuiltIn(
         study.match_format_exactly, 0.0, 3.0, style="tags", as_published=study.match_format_exactly_published
     ),

@@ -2,18 +2,19 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Self
 
 from slimrl.config.rewards import RewardsConfig, is_programs
+from slimrl.config.sandbox import SandboxConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
 from slimrl.machine.worker import Worker
 from slimrl.records import Group
 from slimrl.rewards import Reward
-from slimrl.rewards.asking import ScoringThread, load_answer, refused, unjudged
+from slimrl.rewards.asking import Form, ScoringThread, load_answer, refused, unjudged
 from slimrl.rewards.asynchronous import Awaiting
 from slimrl.rewards.calls import Call, Sampled, arguments, is_asynchronous
 from slimrl.rewards.custom import rewards_digest
@@ -23,6 +24,7 @@ from slimrl.rewards.outcomes import Scored
 from slimrl.rewards.scoring import asked
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
+from slimrl.tasks.programs import ProgramGrader
 from slimrl.tasks.styles import STYLES
 
 OUTPUT_BYTES = 1 << 16  # shown of what rewards print, in all
@@ -66,18 +68,22 @@ class Scorer:
         self._awaiting = Awaiting()
         self._jobs = Jobs()
         self._closed = False
+        # programs take their time, during which this process goes on sampling
+        self._later = ThreadPoolExecutor(1, "grading") if task.runs_programs else None
         self._threads: list[ScoringThread] = []
         self._guard: Guard | None = None
         if workers:
-            if STYLES.get(task.style.name) is not task.style or type(task.grader) is not Grader:
+            if STYLES.get(task.style.name) is not task.style or type(task.grader) not in (Grader, ProgramGrader):
                 raise SettingsError(
                     "rewards.workers needs a style and a checker of SlimRL's own; set rewards.workers=0"
                 )
-            form = task.style.name, task.grader.checker, task.instruction
+            grader = task.grader
+            sandbox = grader.sandbox.config if isinstance(grader, ProgramGrader) else SandboxConfig()
+            form = Form(task.style.name, grader.checker, task.instruction, sandbox)
             # a worker that is started later must find the same files
             loaded = {spec: custom for spec, custom in config.custom.items() if not is_programs(spec)}
             theirs = config.model_copy(update={"judge": {}, "custom": loaded})
-            load = partial(load_answer, *form, theirs, max_new_tokens, rewards_digest(theirs))
+            load = partial(load_answer, form, theirs, max_new_tokens, rewards_digest(theirs))
             with refused():
                 self._guard = Guard()
             output, memory = _Output(show), int(config.memory * GIB)
@@ -106,15 +112,25 @@ class Scorer:
             job = Job(Future(), sampled, judged, own)
             self._jobs.put(job)
             return job.future
-        others = [reward for reward in unjudged(asked(self._rewards, sampled)) if reward.name not in own]
-        job = Job(Future(), sampled, judged, {**own, **self._here(others, sampled, None)})
+        job = Job(Future(), sampled, judged, own)
+        if self._later is None:
+            self._score(job)
+        else:
+            self._task.begin(sampled.texts, sampled.problem.answer)
+            self._later.submit(self._score, job)
+        return job.future
+
+    def _score(self, job: Job) -> None:
+        """Score a job in this process; what goes wrong is its result."""
+        sampled = job.sampled
+        others = [reward for reward in unjudged(asked(self._rewards, sampled)) if reward.name not in job.here]
         try:
+            job = job._replace(here={**job.here, **self._here(others, sampled, None)})
             job.deliver(
                 self._rewards, [self._task.grade(text, sampled.problem.answer).strict for text in sampled.texts]
             )
         except Exception as error:
             job.future.set_exception(error)
-        return job.future
 
     def _here(self, rewards: Sequence[Reward], sampled: Sampled, seconds: float | None) -> dict[str, Future[Scored]]:
         """The results of rewards in this process by name: plain functions are called now, asynchronous ones are awaited
@@ -131,6 +147,8 @@ class Scorer:
     def close(self) -> None:
         """End the workers and whatever they started; groups that are not scored yet are cancelled."""
         self._closed = True
+        if self._later is not None:
+            self._later.shutdown(cancel_futures=True)
         for thread in self._threads:
             thread.stop()
         self._jobs.close()

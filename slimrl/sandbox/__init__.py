@@ -6,9 +6,9 @@
 docs/sandbox.md says what each isolation guarantees. This room knows settings, and nothing of models, tasks and rewards.
 """
 
+from slimrl.sandbox.isolation import Way as Way
 from slimrl.sandbox.running import EndedBy as EndedBy
 from slimrl.sandbox.running import Outcome as Outcome
 from slimrl.sandbox.running import Sandbox as Sandbox
 from slimrl.sandbox.running import SandboxError as SandboxError
-from slimrl.sandbox.running import Way as Way
 from slimrl.sandbox.running import working as working

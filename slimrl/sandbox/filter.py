@@ -1,8 +1,8 @@
 """The filter of system calls (seccomp) that a program in the sandbox cannot take off.
 
-It is a list of what is allowed: files, memory, signals to itself, threads, clocks that are read, waiting. All else is refused: the
-network, starting programs, mounting, namespaces, tracing, keys, devices, io_uring, bpf, clocks that are set, and whatever later
-kernels add. The kernel runs it as a program of classic BPF on (number, architecture, arguments) of each call.
+It is a list of what is allowed: files, memory, signals to itself, threads, clocks that are read, waiting. All else is refused:
+the network, starting programs, mounting, namespaces, tracing, keys, devices, io_uring, bpf, clocks that are set, and whatever
+later kernels add. The kernel runs it as a program of classic BPF on (number, architecture, arguments) of each call.
 """
 
 import errno
@@ -74,6 +74,8 @@ def _conditions(*, processes: bool, threads: bool, signals: bool) -> dict[str, l
     return {
         # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: no TIOCSTI, and nothing of devices
         "ioctl": [Condition(2, [0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451])],
+        # of descriptors and locks, and none that has signals sent
+        "fcntl": [Condition(2, [0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032])],
         "prctl": [Condition(0, [3, 15, 16])],  # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME
         "prlimit64": [Condition(0, [0])],  # of itself
         "kill": own,

@@ -7,19 +7,27 @@ The keeper waits for the program and writes down how it ended; it holds the only
 `bubblewrap` bwrap has done so. Each of them is killed by the kernel with the process that started it. No import here takes long.
 """
 
-import _signal as signal
+import _signal as signal  # type: ignore[import-not-found]  # signal takes longer to import
 import _sitebuiltins
 import builtins
 import ctypes
 import os
-import resource
-import runpy
 import select
 import struct
 import sys
+from _frozen_importlib_external import SourceFileLoader
 from collections.abc import Mapping
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 KEPT_FLAGS = 2 | 4 | 8 | 1024 | 2048 | 4096
 """Flags of a mount that a bind of it may not drop: statvfs and mount have the same numbers for all but the last."""
 ST_RELATIME, MS_RELATIME, MNT_DETACH = 4096, 1 << 21, 2
@@ -28,7 +36,8 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 SPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER = 1, 4, 22, 24, 36
 PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER, CAPABILITIES = 38, 2, 64
-NUMBER_OF_PIVOT_ROOT, NUMBER_OF_CAPSET = {"x86_64": (155, 126)}.get(os.uname().machine, (41, 91))
+PIVOT_ROOT, CAPSET = (155, 41), (126, 91)
+"""Numbers of calls that the C library has no function for: on x86-64, and on other machines."""
 SCRATCH = "/scratch"
 """Folder of the program's files where it has a root of its own."""
 NOBODY = 65534
@@ -45,6 +54,7 @@ Request = Mapping[str, bytes]
 def main() -> None:
     """Arguments: number of the pipe for the end, number of an open /proc or -1, process number of the caller."""
     status, proc, caller = map(int, sys.argv[1:4])
+    os.umask(0o022)
     request = read_request()
     if request["isolation"] == b"limits":
         _limits(request, status, proc, caller)
@@ -73,9 +83,7 @@ def read_request() -> Request:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ the kernel's own words
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def _call(name: str, *arguments: object) -> int:
@@ -88,6 +96,11 @@ def _call(name: str, *arguments: object) -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
     return result
+
+
+def _numbered(numbers: tuple[int, int], *arguments: object) -> None:
+    """A call by its number."""
+    _call("syscall", ctypes.c_long(numbers[os.uname().machine != "x86_64"]), *arguments)
 
 
 def _prctl(*arguments: int) -> None:
@@ -104,9 +117,6 @@ def _die_with(parent: int) -> None:
     _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if parent and os.getppid() != parent:
         os._exit(1)
-
-
-# ------------------------------------------------------------------------------------------------ namespaces
 
 
 def _enter_namespaces(request: Request, proc: int) -> None:
@@ -131,7 +141,7 @@ def _enter_namespaces(request: Request, proc: int) -> None:
     _mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
     os.chdir(base)
     os.mkdir("old")
-    _call("syscall", ctypes.c_long(NUMBER_OF_PIVOT_ROOT), b".", b"old")
+    _numbered(PIVOT_ROOT, b".", b"old")
     os.chdir("/")
     for line in _lines(request, "binds"):
         _bind(line)
@@ -175,9 +185,6 @@ def _new_user(proc: int, more: int = 0) -> None:
         os.close(file)
 
 
-# ------------------------------------------------------------------------------------------------ the program
-
-
 def _start(request: Request, status: int, proc: int) -> int:
     """Start the program's process; its number."""
     own = os.getpid()
@@ -195,7 +202,7 @@ def _start(request: Request, status: int, proc: int) -> int:
         _report(status, f"error {error}")
         os._exit(0)
     os.closerange(3, FILES + 1000)
-    _run(request)
+    _run()
     raise SystemExit(0)
 
 
@@ -236,7 +243,14 @@ def _limit(request: Request) -> None:
     """Limits of the process, no rights, and the filter of system calls, which also keeps the limits from being raised."""
     is_weak = request["isolation"] == b"limits"
     memory, seconds, tasks = (int(request[name]) for name in ("memory", "cpu_seconds", "tasks"))
-    limits = {"CORE": 0, "NOFILE": FILES, "FSIZE": int(request["scratch"]) * MIB, "MEMLOCK": 0, "MSGQUEUE": 0, "AS": memory * MIB}
+    limits = {
+        "CORE": 0,
+        "NOFILE": FILES,
+        "FSIZE": int(request["scratch"]) * MIB,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+        "AS": memory * MIB,
+    }
     limits |= {"NPROC": tasks} if tasks else {}
     try:
         for name, most in limits.items():
@@ -252,7 +266,7 @@ def _limit(request: Request) -> None:
     except OSError:  # not one that this kernel has, or no right to drop it, and then none to gain it
         pass
     header, none = (ctypes.create_string_buffer(data) for data in (struct.pack("=Ii", 0x20080522, 0), bytes(24)))
-    _call("syscall", ctypes.c_long(NUMBER_OF_CAPSET), header, none)
+    _numbered(CAPSET, header, none)
     _prctl(PR_SET_DUMPABLE, 0)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     code = ctypes.create_string_buffer(request["filter"].replace(OWN_PID, struct.pack("=I", os.getpid())))
@@ -262,6 +276,8 @@ def _limit(request: Request) -> None:
 
 def _set_limit(name: str, soft: int, hard: int, *, may_fail: bool) -> None:
     """Lower a limit; one that is lower already stays."""
+    import resource  # which not every system has
+
     kind = getattr(resource, f"RLIMIT_{name}", None)
     if kind is None:
         return
@@ -274,8 +290,8 @@ def _set_limit(name: str, soft: int, hard: int, *, may_fail: bool) -> None:
             raise
 
 
-def _run(request: Request) -> None:
-    """The program as `python program.py` runs it."""
+def _run() -> None:
+    """Run the program as Python runs a file."""
     path = os.path.join(os.getcwd(), "program.py")
     own = os.path.dirname(__file__)
     sys.path[:] = [os.getcwd(), *(place for place in sys.path if place and place != own)]
@@ -283,8 +299,10 @@ def _run(request: Request) -> None:
     sys.modules.pop("inside", None)
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, ""))
+    module = sys.modules["__main__"] = type(sys)("__main__")
+    vars(module).update(__file__=path, __builtins__=builtins)
     try:
-        runpy.run_path(path, run_name="__main__")
+        SourceFileLoader("__main__", path).exec_module(module)
     except SystemExit:
         raise
     except BaseException as error:
@@ -293,9 +311,6 @@ def _run(request: Request) -> None:
             trace = trace.tb_next
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise SystemExit(1) from None
-
-
-# ------------------------------------------------------------------------------------------------ its end
 
 
 def _end(child: int) -> str:
@@ -323,10 +338,8 @@ def _limits(request: Request, status: int, proc: int, caller: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     try:
         os.chdir(folder)
-        try:
+        if sys.platform == "linux":
             _prctl(PR_SET_CHILD_SUBREAPER, 1)
-        except OSError:
-            pass
         child = _start(request, status, proc)
     except Exception as error:
         _report(status, f"error {error}")
@@ -343,7 +356,7 @@ def _limits(request: Request, status: int, proc: int, caller: int) -> None:
         _report(status, _told(code, usage.ru_utime + usage.ru_stime))
     if os.getppid() != caller:
         os.chdir("/")
-        _remove(folder)
+        remove(folder)
 
 
 def _end_all(child: int) -> None:
@@ -364,15 +377,21 @@ def _end_all(child: int) -> None:
             return
 
 
-def _remove(folder: str) -> None:
-    """A folder and all in it; links are not followed."""
+def remove(folder: str) -> None:
+    """A folder and all in it; links are not followed, and folders within folders are moved up, however deep they lie."""
     try:
-        os.chmod(folder, 0o700)
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                _remove(entry.path)
-            else:
-                os.unlink(entry.path)
+        while inner := [*os.scandir(folder)]:
+            for entry in inner:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                for one in [*os.scandir(entry.path)]:
+                    if one.is_dir(follow_symlinks=False):
+                        os.rename(one.path, os.path.join(folder, os.urandom(8).hex()))
+                    else:
+                        os.unlink(one.path)
+                os.rmdir(entry.path)
         os.rmdir(folder)
     except OSError:
         pass

@@ -63,14 +63,15 @@ class Way:
 
     def fields(self, config: SandboxConfig) -> dict[str, bytes]:
         """The part of a request that says how it is isolated and limited."""
-        weak, several = self.isolation == "limits", config.processes > 1
+        weak, several = (
+            self.isolation == "limits",
+            config.processes > 1,
+        )  # which are several only where they are counted
         machine = platform.machine()
         filtered = sys.platform == "linux" and machine in ARCHITECTURES
         calls = b""
         if filtered:
-            calls = call_filter(
-                machine, processes=several, threads=weak or self.tasks, signals=several and not weak
-            )
+            calls = call_filter(machine, processes=several, threads=weak or self.tasks, signals=several)
         texts: Mapping[str, object] = {
             "isolation": self.isolation,
             "user": self.user,
@@ -96,7 +97,14 @@ class Way:
 
 def _bubblewrap(way: Way, place: str) -> list[str]:
     seen = visible()
-    found = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-pid", "--unshare-net"]
+    found = [
+        shutil.which("bwrap") or "bwrap",
+        "--die-with-parent",
+        "--new-session",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--unshare-net",
+    ]
     found += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--cap-drop", "ALL"]
     if way.user == "nobody":
         found += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
@@ -139,7 +147,12 @@ class Visible(NamedTuple):
 def visible() -> Visible:
     """Python's library and the folders of shared libraries from which it loads any of its modules."""
     asked = subprocess.run(
-        [executable(), *OPTIONS, "-c", _LOOK], env=environment("/"), capture_output=True, text=True, timeout=60, check=False
+        [executable(), *OPTIONS, "-c", _LOOK],
+        env=environment("/"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     paths = {path for path in asked.stdout.splitlines() if path.startswith("/")} | {*SHARED, *DEVICES}
     paths = {kept for path in paths for kept in (path, os.path.realpath(path)) if os.path.exists(path)}
@@ -150,7 +163,11 @@ def visible() -> Visible:
         if not any(path == above or path.startswith(f"{above}/") for above in (*kept, *linked)):
             kept.append(path)
     library = sysconfig.get_path("stdlib")
-    hidden = (f"{place}/{name}" for place in {library, os.path.realpath(library)} for name in ("site-packages", "dist-packages"))
+    hidden = (
+        f"{place}/{name}"
+        for place in {library, os.path.realpath(library)}
+        for name in ("site-packages", "dist-packages")
+    )
     return Visible(tuple(kept), tuple(path for path in hidden if os.path.isdir(path)), links)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -57,7 +56,7 @@ class Outcome:
     """At most `sandbox.output` KiB, with `stderr`; bytes that are not UTF-8 are replaced."""
     stderr: str
     exit_code: int
-    """As of `python program.py`; minus the number of the signal that ended it."""
+    """As Python gives it; minus the number of the signal that ended the process."""
     ended_by: EndedBy = ""
     """The limit that ended it; empty where it ended by itself."""
     seconds: float = 0.0
@@ -65,7 +64,7 @@ class Outcome:
 
     @property
     def printed(self) -> str:
-        """What the program printed, or else a sentence on why it has not ended well, with the last lines of its error."""
+        """The text that the program printed; where it has not ended well, also its last errors, and a sentence that says so."""
         if not self.exit_code and not self.ended_by:
             return self.stdout
         why = f"The program was ended by its limit of {self.ended_by}." if self.ended_by else ""
@@ -75,7 +74,7 @@ class Outcome:
 
 
 class Sandbox:
-    """Runs programs, each in a process of its own that is gone with all it had when `run` returns.
+    """Runs programs, each in a process of its own, which is ended with all that it started when `run` returns.
 
     Raises SettingsError, where it is made, if the isolation of the settings does not work on this machine.
     """
@@ -83,6 +82,11 @@ class Sandbox:
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
         self.way = chosen(config)
+        if config.processes > 1 and not self.way.tasks:
+            raise SettingsError(
+                f"sandbox.processes={config.processes}: with {self.way.isolation} nothing here counts the processes of a "
+                "program; set sandbox.processes=1"
+            )
         self._fields = self.way.fields(config)
         self._pool: ThreadPoolExecutor | None = None
 
@@ -124,8 +128,8 @@ def chosen(config: SandboxConfig) -> Way:
         reasons.append(f"{isolation}: {reason}")
     if config.isolation == "auto":
         raise SettingsError(
-            f"sandbox.isolation=auto finds no isolation that works here ({'; '.join(reasons)}); install bubblewrap, or allow user "
-            "namespaces, or set sandbox.isolation=limits, which guarantees nothing about files and the network"
+            f"sandbox.isolation=auto finds no isolation that works here ({'; '.join(reasons)}); install bubblewrap, or allow "
+            "user namespaces, or set sandbox.isolation=limits, which guarantees nothing about files and the network"
         )
     raise SettingsError(
         f"sandbox.isolation={config.isolation} does not work here ({reasons[0].partition(': ')[2]}); set another, as auto does"
@@ -165,7 +169,7 @@ def _run(way: Way, fields: Mapping[str, bytes], config: SandboxConfig, files: Ma
         home = inside.SCRATCH
         if way.isolation == "limits":
             home = tempfile.mkdtemp(prefix="slimrl-sandbox-")
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
+            stack.callback(inside.remove, home)
             request["folder"] = os.fsencode(home)
         file = stack.enter_context(tempfile.TemporaryFile())
         for name, data in request.items():

@@ -6,11 +6,13 @@ This room knows nothing of models, rollouts and rewards. `load_task` builds a ta
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from slimrl.config.sandbox import SandboxConfig
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected, Turns
 from slimrl.tasks.answers import Grade, Grader
 from slimrl.tasks.checkers import answer_fault
+from slimrl.tasks.programs import ProgramGrader, grader_for
 from slimrl.tasks.rates import Rate, rated
 from slimrl.tasks.shuffled import Shuffled
 from slimrl.tasks.styles import STYLES, Style
@@ -52,6 +54,15 @@ class Task:
         """Strict and lenient verdict on a completion."""
         return self.grader.grade(text, answer, self.style)
 
+    @property
+    def runs_programs(self) -> bool:
+        """True where a verdict takes long, so that `begin` is worth a call before it is asked for."""
+        return isinstance(self.grader, ProgramGrader)
+
+    def begin(self, texts: Sequence[str], answer: str) -> None:
+        """Begin what takes long of the verdicts on completions of a problem."""
+        self.grader.begin(texts, answer, self.style)
+
     def gold_text(self, problem: Problem) -> str:
         """The gold answer in the required form, which every reward must pay in full; any answer where there is none."""
         return self.style.render(problem.solution, problem.answer or ANY_ANSWER)
@@ -81,24 +92,33 @@ def chat_messages(instruction: str, question: str) -> list[dict[str, str]]:
 Encode = Callable[[list[dict[str, str]], str], object]
 
 
+@dataclass(frozen=True)
+class Checks:
+    """The demands on rows of data."""
+
+    encode: Encode = lambda *_: None
+    """Gets the prompt of each row, as messages, and its gold text; raises DataError for a bad row."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    """In which the programs of rows, and later of completions, are run."""
+
+
 def load_task(
     config: TaskConfig,
     *,
     instruction: str,
     seed: int,
-    encode: Encode = lambda *_: None,
+    checks: Checks = Checks(),
     answers: Answers = "needed",
     training: bool = True,
 ) -> Task:
     """Build the task named by the settings; `seed` decides the training problems of endless tasks, and shuffled answers.
 
-    `encode` gets the prompt of each row of data, as messages, and its gold text; it raises DataError for a bad row.
     `answers` says which rows of a user's own data need one; without `training` there may be no training problems.
     Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
     from slimrl.tasks import arithmetic, files, guess
 
-    style = STYLES[config.style]
+    style, grader = STYLES[config.style], grader_for(config.checker, checks.sandbox)
     if config.name == "arithmetic":
         splits = arithmetic.load(config.arithmetic, seed=seed)
         demonstrators = arithmetic.demonstrators(config.arithmetic, style)
@@ -110,9 +130,10 @@ def load_task(
             formed = config.checker in ("choice", "regex") and problem.answer
             if formed and (found := answer_fault(config.checker, problem.answer)):
                 raise DataError(found)
-            encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
+            checks.encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
 
-        splits = files.load(config, encode_row, answers=answers, training=training)
+        verify = grader.faults if isinstance(grader, ProgramGrader) else lambda _: {}
+        splits = files.load(config, encode_row, answers=answers, training=training, verify=verify)
         demonstrators = {"solution": lambda problem, _: _demonstration(problem, style)}
     if training and not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")
@@ -130,7 +151,7 @@ def load_task(
         config.name,
         *problems,
         style,
-        Grader(config.checker),
+        grader,
         instruction,
         demonstrators,
         splits.rejected,

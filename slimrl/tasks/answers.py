@@ -55,6 +55,9 @@ class Grader:
         # a completion is graded for `correct`, for each reward and for the record, and many of a group are equal
         self._graded = lru_cache(maxsize=2048)(self._grade)
 
+    def begin(self, texts: Iterable[str], answer: str, style: Style) -> None:
+        """Begin what takes long of the verdicts on completions, where something does."""
+
     def grade(self, text: str, answer: str, style: Style) -> Grade:
         """Verdicts on a completion's text, given the gold answer and how an answer must be written."""
         return self._graded(text, right_answers(answer), style)

@@ -7,10 +7,12 @@ data are found (`slimrl/tasks/layout.py`).
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected
+from slimrl.tasks.code import code_problem
 from slimrl.tasks.formats import CONVERT
 from slimrl.tasks.layout import check_columns, find_layout, split_hashes
 from slimrl.tasks.questions import asked, held_out, normalized
@@ -38,8 +40,17 @@ Encode = Callable[[Problem], object]
 Asked = dict[str, tuple[Row, Problem]]  # problems by normalized question, each with its row
 
 
+Verify = Callable[[Sequence[Problem]], Mapping[str, str]]
+"""By the id of a problem, why its solution does not earn what it should."""
+
+
 def load(
-    config: TaskConfig, encode: Encode = lambda _: None, *, answers: Answers = "needed", training: bool = True
+    config: TaskConfig,
+    encode: Encode = lambda _: None,
+    *,
+    answers: Answers = "needed",
+    training: bool = True,
+    verify: Verify = lambda _: {},
 ) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
@@ -48,9 +59,9 @@ def load(
     and without `task.test_path` the held-out ones do. `answers` says which rows of `jsonl` data need one. Without
     `training` no problems to train on are looked for on the Hub where the held-out ones are elsewhere (`task.test_path`).
 
-    A row is bad if it cannot be read, repeats an id or a question of its file, is refused by `encode`, or is a training row
-    with a held-out question. With `task.on_bad_row=error` bad rows raise DataError, naming file:line; with `skip` they are
-    left out, and an error is raised only if a split has no row left.
+    A row is bad if it cannot be read, repeats an id or a question of its file, is refused by `encode` or `verify`, or is a
+    training row with a held-out question. With `task.on_bad_row=error` bad rows raise DataError, naming file:line; with `skip`
+    they are left out, and an error is raised only if a split has no row left.
     """
     source, held_out_source = find_sources(config, training=training)
     name, elsewhere = config.name, bool(config.test_path) and not config.path
@@ -64,7 +75,8 @@ def load(
     check_columns(config.columns, rows)
     held = [] if held_out_source is None else held_out_source.rows()
     reader, note = _reader(config, rows, held, answers)
-    train, rejected = _problems(reader, f"{name}/train" if held_out_source else name, rows, encode)
+    hold = partial(_verified, verify)
+    train, rejected = hold(*_problems(reader, f"{name}/train" if held_out_source else name, rows, encode))
     notes = [note]
     if held_out_source is None:
         test = {question: train.pop(question) for question in held_out(train)}
@@ -72,7 +84,7 @@ def load(
             raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
     else:
         reader, note = _reader(config, held, rows, answers)
-        test, rejected_test = _problems(reader, f"{name}/test", held, encode)
+        test, rejected_test = hold(*_problems(reader, f"{name}/test", held, encode))
         rejected += [*rejected_test, *_overlap(train, test)]
         notes += [note] if note != notes[0] else []
     _check_left(config, rejected, {**({"training": train} if wanted else {}), "held-out": test})
@@ -130,6 +142,14 @@ def _problems(
     return kept, rejected
 
 
+def _verified(verify: Verify, kept: Asked, rejected: list[Rejected]) -> tuple[Asked, list[Rejected]]:
+    """The problems whose solutions are right, and the other rows among the rejected ones."""
+    faults = verify([problem for _, problem in kept.values()])
+    bad = {question: faults[problem.id] for question, (_, problem) in kept.items() if problem.id in faults}
+    left = {question: found for question, found in kept.items() if question not in bad}
+    return left, [*rejected, *(kept[question][0].rejected(why) for question, why in bad.items())]
+
+
 def _overlap(train: Asked, test: Asked) -> list[Rejected]:
     """Remove the questions from `train` that are held out too, so that the evaluation stays the same."""
     rejected = []
@@ -179,5 +199,5 @@ def _svamp(row: Row, new_id: str) -> Problem:
     return Problem(new_id, f"{body} {row.text('Question').strip()}", answer, equation, operations, rest)
 
 
-_READERS: dict[str, Reader] = {"gsm8k": _gsm8k, "aime": _aime, "math": _math, "svamp": _svamp}
+_READERS: dict[str, Reader] = {"gsm8k": _gsm8k, "aime": _aime, "math": _math, "svamp": _svamp, "code": code_problem}
 """The readers of data sets whose columns are known."""

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slimrl.config.sandbox import SandboxConfig
 from slimrl.config.sections import TaskConfig
 from slimrl.errors import DataError
 from slimrl.measures import AtK, at_k, tally
 from slimrl.records import right_answers
 from slimrl.statistics import accuracy_interval
-from slimrl.tasks.answers import Grade, Grader
+from slimrl.tasks.answers import Grade
 from slimrl.tasks.checkers import fault
+from slimrl.tasks.programs import grader_for
 from slimrl.tasks.rows import Row, plain
 from slimrl.tasks.sources import read_rows
 from slimrl.tasks.styles import STYLES
@@ -58,7 +60,7 @@ def grade_file(task_config: TaskConfig, file: str, out: str | None) -> GradeSumm
     rows, grades = read_rows(file), []
     problems: dict[tuple[str, str], list[int]] = {}
     """Places of the rows with one id and gold answer."""
-    with closing(Grader(task_config.checker)) as grader:
+    with closing(grader_for(task_config.checker, SandboxConfig())) as grader:
         for place, row in enumerate(rows):
             name = row.answer("id")
             answer, completion = row.answers("answer"), row.text("completion", blank=True)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from slimrl.tasks.thinking import committed, ended, split
 from slimrl.terms import Checker
 
-MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:"}
+MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:", "code": "```"}
 """The mark of an answer in each style, which an instruction that asks for the style holds too."""
 ASKED = {
     "choice": ("the letter of the right option", "letter"),
@@ -193,6 +193,41 @@ def _render_answer(solution: str, answer: str) -> str:
     return _join(re.sub(r"^[ \t]*(?:Answer:\s*)+", "", solution, flags=re.MULTILINE), f"Answer: {answer.strip()}")
 
 
+_FENCE = re.compile(r"^[ \t]*(`{3,})[ \t]*([\w+.-]*)[ \t]*$", re.MULTILINE)
+"""A line that begins a block of code, or ends one that began with no more backquotes."""
+
+
+def _blocks(text: str) -> tuple[list[str], int]:
+    """The blocks of code that have an end, and the place where one begins that has none; -1: there is no such."""
+    found, begun, marks = [], -1, 0
+    for fence in _FENCE.finditer(text):
+        if begun < 0:
+            begun, marks = fence.end(), len(fence[1])
+        elif len(fence[1]) >= marks and not fence[2]:
+            found.append(text[begun : fence.start()].strip("\n").rstrip())
+            begun = -1
+    return found, begun
+
+
+def _extract_code(text: str) -> str:
+    """The last block of code; empty if there is none, or another begins behind it and does not end."""
+    found, begun = _blocks(text)
+    return found[-1] if found and begun < 0 else ""
+
+
+def unfenced(completion: str) -> str:
+    """A program that stands outside of a block, or in one that does not end, after the thinking."""
+    text = committed(completion)
+    begun = _blocks(text)[1]
+    return text[max(begun, 0) :].strip("\n").rstrip()
+
+
+def _render_code(solution: str, _answer: str) -> str:
+    code = solution.strip("\n").rstrip()
+    fence = "`" * max(2, 2, *map(len, re.findall("`{3,}", code))) + "`"
+    return f"{fence}python\n{code}\n{fence}"
+
+
 STYLES: dict[str, Style] = {
     "hashes": Style(
         "hashes",
@@ -224,5 +259,16 @@ STYLES: dict[str, Style] = {
         _extract_answer,
         _render_answer,
     ),
+    "code": Style(
+        "code",
+        "Write a Python program that solves the task. End with the whole program in one block:\n```python\n<program>\n```",
+        _extract_code,
+        _render_code,
+    ),
 }
 """By the name that `task.style` takes."""
+
+
+def interchangeable(name: str) -> list[str]:
+    """The styles in which the answers of a task may be written whose style is this one, itself first."""
+    return [name, *(other for other in STYLES if other != name and "code" not in (name, other))]

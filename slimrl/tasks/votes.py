@@ -15,7 +15,7 @@ ASKED = 64
 """Questions about the answers to one problem that are put to the process of a symbolic checker, which may be slow."""
 PAIRS = 2048
 """Pairs of answers to one problem that are compared at all: all pairs of 64."""
-TOLD: tuple[Checker, ...] = ("numeric", "exact", "choice", "regex", "none")
+TOLD: tuple[Checker, ...] = ("numeric", "exact", "choice", "regex", "tests", "none")
 """Checkers whose equality the keys of answers decide, so that no pairs are compared."""
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 """A letter that is no command of LaTeX."""
@@ -97,6 +97,8 @@ def _key(checker: Checker, answer: str) -> Hashable:
     """A number, or a text; answers with equal keys are equal."""
     if checker == "choice":
         return letter(answer) or plain_text(answer) or answer
+    if checker == "tests":
+        return answer
     if checker == "exact":
         return plain_text(answer) or answer
     if checker == "symbolic":

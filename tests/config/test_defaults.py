@@ -41,7 +41,7 @@ def chosen(config: RootConfig, parameters: int, context: int = 2**20) -> dict[st
 
 
 def task(name: str) -> dict[str, object]:
-    return {"task": {"name": name} | ({"path": "rows.jsonl"} if name == "jsonl" else {})}
+    return {"task": {"name": name} | ({"path": "rows.jsonl"} if name in ("code", "jsonl") else {})}
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -52,7 +52,15 @@ def test_the_built_in_model_has_what_it_had(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [("arithmetic", 256), ("svamp", 256), ("gsm8k", 512), ("jsonl", 512), ("math", 1024), ("aime", 4096)],
+    [
+        ("arithmetic", 256),
+        ("svamp", 256),
+        ("gsm8k", 512),
+        ("code", 512),
+        ("jsonl", 512),
+        ("math", 1024),
+        ("aime", 4096),
+    ],
 )
 @pytest.mark.parametrize("parameters", [50_000_000, SMOL, QWEN, 4_000_000_000])
 def test_pretrained_models_get_safe_numbers(name: str, budget: int, parameters: int) -> None:

@@ -132,14 +132,17 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
          "model.lora.rank=2", "rewards.workers=0", f"rewards.custom={{'{tmp_path}/mine.py:mine': 1}}", f"environment.name={tmp_path}/mine.py:Mine",
          "rewards.cosine_length=1", "rewards.repetition=1",
          f"rewards.judge.q={{endpoint: '{judge}', model: m, prompt: '{{completion}}', low: 0, high: 1}}"],
+        ["task.name=code", f"task.path={tmp_path}/code.jsonl", "rewards.tests_passed=1", "sandbox.isolation=limits"],
     ]  # fmt: skip
+    programs = [{"text": f"{i}?", "code": f"x = {i}", "test_list": [f"assert x == {i}"]} for i in range(6)]
+    (tmp_path / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in programs))
     built_in = [*small, "evaluation.harder_problems=2"]  # other data has no harder split
     trainings[1] += [f"task.rates={tmp_path}/rates.jsonl", "task.success_rate=[0, 0.9]"]
     rates = [{"id": f"jsonl/train/{i:05d}", "right": 0, "samples": 1} for i in range(30)]
     (tmp_path / "rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rates))
     (tmp_path / "test.jsonl").write_text('{"question": "1079+1?", "answer": "1,080"}\n')
     configs = [
-        load_config(TrainConfig, [], [*(small if i == 1 else built_in), f"name=t{i}", *more])
+        load_config(TrainConfig, [], [*(small if i in (1, 4) else built_in), f"name=t{i}", *more])
         for i, more in enumerate(trainings)
     ]
     imitation = load_config(

@@ -114,8 +114,9 @@ def test_an_instruction_without_the_form_is_noted(tmp_path: Path) -> None:
     assert "does not name ####" in form_note(load_config(TrainConfig, [str(file)]))
     for name, style in STYLES.items():
         assert MARKERS[name] in style.instruction
-        assert not form_note(build(RootConfig, {"task": {"style": name, "instruction": style.instruction}}))
-        assert MARKERS[name] in form_note(build(RootConfig, {"task": {"style": name, "instruction": "Think."}}))
+        task = {"style": name} | ({"name": "code", "path": "rows.jsonl"} if name == "code" else {})
+        assert not form_note(build(RootConfig, {"task": {**task, "instruction": style.instruction}}))
+        assert MARKERS[name] in form_note(build(RootConfig, {"task": {**task, "instruction": "Think."}}))
     assert not form_note(RootConfig())
     assert not form_note(build(RootConfig, {"task": {"instruction": ""}}))
 
@@ -308,7 +309,7 @@ def test_types_in_words() -> None:
     assert types["rewards.judge"].startswith(
         "mapping to {endpoint, model, prompt, prompt_file, pattern, weight, low, high, "
     )
-    assert types["task.style"] == "hashes | boxed | tags | answer"
+    assert types["task.style"] == "hashes | boxed | tags | answer | code"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -144,6 +144,7 @@ number = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buff
 print("ESCAPED", number)
 """,
     "core file": "os.abort()",
+    "signal by a pipe": "import fcntl\na, b = os.pipe()\nfcntl.fcntl(a, 8, w['victim']); print('ESCAPED')",
     "limits raised": "resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2); print('ESCAPED')",
     "dumpable again": "done(libc.prctl(4, 1))",
     "parent-death signal off": "done(libc.prctl(1, 0))",

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+import slimrl
 from slimrl.config.sandbox import SandboxConfig
 from slimrl.sandbox import Outcome, Sandbox, working
 from tests.sandbox.escapes import HARMFUL, HARMLESS, HEADER
 
+PYTHON = Path(os.path.realpath(sys.executable))
 ISOLATIONS = ("bubblewrap", "namespaces")
 ESCAPES = HARMLESS | HARMFUL
 UNSEEN = {"own environment", "environment at the start", "tcp6", "user namespace", "perf_event_open", "bpf", "keyctl", "add_key",
@@ -54,7 +56,7 @@ class World:
         for one in self.datagrams:
             one.settimeout(0.05)
         self.left_open = os.open(self.secret, os.O_RDONLY)
-        os.set_inheritable(self.left_open, True)  # noqa: FBT003
+        os.set_inheritable(self.left_open, True)
         self.shm = 0x51000000 | int(self.token[:5], 16)
         libc = ctypes.CDLL(None)
         self.segment = libc.shmget(self.shm, 4096, 0o1600)
@@ -74,11 +76,11 @@ class World:
         return json.dumps({
             "name": name, "token": self.token, "unique": self.unique, "secret": str(self.secret),
             "outside": str(self.outside), "precious": str(self.precious), "home": str(Path.home()),
-            "home_names": sorted({*os.listdir(Path.home())} - {*Path(os.path.realpath(sys.executable)).parts}),
+            "home_names": sorted({*os.listdir(Path.home())} - {*PYTHON.parts, *Path(slimrl.__file__).parts}),
             "parent": os.getpid(),
             "victim": self.victims[0].pid, "bystander": self.victims[1].pid, "port": self.servers[0].getsockname()[1],
             "udp": self.datagrams[0].getsockname()[1], "unix": self.servers[1].getsockname(), "abstract": self.token,
-            "datagram": self.datagrams[1].getsockname(), "shm": self.shm, "python": os.path.realpath(sys.executable),
+            "datagram": self.datagrams[1].getsockname(), "shm": self.shm, "python": str(PYTHON),
         })  # fmt: skip
 
     def hear_datagrams(self) -> None:
@@ -108,7 +110,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module", params=ISOLATIONS)
-def tried(request: Any, world: World) -> Iterator[tuple[World, dict[str, Outcome]]]:
+def tried(request: Any, world: World) -> tuple[World, dict[str, Outcome]]:
     """All programs, side by side, under one isolation."""
     way, reason = working(request.param)
     if way is None:
@@ -120,7 +122,7 @@ def tried(request: Any, world: World) -> Iterator[tuple[World, dict[str, Outcome
         outcomes = {name: future.result() for name, future in started.items()}
     del os.environ["SLIMRL_SECRET"]
     world.hear_datagrams()
-    yield world, outcomes
+    return world, outcomes
 
 
 def test_there_are_fifty() -> None:

@@ -84,12 +84,22 @@ PIECES = ["####", "#### 7\n", "Answer: ", "Answer:", "\\boxed{", "\\boxed{7}", "
 SOLUTIONS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 
 
-@given(SOLUTIONS, st.sampled_from(["18", "1,080", "-7", "\\frac{1}{2}", "9 (apples)"]), st.sampled_from(sorted(STYLES)))
+@given(
+    SOLUTIONS,
+    st.sampled_from(["18", "1,080", "-7", "\\frac{1}{2}", "9 (apples)"]),
+    st.sampled_from(sorted(STYLES.keys() - {"code"})),
+)
 def test_rendered_gold_is_always_in_form(solution: str, answer: str, style: str) -> None:
     """Whatever marks of the form the data set's solution holds itself."""
     text = STYLES[style].render(solution, answer)
     assert STYLES[style].extract(text) == answer
     assert STYLES[style].well_formed(text)
+
+
+@given(SOLUTIONS.map(lambda text: f"x{text.strip()}\nend"))
+def test_a_rendered_program_is_always_in_form(code: str) -> None:
+    for text in (code, f"begin\n```\n{code}\n```\nend", f"begin\n````python\n{code}\nend"):
+        assert STYLES["code"].extract(STYLES["code"].render(text, "")) == text
 
 
 def test_render_by_hand() -> None:
