@@ -111,6 +111,8 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
     for n, (completion, text) in enumerate(zip(completions, texts, strict=True)):
         setup.stop.check()  # a symbolic checker may take seconds for each
         row = _grade(setup, problem, completion, text, ("sampled", n) if n < samples else ("greedy", n - samples))
+        if told and (right := told[n].right) is not None:
+            row = replace(row, strict=right, lenient=right)
         if told and told[n].failed:  # an episode that broke off has no answer
             row = replace(row, strict=False, lenient=False, unscorable=told[n].failed)
         (drawn if n < samples else taken).append(row)

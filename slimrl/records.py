@@ -137,6 +137,10 @@ class Played:
     """The number that the environment gives for it, where it gives one."""
     failed: str = ""
     """Why the environment could not go on; empty where it did."""
+    right: bool | None = None
+    """The verdict where the score decides; None where the answer in the last turn does."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that the environment gives, which are logged."""
 
 
 @dataclass(frozen=True, slots=True)

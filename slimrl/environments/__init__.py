@@ -24,7 +24,8 @@ class Environment(Protocol):
 
     Further methods are called where a class has them. `reset(problem)` is called before the first turn; it returns the messages
     of the prompt, or None for the task's own. Its prompt must depend on the problem alone, since a group shares one.
-    `score()` is called when the episode is over, and returns what `rewards.environment` pays, or None.
+    `cut(text)` is called with a turn that the bounds on tokens cut off; no answer is read. `score()` is called when the episode
+    is over, and returns what `rewards.environment` pays, or None. Numbers in a mapping `metrics` are read behind it and logged.
     """
 
     def step(self, text: str) -> Step | Awaitable[Step]:

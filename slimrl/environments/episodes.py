@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from threading import Lock, Thread, Timer
@@ -34,6 +34,12 @@ class Rules:
     """Of the policy, at most."""
     deadline: float
     """Seconds for an answer."""
+    passing: float | None = None
+    """The score from which on an episode counts as right; None where the answer in its last turn decides."""
+
+    def verdict(self, score: float | None) -> bool | None:
+        """True where an episode of this score is right; None where the score does not decide."""
+        return None if self.passing is None else score is not None and score >= self.passing
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Episode:
     answered: int = 0
     """Messages of the last answer."""
     score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
     over: bool = False
     lock: Lock = field(default_factory=Lock)
@@ -75,7 +82,7 @@ class Play:
 
     def played(self, completions: Sequence[Completion]) -> tuple[Played, ...]:
         """The records of the episodes, once all are over."""
-        ends = [self._end(number) for number in range(len(completions))]
+        ends = [self._end(number, completion.token_ids) for number, completion in enumerate(completions)]
         wait(ends)
         return tuple(self._record(self.episodes[number], c) for number, c in enumerate(completions))
 
@@ -106,7 +113,7 @@ class Play:
             text = self.rules.decode(ids[episode.seen :])
             messages, over = _answer(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
-            score = _score(environment) if over else None
+            score, metrics = _score(environment) if over else (None, {})
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
             told = () if over else turns_of(messages)
         except BaseException as error:  # whatever it is: nobody else would hear of it
@@ -116,7 +123,8 @@ class Play:
             if not found.done():
                 episode.said += (("assistant", text), *told)
                 episode.turns, episode.answered = episode.turns + 1, len(told)
-                episode.seen, episode.over, episode.score = len(ids) + len(reply), over, score
+                episode.seen, episode.over = len(ids) + len(reply), over
+                episode.score, episode.metrics = score, metrics
                 found.set_result(reply)
 
     def _encoded(self, messages: Messages, last: int) -> Ids:
@@ -128,7 +136,7 @@ class Play:
             raise DataError("returned messages of which the template writes nothing")
         return ids
 
-    def _end(self, number: int) -> Future[Ids]:
+    def _end(self, number: int, ids: Ids) -> Future[Ids]:
         """Ask for the score of an episode that was cut off, and of one whose first turn never ended."""
         episode, found = self.episodes.setdefault(number, Episode()), Future[Ids]()
         if episode.over or episode.failed:
@@ -137,13 +145,16 @@ class Play:
 
         def work() -> None:
             try:
-                score = _score(self._environment(episode))
+                environment = self._environment(episode)
+                if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
+                    cut(self.rules.decode(ids[episode.seen :]))
+                score, metrics = _score(environment)
             except BaseException as error:
                 _settle(episode, found, failed=f"the environment {_told(error)}")
                 return
             with episode.lock:
                 if not found.done():
-                    episode.score = score
+                    episode.score, episode.metrics = score, metrics
                     found.set_result(())
 
         self._within_deadline(episode, found, work)
@@ -155,7 +166,9 @@ class Play:
             said = said[: len(said) - episode.answered]
         elif not episode.over and len(ids) > episode.seen:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
-        return Played(said, None if episode.failed else episode.score, episode.failed)
+        if episode.failed:
+            return Played(said, failed=episode.failed, right=self.rules.verdict(None))
+        return Played(said, episode.score, right=self.rules.verdict(episode.score), metrics=episode.metrics)
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
@@ -166,9 +179,12 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
             found.set_result(())
 
 
-def _score(environment: Environment) -> float | None:
+def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
+    """The score of an episode, and the metrics that it has behind it."""
     score: Any = getattr(environment, "score", lambda: None)()
-    return None if score is None else float(score)
+    metrics: Any = getattr(environment, "metrics", None)
+    given = metrics.items() if isinstance(metrics, Mapping) else ()
+    return None if score is None else float(score), {str(name): float(value) for name, value in given}
 
 
 def _answer(environment: Environment, text: str) -> tuple[Messages, bool]:

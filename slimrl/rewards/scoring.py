@@ -55,6 +55,7 @@ def assemble(
         scores: dict[str, float] = {}
         played = sampled.played[row] if sampled.played else Played()
         reason, unmeasured = played.failed, ""
+        right = right if played.right is None else played.right
         if reason and sampled.strict:
             raise SettingsError(f"{reason}, on problem {sampled.problem.id}; correct the class of environment.name")
         for name, result in given:
@@ -81,12 +82,16 @@ def assemble(
                 raise _refusal(name, unpaid, sampled.problem, text)
             total, reason = 0.0, f"reward {name} {unpaid.reason}"
         columns = {name: {key: x[row] for key, x in result.columns.items()} for name, result in given if result.columns}
+        if played.metrics:
+            columns["environment"] = {**columns.get("environment", {}), **played.metrics}
         rollouts.append(
             Rollout(sampled.problem, completion, text, right, scores, total, reason, columns, unmeasured, played.turns)
         )
     metrics: dict[str, tuple[float, ...]] = {}
     for _, result in given:
         metrics |= {name: metrics.get(name, ()) + values for name, values in result.metrics.items()}
+    for episode in sampled.played:
+        metrics |= {name: (*metrics.get(name, ()), value) for name, value in episode.metrics.items()}
     return Group(tuple(rollouts), sampled.step, metrics)
 
 
