@@ -150,7 +150,7 @@ def evaluations(
         policy, known = setup.policy, config.model
         if whole:
             setup = replace(setup, held_out=(*setup.held_out, *setup.task.train)[:whole])
-        hopeless = [] if config.task.name == "arithmetic" else unmatched(setup.measured, config.task.checker)
+        hopeless = [] if config.task.is_made else unmatched(setup.measured, config.task.checker)
         for note in (*setup.notes, *hopeless):
             view.note(note)
         try:

@@ -122,6 +122,12 @@ class RootConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _games_are_played(self) -> Self:
+        if self.task.name == "guess" and not self.environment.name:
+            raise ValueError("task.name=guess has no answer without an environment; set environment.name=guess")
+        return self
+
+    @model_validator(mode="after")
     def _twins_exist(self) -> Self:
         if self.evaluation.twins and self.task.name not in ("arithmetic", "svamp"):
             raise ValueError(

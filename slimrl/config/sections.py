@@ -126,11 +126,12 @@ class ColumnsConfig(Section):
 
 
 class TaskConfig(Section):
-    name: Annotated[Literal["arithmetic", "gsm8k", "aime", "math", "svamp", "jsonl"], WrapValidator(_or_package)] = (
-        "arithmetic"
-    )
-    """Source of the problems: `arithmetic` is built in; the others read files or the Hub; `jsonl` any data of yours, and the
-    default where there is a `path`. `verifiers:PACKAGE` is an environment of the package `verifiers` (docs/environments.md)."""
+    name: Annotated[
+        Literal["arithmetic", "guess", "gsm8k", "aime", "math", "svamp", "jsonl"], WrapValidator(_or_package)
+    ] = "arithmetic"
+    """Source of the problems: `arithmetic` and `guess` (numbers for `environment.name=guess`) are built in; the others read files
+    or the Hub; `jsonl` any data of yours, and the default where there is a `path`. `verifiers:PACKAGE` is an environment of the
+    package `verifiers` (docs/environments.md)."""
     path: str = ""
     """Training problems: a file (JSONL, JSON, CSV, TSV or Parquet, each also as .gz) or a data set on the Hub, `org/name`; empty:
     the Hub's own of this task (not for `jsonl`)."""
@@ -174,6 +175,11 @@ class TaskConfig(Section):
     arithmetic: ArithmeticConfig = ArithmeticConfig()
     """Shape of the built-in task's problems."""
 
+    @property
+    def is_made(self) -> bool:
+        """True for a task whose problems are made on demand."""
+        return self.name in ("arithmetic", "guess")
+
     @model_validator(mode="before")
     @classmethod
     def _a_path_needs_no_name(cls, settings: Any) -> Any:
@@ -192,19 +198,20 @@ class TaskConfig(Section):
             )
         if self.columns.choices and self.checker != "choice":
             raise ValueError("task.columns.choices has no effect without task.checker=choice; remove one")
-        if self.name == "arithmetic" and (self.path or self.test_path):
-            raise ValueError("task.name=arithmetic makes its own problems; remove task.path, or set task.name=jsonl")
-        if self.name == "arithmetic" and self.rates:
+        if self.is_made and (self.path or self.test_path):
+            raise ValueError(f"task.name={self.name} makes its own problems; remove task.path, or set task.name=jsonl")
+        if self.is_made and self.rates:
             raise ValueError(
-                "task.rates has no effect with task.name=arithmetic, whose problems never end and are difficult by their number "
-                "of steps; remove it"
+                f"task.rates has no effect with task.name={self.name}, whose problems never end; remove it"
             )
         if self.success_rate != EVERY_RATE and not self.rates:
             raise ValueError(
                 "task.success_rate has no effect without task.rates; measure the rates with slimrl difficulty, or remove it"
             )
-        if self.name == "arithmetic" and self.on_bad_row != "error":
-            raise ValueError("task.on_bad_row has no effect with task.name=arithmetic, which reads no rows; remove it")
+        if self.is_made and self.on_bad_row != "error":
+            raise ValueError(
+                f"task.on_bad_row has no effect with task.name={self.name}, which reads no rows; remove it"
+            )
         if self.name != "arithmetic" and self.arithmetic != ArithmeticConfig():
             raise ValueError(f"task.arithmetic has no effect with task.name={self.name}; remove it")
         return self

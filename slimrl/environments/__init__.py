@@ -7,9 +7,10 @@ messages into ids.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from slimrl.config.environment import EnvironmentConfig
+from slimrl.environments.tools import WithTools, tools_of
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 
@@ -20,8 +21,10 @@ Step = tuple[Messages, bool]
 
 
 class Environment(Protocol):
-    """An episode. A class needs only `step`, plain or `async def`; each episode has an object of its own.
+    """An episode. A class needs `step`, plain or `async def`, or `tools`; each episode has an object of its own.
 
+    `tools` are functions that the policy can call (`slimrl/environments/tools.py`). Then `step` gets only the turns that call
+    none, and without `step` such a turn ends the episode.
     Further methods are called where a class has them. `reset(problem)` is called before the first turn; it returns the messages
     of the prompt, or None for the task's own. Its prompt must depend on the problem alone, since a group shares one.
     `cut(text)` is called with a turn that the bounds on tokens cut off; no answer is read. `score()` is called when the episode
@@ -40,9 +43,21 @@ Load = Callable[[str, Mapping[str, Any] | None], Callable[..., Any]]
 """Loads what a specification names, such as `file.py:Class`."""
 
 
+BUILT_IN = {
+    "calculator": "slimrl.environments.calculator:Calculator",
+    "guess": "slimrl.environments.guess:Guess",
+}
+"""Environments that come with SlimRL, by the name in the settings."""
+
+
+def specified(name: str) -> str:
+    """The specification of a class that a setting names."""
+    return BUILT_IN.get(name, name)
+
+
 def maker(config: EnvironmentConfig, load: Load) -> Make:
     """The function that makes environments; raises SettingsError where there is no such class, or it cannot be made."""
-    kind = load(config.name, None)
+    kind = load(specified(config.name), None)
 
     def make() -> Environment:
         try:
@@ -52,11 +67,13 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
                 f"environment.name: making {config.name!r} raised {type(error).__name__}: {error}; correct it, or "
                 "environment.arguments"
             ) from error
-        return made
+        tools = tools_of(made, where=f"environment.name={config.name}")
+        return cast(Environment, WithTools(made, tools)) if tools else made
 
-    if not callable(getattr(make(), "step", None)):
+    made = make()
+    if not callable(getattr(made, "step", None)):
         raise SettingsError(
-            f"environment.name: {config.name!r} has no method step(text); write one (docs/environments.md)"
+            f"environment.name: {config.name!r} has no method step(text), and no tools; write one (docs/environments.md)"
         )
     return make
 

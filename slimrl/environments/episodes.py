@@ -13,6 +13,7 @@ from threading import Lock, Thread, Timer
 from typing import Any
 
 from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
+from slimrl.environments.packages import Package
 from slimrl.errors import DataError, SlimError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
 
@@ -34,12 +35,12 @@ class Rules:
     """Of the policy, at most."""
     deadline: float
     """Seconds for an answer."""
-    passing: float | None = None
-    """The score from which on an episode counts as right; None where the answer in its last turn decides."""
+    package: Package | None = None
+    """The package of the environment, whose score decides what is right; None where the answer in the last turn does."""
 
     def verdict(self, score: float | None) -> bool | None:
         """True where an episode of this score is right; None where the score does not decide."""
-        return None if self.passing is None else score is not None and score >= self.passing
+        return None if self.package is None else score is not None and score >= self.package.passing
 
 
 @dataclass

@@ -61,7 +61,7 @@ def _data(run: FinishedRun) -> str:
     task = run.settings.task
     if task.path:
         return run.given_rows(task.path) or f"`{place_name(task.path)}`"
-    return "the built-in arithmetic problems" if task.name == "arithmetic" else f"the task {task.name}"
+    return f"the built-in {task.name} problems" if task.is_made else f"the task {task.name}"
 
 
 def _measures(run: FinishedRun) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -33,6 +33,8 @@ class Prompter:
     """Control tokens that belong to the form of an answer, or begin or end thinking: in completions they are text."""
     turn_end: int | None
     """The token with which the chat template ends an assistant's turn, where there is one."""
+    tool_text: str = ""
+    """What the system message says of tools, where the chat template does not describe them."""
 
     @property
     def system_role(self) -> bool:
@@ -46,6 +48,7 @@ class Prompter:
 
     def text(self, messages: Messages) -> str:
         """The prompt as the model will see it; raises DataError where the template leaves a message out, or fails."""
+        messages = self._with_tools(messages)
         if self.chat is None:
             return "\n\n".join(m["content"] for m in messages if m["role"] == "system") + _plain_turns(messages)
         rendered = self.chat.render(messages if self.chat.system_role else _fold_system(messages))
@@ -61,6 +64,26 @@ class Prompter:
                     f"it; {change}, or {WITHOUT_TEMPLATE}"
                 )
         return rendered
+
+    def _with_tools(self, messages: Messages) -> Messages:
+        if not self.tool_text:
+            return messages
+        first, rest = messages[0], messages[1:]
+        if first["role"] != "system":
+            return [{"role": "system", "content": self.tool_text}, *messages]
+        return [{**first, "content": f"{first['content']}\n\n{self.tool_text}"}, *rest]
+
+    def describing(self, tools: Sequence[Mapping[str, Any]]) -> Prompter | None:
+        """The prompter whose chat template describes tools, given as JSON schemas; None where the template does not do that."""
+        if self.chat is None or not tools:
+            return None
+        chat = replace(self.chat, arguments={**self.chat.arguments, "tools": [dict(tool) for tool in tools]})
+        try:
+            rendered = chat.render([USER_TURN])
+        except DataError:
+            return None
+        named = all(tool["function"]["name"] in rendered for tool in tools)
+        return replace(self, chat=chat) if named and USER_TURN["content"] in rendered else None
 
     def ids(self, messages: Messages) -> tuple[int, ...]:
         """Prompt ids. A chat template writes its own special tokens, so none are added a second time. A question, or an earlier

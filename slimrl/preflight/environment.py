@@ -9,9 +9,10 @@ from functools import partial
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.sections import TaskConfig
-from slimrl.environments import Make, Messages, maker, opening
+from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
+from slimrl.environments.tools import MARKS, told, tools_of
 from slimrl.errors import SettingsError
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
@@ -25,26 +26,55 @@ KEPT = 4096
 """Prompts of environments that are kept."""
 
 
-def packaged(config: RootConfig) -> Package | None:
-    """The package of `verifiers` that the settings name as their task; None where they name another."""
-    return load_package(config.environment, partial(load_function, setting="task.name"))
-
-
 def package_task(config: TaskConfig, package: Package) -> Task:
     """The problems of a package, whose prompts and verdicts are those of its environment."""
     test = None if package.test is None else package.problems("test")
     return packaged_task(config, package.problems("train"), test)
 
 
-def rules_of(config: RootConfig, policy: Policy, prompter: Prompter, package: Package | None) -> Rules | None:
-    """The rules of the settings' environment; None where a completion is one turn.
+def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tuple[Rules | None, Policy, Prompter]:
+    """The rules of episodes, None where a completion is one turn, and policy and prompter with the tools of the environment.
 
-    Raises SettingsError where it cannot be made, or has no score to pay.
+    Raises SettingsError for an environment that cannot be made, that has no score to pay, or whose tools cannot be told.
     """
     environment = config.environment
     if not environment.name:
-        return None
+        return None, policy, prompter
+    package = load_package(environment, partial(load_function, setting="task.name"))
     make = package.make if package else maker(environment, partial(load_function, setting="environment.name"))
+    policy, prompter = _telling(environment, make, policy, prompter)
+    rules = _rules(config, make, policy, prompter)
+    return replace(rules, package=package), policy, prompter
+
+
+def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> tuple[Policy, Prompter]:
+    """The policy and the prompter with the tools of an environment: prompts describe them, and calls stay in texts.
+
+    Raises SettingsError where the chat template is to describe them and does not.
+    """
+    tools = tools_of(make(), where=f"environment.name={config.name}")
+    if not tools:
+        if config.tool_prompt != "auto":
+            raise SettingsError(
+                f"environment.tool_prompt={config.tool_prompt} has no effect, since the environment has no tools; remove it"
+            )
+        return policy, prompter
+    marks = prompter.control.spelled_by("".join(MARKS))
+    policy = replace(policy, form_ids=policy.form_ids | (marks - {*policy.stop_ids}))
+    prompter = replace(prompter, form_ids=prompter.form_ids | marks)
+    if config.tool_prompt == "none":
+        return policy, prompter
+    described = prompter.describing([tool.schema for tool in tools]) if config.tool_prompt != "text" else None
+    if described is None and config.tool_prompt == "template":
+        raise SettingsError(
+            "environment.tool_prompt=template, but the tokenizer's chat template does not describe tools; remove it, or set "
+            "it to text"
+        )
+    return policy, described or replace(prompter, tool_text=told(tools))
+
+
+def _rules(config: RootConfig, make: Make, policy: Policy, prompter: Prompter) -> Rules:
+    environment = config.environment
     scored = isinstance(config, TrainConfig | EvalConfig) and "environment" in config.rewards.built_in
     if scored and not hasattr(make(), "score"):
         raise SettingsError(
@@ -56,8 +86,7 @@ def rules_of(config: RootConfig, policy: Policy, prompter: Prompter, package: Pa
         end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
         return (*end, *prompter.following_ids(messages))
 
-    passing = package.passing if package else None
-    return Rules(make, _openings(make), policy.decode, encode, environment.turns, environment.deadline, passing)
+    return Rules(make, _openings(make), policy.decode, encode, environment.turns, environment.deadline)
 
 
 def _openings(make: Make) -> Callable[[Problem], Turns]:
@@ -88,5 +117,5 @@ def played(request: Request, completions: Sequence[Completion]) -> tuple[Played,
 def environment_digest(config: EnvironmentConfig) -> str:
     """SHA-256 of the files of the environment; empty where there is none."""
     place = package_of(config.name)
-    spec = f"{module_of(place)}:load_environment" if place else config.name
+    spec = f"{module_of(place)}:load_environment" if place else specified(config.name)
     return files_digest(source_files(spec)) if spec else ""

@@ -25,7 +25,7 @@ from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import package_task, packaged, played, posed, rules_of
+from slimrl.preflight.environment import in_environment, package_task, played, posed
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
@@ -203,7 +203,8 @@ def prepare(
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
     policy, teacher = _taught(config, policy) if training else (policy, None)
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
-    rules, task, lengths = _task_with_rules(config, policy, prompter, instruction, training=not measuring)
+    rules, policy, prompter = in_environment(config, policy, prompter)
+    task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
 
     def length(problem: Problem) -> int:
         known = lengths.get(turns_of(task.messages(problem)))
@@ -251,25 +252,13 @@ def _curriculum(config: RootConfig, train: Sequence[Problem], task: Task) -> Cur
     return Curriculum(train, order, seed=config.seed, steps=steps, rates=task.rates)
 
 
-def _task_with_rules(
-    config: RootConfig, policy: Policy, prompter: Prompter, instruction: str, *, training: bool
-) -> tuple[Rules | None, Task, dict[Turns, int]]:
-    """The rules of episodes, the task, and the tokens of those of its prompts that are known."""
-    package = packaged(config)
-    rules = rules_of(config, policy, prompter, package)
-    lengths: dict[Turns, int] = {}
-    if package:
-        task = package_task(config.task, package)
-    else:
-        task, lengths = _load_task(config, prompter, instruction, training=training)
-    return rules, task if rules is None else replace(task, opening=rules.opening), lengths
-
-
 def _load_task(
-    config: RootConfig, prompter: Prompter, instruction: str, *, training: bool
+    config: RootConfig, prompter: Prompter, instruction: str, rules: Rules | None, *, training: bool
 ) -> tuple[Task, dict[Turns, int]]:
     """The task, and the tokens of the prompts of its rows of data, all of which the tokenizer can write."""
     lengths: dict[Turns, int] = {}
+    if rules is not None and rules.package is not None:
+        return replace(package_task(config.task, rules.package), opening=rules.opening), lengths
 
     def encode(messages: Messages, gold: str) -> None:
         if messages[0]["content"] != instruction:  # of the data; the instruction is the user's own
@@ -283,7 +272,7 @@ def _load_task(
     found = load_task(
         config.task, instruction=instruction, seed=config.seed, encode=encode, answers=answers, training=training
     )
-    return found, lengths
+    return found if rules is None else replace(found, opening=rules.opening), lengths
 
 
 def _taught(config: RootConfig, policy: Policy) -> tuple[Policy, Policy | None]:

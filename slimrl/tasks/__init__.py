@@ -96,12 +96,14 @@ def load_task(
     `answers` says which rows of a user's own data need one; without `training` there may be no training problems.
     Raises DataError (naming file:line) for bad data and SettingsError for impossible settings.
     """
-    from slimrl.tasks import arithmetic, files
+    from slimrl.tasks import arithmetic, files, guess
 
     style = STYLES[config.style]
     if config.name == "arithmetic":
         splits = arithmetic.load(config.arithmetic, seed=seed)
         demonstrators = arithmetic.demonstrators(config.arithmetic, style)
+    elif config.name == "guess":
+        splits, demonstrators = guess.load(seed=seed), {}
     else:
 
         def encode_row(problem: Problem) -> None:
@@ -122,7 +124,7 @@ def load_task(
             "task.answers=shuffled: every training problem has the answer of another one, held-out problems have theirs"
         )
     problems = train, splits.test, splits.harder
-    if config.name != "arithmetic" and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
+    if not config.is_made and (config.checker == "none" or not any(problem.answer for problem in splits.test)):
         notes.append("no held-out answer is checked, so accuracy is 0 whatever a model writes")
     return Task(
         config.name,

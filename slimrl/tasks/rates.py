@@ -61,11 +61,8 @@ class Rates:
 
 def refuse_immeasurable(config: TaskConfig) -> None:
     """Raises SettingsError for a task without an end, and for one in which nothing is right."""
-    if config.name == "arithmetic":
-        raise SettingsError(
-            "the problems of task arithmetic never end and are difficult by their number of steps, which curriculum.order reads; "
-            "give --task a task that is read from data"
-        )
+    if config.is_made:
+        raise SettingsError(f"the problems of task {config.name} never end; give --task a task that is read from data")
     if config.checker == "none":
         raise SettingsError("with task.checker=none nothing is right, so there are no success rates; choose a checker")
 

@@ -1,0 +1,272 @@
+"""Tools: functions that a policy calls in its turns. Their descriptions for a prompt, the calls in a text, and the answers.
+
+A call is read in the forms that models are trained on: that of Hermes and Qwen (`<tool_call>{"name": ..., "arguments":
+...}</tool_call>`), that of Llama 3 (a turn that is `{"name": ..., "parameters": ...}`), and plain tags (`<NAME>...</NAME>`, with
+the arguments as JSON, or the only one as it is).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NotRequired, Required
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from slimrl.errors import SettingsError
+
+Message = dict[str, str]
+MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
+"""Tokens of the forms of a call."""
+LONGEST = 2000
+"""Characters of a fault that the policy reads."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the policy can call."""
+
+    name: str
+    schema: Mapping[str, Any]
+    """`{"type": "function", "function": {"name", "description", "parameters": a JSON schema}}`, as OpenAI's tools have it."""
+    function: Callable[..., Any]
+    """Plain or `async def`."""
+
+    @property
+    def parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """The schema of each parameter, in order."""
+        found: Mapping[str, Mapping[str, Any]] = self.schema["function"].get("parameters", {}).get("properties", {})
+        return found
+
+    def answer(self, arguments: Mapping[str, Any]) -> str:
+        """The text of what the function returns. Raises _MalformedError for arguments that it does not take."""
+        given = self._checked(arguments)
+        found = self.function(**given)
+        if inspect.isawaitable(found):
+            found = asyncio.run(_awaited(found))
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+
+    def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments, read as the function's types say."""
+        unknown = [name for name in arguments if name not in self.parameters]
+        if unknown:
+            raise _MalformedError(
+                f"{self.name} has no parameter {unknown[0]!r}; it has {', '.join(self.parameters) or 'none'}"
+            )
+        try:
+            return self._reader.validate_python(dict(arguments))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise _MalformedError(f"{self.name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+    @cached_property
+    def _reader(self) -> TypeAdapter[dict[str, Any]]:
+        signature = inspect.signature(self.function, eval_str=True).parameters
+        required = self.schema["function"].get("parameters", {}).get("required", [])
+        fields: dict[str, Any] = {}
+        for name in self.parameters:
+            kind: Any = signature[name].annotation if name in signature else inspect.Parameter.empty
+            kind = Any if kind is inspect.Parameter.empty else kind
+            fields[name] = Required[kind] if name in required else NotRequired[kind]
+        return TypeAdapter(TypedDict(self.name, fields))  # type: ignore[operator]
+
+
+class _MalformedError(ValueError):
+    """A call that cannot be carried out, in words for the policy."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call as a turn writes it; `fault` says why it cannot be carried out."""
+
+    name: str = ""
+    arguments: Mapping[str, Any] | None = None
+    fault: str = ""
+
+
+def tools_of(environment: object, *, where: str) -> tuple[Tool, ...]:
+    """The tools of an environment's attribute `tools`: typed functions with docstrings, or schemas as OpenAI's, whose functions
+    are the environment's methods of the same names.
+
+    Raises SettingsError, which begins with `where`, for something else.
+    """
+    listed: Any = getattr(environment, "tools", ())
+    if isinstance(listed, str | Mapping) or not isinstance(listed, Sequence):
+        raise SettingsError(f"{where}: tools is {type(listed).__name__}; make it a list of functions")
+    tools = tuple(_tool(environment, item, where) for item in listed)
+    twice = [tool.name for index, tool in enumerate(tools) if tool.name in {other.name for other in tools[:index]}]
+    if twice:
+        raise SettingsError(f"{where}: two tools have the name {twice[0]}; rename one")
+    return tools
+
+
+def _tool(environment: object, item: Any, where: str) -> Tool:
+    if isinstance(item, Tool):
+        return item
+    if isinstance(item, Mapping):
+        schema = item if "function" in item else {"type": "function", "function": item}
+        name = schema["function"].get("name") if isinstance(schema["function"], Mapping) else None
+        if not isinstance(name, str):
+            raise SettingsError(f"{where}: a schema of tools has no name; give it as OpenAI's tools have it")
+        function = getattr(environment, name, None)
+        if not callable(function):
+            raise SettingsError(f"{where}: tools has a schema of {name}, but there is no method {name}; write it")
+        return Tool(name, schema, function)
+    if not callable(item) or not hasattr(item, "__name__"):
+        raise SettingsError(f"{where}: tools has {str(item)[:60]!r}, which is neither a function nor a schema")
+    return Tool(item.__name__, _schema(item, where), item)
+
+
+def _schema(function: Callable[..., Any], where: str) -> Mapping[str, Any]:
+    from transformers.utils import get_json_schema  # the form that chat templates are written for
+
+    try:
+        found: Mapping[str, Any] = get_json_schema(function)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise SettingsError(
+            f"{where}: no schema can be made of the tool {function.__name__} ({said}); give each parameter a type and a line "
+            "under Args: in the docstring"
+        ) from error
+    return found
+
+
+def told(tools: Sequence[Tool]) -> str:
+    """A description of tools for a system message, with the plain form of a call."""
+    lines = ["You can call tools. Write a call as below and end your turn; the result comes in the next message."]
+    for tool in tools:
+        described = tool.schema["function"].get("description", "")
+        parameters = [
+            f"{name} ({schema.get('type', 'any')}{': ' + schema['description'] if schema.get('description') else ''})"
+            for name, schema in tool.parameters.items()
+        ]
+        inside = next(iter(tool.parameters)) if len(tool.parameters) == 1 else "a JSON object with the parameters"
+        lines.append(f"<{tool.name}>{inside}</{tool.name}> {described} Parameters: {', '.join(parameters) or 'none'}.")
+    return "\n".join(lines)
+
+
+def read_calls(text: str, tools: Sequence[Tool]) -> list[Call]:
+    """The calls in a turn, in order; empty where there are none."""
+    named = {tool.name: tool for tool in tools}
+    if "<tool_call>" in text:
+        return [_hermes(part, named) for part in text.split("<tool_call>")[1:]]
+    if (whole := text.strip().removeprefix("<|python_tag|>").strip()).startswith("{"):
+        return _llama(whole, named)
+    return _tagged(text, named)
+
+
+def _hermes(part: str, named: Mapping[str, Tool]) -> Call:
+    written, closed, _ = part.partition("</tool_call>")
+    if not closed:
+        return Call(fault="the call has no </tool_call>")
+    return _named_call(written, named)
+
+
+def _llama(whole: str, named: Mapping[str, Tool]) -> list[Call]:
+    """The calls of a turn that is nothing else; a JSON object without a name is an answer, and no call."""
+    decoder = json.JSONDecoder()
+    calls: list[Call] = []
+    while whole:
+        try:
+            read, end = decoder.raw_decode(whole)
+        except ValueError:
+            return [_named_call(whole, named)] if re.match(r'\{\s*"name"', whole) else calls
+        if not isinstance(read, dict) or "name" not in read:
+            return calls
+        calls.append(_of_object(read, named))
+        whole = whole[end:].lstrip("; \n")
+    return calls
+
+
+def _named_call(written: str, named: Mapping[str, Tool]) -> Call:
+    try:
+        read = json.loads(written)
+    except ValueError as error:
+        return Call(fault=f"the call is no JSON ({error})")
+    if not isinstance(read, dict):
+        return Call(fault="the call is no JSON object with name and arguments")
+    return _of_object(read, named)
+
+
+def _of_object(read: Mapping[str, Any], named: Mapping[str, Tool]) -> Call:
+    name, arguments = read.get("name"), read.get("arguments", read.get("parameters", {}))
+    if not isinstance(name, str) or name not in named:
+        return Call(fault=f"there is no tool {str(name)[:60]!r}; there is {', '.join(named)}")
+    if isinstance(arguments, str):  # OpenAI's form: JSON within JSON
+        return _with_arguments(named[name], arguments)
+    if not isinstance(arguments, Mapping):
+        return Call(fault=f"the arguments of {name} are no JSON object")
+    return Call(name, arguments)
+
+
+def _tagged(text: str, named: Mapping[str, Tool]) -> list[Call]:
+    names = "|".join(map(re.escape, named))
+    calls = []
+    for found in re.finditer(rf"<({names})>(.*?)(</\1>|\Z)", text, re.DOTALL):
+        name, written, closed = found.groups()
+        calls.append(_with_arguments(named[name], written) if closed else Call(fault=f"the call has no </{name}>"))
+    return calls
+
+
+def _with_arguments(tool: Tool, written: str) -> Call:
+    """A call whose arguments are a JSON object, or the only argument as it is."""
+    written = written.strip()
+    try:
+        read = json.loads(written) if written.startswith("{") else None
+    except ValueError:
+        read = None
+    if isinstance(read, dict):
+        return Call(tool.name, read)
+    if len(tool.parameters) == 1:
+        return Call(tool.name, {next(iter(tool.parameters)): written})
+    if not written and not tool.parameters:
+        return Call(tool.name, {})
+    return Call(fault=f"the arguments of {tool.name} are no JSON object with {', '.join(tool.parameters) or 'nothing'}")
+
+
+def answers(calls: Sequence[Call], tools: Sequence[Tool]) -> list[Message]:
+    """A message for each call: what its tool returns, or an error that the policy can read."""
+    named = {tool.name: tool for tool in tools}
+    return [{"role": "tool", "content": _answer(call, named)} for call in calls]
+
+
+def _answer(call: Call, named: Mapping[str, Tool]) -> str:
+    if call.fault or call.arguments is None:
+        return f"error: {call.fault}"[:LONGEST]
+    try:
+        return named[call.name].answer(call.arguments)
+    except _MalformedError as error:
+        return f"error: {error}"[:LONGEST]
+    except Exception as error:  # a tool can raise what Python can
+        return f"error: {type(error).__name__}: {error}"[:LONGEST]
+
+
+async def _awaited(found: Any) -> Any:
+    return await found
+
+
+class WithTools:
+    """An environment whose tools are called for it: it reads only the turns in which nothing is called.
+
+    A class without `step` ends the episode with such a turn.
+    """
+
+    def __init__(self, environment: Any, tools: Sequence[Tool]) -> None:
+        self._environment, self._tools = environment, tools
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._environment, name)
+
+    def step(self, text: str) -> Any:
+        """Messages for the policy, and whether the episode is over."""
+        calls = read_calls(text, self._tools)
+        if calls:
+            return answers(calls, self._tools), False
+        step = getattr(self._environment, "step", None)
+        return ([], True) if step is None else step(text)
