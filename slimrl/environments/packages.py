@@ -141,20 +141,22 @@ def _made(place: str, make: Callable[..., Any], arguments: Mapping[str, Any]) ->
             f"({lacking[0]} is missing); SlimRL plays its classes SingleTurnEnv, MultiTurnEnv and those made from them"
         )
     for part in _parts(environment):
-        _refuse(place, part)
+        _refuse(place, part, whole=part is environment)
     return environment
 
 
-def _refuse(place: str, part: Any) -> None:
+def _refuse(place: str, part: Any, *, whole: bool) -> None:
     """Raises SettingsError for an environment that needs more than a policy and this process."""
     kinds = [kind.__name__ for kind in type(part).__mro__]
     if found := next((kind for kind in kinds if kind in ELSEWHERE), ""):
         raise SettingsError(
             f"task.name=verifiers:{place}: {kinds[0]} is a {found}, which {ELSEWHERE[found]}; SlimRL does not play it"
         )
-    if tools := getattr(part, "tool_defs", None):
-        names = ", ".join(tool.name for tool in tools)
-        raise SettingsError(f"task.name=verifiers:{place}: {kinds[0]} has tools ({names}); SlimRL does not play it yet")
+    if not whole and (tools := getattr(part, "tool_defs", None)):
+        raise SettingsError(
+            f"task.name=verifiers:{place}: {kinds[0]} has the tool {tools[0].name}, and the group that it is part of has other "
+            "environments; prompts of all rows describe the same tools, so load it alone"
+        )
     for rubric in _rubrics(part.rubric):
         if getattr(rubric, "has_advantages", False):
             raise SettingsError(

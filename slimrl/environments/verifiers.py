@@ -7,6 +7,7 @@ shared by episodes. There is no server and no client of an API.
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from typing import Any
 from weakref import finalize
 
 from slimrl.environments import Messages, Step
+from slimrl.environments.tools import Call, Tool, read_calls
 from slimrl.errors import DataError
 from slimrl.records import Problem
 
@@ -57,6 +59,11 @@ class VerifiersEpisode:
         return self._rollout.reward
 
     @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that prompts describe; the environment answers their calls."""
+        return self._rollout.tools
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """The value of each function of the rubric, those of weight 0 included."""
         return self._rollout.metrics
@@ -67,6 +74,7 @@ class Rollout:
 
     def __init__(self, environment: Any) -> None:
         self.environment = environment
+        self.tools = tools_in(environment)
         self.reward, self.metrics = 0.0, dict[str, float]()
         self._said: list[dict[str, str]] = []
         self._asked = Future[list[dict[str, str]] | None]()
@@ -84,7 +92,7 @@ class Rollout:
     def go_on(self, text: str, *, cut: bool = False) -> list[dict[str, str]] | None:
         """Give a turn of the policy; the messages behind it."""
         self._said.append({"role": "assistant", "content": text})
-        return self._resume(lambda answer: answer.set_result(response(text, cut=cut)))
+        return self._resume(lambda answer: answer.set_result(response(text, self.tools, cut=cut)))
 
     def finish(self) -> None:
         """End a rollout for which there are no tokens left, as `verifiers` ends one that exceeds the context."""
@@ -106,8 +114,11 @@ class Rollout:
 
     async def turn(self, prompt: Sequence[Any], tools: Sequence[Any] | None) -> Any:
         """The policy's answer to a conversation, which must go on behind what was said before."""
-        if tools:
-            raise DataError(f"has tools ({', '.join(tool.name for tool in tools)})")
+        own = {tool.name for tool in self.tools}
+        if unknown := [tool.name for tool in tools or () if tool.name not in own]:
+            raise DataError(
+                f"has the tool {unknown[0]} in this row only, and prompts of all rows describe the same tools"
+            )
         messages = [plain(message) for message in prompt]
         known = len(self._said)
         if messages[:known] != self._said:
@@ -158,7 +169,7 @@ class Bridge:
     def __init__(self) -> None:
         from verifiers.clients import Client
         from verifiers.errors import OverlongPromptError
-        from verifiers.types import Response, ResponseMessage
+        from verifiers.types import Response, ResponseMessage, ToolCall
 
         class Policy(Client):  # type: ignore[misc]  # the package has no types for us
             """The policy, as a client of a model."""
@@ -196,6 +207,7 @@ class Bridge:
         self.client: Any = Policy
         self.response: Any = Response
         self.message: Any = ResponseMessage
+        self.call: Any = ToolCall
         self.overlong: Any = OverlongPromptError
 
 
@@ -205,11 +217,47 @@ def bridge() -> Bridge:
     return Bridge()
 
 
-def response(text: str, *, cut: bool) -> Any:
-    """A turn of the policy as `verifiers` gets it from a client."""
-    finish = "length" if cut else "stop"
-    message = bridge().message(content=text, finish_reason=finish, is_truncated=cut, tool_calls=None)
+def response(text: str, tools: Sequence[Tool], *, cut: bool) -> Any:
+    """A turn of the policy as `verifiers` gets it from a client, with the calls of tools that the text has."""
+    calls = [] if cut else [_call(number, call, tools) for number, call in enumerate(read_calls(text, tools))]
+    finish = "length" if cut else "tool_calls" if calls else "stop"
+    message = bridge().message(content=text, finish_reason=finish, is_truncated=cut, tool_calls=calls or None)
     return bridge().response(id=MODEL, created=0, model=MODEL, usage=None, message=message)
+
+
+def _call(number: int, call: Call, tools: Sequence[Tool]) -> Any:
+    """A call as `verifiers` reads it. The arguments of a malformed one are no JSON, so that the environment answers with its own
+    error.
+    """
+    tool = next((tool for tool in tools if tool.name == call.name), None)
+    written = call.fault
+    if tool is not None and call.arguments is not None:
+        written = json.dumps(
+            {name: _value(value, tool.parameters.get(name, {})) for name, value in call.arguments.items()}
+        )
+    return bridge().call(id=f"call_{number}", name=call.name, arguments=written)
+
+
+def _value(value: Any, schema: Mapping[str, Any]) -> Any:
+    """An argument that a plain tag wrote as text, as the type that its schema says."""
+    if isinstance(value, str) and schema.get("type") in ("integer", "number", "boolean", "array", "object"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            pass
+    return value
+
+
+def tools_in(environment: Any) -> tuple[Tool, ...]:
+    """The tools of an environment, which it calls itself."""
+    return tuple(
+        Tool(tool.name, {"type": "function", "function": _function(tool)}, environment.env_response)
+        for tool in getattr(environment, "tool_defs", None) or ()
+    )
+
+
+def _function(tool: Any) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
 
 
 def plain(message: Any) -> dict[str, str]:

@@ -6,6 +6,7 @@ The tests run with it everywhere, and with the package itself where it is instal
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -38,6 +39,10 @@ class ResponseMessage(Message):
 
 
 class Response(Message):
+    pass
+
+
+class ToolCall(Message):
     pass
 
 
@@ -185,7 +190,7 @@ class MultiTurnEnv(Environment):
                     if state["final_env_response"]:
                         continue
                     answer = (await client.get_response(prompt, model, sampling_args, state=state)).message
-                    said = Message(role="assistant", content=answer.content)
+                    said = Message(role="assistant", content=answer.content, tool_calls=answer.tool_calls)
                     step = {"prompt": prompt, "completion": [said], "is_truncated": answer.is_truncated}
                     state["trajectory"].append(step)
                 except OverlongPromptError:
@@ -206,16 +211,61 @@ class SingleTurnEnv(MultiTurnEnv):
         super().__init__(max_turns=1, **further)
 
 
+class ToolEnv(MultiTurnEnv):
+    """Its tools have parameters of whole numbers only."""
+
+    def __init__(self, tools: Any, max_turns: int = 10, **further: Any) -> None:
+        super().__init__(max_turns=max_turns, **further)
+        self.tools = {tool.__name__: tool for tool in tools}
+        self.tool_defs = [
+            Message(
+                name=name,
+                description=inspect.getdoc(tool),
+                parameters={
+                    "type": "object",
+                    "properties": {parameter: {"type": "integer"} for parameter in inspect.signature(tool).parameters},
+                },
+            )
+            for name, tool in self.tools.items()
+        ]
+
+    @stop
+    async def no_tools_called(self, state: Any) -> bool:
+        return bool(state["trajectory"]) and not state["trajectory"][-1]["completion"][-1].tool_calls
+
+    async def env_response(self, messages: Any, state: Any) -> Any:  # noqa: ARG002
+        return [
+            Message(role="tool", content=self.answer(call), tool_call_id=call.id) for call in messages[-1].tool_calls
+        ]
+
+    def answer(self, call: Any) -> str:
+        try:
+            arguments = json.loads(call.arguments)
+            return str(self.tools[call.name](**arguments))
+        except Exception as error:
+            return str(error)
+
+
 def modules() -> dict[str, ModuleType]:
     """The stand-in by the names under which the package is imported."""
     here = vars(sys.modules[__name__])
     root = ModuleType("verifiers")
-    for name in ("MultiTurnEnv", "SingleTurnEnv", "Rubric", "RubricGroup", "Parser", "Error", "stop", "cleanup"):
+    for name in (
+        "MultiTurnEnv",
+        "SingleTurnEnv",
+        "ToolEnv",
+        "Rubric",
+        "RubricGroup",
+        "Parser",
+        "Error",
+        "stop",
+        "cleanup",
+    ):
         setattr(root, name, here[name])
     parts = {
         "clients": ("Client",),
         "errors": ("OverlongPromptError",),
-        "types": ("Response", "ResponseMessage", "UserMessage"),
+        "types": ("Response", "ResponseMessage", "ToolCall", "UserMessage"),
     }
     found = {"verifiers": root}
     for part, names in parts.items():

@@ -18,6 +18,7 @@ from slimrl.config.environment import EnvironmentConfig
 from slimrl.config.sections import TaskConfig
 from slimrl.environments import verifiers
 from slimrl.environments.packages import Package, load_package, module_of
+from slimrl.environments.tools import told, tools_of
 from slimrl.environments.verifiers import VerifiersEpisode, bridge, plain
 from slimrl.errors import DataError, SettingsError
 from slimrl.rewards.custom import load_function
@@ -233,3 +234,57 @@ def test_contents_that_are_no_text() -> None:
     assert plain({"role": "assistant", "content": None}) == {"role": "assistant", "content": ""}
     with pytest.raises(DataError, match="has a message with input_audio"):
         plain({"role": "user", "content": [{"type": "input_audio"}]})
+
+
+TOOLS = '''
+import verifiers as vf
+from datasets import Dataset
+
+
+def add(a: int, b: int) -> int:
+    """Adds two numbers.
+
+    Args:
+        a: One of them.
+        b: The other.
+    """
+    return a + b
+
+
+async def right(completion, answer):
+    return float(answer in completion[-1].content)
+
+
+def load_environment(max_turns=4):
+    rows = Dataset.from_list([{"question": "23 + 58 = ?", "answer": "81"}] * 2)
+    return vf.ToolEnv(tools=[add], max_turns=max_turns, dataset=rows, rubric=vf.Rubric(funcs=[right]))
+'''
+
+
+def tool(text: str) -> tuple[list[dict[str, str]], bool]:
+    return [{"role": "tool", "content": text}], False
+
+
+def test_tools_are_described_called_and_answered(load: Load) -> None:
+    played, _ = episode(load(TOOLS), 0)
+    (known,) = tools_of(played, where="here")
+    assert known.name == "add"
+    assert [schema["type"] for schema in known.parameters.values()] == ["integer", "integer"]
+    assert "add" in told([known])
+    assert played.step('<tool_call>{"name": "add", "arguments": {"a": 23, "b": 58}}</tool_call>') == tool("81")
+    assert played.step('<add>{"a": 1, "b": 2}</add>') == tool("3")
+    (message,), over = played.step('<tool_call>{"name": "add", "arguments": {"a": 23</tool_call>')
+    assert not over
+    assert message["content"].startswith("Expecting value")
+    assert played.step("It is 81.") == ([], True)
+    assert played.score() == 1.0
+
+
+def test_arguments_of_plain_tags_have_the_type_of_the_schema(load: Load) -> None:
+    two = (
+        TOOLS.replace("def add(a: int, b: int)", "def add(a: int)")
+        .replace("a + b", "a + 1")
+        .replace("        b: The other.\n", "")
+    )
+    played, _ = episode(load(two), 0)
+    assert played.step("<add>41</add> <add>7</add>") == ([*tool("42")[0], *tool("8")[0]], False)
