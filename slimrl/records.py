@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
@@ -118,6 +119,11 @@ class Completion:
         """Number of tokens that were drawn."""
         return len(self.token_ids) - sum(self.given)
 
+    @property
+    def turns(self) -> int:
+        """Number of turns: one, and one more behind each run of tokens that an environment wrote."""
+        return 1 + sum(given and not next_one for given, next_one in pairwise(self.given))
+
     def last_turn(self) -> tuple[int, ...]:
         """The tokens behind the last that an environment wrote; all where it wrote none."""
         end = next((n for n, given in enumerate(reversed(self.given)) if given), len(self.token_ids))
@@ -134,13 +140,22 @@ class Played:
     turns: Turns = ()
     """Everything that was said behind the prompt; empty where a completion is one turn."""
     score: float | None = None
-    """The number that the environment gives for it, where it gives one."""
+    """The number that `score` of the environment returned, 0 of a class without it; None where it returned none."""
     failed: str = ""
     """Why the environment could not go on; empty where it did."""
     right: bool | None = None
     """The verdict where the score decides; None where the answer in the last turn does."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Further numbers that the environment gives, which are logged."""
+    rewards: tuple[float | None, ...] = ()
+    """The reward of each turn that the environment has read, None where it gave none; a turn that was cut off has no entry. Empty
+    where no turn has a reward.
+    """
+
+    @property
+    def policy_turns(self) -> int:
+        """Turns of the policy."""
+        return sum(role == "assistant" for role, _ in self.turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +183,17 @@ class Rollout:
     """Why a reward that is not paid could not score this row, which costs the row nothing; empty where none failed."""
     turns: Turns = ()
     """`Played.turns`."""
+    turn_rewards: tuple[float | None, ...] = ()
+    """`Played.rewards`, before the weight of `rewards.environment`."""
+    returns: tuple[float, ...] = ()
+    """By turn of an episode whose turns are paid: the part of `reward` that was earned in this turn or later. The first is
+    `reward`. Empty where no turn is paid, and the return of every turn is `reward`.
+    """
+
+    @property
+    def turn_returns(self) -> tuple[float, ...]:
+        """`returns`, written out."""
+        return self.returns or (self.reward,) * self.completion.turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +255,8 @@ class Batch(Rows):
     """
 
     advantages: Tensor
-    """Reward units, or standard deviations when rewards are scaled; one number a row except with a critic."""
+    """Reward units, or standard deviations when rewards are scaled; one number a row except with a critic, and one a turn where
+    turns have credit of their own."""
     old_logprobs: Tensor
     """Nats under the policy before the step's first update, from which importance ratios are taken: the sampler's, unless
     these are not exact enough. With one update per step every ratio is 1 except in groups that were carried over, and only

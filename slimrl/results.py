@@ -69,6 +69,8 @@ class GradedCompletion:
     """By reward but `correct`, before weights; None where it does not apply, or failed."""
     unscorable: str = ""
     """Why a reward had no score; empty where all had one."""
+    turns: int = 0
+    """Of the policy, in an episode; 0 where a completion is one turn by itself."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class SplitEvaluation:
             low, high = accuracy_interval(accuracy)
             lenient = _mean([row.lenient for row in decoded])
             summary |= {"greedy": _mean(accuracy), "greedy_low": low, "greedy_high": high, "greedy_lenient": lenient}
+        if any(row.turns for row in drawn):
+            summary["turns"] = _mean([row.turns for row in drawn])
         if any(row.independent is not None for row in drawn):
             summary["disputed"] = _mean([row.strict and row.independent is False for row in drawn])
         return summary | self._best_of() | self._scores()

@@ -18,10 +18,15 @@ CompletionForm = Literal["auto", "text", "messages"]
 # sampling
 Engine = Literal["builtin", "vllm"]
 
+# the sandbox
+Isolated = Literal["bubblewrap", "namespaces", "limits"]
+Isolation = Literal["auto", Isolated]
+
 # advantages
 GroupBaseline = Literal["group_mean", "leave_one_out", "none"]
 Baseline = Literal[GroupBaseline, "critic"]
 Scale = Literal["group", "batch", "none", "mean"]
+Credit = Literal["episode", "turn"]
 
 # the loss
 Aggregation = Literal["sequence_mean", "token_mean", "prompt_token_mean", "fixed_length", "microbatch_token_mean"]

@@ -153,7 +153,9 @@ def collect(training: TrainSetup, state: RunState) -> Collected:
         (problem for problem in problems if problem.id not in state.excluded),
         partial(training.roll_out, stream="train", step=step, strict=step == 0),
         count=config.rollout.problems,
-        sampling=DynamicSampling(chosen.dynamic_sampling, chosen.signal, chosen.refill_budget, chosen.refill_share),
+        sampling=DynamicSampling(
+            chosen.dynamic_sampling, chosen.signal, chosen.refill_budget, chosen.refill_share, chosen.credit
+        ),
         carried=state.carried,
     )
     if not collected.sampled and not state.carried and state.excluded:
@@ -190,7 +192,7 @@ def record_step(
         state = replace(state, faults=faults, suspects=suspects)
         session.run.keep_fault(state.step, tensors_of(updated.fault.rows), updated.fault.what)
         session.screen.say(f"step {state.step}: {updated.fault.what}; its update was dropped", "yellow")
-    metrics = describe(collected, config.algorithm.signal) | updated.metrics
+    metrics = describe(collected, config.algorithm.signal, config.algorithm.credit) | updated.metrics
     metrics |= thinking_metrics(setup.policy, sampled)
     metrics |= {"num_tokens": state.tokens, **timing, "time/total": state.seconds}
     if config.log.rollouts:

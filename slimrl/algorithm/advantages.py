@@ -14,7 +14,8 @@ SCALE_EPSILON = 1e-4
 
 
 def group_advantages(rewards: Tensor, scorable: Tensor, scale: Scale, baseline: GroupBaseline = "group_mean") -> Tensor:
-    """rewards [P, G], scorable [P, G] bool -> advantages [P, G]: less a baseline, divided by a spread.
+    """rewards [..., G], scorable [..., G] bool -> advantages [..., G]: less a baseline, divided by a spread, both of the G
+    completions of a problem: of their rewards [P, G], or of their returns at each turn [P, T, G] (`returns_of`).
 
     Baselines: the group's mean (GRPO); the mean of the group's other rewards (RLOO, arXiv:2402.14740), which is G / (G - 1)
     times as far away; or nothing.
@@ -25,8 +26,8 @@ def group_advantages(rewards: Tensor, scorable: Tensor, scale: Scale, baseline: 
     if not scorable.any():
         return torch.zeros_like(rewards)
     present = scorable.to(rewards.dtype)
-    count = present.sum(1, keepdim=True)
-    mean = (rewards * present).sum(1, keepdim=True) / count.clamp(min=1)
+    count = present.sum(-1, keepdim=True)
+    mean = (rewards * present).sum(-1, keepdim=True) / count.clamp(min=1)
     centred = (rewards - mean) * present
     match baseline:
         case "group_mean":
@@ -37,7 +38,7 @@ def group_advantages(rewards: Tensor, scorable: Tensor, scale: Scale, baseline: 
             advantages = rewards * present
     match scale:
         case "group":
-            variance = centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
+            variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
             return advantages / (variance.sqrt() + SCALE_EPSILON)
         case "batch":
             valid = rewards[scorable]
@@ -71,13 +72,14 @@ def component_advantages(
 
 
 def gpg_alpha(rewards: Tensor, scorable: Tensor, *, tolerance: float) -> float:
-    """B / (B - M): groups of a batch over those whose rewards differ (GPG, arXiv:2504.02546); 1 where none does.
+    """B / (B - M): groups of a batch over those whose rewards [P, G], or returns at some turn [P, T, G], differ (GPG,
+    arXiv:2504.02546); 1 where none does.
 
     Constant groups add nothing to the sum of a gradient and yet count in its divisor; this takes them out of it.
     """
-    low = torch.where(scorable, rewards, torch.inf).amin(1)
-    high = torch.where(scorable, rewards, -torch.inf).amax(1)
-    varied = int(((high - low) > tolerance).sum())
+    low = torch.where(scorable, rewards, torch.inf).amin(-1)
+    high = torch.where(scorable, rewards, -torch.inf).amax(-1)
+    varied = int(((high - low) > tolerance).reshape(len(rewards), -1).any(1).sum())
     return len(rewards) / varied if varied else 1.0
 
 

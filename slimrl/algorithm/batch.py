@@ -20,6 +20,22 @@ def rewards_of(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     return rewards, torch.tensor([[not r.unscorable for r in g.rollouts] for g in groups])
 
 
+def returns_of(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Returns [P, T, G] float64 of completions from each turn on, 0 behind their last turn, and which of them have the turn and
+    could be scored, [P, T, G] bool; T is the number of turns of the longest.
+
+    G_t is the sum of the rewards of turns u >= t and of those that are paid at the end, undiscounted (return-to-go: Sutton and
+    Barto, Reinforcement Learning, 2nd edition, 13.3; by turn of a group: arXiv:2505.11821).
+    """
+    rows = [[rollout.turn_returns for rollout in group.rollouts] for group in groups]
+    turns = max(len(returns) for row in rows for returns in row)
+    padded = [[returns + (0.0,) * (turns - len(returns)) for returns in row] for row in rows]
+    reached = torch.tensor([[len(returns) for returns in row] for row in rows])
+    _, scorable = rewards_of(groups)
+    present = (torch.arange(turns)[:, None] < reached[:, None]) & scorable[:, None]
+    return torch.tensor(padded, dtype=torch.float64).transpose(1, 2), present
+
+
 def components_of(groups: Sequence[Group]) -> dict[str, Tensor]:
     """Each reward's scores [P, G] float64 before weights, NaN where it does not apply."""
     names = dict.fromkeys(name for g in groups for r in g.rollouts for name in r.scores)
@@ -68,6 +84,33 @@ def make_rows(groups: Sequence[Group], *, overlong_filtering: bool, step: int, p
 def at_tokens(advantages: Tensor, completion_mask: Tensor) -> Tensor:
     """[P, G] numbers of completions -> [B, L] float32 at each of their tokens, 0 elsewhere."""
     return advantages.float().reshape(-1, 1) * completion_mask
+
+
+def turn_numbers(completion_mask: Tensor) -> Tensor:
+    """[B, L] bool -> [B, L] long: the turn, from 0, in which each token of the mask was drawn. Between two turns it has a gap."""
+    before = torch.nn.functional.pad(completion_mask[:, :-1], (1, 0))
+    return ((completion_mask & ~before).cumsum(1) - 1).clamp(min=0)
+
+
+def at_turns(numbers: Tensor, completion_mask: Tensor) -> Tensor:
+    """[P, T, G] numbers of the turns of completions -> [B, L] float32 at each of their tokens, 0 elsewhere."""
+    rows = numbers.float().transpose(1, 2).reshape(len(completion_mask), -1)
+    return rows.gather(1, turn_numbers(completion_mask)) * completion_mask
+
+
+def at_turn_ends(numbers: Tensor, completion_mask: Tensor) -> Tensor:
+    """The same at the last token of each turn, 0 elsewhere."""
+    after = torch.nn.functional.pad(completion_mask[:, 1:], (0, 1))
+    return at_turns(numbers, completion_mask) * ~after
+
+
+def from_turns_on(values: Tensor, completion_mask: Tensor, *, groups: int, turns: int) -> Tensor:
+    """[B, L] values of tokens -> [P, T, G] float64: their sums over each turn of a completion and all that follow it."""
+    rows = torch.zeros(len(values), turns, dtype=torch.float64)
+    rows = rows.scatter_add(1, turn_numbers(completion_mask), (values * completion_mask).double())
+    earlier = rows.cumsum(1) - rows
+    rest = values.sum(1).double()[:, None] - earlier  # of a single turn the sum itself
+    return rest.reshape(groups, -1, turns).transpose(1, 2)
 
 
 def take(rows: SomeRows, chosen: Tensor) -> SomeRows:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 
 from slimrl.records import Group, Problem
-from slimrl.terms import Selection, Signal
+from slimrl.terms import Credit, Selection, Signal
 
 SIGNAL_TOLERANCE = 1e-6
 """Rewards closer than this are equal: float noise must not let a constant group through."""
@@ -35,15 +36,18 @@ class Collected:
         return self.lacking > 0
 
 
-def has_signal(group: Group, signal: Signal) -> bool:
-    """True where the scorable rollouts differ: not all right and not all wrong (DAPO), or rewards apart by > 1e-6."""
+def has_signal(group: Group, signal: Signal, credit: Credit = "episode") -> bool:
+    """True where the scorable rollouts differ: not all right and not all wrong (DAPO), or rewards apart by > 1e-6; with credit by
+    turn, the returns of those that have some turn.
+    """
     scored = [rollout for rollout in group.rollouts if not rollout.unscorable]
     if not scored:
         return False
     if signal == "correct":
         return len({rollout.correct for rollout in scored}) > 1
-    rewards = [rollout.reward for rollout in scored]
-    return max(rewards) - min(rewards) > SIGNAL_TOLERANCE
+    returns = [rollout.turn_returns if credit == "turn" else (rollout.reward,) for rollout in scored]
+    turns = ([own[turn] for own in returns if turn < len(own)] for turn in range(max(map(len, returns))))
+    return any(max(turn) - min(turn) > SIGNAL_TOLERANCE for turn in turns)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class DynamicSampling:
     signal: Signal = "correct"
     refill_budget: float = 3.0
     refill_share: float = 1.0
+    credit: Credit = "episode"
 
 
 def collect_groups(
@@ -74,10 +79,10 @@ def collect_groups(
     With `refill_share` below 1 it stops at that share of groups with a signal and keeps others for the rest (GPG's
     threshold, arXiv:2504.02546). Where nothing carries a signal there is nothing to train on, whatever the kind.
     """
-    signal = sampling.signal
+    signals = partial(has_signal, signal=sampling.signal, credit=sampling.credit)
     if sampling.kind != "refill":
         fresh = tuple(roll_out(list(islice(problems, count))))
-        kept = fresh if sampling.kind == "off" else tuple(group for group in fresh if has_signal(group, signal))
+        kept = fresh if sampling.kind == "off" else tuple(group for group in fresh if signals(group))
         if sampling.kind == "replace" and kept:
             kept = tuple(islice(cycle(kept), len(fresh)))
         lacking = 0 if sampling.kind == "filter" else count - len(kept)
@@ -93,12 +98,12 @@ def collect_groups(
         if not more:
             break
         sampled += more
-        kept_so_far += [group for group in more if has_signal(group, signal)]
+        kept_so_far += [group for group in more if signals(group)]
     chosen = kept_so_far[:count]
     lacking = max(0, enough - len(chosen))
     if sampling.refill_share < 1 and chosen:
         taken = {id(group) for group in chosen}
-        rest = [group for group in sampled if not has_signal(group, signal)][: count - len(chosen)]
+        rest = [group for group in sampled if not signals(group)][: count - len(chosen)]
         taken |= {id(group) for group in rest}
         chosen = [group for group in (*carried, *sampled) if id(group) in taken]
     return Collected(tuple(chosen), tuple(kept_so_far[count:]), tuple(sampled), count, lacking)

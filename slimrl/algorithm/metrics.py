@@ -10,12 +10,12 @@ import numpy as np
 
 from slimrl.algorithm.groups import Collected, has_signal
 from slimrl.records import Group
-from slimrl.terms import Signal
+from slimrl.terms import Credit, Signal
 
 Metrics = dict[str, float]
 
 
-def describe(collected: Collected, signal: Signal) -> Metrics:
+def describe(collected: Collected, signal: Signal, credit: Credit = "episode") -> Metrics:
     """Metrics of everything sampled for a step, before selection, and what selection did."""
     groups = collected.sampled
     metrics: Metrics = {
@@ -25,7 +25,7 @@ def describe(collected: Collected, signal: Signal) -> Metrics:
         "sampling/fell_back": float(collected.fell_back),
     }
     if groups:
-        metrics |= _rewards(groups) | _lengths(groups) | _signals(groups, signal) | _difficulty(groups)
+        metrics |= _rewards(groups) | _lengths(groups) | _signals(groups, signal, credit) | _difficulty(groups)
     if collected.groups:
         rewards = [r.reward for g in collected.groups for r in g.rollouts if not r.unscorable]
         metrics["train/reward"] = float(np.mean(rewards)) if rewards else float("nan")
@@ -91,11 +91,17 @@ def _lengths(groups: Sequence[Group]) -> Metrics:
 
 
 def _turns(groups: Sequence[Group]) -> Metrics:
-    """Of episodes: the mean number of the policy's turns, and of the tokens that the environment wrote."""
+    """Of episodes: the mean number of the policy's turns and of the tokens that the environment wrote, and of the turns that have
+    a reward its mean.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     turns = [sum(role == "assistant" for role, _ in rollout.turns) for rollout in rollouts]
     given = [sum(rollout.completion.given) for rollout in rollouts]
-    return {"turns/mean": float(np.mean(turns)), "turns/given_tokens": float(np.mean(given))} if any(turns) else {}
+    if not any(turns):
+        return {}
+    paid = [reward for rollout in rollouts for reward in rollout.turn_rewards if reward is not None]
+    means: Metrics = {"turns/mean": float(np.mean(turns)), "turns/given_tokens": float(np.mean(given))}
+    return means | ({"turns/reward": float(np.mean(paid))} if paid else {})
 
 
 def _difficulty(groups: Sequence[Group]) -> Metrics:
@@ -108,14 +114,14 @@ def _difficulty(groups: Sequence[Group]) -> Metrics:
     return {"difficulty/mean": float(np.mean(levels)), **shares}
 
 
-def _signals(groups: Sequence[Group], signal: Signal) -> Metrics:
+def _signals(groups: Sequence[Group], signal: Signal, credit: Credit) -> Metrics:
     tokens = [sum(r.completion.drawn for r in g.rollouts) for g in groups]
-    useful = sum(n for n, g in zip(tokens, groups, strict=True) if has_signal(g, signal))
+    useful = sum(n for n, g in zip(tokens, groups, strict=True) if has_signal(g, signal, credit))
     all_right = [all(r.correct for r in g.rollouts) for g in groups]
     all_wrong = [not any(r.correct for r in g.rollouts) for g in groups]
     return {
-        "frac_reward_zero_std": float(np.mean([not has_signal(g, "reward") for g in groups])),
-        "sampling/no_signal": float(np.mean([not has_signal(g, signal) for g in groups])),
+        "frac_reward_zero_std": float(np.mean([not has_signal(g, "reward", credit) for g in groups])),
+        "sampling/no_signal": float(np.mean([not has_signal(g, signal, credit) for g in groups])),
         **({"sampling/tokens_per_useful_token": sum(tokens) / useful} if useful else {}),
         "sampling/all_right": float(np.mean(all_right)),
         "sampling/all_wrong": float(np.mean(all_wrong)),

@@ -83,6 +83,7 @@ def _completion(row: Row) -> GradedCompletion:
         independent=_independent(row),
         scores=_scores(row),
         unscorable=row.optional_text("unscorable"),
+        turns=int(row.number("turns")),
     )
 
 

@@ -66,6 +66,9 @@ class AlgorithmConfig(Section):
     scale_rewards: terms.Scale = "group"
     """Advantages are divided by the group's or the batch's standard deviation (+1e-4), by nothing (Dr. GRPO), or by the
     group's mean reward (MaxRL)."""
+    credit: terms.Credit = "episode"
+    """The tokens of an episode have one advantage, of its whole reward; or those of each turn have their own, of what was earned
+    in this turn or later (docs/environments.md)."""
     normalize_components: bool = False
     """Each reward is normalised within its group before they are summed, then the sum over the batch (GDPO)."""
     surrogate: Literal[*SURROGATES] = "clip"  # type: ignore[valid-type]
@@ -134,10 +137,18 @@ class AlgorithmConfig(Section):
                 "algorithm.surrogate=gpg scales by the groups whose advantages are all 0, which needs "
                 "algorithm.baseline=group_mean or leave_one_out"
             )
-        if self.surrogate == "gspo" and (self.entropy_share < 1 or self.baseline == "critic" or token_weighed):
+        by_turn = self.credit == "turn"
+        if self.surrogate == "gspo" and (
+            self.entropy_share < 1 or self.baseline == "critic" or token_weighed or by_turn
+        ):
             raise ValueError(
                 "algorithm.surrogate=gspo gives every token of a completion one gradient, so nothing can weigh single tokens "
-                "(entropy_share, a critic, importance_level=token); set algorithm.surrogate=gspo_token"
+                "(entropy_share, a critic, importance_level=token, credit=turn); set algorithm.surrogate=gspo_token"
+            )
+        if by_turn and self.normalize_components:
+            raise ValueError(
+                "algorithm.normalize_components normalises the rewards of whole episodes, and algorithm.credit=turn takes them "
+                "apart by turn; set one"
             )
         if self.kl_place == "reward" and self.kl_estimator != "k1":
             raise ValueError("algorithm.kl_place=reward subtracts k1; set algorithm.kl_estimator=k1")

@@ -176,6 +176,14 @@ def demand_environment(rewards: RewardsConfig, environment: EnvironmentConfig) -
         raise ValueError("rewards.environment has no effect without environment.name; remove one")
 
 
+def _demand_turns(algorithm: AlgorithmConfig, environment: EnvironmentConfig) -> None:
+    """Raises ValueError for credit by turn where episodes cannot have several."""
+    if algorithm.credit == "turn" and not environment.name:
+        raise ValueError("algorithm.credit=turn has no effect without environment.name; remove one")
+    if algorithm.credit == "turn" and environment.turns == 1:
+        raise ValueError("algorithm.credit=turn has no effect with environment.turns=1; remove one")
+
+
 class EvalConfig(RootConfig):
     """`slimrl eval` and `slimrl compare`."""
 
@@ -225,6 +233,7 @@ class TrainConfig(RootConfig):
         if self.algorithm.baseline != "critic" and self.critic != CriticConfig():
             raise ValueError("the section critic has no effect without algorithm.baseline=critic; remove it")
         demand_environment(self.rewards, self.environment)
+        _demand_turns(self.algorithm, self.environment)
         if self.rollout.group_size < 2 and self.algorithm.baseline in ("group_mean", "leave_one_out"):
             raise ValueError(
                 f"rollout.group_size=1 has no group baseline, every advantage is 0; set 2 or more, or another "

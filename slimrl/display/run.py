@@ -210,7 +210,7 @@ class Display:
             self.say(
                 f"held out ({name}, {counted(int(s['n']), 'problem')}){when}: {s['accuracy']:.1%} "
                 f"[{s['low']:.1%}, {s['high']:.1%}] sampled{greedy}; lenient {s['lenient']:.1%}, "
-                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens"
+                f"in form {s['format']:.1%}, cut off {s['truncated']:.1%}, {s['mean_length']:.1f} tokens{_turns(s)}"
                 f"{_thinking(s)}{_doubts(s)}{_rewards(s)}",
                 "cyan",
             )
@@ -376,6 +376,10 @@ def _rewards(summary: Mapping[str, float]) -> str:
     scores = [f"{key.removeprefix('rewards/')} {fitted(summary[key], 3, WIDTH)}" for key in names]
     lost = f", unscorable {summary['unscorable']:.1%}" if summary.get("unscorable") else ""
     return visible(f"; rewards: {', '.join(scores)}{lost}") if scores else ""
+
+
+def _turns(summary: Mapping[str, float]) -> str:
+    return f", {summary['turns']:.2f} turns" if "turns" in summary else ""
 
 
 def _doubts(summary: Mapping[str, float]) -> str:

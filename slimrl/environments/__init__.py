@@ -16,8 +16,10 @@ from slimrl.records import Problem
 
 Messages = Sequence[Mapping[str, str]]
 """Chat messages: `role` and `content`."""
-Step = tuple[Messages, bool]
-"""The messages that the policy reads next, and True where the episode is over; they are then not read."""
+Step = tuple[Messages, bool] | tuple[Messages, bool, float | None]
+"""The messages that the policy reads next, and True where the episode is over; they are then not read. The reward of the turn may
+follow.
+"""
 
 
 class Environment(Protocol):
@@ -28,7 +30,8 @@ class Environment(Protocol):
     Further methods are called where a class has them. `reset(problem)` is called before the first turn; it returns the messages
     of the prompt, or None for the task's own. Its prompt must depend on the problem alone, since a group shares one.
     `cut(text)` is called with a turn that the bounds on tokens cut off; no answer is read. `score()` is called when the episode
-    is over, and returns what `rewards.environment` pays, or None. Numbers in a mapping `metrics` are read behind it and logged.
+    is over, and returns what `rewards.environment` pays beside the rewards of turns, or None. Numbers in a mapping `metrics` are
+    read behind it and logged.
     """
 
     def step(self, text: str) -> Step | Awaitable[Step]:

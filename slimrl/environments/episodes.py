@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from numbers import Real
 from threading import Lock, Thread, Timer
 from typing import Any
 
@@ -57,6 +59,8 @@ class Episode:
     """Tokens up to the end of the last answer."""
     answered: int = 0
     """Messages of the last answer."""
+    rewards: tuple[float | None, ...] = ()
+    """Of the turns that were answered."""
     score: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
@@ -112,7 +116,7 @@ class Play:
         try:
             environment = self._environment(episode)
             text = self.rules.decode(ids[episode.seen :])
-            messages, over = _answer(environment, text)
+            messages, over, reward = _answer(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
             score, metrics = _score(environment) if over else (None, {})
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
@@ -123,6 +127,7 @@ class Play:
         with episode.lock:
             if not found.done():
                 episode.said += (("assistant", text), *told)
+                episode.rewards += (reward,)
                 episode.turns, episode.answered = episode.turns + 1, len(told)
                 episode.seen, episode.over = len(ids) + len(reply), over
                 episode.score, episode.metrics = score, metrics
@@ -169,7 +174,9 @@ class Play:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
         if episode.failed:
             return Played(said, failed=episode.failed, right=self.rules.verdict(None))
-        return Played(said, episode.score, right=self.rules.verdict(episode.score), metrics=episode.metrics)
+        paid = any(reward is not None for reward in episode.rewards)
+        rewards, right = episode.rewards if paid else (), self.rules.verdict(episode.score)
+        return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics)
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
@@ -182,25 +189,36 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
 
 def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
     """The score of an episode, and the metrics that it has behind it."""
-    score: Any = getattr(environment, "score", lambda: None)()
+    score: Any = getattr(environment, "score", lambda: 0.0)()
     metrics: Any = getattr(environment, "metrics", None)
     given = metrics.items() if isinstance(metrics, Mapping) else ()
     return None if score is None else float(score), {str(name): float(value) for name, value in given}
 
 
-def _answer(environment: Environment, text: str) -> tuple[Messages, bool]:
-    """Messages and whether the episode is over; raises DataError for an answer of another form."""
+def _answer(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:
+    """Messages, whether the episode is over, and the turn's reward; raises DataError for an answer of another form."""
     answer: Any = environment.step(text)
     if inspect.isawaitable(answer):
         answer = asyncio.run(_awaited(answer))
-    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], bool):
-        raise DataError(f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False")
-    messages, over = answer
+    if not isinstance(answer, tuple) or len(answer) not in (2, 3) or not isinstance(answer[1], bool):
+        raise DataError(
+            f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False, with or without a reward"
+        )
+    messages, over, *rest = answer
     if fault := message_fault(messages, ANSWERS):
         raise DataError(f"returned {fault} from step")
     if not over and not messages:
         raise DataError("returned no messages from step for an episode that is not over")
-    return messages, over
+    return messages, over, _reward(rest[0]) if rest else None
+
+
+def _reward(value: Any) -> float | None:
+    """The reward of a turn; raises DataError for what is neither a finite number nor None."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
+        value = value.item()
+    if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+        raise DataError(f"returned {str(value)[:60]!r} from step as the reward of a turn, which is no finite number")
+    return None if value is None else float(value)
 
 
 async def _awaited(answer: Any) -> Any:

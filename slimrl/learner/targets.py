@@ -19,7 +19,18 @@ from slimrl.algorithm.advantages import (
     gpg_alpha,
     group_advantages,
 )
-from slimrl.algorithm.batch import at_tokens, components_of, minibatches, rewards_of, take, tensors_of
+from slimrl.algorithm.batch import (
+    at_tokens,
+    at_turn_ends,
+    at_turns,
+    components_of,
+    from_turns_on,
+    minibatches,
+    returns_of,
+    rewards_of,
+    take,
+    tensors_of,
+)
 from slimrl.algorithm.groups import SIGNAL_TOLERANCE
 from slimrl.algorithm.kl import SAMPLED, Divergence, global_weights
 from slimrl.algorithm.loss import importance_weights
@@ -70,8 +81,7 @@ class Targets:
             demand_finite("a value of the critic", values)
             advantages, returns, measured = self.critic_advantages(groups, rows, values, log_ratio)
         else:
-            found, measured = self._advantages(groups, log_ratio)
-            advantages = at_tokens(found, rows.completion_mask)
+            advantages, measured = self._advantages(groups, rows, log_ratio)
         demand_finite("an advantage", advantages)
         with timed("reference"):
             old, importance = self._old(rows, advantages)
@@ -204,37 +214,47 @@ class Targets:
         self.microbatcher.ranks.add([computed, done])
         return torch.where(done[:, None] > 0, computed, rows.sampler_logprobs)
 
-    def _advantages(self, groups: Sequence[Group], log_ratio: Tensor) -> tuple[Tensor, Metrics]:
-        """Advantages [P, G] of completions, by the baseline and the scale that the settings name.
+    def _advantages(self, groups: Sequence[Group], rows: Rows, log_ratio: Tensor) -> tuple[Tensor, Metrics]:
+        """Advantages [B, L], by the baseline, the scale and the credit that the settings name.
 
         `log_ratio` [B, L] is the KL penalty in the reward, before its coefficient; 0 without one.
         """
-        algorithm = self.config.algorithm
+        algorithm, mask = self.config.algorithm, rows.completion_mask
         assert algorithm.baseline != "critic"
-        rewards, scorable = rewards_of(groups)
+        by_turn = algorithm.credit == "turn"
+        rewards, scorable = returns_of(groups) if by_turn else rewards_of(groups)
         alpha = gpg_alpha(rewards, scorable, tolerance=SIGNAL_TOLERANCE)  # before any penalty
         if algorithm.kl_place == "reward":
-            rewards = rewards - algorithm.kl_coef * log_ratio.sum(1).view_as(rewards).double()
+            penalty = log_ratio.sum(1).double()
+            if by_turn:
+                penalty = from_turns_on(log_ratio, mask, groups=len(groups), turns=rewards.shape[1])
+            rewards = rewards - algorithm.kl_coef * penalty.view_as(rewards)
         if algorithm.normalize_components:
             found = component_advantages(components_of(groups), self.reward_weights, scorable, algorithm.baseline)
         else:
             found = group_advantages(rewards, scorable, algorithm.scale_rewards, algorithm.baseline)
+        metrics: Metrics = {"gpg_alpha": alpha} if algorithm.surrogate == "gpg" else {}
         if algorithm.surrogate == "gpg":
-            return alpha * found, {"gpg_alpha": alpha}
-        return found, {}
+            found = alpha * found
+        return at_turns(found, mask) if by_turn else at_tokens(found, mask), metrics
 
     def critic_advantages(
         self, groups: Sequence[Group], rows: Rows, values: Tensor, log_ratio: Tensor
     ) -> tuple[Tensor, Tensor, Metrics]:
         """Advantages and returns [B, L] with a critic's values [B, L], and metrics of the values.
 
-        A completion's reward comes with its last token; a KL penalty in the reward with each token.
+        A completion's reward comes with its last token or, with credit by turn, that of each turn with the turn's; a KL penalty
+        in the reward with each token.
         """
         settings, algorithm = self.config.critic, self.config.algorithm
-        rewards, _ = rewards_of(groups)
         mask, carried = rows.completion_mask, rows.loss_mask
-        last = torch.arange(mask.shape[1])[None] == rows.lengths[:, None] - 1
-        paid = rewards.reshape(-1, 1).float() * last
+        if algorithm.credit == "turn":
+            returns_to_go, _ = returns_of(groups)
+            later = torch.nn.functional.pad(returns_to_go[:, 1:], (0, 0, 0, 1))
+            paid = at_turn_ends(returns_to_go - later, mask)
+        else:
+            last = torch.arange(mask.shape[1])[None] == rows.lengths[:, None] - 1
+            paid = rewards_of(groups)[0].reshape(-1, 1).float() * last
         if algorithm.kl_place == "reward":
             paid = paid - algorithm.kl_coef * log_ratio
         advantages, returns = generalized_advantages(

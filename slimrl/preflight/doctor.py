@@ -37,7 +37,7 @@ def examine(training: TrainSetup) -> DoctorReport:
     stop = float(np.mean([r.completion.finish == "stop" for r in rollouts]))
     parses = float(np.mean([style.well_formed(r.text) for r in rollouts]))
     right = float(np.mean([r.correct for r in rollouts]))
-    signal = float(np.mean([has_signal(group, "reward") for group in groups]))
+    signal = float(np.mean([has_signal(group, "reward", config.algorithm.credit) for group in groups]))
     observed = observe(groups, config)
     return DoctorReport(
         first_prompt=setup.prompter.text(setup.task.messages(problems[0])),

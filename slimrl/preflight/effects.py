@@ -14,24 +14,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from slimrl.config.algorithm import SURROGATES, AlgorithmConfig, Surrogate
+from slimrl.config.algorithm import SURROGATES, AlgorithmConfig
 from slimrl.config.base import Needs
-from slimrl.config.files import settings_of
 from slimrl.config.schema import TrainConfig
 from slimrl.config.sections import EVERY_RATE
+from slimrl.preflight.facts import (
+    SPEED_ONLY,
+    SPLIT_ONLY,
+    Pair,
+    Run,
+    changed_settings,
+    kl_in_loss,
+    one_update,
+    refills,
+    split_matters,
+)
 from slimrl.preflight.observed import Observed
 
 EARLIEST = 3
 """Steps after which something that held in all of them is worth saying."""
 NEVER_CLIPS = 1e6
 """optimizer.max_grad_norm from which on no gradient is scaled down."""
-SPEED_ONLY = (
-    "rollout.slots", "rollout.compile", "rewards.workers", "optimizer.activation_checkpointing",
-    "optimizer.reference_offload", "optimizer.sharded",
-)  # fmt: skip
-"""Settings that change speed and memory, and numbers at most in their last bits."""
-SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")
-"""The same, unless the aggregation depends on the split into micro-batches."""
 WITHOUT_RATIO = tuple(name for name, surrogate in SURROGATES.items() if not surrogate.ratio)
 """Surrogates that take no importance ratio."""
 ON_RATIOS = [
@@ -40,128 +43,6 @@ ON_RATIOS = [
     if needs.setting == "surrogate" and not {*needs.values} <= {*WITHOUT_RATIO}
 ]
 """The parameters of surrogates, which do nothing where every importance ratio is 1."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as its rules see it: settings, and what was sampled and done so far."""
-
-    config: TrainConfig
-    observed: Observed
-
-    @property
-    def algorithm(self) -> AlgorithmConfig:
-        return self.config.algorithm
-
-    @property
-    def surrogate(self) -> Surrogate:
-        return SURROGATES[self.algorithm.surrogate]
-
-    @property
-    def on_policy(self) -> bool:
-        """True if each update learns from what the present policy sampled."""
-        return one_update(self.config) and not self.observed.carried
-
-    @property
-    def ratio_is_one(self) -> bool:
-        """True if every importance ratio is exactly 1; a run without any update has no ratios."""
-        return self.on_policy and (self.observed.steps > 0 or not self.observed.skipped)
-
-    @property
-    def penalty_and_rewards(self) -> bool:
-        """True if the size of advantages decides how much a KL penalty weighs against them."""
-        return kl_in_loss(self.algorithm) and not self.algorithm.normalize_components
-
-    @property
-    def carried_over(self) -> str:
-        return " (but for groups that dynamic sampling may carry over)" if refills(self.config) else ""
-
-    @property
-    def leave_one_out(self) -> str:
-        size = self.config.rollout.group_size
-        return f"leave_one_out is group_mean times {size}/{size - 1}"
-
-    @property
-    def free_tokens(self) -> int:
-        """Longest completion that the soft overlong punishment leaves alone."""
-        return self.config.rollout.budget - self.config.rewards.buffer(self.config.rollout.budget)
-
-    @property
-    def alpha(self) -> float:
-        """The value of GPG's alpha, if it had only one."""
-        return next(iter(self.observed.alphas))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An arm of a study and its reference, as their rules see them."""
-
-    reference: TrainConfig
-    arm: TrainConfig
-
-    @property
-    def changed(self) -> list[str]:
-        return changed_settings(self.reference, self.arm)
-
-    @property
-    def both(self) -> tuple[TrainConfig, TrainConfig]:
-        return self.reference, self.arm
-
-    @property
-    def kl(self) -> bool:
-        """True if both have a KL penalty, and at least one of them in the loss."""
-        algorithms = [config.algorithm for config in self.both]
-        return all(a.kl_coef for a in algorithms) and any(map(kl_in_loss, algorithms))
-
-    @property
-    def fixed_length(self) -> bool:
-        """True if one of them divides by a number that does not depend on the tokens there are."""
-        return any(config.algorithm.aggregation == "fixed_length" for config in self.both)
-
-    @property
-    def ratio_is_one(self) -> bool:
-        """True if no importance ratio of either can differ from 1."""
-        return all(map(one_update, self.both)) and not any(map(refills, self.both))
-
-    @property
-    def dearer(self) -> str:
-        """The one of them that refills, in words."""
-        return "it" if refills(self.arm) else "its reference"
-
-    @property
-    def refill_budget(self) -> float:
-        return max(config.algorithm.refill_budget for config in self.both)
-
-
-def one_update(config: TrainConfig) -> bool:
-    """True if a rollout batch gets a single optimizer update."""
-    return config.optimizer.minibatches * config.optimizer.epochs == 1
-
-
-def refills(config: TrainConfig) -> bool:
-    """True if dynamic sampling may sample further groups, and carry some over."""
-    return config.algorithm.dynamic_sampling == "refill"
-
-
-def kl_in_loss(algorithm: AlgorithmConfig) -> bool:
-    """True if the KL penalty is a term of the loss."""
-    return algorithm.kl_coef > 0 and algorithm.kl_place == "loss"
-
-
-def split_matters(config: TrainConfig) -> bool:
-    """True if the loss depends on the split into micro-batches."""
-    return config.algorithm.aggregation == "microbatch_token_mean"
-
-
-def rounding_only(config: TrainConfig) -> set[str]:
-    """Dotted keys of the settings that change no more than speed, memory and the last bits of numbers."""
-    return {*SPEED_ONLY} if split_matters(config) else {*SPEED_ONLY, *SPLIT_ONLY}
-
-
-def changed_settings(reference: TrainConfig, arm: TrainConfig) -> list[str]:
-    """Dotted keys in which two settings objects differ."""
-    theirs, ours = settings_of(reference), settings_of(arm)
-    return [key for key in ours if ours[key] != theirs[key]]
 
 
 Facts = TypeVar("Facts", Run, Pair)
@@ -222,7 +103,11 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          lambda run: run.algorithm.surrogate in ("clip", "gspo", "gspo_token") and not run.on_policy
          and run.observed.steps >= EARLIEST and not run.observed.bounded),
     Rule("inert", "algorithm.baseline", "{facts.leave_one_out}, a constant factor, which AdamW divides out",
-         lambda run: run.algorithm.baseline == "leave_one_out" and not run.penalty_and_rewards),
+         lambda run: run.constant_leave_one_out and not run.penalty_and_rewards),
+    Rule("inert", "algorithm.credit", "none of {facts.observed.completions} episodes has a second turn",
+         lambda run: run.by_turn and run.observed.completions and run.observed.turns < 2),
+    Rule("inert", "algorithm.credit", "{facts.no_turn_paid}, and nothing else depends on the turn",
+         lambda run: run.no_turn_paid and not run.compares_turns),
     Rule("inert", "algorithm.overlong_filtering", NONE_TRUNCATED,
          lambda run: run.algorithm.overlong_filtering and not run.observed.truncated),
     Rule("inert", "rewards.zero_truncated", NONE_TRUNCATED,
@@ -271,7 +156,10 @@ RUN_RULES: tuple[Rule[Run], ...] = (
          lambda run: run.algorithm.surrogate in WITHOUT_RATIO and one_update(run.config) and run.observed.carried),
     Rule("confounded", "algorithm.baseline",
          "{facts.leave_one_out}, so next to the penalty it only weighs rewards more",
-         lambda run: run.algorithm.baseline == "leave_one_out" and run.penalty_and_rewards),
+         lambda run: run.constant_leave_one_out and run.penalty_and_rewards),
+    Rule("confounded", "algorithm.credit",
+         "{facts.no_turn_paid}, so it only compares them at each turn with the completions that have this turn",
+         lambda run: run.no_turn_paid and run.compares_turns),
 )  # fmt: skip
 
 ARM_RULES: tuple[Rule[Pair], ...] = (
@@ -292,6 +180,9 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
          lambda pair: pair.kl),
     Rule("confounded", "algorithm.scale_rewards", f"advantages change their scale{UNDONE_BY_ADAMW}",
          lambda pair: pair.arm.optimizer.max_grad_norm < NEVER_CLIPS),
+    Rule("confounded", "algorithm.credit",
+         "no turn is paid with rewards.environment=0, so turns differ only in the completions that they are compared with",
+         lambda pair: not any(config.rewards.environment for config in pair.both)),
     Rule("confounded", "algorithm.aggregation",
          f"fixed_length divides by rollout.max_new_tokens instead of the tokens there are{UNDONE_BY_ADAMW}",
          lambda pair: pair.fixed_length),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from slimrl.config.environment import EnvironmentConfig, package_of
-from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
+from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.config.sections import TaskConfig
 from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
@@ -16,7 +16,7 @@ from slimrl.environments.tools import MARKS, told, tools_of
 from slimrl.errors import SettingsError
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
-from slimrl.records import Completion, Played, Problem, Turns, turns_of
+from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
 from slimrl.rewards.custom import files_digest, load_function, source_files
 from slimrl.rollout import Request
 from slimrl.tasks import Task
@@ -35,7 +35,7 @@ def package_task(config: TaskConfig, package: Package) -> Task:
 def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tuple[Rules | None, Policy, Prompter]:
     """The rules of episodes, None where a completion is one turn, and policy and prompter with the tools of the environment.
 
-    Raises SettingsError for an environment that cannot be made, that has no score to pay, or whose tools cannot be told.
+    Raises SettingsError for an environment that cannot be made, or whose tools cannot be told.
     """
     environment = config.environment
     if not environment.name:
@@ -43,7 +43,7 @@ def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tu
     package = load_package(environment, partial(load_function, setting="task.name"))
     make = package.make if package else maker(environment, partial(load_function, setting="environment.name"))
     policy, prompter = _telling(environment, make, policy, prompter)
-    rules = _rules(config, make, policy, prompter)
+    rules = _rules(environment, make, policy, prompter)
     return replace(rules, package=package), policy, prompter
 
 
@@ -73,20 +73,13 @@ def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Pr
     return policy, described or replace(prompter, tool_text=told(tools))
 
 
-def _rules(config: RootConfig, make: Make, policy: Policy, prompter: Prompter) -> Rules:
-    environment = config.environment
-    scored = isinstance(config, TrainConfig | EvalConfig) and "environment" in config.rewards.built_in
-    if scored and not hasattr(make(), "score"):
-        raise SettingsError(
-            f"rewards.environment pays what score() returns, and {environment.name!r} has no such method; write one, or remove it"
-        )
-
+def _rules(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> Rules:
     def encode(messages: Messages, last: int) -> tuple[int, ...]:
         # a turn that ended with a text of rollout.stop has not drawn the token that ends it
         end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
         return (*end, *prompter.following_ids(messages))
 
-    return Rules(make, _openings(make), policy.decode, encode, environment.turns, environment.deadline)
+    return Rules(make, _openings(make), policy.decode, encode, config.turns, config.deadline)
 
 
 def _openings(make: Make) -> Callable[[Problem], Turns]:
@@ -112,6 +105,21 @@ def posed(rules: Rules | None, problem: Problem) -> Problem:
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:
     """The records of a request's episodes; none where a completion is one turn."""
     return request.on_turn.played(completions) if isinstance(request.on_turn, Play) else ()
+
+
+def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Group]) -> None:
+    """Raises SettingsError where `rewards.environment` has nothing to pay: the class has no `score`, and its `step` returned no
+    reward for any turn of these episodes.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    read = sum(rollout.completion.finish == "stop" for rollout in rollouts)
+    unpaid = read and not any(rollout.turn_rewards for rollout in rollouts)
+    if rules is None or "environment" not in config.rewards.built_in or not unpaid or hasattr(rules.make(), "score"):
+        return
+    raise SettingsError(
+        f"rewards.environment pays what {config.environment.name!r} returns, which has no score(), and whose step returned no "
+        f"reward in any of {read} episodes; return the reward of each turn, 0 where it earns nothing, or write score()"
+    )
 
 
 def environment_digest(config: EnvironmentConfig) -> str:

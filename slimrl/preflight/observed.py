@@ -40,6 +40,10 @@ class Observed:
     """Steps in which some importance ratio was beyond a bound."""
     alphas: frozenset[float] = frozenset()
     """Values of GPG's alpha."""
+    turns: int = 0
+    """Of the longest episode; 0 without an environment."""
+    paid_by_turn: int = 0
+    """Episodes whose return is not the same at all turns."""
 
 
 NOTHING_OBSERVED = Observed(completions=0, truncated=0, longest=0, shortest=0, groups=0, constant=0)
@@ -48,7 +52,8 @@ NOTHING_OBSERVED = Observed(completions=0, truncated=0, longest=0, shortest=0, g
 def combine(first: Observed, second: Observed) -> Observed:
     """The counts of both together."""
     lengths = [observed.shortest for observed in (first, second) if observed.completions]
-    special = {"longest": max(first.longest, second.longest), "shortest": min(lengths, default=0)}
+    special = {name: max(getattr(first, name), getattr(second, name)) for name in ("longest", "turns")}
+    special["shortest"] = min(lengths, default=0)
     names = {field.name for field in fields(Observed)} - {*special, "alphas"}
     sums = {name: getattr(first, name) + getattr(second, name) for name in names}
     return Observed(**sums, **special, alphas=first.alphas | second.alphas)
@@ -72,7 +77,8 @@ def note_update(observed: Observed, metrics: Mapping[str, float]) -> Observed:
 
 def observe(groups: Sequence[Group], config: TrainConfig, *, carried: int = 0) -> Observed:
     """The counts of sampled groups; `carried` is the number of groups trained on that an earlier policy sampled."""
-    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    completions = [rollout.completion for rollout in rollouts]
     lengths = [completion.drawn for completion in completions]
     return Observed(
         completions=len(completions),
@@ -80,6 +86,8 @@ def observe(groups: Sequence[Group], config: TrainConfig, *, carried: int = 0) -
         longest=max(lengths, default=0),
         shortest=min(lengths, default=0),
         groups=len(groups),
-        constant=sum(not has_signal(group, config.algorithm.signal) for group in groups),
+        constant=sum(not has_signal(group, config.algorithm.signal, config.algorithm.credit) for group in groups),
         carried=carried,
+        turns=max((completion.turns for completion in completions), default=0) if config.environment.name else 0,
+        paid_by_turn=sum(len({*rollout.turn_returns}) > 1 for rollout in rollouts),
     )

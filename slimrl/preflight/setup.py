@@ -25,7 +25,7 @@ from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import in_environment, package_task, played, posed
+from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
@@ -180,6 +180,8 @@ class TrainSetup:
         draw(requests, on_group=score, progress=self.progress)
         with setup.profiler.part("rewards"):
             scored = [setup.awaited(groups[index]) for index in range(len(problems))]
+        if strict:
+            demand_rewards(setup.config, setup.rules, scored)
         if setup.config.rewards.zero_truncated:
             return [unpaid_when_truncated(group, self.rewards) for group in scored]
         return scored

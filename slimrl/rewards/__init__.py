@@ -86,7 +86,8 @@ def _built_in(name: str, row: BuiltIn, config: RewardsConfig, arguments: dict[st
     function = row.as_published if config.as_published and row.as_published else row.function
     bound = partial(function, *(arguments[argument] for argument in row.needs))
     low, high, gold = (row.low, row.high, None) if row.values is None else row.values(config)
-    return Reward(name, bound, getattr(config, name), low, high, gold=gold, draws=row.draws)
+    weight = getattr(config, name)
+    return Reward(name, bound, weight, low, high, gold=gold, draws=row.draws, pays_turns=row.pays_turns)
 
 
 def _refuse_misfit(name: str, row: BuiltIn, task: Task) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from slimrl.config.rewards import RewardsConfig
 from slimrl.randomness import generator
 from slimrl.rewards import case_study as study
+from slimrl.rewards.outcomes import total
 from slimrl.tasks import Task
 
 
@@ -68,10 +69,18 @@ def random_(completions: Sequence[object], *, draw: tuple[int, int], **columns: 
 
 
 def environment(
-    completions: Sequence[object], *, environment_score: Sequence[float | None] = (), **_: object
+    completions: Sequence[object],
+    *,
+    environment_score: Sequence[float | None] = (),
+    turn_rewards: Sequence[Sequence[float | None]] = (),
+    **_: object,
 ) -> list[float | None]:
-    """The score that each episode has from its environment; None where it has none, as gold answers."""
-    return list(environment_score) or [None] * len(completions)
+    """The score that each episode has from its environment, plus the rewards of its turns; None where there is neither, as with
+    gold answers.
+    """
+    given = [[score, *turns] for score, turns in zip(environment_score, turn_rewards, strict=True)]
+    numbers = [[number for number in row if number is not None] for row in given or [[]] * len(completions)]
+    return [total(row) if row else None for row in numbers]
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,8 @@ class BuiltIn:
     """The function compares with the gold answer."""
     draws: bool = False
     """Chance decides, from the keyword `draw`: the run's seed and step."""
+    pays_turns: bool = False
+    """The value includes the sum of what the environment paid for each turn."""
     as_published: Callable[..., Any] | None = None
     """The function with its published defects, for rewards.as_published."""
     values: Callable[[RewardsConfig], tuple[float, float, float]] | None = None
@@ -185,7 +196,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "check_numbers": BuiltIn(
         study.check_numbers, 0.0, 1.5, style="tags", answer=True, as_published=study.check_numbers_published
     ),
-    "environment": BuiltIn(environment, None, None),
+    "environment": BuiltIn(environment, None, None, pays_turns=True),
     "soft_overlong": BuiltIn(soft_overlong_reward, -1.0, 0.0, needs=("max_new_tokens", "buffer")),
     "cosine_length": BuiltIn(
         cosine_length, -10.0, 2.0, needs=("task", "max_new_tokens", "cosine"), answer=True, values=cosine_values

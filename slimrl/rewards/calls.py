@@ -93,6 +93,7 @@ def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[An
     if sampled.played:
         columns["turns"] = [_said(sampled, row) for row in range(n)]
         columns["environment_score"] = [played.score for played in sampled.played]
+        columns["turn_rewards"] = [list(played.rewards) for played in sampled.played]
     return columns | {
         "prompts": [messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
         "completions": [_said(sampled, n) if as_messages else text for n, text in enumerate(sampled.texts)],

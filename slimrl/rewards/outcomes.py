@@ -1,5 +1,6 @@
 """The results of rewards."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,3 +32,11 @@ class Scored:
     """What the function logged with `log_extra`, by column: one plain value a completion."""
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What it logged with `log_metric`, by name."""
+
+
+def total(values: Sequence[float]) -> float:
+    """The sum; nan where it, or one of the values, is no finite number."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return math.nan

@@ -10,7 +10,7 @@ from slimrl.rewards import Reward
 from slimrl.rewards.asynchronous import await_all
 from slimrl.rewards.calls import Call, is_asynchronous
 from slimrl.rewards.calls import Sampled as Sampled
-from slimrl.rewards.outcomes import Scored
+from slimrl.rewards.outcomes import Scored, total
 from slimrl.rewards.outcomes import Unscored as Unscored
 from slimrl.tasks import Task
 
@@ -50,12 +50,12 @@ def assemble(
     """The group, from the verdict on each completion and the result of each reward that was asked; raises as `score` does."""
     weights = {reward.name: reward.weight for reward in rewards}
     given = [(reward.name, found[reward.name]) for reward in rewards if reward.name in found]
+    paying = next((reward for reward in rewards if reward.pays_turns and reward.weight), None)
     rollouts = []
     for row, (completion, text, right) in enumerate(zip(sampled.completions, sampled.texts, correct, strict=True)):
         scores: dict[str, float] = {}
         played = sampled.played[row] if sampled.played else Played()
         reason, unmeasured = played.failed, ""
-        right = right if played.right is None else played.right
         if reason and sampled.strict:
             raise SettingsError(f"{reason}, on problem {sampled.problem.id}; correct the class of environment.name")
         for name, result in given:
@@ -72,35 +72,58 @@ def assemble(
                 scores[name] = outcome
         earned = {name: weights[name] * value for name, value in scores.items() if weights[name]}
         reason = reason or ("" if earned or not any(weights.values()) else "no reward applies")
-        total = 0.0 if reason else _sum([*earned.values()])
-        if not math.isfinite(total):
+        reward = 0.0 if reason else total([*earned.values()])
+        if not math.isfinite(reward):
             name = max(earned, key=lambda name: abs(earned[name]))
             unpaid = Unscored(
                 f"returned {scores[name]:g}, which makes the weighted sum of rewards too large for a number"
             )
             if sampled.strict:
                 raise _refusal(name, unpaid, sampled.problem, text)
-            total, reason = 0.0, f"reward {name} {unpaid.reason}"
+            reward, reason = 0.0, f"reward {name} {unpaid.reason}"
         columns = {name: {key: x[row] for key, x in result.columns.items()} for name, result in given if result.columns}
-        if played.metrics:
-            columns["environment"] = {**columns.get("environment", {}), **played.metrics}
+        columns |= {"environment": columns.get("environment", {}) | {**played.metrics}} if played.metrics else {}
         rollouts.append(
-            Rollout(sampled.problem, completion, text, right, scores, total, reason, columns, unmeasured, played.turns)
+            Rollout(
+                sampled.problem,
+                completion,
+                text,
+                right if played.right is None else played.right,
+                scores,
+                reward,
+                reason,
+                columns,
+                unmeasured,
+                turns=played.turns,
+                turn_rewards=played.rewards,
+                returns=() if reason else _returns(reward, earned, paying, played, completion.turns),
+            )
         )
+    return Group(tuple(rollouts), sampled.step, _metrics(sampled, [result for _, result in given]))
+
+
+def _metrics(sampled: Sampled, results: Iterable[Scored]) -> dict[str, tuple[float, ...]]:
+    """What functions logged by `log_metric`, and the metrics of episodes, by name."""
+    logged = [item for result in results for item in result.metrics.items()]
+    logged += [(name, (value,)) for played in sampled.played for name, value in played.metrics.items()]
     metrics: dict[str, tuple[float, ...]] = {}
-    for _, result in given:
-        metrics |= {name: metrics.get(name, ()) + values for name, values in result.metrics.items()}
-    for episode in sampled.played:
-        metrics |= {name: (*metrics.get(name, ()), value) for name, value in episode.metrics.items()}
-    return Group(tuple(rollouts), sampled.step, metrics)
+    for name, values in logged:
+        metrics[name] = (*metrics.get(name, ()), *values)
+    return metrics
 
 
-def _sum(values: Sequence[float]) -> float:
-    """The sum; nan where it, or one of the values, is no finite number."""
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):
-        return math.nan
+def _returns(
+    reward: float, earned: Mapping[str, float], paying: Reward | None, played: Played, turns: int
+) -> tuple[float, ...]:
+    """`Rollout.returns` of an episode of so many turns, of which `paying` pays each: summed from the last turn on, so that equal
+    rewards have equal returns whatever came before them.
+    """
+    if paying is None or not played.rewards:
+        return ()
+    at_end = [value for name, value in earned.items() if name != paying.name]
+    at_end += [] if played.score is None else [paying.weight * played.score]
+    paid = [paying.weight * (one or 0.0) for one in played.rewards]
+    return (reward, *(total([*at_end, *paid[turn:]]) for turn in range(1, turns)))
 
 
 def unpaid_when_truncated(group: Group, rewards: Sequence[Reward]) -> Group:
@@ -109,7 +132,7 @@ def unpaid_when_truncated(group: Group, rewards: Sequence[Reward]) -> Group:
     """
     paid = {reward.name for reward in rewards if reward.weight}
     rollouts = [
-        replace(r, reward=0.0, scores={name: 0.0 if name in paid else x for name, x in r.scores.items()})
+        replace(r, reward=0.0, returns=(), scores={name: 0.0 if name in paid else x for name, x in r.scores.items()})
         if r.completion.finish == "length"
         else r
         for r in group.rollouts

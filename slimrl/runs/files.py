@@ -145,6 +145,7 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "finish": rollout.completion.finish,
             "tokens": rollout.completion.drawn,
             **({"turns": rollout.turns} if rollout.turns else {}),
+            **({"turn_rewards": rollout.turn_rewards} if rollout.turn_rewards else {}),
             **({"logged": rollout.logged} if rollout.logged else {}),
         }
         for group in stored_groups(collected)

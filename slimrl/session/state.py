@@ -210,6 +210,7 @@ def as_json(state: RunState) -> dict[str, Any]:
     """
     plain: dict[str, Any] = RUN_STATE.dump_python(state, mode="json", exclude=NOT_STORED)
     plain["seen"]["alphas"].sort()  # a set has no order, a file should
+    _without_empty(plain["seen"])
     for group in plain["carried"]:
         _without_empty(group)
         for rollout in group["rollouts"]:
@@ -221,10 +222,10 @@ def as_json(state: RunState) -> dict[str, Any]:
 
 
 def _without_empty(part: dict[str, Any]) -> None:
-    """Leave out what functions logged, what failed unpaid, and turns of episodes, where there is none: checkpoints had none of
-    them at first.
+    """Leave out what functions logged, what failed unpaid, and what there is only of episodes with several turns, where there is
+    none: checkpoints had none of them at first.
     """
-    for key in ("metrics", "logged", "unmeasured", "turns", "given"):
+    for key in ("metrics", "logged", "unmeasured", "turns", "given", "turn_rewards", "returns", "paid_by_turn"):
         if not part.get(key, True):
             del part[key]
 

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from slimrl import statistics
-from slimrl.preflight.effects import changed_settings, concerning
+from slimrl.preflight.effects import concerning
+from slimrl.preflight.facts import changed_settings
 from slimrl.statistics import Interval, Judgement, paired_difference
 from slimrl.study.gains import gains
 from slimrl.study.primary import read_primary

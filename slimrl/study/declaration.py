@@ -10,7 +10,7 @@ from typing import Any
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.preflight.effects import rounding_only
+from slimrl.preflight.facts import rounding_only
 from slimrl.runs.files import write_text
 from slimrl.runs.reader import read_chosen, read_json
 from slimrl.study.runs import Planned, planned_runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -92,6 +93,28 @@ def test_signals() -> None:
     assert not has_signal(group(p, [0.1 + 0.2, 0.3]), "reward"), "float noise is no signal"
     assert not has_signal(group(p, [0.0, 1.0], [True, False]), "reward"), "unscorable rows are no signal"
     assert not has_signal(group(p, [0.0, 1.0], [True, True]), "correct")
+
+
+def test_turns_may_differ_where_rewards_are_equal() -> None:
+    p = problem(0)
+
+    def returns(*rows: tuple[float, ...]) -> Group:
+        rollouts = group(p, [row[0] for row in rows]).rollouts
+        return Group(tuple(replace(r, returns=row) for r, row in zip(rollouts, rows, strict=True)), 0)
+
+    differing = returns((1.0, 1.0), (1.0, 0.0))
+    assert has_signal(differing, "reward", "turn")
+    assert not has_signal(differing, "reward")
+    assert not has_signal(differing, "correct", "turn") or has_signal(differing, "correct")
+    alone = returns((1.0, 0.0), (1.0,))
+    assert not has_signal(alone, "reward", "turn"), "nobody else has the second turn"
+    assert has_signal(returns((1.0, 0.0), (0.5, 0.0)), "reward", "turn")
+    found = collect_groups(
+        iter([p]), lambda _: [differing], count=1, sampling=DynamicSampling("filter", "reward", credit="turn")
+    )
+    assert found.groups == (differing,)
+    assert describe(found, "reward", "turn")["frac_reward_zero_std"] == 0.0
+    assert describe(found, "reward")["frac_reward_zero_std"] == 1.0
 
 
 def test_off_takes_what_comes() -> None:

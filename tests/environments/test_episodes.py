@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slimrl.config.environment import EnvironmentConfig
@@ -76,6 +77,63 @@ def test_turns_are_heard_and_told() -> None:
     assert environment.heard == ["begins p", "a", "b"]
 
 
+def test_rewards_of_turns() -> None:
+    rewards = iter([np.float32(0.5), None, 2])
+    played = play(lambda text: (*user(text), next(rewards)), score=7, turns=3)
+    for number, text in enumerate(("a", "aab", "aabbc")):
+        assert played(0, ids(text)).result() == (ids(text[-1]) if number < 2 else ())
+    assert played.played([completion("aabbc")])[0].rewards == (0.5, None, 2.0)
+
+
+def test_rewards_of_turns_that_were_awaited() -> None:
+    async def later(text: str) -> Any:
+        await asyncio.sleep(0.01)
+        return *user(text), True
+
+    played = play(later)
+    assert played(0, ids("a")).result() == ids("a")
+    assert played.played([completion("aa", "length")])[0].rewards == (1.0,)
+
+
+def test_a_turn_that_was_cut_off_has_no_reward_of_its_own() -> None:
+    played = play(lambda text: (*user(text), 1.5), score=7)
+    played(0, ids("a")).result()
+    played(1, ids("a")).result()
+    cut, full, never = played.played(
+        [completion("aabc", "length"), completion("a", "length"), completion("x", "length")]
+    )
+    assert (cut.rewards, full.rewards, never.rewards) == ((1.5,), (1.5,), ())
+    assert len(cut.turns) == 3
+
+
+def test_an_episode_that_fails_later_has_no_rewards() -> None:
+    played = play(lambda text: (*user(text), 1.5) if text == "a" else 1 / 0)
+    played(0, ids("a")).result()
+    played(0, ids("aab")).result()
+    (record,) = played.played([completion("aab")])
+    assert (record.rewards, record.score) == ((), None)
+    assert record.failed
+
+
+def test_an_episode_that_begins_anew_forgets_its_rewards() -> None:
+    played = play(lambda text: (*user(text), 1.5))
+    played(0, ids("a")).result()
+    played(0, ids("aab")).result()
+    played(0, ids("a")).result()
+    assert played.played([completion("aa", "length")])[0].rewards == (1.5,)
+
+
+def test_a_class_without_a_score_has_0() -> None:
+    class Plain:
+        def step(self, _: str) -> Any:
+            return [], True
+
+    rules = Rules(Plain, lambda _: (), str, encode, 3, 5.0)
+    played = Play(rules, PROBLEM)
+    played(0, ids("a")).result()
+    assert [one.score for one in played.played([completion("a"), completion("x", "length")])] == [0.0, 0.0]
+
+
 def test_awaited_answers() -> None:
     async def later(text: str) -> Any:
         await asyncio.sleep(0.01)
@@ -118,6 +176,12 @@ def test_a_turn_that_was_cut_off_and_an_answer_that_did_not_fit() -> None:
             "a message of the role 'robot', which is none of user, tool, from step",
         ),
         (lambda _: exit(3), "the environment raised SystemExit: 3"),
+        (lambda _: ([], True, 0.5, "more"), "which is no pair of messages and True or False, with or without a reward"),
+        (lambda _: ([], True, "1"), "returned '1' from step as the reward of a turn, which is no finite number"),
+        (
+            lambda _: ([], True, float("nan")),
+            "returned 'nan' from step as the reward of a turn, which is no finite number",
+        ),
     ],
 )
 def test_a_failure_ends_its_own_episode(answer: Answer, sentence: str) -> None:

@@ -107,6 +107,19 @@ def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path
         (["devices=2"], "environments are played by one process; set devices=1"),
         (["environment.name=", "environment.turns=3"], "environment.turns has no effect without environment.name"),
         (["environment.name=", "rewards.environment=1"], "rewards.environment has no effect without environment.name"),
+        (
+            ["environment.name=", "algorithm.credit=turn"],
+            "algorithm.credit=turn has no effect without environment.name",
+        ),
+        (
+            ["environment.turns=1", "algorithm.credit=turn"],
+            "algorithm.credit=turn has no effect with environment.turns=1",
+        ),
+        (["algorithm.surrogate=gspo", "algorithm.credit=turn"], "credit=turn.; set algorithm.surrogate=gspo_token"),
+        (
+            ["algorithm.normalize_components=true", "algorithm.credit=turn"],
+            "algorithm.credit=turn takes them apart by turn",
+        ),
     ],
 )
 def test_refusals(settings: list[str], sentence: str) -> None:
@@ -114,12 +127,79 @@ def test_refusals(settings: list[str], sentence: str) -> None:
         load_config(TrainConfig, [], ["environment.name=a.py:A", *settings])
 
 
-def test_a_score_that_no_one_gives_is_not_paid(tmp_path: Path) -> None:
+def test_a_class_that_returns_no_reward_of_either_kind_is_refused_in_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text("class Plain:\n    def step(self, text):\n        return [], True\n")
     with pytest.raises(
-        SettingsError, match=r"rewards.environment pays what score\(\) returns, and .*Plain' has no such method"
+        SettingsError,
+        match=r"rewards.environment pays what .*Plain' returns, which has no score\(\), and whose step returned no reward in any of "
+        r"\d+ episodes; return the reward of each turn, 0 where it earns nothing, or write score\(\)",
     ):
         run(tmp_path, "a", f"environment.name={tmp_path}/plain.py:Plain", "rewards.environment=1", "steps=1")
+
+
+PAID = """
+class Paid:
+    \"\"\"Asks twice, and pays each turn by its length.\"\"\"
+
+    left = 2
+
+    def step(self, text):
+        self.left -= 1
+        return [{"role": "user", "content": "And again?"}], self.left == 0, len(text) % 7 / 4
+"""
+
+
+def test_turns_are_paid_recorded_carried_over_and_resumed(tmp_path: Path) -> None:
+    (tmp_path / "paid.py").write_text(PAID)
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, turn_rewards, environment_score, **_):\n"
+        "    return [sum(r or 0 for r in paid) + 100 * (score or 0) for paid, score in zip(turn_rewards, environment_score)]\n"
+    )
+    settings = (
+        f"environment.name={tmp_path}/paid.py:Paid",
+        f"rewards.custom={{{tmp_path}/mine.py:mine: 0}}",
+        "steps=3",
+        "rewards.environment=0.5",
+        "algorithm.credit=turn",
+        "algorithm.dynamic_sampling=refill",
+        "algorithm.signal=reward",
+        "rollout.max_new_tokens=64",
+        "log.tokens=all",
+        "task.arithmetic.max_steps=1",
+    )
+    stop = StopAt(-1)
+    run(tmp_path, "a", *settings, stop=stop)
+    found = rows(tmp_path / "a")
+    metrics = read_metrics(tmp_path / "a")[0]
+    every = [reward for row in found for reward in row.get("turn_rewards", [])]  # type: ignore[attr-defined]
+    assert metrics["turns/reward"] == pytest.approx(np.mean(every))
+    tokens = read_tokens(tmp_path / "a", 1)
+    several = 0
+    for line, row in enumerate(found):
+        paid: list[float] = row.get("turn_rewards", [])  # type: ignore[assignment]
+        said = [content for role, content in row["turns"] if role == "assistant"]  # type: ignore[attr-defined]
+        assert paid == [len(text) % 7 / 4 for text in said[: len(paid)]]
+        assert len(said) - len(paid) == (len(said) > len(paid)) <= (row["finish"] == "length")
+        assert row["scores"]["environment"] == row["scores"]["mine"] == pytest.approx(sum(paid))  # type: ignore[index]
+        assert row["reward"] == pytest.approx(row["scores"]["correct"] + 0.5 * sum(paid))  # type: ignore[index]
+        if line in tokens:
+            advantages = tokens[line].numbers["advantage"]
+            several += len({*advantages[~np.isnan(advantages)]}) == 2
+    assert several > 2, "turns have advantages of their own"
+    assert interrupt(tmp_path, "b", round(0.6 * (-1 - stop.left)), *settings) == 75
+    run(tmp_path, "b", *settings, resume=True)
+    assert content(tmp_path / "b") == content(tmp_path / "a")
+
+
+def test_with_one_turn_everywhere_credit_changes_no_bit_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "once.py").write_text(
+        "class Once:\n    def step(self, text):\n        return [], True, len(text) % 7 / 4\n"
+    )
+    settings = (f"environment.name={tmp_path}/once.py:Once", "rewards.environment=0.5", "steps=2", "optimizer.epochs=2")
+    by_turn, whole = (run(tmp_path, credit, *settings, f"algorithm.credit={credit}") for credit in ("turn", "episode"))
+    assert by_turn.weights == whole.weights
+    assert by_turn.optimizer == whole.optimizer
+    assert any(said.startswith("algorithm.credit: none of ") for said in by_turn.inert)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,7 +11,8 @@ import pytest
 from slimrl.config.algorithm import SURROGATES
 from slimrl.config.files import build, merge, parse_override, settings_of
 from slimrl.config.schema import TrainConfig
-from slimrl.preflight.effects import changed_settings, concerning, confounded_switches, inert_switches, remarks
+from slimrl.preflight.effects import concerning, confounded_switches, inert_switches, remarks
+from slimrl.preflight.facts import changed_settings
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed
 
 BUSY = Observed(
@@ -94,6 +95,58 @@ def test_what_acts_as_something_else_is_said(
 ) -> None:
     found = confounded_switches(build(TrainConfig, settings), replace(BUSY, **observed))
     assert [sentence.partition(":")[0] for sentence in found] == [word]
+
+
+BY_TURN = {"algorithm": {"credit": "turn"}, "environment": {"name": "x.py:X"}, "optimizer": {"minibatches": 2}}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "turns", "paid", "inert", "confounded"),
+    [
+        ({}, 3, 5, [], []),
+        ({}, 1, 0, ["algorithm.credit: none of 64 episodes has a second turn"], []),
+        (
+            {},
+            3,
+            0,
+            [],
+            ["algorithm.credit: no turn of 64 episodes was paid, so all turns of one have the same return, so it only"],
+        ),
+        (
+            {"baseline": "critic", "scale_rewards": "none"},
+            3,
+            0,
+            ["algorithm.credit: no turn of 64 episodes was paid"],
+            [],
+        ),
+        (
+            {"baseline": "none", "scale_rewards": "none"},
+            3,
+            0,
+            ["algorithm.credit: no turn of 64 episodes was paid"],
+            [],
+        ),
+        ({"credit": "episode"}, 1, 0, [], []),
+        ({"credit": "episode"}, 3, 0, [], []),
+    ],
+)
+def test_credit_by_turn_without_paid_turns_or_without_turns(
+    algorithm: dict[str, object], turns: int, paid: int, inert: list[str], confounded: list[str]
+) -> None:
+    run = build(TrainConfig, {**BY_TURN, "algorithm": {"credit": "turn", "kl_coef": 0.0, **algorithm}})
+    for switches, wanted in ((inert_switches, inert), (confounded_switches, confounded)):
+        found = switches(run, replace(BUSY, turns=turns, paid_by_turn=paid))
+        assert [sentence.startswith(start) for sentence, start in zip(found, wanted, strict=True)] == [True] * len(
+            wanted
+        )
+
+
+def test_leave_one_out_is_no_constant_factor_by_turn() -> None:
+    """Fewer completions have the later turns."""
+    without = {"baseline": "leave_one_out", "kl_coef": 0.0}
+    seen = replace(BUSY, turns=3, paid_by_turn=5)
+    assert inert_switches(build(TrainConfig, {**BY_TURN, "algorithm": {"credit": "turn", **without}}), seen) == []
+    assert inert_switches(build(TrainConfig, {**BY_TURN, "algorithm": without}), seen) != []
 
 
 def test_nothing_is_mixed_up_in_a_plain_run() -> None:
@@ -201,6 +254,7 @@ def test_an_arm_that_may_differ_is_not_inert(base: list[str], arm: list[str]) ->
         ([], ["algorithm.dynamic_sampling=refill"], "it may sample up to 3 times"),
         (["algorithm.dynamic_sampling=refill"], ["algorithm.dynamic_sampling=off"], "its reference may sample"),
         ([], ["algorithm.kl_estimator=k1"], "pulls nowhere"),
+        (["environment.name=x.py:X"], ["algorithm.credit=turn"], "no turn is paid with rewards.environment=0"),
         ([], ["algorithm.clip_high=0.28", "algorithm.kl_coef=0"], "adds nothing here"),
         (["algorithm.scale_rewards=none"], ["rewards.correct=2"], "reward changes its scale"),
     ],

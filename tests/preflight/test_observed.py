@@ -16,6 +16,8 @@ def test_counts_add_up() -> None:
     other = Observed(completions=1, truncated=0, longest=90, shortest=3, groups=1, constant=1)
     assert combine(nothing, BUSY) == combine(BUSY, nothing) == BUSY
     assert combine(BUSY, other) == replace(BUSY, completions=65, longest=90, shortest=3, groups=9, constant=4)
+    turns = combine(replace(BUSY, turns=3, paid_by_turn=2), replace(BUSY, turns=2, paid_by_turn=5))
+    assert (turns.turns, turns.paid_by_turn) == (3, 7)
 
 
 def test_updates_are_noted() -> None:

@@ -19,11 +19,11 @@ from slimrl.config.rewards import CustomReward, RewardsConfig, Weight
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.preflight.payment import checked_gold
-from slimrl.records import Completion, Group, Problem
+from slimrl.records import Completion, Group, Played, Problem
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.builtin import BUILT_IN, UNDECIDED, needs_answers, soft_overlong
 from slimrl.rewards.gold import check_gold
-from slimrl.rewards.scoring import Sampled, score
+from slimrl.rewards.scoring import Sampled, score, unpaid_when_truncated
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES, TAGS
@@ -55,6 +55,52 @@ def test_correct_and_format_are_paid_by_weight() -> None:
     assert [rollout.correct for rollout in group.rollouts] == [True, False, False, True]
     assert group.rollouts[1].scores == {"correct": 0.0, "format": 1.0}
     assert (group.step, group.problem, group.rollouts[0].text) == (4, PROBLEM, "#### 18")
+
+
+def test_an_environment_is_paid_for_turns_and_score() -> None:
+    """Returns are summed from the last turn on: equal ends have equal returns, whatever came before."""
+    rewards = load_rewards(RewardsConfig(correct=1.0, format=0.5, environment=2.0), _task(), max_new_tokens=64)
+    given = (False, True, False, True, False)
+    completions = [Completion((1, 2), tuple(range(5)), (0.0,) * 5, "stop", given) for _ in range(5)]
+    played = [
+        Played(score=0.25, rewards=(0.1, None, 0.7)),
+        Played(score=0.25, rewards=(0.3, None, 0.7)),
+        Played(score=None, rewards=(0.1, 0.2)),
+        Played(score=0.25),
+        Played(),
+    ]
+    texts = ["#### 18"] * 4 + ["18"]
+    group = score(replace(Sampled(PROBLEM, completions, texts, step=4), played=played), rewards, _task())
+    first, second, third, scored, bare = group.rollouts
+    assert [r.scores.get("environment") for r in group.rollouts] == [
+        math.fsum([0.25, 0.1, 0.7]), math.fsum([0.25, 0.3, 0.7]), math.fsum([0.1, 0.2]), 0.25, None
+    ]  # fmt: skip
+    assert first.reward == pytest.approx(1.5 + 2 * 1.05)
+    assert first.returns == (first.reward, 3.4, 3.4)
+    assert second.returns == (second.reward, 3.4, 3.4)
+    assert third.returns == (third.reward, 1.9, 1.5)
+    assert (scored.returns, scored.turn_returns) == ((), (2.0, 2.0, 2.0))
+    assert (bare.reward, bare.returns) == (0.0, ())
+    assert [r.turn_rewards for r in (first, scored)] == [(0.1, None, 0.7), ()]
+    cut = replace(
+        group, rollouts=tuple(replace(r, completion=replace(r.completion, finish="length")) for r in group.rollouts)
+    )
+    unpaid = unpaid_when_truncated(cut, rewards).rollouts[0]
+    assert (unpaid.reward, unpaid.turn_returns) == (0.0, (0.0, 0.0, 0.0))
+    watched = load_rewards(RewardsConfig(watched=["environment"]), _task(), max_new_tokens=64)
+    seen = score(replace(Sampled(PROBLEM, completions, texts, step=4), played=played), watched, _task()).rollouts[0]
+    assert (seen.reward, seen.returns, seen.scores["environment"]) == (1.0, (), math.fsum([0.25, 0.1, 0.7]))
+
+
+def test_turns_of_an_episode_without_a_reward_have_no_returns() -> None:
+    rewards = load_rewards(RewardsConfig(correct=0.0, environment=1.0), _task(), max_new_tokens=64)
+    sampled = replace(
+        Sampled(PROBLEM, _completions(2), ["a", "b"], step=4),
+        played=[Played(failed="the environment is late", rewards=(1.0,)), Played(score=1e308, rewards=(1e308,))],
+    )
+    late, endless = score(sampled, rewards, _task()).rollouts
+    assert (late.unscorable, late.returns) == ("the environment is late", ())
+    assert (endless.unscorable, endless.returns) == ("reward environment returned nan", ())
 
 
 def test_every_weight_has_a_row_in_the_table_and_every_row_a_weight() -> None:

@@ -94,6 +94,14 @@ def test_episodes_come_back_with_their_turns() -> None:
     assert from_json(json.loads(json.dumps(as_json(carried)))) == carried
 
 
+def test_turns_of_episodes_come_back() -> None:
+    carried = STATE.carried[0].rollouts
+    paid = dataclasses.replace(carried[0], turns=(("assistant", "a"),), turn_rewards=(0.5, None), returns=(1.0, 0.25))
+    seen = dataclasses.replace(STATE.seen, turns=3, paid_by_turn=1)
+    kept = dataclasses.replace(STATE, carried=(Group((paid, carried[1]), 2),), seen=seen)
+    assert from_json(json.loads(json.dumps(as_json(kept)))) == kept
+
+
 def test_data_columns_and_prompts_are_not_stored() -> None:
     """Columns may hold what JSON does not, and a group that was scored is not asked or graded again."""
     odd = dataclasses.replace(
