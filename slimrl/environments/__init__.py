@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments.tools import WithTools, tools_of
+from slimrl.environments.trl import in_trl_form, is_trl
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 
@@ -70,6 +71,8 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
                 f"environment.name: making {config.name!r} raised {type(error).__name__}: {error}; correct it, or "
                 "environment.arguments"
             ) from error
+        if is_trl(made):
+            made = cast(Environment, in_trl_form(made))
         tools = tools_of(made, where=f"environment.name={config.name}")
         return cast(Environment, WithTools(made, tools)) if tools else made
 

@@ -40,6 +40,11 @@ class Rules:
     package: Package | None = None
     """The package of the environment, whose score decides what is right; None where the answer in the last turn does."""
 
+    @property
+    def shown(self) -> bool:
+        """True where reward functions read the environments themselves, which are in this process only."""
+        return hasattr(self.make(), "of_trl")
+
     def verdict(self, score: float | None) -> bool | None:
         """True where an episode of this score is right; None where the score does not decide."""
         return None if self.package is None else score is not None and score >= self.package.passing
@@ -175,8 +180,9 @@ class Play:
         if episode.failed:
             return Played(said, failed=episode.failed, right=self.rules.verdict(None))
         paid = any(reward is not None for reward in episode.rewards)
+        shown = getattr(episode.environment, "of_trl", None)
         rewards, right = episode.rewards if paid else (), self.rules.verdict(episode.score)
-        return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics)
+        return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics, environment=shown)
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:

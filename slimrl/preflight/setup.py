@@ -106,6 +106,11 @@ class Setup(Generic[Config]):
     """Of episodes of several turns; None where a completion is one turn."""
 
     @property
+    def shown(self) -> bool:
+        """`Rules.shown`."""
+        return self.rules is not None and self.rules.shown
+
+    @property
     def measured(self) -> list[Problem]:
         """All problems of an evaluation: held out, harder, twins."""
         return [*self.held_out, *self.harder, *self.twins]
@@ -366,7 +371,7 @@ def prepare_training(
     price = judge_notes(config, len(setup.measured))
     for note in price:
         say(note)
-    rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output))
+    rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output), here=setup.shown)
     try:
         gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
     except BaseException:
@@ -387,5 +392,7 @@ def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[
     setup = replace(setup, notes=(*setup.notes, *notes))
     if not wanted.measured:
         return setup
-    rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))
+    rewards, scorer = make_scorer(
+        setup.task, wanted, setup.config.rollout.budget, Path(config.output), here=setup.shown
+    )
     return replace(setup, rewards=rewards, scorer=scorer)

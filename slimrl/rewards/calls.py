@@ -119,7 +119,9 @@ class Call:
             self._columns["draw"] = sampled.draw
         given: dict[str, Any] = {"trainer_state": TrainerState(sampled.step, sampled.steps)}
         given |= {"log_extra": self._log.extra, "log_metric": self._log.metric}
-        self._columns |= {name: given[name] for name in reward.further}
+        if any(played.environment is not None for played in sampled.played):
+            given["environments"] = [played.environment for played in sampled.played]
+        self._columns |= {name: given[name] for name in reward.further if name in given}
 
     @property
     def completions(self) -> int:

@@ -71,6 +71,8 @@ def check_gold(
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
     texts = read_back([task.gold_text(problem) for problem in problems])
     pairs = zip(problems, texts, strict=True)
+    unread = frozenset(reward.name for reward in rewards if reward.reads_environments)
+    rewards = [reward for reward in rewards if reward.name not in unread]
     tried = {reward.name: _spread(len(problems), reward.sample) for reward in rewards if reward.sample}
     bests = {
         reward.name: reward.best
@@ -84,7 +86,7 @@ def check_gold(
             [text],
             step=0,
             strict=True,
-            skip=frozenset(n for n in tried if index not in tried[n]),
+            skip=unread | {n for n in tried if index not in tried[n]},
             played=[Played((("assistant", text),))] if episodes else (),
         )
         for index, (problem, text) in enumerate(pairs)

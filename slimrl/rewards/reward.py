@@ -9,7 +9,7 @@ from typing import Any
 
 from slimrl.terms import CompletionForm
 
-FURTHER = ("trainer_state", "log_extra", "log_metric")
+FURTHER = ("trainer_state", "log_extra", "log_metric", "environments")
 """TRL's arguments beside the columns, which a function gets if it can take them."""
 _LIST = "(?:list|sequence|iterable|tuple)"
 _MESSAGES = re.compile(rf"{_LIST}\[{_LIST}\[(?:dict|mapping|\w*message)", re.IGNORECASE)
@@ -60,6 +60,14 @@ class Reward:
         annotation = "" if parameter is None else parameter.annotation
         shape = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
         return bool(_MESSAGES.match(re.sub(r"\w+\.|\s", "", shape)))
+
+    @cached_property
+    def reads_environments(self) -> bool:
+        """True for a function with a parameter `environments`, which has nothing to read beside a gold answer."""
+        try:
+            return "environments" in inspect.signature(self.function).parameters
+        except (TypeError, ValueError):
+            return False
 
     @cached_property
     def further(self) -> tuple[str, ...]:
