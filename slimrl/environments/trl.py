@@ -45,7 +45,7 @@ class PaidTrlEpisode(TrlEpisode):
     """One whose environment has the reward of an episode."""
 
     def score(self) -> float | None:
-        """What `get_reward` returns, plain or `async def`."""
+        """The reward that `get_reward`, plain or `async def`, returns."""
         reward: Any = self.of_trl.get_reward()
         if inspect.isawaitable(reward):
             reward = asyncio.run(_awaited(reward))

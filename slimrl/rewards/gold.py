@@ -71,9 +71,7 @@ def check_gold(
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
     texts = read_back([task.gold_text(problem) for problem in problems])
     pairs = zip(problems, texts, strict=True)
-    unread = frozenset(reward.name for reward in rewards if reward.reads_environments)
-    rewards = [reward for reward in rewards if reward.name not in unread]
-    tried = {reward.name: _spread(len(problems), reward.sample) for reward in rewards if reward.sample}
+    tried = {reward.name: _tried(reward, len(problems)) for reward in rewards if reward.sample}
     bests = {
         reward.name: reward.best
         for reward in rewards
@@ -86,7 +84,7 @@ def check_gold(
             [text],
             step=0,
             strict=True,
-            skip=unread | {n for n in tried if index not in tried[n]},
+            skip=frozenset(n for n in tried if index not in tried[n]),
             played=[Played((("assistant", text),))] if episodes else (),
         )
         for index, (problem, text) in enumerate(pairs)
@@ -112,8 +110,13 @@ def check_gold(
                 failures.append(GoldFailure(problem.id, problem.answer, name, value, best, text))
     maximum = math.fsum(reward.weight * bests[reward.name] for reward in rewards if reward.name in bests)
     functions = {reward.name: reward.function for reward in rewards}
-    trials = tuple(_trial(name, rollouts, functions[name]) for name, rollouts in seen.items())
+    trials = tuple(_trial(name, rollouts, functions[name]) for name, rollouts in seen.items() if rollouts)
     return GoldReport(len(problems), tuple(failures), maximum, trials)
+
+
+def _tried(reward: Reward, n: int) -> frozenset[int]:
+    """Indices of the gold answers, of n, that a reward is tried on."""
+    return frozenset() if reward.reads_environments else _spread(n, reward.sample)
 
 
 def _spread(n: int, wanted: int) -> frozenset[int]:

@@ -2,14 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from slimrl.terms import CompletionForm
 
-FURTHER = ("trainer_state", "log_extra", "log_metric", "environments")
+FURTHER = ("trainer_state", "log_extra", "log_metric")
 """TRL's arguments beside the columns, which a function gets if it can take them."""
 _LIST = "(?:list|sequence|iterable|tuple)"
 _MESSAGES = re.compile(rf"{_LIST}\[{_LIST}\[(?:dict|mapping|\w*message)", re.IGNORECASE)
@@ -64,10 +64,20 @@ class Reward:
     @cached_property
     def reads_environments(self) -> bool:
         """True for a function with a parameter `environments`, which has nothing to read beside a gold answer."""
+        return "environments" in self._parameters
+
+    @cached_property
+    def takes_environments(self) -> bool:
+        """True for one that can be called with `environments`."""
+        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values())
+        return every or self.reads_environments
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
         try:
-            return "environments" in inspect.signature(self.function).parameters
+            return inspect.signature(self.function).parameters
         except (TypeError, ValueError):
-            return False
+            return {}
 
     @cached_property
     def further(self) -> tuple[str, ...]:

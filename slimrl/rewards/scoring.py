@@ -103,7 +103,7 @@ def assemble(
 
 
 def _metrics(sampled: Sampled, results: Iterable[Scored]) -> dict[str, tuple[float, ...]]:
-    """What functions logged by `log_metric`, and the metrics of episodes, by name."""
+    """The numbers that functions logged by `log_metric`, and the metrics of episodes, by name."""
     logged = [item for result in results for item in result.metrics.items()]
     logged += [(name, (value,)) for played in sampled.played for name, value in played.metrics.items()]
     metrics: dict[str, tuple[float, ...]] = {}
