@@ -131,7 +131,7 @@ class TaskConfig(Section):
     ] = "arithmetic"
     """Source of the problems: `arithmetic` and `guess` (numbers for `environment.name=guess`) are built in; the others read files
     or the Hub; `jsonl` any data of yours, and the default where there is a `path`. `verifiers:PACKAGE` is an environment of the
-    package `verifiers` (docs/environments.md)."""
+    package `verifiers` (docs/others-environments.md)."""
     path: str = ""
     """Training problems: a file (JSONL, JSON, CSV, TSV or Parquet, each also as .gz) or a data set on the Hub, `org/name`; empty:
     the Hub's own of this task (not for `jsonl`)."""
