@@ -288,3 +288,50 @@ def test_arguments_of_plain_tags_have_the_type_of_the_schema(load: Load) -> None
     )
     played, _ = episode(load(two), 0)
     assert played.step("<add>41</add> <add>7</add>") == ([*tool("42")[0], *tool("8")[0]], False)
+
+
+SHIPPED = """
+import verifiers as vf
+from datasets import Dataset
+
+
+class Line:
+    def reset(self, seed):
+        self.place, self.goal = 0, seed % 3 + 1
+        return f"Walk to {self.goal}."
+
+    def step(self, action):
+        self.place += action
+        done = self.place >= self.goal
+        return f"You are at {self.place}.", float(done), done, {}
+
+
+def right(completion, answer):
+    return float(completion[-1].content == answer)
+
+
+def load_environment(kind):
+    if kind == "gym":
+        return vf.GymEnv(env_cls=Line, action_parser=lambda text: int("right" in text), num_train_episodes=6, num_eval_episodes=3)
+    rows = [Dataset.from_list([{"question": f"{a} + {b} = ?", "answer": str(a + b)}]) for a, b in ((1, 2), (3, 4))]
+    return vf.EnvGroup([vf.SingleTurnEnv(dataset=one, rubric=vf.Rubric(funcs=[right])) for one in rows])
+"""
+
+
+@pytest.mark.skipif(not REAL, reason="verifiers is not installed")
+@pytest.mark.parametrize("load", ["package"], indirect=True)
+def test_environments_that_come_with_the_package(load: Load) -> None:
+    walk = load(SHIPPED, kind="gym")
+    assert walk.test is not None
+    assert (len(walk.train), len(walk.test)) == (6, 3)
+    played, prompt = episode(walk, 1)
+    assert prompt == user("Walk to 2.")[0]
+    assert played.step("right") == user("You are at 1.")
+    assert played.step("right") == user("You are at 2.\nEpisode already ended.")
+    assert played.step("right") == ([], True)
+    assert played.score() == 1.0
+    group = load(SHIPPED, kind="group")
+    for number, answer in enumerate(("3", "7")):
+        played, _ = episode(group, number)
+        assert played.step(answer) == ([], True)
+        assert played.score() == 1.0
