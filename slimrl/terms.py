@@ -17,6 +17,8 @@ CompletionForm = Literal["auto", "text", "messages"]
 
 # sampling
 Engine = Literal["builtin", "vllm"]
+BUILT_IN_MODELS = ("builtin", "builtin-tools")
+"""Values of `model.path` for models that come with SlimRL: of one turn, and of `calculator` and `guess`."""
 
 # the sandbox
 Isolated = Literal["bubblewrap", "namespaces", "limits"]

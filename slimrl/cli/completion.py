@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from slimrl.errors import SlimError
+from slimrl.terms import BUILT_IN_MODELS
 
 if TYPE_CHECKING:
     from slimrl.config.recipes import Kind
@@ -35,7 +36,7 @@ def arguments_of(kind: Kind, *, runs: bool = False) -> Complete:
 def run_argument(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The completion of MODEL_OR_RUN: run folders and the built-in model, else folders."""
     found = complete_runs(incomplete)
-    found += [CompletionItem(text) for text in _matching(["builtin"], incomplete)] if incomplete else []
+    found += [CompletionItem(text) for text in _matching(BUILT_IN_MODELS, incomplete)] if incomplete else []
     return found or [CompletionItem(incomplete, type="file")]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from slimrl.config.environment import PACKAGES, package_of
 from slimrl.config.rewards import long_form
+from slimrl.terms import BUILT_IN_MODELS
 
 MODELS = (("model", "path"), ("algorithm", "reference"))
 """Section and key of the settings that name a folder or a model on the Hub; keys of rewards.custom hold a path."""
@@ -80,7 +81,7 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             found[section] = {**found[section], key: _joined(place, folder)}
     for section, key in (*MODELS, *DATA):
         place, of_hub = _text(found, section, key), is_hub_data if section == "task" else is_hub_name
-        if place and (place != "builtin" or section == "task") and not of_hub(place, folder):
+        if place and (place not in BUILT_IN_MODELS or section == "task") and not of_hub(place, folder):
             joined = _joined(place, folder)
             # without the dot a path like ./a/b would read as a name on the Hub
             found[section] = {**found[section], key: f"./{joined}" if of_hub(joined) else joined}

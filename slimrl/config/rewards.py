@@ -78,7 +78,7 @@ class RewardsConfig(Section):
     as_published: bool = False
     """Use the case study's four functions with their published defects (docs/techniques.md lists them)."""
     environment: Annotated[float, Weight()] = 0.0
-    """Weight of the number that the environment's `score` returns for an episode (docs/environments.md)."""
+    """Weight of what the environment pays for an episode: the rewards of its turns, plus its `score` (docs/environments.md)."""
     soft_overlong: Annotated[NonNegative, Weight()] = 0.0
     """Weight of DAPO's soft overlong punishment, -1 to 0, added once to the sum (arXiv:2503.14476, eq. 13). DAPO pays 1 and -1,
     so that the punishment is at most half of what right and wrong differ by; with a reward of 1 and 0 that is 0.5."""

@@ -60,7 +60,8 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: str = "builtin"
-    """Folder or Hub name of a transformers causal LM; `builtin` is the tiny model shipped with SlimRL."""
+    """Folder or Hub name of a transformers causal LM; `builtin` and, for the environments `calculator` and
+    `guess`, `builtin-tools` are tiny models shipped with SlimRL."""
     revision: str = "main"
     """Hub revision (branch, tag or commit). For a local folder only with `trust_remote_code`: 40 digits that stand for its
     Python files, which the refusal of any others names."""

@@ -10,6 +10,7 @@ import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
+from slimrl.terms import BUILT_IN_MODELS
 from slimrl.text import counted
 
 Library = Literal["transformers", "peft", "gguf", "ollama"]
@@ -49,7 +50,7 @@ def _opening(run: FinishedRun) -> str:
     what = "trained by reinforcement learning with verifiable rewards"
     if not isinstance(run.settings, TrainConfig):
         what = "taught to imitate worked solutions"
-    start = "SlimRL's built-in model" if base == "builtin" else f"`{base}`"
+    start = "SlimRL's built-in model" if base in BUILT_IN_MODELS else f"`{base}`"
     licence = declared_license(run)
     known = f"The licence of the model that it began from is {licence}." if licence else (
         "The licence of the model that it began from is not known to SlimRL; look it up before you pass this model on."

@@ -19,6 +19,7 @@ from slimrl.runs.reader import DATA as GIVEN
 from slimrl.runs.reader import TEST_DATA as GIVEN_TEST
 from slimrl.runs.reader import read_json, read_state
 from slimrl.tasks.styles import STYLES
+from slimrl.terms import BUILT_IN_MODELS
 from slimrl.text import counted
 
 ROWS_KEYS = {f"{section}.{key}" for section, key in DATA}
@@ -136,7 +137,7 @@ def read_finished(folder: Path) -> FinishedRun:
 def declared_license(run: FinishedRun) -> str:
     """The licence in the model card of the base model's folder; empty where it is not known."""
     path = Path(run.settings.model.path)
-    if run.settings.model.path == "builtin":
+    if run.settings.model.path in BUILT_IN_MODELS:
         return "apache-2.0"
     for folder in (path, path.parent):  # of a run's final/, the run's own export
         card = folder / "README.md"

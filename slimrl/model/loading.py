@@ -36,8 +36,10 @@ from slimrl.model.probe import fuse_layers, install_hook
 from slimrl.model.quantized import check_quantize, packed_note, quantize
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
+from slimrl.terms import BUILT_IN_MODELS
 
-BUILTIN = Path(__file__).parent.parent / "builtin"
+SHIPPED = Path(__file__).parent.parent
+BUILTIN = SHIPPED / "builtin"
 
 
 def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
@@ -286,8 +288,8 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
 
 def resolve(path: str) -> str:
     """A folder with a model or an adapter, or a name that may be on the Hub; raises SettingsError for any other path."""
-    if path == "builtin":
-        return str(BUILTIN)
+    if path in BUILT_IN_MODELS:
+        return str(SHIPPED / path.replace("-", "_"))
     if not path:
         raise SettingsError(
             "model.path is empty; give a folder, a Hub name like Qwen/Qwen2.5-0.5B-Instruct, or builtin"

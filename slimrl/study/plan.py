@@ -288,6 +288,8 @@ def _seen(expanded: Expanded, histories: Sequence[Sequence[Mapping[str, float]]]
         shortest=int(min((row["completions/min_length"] for row in rows), default=0)),
         groups=groups,
         constant=round(sum(row["sampling/no_signal"] * row["sampling/groups"] for row in rows)),
+        turns=math.ceil(max((row.get("turns/mean", 0.0) for row in rows), default=0.0)),
+        paid_by_turn=sum("turns/reward" in row for row in rows),
     )
 
 

@@ -38,7 +38,6 @@ FIXED = {
     "upload": "all runs of a study are copied to one place; set it under settings",
     "log": "what is logged is the study's",
     "evaluation": "every arm is measured in the same way; set it under settings",
-    "environment": "arms with different environments have no measure in common; set it under settings",
     "task": "arms with different tasks have no measure in common; set it under settings",
     "max_tokens": "the budget is the study's; see budget",
     "memory_share": "the study shares out the device",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -262,6 +262,14 @@ def test_credit_by_turn_takes_the_noise_of_earlier_turns_away(turns: Callable[[]
     by_turn, whole = (variance(here, size, credit) for credit in ("turn", "episode"))
     assert by_turn < whole
     assert whole - by_turn == pytest.approx(float(square * spread) / (size - 1), abs=1e-8)
+
+
+def test_credit_by_turn_can_have_more_variance() -> None:
+    """Where the second turn takes back what the first has earned, whole episodes tell nothing, and turns do."""
+    here = world(turns_of_one_token)
+    back = [replace(r, reward=0.0, returns=(0.0, r.returns[1] - r.returns[0])) for r in here.rollouts]
+    here = replace(here, rollouts=tuple(back))
+    assert variance(here, 2, "turn") > variance(here, 2, "episode") == 0
 
 
 def test_without_paid_turns_and_with_all_turns_everywhere_credit_makes_no_difference() -> None:
