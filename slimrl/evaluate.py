@@ -113,6 +113,8 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
     for n, (completion, text) in enumerate(zip(completions, texts, strict=True)):
         setup.stop.check()  # a symbolic checker may take seconds for each
         row = _grade(setup, problem, completion, text, ("sampled", n) if n < samples else ("greedy", n - samples))
+        if told and (right := told[n].right) is not None:
+            row = replace(row, strict=right, lenient=right)
         if told:
             row = replace(row, turns=told[n].policy_turns)
         if told and told[n].failed:  # an episode that broke off has no answer

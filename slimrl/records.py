@@ -143,6 +143,12 @@ class Played:
     """The number that `score` of the environment returned, 0 of a class without it; None where it returned none."""
     failed: str = ""
     """Why the environment could not go on; empty where it did."""
+    right: bool | None = None
+    """The verdict where the score decides; None where the answer in the last turn does."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that the environment gives, which are logged."""
+    environment: object = None
+    """The object of an episode of TRL's, which reward functions read in this process; None for any other."""
     rewards: tuple[float | None, ...] = ()
     """The reward of each turn that the environment has read, None where it gave none; a turn that was cut off has no entry. Empty
     where no turn has a reward.

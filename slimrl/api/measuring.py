@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slimrl.api.settings import dotted
+from slimrl.config.environment import package_of
 from slimrl.config.files import build, for_verb, merge
 from slimrl.config.schema import EvalConfig
 from slimrl.config.sections import EVERY_RATE
@@ -113,6 +114,10 @@ def change_task(base: dict[str, Any], name: str, run: Path, *, other_data: bool)
         return
     form = ("style", "instruction", "template", "template_arguments", "date")
     kept = {key: value for key, value in base.get("task", {}).items() if key in form}
+    if package_of(own.get("name", "")):
+        base.pop("environment", None)
+        for key in ("correct", "environment"):
+            base.get("rewards", {}).pop(key, None)
     base["task"] = kept | {"name": name} | TASK_DEFAULTS.get(name, {})
     for key in read_state(run).get("chosen", {}):  # for the run's own task; this one has its own
         section, _, setting = key.partition(".")

@@ -6,15 +6,39 @@ from pydantic import Field
 
 from slimrl.config.base import Count, CountOrZero, Needs, Positive, Section
 
+PACKAGES = "verifiers:"
+"""What the name of a task begins with that is a package of `verifiers`; its environment has the same name."""
+
+
+def package_of(name: str) -> str:
+    """The package, or file, of `verifiers:PACKAGE`; empty for another name."""
+    return name.removeprefix(PACKAGES) if name.startswith(PACKAGES) else ""
+
+
+def with_package(settings: Any, *, paid: bool) -> Any:
+    """Settings whose task is a package of `verifiers` with its environment, and where rewards are `paid` with what its rubric
+    gives, as defaults; any others as they are.
+    """
+    task = settings.get("task") if isinstance(settings, dict) else None
+    name = task.get("name") if isinstance(task, dict) else None
+    if not isinstance(name, str) or not package_of(name):
+        return settings
+    found = {**settings, "environment": _under(settings.get("environment"), {"name": name})}
+    return found | {"rewards": _under(settings.get("rewards"), {"correct": 0.0, "environment": 1.0})} if paid else found
+
+
+def _under(section: Any, defaults: dict[str, Any]) -> Any:
+    return {**defaults, **(section or {})} if section is None or isinstance(section, dict) else section
+
 
 class EnvironmentConfig(Section):
     prefix = "environment"
 
     name: str = ""
     """`calculator` or `guess`, or a class of your own, as `file.py:Class` or `package.module:Class`; empty: a completion is one
-    turn (docs/environments.md)."""
+    turn (docs/environments.md), unless the task is a package of `verifiers`, which has an environment of its own."""
     arguments: Annotated[dict[str, Any], Needs("name")] = Field(default={})
-    """An environment is made by calling the class with these."""
+    """An environment is made by calling the class, or `load_environment` of a package of `verifiers`, with these."""
     turns: Annotated[Count, Needs("name")] = 8
     """Turns of the policy in an episode at most."""
     turn_tokens: Annotated[CountOrZero, Needs("name")] = 0

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slimrl.config.environment import PACKAGES, package_of
 from slimrl.config.rewards import long_form
 from slimrl.terms import BUILT_IN_MODELS
 
@@ -84,6 +85,8 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             joined = _joined(place, folder)
             # without the dot a path like ./a/b would read as a name on the Hub
             found[section] = {**found[section], key: f"./{joined}" if of_hub(joined) else joined}
+    if (place := package_of(_text(found, "task", "name"))).endswith(".py"):
+        found["task"] = {**found["task"], "name": f"{PACKAGES}{_joined(place, folder)}"}
     if spec := _text(found, "environment", "name"):
         found["environment"] = {**found["environment"], "name": _function(spec, folder)}
     rewards = found.get("rewards")
@@ -128,6 +131,8 @@ def _text(settings: Mapping[str, Any], section: str, key: str) -> str:
 def _function(spec: object, folder: Path) -> object:
     """`file.py:function` with its file joined to `folder`; `package.module:function` is found wherever Python finds it."""
     file, _, name = spec.rpartition(":") if isinstance(spec, str) else ("", "", "")
+    if file and name.endswith(".py"):  # of a package of verifiers
+        return f"{file}:{_joined(name, folder)}"
     return spec if is_module(file) else f"{_joined(file, folder)}:{name}"
 
 

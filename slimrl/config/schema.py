@@ -4,13 +4,13 @@ No torch is imported here, so settings can be checked and shown in a moment.
 """
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from slimrl.config.algorithm import AlgorithmConfig, CriticConfig
 from slimrl.config.base import Count, CountOrZero, Section
-from slimrl.config.environment import EnvironmentConfig
+from slimrl.config.environment import EnvironmentConfig, package_of, with_package
 from slimrl.config.places import address_problem, is_address
 from slimrl.config.rewards import PUNISHMENTS, RewardsConfig
 from slimrl.config.sandbox import SandboxConfig
@@ -75,6 +75,22 @@ class RootConfig(Section):
     """Output during the run, on the screen, on the disk and to trackers."""
     max_time: str = ""
     """Time after which the run stops by itself as at SIGTERM, with a checkpoint, like 3h50m or 90s; empty: never."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_package_brings_its_environment(cls, settings: Any) -> Any:
+        return with_package(settings, paid="rewards" in cls.model_fields)
+
+    @model_validator(mode="after")
+    def _a_package_plays_its_own_problems(self) -> Self:
+        task, environment = self.task.name, self.environment.name
+        if task != environment and package_of(environment):
+            raise ValueError(
+                f"environment.name={environment} plays the problems of its package only; set task.name={environment}"
+            )
+        if task != environment and package_of(task):
+            raise ValueError(f"task.name={task} has an environment of its own; remove environment.name={environment}")
+        return self
 
     @model_validator(mode="after")
     def _places_are_such(self) -> Self:
@@ -268,6 +284,8 @@ class SftRunConfig(RootConfig):
 
     @model_validator(mode="after")
     def _no_dead_switch(self) -> Self:
+        if package_of(self.task.name):
+            raise ValueError(f"task.name={self.task.name} has no worked solutions to imitate; choose another task")
         for section, keys in UNREAD_BY_SFT.items():
             chosen = getattr(self, section)
             for key in keys:

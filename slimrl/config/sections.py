@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, NonNegative, Positive, Section, Share
+from slimrl.config.environment import package_of
 from slimrl.terms import Checker, Engine, Schedule, Template, TokenLog, Tracker
 
 
@@ -30,6 +31,11 @@ def _interval(ends: list[float]) -> list[float]:
     if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
         raise ValueError(f"task.success_rate={ends} is no interval of rates; write it as [0.1, 0.9]")
     return ends
+
+
+def _or_package(name: Any, one_of: Any) -> Any:
+    """The name of a task, of which a package of `verifiers` is none of the choices."""
+    return name if isinstance(name, str) and package_of(name) else one_of(name)
 
 
 def _as_list(names: object) -> object:
@@ -121,10 +127,13 @@ class ColumnsConfig(Section):
 
 
 class TaskConfig(Section):
-    name: Literal["arithmetic", "guess", "gsm8k", "aime", "math", "svamp", "code", "jsonl"] = "arithmetic"
+    name: Annotated[
+        Literal["arithmetic", "guess", "gsm8k", "aime", "math", "svamp", "code", "jsonl"], WrapValidator(_or_package)
+    ] = "arithmetic"
     """Source of the problems: `arithmetic` and `guess` (numbers for `environment.name=guess`) are built in; the others read files
     or the Hub; `code` asks for programs and runs them against tests in the sandbox (docs/sandbox.md); `jsonl` is any data of
-    yours, and the default where there is a `path`."""
+    yours, and the default where there is a `path`. `verifiers:PACKAGE` is an environment of the package `verifiers`
+    (docs/others-environments.md)."""
     path: str = ""
     """Training problems: a file (JSONL, JSON, CSV, TSV or Parquet, each also as .gz) or a data set on the Hub, `org/name`; empty:
     the Hub's own of this task (not for `jsonl` and `code`)."""
@@ -186,6 +195,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if package_of(self.name):
+            self._of_a_package()
         if self.name in ("jsonl", "code") and not self.path:
             raise ValueError(
                 f"task.name={self.name} needs task.path=FILE, or task.path=org/name of a data set on the Hub"
@@ -219,6 +230,16 @@ class TaskConfig(Section):
         if self.name != "arithmetic" and self.arithmetic != ArithmeticConfig():
             raise ValueError(f"task.arithmetic has no effect with task.name={self.name}; remove it")
         return self
+
+    def _of_a_package(self) -> None:
+        """Raises ValueError for settings in whose place a package of `verifiers` has its own."""
+        read = ("name", "template", "template_arguments", "date", "columns", "arithmetic")
+        for key in (key for key in type(self).model_fields if key not in read):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"task.{key} has no effect with task.name={self.name}, whose package has data, prompts and rewards of its "
+                    "own; remove it"
+                )
 
 
 class RolloutConfig(Section):

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments.tools import WithTools, tools_of
+from slimrl.environments.trl import in_trl_form, is_trl
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 
@@ -29,8 +30,9 @@ class Environment(Protocol):
     none, and without `step` such a turn ends the episode.
     Further methods are called where a class has them. `reset(problem)` is called before the first turn; it returns the messages
     of the prompt, or None for the task's own. Its prompt must depend on the problem alone, since a group shares one.
-    `score()` is called when the episode is over, and returns what `rewards.environment` pays beside the rewards of turns, or
-    None.
+    `cut(text)` is called with a turn that the bounds on tokens cut off; no answer is read. `score()` is called when the episode
+    is over, and returns what `rewards.environment` pays beside the rewards of turns, or None. Numbers in a mapping `metrics` are
+    read behind it and logged.
     """
 
     def step(self, text: str) -> Step | Awaitable[Step]:
@@ -69,6 +71,8 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
                 f"environment.name: making {config.name!r} raised {type(error).__name__}: {error}; correct it, or "
                 "environment.arguments"
             ) from error
+        if is_trl(made):
+            made = cast(Environment, in_trl_form(made))
         tools = tools_of(made, where=f"environment.name={config.name}")
         return cast(Environment, WithTools(made, tools)) if tools else made
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,6 +15,7 @@ from threading import Lock, Thread, Timer
 from typing import Any
 
 from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
+from slimrl.environments.packages import Package
 from slimrl.errors import DataError, SlimError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
 
@@ -36,6 +37,17 @@ class Rules:
     """Of the policy, at most."""
     deadline: float
     """Seconds for an answer."""
+    package: Package | None = None
+    """The package of the environment, whose score decides what is right; None where the answer in the last turn does."""
+
+    @property
+    def shown(self) -> bool:
+        """True where reward functions read the environments themselves, which are in this process only."""
+        return hasattr(self.make(), "of_trl")
+
+    def verdict(self, score: float | None) -> bool | None:
+        """True where an episode of this score is right; None where the score does not decide."""
+        return None if self.package is None else score is not None and score >= self.package.passing
 
 
 @dataclass
@@ -55,6 +67,7 @@ class Episode:
     rewards: tuple[float | None, ...] = ()
     """Of the turns that were answered."""
     score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
     over: bool = False
     lock: Lock = field(default_factory=Lock)
@@ -79,7 +92,7 @@ class Play:
 
     def played(self, completions: Sequence[Completion]) -> tuple[Played, ...]:
         """The records of the episodes, once all are over."""
-        ends = [self._end(number) for number in range(len(completions))]
+        ends = [self._end(number, completion.token_ids) for number, completion in enumerate(completions)]
         wait(ends)
         return tuple(self._record(self.episodes[number], c) for number, c in enumerate(completions))
 
@@ -110,7 +123,7 @@ class Play:
             text = self.rules.decode(ids[episode.seen :])
             messages, over, reward = _answer(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
-            score = _score(environment) if over else None
+            score, metrics = _score(environment) if over else (None, {})
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
             told = () if over else turns_of(messages)
         except BaseException as error:  # whatever it is: nobody else would hear of it
@@ -121,7 +134,8 @@ class Play:
                 episode.said += (("assistant", text), *told)
                 episode.rewards += (reward,)
                 episode.turns, episode.answered = episode.turns + 1, len(told)
-                episode.seen, episode.over, episode.score = len(ids) + len(reply), over, score
+                episode.seen, episode.over = len(ids) + len(reply), over
+                episode.score, episode.metrics = score, metrics
                 found.set_result(reply)
 
     def _encoded(self, messages: Messages, last: int) -> Ids:
@@ -133,7 +147,7 @@ class Play:
             raise DataError("returned messages of which the template writes nothing")
         return ids
 
-    def _end(self, number: int) -> Future[Ids]:
+    def _end(self, number: int, ids: Ids) -> Future[Ids]:
         """Ask for the score of an episode that was cut off, and of one whose first turn never ended."""
         episode, found = self.episodes.setdefault(number, Episode()), Future[Ids]()
         if episode.over or episode.failed:
@@ -142,13 +156,16 @@ class Play:
 
         def work() -> None:
             try:
-                score = _score(self._environment(episode))
+                environment = self._environment(episode)
+                if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
+                    cut(self.rules.decode(ids[episode.seen :]))
+                score, metrics = _score(environment)
             except BaseException as error:
                 _settle(episode, found, failed=f"the environment {_told(error)}")
                 return
             with episode.lock:
                 if not found.done():
-                    episode.score = score
+                    episode.score, episode.metrics = score, metrics
                     found.set_result(())
 
         self._within_deadline(episode, found, work)
@@ -161,9 +178,11 @@ class Play:
         elif not episode.over and len(ids) > episode.seen:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
         if episode.failed:
-            return Played(said, failed=episode.failed)
+            return Played(said, failed=episode.failed, right=self.rules.verdict(None))
         paid = any(reward is not None for reward in episode.rewards)
-        return Played(said, episode.score, rewards=episode.rewards if paid else ())
+        shown = getattr(episode.environment, "of_trl", None)
+        rewards, right = episode.rewards if paid else (), self.rules.verdict(episode.score)
+        return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics, environment=shown)
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
@@ -174,9 +193,12 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
             found.set_result(())
 
 
-def _score(environment: Environment) -> float | None:
+def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
+    """The score of an episode, and the metrics that it has behind it."""
     score: Any = getattr(environment, "score", lambda: 0.0)()
-    return None if score is None else float(score)
+    metrics: Any = getattr(environment, "metrics", None)
+    given = metrics.items() if isinstance(metrics, Mapping) else ()
+    return None if score is None else float(score), {str(name): float(value) for name, value in given}
 
 
 def _answer(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:

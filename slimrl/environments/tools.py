@@ -107,6 +107,8 @@ def tools_of(environment: object, *, where: str) -> tuple[Tool, ...]:
 
 
 def _tool(environment: object, item: Any, where: str) -> Tool:
+    if isinstance(item, Tool):
+        return item
     if isinstance(item, Mapping):
         schema = item if "function" in item else {"type": "function", "function": item}
         name = schema["function"].get("name") if isinstance(schema["function"], Mapping) else None

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from slimrl.config.environment import EnvironmentConfig
+from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.sections import TaskConfig
 from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
+from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.tools import MARKS, told, tools_of
 from slimrl.errors import SettingsError
 from slimrl.model.lora import TAUGHT
@@ -18,9 +20,17 @@ from slimrl.model.prompts import Prompter
 from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
 from slimrl.rewards.custom import files_digest, load_function, source_files
 from slimrl.rollout import Request
+from slimrl.tasks import Task
+from slimrl.tasks.packaged import packaged_task
 
 KEPT = 4096
 """Prompts of environments that are kept."""
+
+
+def package_task(config: TaskConfig, package: Package) -> Task:
+    """The problems of a package, whose prompts and verdicts are those of its environment."""
+    test = None if package.test is None else package.problems("test")
+    return packaged_task(config, package.problems("train"), test)
 
 
 def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tuple[Rules | None, Policy, Prompter]:
@@ -31,9 +41,11 @@ def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tu
     environment = config.environment
     if not environment.name:
         return None, policy, prompter
-    make = maker(environment, partial(load_function, setting="environment.name"))
+    package = load_package(environment, partial(load_function, setting="task.name"))
+    make = package.make if package else maker(environment, partial(load_function, setting="environment.name"))
     policy, prompter = _telling(environment, make, policy, prompter)
-    return _rules(environment, make, policy, prompter), policy, prompter
+    rules = _rules(environment, make, policy, prompter)
+    return replace(rules, package=package), policy, prompter
 
 
 def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> tuple[Policy, Prompter]:
@@ -114,4 +126,6 @@ def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Gr
 
 def environment_digest(config: EnvironmentConfig) -> str:
     """SHA-256 of the files of the environment; empty where there is none."""
-    return files_digest(source_files(specified(config.name))) if config.name else ""
+    place = package_of(config.name)
+    spec = f"{module_of(place)}:load_environment" if place else specified(config.name)
+    return files_digest(source_files(spec)) if spec else ""

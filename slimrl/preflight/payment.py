@@ -30,9 +30,19 @@ KINDS = {"choice": "letters of options", "exact": "words", "symbolic": "letters,
 """The answers that checkers are for."""
 
 
-def make_scorer(task: Task, config: RewardsConfig, budget: int, output: Path) -> tuple[tuple[Reward, ...], Scorer]:
-    """The rewards of a run, and what scores them, which is to be closed; judges keep what they said in `output`."""
-    workers = worker_count(config)
+def make_scorer(
+    task: Task, config: RewardsConfig, budget: int, output: Path, *, here: bool
+) -> tuple[tuple[Reward, ...], Scorer]:
+    """The rewards of a run, and what scores them, which is to be closed; judges keep what they said in `output`.
+
+    With `here` functions read the environments, so this process calls them; raises SettingsError where workers are to.
+    """
+    if here and config.workers not in ("auto", 0):
+        raise SettingsError(
+            f"rewards.workers={config.workers}: reward functions read the environments, which are in the process of the run; "
+            "set rewards.workers=0"
+        )
+    workers = 0 if here else worker_count(config)
     rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
     return rewards, Scorer(task, rewards, config, max_new_tokens=budget, workers=workers, show=_shown)
 

@@ -25,7 +25,7 @@ from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import demand_rewards, in_environment, played, posed
+from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory
@@ -104,6 +104,11 @@ class Setup(Generic[Config]):
     """It scores them; whoever made it closes it."""
     rules: Rules | None = None
     """Of episodes of several turns; None where a completion is one turn."""
+
+    @property
+    def shown(self) -> bool:
+        """`Rules.shown`."""
+        return self.rules is not None and self.rules.shown
 
     @property
     def measured(self) -> list[Problem]:
@@ -259,6 +264,8 @@ def _load_task(
 ) -> tuple[Task, dict[Turns, int]]:
     """The task, and the tokens of the prompts of its rows of data, all of which the tokenizer can write."""
     lengths: dict[Turns, int] = {}
+    if rules is not None and rules.package is not None:
+        return replace(package_task(config.task, rules.package), opening=rules.opening), lengths
 
     def encode(messages: Messages, gold: str) -> None:
         if messages[0]["content"] != instruction:  # of the data; the instruction is the user's own
@@ -369,7 +376,7 @@ def prepare_training(
     price = judge_notes(config, len(setup.measured))
     for note in price:
         say(note)
-    rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output))
+    rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output), here=setup.shown)
     try:
         gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
     except BaseException:
@@ -390,5 +397,7 @@ def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[
     setup = replace(setup, notes=(*setup.notes, *notes))
     if not wanted.measured:
         return setup
-    rewards, scorer = make_scorer(setup.task, wanted, setup.config.rollout.budget, Path(config.output))
+    rewards, scorer = make_scorer(
+        setup.task, wanted, setup.config.rollout.budget, Path(config.output), here=setup.shown
+    )
     return replace(setup, rewards=rewards, scorer=scorer)

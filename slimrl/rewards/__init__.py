@@ -62,7 +62,8 @@ def load_rewards(
         there = elsewhere and not is_programs(spec)
         function = _called_elsewhere if there else load_function(spec, custom.arguments, files=files)
         reward = Reward(spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions)
-        add(reward if reward.best is not None else replace(reward, sample=TRIED), f"rewards.custom: {spec!r}")
+        demanded = reward.best is not None and not reward.reads_environments
+        add(reward if demanded else replace(reward, sample=TRIED), f"rewards.custom: {spec!r}")
     for name in config.judges:
         judge = config.judge[name]
         function = Judge(name, judge, output / CACHE if judge.cache == "auto" else Path(judge.cache).expanduser())

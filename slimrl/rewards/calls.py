@@ -120,6 +120,8 @@ class Call:
         given: dict[str, Any] = {"trainer_state": TrainerState(sampled.step, sampled.steps)}
         given |= {"log_extra": self._log.extra, "log_metric": self._log.metric}
         self._columns |= {name: given[name] for name in reward.further}
+        if reward.takes_environments and any(played.environment is not None for played in sampled.played):
+            self._columns["environments"] = [played.environment for played in sampled.played]
 
     @property
     def completions(self) -> int:

@@ -71,7 +71,7 @@ def check_gold(
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
     texts = read_back([task.gold_text(problem) for problem in problems])
     pairs = zip(problems, texts, strict=True)
-    tried = {reward.name: _spread(len(problems), reward.sample) for reward in rewards if reward.sample}
+    tried = {reward.name: _tried(reward, len(problems)) for reward in rewards if reward.sample}
     bests = {
         reward.name: reward.best
         for reward in rewards
@@ -110,8 +110,13 @@ def check_gold(
                 failures.append(GoldFailure(problem.id, problem.answer, name, value, best, text))
     maximum = math.fsum(reward.weight * bests[reward.name] for reward in rewards if reward.name in bests)
     functions = {reward.name: reward.function for reward in rewards}
-    trials = tuple(_trial(name, rollouts, functions[name]) for name, rollouts in seen.items())
+    trials = tuple(_trial(name, rollouts, functions[name]) for name, rollouts in seen.items() if rollouts)
     return GoldReport(len(problems), tuple(failures), maximum, trials)
+
+
+def _tried(reward: Reward, n: int) -> frozenset[int]:
+    """Indices of the gold answers, of n, that a reward is tried on."""
+    return frozenset() if reward.reads_environments else _spread(n, reward.sample)
 
 
 def _spread(n: int, wanted: int) -> frozenset[int]:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -60,6 +60,24 @@ class Reward:
         annotation = "" if parameter is None else parameter.annotation
         shape = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
         return bool(_MESSAGES.match(re.sub(r"\w+\.|\s", "", shape)))
+
+    @cached_property
+    def reads_environments(self) -> bool:
+        """True for a function with a parameter `environments`, which has nothing to read beside a gold answer."""
+        return "environments" in self._parameters
+
+    @cached_property
+    def takes_environments(self) -> bool:
+        """True for one that can be called with `environments`."""
+        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values())
+        return every or self.reads_environments
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        try:
+            return inspect.signature(self.function).parameters
+        except (TypeError, ValueError):
+            return {}
 
     @cached_property
     def further(self) -> tuple[str, ...]:

@@ -82,12 +82,13 @@ def assemble(
                 raise _refusal(name, unpaid, sampled.problem, text)
             reward, reason = 0.0, f"reward {name} {unpaid.reason}"
         columns = {name: {key: x[row] for key, x in result.columns.items()} for name, result in given if result.columns}
+        columns |= {"environment": columns.get("environment", {}) | {**played.metrics}} if played.metrics else {}
         rollouts.append(
             Rollout(
                 sampled.problem,
                 completion,
                 text,
-                right,
+                right if played.right is None else played.right,
                 scores,
                 reward,
                 reason,
@@ -98,10 +99,17 @@ def assemble(
                 returns=() if reason else _returns(reward, earned, paying, played, completion.turns),
             )
         )
+    return Group(tuple(rollouts), sampled.step, _metrics(sampled, [result for _, result in given]))
+
+
+def _metrics(sampled: Sampled, results: Iterable[Scored]) -> dict[str, tuple[float, ...]]:
+    """The numbers that functions logged by `log_metric`, and the metrics of episodes, by name."""
+    logged = [item for result in results for item in result.metrics.items()]
+    logged += [(name, (value,)) for played in sampled.played for name, value in played.metrics.items()]
     metrics: dict[str, tuple[float, ...]] = {}
-    for _, result in given:
-        metrics |= {name: metrics.get(name, ()) + values for name, values in result.metrics.items()}
-    return Group(tuple(rollouts), sampled.step, metrics)
+    for name, values in logged:
+        metrics[name] = (*metrics.get(name, ()), *values)
+    return metrics
 
 
 def _returns(
