@@ -222,6 +222,7 @@ class _Watch:
         self._printed = {number: bytearray() for number in self._pipes}
         self._status = status
         self._most = config.output * 1024
+        self._cpu_seconds = config.cpu_seconds
         self._until = time.monotonic() + config.seconds
         self._poll = select.poll()
         for number in (*self._pipes, status):
@@ -240,7 +241,8 @@ class _Watch:
             raise SandboxError(f"the sandbox failed: {rest or last}")
         number, _, seconds = rest.partition(" ")
         code = int(number) if kind == "exit" else -int(number)
-        if code == -int(signal.SIGXCPU):
+        killed = code == -int(signal.SIGKILL) and float(seconds) >= self._cpu_seconds  # it ignored the first signal
+        if killed or code == -int(signal.SIGXCPU):
             ended_by = "time"
         elif code == 1 and (err.rstrip().splitlines() or [""])[-1].startswith("MemoryError"):
             ended_by = "memory"
