@@ -32,7 +32,8 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HERE / "results" / "slots.json")
     args = options.parse_args()
 
-    from slimrl.config.sections import ModelConfig, TaskConfig
+    from slimrl.config.sections import ModelConfig
+    from slimrl.config.task import TaskConfig
     from slimrl.model.loading import load_policy
     from slimrl.model.prompts import make_prompter
     from slimrl.randomness import uniforms

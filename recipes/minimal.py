@@ -20,7 +20,8 @@ from slimrl.algorithm.advantages import group_advantages
 from slimrl.algorithm.batch import at_tokens, make_rows, microbatches, rewards_of, take
 from slimrl.algorithm.kl import kl_penalty
 from slimrl.algorithm.loss import clipped_surrogate, token_weights
-from slimrl.config.sections import ModelConfig, OptimizerConfig, TaskConfig
+from slimrl.config.sections import ModelConfig, OptimizerConfig
+from slimrl.config.task import TaskConfig
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.model.head import token_logprobs
 from slimrl.model.loading import load_policy

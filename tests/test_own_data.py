@@ -12,7 +12,7 @@ import pytest
 
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.preflight.setup import TrainSetup, prepare_training

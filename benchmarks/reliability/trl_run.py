@@ -75,7 +75,7 @@ def dataset(rows: int) -> Any:
     """Problems of the built-in arithmetic task."""
     from datasets import Dataset
 
-    from slimrl.config.sections import ArithmeticConfig
+    from slimrl.config.task import ArithmeticConfig
     from slimrl.tasks.arithmetic import load
 
     problems = load(ArithmeticConfig(), seed=0).train[:rows]

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2Tokenizer
 
-from slimrl.config.sections import ArithmeticConfig
+from slimrl.config.task import ArithmeticConfig
 from slimrl.tasks import arithmetic
 from slimrl.tasks.styles import STYLES
 

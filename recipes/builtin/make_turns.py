@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
-from slimrl.config.sections import ArithmeticConfig
+from slimrl.config.task import ArithmeticConfig
 from slimrl.tasks import arithmetic, guess
 
 LARGEST = 999

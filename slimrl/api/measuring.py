@@ -12,7 +12,7 @@ from slimrl.api.settings import dotted
 from slimrl.config.environment import package_of
 from slimrl.config.files import build, for_verb, merge
 from slimrl.config.schema import EvalConfig
-from slimrl.config.sections import EVERY_RATE
+from slimrl.config.task import EVERY_RATE
 from slimrl.errors import SettingsError
 from slimrl.rewards import declared_bounds
 from slimrl.runs.reader import read_settings, read_state

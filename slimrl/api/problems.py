@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from slimrl.api.settings import Place
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.runs.reader import DATA, TEST_DATA
 

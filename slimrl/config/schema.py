@@ -23,8 +23,8 @@ from slimrl.config.sections import (
     OptimizerConfig,
     RolloutConfig,
     SftConfig,
-    TaskConfig,
 )
+from slimrl.config.task import TaskConfig
 
 
 def seconds_of(text: str) -> float:

@@ -17,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 from slimrl.config.algorithm import SURROGATES, AlgorithmConfig
 from slimrl.config.base import Needs
 from slimrl.config.schema import TrainConfig
-from slimrl.config.sections import EVERY_RATE
+from slimrl.config.task import EVERY_RATE
 from slimrl.preflight.facts import (
     SPEED_ONLY,
     SPLIT_ONLY,

@@ -8,7 +8,7 @@ from functools import partial
 
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.schema import RootConfig, TrainConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of

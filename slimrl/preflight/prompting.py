@@ -6,12 +6,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
-from slimrl.config.schema import RootConfig
+from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.model.loading import check_trainable, load_policy, resolve, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts
+from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN
 from slimrl.tasks import chat_messages
 from slimrl.tasks.styles import STYLES
@@ -73,3 +74,11 @@ def instruction_for(policy: Policy, style: str, checker: Checker) -> str:
     """The system message that taught the model a form of answers, else the form's own."""
     taught = taught_instruction(policy, style)
     return STYLES[style].instruction_for(checker) if taught is None else taught
+
+
+def with_teacher(config: RootConfig, policy: Policy) -> tuple[Policy, Policy | None]:
+    """The teacher of `algorithm.reference`, where the settings have one, and the policy within its context."""
+    if not isinstance(config, TrainConfig) or not config.algorithm.reference:
+        return policy, None
+    teacher = load_teacher(config.algorithm.reference, policy, name=config.model.path)
+    return replace(policy, context=min(policy.context, teacher.context)), teacher

@@ -23,7 +23,6 @@ from slimrl.machine.signals import NEVER, Stop
 from slimrl.machine.threads import settle_threads
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
-from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed
 from slimrl.preflight.estimate import MemoryEstimate
@@ -41,7 +40,7 @@ from slimrl.preflight.notes import (
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
 from slimrl.preflight.price import judge_notes, measuring_notes
-from slimrl.preflight.prompting import prepare_model
+from slimrl.preflight.prompting import prepare_model, with_teacher
 from slimrl.preflight.sampler import PROMPTS, demand_engine, make_engine
 from slimrl.randomness import Stream, uniforms
 from slimrl.records import Completion, Group, Plan, Problem, Turns, turns_of
@@ -208,7 +207,7 @@ def prepare(
     """
     threads = settle_threads()
     policy, prompter, instruction = prepare_model(config, training=training, model=model)
-    policy, teacher = _taught(config, policy) if training else (policy, None)
+    policy, teacher = with_teacher(config, policy) if training else (policy, None)
     prompter.ids(chat_messages(instruction, USER_TURN["content"]))  # an instruction that is lost is no row's fault
     rules, policy, prompter = in_environment(config, policy, prompter)
     task, lengths = _load_task(config, prompter, instruction, rules, training=not measuring)
@@ -285,14 +284,6 @@ def _load_task(
         training=training,
     )
     return found if rules is None else replace(found, opening=rules.opening), lengths
-
-
-def _taught(config: RootConfig, policy: Policy) -> tuple[Policy, Policy | None]:
-    """The teacher of `algorithm.reference`, where the settings have one, and the policy within its context."""
-    if not isinstance(config, TrainConfig) or not config.algorithm.reference:
-        return policy, None
-    teacher = load_teacher(config.algorithm.reference, policy, name=config.model.path)
-    return replace(policy, context=min(policy.context, teacher.context)), teacher
 
 
 def _rows(config: RootConfig, evaluated: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, overload
 
-from slimrl.config.sections import ArithmeticConfig
+from slimrl.config.task import ArithmeticConfig
 from slimrl.records import Problem
 from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.arithmetic_texts import Kind, Operator

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slimrl.config.sandbox import SandboxConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError
 from slimrl.measures import AtK, at_k, tally
 from slimrl.records import right_answers

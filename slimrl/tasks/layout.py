@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from slimrl.config.sections import ColumnsConfig, TaskConfig
+from slimrl.config.task import ColumnsConfig, TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem, Rejected
 from slimrl.tasks.choices import (

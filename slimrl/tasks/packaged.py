@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 from slimrl.tasks import Task

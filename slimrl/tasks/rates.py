@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from slimrl.config.sections import EVERY_RATE, TaskConfig
+from slimrl.config.task import EVERY_RATE, TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem
 from slimrl.statistics import accuracy_interval

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimrl.config.places import is_hub_data
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Rejected
 from slimrl.tasks.formats import by_column, delimiter_of, find_table, refuse_binary, refuse_layout

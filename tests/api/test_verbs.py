@@ -13,7 +13,7 @@ from slimrl.api import verbs
 from slimrl.api.measuring import measuring_settings
 from slimrl.api.screen import SECONDS, Brief
 from slimrl.config.schema import EvalConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.results import SplitEvaluation
 from tests.api.conftest import SMALL
 from tests.api.test_runs import ROWS, command

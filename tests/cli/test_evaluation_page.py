@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from slimrl.cli.arguments import task_settings
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.preflight import setup
 from slimrl.statistics import ADDED_TO_CHANGE, interval_of_moments
 from tests.cli.test_cli import SMALL

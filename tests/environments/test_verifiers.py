@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from slimrl.config.environment import EnvironmentConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.environments import verifiers
 from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.tools import told, tools_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slimrl.config.rewards import RewardsConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.rewards import load_rewards
 from slimrl.rewards.case_study import check_numbers_published
 from slimrl.rewards.gold import check_gold

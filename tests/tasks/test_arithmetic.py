@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from slimrl.config.sections import ArithmeticConfig
+from slimrl.config.task import ArithmeticConfig
 from slimrl.tasks import arithmetic, arithmetic_texts
 from slimrl.tasks.styles import STYLES
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError
 from slimrl.records import Rejected
 from slimrl.tasks import load_task

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError
 from slimrl.tasks import Task, load_task
 from slimrl.tasks.checkers import fault

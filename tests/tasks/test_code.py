@@ -10,7 +10,7 @@ import pytest
 from slimrl.config.files import build
 from slimrl.config.sandbox import SandboxConfig
 from slimrl.config.schema import TrainConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Completion
 from slimrl.rewards import load_rewards

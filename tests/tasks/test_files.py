@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem
 from slimrl.tasks import load_task

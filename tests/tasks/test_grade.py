@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.grade import grade_file

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from slimrl.config.sections import ArithmeticConfig, TaskConfig
+from slimrl.config.task import ArithmeticConfig, TaskConfig
 from slimrl.records import Answer
 from slimrl.tasks import arithmetic
 from slimrl.tasks.files import load

@@ -10,7 +10,7 @@ import pytest
 
 from slimrl.config.files import build, load_config
 from slimrl.config.schema import RootConfig
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, right_answers
 from slimrl.tasks import Task, load_task

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError
 from slimrl.tasks.files import Splits, load
 from slimrl.tasks.questions import HELD_OUT, held_out, normalized, place

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slimrl.config.sections import EVERY_RATE, TaskConfig
+from slimrl.config.task import EVERY_RATE, TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem
 from slimrl.tasks import load_task

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 from slimrl.tasks import Task, load_task

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Rejected
 from slimrl.tasks.files import Splits, load

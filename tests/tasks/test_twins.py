@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from slimrl.config.sections import ArithmeticConfig, TaskConfig
+from slimrl.config.task import ArithmeticConfig, TaskConfig
 from slimrl.records import Problem
 from slimrl.tasks import arithmetic
 from slimrl.tasks.arithmetic import split_of, steps_of

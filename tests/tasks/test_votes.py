@@ -11,7 +11,7 @@ import pytest
 
 from slimrl.api.comparing import Outputs, matched
 from slimrl.api.stored import read_outputs
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.grade import grade_file
 from slimrl.tasks.symbolic import SymbolicWorker

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slimrl.config.sections import TaskConfig
+from slimrl.config.task import TaskConfig
 from slimrl.errors import SettingsError
 from slimrl.tasks.sources import find_sources
 from slimrl.translate.script import script_source
