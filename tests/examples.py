@@ -48,6 +48,7 @@ RUN_BY: dict[tuple[str, str], tuple[str, int]] = {
     ("docs/data.md", "json"): ("tests/cli/test_difficulty.py", 1),
     ("docs/evaluation.md", ""): ("tests/cli/test_evaluation_page.py", 6),
     ("docs/extending.md", "diff"): ("tests/test_extending.py", 13),
+    ("docs/others-environments.md", "python"): ("tests/environments/test_others_page.py", 2),
     ("docs/python.md", "python"): ("tests/test_python_page.py", 9),
     ("docs/rewards.md", "python"): ("tests/test_rewards_page.py", 5),
     ("docs/rewards.md", "yaml"): ("tests/test_rewards_page.py", 7),
@@ -69,6 +70,9 @@ ELSEWHERE = {
     r"slimrl train .*devices=8": "needs eight GPUs; tests/parallel has two processes",
     r"slimrl train .*rollout\.engine=vllm": "needs vLLM and a large model; tests/rollout/test_vllm.py has the built-in one",
     r"slimrl train .*log\.to=": "needs packages and an account; tests/trackers/test_real.py has the packages",
+    r"slimrl train task\.name=code ": "needs problems with tests; tests/tasks/test_code.py has some",
+    r"slimrl train task\.name=verifiers:": "needs the package; tests/environments/test_verifiers.py has it, or a stand-in",
+    r"slimrl train .*environment\.name=shop\.py:Shop": "runs in tests/environments/test_others_page.py",
     r"slimrl .*s3://": "needs a bucket; tests/runs/test_s3.py has a server",
     r"slimrl export .*--push": "needs an account; tests/export/test_hub.py has a Hub",
     r"(\S+/)?python benchmarks/": "measures for minutes, or needs the packages of others",
@@ -93,6 +97,7 @@ RUNS: dict[str, dict[str, str]] = {
     "docs/export.md": {"mine": "finished"},
     "docs/reliability.md": {"mine": "interrupted"},
     "docs/run-page.md": {"mine": "finished"},
+    "docs/sandbox.md": {"mine": "finished"},
 }
 """Runs that a reader of a page has: the same tiny one, with an adapter, or one that was stopped after its first step."""
 

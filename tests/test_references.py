@@ -33,6 +33,8 @@ EXAMPLES = {
     "services.py",
     "signature.py",
     "calculator.py",
+    "doubling.py",
+    "shop.py",
     "program.py",
     "train_grpo.py",
 }
@@ -45,8 +47,9 @@ EDITS = re.compile(r"^```diff$.*?^```$", re.MULTILINE | re.DOTALL)
 FOREIGN = {
     "memory.stat", "svg.fonttype", "svg.hashsalt", "text.color", "text.parse_math", "critic.optim.lr", "critic.model.path",
     "critic.ppo_micro_batch_size_per_gpu", "critic.model.use_remove_padding", "critic.model.enable_gradient_checkpointing", "trl.rewards",
+    "verifiers.types",
 }  # fmt: skip
-"""Names of others, of Linux, matplotlib, verl and TRL, that begin like ours."""
+"""Names of others, of Linux, matplotlib, verl, TRL and verifiers, that begin like ours."""
 SUFFIXES = {
     "db",
     "py",

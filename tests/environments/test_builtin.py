@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pytest
 
 from slimrl.config.environment import EnvironmentConfig
@@ -19,7 +21,7 @@ from tests.conftest import ROOT
 def game(**arguments: object) -> Guess:
     made = maker(EnvironmentConfig(name="guess", arguments=arguments), lambda name, _: load_function(name))()
     assert isinstance(made, Guess)
-    made.reset(Problem("p", "Guess.", "37"))
+    made.reset(Problem("p", "Guess.", "37", columns={"low": 1, "high": 64}))
     return made
 
 
@@ -35,8 +37,15 @@ def test_guesses_are_answered() -> None:
 
 def test_guesses_are_paid_turn_by_turn() -> None:
     own = game(per_turn=True, cost=0.2)
-    assert [own.step(text)[2] for text in ("40", "x", "37")] == [-0.2, -0.2, 1.0]
+    paid = [own.step(text)[2] for text in ("33", "x", "12", "37")]  # 31 numbers are left of 64, then 1
+    assert paid == pytest.approx([log(64 / 31, 64) - 0.2, -0.2, -0.2, log(31, 64) - 0.2])
+    assert sum(paid) == pytest.approx(1 - 4 * 0.2)
     assert own.score() == 0.0
+
+
+def test_a_game_has_a_range() -> None:
+    with pytest.raises(ValueError, match=r"set task\.name=guess"):
+        Guess().reset(Problem("p", "2+3?", "5"))
 
 
 @pytest.mark.parametrize("recipe", ["calculator", "guess"])
