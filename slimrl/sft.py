@@ -92,7 +92,8 @@ def sft(
         for _ in session.steps():
             stop.check()
             take_update(session, optimizer, demonstrate, config, ranks)
-        setattr(policy.model.config, TAUGHT, {"style": setup.task.style.name, "instruction": setup.task.instruction})
+        taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
+        setattr(policy.model.config, TAUGHT, {**(getattr(policy.model.config, TAUGHT, None) or {}), **taught})
         end, measured = session.state, run.measured.summaries
         before, after = measured[0]["test"], measured[end.step]["test"]
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)

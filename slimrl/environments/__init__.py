@@ -7,6 +7,7 @@ messages into ids.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Protocol, cast
 
 from slimrl.config.environment import EnvironmentConfig
@@ -65,7 +66,7 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
 
     def make() -> Environment:
         try:
-            made: Environment = kind(**config.arguments)
+            made: Environment = kind(**deepcopy(config.arguments))
         except Exception as error:
             raise SettingsError(
                 f"environment.name: making {config.name!r} raised {type(error).__name__}: {error}; correct it, or "

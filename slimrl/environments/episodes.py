@@ -196,6 +196,8 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
 def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
     """The score of an episode, and the metrics that it has behind it."""
     score: Any = getattr(environment, "score", lambda: 0.0)()
+    if inspect.isawaitable(score):
+        score = asyncio.run(_awaited(score))
     metrics: Any = getattr(environment, "metrics", None)
     given = metrics.items() if isinstance(metrics, Mapping) else ()
     return None if score is None else float(score), {str(name): float(value) for name, value in given}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from math import log
+from math import ceil, log
 
 from slimrl.records import Problem
 
-_NUMBER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"(?<![0-9.])-?[0-9]{1,9}(?:\.[0-9]+)?")
 Answer = tuple[list[dict[str, str]], bool] | tuple[list[dict[str, str]], bool, float]
 
 
@@ -16,8 +16,8 @@ class Guess:
 
     The score is 1 for a number found at once and less by `cost` for each turn more, but 0 or more; it is 0 for a number that is
     not found. With `per_turn` every turn is paid instead, with what it tells less `cost`: the logarithm of how many times fewer
-    numbers are possible after it, as a share of that for all numbers of the range. Over an episode in which the number is found
-    that is 1 less `cost` for each turn.
+    outcomes are possible after it, as a share of that for the whole range. The outcomes are the numbers that are left and one
+    more, to find it. Over an episode in which the number is found that is 1 less `cost` for each turn.
     """
 
     def __init__(self, cost: float = 0.1, per_turn: bool = False) -> None:
@@ -37,17 +37,17 @@ class Guess:
         self.turns += 1
         before = self.high - self.low + 1
         numbers = _NUMBER.findall(text)
-        guess = int(numbers[-1][:20]) if numbers else None
+        guess = float(numbers[-1]) if numbers else None
         self.found = guess == self.number
         if guess is None:
             said = "no number"
         elif guess < self.number:
-            said, self.low = "higher", max(self.low, guess + 1)
+            said, self.low = "higher", max(self.low, int(guess) + 1)
         else:
-            said, self.high = "lower", min(self.high, guess - 1)
-        left = 1 if self.found else self.high - self.low + 1
+            said, self.high = "lower", min(self.high, ceil(guess) - 1)
+        left = 0 if self.found else self.high - self.low + 1
         messages = [] if self.found else [{"role": "user", "content": said}]
-        reward = log(before / left) / log(self.size) - self.cost
+        reward = log((before + 1) / (left + 1)) / log(self.size + 1) - self.cost
         return (messages, self.found, reward) if self.per_turn else (messages, self.found)
 
     def score(self) -> float:

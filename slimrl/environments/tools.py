@@ -24,8 +24,8 @@ from slimrl.errors import SettingsError
 Message = dict[str, str]
 MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
 """Tokens of the forms of a call."""
-LONGEST = 2000
-"""Characters of a fault that the policy reads."""
+LONGEST, LONGEST_RESULT = 2000, 20_000
+"""Characters of a fault, and of a result, that the policy reads."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Tool:
     @property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
         """The schema of each parameter, in order."""
-        found: Mapping[str, Mapping[str, Any]] = self.schema["function"].get("parameters", {}).get("properties", {})
+        found: Mapping[str, Mapping[str, Any]] = (self.schema["function"].get("parameters") or {}).get(
+            "properties"
+        ) or {}
         return found
 
     def answer(self, arguments: Mapping[str, Any]) -> str:
@@ -68,7 +70,7 @@ class Tool:
     @cached_property
     def _reader(self) -> TypeAdapter[dict[str, Any]]:
         signature = inspect.signature(self.function, eval_str=True).parameters
-        required = self.schema["function"].get("parameters", {}).get("required", [])
+        required = (self.schema["function"].get("parameters") or {}).get("required") or []
         fields: dict[str, Any] = {}
         for name in self.parameters:
             kind: Any = signature[name].annotation if name in signature else inspect.Parameter.empty
@@ -154,6 +156,7 @@ def told(tools: Sequence[Tool]) -> str:
 def read_calls(text: str, tools: Sequence[Tool]) -> list[Call]:
     """The calls in a turn, in order; empty where there are none."""
     named = {tool.name: tool for tool in tools}
+    text = text.rpartition("</think>")[2] if "</think>" in text else text.partition("<think>")[0]
     if "<tool_call>" in text:
         return [_hermes(part, named) for part in text.split("<tool_call>")[1:]]
     if (whole := text.strip().removeprefix("<|python_tag|>").strip()).startswith("{"):
@@ -175,9 +178,10 @@ def _llama(whole: str, named: Mapping[str, Tool]) -> list[Call]:
     while whole:
         try:
             read, end = decoder.raw_decode(whole)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [_named_call(whole, named)] if re.match(r'\{\s*"name"', whole) else calls
-        if not isinstance(read, dict) or "name" not in read:
+        is_call = isinstance(read, dict) and "name" in read
+        if not is_call or not (read["name"] in named or "arguments" in read or "parameters" in read):
             return calls
         calls.append(_of_object(read, named))
         whole = whole[end:].lstrip("; \n")
@@ -187,7 +191,7 @@ def _llama(whole: str, named: Mapping[str, Tool]) -> list[Call]:
 def _named_call(written: str, named: Mapping[str, Tool]) -> Call:
     try:
         read = json.loads(written)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Call(fault=f"the call is no JSON ({error})")
     if not isinstance(read, dict):
         return Call(fault="the call is no JSON object with name and arguments")
@@ -219,7 +223,7 @@ def _with_arguments(tool: Tool, written: str) -> Call:
     written = written.strip()
     try:
         read = json.loads(written) if written.startswith("{") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         read = None
     if isinstance(read, dict):
         return Call(tool.name, read)
@@ -240,10 +244,10 @@ def _answer(call: Call, named: Mapping[str, Tool]) -> str:
     if call.fault or call.arguments is None:
         return f"error: {call.fault}"[:LONGEST]
     try:
-        return named[call.name].answer(call.arguments)
+        return named[call.name].answer(call.arguments)[:LONGEST_RESULT]
     except _MalformedError as error:
         return f"error: {error}"[:LONGEST]
-    except Exception as error:  # a tool can raise what Python can
+    except (Exception, SystemExit) as error:  # a tool can raise what Python can
         return f"error: {type(error).__name__}: {error}"[:LONGEST]
 
 

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, wraps
 from inspect import isawaitable
@@ -159,7 +160,15 @@ class Rollout:
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="verifiers", daemon=True).start()
+
+    def run() -> None:
+        while not loop.is_closed():
+            with suppress(
+                KeyboardInterrupt, SystemExit
+            ):  # raised in a task of an environment, it would end those of all
+                loop.run_forever()
+
+    threading.Thread(target=run, name="verifiers", daemon=True).start()
     return loop
 
 

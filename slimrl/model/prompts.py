@@ -85,6 +85,24 @@ class Prompter:
         named = all(tool["function"]["name"] in rendered for tool in tools)
         return replace(self, chat=chat) if named and USER_TURN["content"] in rendered else None
 
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """The text of a turn that calls a tool, as the chat template writes it; empty where it writes none."""
+        if self.chat is None:
+            return ""
+        function = {"name": name, "arguments": dict(arguments)}
+        turn: dict[str, Any] = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": function}],
+        }
+        try:
+            before, whole = self.chat.render([USER_TURN]), self.chat.render([USER_TURN, turn], reply=False)
+        except DataError:
+            return ""
+        end = self.tokenizer.decode([self.turn_end]) if self.turn_end is not None else ""
+        written = whole[len(before) :] if whole.startswith(before) else ""
+        return written.partition(end)[0] if end else written
+
     def ids(self, messages: Messages) -> tuple[int, ...]:
         """Prompt ids. A chat template writes its own special tokens, so none are added a second time. A question, or an earlier
         turn, that spells a control token is encoded as text.
@@ -110,15 +128,27 @@ class Prompter:
         """Ids that follow the end of a turn of the policy: these messages, and the beginning of its next turn.
 
         They are those that the template writes behind any such turn, so ids before them stay as they were drawn, whatever the
-        template would make of earlier turns. Messages of the role `tool` become the user's where the template does not take them.
-        Raises DataError as `text` and `ControlTokens.encode` do.
+        template would make of earlier turns. Messages of the role `tool` become one of the user's where the template does not
+        take them as they are. Raises DataError as `text` and `ControlTokens.encode` do.
         """
-        try:
+        if self._takes_tools or all(turn["role"] != "tool" for turn in messages):
             return self._following(messages)
+        joined: list[dict[str, str]] = []
+        for turn in messages:
+            if turn["role"] == "tool" and joined and joined[-1]["role"] == "user":
+                joined[-1]["content"] += f"\n{turn['content']}"
+            else:
+                joined.append({**turn, "role": "user"})
+        return self._following(joined)
+
+    @cached_property
+    def _takes_tools(self) -> bool:
+        """True where the template writes messages of a tool as they are, two in a row as well."""
+        try:
+            self._following([{"role": "tool", "content": '{"a": "b"}\nand more'}, {"role": "tool", "content": "c"}])
         except DataError:
-            if all(turn["role"] != "tool" for turn in messages):
-                raise
-        return self._following([{**turn, "role": "user"} if turn["role"] == "tool" else turn for turn in messages])
+            return False
+        return True
 
     def _following(self, messages: Messages) -> tuple[int, ...]:
         whole: Messages = [USER_TURN, {"role": "assistant", "content": REPLY}, *messages]

@@ -12,7 +12,7 @@ from slimrl.config.task import TaskConfig
 from slimrl.environments import Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
-from slimrl.environments.tools import MARKS, told, tools_of
+from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
 from slimrl.errors import SettingsError
 from slimrl.model.lora import TAUGHT
 from slimrl.model.policy import Policy
@@ -67,12 +67,20 @@ def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Pr
     if config.tool_prompt == "none" or (config.tool_prompt == "auto" and {tool.name for tool in tools} <= {*known}):
         return policy, prompter
     described = prompter.describing([tool.schema for tool in tools]) if config.tool_prompt != "text" else None
+    if described is not None and not _is_read(described, tools):
+        described = None
     if described is None and config.tool_prompt == "template":
         raise SettingsError(
-            "environment.tool_prompt=template, but the tokenizer's chat template does not describe tools; remove it, or set "
-            "it to text"
+            "environment.tool_prompt=template, but the tokenizer's chat template does not describe tools, or has another form of "
+            "a call than those that are read; remove it, or set it to text"
         )
     return policy, described or replace(prompter, tool_text=told(tools))
+
+
+def _is_read(prompter: Prompter, tools: Sequence[Tool]) -> bool:
+    """True where a call in the form of the chat template is read as that call."""
+    arguments = dict.fromkeys(tools[0].parameters, "1")
+    return read_calls(prompter.call(tools[0].name, arguments), tools) == [Call(tools[0].name, arguments)]
 
 
 def _rules(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> Rules:

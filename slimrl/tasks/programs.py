@@ -33,16 +33,18 @@ def run():
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     module = sys.modules["answer"] = type(sys)("answer")
+    # bound before the program runs, which could put others in their place
+    execute, translate, kind, any_error, write, leave = exec, compile, type, BaseException, os.write, os._exit
     for number, text in enumerate((code, setup, *tests), -2):
         try:
-            exec(compile(text, f"test {number}" if number >= 0 else "answer", "exec"), module.__dict__)
+            execute(translate(text, f"test {number}" if number >= 0 else "answer", "exec"), module.__dict__)
             why = ""
-        except BaseException as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(" :") or "an exception"
-        os.write(told, f"{mark} {number} {why}\\n".encode("utf-8", "replace"))
+        except any_error as error:
+            why = " ".join(f"{kind(error).__name__}: {error}".split())[:200].rstrip(" :") or "an exception"
+        write(told, f"{mark} {number} {why}\\n".encode("utf-8", "replace"))
         if why and number < 0:
             break
-    os._exit(0)
+    leave(0)
 
 run()
 """

@@ -38,9 +38,17 @@ def test_guesses_are_answered() -> None:
 def test_guesses_are_paid_turn_by_turn() -> None:
     own = game(per_turn=True, cost=0.2)
     paid = [own.step(text)[2] for text in ("33", "x", "12", "37")]  # 31 numbers are left of 64, then 1
-    assert paid == pytest.approx([log(64 / 31, 64) - 0.2, -0.2, -0.2, log(31, 64) - 0.2])
+    assert paid == pytest.approx([log(65 / 32, 65) - 0.2, -0.2, -0.2, log(32, 65) - 0.2])
     assert sum(paid) == pytest.approx(1 - 4 * 0.2)
     assert own.score() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("36.5", "higher"), ("20-36", "higher"), ("-40", "higher"), ("37.5", "lower"), ("٤٠", "no number")],
+)
+def test_numbers_of_a_guess(text: str, said: str) -> None:
+    assert game().step(text) == ([{"role": "user", "content": said}], False)
 
 
 def test_a_game_has_a_range() -> None:

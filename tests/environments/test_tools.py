@@ -84,6 +84,7 @@ def reply(text: str) -> list[str]:
         ('<add>{"a": 1, "b": 2}</add> and <now></now>', ["3", "12:00"]),
         ('<fetch>{"key": "x", "unit": "cm"}</fetch>', ['{"found": "X", "unit": "cm"}']),
         ('<calculate>{"expression": "2*3"}</calculate>', ["6"]),
+        ("<think>maybe <calculate>1</calculate></think><calculate>2</calculate>", ["2"]),
     ],
 )
 def test_calls_are_carried_out(text: str, expected: list[str]) -> None:
@@ -119,10 +120,46 @@ def test_a_call_that_cannot_be_carried_out_is_told_why(text: str, words: str) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["#### 12", "a <b>12</b>", '{"answer": 12}', "{12}", "calculate 3*4", "", '[{"name": "add"}]', "3 < 4 and add > 2"],
+    [
+        "#### 12",
+        "<think>try <now></now></think> 12",
+        "<think>try <now></now>",
+        '{"name": "Bob", "age": 3}',
+        "a <b>12</b>",
+        '{"answer": 12}',
+        "{12}",
+        "calculate 3*4",
+        "",
+        '[{"name": "add"}]',
+        "3 < 4 and add > 2",
+    ],
 )
 def test_a_text_without_a_call_is_none(text: str) -> None:
     assert read_calls(text, TOOLS) == []
+
+
+def leave() -> None:
+    """End the process."""
+    raise SystemExit(3)
+
+
+def long() -> str:
+    """Write much."""
+    return "x" * 10**6
+
+
+def test_no_call_breaks_an_episode_off() -> None:
+    tools = tools_of(Kit(leave, long, calculate), where="here")
+    texts = [
+        "<leave></leave>",
+        "<long></long>",
+        f'<calculate>{{"a":{"[" * 2000}</calculate>',
+        f'{{"name": {"[" * 2000}',
+    ]
+    left, written, *deep = [answers(read_calls(text, tools), tools)[0]["content"] for text in texts]
+    assert left == "error: SystemExit: 3"
+    assert len(written) == 20_000
+    assert all(said.startswith("error: ") for said in deep)
 
 
 def test_a_fault_is_short() -> None:

@@ -104,6 +104,7 @@ VERDICTS: dict[str, tuple[str, float]] = {
     "no block": (GOOD, 0.0), "cut off": (f"```python\n{GOOD}", 0.0), "broken": (block("def add(:"), 0.0), "nothing": (block(""), 0.0),
     "exit": (block(f"{GOOD}\nexit(0)"), 0.0), "hard exit": (block(f"{GOOD}\nimport os; os._exit(0)"), 0.0),
     "exit in a test": (block("def add(a, b):\n    raise SystemExit(0)"), 0.0), "raises": (block("def add(a, b):\n    raise KeyboardInterrupt"), 0.0),
+    "replaces exec": (block("import builtins\nbuiltins.exec = lambda *a: 0\nbuiltins.compile = lambda *a, **k: ''"), 0.0),
     "loop": (block("def add(a, b):\n    while True: pass"), 0.0), "loop in the second": (block("def add(a, b):\n    while a == 0: pass\n    return 3"), 0.5),
     "sleeps": (block("import time\ntime.sleep(1000)"), 0.0), "memory": (block("x = bytearray(1 << 40)"), 0.0),
     "says that it passed": (block("print('0 \\n1 \\npassed')\nraise SystemExit"), 0.0), "crash": (block("import os; os.abort()"), 0.0),
