@@ -202,7 +202,7 @@ def test_a_shell_completes_names_settings_choices_and_runs(tmp_path: Path, monke
     assert completions("train", "algorithm.kl_place=") == ["algorithm.kl_place=loss", "algorithm.kl_place=reward"]
     assert completions("train", "mine") == ["<file>"]
     assert completions("eval", "ru") == ["runs/a"]
-    assert completions("eval", "b") == ["builtin"]
+    assert completions("eval", "b") == ["builtin", "builtin-tools"]
     assert completions("train", "--resume", "runs/") == ["runs/a"]
     assert completions("rec") == ["recipes"]
 

@@ -14,7 +14,10 @@ from slimrl.preflight.forms import compare_forms, form_advice
 from slimrl.preflight.setup import prepare
 from slimrl.results import FormFinding
 from slimrl.rollout import Request
-from slimrl.tasks.styles import STYLES
+from slimrl.tasks.styles import STYLES, interchangeable
+
+FORMS = interchangeable("hashes")
+"""Those of answers, which programs are not."""
 
 
 def finding(style: str, verdicts: str, in_form: int) -> FormFinding:
@@ -24,10 +27,10 @@ def finding(style: str, verdicts: str, in_form: int) -> FormFinding:
 
 @pytest.mark.parametrize("style", ["hashes", "boxed"])
 def test_the_built_in_model_follows_the_form_that_it_was_taught(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "FORM_TOKENS", 12 * 64 * len(STYLES))
+    monkeypatch.setattr(forms, "FORM_TOKENS", 12 * 64 * len(FORMS))
     setup = prepare(load_config(TrainConfig, [], [f"task.style={style}"]))
     found = compare_forms(setup)
-    assert [form.style for form in found] == [style, *(name for name in STYLES if name != style)]
+    assert [form.style for form in found] == [style, *(name for name in FORMS if name != style)]
     by_name = {form.style: form for form in found}
     assert {form.problems for form in found} == {12}
     assert by_name["hashes"].in_form == 12
@@ -50,7 +53,7 @@ def test_every_form_is_asked_for_with_its_own_instruction(monkeypatch: pytest.Mo
     found = compare_forms(setup)
     prompts = [setup.policy.tokenizer.decode(request.prompt_ids) for request in asked]
     count = found[0].problems
-    assert len(asked) == count * len(STYLES)
+    assert len(asked) == count * len(FORMS)
     assert all(request.greedy == 1 and not len(request.uniforms) for request in asked)
     for i, form in enumerate(found):
         instruction = "Mind the ####." if form.style == "hashes" else STYLES[form.style].instruction
