@@ -18,7 +18,7 @@ from slimrl.measures import Bounds
 from slimrl.preflight.environment import played, posed
 from slimrl.preflight.setup import Setup
 from slimrl.preflight.thinking import thinking_tokens
-from slimrl.records import Completion, Group, Played, Problem
+from slimrl.records import Completion, Group, Played, Problem, policy_turns
 from slimrl.results import Evaluation, GradedCompletion, Mode, SplitEvaluation
 from slimrl.rewards import declared_bounds as declared_bounds
 from slimrl.rewards.judge import Judge
@@ -116,7 +116,7 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
         if told and (right := told[n].right) is not None:
             row = replace(row, strict=right, lenient=right)
         if told:
-            row = replace(row, turns=told[n].policy_turns)
+            row = replace(row, turns=policy_turns(told[n].turns))
         if told and told[n].failed:  # an episode that broke off has no answer
             row = replace(row, strict=False, lenient=False, unscorable=told[n].failed)
         (drawn if n < samples else taken).append(row)

@@ -65,6 +65,11 @@ def turns_of(messages: Iterable[Mapping[str, str]]) -> Turns:
     return tuple((message["role"], message["content"]) for message in messages)
 
 
+def policy_turns(turns: Turns) -> int:
+    """The number of turns of the policy among what was said behind a prompt."""
+    return sum(role == "assistant" for role, _ in turns)
+
+
 TWIN = "/twin"
 """The end of the id of a problem with other numbers, behind that of its original (`slimrl/tasks/twins.py`)."""
 
@@ -153,11 +158,6 @@ class Played:
     """The reward of each turn that the environment has read, None where it gave none; a turn that was cut off has no entry. Empty
     where no turn has a reward.
     """
-
-    @property
-    def policy_turns(self) -> int:
-        """Turns of the policy."""
-        return sum(role == "assistant" for role, _ in self.turns)
 
 
 @dataclass(frozen=True, slots=True)

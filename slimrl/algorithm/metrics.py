@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from slimrl.algorithm.groups import Collected, has_signal
-from slimrl.records import Group
+from slimrl.records import Group, policy_turns
 from slimrl.terms import Credit, Signal
 
 Metrics = dict[str, float]
@@ -95,7 +95,7 @@ def _turns(groups: Sequence[Group]) -> Metrics:
     a reward its mean.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    turns = [sum(role == "assistant" for role, _ in rollout.turns) for rollout in rollouts]
+    turns = [policy_turns(rollout.turns) for rollout in rollouts]
     given = [sum(rollout.completion.given) for rollout in rollouts]
     if not any(turns):
         return {}

@@ -30,7 +30,7 @@ class Needs:
     def __str__(self) -> str:
         *others, last = self.values or ("",)
         listed = f"{', '.join(others)} or {last}" if others else last
-        return f"{self.setting}={listed}" if self.values else f"{self.setting} above 0"
+        return f"{self.setting}={listed}" if self.values else self.setting
 
 
 class Section(BaseModel):
@@ -49,14 +49,16 @@ class Section(BaseModel):
         return {key: mark for key, mark in marks if isinstance(mark, kind)}
 
     def is_on(self, key: str) -> bool:
-        """True where a number acts, since it is above 0."""
-        return bool(getattr(self, key) > 0)
+        """True where a number acts, since it is above 0, or a text, since it is there."""
+        value = getattr(self, key)
+        return bool(value) if isinstance(value, str) else bool(value > 0)
 
     @model_validator(mode="after")
     def _every_setting_acts(self) -> Self:
         for key, needs in self.marked(Needs).items():
             if getattr(self, key) != type(self).model_fields[key].default and not needs.met_by(self):
-                raise ValueError(f"{self.prefix}.{key} has no effect without {self.prefix}.{needs}; remove one")
+                above = "" if needs.values or isinstance(getattr(self, needs.setting), str) else " above 0"
+                raise ValueError(f"{self.prefix}.{key} has no effect without {self.prefix}.{needs}{above}; remove one")
         return self
 
 

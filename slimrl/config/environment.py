@@ -49,7 +49,3 @@ class EnvironmentConfig(Section):
     form of a call, or not at all (`none`), for a model that knows them; `auto`: as the model needs it."""
     deadline: Annotated[Positive, Needs("name")] = 30.0
     """Seconds for an answer of the environment, after which the episode ends and is unscorable."""
-
-    def is_on(self, key: str) -> bool:
-        """True where the setting has a value."""
-        return bool(getattr(self, key))

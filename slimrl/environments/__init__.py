@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments.tools import WithTools, tools_of
 from slimrl.environments.trl import in_trl_form, is_trl
+from slimrl.environments.waiting import awaited
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 
@@ -25,7 +26,7 @@ follow.
 
 
 class Environment(Protocol):
-    """An episode. A class needs `step`, plain or `async def`, or `tools`; each episode has an object of its own.
+    """An episode. A class needs `step` or `tools`; each episode has an object of its own, whose methods may be `async def`.
 
     `tools` are functions that the policy can call (`slimrl/environments/tools.py`). Then `step` gets only the turns that call
     none, and without `step` such a turn ends the episode.
@@ -92,7 +93,7 @@ def opening(make: Make, problem: Problem) -> Messages | None:
     """
     try:
         reset = getattr(make(), "reset", None)
-        messages = reset(problem) if reset is not None else None
+        messages = awaited(reset(problem)) if reset is not None else None
     except SettingsError:
         raise
     except Exception as error:

@@ -4,8 +4,6 @@ back as ids. An environment that fails, or is late, ends its own episode and no 
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -16,6 +14,7 @@ from typing import Any
 
 from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
 from slimrl.environments.packages import Package
+from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError, SlimError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
 
@@ -111,7 +110,7 @@ class Play:
         if episode.environment is None:
             environment = self.rules.make()
             reset = getattr(environment, "reset", None)
-            opened = turns_of((reset(self.problem) if reset is not None else None) or ())
+            opened = turns_of((awaited(reset(self.problem)) if reset is not None else None) or ())
             if opened != self.rules.opening(self.problem):
                 raise DataError("opens two episodes of a problem with different prompts")
             episode.environment = environment
@@ -158,7 +157,7 @@ class Play:
             try:
                 environment = self._environment(episode)
                 if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
-                    cut(self.rules.decode(ids[episode.seen :]))
+                    awaited(cut(self.rules.decode(ids[episode.seen :])))
                 score, metrics = _score(environment)
             except BaseException as error:
                 _settle(episode, found, failed=f"the environment {_told(error)}")
@@ -195,9 +194,7 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
 
 def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
     """The score of an episode, and the metrics that it has behind it."""
-    score: Any = getattr(environment, "score", lambda: 0.0)()
-    if inspect.isawaitable(score):
-        score = asyncio.run(_awaited(score))
+    score: Any = awaited(getattr(environment, "score", lambda: 0.0)())
     metrics: Any = getattr(environment, "metrics", None)
     given = metrics.items() if isinstance(metrics, Mapping) else ()
     return None if score is None else float(score), {str(name): float(value) for name, value in given}
@@ -205,9 +202,7 @@ def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
 
 def _answer(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:
     """Messages, whether the episode is over, and the turn's reward; raises DataError for an answer of another form."""
-    answer: Any = environment.step(text)
-    if inspect.isawaitable(answer):
-        answer = asyncio.run(_awaited(answer))
+    answer: Any = awaited(environment.step(text))
     if not isinstance(answer, tuple) or len(answer) not in (2, 3) or not isinstance(answer[1], bool):
         raise DataError(
             f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False, with or without a reward"
@@ -227,10 +222,6 @@ def _reward(value: Any) -> float | None:
     if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
         raise DataError(f"returned {str(value)[:60]!r} from step as the reward of a turn, which is no finite number")
     return None if value is None else float(value)
-
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
 
 
 def _told(error: BaseException) -> str:

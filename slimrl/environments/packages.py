@@ -95,9 +95,8 @@ def load_package(config: EnvironmentConfig, load: Load) -> Package | None:
         for rubric in _rubrics(part.rubric):
             rubric.funcs[:] = map(reported, rubric.funcs)
         if getattr(part, "timeout_seconds", None):
-            part.timeout_seconds = (
-                None  # environment.deadline takes its place, which does not count the time of sampling
-            )
+            # environment.deadline takes its place, which does not count the time of sampling
+            part.timeout_seconds = None
     passing = getattr(environment, "pass_threshold", PASSING)
     return Package(place, environment, float(passing), train, test)
 

@@ -7,7 +7,6 @@ the arguments as JSON, or the only one as it is).
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import re
@@ -19,6 +18,7 @@ from typing import Any, NotRequired, Required
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from slimrl.environments.waiting import awaited
 from slimrl.errors import SettingsError
 
 Message = dict[str, str]
@@ -41,17 +41,18 @@ class Tool:
     @property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
         """The schema of each parameter, in order."""
-        found: Mapping[str, Mapping[str, Any]] = (self.schema["function"].get("parameters") or {}).get(
-            "properties"
-        ) or {}
+        found: Mapping[str, Mapping[str, Any]] = self._declared.get("properties") or {}
         return found
+
+    @property
+    def _declared(self) -> Mapping[str, Any]:
+        """The JSON schema of all parameters; empty where there is none."""
+        return self.schema["function"].get("parameters") or {}
 
     def answer(self, arguments: Mapping[str, Any]) -> str:
         """The text of what the function returns. Raises _MalformedError for arguments that it does not take."""
         given = self._checked(arguments)
-        found = self.function(**given)
-        if inspect.isawaitable(found):
-            found = asyncio.run(_awaited(found))
+        found = awaited(self.function(**given))
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
 
     def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class Tool:
     @cached_property
     def _reader(self) -> TypeAdapter[dict[str, Any]]:
         signature = inspect.signature(self.function, eval_str=True).parameters
-        required = (self.schema["function"].get("parameters") or {}).get("required") or []
+        required = self._declared.get("required") or []
         fields: dict[str, Any] = {}
         for name in self.parameters:
             kind: Any = signature[name].annotation if name in signature else inspect.Parameter.empty
@@ -172,7 +173,7 @@ def _hermes(part: str, named: Mapping[str, Tool]) -> Call:
 
 
 def _llama(whole: str, named: Mapping[str, Tool]) -> list[Call]:
-    """The calls of a turn that is nothing else; a JSON object without a name is an answer, and no call."""
+    """The calls of a turn that is nothing else."""
     decoder = json.JSONDecoder()
     calls: list[Call] = []
     while whole:
@@ -180,12 +181,17 @@ def _llama(whole: str, named: Mapping[str, Tool]) -> list[Call]:
             read, end = decoder.raw_decode(whole)
         except (ValueError, RecursionError):
             return [_named_call(whole, named)] if re.match(r'\{\s*"name"', whole) else calls
-        is_call = isinstance(read, dict) and "name" in read
-        if not is_call or not (read["name"] in named or "arguments" in read or "parameters" in read):
+        if not isinstance(read, dict) or not _is_call(read, named):
             return calls
         calls.append(_of_object(read, named))
         whole = whole[end:].lstrip("; \n")
     return calls
+
+
+def _is_call(read: Mapping[str, Any], named: Mapping[str, Tool]) -> bool:
+    """True for the name of a tool, or any name with arguments; `{"name": "Ann", "age": 3}` is an answer."""
+    name = read.get("name")
+    return (isinstance(name, str) and name in named) or ("name" in read and bool({"arguments", "parameters"} & {*read}))
 
 
 def _named_call(written: str, named: Mapping[str, Tool]) -> Call:
@@ -249,10 +255,6 @@ def _answer(call: Call, named: Mapping[str, Tool]) -> str:
         return f"error: {error}"[:LONGEST]
     except (Exception, SystemExit) as error:  # a tool can raise what Python can
         return f"error: {type(error).__name__}: {error}"[:LONGEST]
-
-
-async def _awaited(found: Any) -> Any:
-    return await found
 
 
 class WithTools:

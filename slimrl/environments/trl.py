@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError
 from slimrl.records import Problem
 
@@ -32,7 +32,7 @@ class TrlEpisode:
 
     def reset(self, problem: Problem) -> list[dict[str, str]] | None:
         """The prompt with the text that the environment adds to its last message; None where it adds none."""
-        told = self.of_trl.reset(**_taken(self.of_trl.reset, _row(problem)))
+        told = awaited(self.of_trl.reset(**_taken(self.of_trl.reset, _row(problem))))
         if told is None:
             return None
         if not isinstance(told, str):
@@ -46,9 +46,7 @@ class PaidTrlEpisode(TrlEpisode):
 
     def score(self) -> float | None:
         """The reward that `get_reward`, plain or `async def`, returns."""
-        reward: Any = self.of_trl.get_reward()
-        if inspect.isawaitable(reward):
-            reward = asyncio.run(_awaited(reward))
+        reward = awaited(self.of_trl.get_reward())
         return None if reward is None else float(reward)
 
 
@@ -74,7 +72,3 @@ def _taken(function: Callable[..., Any], fields: Mapping[str, Any]) -> Mapping[s
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return fields
     return {name: value for name, value in fields.items() if name in parameters}
-
-
-async def _awaited(found: Any) -> Any:
-    return await found

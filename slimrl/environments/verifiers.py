@@ -163,9 +163,8 @@ def _loop() -> asyncio.AbstractEventLoop:
 
     def run() -> None:
         while not loop.is_closed():
-            with suppress(
-                KeyboardInterrupt, SystemExit
-            ):  # raised in a task of an environment, it would end those of all
+            # raised in a task of one environment, these would end the tasks of all
+            with suppress(KeyboardInterrupt, SystemExit):
                 loop.run_forever()
 
     threading.Thread(target=run, name="verifiers", daemon=True).start()

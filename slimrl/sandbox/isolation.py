@@ -63,10 +63,8 @@ class Way:
 
     def fields(self, config: SandboxConfig) -> dict[str, bytes]:
         """The part of a request that says how it is isolated and limited."""
-        weak, several = (
-            self.isolation == "limits",
-            config.processes > 1,
-        )  # which are several only where they are counted
+        # there are several only where they are counted
+        weak, several = self.isolation == "limits", config.processes > 1
         machine = platform.machine()
         filtered = sys.platform == "linux" and machine in ARCHITECTURES
         calls = b""

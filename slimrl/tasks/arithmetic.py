@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, overload
+from typing import Literal, NamedTuple, cast
 
 from slimrl.config.task import ArithmeticConfig
 from slimrl.records import Problem
@@ -16,6 +16,7 @@ from slimrl.tasks import arithmetic_texts as texts
 from slimrl.tasks.arithmetic_texts import Kind, Operator
 from slimrl.tasks.draws import Draws
 from slimrl.tasks.files import Splits
+from slimrl.tasks.made import Made
 from slimrl.tasks.styles import Style
 
 Split = Literal["train", "test", "harder"]
@@ -46,28 +47,15 @@ def load(config: ArithmeticConfig, *, seed: int) -> Splits:
 
 
 @dataclass(frozen=True)
-class Problems(Sequence[Problem]):
-    """A lazy sequence: an item is made at each access, and none is stored."""
+class Problems(Made):
+    """The word problems of a split."""
 
     config: ArithmeticConfig
     split: Split
     seed: int
     size: int
 
-    def __len__(self) -> int:
-        return self.size
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        positions = range(self.size)[index]
-        if isinstance(positions, range):
-            return [self._make(i) for i in positions]
-        return self._make(positions)
-
-    def _make(self, index: int) -> Problem:
+    def make(self, index: int) -> Problem:
         name = f"train/{self.seed}/{index}" if self.split == "train" else f"{self.split}/{index}"
         draws = Draws(f"problem/{name}")
         count = self.config.harder_steps if self.split == "harder" else 1 + draws.below(self.config.max_steps)

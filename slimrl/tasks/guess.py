@@ -5,13 +5,13 @@ range of a held-out problem is trained on.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 from slimrl.records import Problem
 from slimrl.tasks.draws import Draws
 from slimrl.tasks.files import Splits
+from slimrl.tasks.made import Made
 
 TRAIN_PROBLEMS, TEST_PROBLEMS = 2**31, 100_000
 LOWEST = 40
@@ -26,25 +26,14 @@ def load(*, seed: int) -> Splits:
 
 
 @dataclass(frozen=True)
-class Games(Sequence[Problem]):
-    """A lazy sequence: an item is made at each access, and none is stored."""
+class Games(Made):
+    """The numbers of a split, and their ranges."""
 
     split: Literal["train", "test"]
     seed: int
     size: int
 
-    def __len__(self) -> int:
-        return self.size
-
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        positions = range(self.size)[index]
-        return [self._make(i) for i in positions] if isinstance(positions, range) else self._make(positions)
-
-    def _make(self, index: int) -> Problem:
+    def make(self, index: int) -> Problem:
         name = f"train/{self.seed}/{index}" if self.split == "train" else f"test/{index}"
         draws = Draws(f"guess/{name}")
         while True:

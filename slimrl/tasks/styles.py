@@ -224,7 +224,7 @@ def unfenced(completion: str) -> str:
 
 def _render_code(solution: str, _answer: str) -> str:
     code = solution.strip("\n").rstrip()
-    fence = "`" * max(2, 2, *map(len, re.findall("`{3,}", code))) + "`"
+    fence = "`" * (1 + max([2, *map(len, re.findall("`{3,}", code))]))
     return f"{fence}python\n{code}\n{fence}"
 
 

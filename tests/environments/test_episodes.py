@@ -320,3 +320,47 @@ def test_openings() -> None:
     assert opening(make, PROBLEM) == [{"role": "user", "content": "q!"}]
     with pytest.raises(SettingsError, match=r"reset returned 'r', which is no message .* for problem r"):
         opening(make, Problem("r", "q", "1"))
+
+
+class Slow:
+    """Every method is a coroutine."""
+
+    async def reset(self, problem: Problem) -> list[dict[str, str]]:
+        await asyncio.sleep(0)
+        self.heard = [problem.question]
+        return [{"role": "user", "content": "Go."}]
+
+    async def step(self, text: str) -> tuple[list[dict[str, str]], bool]:
+        self.heard.append(text)
+        return [{"role": "user", "content": "on"}], text == "b"
+
+    async def cut(self, text: str) -> None:
+        self.heard.append(f"cut {text}")
+
+    async def score(self) -> float:
+        await asyncio.sleep(0)
+        return float(len(self.heard))
+
+
+def test_methods_may_be_coroutines() -> None:
+    made = maker(EnvironmentConfig(name="e.py:E"), lambda *_: Slow)
+    prompt = opening(made, PROBLEM)
+    assert prompt == [{"role": "user", "content": "Go."}]
+    rules = Rules(made, lambda _: (("user", "Go."),), lambda ids: "".join(map(chr, ids)), encode, 5, 5.0)
+    episodes = Play(rules, PROBLEM)
+    assert episodes(0, ids("a")).result() == ids("on")
+    (record,) = episodes.played([completion("aonc", "length")])
+    assert record.score == 3.0
+    assert not record.failed
+
+
+def test_arguments_are_an_episodes_own() -> None:
+    class Pops:
+        def __init__(self, hints: list[str]) -> None:
+            self.hint = hints.pop()
+
+        def step(self, _: str) -> tuple[list[dict[str, str]], bool]:
+            return [], True
+
+    made = maker(EnvironmentConfig(name="e.py:E", arguments={"hints": ["a", "b"]}), lambda *_: Pops)
+    assert [made().hint for _ in range(3)] == ["b"] * 3  # type: ignore[attr-defined]

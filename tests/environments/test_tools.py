@@ -105,6 +105,7 @@ def test_calls_are_carried_out(text: str, expected: list[str]) -> None:
         ('<tool_call>{"name": "add", "arguments": {"a": 1, "c": 2}}</tool_call>', "no parameter 'c'; it has a, b"),
         ('<tool_call>{"name": "fetch", "arguments": {"key": "x", "unit": "ft"}}</tool_call>', "'cm' or 'm'"),
         ('{"name": "add", "parameters": {"a": 2', "no JSON"),
+        ('{"name": [1], "parameters": {}}', "no tool '[1]'"),
         ("<calculate>3*4", "no </calculate>"),
         ("<add>1 2</add>", "no JSON object with a, b"),
         ("<now>please</now>", "no JSON object with nothing"),
@@ -149,7 +150,7 @@ def long() -> str:
 
 
 def test_no_call_breaks_an_episode_off() -> None:
-    tools = tools_of(Kit(leave, long, calculate), where="here")
+    tools = tools_of(Kit(leave, long, calculate), where="here")  # whatever a policy writes, and a tool does
     texts = [
         "<leave></leave>",
         "<long></long>",

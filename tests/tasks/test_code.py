@@ -164,7 +164,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"text": "e", "code": "x =", "test_list": ["assert x"]}, "the code passes 0 of 1 tests (SyntaxError: "),
     ({"text": "f", "code": "while True: pass", "test_list": ["assert 1"]}, "the code passes 0 of 1 tests (ended by its limit of time)"),
     ({"text": "g", "code": "x = 1", "test_list": [1]}, "field 'test_list' must be a list of strings"),
-    ({"text": "h", "code": "x = 1", "test_list": ["assert x\n# test\nassert x"]}, "field 'test_list' has a line `# test`"),
+    ({"text": "h", "code": "x = 1", "test_list": ["assert x\n# test\nassert x"]}, "its tests, or what is set up for them, have a line `# test`"),
+    ({"text": "h", "code": "x = 1", "test_setup_code": "a = 1\n# test\nb = 2", "test_list": ["assert x"]}, "its tests, or what is set up for them, have a line `# test`"),
     ({"test_list": ["assert 1"]}, "the row has no field 'text' or 'prompt'"),
     ({"text": "i", "test_list": ["assert 1"]}, ""),
 ]  # fmt: skip
