@@ -114,10 +114,14 @@ def change_task(base: dict[str, Any], name: str, run: Path, *, other_data: bool)
         return
     form = ("style", "instruction", "template", "template_arguments", "date")
     kept = {key: value for key, value in base.get("task", {}).items() if key in form}
-    if package_of(own.get("name", "")):
+    if package_of(own.get("name", "")) or own.get("name") == "guess":  # whose environments play nothing else
         base.pop("environment", None)
         for key in ("correct", "environment"):
             base.get("rewards", {}).pop(key, None)
+    if "code" in (own.get("name"), name):  # whose form is its own
+        kept.pop("style", None)
+        base.pop("sandbox", None)
+        base.get("rewards", {}).pop("tests_passed", None)
     base["task"] = kept | {"name": name} | TASK_DEFAULTS.get(name, {})
     for key in read_state(run).get("chosen", {}):  # for the run's own task; this one has its own
         section, _, setting = key.partition(".")
