@@ -27,6 +27,10 @@ class Needs:
         value = getattr(section, self.setting)
         return value in self.values if self.values else section.is_on(self.setting)
 
+    def bound(self, section: "type[Section]") -> str:
+        """The words " above 0" where the other setting is a number that must be on, else none."""
+        return "" if self.values or section.model_fields[self.setting].annotation is str else " above 0"
+
     def __str__(self) -> str:
         *others, last = self.values or ("",)
         listed = f"{', '.join(others)} or {last}" if others else last
@@ -57,8 +61,8 @@ class Section(BaseModel):
     def _every_setting_acts(self) -> Self:
         for key, needs in self.marked(Needs).items():
             if getattr(self, key) != type(self).model_fields[key].default and not needs.met_by(self):
-                above = "" if needs.values or isinstance(getattr(self, needs.setting), str) else " above 0"
-                raise ValueError(f"{self.prefix}.{key} has no effect without {self.prefix}.{needs}{above}; remove one")
+                other = f"{self.prefix}.{needs}{needs.bound(type(self))}"
+                raise ValueError(f"{self.prefix}.{key} has no effect without {other}; remove one")
         return self
 
 

@@ -56,7 +56,7 @@ def type_cell(kind: type[BaseModel], name: str) -> str:
 def row(key: str, kind: type[Section], name: str, *, anchor: bool = True) -> str:
     field = kind.model_fields[name]
     needs = kind.marked(Needs).get(name)
-    meaning = words(field.description or "") + (f" Only with `{needs}`." if needs else "")
+    meaning = words(field.description or "") + (f" Only with `{needs}`{needs.bound(kind)}." if needs else "")
     default = "" if field.is_required() else f"`{words(json.dumps(field.get_default()))}`"
     place = f'<a id="{key}"></a>' if anchor else ""
     return f"| {place}`{key}` | {type_cell(kind, name)} | {default} | {meaning} |"
