@@ -78,7 +78,7 @@ def train(
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, TrainSummary)
         training = prepare_training(found.config, found.plan, stop, screen.note)
-        block.enter_context(training.scorer)
+        block.callback(training.close)
         training = divide(training, ranks)
         setup = training.setup
         told = open_screen(training, screen) if found.status == "new" else {}

@@ -83,6 +83,9 @@ ELSEWHERE = {
 
 REPLACED: dict[str, dict[str, str]] = {
     "README.md": {"steps=10)": "steps=1)"},
+    "docs/environments.md": {
+        "steps=1)": 'steps=1, rollout={"problems": 2, "max_new_tokens": 16}, evaluation={"problems": 2, "harder_problems": 0})'
+    },
     "docs/extending.md": {
         '["steps=2"]': '["steps=2", "rollout.problems=2", "evaluation.problems=2", "evaluation.harder_problems=0"]'
     },

@@ -36,7 +36,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "model": {"algorithm", "config", "kernels", "machine"},
     "rewards": {"config", "machine", "tasks"},
     "rollout": {"kernels", "machine", "model"},
-    "environments": {"config"},
+    "environments": {"config", "machine"},
     "learner": {"algorithm", "config", "kernels", "machine", "model"},
     "runs": {"algorithm", "config", "machine", "measures", "model", "results", "statistics"},
     "preflight": {

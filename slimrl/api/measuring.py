@@ -162,6 +162,7 @@ def evaluations(
                 found = evaluate(setup, step=steps_taken(Path(model_or_run)) or 0, progress=view.evaluating)
         finally:
             view.stop()
+            setup.close()
         setup.grading.shutdown()
         setup.task.grader.close()
         del setup  # its buffers make room for those of the next task

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from slimrl.api import models
+from slimrl.api import environments, models
 from slimrl.api import problems as rows
 from slimrl.api import rewards as scores
 from slimrl.api.finished import Result
@@ -18,6 +18,7 @@ from slimrl.api.guest import guest, import_bars
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_recipes
 from slimrl.config.files import build, merge
+from slimrl.config.rewards import is_programs
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop
@@ -45,6 +46,7 @@ class Request:
     resume: Resume
     settings: Mapping[str, Any]
     rewards: scores.Given = field(default_factory=scores.Given)
+    environment: environments.Given = field(default_factory=environments.Given)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def train(
     *,
     test_data: rows.Data | None = None,
     rewards: scores.Rewards | None = None,
+    environment: environments.Environment | None = None,
     recipe: Recipes = (),
     resume: Resume = False,
     force: bool = False,
@@ -82,6 +85,8 @@ def train(
         test_data: the held-out problems, in any of these forms but a task's name.
         rewards: names of built-in rewards, functions with TRL's signature, `"file.py:function"`, and pairs with a weight,
             `(function, 0.5)`. A list is whole: nothing else is paid, but for a recipe's punishments.
+        environment: what answers between the turns of an episode: `"calculator"`, a class, `"file.py:Class"`, or the section as a
+            mapping, `{"name": Class, "turns": 4}`.
         recipe: one or several recipes or settings files, `"dapo"` or `["gsm8k", "lora"]`, merged left to right.
         resume: the folder or the result of a run that was interrupted; True for the run of this `name`.
         force: resume although SlimRL, torch or the rewards changed.
@@ -93,7 +98,8 @@ def train(
     KeyboardInterrupt on Ctrl-C and StoppedError on SIGTERM or at `max_time`, with a checkpoint from which the run can be resumed.
     """
     given = scores.read_rewards(rewards)
-    request = Request(model, data, test_data, recipe, resume, settings, given)
+    played = environments.read_environment(environment)
+    request = Request(model, data, test_data, recipe, resume, settings, given, played)
     return _run("train", request, force=force, quiet=quiet)
 
 
@@ -128,9 +134,11 @@ def _carried_out(order: Order, request: Request, *, force: bool, quiet: bool) ->
         raise SettingsError(
             "a Python program cannot be a rank of a run; give devices=N, or start slimrl train with torchrun"
         )
-    with _filled(order), guest() as stop, offering(request.rewards.functions):
+    with _filled(order), guest() as stop, offering({**request.rewards.functions, **request.environment.classes}):
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
+        if is_programs(config.environment.name):
+            load_function(config.environment.name, setting="environment.name")
         screen = open_screen(config, quiet=quiet)
         for note in request.rewards.notes:
             screen.note(note)
@@ -169,6 +177,7 @@ def _new(verb: Verb, request: Request) -> Order:
     kind = KINDS[verb]
     data, model = rows.read_data(request.data, request.test_data), models.read_model(request.model)
     given = {"task": data.settings, "model": model.settings, "rewards": request.rewards.settings}
+    given["environment"] = request.environment.settings
     given = {section: settings for section, settings in given.items() if settings}
     chosen = from_keywords(request.settings)
     for key in sorted({*dotted(given)} & {*dotted(chosen)}):
@@ -219,7 +228,8 @@ def _resumed(verb: Verb, request: Request, run: Place | Result) -> Order:
         raise SettingsError(f"{min(elsewhere)}= would be another run than {folder}; remove it, or move the folder")
     place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
     base = read_settings(folder) | place
-    given = {"rewards": request.rewards.settings} if request.rewards.settings else {}
+    given = {"rewards": request.rewards.settings, "environment": request.environment.settings}
+    given = {section: values for section, values in given.items() if values}
     return Order(build(KINDS[verb], merge(merge(request.rewards.over(base), given), chosen)))
 
 

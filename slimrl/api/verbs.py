@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slimrl.api import environments
 from slimrl.api import problems as rows
 from slimrl.api import rewards as scores
 from slimrl.api.asking import Answer, sample_of
@@ -64,6 +65,7 @@ def evaluate(
     data: rows.Data | None = None,
     *,
     rewards: scores.Rewards | None = None,
+    environment: environments.Environment | None = None,
     limit: int = 0,
     quiet: bool = False,
     **settings: Any,
@@ -75,6 +77,7 @@ def evaluate(
         data: rows or a file, of which every problem is measured, a data set on the Hub, of which the test split is, or a task's
             name; by default the run's own held-out problems.
         rewards: what else is measured, as in `train`; by default the run's own.
+        environment: the one to measure in, as in `train`; by default the run's own.
         limit: at most so many problems of each split; 0: no limit.
         quiet: show nothing; otherwise progress goes to stderr.
         settings: as in `train`, but only those that measuring reads.
@@ -82,7 +85,10 @@ def evaluate(
     Raises the errors of `train`.
     """
     with placed(model) as path:
-        return _evaluation(path, data, scores.read_rewards(rewards), from_keywords(settings), limit=limit, quiet=quiet)
+        played = environments.read_environment(environment)
+        chosen = merge({"environment": played.settings} if played.settings else {}, from_keywords(settings))
+        with offering(played.classes):
+            return _evaluation(path, data, scores.read_rewards(rewards), chosen, limit=limit, quiet=quiet)
 
 
 def _evaluation(

@@ -193,6 +193,7 @@ def _measured(
     finally:
         setup.grading.shutdown()
         setup.task.grader.close()
+        setup.close()
     asked = [known.pop(problem.id) for problem in problems]
     target.finish([*asked, *known.values()])
     return asked

@@ -1,8 +1,8 @@
 """The settings of environments, which answer a policy between the turns of an episode."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, Positive, Section
 
@@ -49,3 +49,19 @@ class EnvironmentConfig(Section):
     form of a call, or not at all (`none`), for a model that knows them; `auto`: as the model needs it."""
     deadline: Annotated[Positive, Needs("name")] = 30.0
     """Seconds for an answer of the environment, after which the episode ends and is unscorable."""
+    workers: Annotated[CountOrZero | Literal["auto"], Needs("name")] = "auto"
+    """Processes in which environments run; 0: that of the run. What they print, start or break stays in theirs, which is replaced
+    where an answer is late. `auto`: one for a class of your own, and none for those that are built in, packages of `verifiers`
+    and classes in TRL's form that run beside functions of `rewards.custom`, which may read them."""
+    memory: Annotated[Positive, Needs("name")] = 4.0
+    """GiB that each of these processes may take."""
+
+    @model_validator(mode="after")
+    def _workers_play(self) -> Self:
+        here = "packages of verifiers" if package_of(self.name) else ""
+        here = here or ("classes of a Python program" if self.name.startswith("__main__:") else "")
+        if here and self.workers not in ("auto", 0):
+            raise ValueError(f"environment.workers={self.workers}: {here} run in the process of the run; remove it")
+        if self.workers == 0 and self.memory != type(self).model_fields["memory"].default:
+            raise ValueError("environment.memory acts on environment.workers, and there are none; remove it")
+        return self

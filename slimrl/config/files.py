@@ -20,7 +20,7 @@ from slimrl.config.judge import JudgeReward
 from slimrl.config.mistakes import close_names, nearest, sentence, type_words
 from slimrl.config.places import anchored
 from slimrl.config.recipes import name_of
-from slimrl.config.rewards import long_form
+from slimrl.config.rewards import is_programs, long_form
 from slimrl.config.schema import UNREAD_BY_SFT, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 
@@ -28,6 +28,10 @@ Root = TypeVar("Root", bound=RootConfig)
 OF_A_PROGRAM = (
     "# The rewards __main__:... are functions of the Python program that began this run. That program resumes it, with\n"
     "# slimrl.train(resume=RUN, rewards=[...]) and the same functions; slimrl train --resume cannot.\n"
+)
+PLAYED_BY_A_PROGRAM = (
+    "# The environment is a class of the Python program that began this run. That program resumes it, with\n"
+    "# slimrl.train(resume=RUN, environment=Class) and the same class; slimrl train --resume cannot.\n"
 )
 STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
@@ -260,6 +264,8 @@ def dump_yaml(config: BaseModel) -> str:
     """The whole settings object as YAML, readable by `load_config` from any folder: paths are absolute."""
     text = yaml.safe_dump(anchored(config.model_dump(), Path.cwd()), sort_keys=False, allow_unicode=True)
     rewards = getattr(config, "rewards", None)
+    environment = getattr(config, "environment", None)
+    text = PLAYED_BY_A_PROGRAM + text if environment and is_programs(environment.name) else text
     return OF_A_PROGRAM + text if rewards and rewards.of_the_program else text
 
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments.tools import WithTools, tools_of
 from slimrl.environments.trl import in_trl_form, is_trl
-from slimrl.environments.waiting import awaited
-from slimrl.errors import SettingsError
+from slimrl.environments.waiting import LateError, awaited, within
+from slimrl.errors import SettingsError, SlimError
 from slimrl.records import Problem
 
 Messages = Sequence[Mapping[str, str]]
@@ -86,16 +86,25 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
     return make
 
 
-def opening(make: Make, problem: Problem) -> Messages | None:
+def opening(make: Make, problem: Problem, seconds: float) -> Messages | None:
     """The messages with which the environment opens an episode of a problem; None for those of the task.
 
-    Raises SettingsError where `reset` fails, or they are no prompt.
+    Raises SettingsError where `reset` fails, takes longer than `seconds`, or the messages are no prompt.
     """
+
+    def reset() -> Any:
+        method = getattr(make(), "reset", None)
+        return awaited(method(problem)) if method is not None else None
+
     try:
-        reset = getattr(make(), "reset", None)
-        messages = awaited(reset(problem)) if reset is not None else None
+        messages = within(seconds, reset)
     except SettingsError:
         raise
+    except LateError:
+        what = f"did not return within environment.deadline={seconds:g} s"
+        raise SettingsError(f"environment.name: reset {what}, for problem {problem.id}; correct it") from None
+    except SlimError as error:
+        raise SettingsError(f"environment.name: reset {error}, for problem {problem.id}; correct it") from None
     except Exception as error:
         what = f"raised {type(error).__name__}: {error}"
         raise SettingsError(f"environment.name: reset {what}, for problem {problem.id}; correct it") from error

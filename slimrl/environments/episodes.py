@@ -4,18 +4,17 @@ back as ids. An environment that fails, or is late, ends its own episode and no 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from numbers import Real
 from threading import Lock, Thread, Timer
-from typing import Any
 
-from slimrl.environments import ANSWERS, Environment, Make, Messages, message_fault
+from slimrl.environments import Environment, Make, Messages
+from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.packages import Package
+from slimrl.environments.processes import Elsewhere
 from slimrl.environments.waiting import awaited
-from slimrl.errors import DataError, SlimError
+from slimrl.errors import DataError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
 
 Ids = tuple[int, ...]
@@ -38,6 +37,17 @@ class Rules:
     """Seconds for an answer."""
     package: Package | None = None
     """The package of the environment, whose score decides what is right; None where the answer in the last turn does."""
+
+    ready: Callable[[], object] = tuple
+    """Waits until the processes of environments have loaded the class."""
+    close: Callable[[], object] = tuple
+    """Ends them."""
+
+    @property
+    def scores(self) -> bool:
+        """True where the class has `score`."""
+        made = self.make()
+        return made.scores if isinstance(made, Elsewhere) else hasattr(made, "score")
 
     @property
     def shown(self) -> bool:
@@ -93,13 +103,19 @@ class Play:
         """The records of the episodes, once all are over."""
         ends = [self._end(number, completion.token_ids) for number, completion in enumerate(completions)]
         wait(ends)
+        for episode in self.episodes.values():
+            if isinstance(episode.environment, Elsewhere):
+                episode.environment.leave()
         return tuple(self._record(self.episodes[number], c) for number, c in enumerate(completions))
 
     def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
         def late() -> None:
             what = f"the environment gave no answer within environment.deadline={self.rules.deadline:g} s"
             _settle(episode, found, failed=what)
+            if isinstance(episode.environment, Elsewhere):
+                episode.environment.give_up()
 
+        self.rules.ready()  # loading does not count
         timer = Timer(self.rules.deadline, late)
         timer.daemon = True
         found.add_done_callback(lambda _: timer.cancel())
@@ -108,31 +124,30 @@ class Play:
 
     def _environment(self, episode: Episode) -> Environment:
         if episode.environment is None:
-            environment = self.rules.make()
-            reset = getattr(environment, "reset", None)
+            episode.environment = self.rules.make()
+            reset = getattr(episode.environment, "reset", None)
             opened = turns_of((awaited(reset(self.problem)) if reset is not None else None) or ())
             if opened != self.rules.opening(self.problem):
                 raise DataError("opens two episodes of a problem with different prompts")
-            episode.environment = environment
         return episode.environment
 
     def _turn(self, episode: Episode, ids: Ids, found: Future[Ids]) -> None:
         try:
             environment = self._environment(episode)
             text = self.rules.decode(ids[episode.seen :])
-            messages, over, reward = _answer(environment, text)
+            messages, over, reward = answer_of(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
-            score, metrics = _score(environment) if over else (None, {})
+            score, metrics = score_of(environment) if over else (None, {})
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
-            told = () if over else turns_of(messages)
+            heard = () if over else turns_of(messages)
         except BaseException as error:  # whatever it is: nobody else would hear of it
-            _settle(episode, found, failed=f"the environment {_told(error)}")
+            _settle(episode, found, failed=f"the environment {told(error)}")
             return
         with episode.lock:
             if not found.done():
-                episode.said += (("assistant", text), *told)
+                episode.said += (("assistant", text), *heard)
                 episode.rewards += (reward,)
-                episode.turns, episode.answered = episode.turns + 1, len(told)
+                episode.turns, episode.answered = episode.turns + 1, len(heard)
                 episode.seen, episode.over = len(ids) + len(reply), over
                 episode.score, episode.metrics = score, metrics
                 found.set_result(reply)
@@ -158,9 +173,9 @@ class Play:
                 environment = self._environment(episode)
                 if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
                     awaited(cut(self.rules.decode(ids[episode.seen :])))
-                score, metrics = _score(environment)
+                score, metrics = score_of(environment)
             except BaseException as error:
-                _settle(episode, found, failed=f"the environment {_told(error)}")
+                _settle(episode, found, failed=f"the environment {told(error)}")
                 return
             with episode.lock:
                 if not found.done():
@@ -190,39 +205,3 @@ def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
         if not found.done():
             episode.failed = failed
             found.set_result(())
-
-
-def _score(environment: Environment) -> tuple[float | None, dict[str, float]]:
-    """The score of an episode, and the metrics that it has behind it."""
-    score: Any = awaited(getattr(environment, "score", lambda: 0.0)())
-    metrics: Any = getattr(environment, "metrics", None)
-    given = metrics.items() if isinstance(metrics, Mapping) else ()
-    return None if score is None else float(score), {str(name): float(value) for name, value in given}
-
-
-def _answer(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:
-    """Messages, whether the episode is over, and the turn's reward; raises DataError for an answer of another form."""
-    answer: Any = awaited(environment.step(text))
-    if not isinstance(answer, tuple) or len(answer) not in (2, 3) or not isinstance(answer[1], bool):
-        raise DataError(
-            f"returned {str(answer)[:60]!r} from step, which is no pair of messages and True or False, with or without a reward"
-        )
-    messages, over, *rest = answer
-    if fault := message_fault(messages, ANSWERS):
-        raise DataError(f"returned {fault} from step")
-    if not over and not messages:
-        raise DataError("returned no messages from step for an episode that is not over")
-    return messages, over, _reward(rest[0]) if rest else None
-
-
-def _reward(value: Any) -> float | None:
-    """The reward of a turn; raises DataError for what is neither a finite number nor None."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
-        value = value.item()
-    if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
-        raise DataError(f"returned {str(value)[:60]!r} from step as the reward of a turn, which is no finite number")
-    return None if value is None else float(value)
-
-
-def _told(error: BaseException) -> str:
-    return str(error) if isinstance(error, SlimError) else f"raised {type(error).__name__}: {error}"

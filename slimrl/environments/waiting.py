@@ -2,7 +2,16 @@
 
 import asyncio
 import inspect
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from threading import Thread
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+class LateError(Exception):
+    """A value is not there in time."""
 
 
 def awaited(found: Any) -> Any:
@@ -12,3 +21,19 @@ def awaited(found: Any) -> Any:
         return await found
 
     return asyncio.run(value()) if inspect.isawaitable(found) else found
+
+
+def within(seconds: float, find: Callable[[], Value]) -> Value:
+    """The value of a function that a thread calls. Raises LateError where it takes longer, or what the function raises."""
+    found = Future[Value]()
+
+    def work() -> None:
+        try:
+            found.set_result(find())
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    if wait([found], seconds).not_done:
+        raise LateError
+    return found.result()

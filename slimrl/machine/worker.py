@@ -22,12 +22,14 @@ from subprocess import PIPE, STDOUT, Popen
 from typing import IO, Any
 
 from slimrl.errors import SlimError
-from slimrl.machine.processes import Guard, die_with_the_parent
+from slimrl.machine.processes import Guard, adopt_orphans, die_with_the_parent, kill_group, kill_tree
 
+GIB = 2**30
 READY = "ready"
 POLL_SECONDS = 0.1  # interval at which a silent child is checked for having ended; mostly its pipe tells at once
 LOAD_SECONDS = 120.0  # for Python, and for whatever `load` imports
 DRAIN_SECONDS = 1.0
+OUTPUT_BYTES = 1 << 16  # shown of what workers print, in all
 ROOT = str(Path(__file__).resolve().parents[2])
 
 Answer = Callable[[Any], Iterable[object]]  # answers a request with replies, sent one by one
@@ -45,20 +47,30 @@ class Worker:
         memory: bytes of data that the child may hold.
         output: called in a thread of its own with what the child, and the processes that it starts, print.
         guard: kills the child's process group when this process is killed.
+        at_once: requests are answered in threads, so that replies come in any order and must say what they answer.
 
-    The child leads a process group: Ctrl-C does not reach it, and `kill` ends it with all that it started. It ignores SIGINT
-    and SIGTERM, and does not outlive this process, however that ends; on Linux not even the thread that started it. Its
-    working directory and import path are those of the moment at which this object was made.
+    The child leads a process group: Ctrl-C does not reach it, and `kill` ends it with all that it started; on Linux also what has
+    a session of its own, unless the child has ended before. It ignores SIGINT and SIGTERM, and does not outlive this process,
+    however that ends; on Linux not even the thread that started it. Its working directory and import path are those of the
+    moment at which this object was made.
     """
 
     def __init__(
-        self, load: Callable[[], Answer], *, memory: int, output: Callable[[bytes], object], guard: Guard | None = None
+        self,
+        load: Callable[[], Answer],
+        *,
+        memory: int,
+        output: Callable[[bytes], object],
+        guard: Guard | None = None,
+        at_once: bool = False,
     ) -> None:
         self.starts = 0
         """Number of children that were started."""
         self._load, self._output, self._guard = load, output, guard
         path = [*map(str, sys.path), ROOT]
-        self._code = f"import sys; sys.path[:] = {path}; from slimrl.machine.worker import serve; serve({memory})"
+        self._code = (
+            f"import sys; sys.path[:] = {path}; from slimrl.machine.worker import serve; serve({memory}, {at_once})"
+        )
         self._folder = os.getcwd()
         self._child: _Child | None = None
 
@@ -162,8 +174,10 @@ class _Child:
         return received
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.ended:  # its id may be another's by now, that of its group only if none of it is left
+            kill_group(self.process.pid)
+        else:
+            kill_tree(self.process.pid)
 
     def end(self) -> str:
         self.kill()
@@ -178,6 +192,28 @@ class _Child:
         return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
+class Output:
+    """Passes on what workers print, up to OUTPUT_BYTES.
+
+    Args:
+        show: called with the text.
+        what: whatever prints, in the plural, for the sentence on what is not shown.
+    """
+
+    def __init__(self, show: Callable[[str], object], what: str) -> None:
+        self._show, self._what = show, what
+        self._left, self._lock = OUTPUT_BYTES, threading.Lock()
+
+    def write(self, data: bytes) -> None:
+        """Show these bytes, or what may still be shown of them."""
+        with self._lock:
+            kept, self._left = data[: self._left], max(0, self._left - len(data))
+            if kept:
+                self._show(kept.decode("utf-8", "replace"))
+            if kept and not self._left:
+                self._show(f"\n(what {self._what} print from here on is not shown)\n")
+
+
 def _drain(pipe: IO[bytes], output: Callable[[bytes], object]) -> None:
     """Read until no process writes any more."""
     with pipe:
@@ -185,13 +221,14 @@ def _drain(pipe: IO[bytes], output: Callable[[bytes], object]) -> None:
             output(data)
 
 
-def serve(memory: int) -> None:
+def serve(memory: int, at_once: bool) -> None:
     """The child's own main: load, then answer requests, until standard input, which is the pipe, closes."""
     _ignore_stop_signals()
     die_with_the_parent()
+    adopt_orphans()
     _limit_memory(memory)
     sys.stdout = sys.stderr  # which is written line by line, so nothing is lost when the process is killed
-    own, connection = os.getpid(), Connection(os.dup(0))
+    own, connection, sending = os.getpid(), Connection(os.dup(0)), threading.Lock()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nothing that an answer runs may read the requests
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -205,7 +242,15 @@ def serve(memory: int) -> None:
     def send(reply: object) -> None:
         if os.getpid() != own:  # a process that an answer forked and that came back from it: only one may reply
             os._exit(0)
-        connection.send(reply)
+        with sending:
+            connection.send(reply)
+
+    def reply_to(request: object) -> None:
+        try:
+            for reply in answer(request):
+                send(reply)
+        except Exception as error:
+            send(_portable(error))
 
     threading.Thread(target=listen, daemon=True).start()
     try:
@@ -216,11 +261,10 @@ def serve(memory: int) -> None:
     send(READY)
     while True:
         request = ForkingPickler.loads(requests.get())
-        try:
-            for reply in answer(request):
-                send(reply)
-        except Exception as error:
-            send(_portable(error))
+        if at_once:
+            threading.Thread(target=reply_to, args=[request], daemon=True).start()
+        else:
+            reply_to(request)
 
 
 def _portable(error: Exception) -> Exception:

@@ -7,22 +7,26 @@ from dataclasses import replace
 from functools import partial
 
 from slimrl.config.environment import EnvironmentConfig, package_of
-from slimrl.config.schema import RootConfig, TrainConfig
+from slimrl.config.rewards import is_programs
+from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.task import TaskConfig
-from slimrl.environments import Make, Messages, maker, opening, specified
+from slimrl.environments import BUILT_IN, Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
+from slimrl.environments.processes import Loading, Processes
 from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
 from slimrl.errors import SettingsError
 from slimrl.model.lora import TAUGHT
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
+from slimrl.preflight.payment import show_printed
 from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
-from slimrl.rewards.custom import files_digest, load_function, source_files
+from slimrl.rewards.custom import digest_of_code, files_digest, load_function, source_files
 from slimrl.rollout import Request
 from slimrl.tasks import Task
 from slimrl.tasks.packaged import packaged_task
 
+LOAD = partial(load_function, setting="environment.name")
 KEPT = 4096
 """Prompts of environments that are kept."""
 
@@ -42,10 +46,31 @@ def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tu
     if not environment.name:
         return None, policy, prompter
     package = load_package(environment, partial(load_function, setting="task.name"))
-    make = package.make if package else maker(environment, partial(load_function, setting="environment.name"))
+    processes = None if package else _processes(config)
+    make = package.make if package else processes.make if processes else maker(environment, LOAD)
     policy, prompter = _telling(environment, make, policy, prompter)
     rules = _rules(environment, make, policy, prompter)
+    if processes:
+        rules = replace(rules, ready=processes.ready, close=processes.close)
     return replace(rules, package=package), policy, prompter
+
+
+def _processes(config: RootConfig) -> Processes | None:
+    """The processes of environments; None where they run in this one."""
+    environment = config.environment
+    asked = environment.workers
+    own = environment.name not in BUILT_IN and not is_programs(environment.name)
+    count = int(own) if asked == "auto" else asked
+    if not count:
+        return None
+    files = [path for path in source_files(specified(environment.name)) if path.is_file()]
+    digest = partial(files_digest, files)
+    processes = Processes(Loading(environment, LOAD, digest, digest()), count, show_printed)
+    read = isinstance(config, TrainConfig | EvalConfig) and config.rewards.custom
+    if asked == "auto" and read and processes.known.trl:
+        processes.close()
+        return None
+    return processes
 
 
 def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> tuple[Policy, Prompter]:
@@ -89,10 +114,11 @@ def _rules(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prom
         end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
         return (*end, *prompter.following_ids(messages))
 
-    return Rules(make, _openings(make), policy.decode, encode, config.turns, config.deadline)
+    openings = _openings(make, config.deadline)
+    return Rules(make, openings, policy.decode, encode, config.turns, config.deadline)
 
 
-def _openings(make: Make) -> Callable[[Problem], Turns]:
+def _openings(make: Make, seconds: float) -> Callable[[Problem], Turns]:
     """The environment's prompt of a problem as turns, which is kept; empty for the prompt of the task."""
     known: dict[str, Turns] = {}
 
@@ -100,7 +126,7 @@ def _openings(make: Make) -> Callable[[Problem], Turns]:
         if problem.id not in known:
             if len(known) >= KEPT:
                 del known[next(iter(known))]
-            known[problem.id] = turns_of(opening(make, problem) or ())
+            known[problem.id] = turns_of(opening(make, problem, seconds) or ())
         return known[problem.id]
 
     return turns
@@ -124,7 +150,7 @@ def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Gr
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     read = sum(rollout.completion.finish == "stop" for rollout in rollouts)
     unpaid = read and not any(rollout.turn_rewards for rollout in rollouts)
-    if rules is None or "environment" not in config.rewards.built_in or not unpaid or hasattr(rules.make(), "score"):
+    if rules is None or "environment" not in config.rewards.built_in or not unpaid or rules.scores:
         return
     raise SettingsError(
         f"rewards.environment pays what {config.environment.name!r} returns, which has no score(), and whose step returned no "
@@ -136,4 +162,6 @@ def environment_digest(config: EnvironmentConfig) -> str:
     """SHA-256 of the files of the environment; empty where there is none."""
     place = package_of(config.name)
     spec = f"{module_of(place)}:load_environment" if place else specified(config.name)
+    if is_programs(spec):
+        return digest_of_code(LOAD(spec))
     return files_digest(source_files(spec)) if spec else ""

@@ -78,6 +78,12 @@ class Call(NamedTuple):
     """Those that the plan is for; None for the one that holds the policy."""
 
 
+def rows_of_a_call(config: RootConfig, evaluated: int) -> int:
+    """Completions of the largest call of the sampler: an evaluation of so many problems is one call, and so is a step."""
+    rows = evaluated * (config.evaluation.samples + config.evaluation.greedy)
+    return max(rows, config.rollout.problems * config.rollout.group_size) if isinstance(config, TrainConfig) else rows
+
+
 def plan_memory(
     policy: Policy,
     config: RootConfig,

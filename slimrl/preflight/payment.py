@@ -44,7 +44,7 @@ def make_scorer(
         )
     workers = 0 if here else worker_count(config)
     rewards = load_rewards(config, task, max_new_tokens=budget, elsewhere=workers > 0, output=output)
-    return rewards, Scorer(task, rewards, config, max_new_tokens=budget, workers=workers, show=_shown)
+    return rewards, Scorer(task, rewards, config, max_new_tokens=budget, workers=workers, show=show_printed)
 
 
 def unmatched(problems: Sequence[Problem], checker: Checker) -> list[str]:
@@ -71,7 +71,7 @@ def measurable(config: RewardsConfig) -> tuple[RewardsConfig, list[str]]:
     refused = kept_back | unloadable(
         _without(config, config.of_the_program),  # those that are offered are here already
         elsewhere=worker_count(config) > 0,
-        show=lambda data: _shown(data.decode("utf-8", "replace")),
+        show=lambda data: show_printed(data.decode("utf-8", "replace")),
     )
     notes = [f"not measured: {sentence}" for sentence in refused.values()]
     return _without(config, refused).model_copy(update={"correct": 0.0}), notes
@@ -86,8 +86,8 @@ def _without(config: RewardsConfig, refused: Collection[str]) -> RewardsConfig:
     return config.model_copy(update={**left, "watched": [name for name in config.watched if name not in refused]})
 
 
-def _shown(text: str) -> None:
-    """Show what a reward prints as harmless text: it may be what a model wrote."""
+def show_printed(text: str) -> None:
+    """Show what a reward or an environment prints as harmless text: it may be what a model wrote."""
     sys.stderr.write(visible(text))
 
 

@@ -27,7 +27,7 @@ from slimrl.model.templates import USER_TURN, Messages
 from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
-from slimrl.preflight.memory import Call, plan_memory
+from slimrl.preflight.memory import Call, plan_memory, rows_of_a_call
 from slimrl.preflight.notes import (
     form_note,
     gold_sentence,
@@ -104,6 +104,11 @@ class Setup(Generic[Config]):
     rules: Rules | None = None
     """Of episodes of several turns; None where a completion is one turn."""
 
+    def close(self) -> None:
+        """End the processes of environments."""
+        if self.rules is not None:
+            self.rules.close()
+
     @property
     def shown(self) -> bool:
         """`Rules.shown`."""
@@ -164,9 +169,13 @@ class TrainSetup:
     rewards: tuple[Reward, ...]
     gold: GoldReport
     scorer: Scorer
-    """To be closed when the run is over."""
     progress: Progress = silent
     """Told of the completions that are done."""
+
+    def close(self) -> None:
+        """End the processes of rewards and environments, when the run is over."""
+        self.scorer.close()
+        self.setup.close()
 
     def roll_out(self, problems: Sequence[Problem], *, stream: Stream, step: int, strict: bool = False) -> list[Group]:
         """Sample and score one group per problem; `strict` makes a failing reward an error instead of unscorable."""
@@ -223,7 +232,7 @@ def prepare(
     found = fitting_problems(task, config, lambda problem: length(problem) <= room)
     looked_at = (*islice(found.train, LOOKED_AT), *found.evaluated)
     longest = max((tokens for tokens in map(length, looked_at) if tokens <= room), default=1)
-    call = Call(longest, _rows(config, len(found.evaluated)))
+    call = Call(longest, rows_of_a_call(config, len(found.evaluated)))
     memory = plan_memory(policy, config, call, training=training, kept=kept, teacher=teacher)
     profiler = Profiler(policy.device) if isinstance(config, TrainConfig) and config.log.profile else OFF
     if policy.device.type == "cpu":
@@ -284,12 +293,6 @@ def _load_task(
         training=training,
     )
     return found if rules is None else replace(found, opening=rules.opening), lengths
-
-
-def _rows(config: RootConfig, evaluated: int) -> int:
-    """Completions of the largest call of the sampler: an evaluation of so many problems is one call, and so is a step."""
-    rows = evaluated * (config.evaluation.samples + config.evaluation.greedy)
-    return max(rows, config.rollout.problems * config.rollout.group_size) if isinstance(config, TrainConfig) else rows
 
 
 def encode_prompt(prompter: Prompter, task: Task, problem: Problem) -> tuple[int, ...]:

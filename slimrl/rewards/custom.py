@@ -25,8 +25,10 @@ _offered: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("offered", d
 
 @contextmanager
 def offering(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Within the block, and in this thread, `__main__:NAME` in rewards.custom are these functions of a Python program."""
-    token = _offered.set(functions)
+    """Within the block, and in this thread, `__main__:NAME` in rewards.custom and environment.name are these functions and
+    classes of a Python program.
+    """
+    token = _offered.set({**_offered.get(), **functions})
     try:
         yield
     finally:
@@ -126,9 +128,15 @@ def rewards_digest(config: RewardsConfig) -> str:
 
 
 def digest_of_code(function: Callable[..., Any]) -> str:
-    """SHA-256 of what a function of Python's does, wherever it stands; of another callable that of its class's call."""
+    """SHA-256 of what a function of Python's does, wherever it stands; of a class what its methods do, and of another callable
+    what its class's call does.
+    """
     while hasattr(function, "func"):  # functools.partial
         function = function.func
+    if isinstance(function, type):
+        members = sorted(vars(function).items())
+        codes = [(name, digest_of_code(value)) for name, value in members if callable(value)]
+        return hashlib.sha256(repr(codes).encode()).hexdigest()
     code = getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)  # noqa: B004
     return hashlib.sha256(repr(_instructions(code)).encode()).hexdigest()
 
@@ -201,9 +209,11 @@ def load_function(
 def _of_the_program(spec: str, setting: str) -> Callable[..., Any]:
     function = _offered.get().get(spec)
     if function is None:
+        own = setting.startswith("environment")
+        what, way = ("class", "environment=Class") if own else ("function", "rewards=[...]")
         raise SettingsError(
-            f"{setting} is a function of the Python program that began the run, which alone can hand it over: resume it there "
-            "with slimrl.train(resume=RUN, rewards=[...]), or write the function into a file and name it as file.py:function"
+            f"{setting} is a {what} of the Python program that began the run, which alone can hand it over: resume it there "
+            f"with slimrl.train(resume=RUN, {way}), or write the {what} into a file and name it as file.py:{what}"
         )
     return function
 

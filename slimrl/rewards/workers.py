@@ -1,6 +1,5 @@
 """Groups scored while generation runs: in worker processes, or in this process if there are none."""
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -11,7 +10,7 @@ from slimrl.config.sandbox import SandboxConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.processes import Guard
 from slimrl.machine.threads import cores
-from slimrl.machine.worker import Worker
+from slimrl.machine.worker import GIB, Output, Worker
 from slimrl.records import Group
 from slimrl.rewards import Reward
 from slimrl.rewards.asking import Form, ScoringThread, load_answer, refused, unjudged
@@ -27,9 +26,6 @@ from slimrl.tasks.answers import Grader
 from slimrl.tasks.programs import ProgramGrader
 from slimrl.tasks.styles import STYLES
 
-OUTPUT_BYTES = 1 << 16  # shown of what rewards print, in all
-GIB = 2**30
-
 
 class Scorer:
     """Scores groups as `slimrl.rewards.scoring.score` does, in any number of processes: equal groups, whatever their number.
@@ -41,12 +37,13 @@ class Scorer:
             program, are asked from this process.
         max_new_tokens: token budget of a completion.
         workers: number of processes; 0 scores in this process, within `submit`.
-        show: called with what rewards print, up to OUTPUT_BYTES of it.
+        show: called with what rewards print, as far as `Output` shows it.
 
     Workers start at once and load while the caller continues. A worker in which a function of the user's takes longer than
     `rewards.deadline` for a group (times `Sampled.patience`) is killed with all it started. A worker that ended is replaced,
     and its group is unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a
-    process with a session of its own does. Raises SettingsError if workers cannot rebuild the task.
+    process with a session of its own may, where its worker ended by itself or this process was killed. Raises SettingsError if
+    workers cannot rebuild the task.
     """
 
     def __init__(
@@ -86,7 +83,7 @@ class Scorer:
             load = partial(load_answer, form, theirs, max_new_tokens, rewards_digest(theirs))
             with refused():
                 self._guard = Guard()
-            output, memory = _Output(show), int(config.memory * GIB)
+            output, memory = Output(show, "reward functions"), int(config.memory * GIB)
             for _ in range(workers):
                 worker = Worker(load, memory=memory, output=output.write, guard=self._guard)
                 self._threads.append(ScoringThread(worker, task, rewards, config, self._jobs))
@@ -166,21 +163,6 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Output:
-    """Passes on what rewards print, up to OUTPUT_BYTES."""
-
-    def __init__(self, show: Callable[[str], object]) -> None:
-        self._show, self._left, self._lock = show, OUTPUT_BYTES, threading.Lock()
-
-    def write(self, data: bytes) -> None:
-        with self._lock:
-            kept, self._left = data[: self._left], max(0, self._left - len(data))
-            if kept:
-                self._show(kept.decode("utf-8", "replace"))
-            if kept and not self._left:
-                self._show("\n(what reward functions print from here on is not shown)\n")
 
 
 def worker_count(config: RewardsConfig) -> int:

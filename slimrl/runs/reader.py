@@ -59,18 +59,20 @@ def called_by_a_program() -> Iterator[None]:
 
 def way_to_resume(run: Path, *, force: bool = False) -> str:
     """The command that resumes a run, with `force` though software or rewards changed; for a program that called SlimRL, and
-    where rewards are functions of the program that began the run, the call.
+    where rewards or the environment are of the program that began the run, the call.
     """
     verb = read_state(run).get("verb", "train")
     try:
-        custom = read_settings(run).get("rewards", {}).get("custom", {})
+        settings = read_settings(run)
+        custom, name = settings.get("rewards", {}).get("custom", {}), settings.get("environment", {}).get("name", "")
     except (SettingsError, AttributeError):
-        custom = {}
-    of_a_program = any(is_programs(str(spec)) for spec in custom)
-    if not of_a_program and not _called.get():
+        custom, name = {}, ""
+    arguments = ", rewards=[...]" if any(is_programs(str(spec)) for spec in custom) else ""
+    arguments += ", environment=Class" if is_programs(str(name)) else ""
+    if not arguments and not _called.get():
         return f"slimrl {verb} --resume {shlex.quote(str(run))}{' --force' if force else ''}"
     text = json.dumps(str(run), ensure_ascii=False)  # a literal of Python too
-    return f"slimrl.{verb}(resume={text}{', rewards=[...]' if of_a_program else ''}{', force=True' if force else ''})"
+    return f"slimrl.{verb}(resume={text}{arguments}{', force=True' if force else ''})"
 
 
 def read_status(run: Path) -> str:

@@ -46,7 +46,7 @@ def test_a_setting_that_needs_another_is_refused_without_it(name: str, key: str,
         "signal": "reward", "kl_estimator": "k1", "kl_place": "reward", "gkl": {"mse": 2.0}, "dual_clip": 3.0,
         "importance_level": "sequence", "overlong_buffer": 7, "repetition_ngram": 7, "refill_budget": 9.0, "importance_cap": 9.0,
         "alpha": 7, "targets": ["q_proj"], "reference": "a/teacher", "arguments": {"times": 2}, "turns": 7, "turn_tokens": 7,
-            "tool_prompt": "text",
+            "tool_prompt": "text", "workers": 2,
     }.get(key, 0.5)  # fmt: skip
     with pytest.raises(SettingsError, match=rf"^{name}\.{key} has no effect without {name}\.{needs.setting}"):
         build(TrainConfig, nested(name, {**others, key: value}))

@@ -262,7 +262,7 @@ def test_an_error_of_reset_ends_its_own_episode() -> None:
         "the environment raised KeyError: 'p'"
     ] * 2
     with pytest.raises(SettingsError, match=r"reset raised KeyError: 'p', for problem p; correct it"):
-        opening(lambda: Breaks(user), PROBLEM)
+        opening(lambda: Breaks(user), PROBLEM, 20.0)
 
 
 def test_two_prompts_of_one_problem_are_a_failure() -> None:
@@ -308,7 +308,7 @@ def test_messages_that_are_no_prompt(messages: Any, sentence: str) -> None:
             return messages
 
     with pytest.raises(SettingsError, match=sentence):
-        opening(lambda: Opens(user), PROBLEM)
+        opening(lambda: Opens(user), PROBLEM, 20.0)
 
 
 def test_openings() -> None:
@@ -317,9 +317,9 @@ def test_openings() -> None:
             return [{"role": "user", "content": f"{problem.question}!"}] if problem.id == "p" else [problem.id]
 
     make = maker(EnvironmentConfig(name="e.py:E", arguments={"answer": user}), lambda *_: Opens)
-    assert opening(make, PROBLEM) == [{"role": "user", "content": "q!"}]
+    assert opening(make, PROBLEM, 20.0) == [{"role": "user", "content": "q!"}]
     with pytest.raises(SettingsError, match=r"reset returned 'r', which is no message .* for problem r"):
-        opening(make, Problem("r", "q", "1"))
+        opening(make, Problem("r", "q", "1"), 20.0)
 
 
 class Slow:
@@ -344,7 +344,7 @@ class Slow:
 
 def test_methods_may_be_coroutines() -> None:
     made = maker(EnvironmentConfig(name="e.py:E"), lambda *_: Slow)
-    prompt = opening(made, PROBLEM)
+    prompt = opening(made, PROBLEM, 20.0)
     assert prompt == [{"role": "user", "content": "Go."}]
     rules = Rules(made, lambda _: (("user", "Go."),), lambda ids: "".join(map(chr, ids)), encode, 5, 5.0)
     episodes = Play(rules, PROBLEM)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +239,47 @@ def test_other_verbs(tmp_path: Path) -> None:
     file.parent.mkdir()
     file.write_text("environment: {name: 'mine.py:A'}\n")
     assert load_config(TrainConfig, [str(file)], []).environment.name == f"{tmp_path}/some/mine.py:A"
+
+
+WILD = """
+import os, subprocess
+
+
+class Wild:
+    \"\"\"Prints, forks and starts processes before it answers, if it is `wild`.\"\"\"
+
+    def __init__(self, pids=""):
+        self.pids, self.turns = pids, 0
+
+    def step(self, text):
+        self.turns += 1
+        if self.pids:
+            print("y" * 2**20)
+            started = subprocess.Popen(["sleep", "600"], start_new_session=self.turns == 1)
+            with open(self.pids, "a") as file:
+                file.write(f"{started.pid}\\n")
+            if not os.fork():
+                os.execvp("sleep", ["sleep", "600"])
+        return [{"role": "user", "content": "Again."}], self.turns == 2
+"""
+
+
+def test_a_wild_environment_changes_no_token_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "wild.py").write_text(WILD)
+    small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=24"]
+    small += ["evaluation.problems=2", "evaluation.harder_problems=0", f"output={tmp_path}"]
+
+    def told(name: str, *settings: str) -> dict[str, object]:
+        command = [sys.executable, "-m", "slimrl", "train", "--json", "environment.name=wild.py:Wild", f"name={name}"]
+        done = subprocess.run([*command, *small, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
+
+    pids = tmp_path / "pids"
+    told("wild", f"environment.arguments={{pids: {pids}}}")
+    told("tame", "environment.workers=0")
+    assert rows(tmp_path / "wild") == rows(tmp_path / "tame")
+    started = [int(line) for line in pids.read_text().split()]
+    assert len(started) > 4
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]

@@ -76,7 +76,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_class_in_trls_form(file: Path) -> None:
     make = maker(EnvironmentConfig(name=f"{file}:Counter"), load_function)
-    assert opening(make, PROBLEM) == [{"role": "user", "content": "How many? Count 1 up."}]
+    assert opening(make, PROBLEM, 20.0) == [{"role": "user", "content": "How many? Count 1 up."}]
     played = make()
     played.reset(PROBLEM)  # type: ignore[attr-defined]
     called = '<tool_call>{"name": "increment", "arguments": {"step": 2}}</tool_call>'
@@ -89,10 +89,10 @@ def test_a_class_in_trls_form(file: Path) -> None:
 def test_prompts_of_the_data_are_kept(file: Path) -> None:
     turns = (("system", "Count."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"))
     problem = Problem("p", "Two?", "2", turns=turns)
-    found = opening(maker(EnvironmentConfig(name=f"{file}:Counter"), load_function), problem)
+    found = opening(maker(EnvironmentConfig(name=f"{file}:Counter"), load_function), problem, 20.0)
     assert found is not None
     assert [message["content"] for message in found] == ["Count.", "One?", "1", "Two? Count 4 up."]
-    assert opening(maker(EnvironmentConfig(name=f"{file}:Silent"), load_function), problem) is None
+    assert opening(maker(EnvironmentConfig(name=f"{file}:Silent"), load_function), problem, 20.0) is None
 
 
 def test_the_reward_of_the_environment(file: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_reward_of_the_environment(file: Path) -> None:
 def test_pictures_are_refused(file: Path) -> None:
     make = maker(EnvironmentConfig(name=f"{file}:Pictures"), load_function)
     with pytest.raises(SettingsError, match="list from reset, and a policy reads text"):
-        opening(make, PROBLEM)
+        opening(make, PROBLEM, 20.0)
 
 
 def test_a_run_with_rewards_that_read_environments(file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,349 @@
+"""Environments in processes of their own: what one prints, starts or breaks stays there, and ends with the run."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import finalize
+
+from slimrl.config.environment import EnvironmentConfig
+from slimrl.environments import PROMPT, Environment, Load, Make, Messages, Step, maker, message_fault
+from slimrl.environments.answers import answer_of, score_of, told
+from slimrl.environments.tools import Tool, tools_of
+from slimrl.environments.waiting import awaited
+from slimrl.errors import DataError, SettingsError, SlimError
+from slimrl.machine.processes import Guard
+from slimrl.machine.worker import GIB, LOAD_SECONDS, Answer, LoadTimeoutError, Output, Worker
+from slimrl.records import Problem
+
+IDLE_SECONDS = 3600.0
+"""A process that says nothing for so long is listened to again."""
+CLOSING_SECONDS = 5.0
+"""For a process that was killed to be gone."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The way in which a process loads a class: called there, it returns what answers the requests."""
+
+    config: EnvironmentConfig
+    load: Load
+    """A function of a module."""
+    digest: Callable[[], str]
+    """Of the files of the class; a function of a module."""
+    expected: str
+    """The digest at the beginning of the run: a process that is started later must find the same files."""
+
+    def __call__(self) -> Answer:
+        make = maker(self.config, self.load)
+        if self.digest() != self.expected:
+            raise SettingsError(
+                "a file of environment.name changed during the run; bring it back, or start another run"
+            )
+        return Stage(make, where=f"environment.name={self.config.name}").answer
+
+
+class Known(NamedTuple):
+    """The facts about a class that its process tells first."""
+
+    schemas: tuple[Mapping[str, Any], ...]
+    """Of its tools."""
+    scores: bool
+    """It has `score`."""
+    trl: bool
+    """It is in TRL's form, whose objects reward functions may read."""
+
+
+class Request(NamedTuple):
+    """A call of a method of the environment that plays an episode."""
+
+    number: int
+    episode: int
+    method: str
+    arguments: tuple[Any, ...]
+    left: tuple[int, ...]
+    """Episodes that are over."""
+
+
+class Reply(NamedTuple):
+    """The answer to the request of this number."""
+
+    number: int
+    failed: str
+    """The words behind "the environment" on what went wrong; empty for a value."""
+    value: Any = None
+
+
+class Stage:
+    """The episodes in one process, on its side. Several threads call `answer`."""
+
+    def __init__(self, make: Make, *, where: str) -> None:
+        self._make, self._where = make, where
+        self._playing: dict[int, Environment] = {}
+
+    def answer(self, request: Request | None) -> Iterator[object]:
+        """The facts about the class, where there is no request, or the reply to one."""
+        if request is None:
+            made = self._make()
+            schemas = tuple(tool.schema for tool in tools_of(made, where=self._where))
+            yield Known(schemas, hasattr(made, "score"), hasattr(made, "of_trl"))
+            return
+        for episode in request.left:
+            self._playing.pop(episode, None)
+        try:
+            environment = self._playing.get(request.episode) or self._begun(request.episode)
+            yield Reply(request.number, "", METHODS[request.method](environment, *request.arguments))
+        except BaseException as error:  # whatever it is: nobody else would hear of it
+            yield Reply(request.number, told(error))
+
+    def _begun(self, episode: int) -> Environment:
+        return self._playing.setdefault(episode, self._make())
+
+
+def _reset(environment: Environment, problem: Problem) -> Messages | None:
+    reset = getattr(environment, "reset", None)
+    messages = awaited(reset(problem)) if reset is not None else None
+    if messages is not None and (fault := message_fault(messages, PROMPT)):
+        raise DataError(f"returned {fault}")
+    return None if messages is None else _plain(messages)
+
+
+def _step(environment: Environment, text: str) -> Step:
+    messages, over, reward = answer_of(environment, text)
+    return _plain(messages), over, reward
+
+
+def _cut(environment: Environment, text: str) -> None:
+    if cut := getattr(environment, "cut", None):
+        awaited(cut(text))
+
+
+def _plain(messages: Messages) -> Messages:
+    """Messages without what belongs to modules that the other process has not loaded."""
+    return [{key: "".join([*message[key]]) for key in ("role", "content")} for message in messages]
+
+
+METHODS: Mapping[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "cut": _cut, "score": score_of}
+
+
+class Elsewhere:
+    """The environment of an episode, as the run sees it."""
+
+    def __init__(self, process: Process, episode: int) -> None:
+        self._process, self._episode = process, episode
+        self.metrics: Mapping[str, float] = {}
+        process.playing.add(episode)
+        finalize(self, process.left.append, episode)
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that prompts describe; `step` carries out their calls."""
+        return tuple(Tool(schema["function"]["name"], schema, _unreachable) for schema in self._process.known.schemas)
+
+    @property
+    def scores(self) -> bool:
+        """True where the class has `score`."""
+        return self._process.known.scores
+
+    def reset(self, problem: Problem) -> Messages | None:
+        """The prompt, or None for the task's own."""
+        messages: Messages | None = self._call("reset", problem)
+        return messages
+
+    def step(self, text: str) -> Step:
+        """The answer to a turn."""
+        answer: Step = self._call("step", text)
+        return answer
+
+    def cut(self, text: str) -> None:
+        """Tell of a turn that was cut off."""
+        self._call("cut", text)
+
+    def score(self) -> float | None:
+        """The score; `metrics` are then those behind it."""
+        score: float | None
+        score, self.metrics = self._call("score")
+        return score
+
+    def leave(self) -> None:
+        """Tell that the episode is over."""
+        self._process.left.append(self._episode)
+
+    def give_up(self) -> None:
+        """Wait no longer for an answer that is late; its process is not trusted with further episodes."""
+        self._process.retired = True
+        self.leave()
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self._process.call(self._episode, method, arguments)
+
+
+def _unreachable(**_: Any) -> None:
+    raise AssertionError("tools are called in the process of the environment")
+
+
+class Process:
+    """One process, and the thread that starts it, listens to it and ends it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.retired = False
+        """It gets no further episodes."""
+        self.playing: set[int] = set()
+        self.left = deque[int]()
+        """Episodes that are over, of which nothing here or there has been forgotten yet. Whatever collects garbage appends to it,
+        in any thread, so it has no lock."""
+        self._worker = worker
+        self._known = Future[Known]()
+        self._lock = threading.Lock()
+        """Of what follows, and of the way to the process."""
+        self._asked: dict[int, Future[Reply]] = {}
+        self._numbers = itertools.count()
+        self._loss = ""
+        """The words on how it was lost."""
+        self._thread = threading.Thread(target=self._serve, name="environments", daemon=True)
+        self._thread.start()
+
+    @property
+    def known(self) -> Known:
+        """Raises what kept the process from loading the class."""
+        return self._known.result()
+
+    @property
+    def over(self) -> bool:
+        """True where no episode of it goes on."""
+        self._forget()
+        return not self.playing
+
+    def call(self, episode: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        """The value of a method; raises DataError where it fails, or the process ends."""
+        self._known.result()
+        found = Future[Reply]()
+        with self._lock:
+            if self._loss:
+                raise DataError(self._loss)
+            number = next(self._numbers)
+            self._asked[number] = found
+            with suppress(EOFError, OSError):  # the thread that listens tells of that
+                self._worker.ask(Request(number, episode, method, arguments, self._forget()))
+        reply = found.result()
+        if reply.failed:
+            raise DataError(reply.failed)
+        return reply.value
+
+    def close(self) -> None:
+        """End the process with all that it started."""
+        self.retired = True
+        self._worker.kill()
+        self._thread.join(CLOSING_SECONDS)
+
+    def _forget(self) -> tuple[int, ...]:
+        left: list[int] = []
+        with suppress(IndexError):
+            while True:
+                left.append(self.left.popleft())
+        self.playing.difference_update(left)
+        return tuple(left)
+
+    def _serve(self) -> None:
+        try:
+            self._worker.start()
+            self._worker.ask(None)
+            self._known.set_result(self._worker.reply(LOAD_SECONDS))
+        except BaseException as error:
+            self.retired = True
+            self._known.set_exception(_refusal(error, self._worker.end()))
+            return
+        with suppress(Exception):  # it has ended, or says what cannot be read
+            while True:
+                with suppress(TimeoutError):
+                    reply = self._worker.reply(IDLE_SECONDS)
+                    self._asked.pop(reply.number).set_result(reply)
+        self.retired, how = True, self._worker.end()
+        with self._lock:
+            self._loss = f"lost its process, which ended with {how}"
+        for number, found in self._asked.items():
+            found.set_result(Reply(number, self._loss))
+
+
+def _refusal(error: BaseException, how: str) -> BaseException:
+    """The error for the user, where a class was not loaded."""
+    if isinstance(error, SlimError):
+        return error
+    if isinstance(error, LoadTimeoutError | TimeoutError):
+        what = (
+            f"loading the class takes longer than {LOAD_SECONDS:g} s; make it load faster, or set environment.workers=0"
+        )
+    elif isinstance(error, EOFError):
+        what = f"the process that loaded the class ended with {how}; correct it"
+    elif isinstance(error, OSError):
+        what = f"no process can be started for it ({error.strerror or error}); set environment.workers=0"
+    else:
+        return error
+    return SettingsError(f"environment.name: {what}")
+
+
+@dataclass
+class Processes:
+    """Processes that play the episodes of a class, each of them many at a time.
+
+    A process in which an answer is late gets no further episodes, and is ended with all that it started once its other episodes
+    are over; one that ends takes its episodes with it. Another takes its place. None outlives this process, and of what
+    environments start only a process with a session of its own may, where its process ended by itself or this one was killed.
+    """
+
+    loading: Loading
+    count: int
+    show: Callable[[str], object]
+    """Called with what environments print, as far as `Output` shows it."""
+    _current: list[Process] = field(default_factory=list)
+    _retired: list[Process] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _episodes: Iterator[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self._output, self._guard = Output(self.show, "environments"), Guard()
+        self._current += [self._started() for _ in range(self.count)]
+        self.close = finalize(self, _close, self._current, self._retired, self._guard)
+        """Ends all processes, and is called at the latest when this process ends."""
+
+    @property
+    def known(self) -> Known:
+        """Raises SettingsError where the class cannot be loaded, or is no environment."""
+        return self._current[0].known
+
+    def ready(self) -> None:
+        """Replace the processes that are retired, end those whose episodes are over, and wait until all have loaded the class."""
+        with self._lock:
+            for place, process in enumerate(self._current):
+                if process.retired:
+                    self._retired.append(process)
+                    self._current[place] = self._started()
+            for process in [process for process in self._retired if process.over]:
+                self._retired.remove(process)
+                process.close()
+        for process in self._current:
+            with suppress(Exception):  # which the first episode tells
+                _ = process.known
+
+    def make(self) -> Environment:
+        """The environment of a new episode."""
+        self.ready()
+        with self._lock:
+            episode = next(self._episodes)
+            return Elsewhere(self._current[episode % self.count], episode)
+
+    def _started(self) -> Process:
+        memory = int(self.loading.config.memory * GIB)
+        return Process(Worker(self.loading, memory=memory, output=self._output.write, guard=self._guard, at_once=True))
+
+
+def _close(current: list[Process], retired: list[Process], guard: Guard) -> None:
+    for process in (*current, *retired):
+        process.close()
+    guard.close()
