@@ -26,7 +26,7 @@ while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not 
 done
 wait "$run" # bash keeps the exit code of a process that has ended
 code=$?
-if [ "$code" -eq 75 ] && ! scontrol show job "$SLURM_JOB_ID" | grep -q JobState=CANCELLED; then # scancel sends SIGTERM too
+if [ "$code" -eq 75 ] && scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -157,7 +157,13 @@ SCRIPT = ROOT / "recipes" / "slurm.sh"
 
 @pytest.mark.parametrize(
     ("code", "state", "requeued"),
-    [(75, "RUNNING", True), (75, "CANCELLED", False), (0, "RUNNING", False), (4, "RUNNING", False)],
+    [
+        (75, "RUNNING", True),
+        (75, "CANCELLED", False),
+        (75, "COMPLETING", False),  # so SLURM 22.05 calls a job that was cancelled until its processes have ended
+        (0, "RUNNING", False),
+        (4, "RUNNING", False),
+    ],
 )
 def test_the_slurm_script_passes_the_word_on_and_requeues(
     code: int, state: str, requeued: bool, tmp_path: Path
@@ -187,3 +193,71 @@ def test_the_slurm_script_passes_the_word_on_and_requeues(
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
         assert (tmp_path / "requeued").read_text().split() == ["requeue", "17"]
+
+
+NODES = ROOT / "recipes" / "slurm-nodes.sh"
+SRUN = """\
+#!/bin/bash
+# two processes on two nodes
+for rank in 0 1; do
+  SLURM_PROCID=$rank SLURM_NTASKS=2 SLURM_LOCALID=0 "$@" &
+  echo $! >> pids
+done
+wait
+code=$(cat codes | sort -n | tail -n 1)
+exit "$code"
+"""
+RANK = """\
+#!/bin/bash
+echo "$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE at $MASTER_ADDR:$MASTER_PORT: $@" >> called
+trap 'echo 75 >> codes; exit 75' TERM
+[ "$END" = none ] || { echo "$END" >> codes; exit "$END"; }
+for i in $(seq 600); do sleep 0.1; done
+"""
+SCONTROL = """\
+#!/bin/bash
+case "$1 $2" in
+  "show hostnames") printf 'first\\nsecond\\n' ;;
+  "show job") echo "JobId=17 JobState=$STATE Reason=None" ;;
+  *) echo "$@" > requeued ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "restarts", "requeued"),
+    [
+        ("none", "RUNNING", 0, True),
+        ("none", "COMPLETING", 0, False),
+        ("137", "RUNNING", 3, True),
+        ("137", "RUNNING", 20, False),
+        ("3", "RUNNING", 0, False),
+        ("0", "RUNNING", 0, False),
+    ],
+)
+def test_the_script_for_several_nodes_starts_ranks_and_requeues(
+    end: str, state: str, restarts: int, requeued: bool, tmp_path: Path
+) -> None:
+    programs = {"srun": SRUN, "slimrl": RANK, "scontrol": SCONTROL, "scancel": "#!/bin/bash\nkill $(cat pids)\n"}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    own = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_NUM_NODES": "2", "END": end, "STATE": state}
+    environment = {
+        **os.environ,
+        **own,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    called = tmp_path / "called"
+    with subprocess.Popen(["bash", str(NODES), "mine", "a.yaml", "steps=3"], env=environment, cwd=tmp_path) as job:
+        while not called.exists() or called.read_text().count("\n") < 2:
+            time.sleep(0.01)
+        if end == "none":
+            time.sleep(0.2)
+            job.send_signal(signal.SIGTERM)
+    assert job.returncode == (75 if end == "none" else int(end))
+    assert sorted(called.read_text().splitlines()) == [
+        f"{rank} of 2, 0 of 1 at first:20017: train --resume name=mine a.yaml steps=3" for rank in (0, 1)
+    ]
+    assert (tmp_path / "requeued").exists() == requeued

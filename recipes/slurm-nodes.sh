@@ -1,0 +1,42 @@
+#!/bin/bash
+# One run on the GPUs of several nodes: sbatch slurm-nodes.sh NAME [FILES...] [section.key=value ...]
+# SLURM starts a process for each GPU, and these find each other at a port of the first node. Two minutes before the time is over
+# SLURM sends SIGTERM to this shell; the run leaves a checkpoint, ends with 75, and the job goes back into the queue, as it does
+# when a process was killed or lost with its node. The working folder must be on storage that all nodes share.
+#SBATCH --job-name=slimrl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=0
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+#SBATCH --output=%x-%j.log
+set -u
+name=${1:?name of the run}
+shift
+attempts=20 # for processes that are killed: one that memory kills at every start must not come back for ever
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT
+rank='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES)); exec slimrl train --resume "$@"'
+
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM INT # bash alone is told; the signal goes to all processes that srun started
+srun bash -c "$rank" slimrl "name=$name" "$@" &
+run=$!
+wait "$run"
+while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not with the run
+  wait "$run"
+done
+wait "$run" # bash keeps the exit code of a process that has ended
+code=$? # the highest one of all processes; a killed one has 128 and the number of the signal
+if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; }; then
+  if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+fi
+exit "$code"
