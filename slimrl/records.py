@@ -187,6 +187,8 @@ class Rollout:
     """`Played.turns`."""
     turn_rewards: tuple[float | None, ...] = ()
     """`Played.rewards`, before the weight of `rewards.environment`."""
+    environment_score: float | None = None
+    """`Played.score`, likewise."""
     returns: tuple[float, ...] = ()
     """By turn of an episode whose turns are paid: the part of `reward` that was earned in this turn or later. The first is
     `reward`. Empty where no turn is paid, and the return of every turn is `reward`.

@@ -111,7 +111,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     open_display(config)
     from slimrl.api.asking import ask
     from slimrl.machine.threads import settle_threads
-    from slimrl.text import visible
+    from slimrl.text import turn_titles, visible
 
     settle_threads()
     answers = ask(config, question, count, greedy=greedy)
@@ -122,7 +122,13 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         cut = f"(cut off after {answer.tokens} tokens)" if answer.finish == "length" else ""
         if len(answers) > 1:
             click.echo(f"--- {number} of {len(answers)} {cut}".rstrip(), err=True)
-        out(visible(answer.text) if sys.stdout.isatty() else answer.text)
+        titles = turn_titles([role for role, _ in answer.turns])
+        for title, (_, text) in zip(titles or [""], answer.turns or [("assistant", answer.text)], strict=True):
+            if title:
+                click.echo(f"{title}:", err=True)
+            out(visible(text) if sys.stdout.isatty() else text)
+        if answer.failed:
+            click.echo(f"({visible(answer.failed)})", err=True)
         if cut and len(answers) == 1:
             click.echo(cut, err=True)
 
