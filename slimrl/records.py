@@ -199,6 +199,18 @@ class Rollout:
         """`returns`, written out."""
         return self.returns or (self.reward,) * self.completion.turns
 
+    def sample(self, extracted: str) -> dict[str, Any]:
+        """The rollout as screens and the report of `slimrl doctor` show it, with the answer that was `extracted`."""
+        of_episodes = {"turns": self.turns, "turn_rewards": self.turn_rewards} if self.turns else {}
+        return {
+            "question": self.problem.question,
+            "answer": self.problem.answer,
+            "extracted": extracted,
+            "reward": self.reward,
+            "text": self.text,
+            **of_episodes,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

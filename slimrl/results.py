@@ -25,7 +25,7 @@ from slimrl.measures import (
     tally,
     written_bounds,
 )
-from slimrl.records import TWIN, Rollout, Turns
+from slimrl.records import TWIN, Turns
 from slimrl.statistics import accuracy_interval, paired_difference
 from slimrl.text import counted, percent
 
@@ -35,6 +35,7 @@ Summaries = dict[str, dict[str, float]]
 """By split: see `SplitEvaluation.summary`."""
 Comparison = dict[str, dict[str, dict[str, float]]]
 """Split, then mode (strict accuracy) or another measure, then `change`, `low`, `high`, `n`: see `compare`."""
+OF_EPISODES = ("said", "turn_rewards", "environment_score")
 REWARD_KEYS: dict[Mode, str] = {"sampled": "rewards", "greedy": "greedy_rewards"}
 """What stands before a reward's name in a summary, by mode."""
 
@@ -72,7 +73,7 @@ class GradedCompletion:
     turns: int = 0
     """Of the policy, in an episode; 0 where a completion is one turn by itself."""
     said: Turns = ()
-    """`Played.turns` of slimrl/records.py, with `turn_rewards` and `environment_score`, as of `Rollout` there."""
+    """`Played.turns`, and as in `Rollout` the rewards of turns and the score (slimrl/records.py)."""
     turn_rewards: tuple[float | None, ...] = ()
     environment_score: float | None = None
 
@@ -197,25 +198,6 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _written(row: GradedCompletion) -> dict[str, Any]:
-    """A row without what there is only of episodes, where it is none."""
-    of_episodes = ("said", "turn_rewards", "environment_score")
-    return {key: value for key, value in asdict(row).items() if key not in of_episodes or value not in ((), None)}
-
-
-def shown_sample(rollout: Rollout, extracted: str) -> dict[str, Any]:
-    """A completion of training as screens and the report of `slimrl doctor` show it, with the answer that was `extracted`."""
-    of_episodes = {"turns": rollout.turns, "turn_rewards": rollout.turn_rewards} if rollout.turns else {}
-    return {
-        "question": rollout.problem.question,
-        "answer": rollout.problem.answer,
-        "extracted": extracted,
-        "reward": rollout.reward,
-        "text": rollout.text,
-        **of_episodes,
-    }
-
-
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """Held-out accuracy after `step` training steps."""
@@ -250,7 +232,9 @@ class Evaluation:
     def table(self) -> list[dict[str, Any]]:
         """Every completion with its verdicts and the bounds of its scores, as rows of JSON."""
         return [
-            {"split": name, **_written(row), **({"bounds": written_bounds(split.bounds)} if row.scores else {})}
+            {"split": name}
+            | {key: value for key, value in asdict(row).items() if key not in OF_EPISODES or value not in ((), None)}
+            | ({"bounds": written_bounds(split.bounds)} if row.scores else {})
             for name, split in self.splits.items()
             for row in split.rows
         ]

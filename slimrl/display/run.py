@@ -25,7 +25,7 @@ from slimrl.display.console import on_stderr
 from slimrl.display.measures import unscored_note
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
-from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary, shown_sample
+from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task as Problems
 from slimrl.text import counted, duration, turn_titles, visible
 
@@ -243,7 +243,7 @@ class Display:
         if self.samples_every and (step + 1) % self.samples_every == 0:
             for group in collected.sampled[: self.samples]:
                 rollout = group.rollouts[0]
-                self._sample(shown_sample(rollout, task.grade(rollout.text, group.problem.answer).extracted_strict))
+                self._sample(rollout.sample(task.grade(rollout.text, group.problem.answer).extracted_strict))
         if step + 1 == steps:
             self.stop()
 
@@ -319,7 +319,7 @@ class Display:
             self.progress.stop()
 
     def _sample(self, sample: Mapping[str, Any]) -> None:
-        """A completion as `shown_sample` has it; of an episode every turn."""
+        """A completion as `Rollout.sample` has it; of an episode every turn."""
         said = sample.get("turns", (("assistant", sample["text"]),))
         titles = (
             turn_titles([role for role, _ in said], sample["turn_rewards"]) if "turns" in sample else ["completion"]

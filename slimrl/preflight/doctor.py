@@ -17,7 +17,7 @@ from slimrl.preflight.observed import observe
 from slimrl.preflight.price import PROBE_PROBLEMS
 from slimrl.preflight.setup import Setup, TrainSetup
 from slimrl.records import Group, Problem
-from slimrl.results import DoctorReport, shown_sample
+from slimrl.results import DoctorReport
 
 FEWEST_PROBLEMS = 2
 PROBE_TOKENS = 2**14
@@ -61,7 +61,7 @@ def examine(training: TrainSetup) -> DoctorReport:
             *_form_warnings(setup, stop, parses, right),
         ],
         samples=[
-            shown_sample(r, setup.task.grade(r.text, r.problem.answer).extracted_strict)
+            r.sample(setup.task.grade(r.text, r.problem.answer).extracted_strict)
             for r in (group.rollouts[0] for group in groups[:3])
         ],
         notes=[*setup.notes, *([bounded] if count < PROBE_PROBLEMS else [])],

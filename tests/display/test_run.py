@@ -11,7 +11,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.records import Completion, Problem, Rollout
-from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation, shown_sample
+from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation
 from slimrl.train import train
 from tests.session.test_resume import content
 from tests.session.test_session import SMALL
@@ -30,9 +30,9 @@ def test_a_sample_of_an_episode_has_its_turns(capsys: pytest.CaptureFixture[str]
     episode = Rollout(
         Problem("a", "6*7", "42"), completion, "#### 42", True, {}, 1.0, turns=said, turn_rewards=(0.25, None)
     )
-    Display()._sample(shown_sample(episode, "42"))
+    Display()._sample(episode.sample("42"))
     plain = Rollout(episode.problem, completion, "#### 42", True, {}, 1.0)
-    Display()._sample(shown_sample(plain, "42"))
+    Display()._sample(plain.sample("42"))
     assert capsys.readouterr().err.split("\n") == [
         "question:", "    6*7", "policy, turn 1, reward 0.25:", "    6*7?", "tool:", "    42\\x1b[2J", "policy, turn 2:", "    #### 42",
         "extracted '42', gold '42', reward 1.00", "question:", "    6*7", "completion:", "    #### 42",
