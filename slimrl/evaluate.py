@@ -119,7 +119,7 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
             one = told[n]
             row = replace(row, turns=policy_turns(one.turns), said=one.turns, turn_rewards=one.rewards)
             known = one.score is not None and math.isfinite(one.score)
-            row = replace(row, environment_score=one.score if known else None)
+            row = replace(row, environment_score=one.score if known else None, failed=one.failed)
         if told and told[n].failed:  # an episode that broke off has no answer
             row = replace(row, strict=False, lenient=False, unscorable=told[n].failed)
         (drawn if n < samples else taken).append(row)

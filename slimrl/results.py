@@ -25,7 +25,7 @@ from slimrl.measures import (
     tally,
     written_bounds,
 )
-from slimrl.records import TWIN, Turns
+from slimrl.records import TWIN, Turns, right_answers
 from slimrl.statistics import accuracy_interval, paired_difference
 from slimrl.text import counted, percent
 
@@ -35,7 +35,7 @@ Summaries = dict[str, dict[str, float]]
 """By split: see `SplitEvaluation.summary`."""
 Comparison = dict[str, dict[str, dict[str, float]]]
 """Split, then mode (strict accuracy) or another measure, then `change`, `low`, `high`, `n`: see `compare`."""
-OF_EPISODES = ("said", "turn_rewards", "environment_score")
+OF_EPISODES = ("said", "turn_rewards", "environment_score", "failed")
 REWARD_KEYS: dict[Mode, str] = {"sampled": "rewards", "greedy": "greedy_rewards"}
 """What stands before a reward's name in a summary, by mode."""
 
@@ -73,9 +73,10 @@ class GradedCompletion:
     turns: int = 0
     """Of the policy, in an episode; 0 where a completion is one turn by itself."""
     said: Turns = ()
-    """`Played.turns`, and as in `Rollout` the rewards of turns and the score (slimrl/records.py)."""
+    """`Played.turns`, and below its rewards of turns, its score and its failure (slimrl/records.py)."""
     turn_rewards: tuple[float | None, ...] = ()
     environment_score: float | None = None
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,9 @@ class Evaluation:
         """Every completion with its verdicts and the bounds of its scores, as rows of JSON."""
         return [
             {"split": name}
-            | {key: value for key, value in asdict(row).items() if key not in OF_EPISODES or value not in ((), None)}
+            | {k: v for k, v in asdict(row).items() if k not in OF_EPISODES or v not in ((), None, "")}
             | ({"bounds": written_bounds(split.bounds)} if row.scores else {})
+            | ({"answers": found} if len(found := right_answers(row.answer)) > 1 else {})
             for name, split in self.splits.items()
             for row in split.rows
         ]
