@@ -116,7 +116,10 @@ def _graded(setup: Setup[Any], problem: Problem, completions: Sequence[Completio
         if told and (right := told[n].right) is not None:
             row = replace(row, strict=right, lenient=right)
         if told:
-            row = replace(row, turns=policy_turns(told[n].turns))
+            one = told[n]
+            row = replace(row, turns=policy_turns(one.turns), said=one.turns, turn_rewards=one.rewards)
+            known = one.score is not None and math.isfinite(one.score)
+            row = replace(row, environment_score=one.score if known else None, failed=one.failed)
         if told and told[n].failed:  # an episode that broke off has no answer
             row = replace(row, strict=False, lenient=False, unscorable=told[n].failed)
         (drawn if n < samples else taken).append(row)

@@ -187,6 +187,8 @@ class Rollout:
     """`Played.turns`."""
     turn_rewards: tuple[float | None, ...] = ()
     """`Played.rewards`, before the weight of `rewards.environment`."""
+    environment_score: float | None = None
+    """`Played.score`, likewise."""
     returns: tuple[float, ...] = ()
     """By turn of an episode whose turns are paid: the part of `reward` that was earned in this turn or later. The first is
     `reward`. Empty where no turn is paid, and the return of every turn is `reward`.
@@ -196,6 +198,18 @@ class Rollout:
     def turn_returns(self) -> tuple[float, ...]:
         """`returns`, written out."""
         return self.returns or (self.reward,) * self.completion.turns
+
+    def sample(self, extracted: str) -> dict[str, Any]:
+        """The rollout as screens and the report of `slimrl doctor` show it, with the answer that was `extracted`."""
+        of_episodes = {"turns": self.turns, "turn_rewards": self.turn_rewards} if self.turns else {}
+        return {
+            "question": self.problem.question,
+            "answer": self.problem.answer,
+            "extracted": extracted,
+            "reward": self.reward,
+            "text": self.text,
+            **of_episodes,
+        }
 
 
 @dataclass(frozen=True, slots=True)

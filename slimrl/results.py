@@ -25,7 +25,7 @@ from slimrl.measures import (
     tally,
     written_bounds,
 )
-from slimrl.records import TWIN
+from slimrl.records import TWIN, Turns, right_answers
 from slimrl.statistics import accuracy_interval, paired_difference
 from slimrl.text import counted, percent
 
@@ -35,6 +35,7 @@ Summaries = dict[str, dict[str, float]]
 """By split: see `SplitEvaluation.summary`."""
 Comparison = dict[str, dict[str, dict[str, float]]]
 """Split, then mode (strict accuracy) or another measure, then `change`, `low`, `high`, `n`: see `compare`."""
+OF_EPISODES = ("said", "turn_rewards", "environment_score", "failed")
 REWARD_KEYS: dict[Mode, str] = {"sampled": "rewards", "greedy": "greedy_rewards"}
 """What stands before a reward's name in a summary, by mode."""
 
@@ -71,6 +72,11 @@ class GradedCompletion:
     """Why a reward had no score; empty where all had one."""
     turns: int = 0
     """Of the policy, in an episode; 0 where a completion is one turn by itself."""
+    said: Turns = ()
+    """`Played.turns`, and below its rewards of turns, its score and its failure (slimrl/records.py)."""
+    turn_rewards: tuple[float | None, ...] = ()
+    environment_score: float | None = None
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -227,7 +233,10 @@ class Evaluation:
     def table(self) -> list[dict[str, Any]]:
         """Every completion with its verdicts and the bounds of its scores, as rows of JSON."""
         return [
-            {"split": name, **asdict(row), **({"bounds": written_bounds(split.bounds)} if row.scores else {})}
+            {"split": name}
+            | {k: v for k, v in asdict(row).items() if k not in OF_EPISODES or v not in ((), None, "")}
+            | ({"bounds": written_bounds(split.bounds)} if row.scores else {})
+            | ({"answers": found} if len(found := right_answers(row.answer)) > 1 else {})
             for name, split in self.splits.items()
             for row in split.rows
         ]

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's kinds of characters that act instead of showing: controls, formats (bidi), surrogates, further line ends."""
@@ -60,6 +61,21 @@ def signed_points(difference: float) -> str:
 def counted(n: int, noun: str) -> str:
     """A number of things: 1 seed, 2 seeds."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def turn_titles(roles: Sequence[str], rewards: Sequence[float | None] = ()) -> list[str]:
+    """Titles of all that was said in an episode: `policy, turn 2, reward 0.25` for the second turn of the role assistant, and any
+    other role by its name. `rewards` are those of the first turns, None where a turn has none.
+    """
+    titles, turn = [], 0
+    for role in roles:
+        if role != "assistant":
+            titles.append(one_line(role) or UNKNOWN)
+            continue
+        reward = rewards[turn] if turn < len(rewards) else None
+        turn += 1
+        titles.append(f"policy, turn {turn}" + ("" if reward is None else f", reward {reward:.3g}"))
+    return titles
 
 
 def duration(seconds: float) -> str:

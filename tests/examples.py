@@ -46,7 +46,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROO
 RUN_BY: dict[tuple[str, str], tuple[str, int]] = {
     ("docs/data.md", ""): ("tests/test_data_page.py, tests/cli/test_difficulty.py", 2),
     ("docs/data.md", "json"): ("tests/cli/test_difficulty.py", 1),
-    ("docs/evaluation.md", ""): ("tests/cli/test_evaluation_page.py", 6),
+    ("docs/evaluation.md", ""): ("tests/cli/test_evaluation_page.py", 8),
     ("docs/extending.md", "diff"): ("tests/test_extending.py", 13),
     ("docs/others-environments.md", "python"): ("tests/environments/test_others_page.py", 2),
     ("docs/python.md", "python"): ("tests/test_python_page.py", 9),

@@ -12,15 +12,22 @@ from slimrl.api.settings import from_keywords
 from slimrl.config.schema import EvalConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.threads import settle_threads
+from slimrl.records import Played, Turns
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion."""
+    """A completion, or an episode where the settings have an environment."""
 
     text: str
+    """Of an episode its last turn."""
     finish: Literal["stop", "length"]
     tokens: int
+    """Those that the model drew."""
+    turns: Turns = ()
+    """Role and text of everything that was said in an episode; empty where a completion is one turn."""
+    failed: str = ""
+    """Why the environment could not go on; empty where it did."""
 
     def __str__(self) -> str:
         return self.text
@@ -43,8 +50,10 @@ def sample_of(model: str, question: str, count: int, *, greedy: bool, settings: 
 def ask(config: EvalConfig, question: str, count: int, *, greedy: bool) -> list[Answer]:
     """`count` sampled completions, or one by greedy decoding; the same seed gives the same ones.
 
-    Raises SettingsError where the prompt and the token budget exceed the model's context.
+    Raises SettingsError where the prompt and the token budget exceed the model's context, or the environment does not take the
+    question.
     """
+    from slimrl.preflight.environment import asked, in_environment, played
     from slimrl.preflight.prompting import prepare_model
     from slimrl.preflight.setup import budget_behind
     from slimrl.randomness import uniforms
@@ -53,7 +62,9 @@ def ask(config: EvalConfig, question: str, count: int, *, greedy: bool) -> list[
     from slimrl.tasks import chat_messages
 
     policy, prompter, instruction = prepare_model(config)
-    ids = prompter.ids(chat_messages(instruction, question))
+    rules, policy, prompter = in_environment(config, policy, prompter)
+    messages, play = asked(rules, chat_messages(instruction, question), question)
+    ids = prompter.ids(messages)
     budget = budget_behind(config, policy, prompt=len(ids))
     if len(ids) + budget > policy.context:
         raise SettingsError(
@@ -61,9 +72,13 @@ def ask(config: EvalConfig, question: str, count: int, *, greedy: bool) -> list[
             f"{policy.context}; shorten the question or lower the budget"
         )
     draws = uniforms(config.seed, "sample", 0, question, samples=count, positions=budget)
-    request = Request(ids, draws[:0], greedy=1) if greedy else Request(ids, draws)
+    request = Request(ids, draws[:0] if greedy else draws, int(greedy), play, config.environment.turn_tokens)
     slots = count if config.rollout.slots == "auto" else config.rollout.slots
     (group,) = RolloutEngine(policy, slots=slots, compiled=config.rollout.compile).generate(
         [request], max_new_tokens=budget, temperature=config.rollout.temperature
     )
-    return [Answer(policy.decode(one.token_ids), one.finish, len(one.token_ids)) for one in group]
+    told = played(request, group) or (Played(),) * len(group)
+    return [
+        Answer(policy.decode(one.last_turn()), one.finish, one.drawn, episode.turns, episode.failed)
+        for one, episode in zip(group, told, strict=True)
+    ]

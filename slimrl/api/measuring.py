@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slimrl.api.settings import dotted
@@ -55,17 +56,27 @@ def refuse_unread(keys: Iterable[str], model: str) -> None:
 
 
 def measuring_base(
-    model: str, task: str | None, *, like: str | None = None, other_data: bool = False
+    model: str,
+    task: str | None,
+    *,
+    like: str | None = None,
+    other_data: bool = False,
+    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The settings to measure a model with before the user's own: those of its run, or of the run `like` for a model that is
-    none. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps its answer form.
+    """The settings to measure a model with before the user's `own`: those of its run, or of the run `like` for a model that is
+    none. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps its answer form; so does
+    another name of a task in `own`, and another environment there leaves that of the run behind.
     """
     run = model if (Path(model) / "config.yaml").is_file() or like is None else like
     base = recorded_settings(Path(run))
     if run != model:
         base["model"] = {}
+    named = _name_in(own, "task")
+    if task is None and base.get("task") and named is not None and named != _task_of(base):
+        task, other_data = named, True
     if task is not None:
         change_task(base, task, Path(run), other_data=other_data)
+    change_environment(base, own)
     return merge(base, {"model": {"path": model}})
 
 
@@ -74,7 +85,8 @@ def measuring_settings(
 ) -> EvalConfig:
     """The settings to measure a model with, as `measuring_base` has them, and the user's own over them; raises SettingsError."""
     refuse_unread(dotted(settings), model)
-    return with_every_problem(build(EvalConfig, merge(measuring_base(model, task, other_data=other_data), settings)))
+    base = measuring_base(model, task, other_data=other_data, own=settings)
+    return with_every_problem(build(EvalConfig, merge(base, settings)))
 
 
 def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
@@ -110,14 +122,13 @@ def change_task(base: dict[str, Any], name: str, run: Path, *, other_data: bool)
     A task of the same name is the run's own, unless it comes with `other_data`.
     """
     own = base.get("task", {})
-    if own.get("name", "jsonl" if own.get("path") else "") == name and not other_data:
+    if _task_of(base) == name and not other_data:
         return
     form = ("style", "instruction", "template", "template_arguments", "date")
     kept = {key: value for key, value in base.get("task", {}).items() if key in form}
-    if package_of(own.get("name", "")) or own.get("name") == "guess":  # whose environments play nothing else
-        base.pop("environment", None)
-        for key in ("correct", "environment"):
-            base.get("rewards", {}).pop(key, None)
+    played = own.get("name") == "guess" or (name == "guess" and base.get("environment", {}).get("name") != name)
+    if package_of(own.get("name", "")) or package_of(name) or played:  # whose environments play nothing else
+        _without_environment(base)
     if "code" in (own.get("name"), name):  # whose form is its own
         kept.pop("style", None)
         base.pop("sandbox", None)
@@ -128,6 +139,39 @@ def change_task(base: dict[str, Any], name: str, run: Path, *, other_data: bool)
         base.get(section, {}).pop(setting, None)
     for key in ("harder_problems", "twins"):
         base.get("evaluation", {}).pop(key, None)
+
+
+def change_environment(base: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Leave the environment of a run behind where the user's `own` settings name another or none: all its settings and what it
+    pays where there is none, and what it is made with and told by where there is another.
+    """
+    name, known = _name_in(own, "environment"), base.get("environment", {})
+    if name is None or name == known.get("name", ""):
+        return
+    if not name:
+        _without_environment(base)
+        return
+    for key in ("arguments", "tool_prompt"):
+        known.pop(key, None)
+
+
+def _without_environment(base: dict[str, Any]) -> None:
+    base.pop("environment", None)
+    for key in ("correct", "environment"):
+        base.get("rewards", {}).pop(key, None)
+
+
+def _task_of(settings: Mapping[str, Any]) -> str:
+    """The name of the task in a run's settings."""
+    own = settings.get("task", {})
+    return str(own.get("name", "jsonl" if own.get("path") else ""))
+
+
+def _name_in(settings: Mapping[str, Any], section: str) -> str | None:
+    """The name of a task or an environment in settings that may be of any form; None where they name none."""
+    table = settings.get(section)
+    name = table.get("name") if isinstance(table, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def evaluation_of(model: str, config: EvalConfig, view: Viewer, *, whole: int = 0) -> Evaluation:

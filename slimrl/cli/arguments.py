@@ -68,6 +68,14 @@ def load_settings(kind: type[Root], settings: Sequence[str], base: dict[str, Any
     return load_config(kind, [s for s in settings if s not in overrides], overrides, base=base)
 
 
+def own_settings(kind: type[Root], settings: Sequence[str]) -> dict[str, Any]:
+    """Files and overrides merged, not validated."""
+    from slimrl.config.files import merged_settings
+
+    overrides = _overrides(settings)
+    return merged_settings(kind, [s for s in settings if s not in overrides], overrides)
+
+
 def _overrides(settings: Sequence[str]) -> list[str]:
     return [setting for setting in settings if "=" in setting and not Path(setting).is_file()]
 
@@ -152,8 +160,9 @@ def model_settings(
 
     refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
     name, other_data = (None, False) if task is None else task_named(task)
-    base = measuring_base(model_or_run, name, like=like, other_data=other_data)
     files = [task] if task is not None and is_settings_file(task) else []
+    own = own_settings(EvalConfig, [*files, *settings])
+    base = measuring_base(model_or_run, name, like=like, other_data=other_data, own=own)
     return with_every_problem(load_settings(EvalConfig, [*files, *settings], base))
 
 

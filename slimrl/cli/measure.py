@@ -22,6 +22,7 @@ from slimrl.cli.arguments import (
     is_settings_file,
     load_settings,
     model_settings,
+    own_settings,
     stray,
     task_named,
     task_settings,
@@ -111,7 +112,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     open_display(config)
     from slimrl.api.asking import ask
     from slimrl.machine.threads import settle_threads
-    from slimrl.text import visible
+    from slimrl.text import turn_titles, visible
 
     settle_threads()
     answers = ask(config, question, count, greedy=greedy)
@@ -122,7 +123,13 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         cut = f"(cut off after {answer.tokens} tokens)" if answer.finish == "length" else ""
         if len(answers) > 1:
             click.echo(f"--- {number} of {len(answers)} {cut}".rstrip(), err=True)
-        out(visible(answer.text) if sys.stdout.isatty() else answer.text)
+        titles = turn_titles([role for role, _ in answer.turns])
+        for title, (_, text) in zip(titles or [""], answer.turns or [("assistant", answer.text)], strict=True):
+            if title:
+                click.echo(f"{title}:", err=True)
+            out(visible(text) if sys.stdout.isatty() else text)
+        if answer.failed:
+            click.echo(f"({visible(answer.failed)})", err=True)
         if cut and len(answers) == 1:
             click.echo(cut, err=True)
 
@@ -150,33 +157,36 @@ def _checked(question: str) -> str:
 @click.option("--out", "target", type=click.Path(dir_okay=False), help="Write a verdict per row (JSONL).")
 @JSON
 def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_json: bool) -> None:
-    """Score stored outputs, rows of {"id", "answer", "completion"}, with the checker that training uses.
+    """Score stored outputs, rows of {"id", "answer", "completion"} or of slimrl eval --out, with the checker that training uses.
 
     \b
-    Example:
+    Examples:
       slimrl grade outputs.jsonl --task gsm8k task.style=boxed --out verdicts.jsonl
+      slimrl grade programs.jsonl --task code task.path=mbpp.jsonl
     """
     from slimrl.config.recipes import named
     from slimrl.config.schema import EvalConfig
-    from slimrl.tasks.grade import grade_file
+    from slimrl.tasks.grade import UNREAD, grade_file
 
     if "=" in file and not Path(file).exists():
         raise SettingsError(f"FILE comes first: slimrl grade FILE --task {task} {file}; settings stand behind it")
-    for setting in settings:
-        acts = setting.startswith("task.") and not setting.startswith("task.on_bad_row")  # every row counts
-        if "=" in setting and not acts and not Path(setting).is_file():
-            raise SettingsError(f"{setting} has no effect on grading; only task.style and task.checker have")
     task = named(task, "recipes")
     files = [task] if is_settings_file(task) else []
     name, _ = task_named(task)
-    data = ["task.path=unread"] if name == "jsonl" else []
+    _refuse_idle(settings, name)
+    data = [f"task.path={UNREAD}"] if name == "jsonl" else ["environment.name=guess"] if name == "guess" else []
+    if name == "code" and not own_settings(EvalConfig, [*files, *settings]).get("task", {}).get("path"):
+        data = [f"task.path={UNREAD}"]
     if extra := stray(settings):
         raise SettingsError(f"{extra} stands where a settings file may; slimrl grade takes one FILE, which comes first")
     config = load_settings(EvalConfig, [*files, *settings, f"task.name={name}", *data])
     if target and Path(target).exists() and Path(file).exists() and Path(target).samefile(file):
         raise SettingsError(f"--out {target} is the file to grade; name another")
-    summary = grade_file(config.task, file, str(writable(target)) if target else None)
-    click.echo(f"{counted(summary.n, 'row')}: strict {summary.strict:.1%}, lenient {summary.lenient:.1%}", err=True)
+    out_file = str(writable(target)) if target else None
+    summary = grade_file(config.task, file, out_file, config.sandbox)
+    greedy = "" if summary.greedy is None else f"; greedy {summary.greedy:.1%}"
+    shares = f"strict {summary.strict:.1%}, lenient {summary.lenient:.1%}{greedy}"
+    click.echo(f"{counted(summary.n, 'row')}: {shares}", err=True)
     if summary.samples > 1:
         from rich.console import Console
 
@@ -185,6 +195,23 @@ def grade(file: str, settings: Sequence[str], task: str, target: str | None, as_
         show_at_k(Console(stderr=True, highlight=False), counted(summary.problems, "problem"), summary.table())
     if as_json:
         print_json(summary.table())
+
+
+def _refuse_idle(settings: Sequence[str], task: str) -> None:
+    """Raises SettingsError for settings that do not act on grading, and for a task that stored outputs do not decide."""
+    from slimrl.config.environment import package_of
+
+    if package_of(task):
+        raise SettingsError(
+            f"--task {task}: its rubric tells what is right, and it reads episodes; slimrl eval plays them"
+        )
+    # every row counts; programs run in the sandbox, against tests that may be the task's
+    acting = ("task.", "sandbox.") if task == "code" else ("task.",)
+    others = "task.path and the section sandbox have" if task == "code" else "task.style and task.checker have"
+    for setting in settings:
+        acts = setting.startswith(acting) and not setting.startswith("task.on_bad_row")
+        if "=" in setting and not acts and not Path(setting).is_file():
+            raise SettingsError(f"{setting} has no effect on grading; only {others}")
 
 
 @click.command(short_help="Check settings, model, data and rewards first.")

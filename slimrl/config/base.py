@@ -59,10 +59,16 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _every_setting_acts(self) -> Self:
+        idle: dict[str, list[str]] = {}
+        """By the setting that is missing."""
         for key, needs in self.marked(Needs).items():
             if getattr(self, key) != type(self).model_fields[key].default and not needs.met_by(self):
                 other = f"{self.prefix}.{needs}{needs.bound(type(self))}"
-                raise ValueError(f"{self.prefix}.{key} has no effect without {other}; remove one")
+                idle.setdefault(other, []).append(f"{self.prefix}.{key}")
+        for other, (*keys, last) in idle.items():
+            if not keys:
+                raise ValueError(f"{last} has no effect without {other}; remove one")
+            raise ValueError(f"{', '.join(keys)} and {last} have no effect without {other}; remove them, or set it")
         return self
 
 

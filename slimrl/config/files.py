@@ -43,12 +43,17 @@ def load_config(
 
     Raises SettingsError with one sentence that names the setting and the way out.
     """
-    merged = dict(base or {})
+    return build(kind, merge(base or {}, merged_settings(kind, files, overrides)), ", ".join(files))
+
+
+def merged_settings(kind: type[RootConfig], files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """YAML files merged left to right, then overrides, as one nested mapping that is not validated yet."""
+    merged: dict[str, Any] = {}
     for file in files:
         merged = merge(merged, anchored(for_verb(kind, read_yaml(file)), Path(file).parent))
     for override in overrides:
         merged = merge(merged, parse_override(override))
-    return build(kind, merged, ", ".join(files))
+    return merged
 
 
 def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "") -> Root:

@@ -27,7 +27,7 @@ from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task as Problems
-from slimrl.text import counted, duration, visible
+from slimrl.text import counted, duration, turn_titles, visible
 
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
@@ -153,7 +153,7 @@ class Display:
     def probes(self, report: DoctorReport) -> None:
         """The sampled completions of a preflight."""
         for sample in report.samples:
-            self._completion(**sample)
+            self._sample(sample)
 
     def forms(self, found: Sequence[FormFinding], advice: str) -> None:
         """The answer forms compared, and the one to take."""
@@ -242,9 +242,8 @@ class Display:
             self.say(f"dynamic sampling found {found} groups with a signal and trains on those", "yellow")
         if self.samples_every and (step + 1) % self.samples_every == 0:
             for group in collected.sampled[: self.samples]:
-                rollout, problem = group.rollouts[0], group.problem
-                extracted = task.grade(rollout.text, problem.answer).extracted_strict
-                self._completion(problem.question, rollout.text, extracted, problem.answer, rollout.reward)
+                rollout = group.rollouts[0]
+                self._sample(rollout.sample(task.grade(rollout.text, group.problem.answer).extracted_strict))
         if step + 1 == steps:
             self.stop()
 
@@ -319,11 +318,17 @@ class Display:
         if self.progress.live.is_started:  # else rich prints an empty line into a file
             self.progress.stop()
 
-    def _completion(self, question: str, text: str, extracted: str, answer: str, reward: float) -> None:
+    def _sample(self, sample: Mapping[str, Any]) -> None:
+        """A completion as `Rollout.sample` has it; of an episode every turn."""
+        said = sample.get("turns", (("assistant", sample["text"]),))
+        titles = (
+            turn_titles([role for role, _ in said], sample["turn_rewards"]) if "turns" in sample else ["completion"]
+        )
         # Indented, so that no completion can pass its own lines off as ours.
-        for title, body in (("question", question), ("completion", text)):
+        for title, body in [("question", sample["question"]), *zip(titles, (text for _, text in said), strict=True)]:
             self.say(f"{title}:\n" + textwrap.indent(body, "    ", lambda _: True), "dim")
-        self.say(f"extracted {extracted!r}, gold {answer!r}, reward {reward:.2f}", "dim")
+        found = f"extracted {sample['extracted']!r}, gold {sample['answer']!r}"
+        self.say(f"{found}, reward {sample['reward']:.2f}", "dim")
 
 
 def _of_changes(*, titled: bool = True) -> Table:

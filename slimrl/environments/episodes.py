@@ -195,7 +195,9 @@ class Play:
             return Played(said, failed=episode.failed, right=self.rules.verdict(None))
         paid = any(reward is not None for reward in episode.rewards)
         shown = getattr(episode.environment, "of_trl", None)
-        rewards, right = episode.rewards if paid else (), self.rules.verdict(episode.score)
+        # of a package whose turns are paid the score is only the rest
+        whole = None if episode.score is None else getattr(episode.environment, "total", episode.score)
+        rewards, right = episode.rewards if paid else (), self.rules.verdict(whole)
         return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics, environment=shown)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ from slimrl.records import Problem
 
 MODEL = "slimrl"
 """The name that environments know the policy by."""
+ROUNDING = 1e-9
+"""Of a sum of rewards."""
 Row = Mapping[str, Any]
 _failures: ContextVar[list[str]] = ContextVar("failures")
 """The reward functions that raised during one scoring, which `verifiers` itself takes for a reward of 0."""
@@ -36,6 +39,8 @@ class VerifiersEpisode:
     def __init__(self, environment: Any, row: Callable[[Problem], Row]) -> None:
         self._environment, self._row = environment, row
         self._rollout = Rollout(environment)
+        self._paid: list[float] = []
+        """The rewards of turns so far."""
         finalize(self, self._rollout.end)
 
     def reset(self, problem: Problem) -> Messages:
@@ -46,17 +51,27 @@ class VerifiersEpisode:
         return prompt
 
     def step(self, text: str) -> Step:
-        """Go on with a turn."""
+        """Go on with a turn; the reward that its step of the trajectory has is that of the turn."""
         messages = self._rollout.go_on(text)
-        return messages or [], messages is None
+        reward = self._rollout.reward_of_last_turn()
+        if reward is None:
+            return messages or [], messages is None
+        self._paid.append(reward)
+        return messages or [], messages is None, reward
 
     def cut(self, text: str) -> None:
         """Go on with a turn that a bound of tokens cut off, as `verifiers` does; the answer is not read."""
         self._rollout.go_on(text, cut=True)
 
     def score(self) -> float:
-        """The weighted sum of the rubric's functions."""
+        """The weighted sum of the rubric's functions, less what turns were paid."""
         self._rollout.finish()
+        rest = math.fsum([self._rollout.reward, *(-reward for reward in self._paid)])
+        return 0.0 if self._paid and abs(rest) < ROUNDING else rest
+
+    @property
+    def total(self) -> float:
+        """The weighted sum itself, which tells whether the episode is right."""
         return self._rollout.reward
 
     @property
@@ -83,6 +98,8 @@ class Rollout:
         self._answer: asyncio.Future[Any] | None = None
         """The turn that the environment waits for."""
         self._running: Future[None] | None = None
+        self._turns, self._earned = 0, list[float | None]()
+        """Turns of the policy, and the rewards that their steps of the trajectory have."""
 
     def begin(self, row: Row) -> list[dict[str, str]] | None:
         """Start with a row of the data set; the prompt."""
@@ -93,7 +110,12 @@ class Rollout:
     def go_on(self, text: str, *, cut: bool = False) -> list[dict[str, str]] | None:
         """Give a turn of the policy; the messages behind it."""
         self._said.append({"role": "assistant", "content": text})
+        self._turns += 1
         return self._resume(lambda answer: answer.set_result(response(text, self.tools, cut=cut)))
+
+    def reward_of_last_turn(self) -> float | None:
+        """The reward that the environment gave the last turn; None where it gave none."""
+        return self._earned[self._turns - 1] if len(self._earned) == self._turns else None
 
     def finish(self) -> None:
         """End a rollout for which there are no tokens left, as `verifiers` ends one that exceeds the context."""
@@ -113,8 +135,9 @@ class Rollout:
         _loop().call_soon_threadsafe(settle, answer)
         return self._asked.result()
 
-    async def turn(self, prompt: Sequence[Any], tools: Sequence[Any] | None) -> Any:
+    async def turn(self, prompt: Sequence[Any], tools: Sequence[Any] | None, state: Mapping[str, Any] | None) -> Any:
         """The policy's answer to a conversation, which must go on behind what was said before."""
+        self._earned = _earned(state or {})
         own = {tool.name for tool in self.tools}
         if unknown := [tool.name for tool in tools or () if tool.name not in own]:
             raise DataError(
@@ -135,6 +158,7 @@ class Rollout:
         _failures.set(failures)
         try:
             state = await environment.rollout(dict(row), bridge().client(self), MODEL, {})
+            self._earned = _earned(state)  # before the rubric, which may fill in its own
             if error := state.get("error"):
                 raise DataError(_reason(error))
             await environment.rubric.score_rollout(state)
@@ -155,6 +179,12 @@ class Rollout:
             self._asked.set_exception(error)
         else:
             self._asked.set_result(None)
+
+
+def _earned(state: Mapping[str, Any]) -> list[float | None]:
+    """The rewards of the steps of a trajectory, None where a step has none."""
+    rewards = [step.get("reward") for step in state.get("trajectory") or ()]
+    return [None if reward is None else float(reward) for reward in rewards]
 
 
 @cache
@@ -201,7 +231,7 @@ class Bridge:
 
             async def get_native_response(self, prompt: Any, *args: Any, **further: Any) -> Any:
                 tools = args[2] if len(args) > 2 else further.get("tools")
-                return await self.rollout.turn(prompt, tools)
+                return await self.rollout.turn(prompt, tools, further.get("state"))
 
             async def raise_from_native_response(self, response: Any) -> None:
                 pass

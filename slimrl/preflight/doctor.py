@@ -61,13 +61,7 @@ def examine(training: TrainSetup) -> DoctorReport:
             *_form_warnings(setup, stop, parses, right),
         ],
         samples=[
-            {
-                "question": r.problem.question,
-                "answer": r.problem.answer,
-                "extracted": setup.task.grade(r.text, r.problem.answer).extracted_strict,
-                "reward": r.reward,
-                "text": r.text,
-            }
+            r.sample(setup.task.grade(r.text, r.problem.answer).extracted_strict)
             for r in (group.rollouts[0] for group in groups[:3])
         ],
         notes=[*setup.notes, *([bounded] if count < PROBE_PROBLEMS else [])],

@@ -15,7 +15,7 @@ from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.processes import Loading, Processes
 from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 from slimrl.model.lora import TAUGHT
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
@@ -136,6 +136,24 @@ def posed(rules: Rules | None, problem: Problem) -> Problem:
     """The problem with the prompt of its environment, as rewards see it."""
     own = () if rules is None else rules.opening(problem)
     return replace(problem, turns=own) if own else problem
+
+
+def asked(rules: Rules | None, messages: Messages, question: str) -> tuple[Messages, Play | None]:
+    """The prompt of a question that is of no task, `messages` unless the environment opens with others, and its episodes.
+
+    Raises SettingsError where the environment takes only problems of its task.
+    """
+    if rules is None:
+        return messages, None
+    problem = Problem("question", question, "")
+    try:
+        own = rules.opening(problem)
+    except (SettingsError, DataError) as error:
+        raise SettingsError(
+            f"the environment does not take a question by itself, without a problem of its task ({error}); environment.name= "
+            "asks the model without it"
+        ) from error
+    return [{"role": role, "content": text} for role, text in own] or messages, Play(rules, problem)
 
 
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:

@@ -11,11 +11,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from slimrl.records import Turns, policy_turns
+from slimrl.report.episodes import NOTHING, Turn, facts_of, read_rewards, read_said, said_by_run, turns_said
 from slimrl.report.quantities import (
     COLUMNS,
     Quantity,
     columns_of,
     is_clipped,
+    is_one_number,
     shown,
     values_of,
 )
@@ -23,7 +26,6 @@ from slimrl.report.record import RunRecord, read_lines
 from slimrl.runs.tokens import TokenRow, read_tokens
 from slimrl.text import counted, one_line, visible
 
-NOTHING = Markup()
 MOST_STEPS, MOST_GROUPS, MOST_COMPLETIONS = 12, 4, 8
 """On the page: steps of a run, groups of a step, completions of a group."""
 MOST_TOKENS = 10_000
@@ -43,10 +45,13 @@ class Completion:
     """The weighted sum, and each reward before its weight."""
     right: bool
     facts: tuple[str, ...]
-    """Advantage, length, finish reason."""
+    """Advantage, length, finish reason; of an episode the number of turns, its score and metrics."""
     text: str
+    """Of an episode its last turn."""
+    turns: tuple[Turn, ...] = ()
+    """Of an episode; empty where a completion is one turn."""
     tokens: Markup = NOTHING
-    """Empty where their numbers are not stored."""
+    """Empty where their numbers are not stored, and of an episode, whose turns have them."""
     numbers: Markup = NOTHING
     """The rows of the table of its tokens."""
     columns: tuple[str, ...] = ()
@@ -84,6 +89,11 @@ class Inspected:
     """Steps whose completions are stored."""
     quantities: tuple[Quantity, ...]
     """Empty where no numbers of tokens are stored."""
+
+    @property
+    def episodes(self) -> bool:
+        """True where some completion has several turns."""
+        return any(one.turns for step in self.steps for group in step.groups for one in group.completions)
 
 
 Rows = Mapping[int, Mapping[str, Any]]
@@ -140,7 +150,7 @@ def inspect(stored: Stored, most_tokens: int = MOST_TOKENS) -> Inspected:
 
 def _read(run: RunRecord, number: int, file: Path, room: int) -> Picked:
     rows, tokens = read_lines(file), read_tokens(run.path, number)
-    tokens = {line: row for line, row in tokens.items() if len(row.pieces) == _count(rows.get(line, {}).get("tokens"))}
+    tokens = {line: row for line, row in tokens.items() if row.drawn == _count(rows.get(line, {}).get("tokens"))}
     groups = sorted(_by_problem(rows), key=lambda lines: _are_equal(rows, lines))
     whole = Picked(number, tuple((len(lines), {line: rows[line] for line in lines}) for lines in groups), (), tokens)
     return _only(whole, _pick(rows, tokens, room))
@@ -149,7 +159,7 @@ def _read(run: RunRecord, number: int, file: Path, room: int) -> Picked:
 def _within(step: Picked, room: int) -> Picked:
     """The first completions of a step whose tokens fit `room`, two at least."""
     rows = {line: row for _, found in step.groups for line, row in found.items()}
-    ends = accumulate(_size(rows[line]) for line in step.lines)
+    ends = accumulate(_size(rows[line], step.tokens.get(line)) for line in step.lines)
     fitting = sum(end <= room for end in ends)
     return _only(step, step.lines[: max(2, fitting)])
 
@@ -162,9 +172,9 @@ def _only(step: Picked, lines: Sequence[int]) -> Picked:
     return Picked(step.number, tuple((total, rows) for total, rows in kept if rows), tuple(lines), tokens)
 
 
-def _size(row: Mapping[str, Any]) -> int:
-    """Tokens of a completion that are shown where there is room."""
-    return min(LONGEST, _count(row.get("tokens")))
+def _size(row: Mapping[str, Any], tokens: TokenRow | None) -> int:
+    """Tokens of a completion that are shown where there is room, with those of an environment."""
+    return min(LONGEST, _count(row.get("tokens")) if tokens is None else len(tokens.pieces))
 
 
 def _number(file: Path) -> int:
@@ -199,7 +209,7 @@ def _pick(rows: Rows, tokens: Mapping[int, TokenRow], room: int) -> list[int]:
     for lines in groups[:MOST_GROUPS]:
         kept = 0
         for line in _best_and_worst(rows, lines)[:MOST_COMPLETIONS]:
-            size = _size(rows[line])
+            size = _size(rows[line], tokens.get(line))
             if used + size > room and (kept >= 2 or len(picked) >= 2):
                 break
             picked.append(line)
@@ -281,19 +291,38 @@ def _completion(
     elif len(parts) != 1 or _float(row.get("reward")) != _float(next(iter(scores.values())) if scores else None):
         rewards += f"; before weights {', '.join(parts)}" if parts else ""
     finish = {"stop": "stopped", "length": "cut off"}.get(str(row.get("finish")), str(row.get("finish", "")))
+    said = read_said(row.get("turns"))
     facts = (*_advantage(tokens), counted(_count(row.get("tokens")), "token"), finish)
+    facts = (counted(policy_turns(said), "turn"), *facts_of(row), *facts) if said else facts
     plain = Completion(_count(row.get("sample")), rewards, bool(row.get("correct")), facts, str(row.get("text", "")))
     if tokens is None or not quantities:
-        return plain
-    first = tokens.first(limit)
+        return replace(plain, turns=turns_said(said, row.get("turn_rewards"), row.get("finish")))
+    first = tokens.part(0, limit)
     columns = columns_of([quantity.key for quantity in quantities], first)
     return replace(
         plain,
-        tokens=draw(first, quantities),
+        turns=_drawn_turns(row, said, first, quantities, whole=len(first.pieces) == len(tokens.pieces)) if said else (),
+        tokens=NOTHING if said else draw(first, quantities),
         numbers=table_rows(first, columns),
         columns=tuple(COLUMNS[key] for key in columns),
         cut=len(tokens.pieces) - len(first.pieces),
     )
+
+
+def _drawn_turns(
+    row: Mapping[str, Any], said: Turns, tokens: TokenRow, quantities: Sequence[Quantity], *, whole: bool
+) -> tuple[Turn, ...]:
+    """An episode by the runs of its tokens, of which the last is not `whole` where tokens are left out."""
+    told = said_by_run(said, read_rewards(row.get("turn_rewards")))
+    whole_advantage = is_one_number(tokens.numbers.get("advantage", ()))
+    runs = tokens.runs()
+    found = []
+    for n, (given, part) in enumerate(runs):
+        title, text = told[n] if n < len(told) else ("environment" if given else "policy", "".join(part.pieces))
+        facts = () if given or whole_advantage else _advantage(part)
+        cut = ("cut off here",) if whole and n == len(runs) - 1 and row.get("finish") == "length" else ()
+        found.append(Turn(", ".join((title, *facts, *cut)), text, given, draw(part, () if given else quantities)))
+    return tuple(found)
 
 
 def _advantage(tokens: TokenRow | None) -> tuple[str, ...]:
@@ -328,9 +357,11 @@ def _shown(piece: str) -> Markup:
 def table_rows(tokens: TokenRow, columns: Mapping[str, Sequence[str]]) -> Markup:
     """The rows of a table: place, token, and a cell of each column. The ends of cells and rows, which HTML adds, are left out."""
     parts = []
+    given = tokens.given.tolist()
     for i, piece in enumerate(tokens.pieces):
         cells = "".join(f"<td>{column[i]}" for column in columns.values())
+        mark = " class=given" if given[i] else ""
         parts.append(
-            f"<tr><td>{i + 1}<td>{escape(visible(repr(piece[:LONGEST_PIECE])[1:-1]).replace(' ', '␣'))}{cells}"
+            f"<tr{mark}><td>{i + 1}<td>{escape(visible(repr(piece[:LONGEST_PIECE])[1:-1]).replace(' ', '␣'))}{cells}"
         )
     return Markup("".join(parts))

@@ -75,8 +75,8 @@ QUANTITIES = (
              ("< 0.05", "0.05–0.2", "0.2–0.5", "0.5–1", "1–2", "≥ 2")),
     Quantity("w", "Loss weight", "factor of the token in the loss; 1 is an equal share for all tokens of the update",
              (0.25, 0.75, 1.25, 2.0, 4.0), ("< 0.25", "0.25–0.75", "0.75–1.25", "1.25–2", "2–4", "≥ 4")),
-    Quantity("a", "Advantage", "of the token; one number a completion, except with a critic", (0.01, 0.5, 1.5),
-             ("0", "0.01–0.5", "0.5–1.5", "≥ 1.5"), two_sided=True),
+    Quantity("a", "Advantage", "of the token; one number a completion, or one a turn with credit by turn, except with a critic",
+             (0.01, 0.5, 1.5), ("0", "0.01–0.5", "0.5–1.5", "≥ 1.5"), two_sided=True),
 )  # fmt: skip
 COLUMNS = {
     "sampler": "sampler", "trainer": "trainer", "gap": "trainer − sampler", "ratio": "ratio",
@@ -119,10 +119,16 @@ def columns_of(keys: Sequence[str], row: TokenRow) -> dict[str, list[str]]:
         cells["clipped"] = ["yes" if value == 1 else "" for value in _numbers(row, "clipped").tolist()]
     for key, name in (("k", "kl"), ("e", "entropy"), ("w", "weight"), ("a", "advantage")):
         if key in keys and not (
-            key == "a" and np.ptp(_numbers(row, name)) == 0
+            key == "a" and is_one_number(_numbers(row, name))
         ):  # one number stands above its completion
             cells[name] = [number(value) for value in _numbers(row, name).tolist()]
     return {key: cells[key] for key in COLUMNS if key in cells}
+
+
+def is_one_number(values: Array | Sequence[float]) -> bool:
+    """True where all that are known are the same, such as the advantages of a completion with credit by episode."""
+    known = np.asarray(values)[np.isfinite(values)]
+    return len(known) > 0 and bool(np.ptp(known) == 0)
 
 
 def is_clipped(row: TokenRow) -> list[bool]:

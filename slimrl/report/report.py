@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from slimrl.report import plots, prose, tables
+from slimrl.report.episodes import turns_said
 from slimrl.report.page import page_template
 from slimrl.report.tables import Table
 from slimrl.runs.files import write_text
@@ -52,6 +53,7 @@ def as_html(results: Results) -> str:
         results=results,
         tables=tables,
         prose=prose,
+        turns_said=turns_said,
         arms=arms,
         effect_plot=plots.effect_plot(
             tables.ordered_effects(results), results.noise.floor, results.margin, read_primary(results.primary).noun

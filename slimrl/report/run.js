@@ -33,8 +33,8 @@
   fill();
 
   const read = (token) => {
-    const text = token.parentElement, figure = text.closest("figure");
-    const index = [...text.children].indexOf(token);
+    const figure = token.closest("figure");
+    const index = [...figure.querySelectorAll(".tokens i")].indexOf(token);
     const table = figure.querySelector("table");
     const titles = [...table.tHead.rows[0].cells].map((c) => c.textContent);
     const cells = [...table.tBodies[0].rows[index].cells].map((c) => c.textContent);

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slimrl.report.episodes import Turn, turns_said
 from slimrl.report.record import RunRecord
 from slimrl.report.tables import Cell, Row, Table, count, span
 from slimrl.results import GradedCompletion
@@ -280,6 +281,11 @@ def moved(run: RunRecord) -> tuple[list[Moved], list[Moved], int]:
             Moved(name, old.question, _text(old.answer), old, new, (before[name], after[name]))
         )
     return won, lost, len(changes)
+
+
+def said_in(row: GradedCompletion) -> tuple[Turn, ...]:
+    """The turns of a held-out episode; empty where a completion is one turn."""
+    return turns_said(row.said, row.turn_rewards, row.finish, most=1000)
 
 
 def _by_problem(rows: Sequence[GradedCompletion]) -> dict[str, list[GradedCompletion]]:

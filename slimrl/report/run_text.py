@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from slimrl.report import run_tables
-from slimrl.report.inspector import Inspected, inspect, read_stored
+from slimrl.report.inspector import Completion, Inspected, inspect, read_stored
 from slimrl.report.record import RunRecord
 from slimrl.report.tables import Table
-from slimrl.text import one_line, visible
+from slimrl.text import counted, one_line, visible
 
 WIDTH = 80
 MOST_COMPLETIONS = 4
@@ -87,6 +87,19 @@ def _completions(inspected: Inspected) -> Iterator[str]:
         for one in group.completions[:MOST_COMPLETIONS]:
             verdict = "right" if one.right else "wrong"
             head = _wrapped(f"{one.sample + 1}: {verdict}, {one.rewards}, {', '.join(one.facts)}")
-            lines = (visible(one.text) or "(empty)").split("\n")
-            more = [f"[… {len(lines) - MOST_LINES} more lines]"] if len(lines) > MOST_LINES else []
-            yield "\n".join([head, textwrap.indent("\n".join([*lines[:MOST_LINES], *more]), "    ", lambda _: True)])
+            yield "\n".join([head, *(_turns(one) if one.turns else [_indented(one.text)])])
+
+
+def _turns(one: Completion) -> Iterator[str]:
+    """The turns of an episode, each further in than its title, for which no text can pass."""
+    for turn in one.turns:
+        yield textwrap.indent(textwrap.fill(one_line(turn.title), WIDTH - 4), "    ")
+        yield textwrap.indent(_indented(turn.text), "    ")
+    if one.cut:
+        yield f"    [… {counted(one.cut, 'more token')}]"
+
+
+def _indented(text: str) -> str:
+    lines = (visible(text) or "(empty)").split("\n")
+    more = [f"[… {len(lines) - MOST_LINES} more lines]"] if len(lines) > MOST_LINES else []
+    return textwrap.indent("\n".join([*lines[:MOST_LINES], *more]), "    ", lambda _: True)

@@ -96,6 +96,7 @@ def assemble(
                 unmeasured,
                 turns=played.turns,
                 turn_rewards=played.rewards,
+                environment_score=played.score,
                 returns=() if reason else _returns(reward, earned, paying, played, completion.turns),
             )
         )

@@ -146,6 +146,7 @@ def rollout_rows(collected: Collected) -> list[dict[str, Any]]:
             "tokens": rollout.completion.drawn,
             **({"turns": rollout.turns} if rollout.turns else {}),
             **({"turn_rewards": rollout.turn_rewards} if rollout.turn_rewards else {}),
+            **({} if rollout.environment_score is None else {"environment_score": finite(rollout.environment_score)}),
             **({"logged": rollout.logged} if rollout.logged else {}),
         }
         for group in stored_groups(collected)

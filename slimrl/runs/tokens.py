@@ -43,9 +43,27 @@ class TokenRow:
     numbers: Mapping[str, NDArray[np.float32]]
     """By a name of NUMBERS, NaN where unknown; one that no token of the step has is absent."""
 
-    def first(self, n: int) -> TokenRow:
-        """The first `n` tokens."""
-        return TokenRow(self.pieces[:n], {name: values[:n] for name, values in self.numbers.items()})
+    @property
+    def given(self) -> NDArray[np.bool_]:
+        """True at tokens that an environment wrote, which the sampler did not draw, [n]."""
+        return np.isnan(self.numbers["sampler"])
+
+    @property
+    def drawn(self) -> int:
+        """The number of the others."""
+        return len(self.pieces) - int(self.given.sum())
+
+    def part(self, start: int, end: int) -> TokenRow:
+        """The tokens from `start` up to `end`."""
+        numbers = {name: values[start:end] for name, values in self.numbers.items()}
+        return TokenRow(self.pieces[start:end], numbers)
+
+    def runs(self) -> list[tuple[bool, TokenRow]]:
+        """The tokens cut where those that were drawn and those that were given meet: True with what was given."""
+        given = self.given.tolist()
+        ends = [i for i in range(1, len(given)) if given[i] != given[i - 1]]
+        places = pairwise([0, *ends, len(given)] if given else [])
+        return [(given[start], self.part(start, end)) for start, end in places]
 
 
 def token_file(

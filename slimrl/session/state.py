@@ -228,6 +228,8 @@ def _without_empty(part: dict[str, Any]) -> None:
     for key in ("metrics", "logged", "unmeasured", "turns", "given", "turn_rewards", "returns", "paid_by_turn"):
         if not part.get(key, True):
             del part[key]
+    if part.get("environment_score", 0) is None:
+        del part["environment_score"]
 
 
 def from_json(data: Mapping[str, Any]) -> RunState:

@@ -119,7 +119,8 @@ def _samples(expanded: Expanded, by_arm: Mapping[str, Sequence[Run]], folder: Pa
         return abs(fmean(right) - 0.5)
 
     def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"text": row["text"], "right": row["strict"], "truncated": row["finish"] == "length"}
+        found = {"text": row["text"], "right": row["strict"], "truncated": row["finish"] == "length"}
+        return found | {key: row[key] for key in ("said", "turn_rewards") if key in row}
 
     return tuple(
         {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from slimrl.text import turn_titles
+
 UNTOLD = ("run", "weights", "optimizer", "inert", "confounded")
 """Parts of a summary that are no numbers."""
 
@@ -35,7 +37,7 @@ def sample_table(step: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
         {
             "step": step,
             "prompt": row["question"],
-            "completion": row["text"],
+            "completion": _completion(row),
             **{f"rewards/{name}": row["scores"].get(name) for name in names},
             "reward": row["reward"],
             "answer": row["answer"],
@@ -45,6 +47,13 @@ def sample_table(step: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
         }
         for row in rows
     ]
+
+
+def _completion(row: Mapping[str, Any]) -> str:
+    """The text of a completion; of an episode all that was said, each part below its title."""
+    said = row.get("turns", ())
+    titles = turn_titles([role for role, _ in said], row.get("turn_rewards", ()))
+    return "\n".join(f"[{title}]\n{text}" for title, (_, text) in zip(titles, said, strict=True)) or str(row["text"])
 
 
 def columns_of(rows: Sequence[Mapping[str, object]]) -> tuple[list[str], list[list[object]]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
+from slimrl.records import Completion, Problem, Rollout
 from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation
 from slimrl.train import train
 from tests.session.test_resume import content
@@ -21,6 +22,22 @@ def test_model_made_text_is_neither_markup_nor_escape(capsys: pytest.CaptureFixt
     err = capsys.readouterr().err
     assert "[/nope] \\x1b[2J [bold]x[/bold]" in err
     assert "\x1b[2J" not in err
+
+
+def test_a_sample_of_an_episode_has_its_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    completion = Completion((1,), (5, 6, 7), (-0.5, 0.0, -0.5), "stop", (False, True, False))
+    said = (("assistant", "6*7?"), ("tool", "42\x1b[2J"), ("assistant", "#### 42"))
+    episode = Rollout(
+        Problem("a", "6*7", "42"), completion, "#### 42", True, {}, 1.0, turns=said, turn_rewards=(0.25, None)
+    )
+    Display()._sample(episode.sample("42"))
+    plain = Rollout(episode.problem, completion, "#### 42", True, {}, 1.0)
+    Display()._sample(plain.sample("42"))
+    assert capsys.readouterr().err.split("\n") == [
+        "question:", "    6*7", "policy, turn 1, reward 0.25:", "    6*7?", "tool:", "    42\\x1b[2J", "policy, turn 2:", "    #### 42",
+        "extracted '42', gold '42', reward 1.00", "question:", "    6*7", "completion:", "    #### 42",
+        "extracted '42', gold '42', reward 1.00", "",
+    ]  # fmt: skip
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

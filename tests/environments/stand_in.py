@@ -191,7 +191,7 @@ class MultiTurnEnv(Environment):
                         continue
                     answer = (await client.get_response(prompt, model, sampling_args, state=state)).message
                     said = Message(role="assistant", content=answer.content, tool_calls=answer.tool_calls)
-                    step = {"prompt": prompt, "completion": [said], "is_truncated": answer.is_truncated}
+                    step = {"prompt": prompt, "completion": [said], "is_truncated": answer.is_truncated, "reward": None}
                     state["trajectory"].append(step)
                 except OverlongPromptError:
                     state["prompt_too_long"] = True

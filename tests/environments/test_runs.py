@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slimrl.api.asking import sample_of
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.evaluate import evaluate
 from slimrl.preflight.setup import prepare_measuring
+from slimrl.runs.measured import read_evaluation
 from slimrl.runs.reader import read_metrics
 from slimrl.runs.tokens import read_tokens
 from tests.session.test_resume import StopAt, content, interrupt, run
@@ -72,6 +74,13 @@ def test_episodes_are_trained_recorded_and_resumed(echo: str, tmp_path: Path) ->
             ["assistant", row["text"]],
         ]
     assert {row["scores"]["environment"] for row in found} <= {0.0, 1.0, 2.0}  # type: ignore[index]
+    assert all(row["environment_score"] == row["scores"]["environment"] for row in found)  # type: ignore[index]
+    measured = read_evaluation(tmp_path / "a", 3)
+    assert measured is not None
+    for one in measured.test.rows:
+        assert one.said[-1 if one.finish == "stop" else 0][0] == "assistant"
+        assert one.turns == sum(role == "assistant" for role, _ in one.said)
+        assert one.environment_score == one.scores["environment"]
     metrics = read_metrics(tmp_path / "a")[0]
     assert metrics["turns/mean"] == np.mean([(len(row["turns"]) + 1) // 2 for row in found])  # type: ignore[arg-type]
     assert metrics["num_tokens"] == sum(row["tokens"] for row in found)  # type: ignore[misc]
@@ -229,6 +238,22 @@ def test_an_evaluation_counts_episodes_that_break_off_as_wrong(tmp_path: Path) -
     broken = [row for row in rows if row.unscorable == "the environment raised KeyError: 'mine'"]
     assert len(broken) > len(rows) / 2
     assert not any(row.strict or row.lenient for row in broken)
+
+
+def test_a_question_is_asked_in_the_environment(echo: str) -> None:
+    question = "Tom has 3 apples. Then Tom buys 4 more. How many apples does Tom have now?"
+    settings = {"environment.name": echo.partition("=")[2], "rollout.max_new_tokens": 64}
+    (one,) = sample_of("builtin", question, 1, greedy=True, settings=settings)
+    assert [role for role, _ in one.turns] == ["assistant", "user", "assistant"]
+    assert one.turns[1] == ("user", f"And again, {len(one.turns[0][1])}?")
+    assert (one.text, one.failed) == (one.turns[2][1], "")
+    first, second = sample_of("builtin", question, 2, greedy=False, settings=settings)
+    assert [one.turns[-1] for one in (first, second)] == [("assistant", one.text) for one in (first, second)]
+    assert 0 < first.tokens < 64
+    with pytest.raises(
+        SettingsError, match=r"does not take a question by itself.*; environment.name= asks the model without it"
+    ):
+        sample_of("builtin", question, 1, greedy=True, settings={"environment.name": "guess"})
 
 
 def test_other_verbs(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import pytest
 
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.config.task import TaskConfig
-from slimrl.environments import verifiers
+from slimrl.environments import opening, verifiers
+from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.tools import told, tools_of
 from slimrl.environments.verifiers import VerifiersEpisode, bridge, plain
 from slimrl.errors import DataError, SettingsError
+from slimrl.records import Completion, turns_of
 from slimrl.rewards.custom import load_function
 from slimrl.tasks.packaged import packaged_task
 from tests.environments import stand_in
@@ -75,6 +77,73 @@ def test_turns_state_and_rubric(load: Load) -> None:
     assert played.step("5") == ([], True)
     assert played.score() == 1.0 - 0.25 * 3 + 0.5
     assert {"won": 1.0, "tries": 3.0, "bonus": 1.0}.items() <= played.metrics.items()
+
+
+STEPS = """
+import verifiers as vf
+from datasets import Dataset
+from verifiers.types import UserMessage
+
+
+class Steps(vf.MultiTurnEnv):
+    async def env_response(self, messages, state, **kwargs):
+        said = messages[-1].content
+        if said != "nothing":
+            state["trajectory"][-1]["reward"] = float(said)
+        if said == "1":
+            state["final_env_response"] = [UserMessage(content="Over.")]
+            return state["final_env_response"]
+        return [UserMessage(content="Go on.")]
+
+
+async def steps(state, **kwargs):
+    return sum(step["reward"] or 0 for step in state["trajectory"])
+
+
+async def end(**kwargs):
+    return 0.5
+
+
+def load_environment(**arguments):
+    rows = Dataset.from_list([{"question": f"From {n} on?", "answer": "1"} for n in range(20)])
+    rubric = vf.RubricGroup([vf.Rubric(funcs=[steps]), vf.Rubric(funcs=[end])])
+    return Steps(dataset=rows, rubric=rubric, pass_threshold=0.75, **arguments)
+"""
+
+
+def test_rewards_of_steps_are_those_of_turns_and_paid_once(load: Load) -> None:
+    """The rubric sums them, and `score` is what it pays beside them."""
+    played, _ = episode(load(STEPS))
+    assert played.step("0.1") == (*user("Go on."), 0.1)
+    assert played.step("nothing") == user("Go on.")
+    assert played.step("0.2") == (*user("Go on."), 0.2)
+    assert played.step("1") == ([], True, 1.0), "the last turn too"
+    assert played.score() == pytest.approx(0.5, abs=1e-15)
+    assert played.total == 0.1 + 0.2 + 1.0 + 0.5
+    short, _ = episode(load(STEPS, max_turns=2))
+    assert short.step("0.25") == (*user("Go on."), 0.25)
+    assert short.step("0.5") == ([], True), "the environment does not answer the last turn"
+    assert short.score() == 0.5
+
+
+def test_the_whole_reward_of_paid_turns_tells_whether_an_episode_is_right(load: Load) -> None:
+    """0.25 of the first turn and 0.5 of the rubric reach 0.75, which the score alone does not."""
+    package = load(STEPS, max_turns=2)
+    texts = {1: "0.25", 2: "0.5"}
+    rules = Rules(
+        package.make,
+        lambda _: turns_of(opening(package.make, _) or ()),
+        lambda ids: texts[ids[0]],
+        lambda *_: (9,),
+        8,
+        30.0,
+        package,
+    )
+    play = Play(rules, package.problems("train")[0])
+    play(0, (1,)).result()
+    play(0, (1, 9, 2)).result()
+    (found,) = play.played([Completion((0,), (1, 9, 2), (0.0,) * 3, "stop", (False, True, False))])
+    assert (found.rewards, found.score, found.right) == ((0.25, None), 0.5, True)
 
 
 def test_the_environment_bounds_its_turns(load: Load) -> None:
@@ -326,10 +395,10 @@ def test_environments_that_come_with_the_package(load: Load) -> None:
     assert (len(walk.train), len(walk.test)) == (6, 3)
     played, prompt = episode(walk, 1)
     assert prompt == user("Walk to 2.")[0]
-    assert played.step("right") == user("You are at 1.")
-    assert played.step("right") == user("You are at 2.\nEpisode already ended.")
+    assert played.step("right") == (*user("You are at 1."), 0.0)
+    assert played.step("right") == (*user("You are at 2.\nEpisode already ended."), 1.0)
     assert played.step("right") == ([], True)
-    assert played.score() == 1.0
+    assert (played.score(), played.total) == (0.0, 1.0)
     group = load(SHIPPED, kind="group")
     for number, answer in enumerate(("3", "7")):
         played, _ = episode(group, number)

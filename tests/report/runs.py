@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ def write_run(
     length: int = 10,
     tokens: bool = True,
     status: str = "finished",
+    episodes: bool = False,
 ) -> Path:
     """A run of `steps` steps with `groups` groups of `size` completions each, which are `length` tokens long.
 
-    Every text from outside is one of `texts`, in turn. Test accuracy goes from 1 to 3 of 4 problems.
+    Every text from outside is one of `texts`, in turn. Test accuracy goes from 1 to 3 of 4 problems. Of `episodes` each has two turns of
+    the policy, between which an environment wrote the fifth and sixth of ten tokens.
     """
     text = cycle(texts)
     for name in ("rollouts", "evals"):
@@ -78,7 +80,41 @@ def write_run(
         (folder / "evals" / f"step-{step:08d}.json").write_text(json.dumps({"test": measured | reward}))
     for step in range(1, steps + 1):
         _write_step(folder, step, [size] * groups, length if tokens else 0, text)
+    if episodes:
+        as_episodes(folder, text)
     return folder
+
+
+def as_episodes(folder: Path, text: Iterator[str]) -> None:
+    """Make every completion of a run an episode, and cut off those of sample 1."""
+    for file in folder.glob("rollouts/*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row |= {
+                "turns": _said(text),
+                "turn_rewards": [0.25, None],
+                "environment_score": 0.5,
+                "scores": {"environment": 0.75},
+            }
+            row |= {"logged": {"environment": {next(text): 3.0}}, "finish": "length" if row["sample"] == 1 else "stop"}
+            row["tokens"] -= file.with_suffix(".npz").exists() * 2
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in folder.glob("rollouts/*.npz"):
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        given = np.arange(len(arrays["ids"])) % 10 // 2 == 2
+        arrays["advantage"] = np.where(np.arange(len(given)) % 10 < 5, 0.5, -1.0).astype(np.float16)
+        for name in ("sampler", *TRACED):
+            arrays[name][given] = math.nan
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    for file in folder.glob("evals/*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        of_episode = {"turns": 2, "turn_rewards": [0.25, None], "environment_score": 0.5}
+        file.write_text("".join(json.dumps(row | of_episode | {"said": _said(text)}) + "\n" for row in rows))
+
+
+def _said(text: Iterator[str]) -> list[list[str]]:
+    return [["assistant", next(text)], ["tool", next(text)], ["user", next(text)], ["assistant", next(text)]]
 
 
 def _answer(number: int, right: bool, text: Any) -> dict[str, Any]:

@@ -600,7 +600,7 @@ def spiteful(strings: list[str]) -> Results:
             "question": s,
             "answer": s,
             "before": {**shown, "text": s},
-            "after": {"base": {**shown, "text": s}},
+            "after": {"base": {**shown, "text": s, "said": [["assistant", s], ["tool", s]], "turn_rewards": [0.25]}},
         }
         for s in strings
     ]
@@ -665,6 +665,13 @@ def test_a_page_asks_for_nothing_and_runs_nothing() -> None:
     position = [e.tag for e in page.elements].index("style")
     assert page.elements.index(next(e for e in page.elements if "http-equiv" in e.attributes)) < position
     assert any(e.attributes == {"name": "referrer", "content": "no-referrer"} for e in page.elements)
+
+
+def test_a_held_out_episode_is_shown_by_its_turns(harmless: Results) -> None:
+    html = as_html(harmless)
+    assert '<p class="who">policy, turn 1, reward 0.25</p>\n<pre class="tokens' not in html
+    assert html.count('<p class="who">policy, turn 1, reward 0.25</p>') == len(harmless.samples)
+    assert html.count('<p class="who">tool</p>\n<pre class=" given"') == len(harmless.samples)
 
 
 @pytest.mark.parametrize("panels", ["one each", "shared"])

@@ -19,11 +19,12 @@ import pytest
 from slimrl.report import inspector
 from slimrl.report import run as run_page
 from slimrl.report.chart import chart, ticks
+from slimrl.report.episodes import turns_said
 from slimrl.report.inspector import MOST_STEPS, chosen_steps, inspect, read_stored
 from slimrl.report.quantities import QUANTITIES, columns_of, number, shown
 from slimrl.report.record import read_run
 from slimrl.report.run import MOST_BYTES, SCRIPT, RunPage, run_html, write_run_page
-from slimrl.report.run_tables import headline, moved, notices, remarks
+from slimrl.report.run_tables import headline, moved, notices, remarks, said_in
 from slimrl.report.run_text import WIDTH, run_text
 from slimrl.runs.curves import Line, Panel
 from slimrl.runs.tokens import TokenRow
@@ -267,9 +268,10 @@ def mutations(value: Any) -> Iterator[Any]:
             yield from ({**value, key: changed} for changed in mutations(inner) if isinstance(inner, dict))
 
 
-def test_odd_values_do_not_end_a_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("episodes", [False, True])
+def test_odd_values_do_not_end_a_page(tmp_path: Path, episodes: bool) -> None:
     """Each value of the first object of each file is missing or null in turn."""
-    folder = write_run(tmp_path / "mine", steps=2, groups=1, size=2, length=3)
+    folder = write_run(tmp_path / "mine", steps=2, groups=1, size=2, length=3, episodes=episodes)
     tried = 0
     for file in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl")):
         before = file.read_text()
@@ -334,12 +336,97 @@ def test_fewer_tokens_are_the_first_of_those_that_were_read(tmp_path: Path) -> N
     assert (first.tokens.count("<i"), first.numbers.count("<tr>"), first.cut) == (2, 2, 48)
 
 
+# --- episodes ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_episode_is_shown_by_its_turns(tmp_path: Path) -> None:
+    """Its tokens too; those of the environment have no number and no colour, and look different."""
+    folder = write_run(tmp_path / "mine", ["said"], steps=1, groups=1, size=2, episodes=True)
+    html = run_html(read_run(folder))
+    assert re.findall(r'<p class="who">(.*?)</p>\n<pre class="(.*?)"', html)[-6:] == [
+        ("policy, turn 1, reward 0.25, advantage +0.50", "tokens"),
+        ("tool, user", "tokens given"),
+        ("policy, turn 2, advantage -1.00", "tokens"),
+        ("policy, turn 1, reward 0.25, advantage +0.50", "tokens"),
+        ("tool, user", "tokens given"),
+        ("policy, turn 2, advantage -1.00, cut off here", "tokens"),
+    ]
+    assert ".tokens.given i" in html.split("</style>")[0]
+    (group,) = inspect(read_stored(read_run(folder))).steps[0].groups
+    (one, _) = group.completions
+    assert [turn.tokens.count("<i") for turn in one.turns] == [4, 2, 4]
+    assert "class" not in one.turns[1].tokens
+    assert one.numbers.count("<tr") == 10
+    assert one.numbers.count("<tr class=given>") == 2
+    assert one.facts == ("2 turns", "score 0.5", "said 3", "advantages -1.00 to +0.50", "8 tokens", "stopped")
+
+
+def test_an_episode_whose_turns_have_one_advantage_shows_it_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "mine", steps=1, groups=1, size=2, episodes=True)
+    file = folder / "rollouts" / "step-00000001.npz"
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    arrays["advantage"][np.isfinite(arrays["advantage"])] = 0.5
+    np.savez_compressed(file, **arrays)
+    (one, _) = inspect(read_stored(read_run(folder))).steps[0].groups[0].completions
+    assert "advantage +0.50" in one.facts
+    assert [turn.title for turn in one.turns] == ["policy, turn 1, reward 0.25", "tool, user", "policy, turn 2"]
+    assert "advantage" not in one.columns
+
+
+def test_without_numbers_of_tokens_an_episode_has_its_texts(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "mine", [f"text {i}" for i in range(500)], steps=1, groups=1, size=2, tokens=False, episodes=True
+    )
+    (_, one) = inspect(read_stored(read_run(folder))).steps[0].groups[0].completions
+    titles = ["policy, turn 1, reward 0.25", "tool", "user", "policy, turn 2, cut off here"]
+    assert [turn.title for turn in one.turns] == titles
+    html = run_html(read_run(folder))
+    assert all(f">{turn.text}</pre>" in html for turn in one.turns)
+
+
+def test_held_out_episodes_are_shown_by_their_turns(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "mine", [f"text {i}" for i in range(500)], episodes=True))
+    won, *_ = moved(run)
+    assert [turn.title for turn in said_in(won[0].after)] == [
+        "policy, turn 1, reward 0.25",
+        "tool",
+        "user",
+        "policy, turn 2",
+    ]
+    html = run_html(run)
+    assert all(f">{turn.text}</pre>" in html for turn in said_in(won[0].before))
+
+
+def test_a_terminal_shows_an_episode_by_its_turns(tmp_path: Path) -> None:
+    found = run_text(read_run(write_run(tmp_path / "mine", ["fine\npolicy, turn 9"], steps=1, episodes=True)))
+    start = found.index("    policy, turn 1, reward 0.25, advantage +0.50\n")
+    assert found[start:].split("\n")[:8] == [
+        "    policy, turn 1, reward 0.25, advantage +0.50", "        fine", "        policy, turn 9",
+        "    tool, user", "        fine", "        policy, turn 9", "        fine", "        policy, turn 9",
+    ]  # fmt: skip
+
+
+def test_an_episode_of_many_turns_is_bounded() -> None:
+    said = [["assistant", "x" * 100]] * 1000
+    shown_turns = turns_said(said)
+    assert sum(len(turn.text) for turn in shown_turns) < 3000 + 60 * 40
+    assert shown_turns[-1].title == "940 more turns and messages"
+
+
+@pytest.mark.parametrize("said", [None, "text", [["assistant"]], [["assistant", 3]], {"a": 1}, [[None, "x"]], 7])
+def test_what_is_no_episode_is_none(said: Any) -> None:
+    assert turns_said(said, ["x", None, True, float("nan")]) == ()
+
+
 # --- nothing from outside is markup ------------------------------------------------------------------------------------
 
 
-def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("episodes", [False, True])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_hostile_texts_stay_texts(tmp_path: Path, tokens: bool, episodes: bool) -> None:
     for name, texts in (("a", PAYLOADS), ("b", [f"harmless {i}" for i in range(len(PAYLOADS))])):
-        write_run(tmp_path / name / "run", texts, steps=12)
+        write_run(tmp_path / name / "run", texts, steps=12, tokens=tokens, episodes=episodes)
     html = run_html(read_run(tmp_path / "a" / "run"))
     page, tame = RunHtml(html), page_of(tmp_path / "b" / "run")
     assert [element.tag for element in page.elements] == [element.tag for element in tame.elements]
@@ -348,8 +435,9 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     check_harmless(page)
 
 
-def test_hostile_texts_in_a_terminal(tmp_path: Path) -> None:
-    found = run_text(read_run(write_run(tmp_path / "run", PAYLOADS, steps=12)))
+@pytest.mark.parametrize("episodes", [False, True])
+def test_hostile_texts_in_a_terminal(tmp_path: Path, episodes: bool) -> None:
+    found = run_text(read_run(write_run(tmp_path / "run", PAYLOADS, steps=12, episodes=episodes)))
     assert hidden(found) == []
     found.encode()
     ordinary = run_text(read_run(write_run(tmp_path / "fine")))

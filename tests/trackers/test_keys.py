@@ -42,6 +42,12 @@ def test_a_table_has_trls_columns_and_one_for_each_reward() -> None:
     assert columns_of([]) == ([], [])
 
 
+def test_a_table_has_all_turns_of_an_episode() -> None:
+    said = [["assistant", "1"], ["user", "higher"], ["assistant", "#### 2"]]
+    (row,) = sample_table(3, [ROW | {"turns": said, "turn_rewards": [0.5, None]}])
+    assert row["completion"] == "[policy, turn 1, reward 0.5]\n1\n[user]\nhigher\n[policy, turn 2]\n#### 2"
+
+
 def test_an_errors_words_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("SHORT_TOKEN", "a")
