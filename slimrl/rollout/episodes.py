@@ -204,7 +204,7 @@ class Episodes:
         return True
 
     def _finish(self, row: Waiting | Parked) -> Finish | None:
-        """How an episode ends with this answer; None where it goes on."""
+        """The finish of an episode that ends with this answer; None where it goes on."""
         reply = row.reply.result()
         if not reply:
             return "stop"
