@@ -154,7 +154,7 @@ class _Run:
         self.turn_tokens = np.array([r.turn_tokens for r in requests], dtype=np.int64)
         self.state = self._buffers()
         self.logits: dict[int, Tensor] = {}
-        """Next-token logits [V] of stored prompts that still have samples waiting."""
+        """Next-token logits [V] of prefilled prompts that still have samples waiting."""
         self.aside: dict[int, Aside] = {}
         """Prompts by request, while no sample of theirs has a slot and others need their places in the store."""
         self.episodes: Episodes | None = None

@@ -4,10 +4,10 @@ The tokens of an environment are fed like drawn ones, one a step, in the batch o
 the next turn is conditioned on exactly the ids that the completion holds. Keys and values of drawn tokens lie in columns by
 the clock, which runs on while a row waits, so those of a row that goes on later are moved behind it.
 
-While there are samples that have not entered, rows that wait are parked: they leave their slots to those, as many rows as
-there are slots. The others wait in their slots. Numbers of rows alone decide who is parked and who goes on, so whatever the
-time that environments take, the same rows share the same steps, whose rounding depends on it: a run can be repeated to the
-last bit.
+While there are samples that have not entered, rows that wait are parked: they leave their slots to those samples. At most as
+many rows are parked as there are slots, and the others wait in their slots. Counts of rows alone decide who is parked and who
+goes on. Whatever the time that environments take, the same rows then share the same steps, whose rounding depends on it: a
+run can be repeated to the last bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from slimrl.rollout.scheduler import Scheduler
 from slimrl.rollout.state import State
 
 SHARE = 4
-"""Rows that wait go on where they are a 1/SHARE of the batch: more would idle, and fewer would hold up the others more often."""
+"""Rows that wait go on where slots for them are a 1/SHARE of the batch: more would idle, and fewer would hold up the others more
+often."""
 WAIT_SECONDS = 0.1
 """Time between two checks for a stop while environments are waited for."""
 
@@ -86,9 +87,9 @@ class Episodes:
         """By sample: the places of the tokens that the environment wrote."""
 
     def settle(self, done: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], bool]:
-        """Of the rows [active] that draw no more: those that leave their slots, and True if they must now.
+        """Of the rows [active] that draw no more: those that leave their slots, and True where that cannot be put off.
 
-        Rows that wait and cannot be parked go on together, and parked ones with them, once they are many or nobody draws.
+        Rows go on together, once many slots are idle or nobody draws: those first whose turns ended first.
         """
         self._ask(done)
         schedule, slots, waiting = self.schedule, self.state.cache.slots, len(self.waiting)
@@ -111,14 +112,17 @@ class Episodes:
         """Park those of the rows in these slots that wait; the slots of the others, which are over."""
         samples = self.schedule.rows[slots]
         waits = np.array([sample in self.waiting for sample in samples.tolist()], dtype=bool)
+        if not waits.any():
+            return slots
         index = torch.from_numpy(slots[waits]).to(self.state.device)
         drawn = (part[index].tolist() for part in (self.state.tokens, self.state.logprobs))
         found = {sample: row for sample, *row in zip(samples[waits].tolist(), *drawn, strict=True)}
-        for sample in [sample for sample in self.waiting if sample in found]:  # in the order in which they asked
-            (ids, nats), row = found[sample], self.waiting.pop(sample)
-            assert row.stored is not None
-            parts = tuple(ids[: row.tokens]), tuple(nats[: row.tokens])
-            self.parked[sample] = Parked(row.reply, *parts, Aside(row.stored))
+        for sample in list(self.waiting):  # in the order in which their turns ended
+            if sample in found:
+                (ids, nats), row = found[sample], self.waiting.pop(sample)
+                assert row.stored is not None
+                parts = tuple(ids[: row.tokens]), tuple(nats[: row.tokens])
+                self.parked[sample] = Parked(row.reply, *parts, Aside(row.stored))
         over: NDArray[np.int64] = slots[~waits]
         return over
 
@@ -165,7 +169,8 @@ class Episodes:
 
     def _go_on_in(self, slots: int) -> None:
         """Let rows go on in so many slots, those first whose turns ended first, as soon as their answers are there."""
-        queue, rows = [*self.parked, *self.waiting], self.schedule.rows.tolist()
+        queue = [*self.parked, *self.waiting]
+        slot_of = {sample: slot for slot, sample in enumerate(self.schedule.rows.tolist())}
         while slots and queue:
             first, queue = queue[:slots], queue[slots:]
             self._await(first)
@@ -173,7 +178,7 @@ class Episodes:
                 if sample in self.parked:
                     slots -= self._return(sample, self.parked.pop(sample))
                 else:
-                    slots -= self._go_on(rows.index(sample), sample, self.waiting.pop(sample))
+                    slots -= self._go_on(slot_of[sample], sample, self.waiting.pop(sample))
 
     def _await(self, samples: Sequence[int]) -> None:
         rows = [self.parked.get(sample) or self.waiting[sample] for sample in samples]

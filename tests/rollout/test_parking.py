@@ -20,7 +20,7 @@ from slimrl.rollout import OnTurn, Request, episodes, state
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.rollout.episodes import Episodes
 from tests.rollout.test_engine import VOCABULARY, Recorded, requests, trainer_gaps
-from tests.rollout.test_episodes import BUDGET, Environment, answer, asked, ids_of, tiny_policy
+from tests.rollout.test_episodes import BUDGET, Environment, answer, asked, ids_of, tiny_policy, turns_of
 
 Groups = list[tuple[Completion, ...]]
 
@@ -97,9 +97,11 @@ def test_more_episodes_ask_than_there_are_slots(
     assert details(found) == details(whole)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3", "wide llama", "wide mistral"])
+@pytest.mark.parametrize(
+    ("family", "slots"), [("qwen2", 1), ("qwen2", 3), ("gemma3", 3), ("wide llama", 1), ("wide mistral", 3)]
+)
 def test_rows_that_were_parked_are_what_they_are_without(
-    family: str, parkings: Counter[int], monkeypatch: pytest.MonkeyPatch
+    family: str, slots: int, parkings: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sampled and greedy, with turns that a bound cuts off and others that a stop text ends; every prompt is prefilled once, and
     nothing else is.
@@ -114,7 +116,7 @@ def test_rows_that_were_parked_are_what_they_are_without(
     noted = lambda p, prompts: (prefilled.extend(prompts), state.prefill(p, prompts))[1]  # noqa: E731
     monkeypatch.setattr("slimrl.rollout.engine.prefill", noted)
     environment = Environment()
-    found = generate(3, [replace(r, on_turn=environment.of(i)) for i, r in enumerate(greedy)], policy)
+    found = generate(slots, [replace(r, on_turn=environment.of(i)) for i, r in enumerate(greedy)], policy)
     assert details(found) == details(whole)
     assert prefilled == [request.prompt_ids for request in greedy]
     assert max(parkings.values()) > 1
@@ -135,6 +137,20 @@ def test_nothing_depends_on_the_time_that_answers_take(family: str, slots: int, 
         late = generate(slots, asked(Environment(pool, seconds=0.01), 6, 3), tiny_policy(family))
     assert parkings
     assert late == at_once, "to the last bit of each log-probability"
+
+
+def test_a_long_turn_comes_back_behind_a_short_one(parkings: Counter[int]) -> None:
+    """All slots were empty in between, but the clock does not begin anew: the long one's columns lie before the short one's."""
+    some = asked(Environment(), 18, 1)
+    whole = generate(64, some)
+    turns = {i: turns_of(c)[0].start for i, (c,) in enumerate(whole) if c.given}
+    long, short = max(turns, key=turns.__getitem__), min(turns, key=turns.__getitem__)
+    assert turns[long] > turns[short] + 4
+    environment, order = Environment(), [long] * 16 + [short] * 16
+    chosen = [replace(some[i], on_turn=environment.of(place)) for place, i in enumerate(order)]
+    found = generate(16, chosen, runner=Recorded(2))
+    assert parkings
+    assert ids_of(found) == [ids_of(whole)[i] for i in order]
 
 
 def test_recorded_steps_park_too(parkings: Counter[int]) -> None:
