@@ -32,7 +32,7 @@ class MemoryEstimate:
     moments: int
     """The two of AdamW."""
     cache: int
-    """Keys and values of all slots and their prompts."""
+    """Keys and values of all slots and their prompts, and on a CPU of the episodes that wait beside them."""
     sampling: int
     """Prefill, or logits of a decode step, whichever is larger."""
     gradients: int

@@ -272,6 +272,9 @@ def _choose_slots(
         )
         longest = config.rollout.budget + longest_prompt
         places = slots * longest
+        if config.environment.name and not fixed.cache_stays:
+            # Episodes that wait beside the slots, as many at most. Those of a GPU wait in the memory of the host.
+            places += min(slots, max(0, rows - slots)) * longest
         if config.rollout.engine == "vllm":
             places = cache_tokens(policy, slots=slots, longest=longest)
         return replace(

@@ -92,10 +92,33 @@ class Cache:
         for tensor, part in zip((*self.keys.values(), *self.values.values()), stored, strict=True):
             tensor[slot].index_copy_(1, columns, part)
 
+    def read_prompt(self, place: int) -> list[Tensor]:
+        """A prompt's keys and values as they are stored, of every layer."""
+        return [tensor[place] for tensor in (*self.prompt_keys.values(), *self.prompt_values.values())]
+
+    def write_prompt(self, place: int, stored: Sequence[Tensor]) -> None:
+        """Put what `read_prompt` returned into another place."""
+        for tensor, part in zip((*self.prompt_keys.values(), *self.prompt_values.values()), stored, strict=True):
+            tensor[place] = part
+
     def move_prompts(self, source: Tensor, target: Tensor) -> None:
         """Move prompts `source` [n] into `target` [n]."""
         for tensor in (*self.prompt_keys.values(), *self.prompt_values.values()):
             tensor[target] = tensor[source]
+
+
+class Aside:
+    """Keys and values that are not used for a time. A copy in the memory of the host: a GPU's is planned to the last byte."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.shapes = [part.shape for part in parts]
+        self.numbers = torch.cat([part.flatten() for part in parts]).cpu()
+        """Of all parts, in one piece, which is sent in one go."""
+
+    def parts(self, device: torch.device) -> list[Tensor]:
+        """The tensors on their device."""
+        pieces = torch.split(self.numbers.to(device), [shape.numel() for shape in self.shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 
 def _native(keys: Tensor, values: Tensor) -> bool:

@@ -24,7 +24,7 @@ from slimrl.machine.signals import NEVER, Stop
 from slimrl.model.policy import Policy, cost_of
 from slimrl.records import Completion, Finish
 from slimrl.rollout import OnGroup, Request, demand_room, ignore
-from slimrl.rollout.cache import Cache, RowLayout, StepShape
+from slimrl.rollout.cache import Aside, Cache, RowLayout, StepShape
 from slimrl.rollout.episodes import Episodes
 from slimrl.rollout.graphs import Runner, make_runner
 from slimrl.rollout.probe import check_one_call, demand_plain_decoding
@@ -154,7 +154,9 @@ class _Run:
         self.turn_tokens = np.array([r.turn_tokens for r in requests], dtype=np.int64)
         self.state = self._buffers()
         self.logits: dict[int, Tensor] = {}
-        """Next-token logits [V] of stored prompts that still have samples waiting."""
+        """Next-token logits [V] of prefilled prompts that still have samples waiting."""
+        self.aside: dict[int, Aside] = {}
+        """Prompts by request, while no sample of theirs has a slot and others need their places in the store."""
         self.episodes: Episodes | None = None
         if any(r.on_turn for r in requests):
             stops = set(self.policy.stop_ids)
@@ -176,24 +178,34 @@ class _Run:
                 self.settle()
 
     def admit(self) -> None:
-        """Fill free slots with waiting samples, and draw their first tokens from the prompts' logits."""
-        state, schedule = self.state, self.schedule
+        """Fill free slots with rows that were parked and with waiting samples, whose first tokens are drawn from the prompts'
+        logits.
+        """
+        state, schedule, episodes = self.state, self.schedule, self.episodes
         first = schedule.active
-        samples = schedule.enter(state.cache.slots)
-        if not first:
+        if episodes is not None:
+            back = episodes.returning
+            schedule.come_back(list(back), [row.tokens for row in back.values()])
+        fresh = schedule.active
+        schedule.enter(state.cache.slots, restart=episodes is None or not episodes.parked)
+        if not schedule.time:
             state.time.zero_()
+        samples = schedule.rows[first:]
         if not len(samples):
             return
         entering = schedule.request_of[samples]
-        self._store([r for r in dict.fromkeys(entering.tolist()) if r not in self.logits])
+        self._store(list(dict.fromkeys(entering.tolist())))
         inside = samples - schedule.first_of[entering]
         taken = np.full(self.max_new_tokens, GREEDY)
         drawn = zip((self.requests[r].uniforms for r in entering), inside, strict=True)
         uniforms = np.stack([rows[i] if i < len(rows) else taken for rows, i in drawn])
         rows = slice(first, first + len(samples))
         state.enter(rows, uniforms, self.prompt_lengths[entering], self.turn_tokens[entering])
-        logits = torch.stack([self.logits[r] for r in entering.tolist()])
-        state.record(rows, logits, temperature=self.temperature, greedy=self.greedy)
+        if episodes is not None:
+            episodes.come_back(first)
+        if fresh < schedule.active:
+            logits = torch.stack([self.logits[r] for r in entering[fresh - first :].tolist()])
+            state.record(slice(fresh, rows.stop), logits, temperature=self.temperature, greedy=self.greedy)
         self.logits = {r: row for r, row in self.logits.items() if r >= schedule.first_waiting}
         self.layout = None
 
@@ -228,14 +240,15 @@ class _Run:
         self.profiler.count(flops=steps * cost.forward(active, active, pairs), decode_bytes=float(steps * read))
 
     def settle(self) -> None:
-        """Let finished rows leave and waiting ones enter, once there are enough of them."""
-        schedule, state = self.schedule, self.state
-        done = state.done[: schedule.active].cpu().numpy()
-        if self.episodes is not None:
-            done = self.episodes.settle(done)
-        if schedule.worth_closing(done) or (self.episodes is not None and self.episodes.idle):
-            self._hand_over(done.nonzero()[0])
-            state.close_slots(schedule.close_slots(done), min(schedule.time, state.cache.columns))
+        """Let finished rows leave, those that can be parked too, and waiting ones enter, once there are enough of them."""
+        schedule, state, episodes = self.schedule, self.state, self.episodes
+        leaving, now = state.done[: schedule.active].cpu().numpy(), False
+        if episodes is not None:
+            leaving, now = episodes.settle(leaving)
+        if now or schedule.worth_closing(leaving):
+            slots = leaving.nonzero()[0]
+            self._hand_over(slots if episodes is None else episodes.park(slots))
+            state.close_slots(schedule.close_slots(leaving), min(schedule.time, state.cache.columns))
             state.close_prompts(schedule.close_prompts())
             self.layout = None
             self.admit()
@@ -246,21 +259,27 @@ class _Run:
         state, stops = self.state, set(self.policy.stop_ids)
         drawn = (part[index].tolist() for part in (state.counts, state.read, state.tokens, state.logprobs))
         for sample, count, read, ids, nats in zip(self.schedule.rows[slots].tolist(), *drawn, strict=True):
-            request = int(self.schedule.request_of[sample])
             stopped = ids[count - 1] in stops or read == self.policy.stop_texts.found
             finish: Finish = "stop" if stopped else "length"
-            given: tuple[bool, ...] = ()
             if self.episodes is not None:
-                finish, given = self.episodes.leave(sample, count)
-            prompt = self.requests[request].prompt_ids
-            self.drawn[sample] = Completion(prompt, tuple(ids[:count]), tuple(nats[:count]), finish, given)
-            if group := self.schedule.finish(sample):
-                completions = tuple(self.drawn.pop(i) for i in group)
-                # The scoring that this starts may be a user's code, with gradients of its own.
-                with self.profiler.part("rewards"), torch.inference_mode(False):
-                    self.on_group(request, completions)
-        self.done += len(slots)
+                finish = self.episodes.over.pop(sample)
+            self._finish(sample, ids[:count], nats[:count], finish)
+        if self.episodes is not None:
+            for sample, finish, row in self.episodes.take_ended():
+                self._finish(sample, row.token_ids, row.logprobs, finish)
         self.on_completions(self.done)
+
+    def _finish(self, sample: int, ids: Sequence[int], nats: Sequence[float], finish: Finish) -> None:
+        request = int(self.schedule.request_of[sample])
+        given = () if self.episodes is None else self.episodes.given(sample, len(ids))
+        self.drawn[sample] = Completion(self.requests[request].prompt_ids, tuple(ids), tuple(nats), finish, given)
+        self.done += 1
+        if group := self.schedule.finish(sample):
+            self.aside.pop(request, None)
+            completions = tuple(self.drawn.pop(i) for i in group)
+            # The scoring that this starts may be a user's code, with gradients of its own.
+            with self.profiler.part("rewards"), torch.inference_mode(False):
+                self.on_group(request, completions)
 
     def _buffers(self) -> State:
         """Buffers for this call: those of the last one where they must stay and are large enough."""
@@ -286,6 +305,23 @@ class _Run:
         return state
 
     def _store(self, requests: Sequence[int]) -> None:
+        """Store the keys and values of these prompts, where they are not: of those that were put aside, and of others, which are
+        prefilled.
+        """
+        schedule, cache = self.schedule, self.state.cache
+        missing = [request for request in requests if request not in schedule.stored]
+        if excess := max(0, len(schedule.stored) + len(missing) - cache.prompts):
+            idle = schedule.idle_prompts(excess)
+            for place in idle.nonzero()[0].tolist():
+                self.aside[int(schedule.stored[place])] = Aside(cache.read_prompt(place))
+            self.state.close_prompts(schedule.close_prompts(idle))
+        back = [request for request in missing if request in self.aside]
+        for place, request in enumerate(back, len(schedule.stored)):
+            cache.write_prompt(place, self.aside.pop(request).parts(self.policy.device))
+        schedule.stored = np.concatenate([schedule.stored, np.array(back, dtype=np.int64)])
+        self._prefill([request for request in missing if request not in back])
+
+    def _prefill(self, requests: Sequence[int]) -> None:
         """Prefill prompts, as many at once as PREFILL_TOKENS allows, and store their keys and values."""
         left = np.array(requests, dtype=np.int64)
         while len(left):

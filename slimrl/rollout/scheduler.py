@@ -58,19 +58,37 @@ class Scheduler:
         return len(self.rows)
 
     @property
+    def fresh(self) -> int:
+        """Samples that have not entered."""
+        return len(self.request_of) - self.entered
+
+    @property
     def first_waiting(self) -> int:
         """The first request with waiting samples; the number of requests where no sample waits."""
         return int(self.request_of[self.entered]) if self.entered < len(self.request_of) else len(self.unfinished)
 
-    def enter(self, slots: int) -> Indices:
-        """The waiting samples that take the free ones of `slots`. Restarts the clock where all slots were empty."""
-        if not self.active:
+    def enter(self, slots: int, *, restart: bool = True) -> Indices:
+        """The waiting samples that take the free ones of `slots`. Where all slots were empty, the clock may `restart`."""
+        if not self.active and restart:
             self.time = 0
         samples = np.arange(self.entered, min(self.entered + slots - self.active, len(self.request_of)))
         self.rows = np.concatenate([self.rows, samples])
         self.entered_at = np.concatenate([self.entered_at, np.full(len(samples), self.time)])
         self.entered += len(samples)
         return samples
+
+    def begin(self, tokens: int) -> int:
+        """The time at which a row with so many tokens would have entered, of which the last one is fed next."""
+        return self.time - (tokens - 1)
+
+    def come_back(self, samples: Sequence[int], tokens: Sequence[int]) -> None:
+        """Give free slots to samples that have entered before and left, with so many tokens each.
+
+        The clock must have run on since, so that it has shown as many steps as a sample has tokens that were fed.
+        """
+        self.rows = np.concatenate([self.rows, np.array(samples, dtype=np.int64)])
+        begins = [self.begin(count) for count in tokens]
+        self.entered_at = np.concatenate([self.entered_at, np.array(begins, dtype=np.int64)])
 
     def worth_closing(self, done: NDArray[np.bool_]) -> bool:
         """True where enough of the rows [active] are done."""
@@ -90,11 +108,16 @@ class Scheduler:
         self.rows, self.entered_at = moves.apply(self.rows), moves.apply(self.entered_at)
         return moves
 
-    def close_prompts(self) -> Moves:
-        """Let the prompts leave all of whose samples are finished."""
-        moves = _close(self.unfinished[self.stored] == 0)
+    def close_prompts(self, leaving: NDArray[np.bool_] | None = None) -> Moves:
+        """Let these of the stored prompts leave; by default those all of whose samples are finished."""
+        moves = _close(self.unfinished[self.stored] == 0 if leaving is None else leaving)
         self.stored = moves.apply(self.stored)
         return moves
+
+    def idle_prompts(self, count: int) -> NDArray[np.bool_]:
+        """Of the stored prompts, the first `count` of which no sample has a slot."""
+        idle = ~np.isin(self.stored, self.request_of[self.rows])
+        return idle & (idle.cumsum() <= count)
 
     def seats(self) -> tuple[Indices, Indices]:
         """[active] each: the place of a row's prompt in the store, and the row's number among those that share it."""

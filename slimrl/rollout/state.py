@@ -100,6 +100,13 @@ class State:
             bounds = np.where(turn_tokens, turn_tokens, self.budget).clip(max=self.budget)
             self.turns.ends[rows] = torch.from_numpy(bounds).to(self.device)
 
+    def resume(self, slot: int, token_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Give back to a row, which has just entered, the tokens that it had in another slot."""
+        count = len(token_ids)
+        self.tokens[slot, :count] = torch.tensor(token_ids, device=self.device)
+        self.logprobs[slot, :count] = torch.tensor(logprobs, device=self.device)
+        self.counts[slot] = count
+
     def go_on(self, slot: int, count: int, reply: Sequence[int], turn_tokens: int) -> None:
         """Let a row of `count` tokens, whose turn has ended, take these tokens before it draws further ones."""
         assert self.turns is not None

@@ -67,6 +67,22 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without.reference == 0
 
 
+def test_episodes_that_wait_beside_the_slots_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 completions of 6 + 10 tokens as many as there are slots, and no more than do not fit them; none on a GPU."""
+    policy, row = tiny_policy(), 16 * 256
+
+    def cache(slots: int, environment: str) -> int:
+        rollout = {"problems": 4, "group_size": 4, "max_new_tokens": 10, "slots": slots}
+        return plan(policy, monkeypatch, free=1e9, rollout=rollout, environment={"name": environment})[0].cache
+
+    for slots, beside in ((4, 4), (10, 6), (16, 0), (20, 0)):
+        assert cache(slots, "calculator") == (slots + beside) * row
+        assert cache(slots, "") == slots * row
+    fixed_parts = memory._fixed_parts
+    monkeypatch.setattr(memory, "_fixed_parts", lambda *given: replace(fixed_parts(*given), cache_stays=True))
+    assert cache(4, "calculator") == 4 * row
+
+
 def test_a_share_is_one_of_all_the_memory_whatever_runs_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "total_memory", lambda _device: 4e9)
     policy = tiny_policy()

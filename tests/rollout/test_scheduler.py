@@ -67,3 +67,30 @@ def test_a_few_finished_rows_wait_for_more() -> None:
     few.enter(2)
     assert few.worth_closing(flags(0, 1))
     assert not few.worth_closing(flags(0, 0))
+
+
+def test_samples_that_left_come_back_before_others_enter() -> None:
+    schedule = started()
+    assert schedule.fresh == 3
+    schedule.close_slots(flags(1, 0, 1, 0))
+    schedule.come_back([2], [4])
+    assert schedule.enter(4).tolist() == [4]
+    assert schedule.rows.tolist() == [3, 1, 2, 4]
+    assert schedule.entered_at.tolist() == [0, 0, 2, 5], (
+        "at times 2, 3 and 4 it would have fed the tokens before its last"
+    )
+    assert schedule.fresh == 2
+    schedule.close_slots(flags(1, 1, 1, 1))
+    assert schedule.enter(1, restart=False).tolist() == [5]
+    assert schedule.time == 5, "so that a row of as many tokens can come back"
+
+
+def test_prompts_without_a_slot_can_make_room() -> None:
+    schedule = started()
+    schedule.stored = np.array([0, 1, 2])
+    assert not schedule.idle_prompts(0).any()
+    assert schedule.idle_prompts(3).tolist() == [False, False, True]
+    schedule.close_slots(flags(1, 1, 1, 0))
+    assert schedule.idle_prompts(1).tolist() == [True, False, False]
+    schedule.close_prompts(schedule.idle_prompts(1))
+    assert schedule.stored.tolist() == [2, 1]
