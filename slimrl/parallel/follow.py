@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slimrl.config.schema import TrainConfig
-from slimrl.errors import SlimError
+from slimrl.errors import SettingsError, SlimError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import take_imitation_step
 from slimrl.learner.learner import Learner
@@ -21,6 +21,7 @@ from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
 from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
 from slimrl.parallel.sampler import Share
+from slimrl.preflight.environment import environment_digest
 from slimrl.preflight.setup import Setup, prepare
 
 
@@ -38,12 +39,23 @@ def _follow(ranks: Ranks, stop: Stop) -> None:
     begin: Begin | End = ranks.hear()
     if isinstance(begin, End):
         return
-    setup = prepare(begin.config, training=True, kept=begin.plan, stop=stop)
-    share = Share(setup.engine, ranks)
+    with ranks.together():
+        demand_same_environment(begin, ranks)
+        setup = prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+    share = Share(setup.engine, ranks, setup.rules)
     if isinstance(setup.config, TrainConfig):
         _follow_training(setup, begin, share)
     else:
         _follow_imitation(setup, begin, share)
+
+
+def demand_same_environment(begin: Begin, ranks: Ranks) -> None:
+    """Raises SettingsError where the files of the environment are not those of the leader."""
+    if environment_digest(begin.config.environment) != begin.environment:
+        raise SettingsError(
+            f"environment.name={begin.config.environment.name}: its files differ between rank 0 and rank {ranks.rank}; give "
+            "every machine the same"
+        )
 
 
 def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:

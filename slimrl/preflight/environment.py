@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from slimrl.config.environment import EnvironmentConfig, package_of
@@ -115,6 +115,46 @@ def posed(rules: Rules | None, problem: Problem) -> Problem:
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:
     """The records of a request's episodes; none where a completion is one turn."""
     return request.on_turn.played(completions) if isinstance(request.on_turn, Play) else ()
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A request as another process gets it, which plays the episodes with its own environments."""
+
+    request: Request
+    """Without the environment."""
+    problem: Problem | None = None
+    """Of the episodes; None where a completion is one turn."""
+    opening: Turns = ()
+    """The environment's prompt, with which that of the other process must agree."""
+
+    def received(self, rules: Rules | None) -> Request:
+        """The request with environments of this process."""
+        if rules is None or self.problem is None:
+            return self.request
+        return replace(self.request, on_turn=Play(replace(rules, opening=lambda _: self.opening), self.problem))
+
+
+def dealt(request: Request) -> Dealt:
+    """The request without what cannot leave this process."""
+    play = request.on_turn
+    if not isinstance(play, Play):
+        return Dealt(request)
+    return Dealt(replace(request, on_turn=None), play.problem, play.rules.opening(play.problem))
+
+
+def portable(records: Sequence[Played]) -> tuple[Played, ...]:
+    """Records of episodes as they are wherever they were played: of texts and numbers, without the environments themselves."""
+    return tuple(
+        replace(one, turns=tuple((str.__str__(role), str.__str__(text)) for role, text in one.turns), environment=None)
+        for one in records
+    )
+
+
+def heard(request: Request, records: tuple[Played, ...]) -> None:
+    """Make the records of another process those that `played` finds for this request."""
+    if isinstance(request.on_turn, Play):
+        request.on_turn.hear(records)
 
 
 def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Group]) -> None:

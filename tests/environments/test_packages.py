@@ -89,7 +89,6 @@ def test_a_file_in_a_settings_file_is_relative_to_it(tmp_path: Path) -> None:
         (["task.name=verifiers:a", "environment.name=b.py:B"], "task.name=verifiers:a has an environment of its own"),
         (["environment.name=verifiers:a"], "environment.name=verifiers:a plays the problems of its package only; set task.name=verifiers:a"),
         (["task.name=verifiers:"], "task.name='verifiers:' is not one of arithmetic, "),
-        (["task.name=verifiers:a", "devices=2"], "environments are played by one process"),
     ],
 )  # fmt: skip
 def test_refusals(settings: list[str], sentence: str) -> None:

@@ -104,7 +104,6 @@ def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["devices=2"], "environments are played by one process; set devices=1"),
         (["environment.name=", "environment.turns=3"], "environment.turns has no effect without environment.name"),
         (["environment.name=", "rewards.environment=1"], "rewards.environment has no effect without environment.name"),
         (
