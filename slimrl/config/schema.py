@@ -258,7 +258,6 @@ class TrainConfig(RootConfig):
 
 
 UNREAD_BY_SFT = {
-    "environment": ("name", "arguments", "turns", "turn_tokens", "deadline"),
     "rollout": ("problems", "group_size"),
     "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),

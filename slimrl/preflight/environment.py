@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.schema import RootConfig, TrainConfig
@@ -25,6 +26,8 @@ from slimrl.tasks.packaged import packaged_task
 
 KEPT = 4096
 """Prompts of environments that are kept."""
+ANY_ID = -1
+"""Stands for the id that ends a turn."""
 
 
 def package_task(config: TaskConfig, package: Package) -> Task:
@@ -115,6 +118,28 @@ def posed(rules: Rules | None, problem: Problem) -> Problem:
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:
     """The records of a request's episodes; none where a completion is one turn."""
     return request.on_turn.played(completions) if isinstance(request.on_turn, Play) else ()
+
+
+def episode_ids(
+    rules: Rules, write: Callable[[str], tuple[int, ...]], turns: Turns
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Ids of an episode, and `Completion.given` of them, as if the policy had drawn its turns and the environment had answered
+    with the messages between. `write` gives the ids of a turn with the one that ends it.
+
+    Raises DataError for a message that cannot be written.
+    """
+    ids: tuple[int, ...] = ()
+    given: tuple[bool, ...] = ()
+    for by_policy, part in groupby(turns, lambda turn: turn[0] == "assistant"):
+        said = [{"role": role, "content": content} for role, content in part]
+        more = write(said[0]["content"]) if by_policy else rules.encode(said, ids[-1])
+        ids, given = ids + more, given + (not by_policy,) * len(more)
+    return ids, given
+
+
+def try_episode(rules: Rules, prompter: Prompter, turns: Turns) -> None:
+    """Raises DataError for an episode of the data that cannot be written."""
+    episode_ids(rules, lambda text: (*prompter.completion_ids([text])[0], ANY_ID), turns)
 
 
 @dataclass(frozen=True)

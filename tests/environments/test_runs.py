@@ -229,8 +229,7 @@ def test_an_evaluation_counts_episodes_that_break_off_as_wrong(tmp_path: Path) -
 
 
 def test_other_verbs(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"environment.name has no effect in slimrl sft; remove it"):
-        load_config(SftRunConfig, [], ["environment.name=a.py:A"])
+    assert load_config(SftRunConfig, [], ["environment.name=a.py:A"]).environment.turns == 8
     assert load_config(EvalConfig, [], ["environment.name=a.py:A"]).environment.turns == 8
     file = tmp_path / "some" / "a.yaml"
     file.parent.mkdir()
