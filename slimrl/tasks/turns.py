@@ -55,9 +55,8 @@ def _turn(row: Row, field: str, message: dict[str, object], roles: dict[str, str
     given = message.get("role", message.get("from"))
     role = roles.get(str(given))
     if role is None:
-        if given == "tool":
-            row.fail(f"field {field!r} is a message of a tool, which only an environment has; set environment.name")
-        row.fail(f"field {field!r} has the role {str(given)[:60]!r}; the roles are system, user and assistant")
+        further = ", and with environment.name tool" if given == "tool" else ""
+        row.fail(f"field {field!r} has the role {str(given)[:60]!r}; the roles are system, user and assistant{further}")
     content = message.get("content", message.get("value"))
     if isinstance(content, list) and content and all(_is_text(part) for part in content):
         content = "\n".join(str(part["text"]) for part in content)

@@ -142,7 +142,7 @@ def test_episodes_that_are_none(messages: list[Any], sentence: str, tmp_path: Pa
 
 def test_without_an_environment_nobody_answers(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"messages": conversation(1, 2)}, {"messages": conversation(2, 2)}])
-    with pytest.raises(DataError, match=r"is a message of a tool, which only an environment has; set environment.name"):
+    with pytest.raises(DataError, match=r"has the role 'tool'; the roles are .* and with environment.name tool"):
         prepare(load_config(EvalConfig, [], ["model.path=builtin-tools", file]))
 
 
