@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.preflight.environment import episode_ids, played
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.sft import demonstrator, sft
+from tests.cli.conftest import slimrl as slimrl
 from tests.conftest import ROOT
 
 SMALL = (
@@ -144,6 +147,18 @@ def test_without_an_environment_nobody_answers(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"messages": conversation(1, 2)}, {"messages": conversation(2, 2)}])
     with pytest.raises(DataError, match=r"has the role 'tool'; the roles are .* and with environment.name tool"):
         prepare(load_config(EvalConfig, [], ["model.path=builtin-tools", file]))
+
+
+def test_the_page_trains(slimrl: Any) -> None:
+    text = (ROOT / "docs" / "environments.md").read_text().partition("## Demonstrations")[2]
+    row, commands = re.findall(r"^```(?:json)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:2]
+    rows = [row.replace("23", str(number)).replace("322", str(14 * number)) for number in range(20, 44)]
+    Path("shown.jsonl").write_text("".join(rows))
+    small = ["steps=1", "rollout.max_new_tokens=100", "evaluation.problems=1", "evaluation.greedy=false"]
+    for command in commands.splitlines():
+        more = ["model.path=builtin-tools"] if "Qwen" in command else ["rollout.problems=2", "rollout.group_size=2"]
+        result = slimrl(*shlex.split(command)[1:], *small, *more)
+        assert result.code == 0, result.err
 
 
 def test_tasks_without_demonstrations(tmp_path: Path) -> None:
