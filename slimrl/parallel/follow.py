@@ -16,6 +16,7 @@ from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
@@ -40,13 +41,25 @@ def _follow(ranks: Ranks, stop: Stop) -> None:
     if isinstance(begin, End):
         return
     with ranks.together():
-        demand_same_environment(begin, ranks)
-        setup = prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+        setup = _prepare(begin, ranks, stop)
     share = Share(setup.engine, ranks, setup.rules)
     if isinstance(setup.config, TrainConfig):
         _follow_training(setup, begin, share)
     else:
         _follow_imitation(setup, begin, share)
+
+
+def _prepare(begin: Begin, ranks: Ranks, stop: Stop) -> Setup[Any]:
+    """The leader's setup, made here. Raises SettingsError where that cannot be."""
+    demand_same_environment(begin, ranks)
+    try:
+        return prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SettingsError(
+            f"memory ran out on rank {ranks.rank} while it loaded the model; free memory there, or train on fewer devices"
+        ) from None
 
 
 def demand_same_environment(begin: Begin, ranks: Ranks) -> None:
