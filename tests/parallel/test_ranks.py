@@ -31,7 +31,11 @@ def run(count: int, module: str = "cases", *arguments: str) -> dict[str, Any]:
         )
         for rank in range(count)
     ]
-    results = [process.communicate(timeout=300) for process in processes]
+    try:
+        results = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert not any(process.returncode for process in processes), results[0][1][-2000:]
     found: dict[str, Any] = json.loads(results[0][0])
     return found
