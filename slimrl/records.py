@@ -98,6 +98,10 @@ class Problem:
     """The prompt of data that writes its own: earlier turns, the last of which is the question, and a system message that stands
     in the place of the task's. Empty where the question is all that is asked.
     """
+    episode: Turns = ()
+    """A demonstration of several turns behind the prompt, of the policy and of what answers it; `solution` is then of its last
+    turn. Empty where the solution is one turn.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from slimrl.machine.signals import Stop
 from slimrl.model.lora import TAUGHT
 from slimrl.parallel.lead import begin, leading, share, whole_state
 from slimrl.parallel.orders import Imitate
+from slimrl.preflight.environment import episode_ids
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
 from slimrl.records import Problem
@@ -69,6 +70,7 @@ def sft(
             screen.say(f"{found.path} is finished; nothing is left to do")
             return recorded_summary(found, SftSummary)
         setup = prepare(found.config, training=True, kept=found.plan, stop=stop)
+        block.callback(setup.close)
         setup = begin(setup, ranks)
         config, few = fitting_batch(setup, config)
         demonstrate = demonstrator(setup, config)
@@ -118,7 +120,7 @@ def take_update(
     )
     ranks.tell(Imitate(tuple(examples), rate))
     updated = take_imitation_step(setup.policy, optimizer, examples, rate, setup.memory.plan, ranks)
-    tokens = state.tokens + sum(len(example.target_ids) for example in examples)
+    tokens = state.tokens + sum(example.imitated for example in examples)
     after = Progress(step + 1, tokens, state.seconds + time.perf_counter() - started)
     session.record(after, {"num_tokens": tokens, **updated})
     if after.step % config.sft.show_every == 0:
@@ -142,23 +144,23 @@ def fitting_batch(setup: Setup[SftRunConfig], config: SftRunConfig) -> tuple[Sft
 
 
 def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrate:
-    """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and returns its text.
+    """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and returns its text, or the episode
+    where `solution` has several turns.
 
     It returns None for a worked solution beyond the token budget: cut off, it would teach never to stop. The flawed texts of
     the built-in task are cut there, since the rambling ones are to show a text that does not stop.
     Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
     """
-    known = setup.task.demonstrators
+    known, rules = setup.task.demonstrators, setup.rules
+    if not any(problem.solution or problem.episode for problem in islice(setup.task.train, 100)):
+        way_out = "choose another task" if config.task.is_made else "add a solution field to its rows"
+        raise SettingsError(f"task {setup.task.name} has no worked solutions to imitate; {way_out}")
     for name in config.sft.mixture:
         if name not in known:
             raise SettingsError(
                 f"sft.mixture.{name}: task {setup.task.name} has no such demonstrator; it has {', '.join(known)}"
                 f"{nearest(name, known)}"
             )
-    if not any(problem.solution for problem in islice(setup.task.train, 100)):
-        raise SettingsError(
-            f"task {setup.task.name} has no worked solutions to imitate; add a solution field to its rows"
-        )
     names = [name for name, share in config.sft.mixture.items() if share]
     shares = np.cumsum([config.sft.mixture[name] for name in names])
     # a chat template's own end of a turn, else the tokenizer's end of a text
@@ -171,6 +173,11 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
         text = known[name](problem, int(draws.integers(2**31)))
         (ids,) = setup.completion_ids([text])
         budget = setup.config.rollout.budget
+        if name == "solution" and problem.episode and rules is not None:
+            last = problem.episode[-1]
+            turns = (*problem.episode[:-1], last if setup.task.style.well_formed(last[1]) else ("assistant", text))
+            ids, given = episode_ids(rules, lambda one: (*setup.completion_ids([one])[0], stop), turns)
+            return Example(setup.prompt_ids(problem), ids, given) if len(ids) <= budget else None
         if len(ids) < budget:
             return Example(setup.prompt_ids(problem), (*ids, stop))
         return None if name == "solution" else Example(setup.prompt_ids(problem), ids[:budget])

@@ -46,6 +46,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROO
 RUN_BY: dict[tuple[str, str], tuple[str, int]] = {
     ("docs/data.md", ""): ("tests/test_data_page.py, tests/cli/test_difficulty.py", 2),
     ("docs/data.md", "json"): ("tests/cli/test_difficulty.py", 1),
+    ("docs/environments.md", "json"): ("tests/environments/test_demonstrations.py", 1),
     ("docs/evaluation.md", ""): ("tests/cli/test_evaluation_page.py", 8),
     ("docs/extending.md", "diff"): ("tests/test_extending.py", 13),
     ("docs/others-environments.md", "python"): ("tests/environments/test_others_page.py", 2),
@@ -73,6 +74,7 @@ ELSEWHERE = {
     r"slimrl train task\.name=code ": "needs problems with tests; tests/tasks/test_code.py has some",
     r"slimrl train task\.name=verifiers:": "needs the package; tests/environments/test_verifiers.py has it, or a stand-in",
     r"slimrl train .*environment\.name=shop\.py:Shop": "runs in tests/environments/test_others_page.py",
+    r"slimrl (sft|train) .*task\.path=shown\.jsonl": "runs in tests/environments/test_demonstrations.py",
     r"slimrl .*s3://": "needs a bucket; tests/runs/test_s3.py has a server",
     r"slimrl export .*--push": "needs an account; tests/export/test_hub.py has a Hub",
     r"(\S+/)?python benchmarks/": "measures for minutes, or needs the packages of others",

@@ -42,7 +42,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "preflight": {
         "algorithm", "config", "environments", "kernels", "learner", "machine", "model", "results", "rewards", "rollout", "tasks",
     },
-    "parallel": {"algorithm", "config", "learner", "machine", "model", "preflight", "rollout"},
+    "parallel": {"algorithm", "config", "environments", "learner", "machine", "model", "preflight", "rollout"},
     "evaluate": {"measures", "preflight", "results", "rewards", "tasks"},
     "translate": {"config"},
     "session": {

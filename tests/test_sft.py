@@ -27,7 +27,8 @@ from tests.tiny import tiny_policy
 
 def test_loss_is_on_the_target_alone_and_equals_autograd_in_the_open() -> None:
     policy = tiny_policy()
-    examples = [Example((5, 6, 7), (8, 9, 2)), Example((4,), (3, 2)), Example((9, 9, 9, 9), (2,))]
+    episode = Example((9, 9, 9, 9), (2, 8, 7, 3, 2), (False, True, True, False, False))
+    examples = [Example((5, 6, 7), (8, 9, 2)), Example((4,), (3, 2)), episode]
     for tokens in (1, 1000):
         policy.model.zero_grad()
         loss = imitate(policy, examples, lambda part: part.backward(), max_tokens=tokens)
@@ -39,7 +40,8 @@ def test_loss_is_on_the_target_alone_and_equals_autograd_in_the_open() -> None:
             ids = torch.tensor([[*example.prompt_ids, *example.target_ids]])
             logprobs = torch.log_softmax(policy.model(ids[:, :-1]).logits[0], -1)
             start = len(example.prompt_ids) - 1
-            total = total - logprobs[start:].gather(1, ids[0, start + 1 :, None]).sum() / 6
+            imitated = ~torch.tensor(example.given or (False,) * len(example.target_ids))
+            total = total - logprobs[start:].gather(1, ids[0, start + 1 :, None])[imitated].sum() / 8
         total.backward()
         theirs = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
         policy.model.set_attn_implementation("slimrl")

@@ -14,6 +14,7 @@ from slimrl.cli.arguments import JSON, LIMIT, QUIET, SETTINGS, fetched, model_se
 from slimrl.cli.output import open_display, print_json, stopping, writable
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop, Stopped
+from slimrl.text import counted
 
 if TYPE_CHECKING:
     from slimrl.config.schema import RootConfig
@@ -82,8 +83,6 @@ def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> R
             raise SettingsError(f"{setting} has no effect in slimrl difficulty, which counts right answers; remove it")
     config = model_settings(model_or_run, settings, task)
     refuse_immeasurable(config.task)
-    if config.environment.name:
-        raise SettingsError("slimrl difficulty measures completions of one turn; remove environment.name")
     return config
 
 
@@ -124,11 +123,11 @@ class RatesFile:
             self.origin = origin
             write_jsonl(self.path, [origin])
             return {}
-        for key, value in origin.items():
-            if key not in MAY_DIFFER and self.origin.get(key) != value:
+        for key in (key for key in {**self.origin, **origin} if key not in MAY_DIFFER):
+            before, now = self.origin.get(key), origin.get(key)
+            if before != now:
                 raise SettingsError(
-                    f"{self.path} was begun with {key}={self.origin.get(key)!r}, not {value!r}; go on as it was begun, or "
-                    "give --out another name"
+                    f"{self.path} was begun with {key}={before!r}, not {now!r}; go on as it was begun, or give --out another name"
                 )
         data = self.path.read_bytes()
         os.truncate(self.path, data.rfind(b"\n") + 1)
@@ -185,7 +184,7 @@ def _measured(
     stop.defer()
     display.evaluating(0, len(todo))
     try:
-        measure_rates(setup, todo, samples, keep)
+        failed = measure_rates(setup, todo, samples, keep)
     except Stopped as reason:
         setup.grading.shutdown(cancel_futures=True)  # the problem that is being graded is kept too
         measured = f" with {len(problems) - len(todo) + done:,} of {len(problems):,} problems measured"
@@ -194,6 +193,15 @@ def _measured(
         setup.grading.shutdown()
         setup.task.grader.close()
         setup.close()
-    asked = [known.pop(problem.id) for problem in problems]
+    if failed:
+        display.note(_on_failures(failed, samples * len(todo), sum(problem.id not in known for problem in problems)))
+    asked = [known.pop(problem.id) for problem in problems if problem.id in known]
     target.finish([*asked, *known.values()])
     return asked
+
+
+def _on_failures(failed: Sequence[tuple[str, str]], episodes: int, unrated: int) -> str:
+    """A note on the episodes that broke off, and on the problems that have no rate for that."""
+    name, why = failed[0]
+    left = f"; {counted(unrated, 'problem')} without a rate, which the same command measures again" if unrated else ""
+    return f"{len(failed):,} of {episodes:,} episodes broke off and are in no rate; the first, of {name}: {why}{left}"

@@ -146,14 +146,6 @@ class RootConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_process_plays(self) -> Self:
-        if self.environment.name and self.devices > 1:
-            raise ValueError(
-                f"devices={self.devices} with environment.name: environments are played by one process; set devices=1"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _engine_can_sample(self) -> Self:
         if self.rollout.engine != "vllm":
             return self
@@ -266,7 +258,6 @@ class TrainConfig(RootConfig):
 
 
 UNREAD_BY_SFT = {
-    "environment": ("name", "arguments", "turns", "turn_tokens", "deadline"),
     "rollout": ("problems", "group_size"),
     "optimizer": ("minibatches", "epochs", "reference_offload"),
     "evaluation": ("every",),

@@ -178,7 +178,7 @@ class TaskConfig(Section):
 
     def _of_a_package(self) -> None:
         """Raises ValueError for settings in whose place a package of `verifiers` has its own."""
-        read = ("name", "template", "template_arguments", "date", "columns", "arithmetic")
+        read = ("name", "template", "template_arguments", "date", "rates", "success_rate", "columns", "arithmetic")
         for key in (key for key in type(self).model_fields if key not in read):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(

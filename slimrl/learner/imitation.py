@@ -21,11 +21,18 @@ from slimrl.records import Plan
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and a text to imitate."""
+    """A prompt and what is to be imitated behind it."""
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
-    """The solution and the stop token."""
+    """The solution and the stop token; of an episode all turns, each with the stop token, and what was answered between."""
+    given: tuple[bool, ...] = ()
+    """True at target ids that are not imitated, since an environment writes them; empty where all are."""
+
+    @property
+    def imitated(self) -> int:
+        """Number of target ids that carry loss."""
+        return len(self.target_ids) - sum(self.given)
 
 
 def take_imitation_step(
@@ -59,7 +66,7 @@ def imitate(
     Raises DivergedError for a loss that is not finite.
     """
     lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
-    total = sum(len(e.target_ids) for e in examples)
+    total = sum(e.imitated for e in examples)
     loss_sum = 0.0
     alone = torch.arange(len(examples))
     share = max_tokens if ranks.size == 1 else min(max_tokens, -(-int(lengths.sum()) // ranks.size))
@@ -73,6 +80,8 @@ def imitate(
             example = examples[row]
             ids[i, : lengths[row] + 1] = torch.tensor([*example.prompt_ids, *example.target_ids])
             mask[i, len(example.prompt_ids) - 1 : lengths[row]] = True
+            if example.given:
+                mask[i, len(example.prompt_ids) - 1 : lengths[row]] = ~torch.tensor(example.given)
         packed = pack(ids[:, :-1], lengths[rows], lengths[rows], rows, device=policy.device)
         hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask.to(policy.device)])
         logprobs, _ = token_logprobs(

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from slimrl.config.schema import TrainConfig
-from slimrl.errors import SlimError
+from slimrl.errors import SettingsError, SlimError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.ranks import Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
 from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
 from slimrl.parallel.sampler import Share
+from slimrl.preflight.environment import environment_digest
 from slimrl.preflight.setup import Setup, prepare
 
 
@@ -38,12 +40,35 @@ def _follow(ranks: Ranks, stop: Stop) -> None:
     begin: Begin | End = ranks.hear()
     if isinstance(begin, End):
         return
-    setup = prepare(begin.config, training=True, kept=begin.plan, stop=stop)
-    share = Share(setup.engine, ranks)
+    with ranks.together():
+        setup = _prepare(begin, ranks, stop)
+    share = Share(setup.engine, ranks, setup.rules)
     if isinstance(setup.config, TrainConfig):
         _follow_training(setup, begin, share)
     else:
         _follow_imitation(setup, begin, share)
+
+
+def _prepare(begin: Begin, ranks: Ranks, stop: Stop) -> Setup[Any]:
+    """The leader's setup, made here. Raises SettingsError where that cannot be."""
+    demand_same_environment(begin, ranks)
+    try:
+        return prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SettingsError(
+            f"memory ran out on rank {ranks.rank} while it loaded the model; free memory there, or train on fewer devices"
+        ) from None
+
+
+def demand_same_environment(begin: Begin, ranks: Ranks) -> None:
+    """Raises SettingsError where the files of the environment are not those of the leader."""
+    if environment_digest(begin.config.environment) != begin.environment:
+        raise SettingsError(
+            f"environment.name={begin.config.environment.name}: its files differ between rank 0 and rank {ranks.rank}; give "
+            "every machine the same"
+        )
 
 
 def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:

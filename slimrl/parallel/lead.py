@@ -17,6 +17,7 @@ from slimrl.machine.ranks import Ranks
 from slimrl.parallel.follow import give_state, share_state
 from slimrl.parallel.orders import Begin, End, Give, Take, Update
 from slimrl.parallel.sampler import DividedSampler
+from slimrl.preflight.environment import environment_digest
 from slimrl.preflight.setup import Setup
 from slimrl.records import Group
 
@@ -32,12 +33,18 @@ def leading(ranks: Ranks) -> Iterator[None]:
 
 
 def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float] = NONE) -> Setup[Config]:
-    """Let the others prepare the same run; returns the setup with an engine that all ranks sample for."""
+    """Let the others prepare the same run; returns the setup with an engine that all ranks sample for.
+
+    Raises the error of a rank that cannot prepare it.
+    """
     if ranks.size == 1:
         if setup.config.optimizer.sharded:
             return replace(setup, notes=(*setup.notes, "optimizer.sharded has no effect on one device"))
         return setup
-    ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights)))
+    files = environment_digest(setup.config.environment)
+    ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights), files))
+    with ranks.together():
+        pass  # until they have
     return replace(setup, engine=DividedSampler(setup.engine, ranks))
 
 

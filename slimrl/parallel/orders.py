@@ -19,6 +19,8 @@ class Begin:
     plan: Plan
     reward_weights: Mapping[str, float]
     """By reward name; empty for imitation."""
+    environment: str = ""
+    """Digest of the environment's files, which every rank reads for itself; empty without an environment."""
 
 
 @dataclass(frozen=True)

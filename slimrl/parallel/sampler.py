@@ -7,21 +7,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from slimrl.algorithm.batch import balanced
+from slimrl.environments.episodes import Rules
 from slimrl.machine.progress import Progress, silent
 from slimrl.machine.ranks import RankLostError, Ranks, loss_stops
 from slimrl.machine.signals import Stopped
 from slimrl.parallel.orders import Draw
-from slimrl.records import Completion
+from slimrl.preflight.environment import Dealt, dealt, heard, played, portable
+from slimrl.records import Completion, Played
 from slimrl.rollout import OnGroup, Request, Sampler, ignore
 
 Drawn = list[tuple[Completion, ...]]
+Found = list[tuple[tuple[Completion, ...], tuple[Played, ...]]]
+"""Completions of each request, and the records of their episodes."""
 
 
 class DividedSampler:
     """Deals requests to the ranks, whole groups of about the same work to each, and samples the leader's share itself.
 
     A completion depends on its own prompt and uniforms alone, so the ranks draw the tokens that one process would draw, but
-    for rounding.
+    for rounding. Each rank plays the episodes of its share with environments of its own, and their records come back.
     """
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
@@ -48,12 +52,14 @@ class DividedSampler:
 
     def _generate(self, requests: Sequence[Request], order: Draw, on_group: OnGroup, progress: Progress) -> Drawn:
         tokens = self.mean_tokens or order.max_new_tokens / 2
-        dealt = balanced([len(r.prompt_ids) + r.completions * tokens for r in requests], self.ranks.size)
+        parts = balanced([len(r.prompt_ids) + r.completions * tokens for r in requests], self.ranks.size)
         self.ranks.tell(order)
-        own = self.ranks.deal([[requests[index] for index in part] for part in dealt])
+        self.ranks.deal([[dealt(requests[index]) for index in part] for part in parts])
+        own = [requests[index] for index in parts[0]]
 
         def done(place: int, completions: tuple[Completion, ...]) -> None:
-            on_group(dealt[0][place], completions)
+            heard(own[place], portable(played(own[place], completions)))
+            on_group(parts[0][place], completions)
 
         total = sum(request.completions for request in requests)
         share = total / max(1, sum(request.completions for request in own))
@@ -70,12 +76,13 @@ class DividedSampler:
                 self.ranks.exchange([])
             raise
         self.slots = self.sampler.slots
-        found: dict[int, tuple[Completion, ...]] = dict(zip(dealt[0], mine, strict=True))
-        others: list[Drawn | BaseException] = self.ranks.exchange([])
-        for part, drawn in zip(dealt[1:], others[1:], strict=True):
+        found: dict[int, tuple[Completion, ...]] = dict(zip(parts[0], mine, strict=True))
+        others: list[Found | BaseException] = self.ranks.exchange([])
+        for part, drawn in zip(parts[1:], others[1:], strict=True):
             if isinstance(drawn, BaseException):
                 raise drawn
-            for index, completions in zip(part, drawn, strict=True):
+            for index, (completions, records) in zip(part, drawn, strict=True):
+                heard(requests[index], records)
                 found[index] = completions
                 on_group(index, completions)
         lengths = [c.drawn for completions in found.values() for c in completions]
@@ -98,14 +105,25 @@ class Share:
 
     sampler: Sampler
     ranks: Ranks
+    rules: Rules | None = None
+    """Of episodes; None where a completion is one turn."""
 
     def draw(self, order: Draw) -> None:
-        """Sample what is dealt to this rank, and send the completions, or the error that prevents it."""
-        requests: list[Request] = self.ranks.deal()
+        """Sample what is dealt to this rank, and send completions and episodes, or the error that prevents it."""
+        parts: list[Dealt] = self.ranks.deal()
+        requests = [part.received(self.rules) for part in parts]
+        records: dict[int, tuple[Played, ...]] = {}
+
+        def done(place: int, completions: tuple[Completion, ...]) -> None:
+            records[place] = portable(played(requests[place], completions))
+
         self.sampler.weights_changed()
-        found: Drawn | BaseException
+        found: Found | BaseException
         try:
-            found = self.sampler.generate(requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature)
+            drawn = self.sampler.generate(
+                requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature, on_group=done
+            )
+            found = [(completions, records[place]) for place, completions in enumerate(drawn)]
         except (Exception, Stopped) as error:
             found = error
         self.ranks.exchange(found)

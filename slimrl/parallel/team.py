@@ -21,6 +21,8 @@ from slimrl.parallel.lookout import meeting
 FOLLOWER = "slimrl.cli.follower"
 WAIT_SECONDS = 30
 """Time that followers have to end by themselves once their leader is done."""
+SLACK_SECONDS = 10.0
+"""Between the deadline of an environment and that of its rank."""
 
 
 @contextmanager
@@ -41,12 +43,18 @@ def team(config: RootConfig, stop: Stop) -> Iterator[Ranks]:
     most, what = (torch.cuda.device_count(), "GPUs") if cuda else (cores(), "cores")
     if wanted > most:
         raise SettingsError(f"devices={wanted} exceeds the {most} {what} of this machine; lower it")
-    device = torch.device("cuda" if cuda else "cpu")
-    with (
-        followers(wanted, device, config.device_deadline) as check,
-        meeting(device, config.device_deadline, stop, check) as ranks,
-    ):
+    device, deadline = torch.device("cuda" if cuda else "cpu"), patience(config)
+    with followers(wanted, device, deadline) as check, meeting(device, deadline, stop, check) as ranks:
         yield ranks
+
+
+def patience(config: RootConfig) -> float:
+    """Seconds without a sign of life after which a rank counts as hanging.
+
+    An environment can hold the interpreter, and with it the beats of its rank, for as long as it has for an answer.
+    """
+    longest = config.environment.deadline + SLACK_SECONDS if config.environment.name else 0.0
+    return max(config.device_deadline, longest)
 
 
 @contextmanager

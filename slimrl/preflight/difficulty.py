@@ -10,9 +10,10 @@ from typing import Any
 
 from slimrl import __version__
 from slimrl.errors import SettingsError
+from slimrl.preflight.environment import environment_digest, played
 from slimrl.preflight.fitting import room_for_prompts
 from slimrl.preflight.setup import Setup
-from slimrl.records import Completion, Problem
+from slimrl.records import Completion, Played, Problem
 from slimrl.tasks.curriculum import ENDLESS
 from slimrl.tasks.rates import Rate, question_digest
 
@@ -23,12 +24,14 @@ MAY_DIFFER = ("model", "dtype", "date", "slimrl")
 
 OnRate = Callable[[Rate], None]
 """Receives the rate of a problem as soon as its completions are graded, in another thread and in any order."""
+Failed = tuple[str, str]
+"""The id of a problem, and why an episode of it broke off."""
 
 
 def measured_problems(setup: Setup[Any], split: str, limit: int | None) -> Sequence[Problem]:
     """The problems of a split, `train` or `test`, that leave room for a completion; with `limit` the first of them.
 
-    Raises SettingsError where one of them has no answer.
+    Raises SettingsError where one of them has no answer, and no score of an environment decides what is right.
     """
     found: Sequence[Problem] = setup.task.train
     if split == "test":
@@ -36,7 +39,8 @@ def measured_problems(setup: Setup[Any], split: str, limit: int | None) -> Seque
         found = [problem for problem in setup.task.test if len(setup.prompt_ids(problem)) <= room]
     found = found[:limit]
     assert len(found) < ENDLESS
-    if unanswered := next((problem for problem in found if not problem.answer), None):
+    scored = setup.rules is not None and setup.rules.package is not None
+    if not scored and (unanswered := next((problem for problem in found if not problem.answer), None)):
         raise SettingsError(f"{unanswered.id} has no answer, so there is no success rate; add one to every row")
     return found
 
@@ -50,7 +54,9 @@ def origin_of(
     """
     config, rollout = setup.config, setup.config.rollout
     prompt = hashlib.sha256(repr(setup.prompt_ids(problems[0])).encode()).hexdigest()
+    environment = config.environment.model_dump(exclude={"deadline"})
     return {
+        **({"environment": environment | {"files": environment_digest(config.environment)}} if setup.rules else {}),
         "task": config.task.name,
         "split": split,
         "model": config.model.path,
@@ -71,36 +77,51 @@ def origin_of(
     }
 
 
-def measure_rates(setup: Setup[Any], problems: Sequence[Problem], samples: int, on_rate: OnRate) -> None:
-    """Sample and grade `samples` completions of each problem, at the training temperature.
+def measure_rates(setup: Setup[Any], problems: Sequence[Problem], samples: int, on_rate: OnRate) -> list[Failed]:
+    """Sample and grade `samples` completions of each problem, at the training temperature; returns the episodes that broke off.
 
-    The draws of a problem depend on the seed and its id alone, so it does not matter which others are measured with it.
+    Such an episode is in no rate, and a problem has none where all of its episodes broke off. The draws of a problem depend on
+    the seed and its id alone, so it does not matter which others are measured with it.
+    Raises SettingsError where all episodes of a call of the sampler broke off.
     """
+    failed: list[Failed] = []
     for start in range(0, len(problems), CHUNK):
-        _measure(setup, problems[start : start + CHUNK], samples, on_rate)
+        part = problems[start : start + CHUNK]
+        broken = _measure(setup, part, samples, on_rate)
+        if len(broken) == samples * len(part):
+            name, why = broken[0]
+            raise SettingsError(f"{why}, on problem {name}; correct the class of environment.name")
+        failed += broken
+    return failed
 
 
-def _measure(setup: Setup[Any], problems: Sequence[Problem], samples: int, on_rate: OnRate) -> None:
+def _measure(setup: Setup[Any], problems: Sequence[Problem], samples: int, on_rate: OnRate) -> list[Failed]:
     rollout = setup.config.rollout
     requests = setup.requests(problems, stream="difficulty", step=0, samples=samples)
-    graded: list[Future[None]] = []
+    graded: list[Future[list[Failed]]] = []
 
     def grade(index: int, completions: tuple[Completion, ...]) -> None:
-        graded.append(setup.grading.submit(_grade, setup, problems[index], completions, on_rate))
+        episodes = [*zip(completions, played(requests[index], completions) or [Played()] * samples, strict=True)]
+        graded.append(setup.grading.submit(_grade, setup, problems[index], episodes, on_rate))
 
     try:
         setup.engine.generate(requests, max_new_tokens=rollout.budget, temperature=rollout.temperature, on_group=grade)
-        for future in graded:
-            setup.awaited(future)
+        return [failure for future in graded for failure in setup.awaited(future)]
     except BaseException:
         for future in graded:
             future.cancel()
         raise
 
 
-def _grade(setup: Setup[Any], problem: Problem, completions: Sequence[Completion], on_rate: OnRate) -> None:
+def _grade(
+    setup: Setup[Any], problem: Problem, episodes: Sequence[tuple[Completion, Played]], on_rate: OnRate
+) -> list[Failed]:
+    """Tell of the rate of a problem; the failures of its episodes."""
+    whole = [(completion, told.right) for completion, told in episodes if not told.failed]
     right = 0
-    for completion in completions:
+    for completion, verdict in whole:
         setup.stop.check()  # a symbolic checker may take seconds for each
-        right += setup.task.grade(setup.text(completion), problem.answer).strict
-    on_rate(Rate(problem.id, question_digest(problem), right, len(completions)))
+        right += setup.task.grade(setup.text(completion), problem.answer).strict if verdict is None else verdict
+    if whole:
+        on_rate(Rate(problem.id, question_digest(problem), right, len(whole)))
+    return [(problem.id, told.failed) for _, told in episodes if told.failed]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.rewards import is_programs
@@ -29,6 +30,8 @@ from slimrl.tasks.packaged import packaged_task
 LOAD = partial(load_function, setting="environment.name")
 KEPT = 4096
 """Prompts of environments that are kept."""
+ANY_ID = -1
+"""Stands for the id that ends a turn."""
 
 
 def package_task(config: TaskConfig, package: Package) -> Task:
@@ -159,6 +162,68 @@ def asked(rules: Rules | None, messages: Messages, question: str) -> tuple[Messa
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:
     """The records of a request's episodes; none where a completion is one turn."""
     return request.on_turn.played(completions) if isinstance(request.on_turn, Play) else ()
+
+
+def episode_ids(
+    rules: Rules, write: Callable[[str], tuple[int, ...]], turns: Turns
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Ids of an episode, and `Completion.given` of them, as if the policy had drawn its turns and the environment had answered
+    with the messages between. `write` gives the ids of a turn with the one that ends it.
+
+    Raises DataError for a message that cannot be written.
+    """
+    ids: tuple[int, ...] = ()
+    given: tuple[bool, ...] = ()
+    for by_policy, part in groupby(turns, lambda turn: turn[0] == "assistant"):
+        said = [{"role": role, "content": content} for role, content in part]
+        more = write(said[0]["content"]) if by_policy else rules.encode(said, ids[-1])
+        ids, given = ids + more, given + (not by_policy,) * len(more)
+    return ids, given
+
+
+def try_episode(rules: Rules, prompter: Prompter, turns: Turns) -> None:
+    """Raises DataError for an episode of the data that cannot be written."""
+    episode_ids(rules, lambda text: (*prompter.completion_ids([text])[0], ANY_ID), turns)
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """A request as another process gets it, which plays the episodes with its own environments."""
+
+    request: Request
+    """Without the environment."""
+    problem: Problem | None = None
+    """Of the episodes; None where a completion is one turn."""
+    opening: Turns = ()
+    """The environment's prompt, with which that of the other process must agree."""
+
+    def received(self, rules: Rules | None) -> Request:
+        """The request with environments of this process."""
+        if rules is None or self.problem is None:
+            return self.request
+        return replace(self.request, on_turn=Play(replace(rules, opening=lambda _: self.opening), self.problem))
+
+
+def dealt(request: Request) -> Dealt:
+    """The request without what cannot leave this process."""
+    play = request.on_turn
+    if not isinstance(play, Play):
+        return Dealt(request)
+    return Dealt(replace(request, on_turn=None), play.problem, play.rules.opening(play.problem))
+
+
+def portable(records: Sequence[Played]) -> tuple[Played, ...]:
+    """Records of episodes as they are wherever they were played: of texts and numbers, without the environments themselves."""
+    return tuple(
+        replace(one, turns=tuple((str.__str__(role), str.__str__(text)) for role, text in one.turns), environment=None)
+        for one in records
+    )
+
+
+def heard(request: Request, records: tuple[Played, ...]) -> None:
+    """Make the records of another process those that `played` finds for this request."""
+    if isinstance(request.on_turn, Play):
+        request.on_turn.hear(records)
 
 
 def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Group]) -> None:

@@ -24,7 +24,7 @@ from slimrl.machine.threads import settle_threads
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed
+from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed, try_episode
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory, rows_of_a_call
@@ -288,7 +288,7 @@ def _load_task(
         config.task,
         instruction=instruction,
         seed=config.seed,
-        checks=Checks(encode, config.sandbox),
+        checks=Checks(encode, config.sandbox, None if rules is None else partial(try_episode, rules, prompter)),
         answers=answers,
         training=training,
     )
@@ -314,7 +314,8 @@ def _chosen(
         return max(length(problem) for problem in (*train, *held_out))
 
     def longest_solution() -> int:
-        texts = [task.gold_text(problem) for problem in islice(task.train, LOOKED_AT) if problem.solution]
+        solved = [problem for problem in islice(task.train, LOOKED_AT) if problem.solution or problem.episode]
+        texts = ["\n".join(text for _, text in p.episode) or task.gold_text(p) for p in solved]
         lengths = sorted(len(ids) + 1 for ids in prompter.completion_ids(texts))
         return lengths[int(LONG * (len(lengths) - 1))] if lengths else 0
 

@@ -5,6 +5,7 @@ This room knows nothing of models, rollouts and rewards. `load_task` builds a ta
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from slimrl.config.sandbox import SandboxConfig
 from slimrl.config.task import TaskConfig
@@ -100,6 +101,10 @@ class Checks:
     """Gets the prompt of each row, as messages, and its gold text; raises DataError for a bad row."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     """In which the programs of rows, and later of completions, are run."""
+    replay: Callable[[Turns], object] | None = None
+    """Gets the episode of each row that demonstrates one; raises DataError for a bad row. None where conversations are no
+    episodes.
+    """
 
 
 def load_task(
@@ -131,9 +136,12 @@ def load_task(
             if formed and (found := answer_fault(config.checker, problem.answer)):
                 raise DataError(found)
             checks.encode(prompt_messages(instruction, problem), style.render(problem.solution, problem.answer))
+            if checks.replay is not None:
+                checks.replay(problem.episode)
 
         verify = grader.faults if isinstance(grader, ProgramGrader) else lambda _: {}
-        splits = files.load(config, encode_row, answers=answers, training=training, verify=verify)
+        load = partial(files.load, answers=answers, training=training, verify=verify)
+        splits = load(config, encode_row, episodes=checks.replay is not None)
         demonstrators = {"solution": lambda problem, _: _demonstration(problem, style)}
     if training and not len(splits.train):
         raise SettingsError(f"task {config.name} has no training problems; check task.path")

@@ -14,7 +14,7 @@ from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem, Rejected
 from slimrl.tasks.code import code_problem
 from slimrl.tasks.formats import CONVERT
-from slimrl.tasks.layout import check_columns, find_layout, split_hashes
+from slimrl.tasks.layout import Layout, check_columns, find_layout, split_hashes
 from slimrl.tasks.questions import asked, held_out, normalized
 from slimrl.tasks.rows import Row, RowError, bad_rows
 from slimrl.tasks.sources import find_sources
@@ -51,13 +51,15 @@ def load(
     answers: Answers = "needed",
     training: bool = True,
     verify: Verify = lambda _: {},
+    episodes: bool = False,
 ) -> Splits:
     """The splits of a task that is read from files or the Hub.
 
     Without held-out data of its own, a tenth of the questions of `task.path` is held out, chosen by a hash of the
     question (`questions.held_out`), after repeats are removed. Without `task.path` the training problems come from the Hub,
-    and without `task.test_path` the held-out ones do. `answers` says which rows of `jsonl` data need one. Without
-    `training` no problems to train on are looked for on the Hub where the held-out ones are elsewhere (`task.test_path`).
+    and without `task.test_path` the held-out ones do. `answers` says which rows of `jsonl` data need one, and
+    `episodes` how their conversations are read (`find_layout`). Without `training` no problems to train on are looked for on the
+    Hub where the held-out ones are elsewhere (`task.test_path`).
 
     A row is bad if it cannot be read, repeats an id or a question of its file, is refused by `encode` or `verify`, or is a
     training row with a held-out question. With `task.on_bad_row=error` bad rows raise DataError, naming file:line; with `skip`
@@ -74,7 +76,8 @@ def load(
         raise
     check_columns(config.columns, rows)
     held = [] if held_out_source is None else held_out_source.rows()
-    reader, note = _reader(config, rows, held, answers)
+    find = partial(find_layout, config=config, answers=answers, episodes=episodes)
+    reader, note = _reader(config, rows, held, find)
     hold = partial(_verified, verify)
     train, rejected = hold(*_problems(reader, f"{name}/train" if held_out_source else name, rows, encode))
     notes = [note]
@@ -83,7 +86,7 @@ def load(
         if not test and not rejected:
             raise DataError(f"{config.path} has one row, none can be held out; add rows or set task.test_path")
     else:
-        reader, note = _reader(config, held, rows, answers)
+        reader, note = _reader(config, held, rows, find)
         test, rejected_test = hold(*_problems(reader, f"{name}/test", held, encode))
         rejected += [*rejected_test, *_overlap(train, test)]
         notes += [note] if note != notes[0] else []
@@ -106,12 +109,12 @@ def _check_left(config: TaskConfig, rejected: Sequence[Rejected], splits: Mappin
 
 
 def _reader(
-    config: TaskConfig, rows: Sequence[Row | Rejected], others: Sequence[Row | Rejected], answers: Answers
+    config: TaskConfig, rows: Sequence[Row | Rejected], others: Sequence[Row | Rejected], find: Callable[..., Layout]
 ) -> tuple[Reader, str]:
     """The reader of a file's rows, beside those of the `others` file, and a note on the columns that it reads."""
     if config.name != "jsonl":
         return _READERS[config.name], ""
-    layout = find_layout(rows, config, others, answers=answers)
+    layout = find(rows, others=others)
     return layout.problem, layout.note
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from slimrl.config.task import ColumnsConfig, TaskConfig
 from slimrl.errors import SettingsError
-from slimrl.records import Problem, Rejected
+from slimrl.records import Problem, Rejected, Turns
 from slimrl.tasks.choices import (
     Counted,
     counted,
@@ -26,7 +26,7 @@ from slimrl.tasks.choices import (
 from slimrl.tasks.formats import are_messages
 from slimrl.tasks.rows import MISSING, Row
 from slimrl.tasks.styles import last_box
-from slimrl.tasks.turns import read_turns
+from slimrl.tasks.turns import read_turns, split_episode
 from slimrl.terms import Answers
 
 NONE = "none"
@@ -75,6 +75,8 @@ class Layout:
     """Options that the rows have no column of, since the answers are these words."""
     unread: str = ""
     """A column that looks like a text to read and is in no prompt."""
+    episodes: bool = False
+    """A conversation that ends with the assistant's turn is an episode from its first one on."""
     unknown: tuple[str, ...] = ()
     """Of `question` and `answer`, those for which no column was found."""
 
@@ -100,10 +102,8 @@ class Layout:
     def problem(self, row: Row, new_id: str) -> Problem:
         """The problem of a row. Raises RowError for a bad one."""
         self._require(row, "question", self.question)
-        turns = read_turns(row, self.question)
-        reply = ""
-        if turns[-1][0] == "assistant":
-            turns, reply = turns[:-1], turns[-1][1]
+        turns, said = self._conversation(row, self.question)
+        reply = said[-1][1] if said else ""
         if not turns or turns[-1][0] != "user":
             row.fail(f"field {self.question!r} has no question, a message of the user's before the answer; correct it")
         question = turns[-1][1]
@@ -114,7 +114,13 @@ class Layout:
         if written := texts or [*self.yes_no]:
             question = f"{question.rstrip()}\n{listed(written)}"
         answer, solution, steps = self._answer(row, reply, labels, texts)
-        worked = row.optional_text(self.solution) if self.solution else ""
+        shown = [
+            key for key in (self.solution, self.answer) if key and key != self.question and are_messages(row.at(key))
+        ]
+        if shown and self.episodes:
+            _, said = self._conversation(row, shown[0])
+        apart = self.solution in shown and self.episodes
+        worked = row.optional_text(self.solution) if self.solution and not apart else ""
         name = row.at(self.id) if self.id else None
         difficulty = row.number(self.difficulty) if self.difficulty else 0.0
         own = [key for key in OWN if getattr(self, key) == key]
@@ -122,11 +128,20 @@ class Layout:
             id=new_id if name in (None, MISSING, "") else row.answer(self.id),
             question=question,
             answer=answer,
-            solution=worked or solution,
+            solution=worked or (said[-1][1] if apart and said else solution),
             difficulty=difficulty or steps,
             columns=row.rest(*own),
             turns=(*turns[:-1], ("user", question)) if len(turns) > 1 else (),
+            episode=said if len(said) > 1 else (),
         )
+
+    def _conversation(self, row: Row, field: str) -> tuple[Turns, Turns]:
+        """The prompt in a field, and what follows it: the assistant's reply, or an episode."""
+        turns = read_turns(row, field, episodes=self.episodes)
+        if self.episodes:
+            return split_episode(row, field, turns)
+        replied = turns[-1][0] == "assistant"
+        return (turns[:-1], turns[-1:]) if replied else (turns, ())
 
     def _answer(self, row: Row, reply: str, labels: list[str], texts: list[str]) -> tuple[str, str, float]:
         """Answer, worked solution and number of calculator marks."""
@@ -137,7 +152,7 @@ class Layout:
         if replied and not reply:
             row.fail(f"field {self.question!r} ends without an answer of the assistant's; add it or remove the row")
         self._require(row, "answer", self.answer)
-        whole = reply if replied else _reply(row, self.answer) or row.answers(self.answer)
+        whole = reply if replied else self._reply(row) or row.answers(self.answer)
         solution = "" if replied else reply
         if texts:
             if self.counted:
@@ -155,6 +170,11 @@ class Layout:
                 )
             return answer, whole, 0.0
         return whole, solution, 0.0
+
+    def _reply(self, row: Row) -> str:
+        """The last text of an answer of messages, as TRL's conversational completions; empty for another."""
+        messages = are_messages(row.at(self.answer))
+        return read_turns(row, self.answer, episodes=self.episodes)[-1][1] if messages else ""
 
     def _require(self, row: Row, role: str, column: str) -> None:
         if row.at(column) is not MISSING:
@@ -176,9 +196,15 @@ def split_hashes(row: Row, field: str, whole: str, way_out: str) -> tuple[str, s
 
 
 def find_layout(
-    rows: Sequence[Row | Rejected], config: TaskConfig, others: Sequence[Row | Rejected] = (), *, answers: Answers
+    rows: Sequence[Row | Rejected],
+    config: TaskConfig,
+    others: Sequence[Row | Rejected] = (),
+    *,
+    answers: Answers,
+    episodes: bool = False,
 ) -> Layout:
-    """The layout of a file's rows; `answers` says which need one, and with `task.checker=none` none does.
+    """The layout of a file's rows; `answers` says which need one, and with `task.checker=none` none does. Conversations are
+    `episodes` where an environment plays them.
 
     Rows of the `others` file tell too whether answers are indexes, so that both are read in the same way.
     """
@@ -223,6 +249,7 @@ def find_layout(
         unread="" if read else unread,
         worked=worked,
         unasked=none or answers == "unneeded",
+        episodes=episodes,
         unknown=tuple(name for name in ("question", "answer") if not _spelling(seen, name)),
     )
 
@@ -252,11 +279,6 @@ def _is_text(value: object) -> bool:
 def _ends_with_reply(messages: object) -> bool:
     last = messages[-1] if isinstance(messages, list) else {}
     return str(last.get("role", last.get("from"))) in ("assistant", "gpt", "model")
-
-
-def _reply(row: Row, field: str) -> str:
-    """The last text of a field of messages, as TRL's conversational completions; empty for other fields."""
-    return read_turns(row, field)[-1][1] if are_messages(row.at(field)) else ""
 
 
 def _whole(row: Row, answer: str) -> str:

@@ -9,6 +9,7 @@ from slimrl.records import Problem
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.questions import held_out, normalized
+from slimrl.tasks.rates import rated
 from slimrl.tasks.styles import STYLES
 
 
@@ -33,7 +34,9 @@ def packaged_task(config: TaskConfig, train: Sequence[Problem], test: Sequence[P
             f"task.name={config.name}: none of its {len(train)} problems can be held out; give it evaluation data"
         )
     left = [problem for problem, key in zip(train, keys, strict=True) if key not in held]
-    return Task(config.name, left, test, (), STYLES[config.style], Grader("none"), "", {}, notes=tuple(notes))
+    chosen, rates, on_rates = rated(left, config) if config.rates else (left, {}, ())
+    style, notes = STYLES[config.style], [*notes, *on_rates]
+    return Task(config.name, chosen, test, (), style, Grader("none"), "", {}, notes=tuple(notes), rates=rates)
 
 
 def _key(problem: Problem) -> str:

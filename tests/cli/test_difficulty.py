@@ -243,3 +243,71 @@ def test_every_command_of_the_page_runs(slimrl, sums: Path, tiny_folder: Path) -
     assert ordered[1] < ordered[-2]
     assert sorted({row["id"]: by_id[row["id"]] for row in first}.values()) == ordered[-2:]
     assert sorted({row["id"]: by_id[row["id"]] for row in last}.values()) == ordered[:2]
+
+
+STOPS = "rollout.stop=[a, e, i, o, u]"
+"""By which turns of a model without training end."""
+AGAIN = '''
+import json
+from pathlib import Path
+
+
+class Again:
+    """Asks twice and notes the last turn; breaks off in some episodes of problem 7, and in all of problem 9."""
+
+    def __init__(self, breaks=()):
+        self.left, self.breaks, self.text = 2, breaks, ""
+
+    def reset(self, problem):
+        self.problem = problem
+        return [{"role": "user", "content": problem.question + " Think."}]
+
+    def step(self, text):
+        self.left -= 1
+        number = int(self.problem.answer) - 1
+        if number in self.breaks and (number == 9 or len(text) % 2):
+            raise OSError("the service is down")
+        self.text = text
+        return [{"role": "user", "content": "Once more."}], self.left == 0
+
+    def score(self):
+        with Path("said.jsonl").open("a") as file:
+            file.write(json.dumps([self.problem.id, int(self.problem.answer), self.left, self.text]) + "\\n")
+        return 0.0
+'''
+
+
+def test_rates_of_episodes(slimrl, tiny_folder: Path) -> None:
+    Path("again.py").write_text(AGAIN)
+    few = (*FEW[:1], "rollout.max_new_tokens=60", STOPS, "environment.name=again.py:Again")
+    result = slimrl("difficulty", tiny_folder, *few, "environment.arguments={breaks: [7, 9]}", "--samples", 4, "--json")
+    assert result.code == 0, result.err
+    header, *rows = lines("rates-jsonl.jsonl")
+    assert header["environment"]["arguments"] == {"breaks": [7, 9]}
+    assert header["environment"]["files"]
+    said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    assert {left for _, _, left, _ in said} >= {0}, "some episodes have both turns"
+    over = {name for name, _, left, _ in said if not left}
+    for row in rows:
+        mine = [len(text) % 3 == answer % 3 for name, answer, left, text in said if name == row["id"] and not left]
+        if len(mine) == row["samples"]:
+            assert row["right"] == sum(mine)
+    assert sum(row["id"] in over for row in rows) > len(rows) / 2
+    samples = {row["id"]: row["samples"] for row in rows}
+    assert samples["jsonl/00007"] < 4
+    assert "jsonl/00009" not in samples
+    assert {count for name, count in samples.items() if name != "jsonl/00007"} == {4}
+    told = " ".join(result.err.split())
+    assert "of 84 episodes broke off and are in no rate; the first, of jsonl/0000" in told
+    assert "the service is down; 1 problem without a rate, which the same command measures again" in told
+    other = slimrl("difficulty", tiny_folder, *few[:2], "--samples", 4)
+    assert other.code == 2
+    assert "rates-jsonl.jsonl was begun with environment={'name':" in other.err
+
+
+def test_an_environment_that_never_works_is_an_error(slimrl, tiny_folder: Path) -> None:
+    Path("bad.py").write_text("class Bad:\n    def step(self, text):\n        raise KeyError('mine')\n")
+    small = (*FEW, "rollout.max_new_tokens=60", STOPS, "environment.name=bad.py:Bad", "--samples", 2, "--limit", 2)
+    result = slimrl("difficulty", tiny_folder, *small)
+    assert result.code == 2
+    assert "the environment raised KeyError: 'mine', on problem jsonl/" in result.err

@@ -14,8 +14,10 @@ from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
 from slimrl.environments.verifiers import bridge
 from slimrl.errors import SettingsError
 from slimrl.evaluate import evaluate
-from slimrl.preflight.setup import prepare_measuring
+from slimrl.preflight.difficulty import measure_rates, measured_problems
+from slimrl.preflight.setup import prepare, prepare_measuring
 from slimrl.runs.reader import read_metrics
+from slimrl.tasks.rates import Rate
 from tests.environments import stand_in
 from tests.environments.guess import GUESS
 from tests.session.test_resume import StopAt, content, interrupt, run
@@ -65,6 +67,22 @@ def test_the_accuracy_of_a_package_is_the_share_of_episodes_that_pass(package: s
         assert row.strict == row.lenient == (row.scores["environment"] >= 0.5)  # type: ignore[operator]
 
 
+def test_problems_of_a_package_have_rates_by_which_they_are_chosen(package: str, tmp_path: Path) -> None:
+    config = load_config(EvalConfig, [], [package, "rollout.max_new_tokens=64"])
+    setup = prepare(config)
+    problems = measured_problems(setup, "train", 6)
+    found: list[Rate] = []
+    assert measure_rates(setup, problems, 4, found.append) == []
+    assert 0 < sum(rate.right for rate in found) < 24, "scores decide, since a package has no checker"
+    assert {rate.samples for rate in found} == {4}
+    file = tmp_path / "rates.jsonl"
+    file.write_text("".join(json.dumps(rate.row()) + "\n" for rate in found))
+    chosen = load_config(TrainConfig, [], [package, f"task.rates={file}", "task.success_rate=[0.1, 1]"])
+    task = prepare(chosen).task
+    assert {p.id: 1 - p.difficulty for p in task.train} == {r.id: r.rate for r in found if r.rate >= 0.1}
+    assert any("task.rates: success rates" in note for note in task.notes)
+
+
 def test_environment_and_rubric_are_the_defaults() -> None:
     config = load_config(TrainConfig, [], ["task.name=verifiers:my-game", "environment.arguments={level: 2}"])
     assert config.environment.name == config.task.name == "verifiers:my-game"
@@ -89,7 +107,6 @@ def test_a_file_in_a_settings_file_is_relative_to_it(tmp_path: Path) -> None:
         (["task.name=verifiers:a", "environment.name=b.py:B"], "task.name=verifiers:a has an environment of its own"),
         (["environment.name=verifiers:a"], "environment.name=verifiers:a plays the problems of its package only; set task.name=verifiers:a"),
         (["task.name=verifiers:"], "task.name='verifiers:' is not one of arithmetic, "),
-        (["task.name=verifiers:a", "devices=2"], "environments are played by one process"),
     ],
 )  # fmt: skip
 def test_refusals(settings: list[str], sentence: str) -> None:

@@ -115,7 +115,6 @@ def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["devices=2"], "environments are played by one process; set devices=1"),
         (["environment.name=", "environment.turns=3"], "environment.turns has no effect without environment.name"),
         (["environment.name=", "rewards.environment=1"], "rewards.environment has no effect without environment.name"),
         (
@@ -257,8 +256,7 @@ def test_a_question_is_asked_in_the_environment(echo: str) -> None:
 
 
 def test_other_verbs(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"environment.name has no effect in slimrl sft; remove it"):
-        load_config(SftRunConfig, [], ["environment.name=a.py:A"])
+    assert load_config(SftRunConfig, [], ["environment.name=a.py:A"]).environment.turns == 8
     assert load_config(EvalConfig, [], ["environment.name=a.py:A"]).environment.turns == 8
     file = tmp_path / "some" / "a.yaml"
     file.parent.mkdir()

@@ -15,15 +15,15 @@ from tests.conftest import ROOT
 from tests.parallel.cases import CASES, FEW
 
 
-def run(count: int) -> dict[str, Any]:
-    """What the leader of so many ranks says of all cases."""
+def run(count: int, module: str = "cases", *arguments: str) -> dict[str, Any]:
+    """What the leader of so many ranks says of all cases of a module."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.parallel.cases"],
+            [sys.executable, "-m", f"tests.parallel.{module}", *arguments],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -31,7 +31,11 @@ def run(count: int) -> dict[str, Any]:
         )
         for rank in range(count)
     ]
-    results = [process.communicate(timeout=300) for process in processes]
+    try:
+        results = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert not any(process.returncode for process in processes), results[0][1][-2000:]
     found: dict[str, Any] = json.loads(results[0][0])
     return found

@@ -1,0 +1,167 @@
+"""Warm starts in an environment: episodes of several turns as data, written and read as those that are played."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimrl.config.files import load_config
+from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
+from slimrl.display.run import Display
+from slimrl.errors import DataError, SettingsError
+from slimrl.preflight.environment import episode_ids, played
+from slimrl.preflight.setup import Setup, prepare
+from slimrl.sft import demonstrator, sft
+from tests.cli.conftest import slimrl as slimrl
+from tests.conftest import ROOT
+
+SMALL = (
+    "model.path=builtin-tools", "rollout.max_new_tokens=160", "evaluation.problems=3", "evaluation.greedy=false", "steps=2",
+    "sft.batch_size=4", "name=s",
+)  # fmt: skip
+
+
+def said(*turns: str) -> list[dict[str, str]]:
+    """Messages from `role: text`."""
+    return [dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in turns]
+
+
+def conversation(a: int, b: int) -> list[dict[str, str]]:
+    call, text = f"<calculate>{a}+{b}</calculate>", f"{a}+{b}={a + b}\n#### {a + b}"
+    return said(f"user: {a} and {b}?", f"assistant: {call}", f"tool: {a + b}", f"assistant: {text}")
+
+
+def write(file: Path, rows: list[Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"task.path={file}"
+
+
+def config_of(output: Path, *more: str) -> SftRunConfig:
+    return load_config(SftRunConfig, [], [*SMALL, f"output={output}", "environment.name=calculator", *more])
+
+
+@pytest.mark.parametrize("recipe", ["calculator", "guess"])
+def test_a_demonstration_has_the_ids_of_the_episode_that_it_shows(recipe: str) -> None:
+    config = load_config(TrainConfig, [str(ROOT / "recipes" / f"{recipe}.yaml")], ["evaluation.problems=1"])
+    setup = prepare(config)
+    problems = list(islice(setup.training_problems(step=0, count=6), 6))
+    requests = setup.requests(problems, stream="train", step=0, samples=4)
+    (stop,) = {*setup.policy.stop_ids} & {setup.prompter.turn_end}
+    compared = 0
+    for request, drawn in zip(
+        requests, setup.engine.generate(requests, max_new_tokens=config.rollout.max_new_tokens), strict=True
+    ):
+        for completion, episode in zip(drawn, played(request, drawn), strict=True):
+            if completion.finish == "stop" and completion.turns > 1:
+                assert setup.rules is not None
+                ids = episode_ids(setup.rules, lambda text: (*setup.completion_ids([text])[0], stop), episode.turns)
+                assert ids == (completion.token_ids, completion.given)
+                compared += 1
+    assert compared > 4
+
+
+def examples(setup: Setup[SftRunConfig], config: SftRunConfig) -> list[tuple[Any, Any]]:
+    demonstrate = demonstrator(setup, config)
+    return [(problem, demonstrate(problem, 0)) for problem in setup.task.train]
+
+
+def test_a_warm_start_learns_the_turns_and_is_measured_in_the_environment(tmp_path: Path) -> None:
+    rows = [{"messages": conversation(100 + i, 200 + 3 * i)} for i in range(30)]
+    config = config_of(tmp_path, write(tmp_path / "rows.jsonl", rows), "sft.show_every=1")
+    setup = prepare(config)
+    for problem, example in examples(setup, config):
+        texts = [text for role, text in problem.episode if role == "assistant"]
+        request, *_ = setup.requests([problem], stream="train", step=0, samples=1)
+        assert example.prompt_ids == request.prompt_ids
+        learned = [i for i, given in zip(example.target_ids, example.given, strict=True) if not given]
+        assert learned == [i for text in texts for i in (*setup.completion_ids([text])[0], setup.prompter.turn_end)]
+        answered = [i for i, given in zip(example.target_ids, example.given, strict=True) if given]
+        assert problem.episode[1][1] in setup.policy.decode(answered)
+        assert example.imitated == len(learned) < len(example.target_ids)
+    summary = sft(config, Display(quiet=True))
+    losses = [json.loads(line) for line in (Path(summary.run) / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1]["num_tokens"] == summary.tokens_trained
+    for step in (0, 2):
+        evaluated = (Path(summary.run) / "evals" / f"step-{step:08d}.jsonl").read_text().splitlines()
+        assert max(json.loads(line)["turns"] for line in evaluated) > 0
+
+
+def test_an_answer_column_completes_a_last_turn_without_the_form(tmp_path: Path) -> None:
+    """As it does for solutions of one turn; a last turn that has the form stays as it is."""
+    bare = said("user: 3 and 4?", "assistant: <calculate>3+4</calculate>", "tool: 7", "assistant: It is 7.")
+    formed = said("user: 5 and 6?", "assistant: <calculate>5+6</calculate>", "tool: 11", "assistant: So #### 11")
+    rows = [{"messages": bare, "answer": "7"}, {"messages": formed, "answer": "11"}]
+    test = write(tmp_path / "test.jsonl", [{"messages": said("user: 1 and 1?"), "answer": "2"}]).partition("=")[2]
+    config = config_of(tmp_path, write(tmp_path / "rows.jsonl", rows), f"task.test_path={test}", "sft.batch_size=2")
+    setup = prepare(config)
+    ends = [setup.policy.decode(example.target_ids).split("user")[-1] for _, example in examples(setup, config)]
+    assert ends[0].endswith("It is 7.\n#### 7")
+    assert ends[1].endswith("So #### 11")
+    assert ends[1].count("####") == 1
+
+
+def test_columns_that_hold_an_episode(tmp_path: Path) -> None:
+    """As messages, as TRL's conversational completion, and as a solution beside question and answer; others stay as they are."""
+    whole = conversation(30, 4)
+    prompt, episode = whole[:1], whole[1:]
+    forms: list[dict[str, Any]] = [
+        {"messages": whole},
+        {"prompt": prompt, "completion": episode},
+        {"question": "30 and 4?", "answer": "34", "solution": episode},
+        {"question": "30 and 4?", "answer": "34", "solution": whole},
+    ]
+    for number, form in enumerate(forms):
+        other = json.loads(json.dumps(form).replace("30 and", "31 and"))
+        file = write(tmp_path / f"{number}.jsonl", [form, other])
+        config = config_of(tmp_path, file, "sft.batch_size=1")
+        (problem,) = prepare(config).task.train
+        assert problem.episode == tuple((turn["role"], turn["content"]) for turn in episode)
+        assert (problem.question[2:], problem.answer, problem.turns) == (" and 4?", "34", ())
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        (said("user: a", "tool: b", "assistant: c"), "has a message of a tool in the prompt, before a turn"),
+        (said("user: a", "assistant: b", "tool: c"), "ends with a message of a tool; add the assistant's turn behind it"),
+        (said("user: a", "assistant: b", "assistant: c"), "has two turns of the assistant's in a row; join them"),
+        (
+            [*said("user: a"), {"role": "assistant", "content": None, "tool_calls": [{}]}, *said("tool: b", "assistant: c")],
+            r"has calls apart from its text \(tool_calls\); write them into the content",
+        ),
+    ],
+)  # fmt: skip
+def test_episodes_that_are_none(messages: list[Any], sentence: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"messages": messages}, {"messages": conversation(1, 2)}])
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: field 'messages[.0-9]*' {sentence}"):
+        prepare(config_of(tmp_path, file))
+
+
+def test_without_an_environment_nobody_answers(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"messages": conversation(1, 2)}, {"messages": conversation(2, 2)}])
+    with pytest.raises(DataError, match=r"has the role 'tool'; the roles are .* and with environment.name tool"):
+        prepare(load_config(EvalConfig, [], ["model.path=builtin-tools", file]))
+
+
+def test_the_page_trains(slimrl: Any) -> None:
+    text = (ROOT / "docs" / "environments.md").read_text().partition("## Demonstrations")[2]
+    row, commands = re.findall(r"^```(?:json)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[:2]
+    rows = [row.replace("23", str(number)).replace("322", str(14 * number)) for number in range(20, 44)]
+    Path("shown.jsonl").write_text("".join(rows))
+    small = ["steps=1", "rollout.max_new_tokens=100", "evaluation.problems=1", "evaluation.greedy=false"]
+    for command in commands.splitlines():
+        more = ["model.path=builtin-tools"] if "Qwen" in command else ["rollout.problems=2", "rollout.group_size=2"]
+        result = slimrl(*shlex.split(command)[1:], *small, *more)
+        assert result.code == 0, result.err
+
+
+def test_tasks_without_demonstrations(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "task.name=guess", "environment.name=guess")
+    with pytest.raises(SettingsError, match=r"task guess has no worked solutions to imitate; choose another task"):
+        demonstrator(prepare(config), config)
