@@ -17,7 +17,7 @@
 set -u
 name=${1:?name of the run}
 shift
-attempts=20 # for processes that are killed: one that memory kills at every start must not come back for ever
+attempts=20 # of a job whose processes are killed: what memory kills at every start must not come back for ever
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
@@ -26,7 +26,7 @@ rank='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCAL
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES)); exec slimrl train --resume "$@"'
 
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM INT # bash alone is told; the signal goes to all processes that srun started
-srun bash -c "$rank" slimrl "name=$name" "$@" &
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c "$rank" slimrl "name=$name" "$@" &
 run=$!
 wait "$run"
 while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not with the run

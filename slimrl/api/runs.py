@@ -138,6 +138,11 @@ def _carried_out(order: Order, request: Request, *, force: bool, quiet: bool) ->
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         if is_programs(config.environment.name):
+            if config.devices > 1:
+                raise SettingsError(
+                    f"devices={config.devices}: other processes cannot load {config.environment.name}, a class of this program; "
+                    "set devices=1, or write the class into a file"
+                )
             load_function(config.environment.name, setting="environment.name")
         screen = open_screen(config, quiet=quiet)
         for note in request.rewards.notes:

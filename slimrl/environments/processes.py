@@ -16,7 +16,7 @@ from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import PROMPT, Environment, Load, Make, Messages, Step, maker, message_fault
 from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.tools import Tool, tools_of
-from slimrl.environments.waiting import awaited
+from slimrl.environments.waiting import LostError, awaited
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.machine.processes import Guard
 from slimrl.machine.worker import GIB, LOAD_SECONDS, Answer, LoadTimeoutError, Output, Worker
@@ -26,6 +26,8 @@ IDLE_SECONDS = 3600.0
 """A process that says nothing for so long is listened to again."""
 CLOSING_SECONDS = 5.0
 """For a process that was killed to be gone."""
+LOST = -1
+"""The number of a reply that the process did not give, since it ended."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Stage:
         try:
             environment = self._playing.get(request.episode) or self._begun(request.episode)
             yield Reply(request.number, "", METHODS[request.method](environment, *request.arguments))
-        except BaseException as error:  # whatever it is: nobody else would hear of it
+        except BaseException as error:  # of any kind: the run waits for this reply
             yield Reply(request.number, told(error))
 
     def _begun(self, episode: int) -> Environment:
@@ -215,6 +217,11 @@ class Process:
         return self._known.result()
 
     @property
+    def refused(self) -> bool:
+        """True where the class cannot be loaded, which another process would not change."""
+        return self._known.done() and isinstance(self._known.exception(), SettingsError)
+
+    @property
     def over(self) -> bool:
         """True where no episode of it goes on."""
         self._forget()
@@ -226,14 +233,14 @@ class Process:
         found = Future[Reply]()
         with self._lock:
             if self._loss:
-                raise DataError(self._loss)
+                raise LostError(self._loss)
             number = next(self._numbers)
             self._asked[number] = found
             with suppress(EOFError, OSError):  # the thread that listens tells of that
                 self._worker.ask(Request(number, episode, method, arguments, self._forget()))
         reply = found.result()
         if reply.failed:
-            raise DataError(reply.failed)
+            raise (LostError if reply.number == LOST else DataError)(reply.failed)
         return reply.value
 
     def close(self) -> None:
@@ -264,11 +271,12 @@ class Process:
                 with suppress(TimeoutError):
                     reply = self._worker.reply(IDLE_SECONDS)
                     self._asked.pop(reply.number).set_result(reply)
-        self.retired, how = True, self._worker.end()
+        self.retired = True
+        how = self._worker.end()
         with self._lock:
             self._loss = f"lost its process, which ended with {how}"
-        for number, found in self._asked.items():
-            found.set_result(Reply(number, self._loss))
+        for found in self._asked.values():
+            found.set_result(Reply(LOST, self._loss))
 
 
 def _refusal(error: BaseException, how: str) -> BaseException:
@@ -294,7 +302,7 @@ class Processes:
 
     A process in which an answer is late gets no further episodes, and is ended with all that it started once its other episodes
     are over; one that ends takes its episodes with it. Another takes its place. None outlives this process, and of what
-    environments start only a process with a session of its own may, where its process ended by itself or this one was killed.
+    environments start only a process with a session of its own may, if its environment is its own too or this process was killed.
     """
 
     loading: Loading
@@ -307,7 +315,10 @@ class Processes:
     _episodes: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self._output, self._guard = Output(self.show, "environments"), Guard()
+        try:
+            self._output, self._guard = Output(self.show, "environments"), Guard()
+        except OSError as error:
+            raise _refusal(error, "") from None
         self._current += [self._started() for _ in range(self.count)]
         self.close = finalize(self, _close, self._current, self._retired, self._guard)
         """Ends all processes, and is called at the latest when this process ends."""
@@ -321,7 +332,7 @@ class Processes:
         """Replace the processes that are retired, end those whose episodes are over, and wait until all have loaded the class."""
         with self._lock:
             for place, process in enumerate(self._current):
-                if process.retired:
+                if process.retired and not process.refused:
                     self._retired.append(process)
                     self._current[place] = self._started()
             for process in [process for process in self._retired if process.over]:

@@ -7,7 +7,13 @@ from concurrent.futures import Future, wait
 from threading import Thread
 from typing import Any, TypeVar
 
+from slimrl.errors import DataError
+
 Value = TypeVar("Value")
+
+
+class LostError(DataError):
+    """The process of an environment has ended."""
 
 
 class LateError(Exception):

@@ -9,6 +9,9 @@ import threading
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 
+MARK = "SLIMRL_WORKER"
+"""Environment variable by which the processes that a worker started are found, also once they are orphans."""
+
 
 def die_with_the_parent() -> None:
     """On Linux, let the kernel kill this process when the thread that started it ends; elsewhere nothing happens."""
@@ -16,32 +19,20 @@ def die_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # 1: PR_SET_PDEATHSIG
 
 
-def adopt_orphans() -> None:
-    """On Linux, become the parent of all descendants whose own parent ends, so that `kill_tree` finds them."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(36, 1)  # 36: PR_SET_CHILD_SUBREAPER
-
-
-def kill_tree(leader: int) -> None:
-    """Kill a process, its process group and, on Linux, all that descends from it, whatever its group or session.
+def kill_marked(group: int, mark: str) -> None:
+    """Kill a process group and, on Linux, every process that has `MARK=mark` in its environment, whatever its group or session.
 
     They are stopped before, until no further one is found: one that runs could start another meanwhile.
     """
     stopped: set[int] = set()
-    while new := {leader, *_descendants(leader)} - stopped:
+    while new := _marked(mark) - stopped:
         for number in new:
             _signal(number, signal.SIGSTOP)
         stopped |= new
-    for number in stopped - {leader}:
+    for number in stopped:
         _signal(number, signal.SIGKILL)
-    kill_group(leader)
-    _signal(leader, signal.SIGKILL)
-
-
-def kill_group(number: int) -> None:
-    """Kill a process group, if there is one of this number."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(number, signal.SIGKILL)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _signal(number: int, what: int) -> None:
@@ -49,20 +40,13 @@ def _signal(number: int, what: int) -> None:
         os.kill(number, what)
 
 
-def _descendants(leader: int) -> set[int]:
-    """Process ids of all that descends from a process; none where there is no /proc."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(path.parent.name))
-    found: set[int] = set()
-    left = [leader]
-    while left:
-        new = [number for number in children.get(left.pop(), ()) if number not in found]
-        found.update(new)
-        left += new
+def _marked(mark: str) -> set[int]:
+    """Process ids of those that have the mark in the environment that they were started with; none where there is no /proc."""
+    wanted, found = f"{MARK}={mark}".encode(), set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if wanted in path.read_bytes().split(b"\0"):
+                found.add(int(path.parent.name))
     return found
 
 

@@ -20,15 +20,17 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from typing import IO, Any
+from uuid import uuid4
 
 from slimrl.errors import SlimError
-from slimrl.machine.processes import Guard, adopt_orphans, die_with_the_parent, kill_group, kill_tree
+from slimrl.machine.processes import MARK, Guard, die_with_the_parent, kill_marked
 
 GIB = 2**30
 READY = "ready"
 POLL_SECONDS = 0.1  # interval at which a silent child is checked for having ended; mostly its pipe tells at once
 LOAD_SECONDS = 120.0  # for Python, and for whatever `load` imports
 DRAIN_SECONDS = 1.0
+STACK_BYTES = 1 << 21  # of a thread that answers a request beside others; it counts as memory
 OUTPUT_BYTES = 1 << 16  # shown of what workers print, in all
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -50,7 +52,7 @@ class Worker:
         at_once: requests are answered in threads, so that replies come in any order and must say what they answer.
 
     The child leads a process group: Ctrl-C does not reach it, and `kill` ends it with all that it started; on Linux also what has
-    a session of its own, unless the child has ended before. It ignores SIGINT and SIGTERM, and does not outlive this process,
+    a session of its own, unless its environment is its own too. It ignores SIGINT and SIGTERM, and does not outlive this process,
     however that ends; on Linux not even the thread that started it. Its working directory and import path are those of the
     moment at which this object was made.
     """
@@ -137,10 +139,17 @@ class _Child:
     ) -> None:
         self.parent = os.getpid()
         self.connection, theirs = Pipe()
+        self._mark = uuid4().hex
         with theirs:
             command = [sys.executable, "-c", code]
             self.process = Popen(
-                command, stdin=theirs.fileno(), stdout=PIPE, stderr=STDOUT, process_group=0, cwd=folder
+                command,
+                stdin=theirs.fileno(),
+                stdout=PIPE,
+                stderr=STDOUT,
+                process_group=0,
+                cwd=folder,
+                env=os.environ | {MARK: self._mark},
             )
         self._guard = guard
         if guard is not None:
@@ -174,10 +183,7 @@ class _Child:
         return received
 
     def kill(self) -> None:
-        if self.ended:  # its id may be another's by now, that of its group only if none of it is left
-            kill_group(self.process.pid)
-        else:
-            kill_tree(self.process.pid)
+        kill_marked(self.process.pid, self._mark)
 
     def end(self) -> str:
         self.kill()
@@ -225,7 +231,6 @@ def serve(memory: int, at_once: bool) -> None:
     """The child's own main: load, then answer requests, until standard input, which is the pipe, closes."""
     _ignore_stop_signals()
     die_with_the_parent()
-    adopt_orphans()
     _limit_memory(memory)
     sys.stdout = sys.stderr  # which is written line by line, so nothing is lost when the process is killed
     own, connection, sending = os.getpid(), Connection(os.dup(0)), threading.Lock()
@@ -252,6 +257,7 @@ def serve(memory: int, at_once: bool) -> None:
         except Exception as error:
             send(_portable(error))
 
+    threading.stack_size(STACK_BYTES if at_once else 0)
     threading.Thread(target=listen, daemon=True).start()
     try:
         answer: Answer = ForkingPickler.loads(requests.get())()
@@ -262,9 +268,18 @@ def serve(memory: int, at_once: bool) -> None:
     while True:
         request = ForkingPickler.loads(requests.get())
         if at_once:
-            threading.Thread(target=reply_to, args=[request], daemon=True).start()
+            _start_thread(reply_to, request)
         else:
             reply_to(request)
+
+
+def _start_thread(function: Callable[[object], object], argument: object) -> None:
+    """Call a function in a thread, as soon as there is memory for a further one."""
+    while True:
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=function, args=[argument], daemon=True).start()
+            return
+        time.sleep(POLL_SECONDS)
 
 
 def _portable(error: Exception) -> Exception:

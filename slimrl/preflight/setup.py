@@ -24,7 +24,15 @@ from slimrl.machine.threads import settle_threads
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed, try_episode
+from slimrl.preflight.environment import (
+    demand_rewards,
+    in_environment,
+    package_task,
+    played,
+    posed,
+    try_episode,
+    unpaid_note,
+)
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory, rows_of_a_call
@@ -378,7 +386,7 @@ def prepare_training(
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += [*price, *program_notes(config, rewards)]
+    notes += [*price, *program_notes(config, rewards), *filter(None, [unpaid_note(config, setup.rules)])]
     measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)

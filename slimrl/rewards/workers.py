@@ -42,7 +42,7 @@ class Scorer:
     Workers start at once and load while the caller continues. A worker in which a function of the user's takes longer than
     `rewards.deadline` for a group (times `Sampled.patience`) is killed with all it started. A worker that ended is replaced,
     and its group is unscorable, or an error if it is strict. No worker outlives this process, and of what rewards start only a
-    process with a session of its own may, where its worker ended by itself or this process was killed. Raises SettingsError if
+    process with a session of its own may, if its environment is its own too or this process was killed. Raises SettingsError if
     workers cannot rebuild the task.
     """
 

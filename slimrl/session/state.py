@@ -71,8 +71,8 @@ State = TypeVar("State", bound=Progress)
 HOST_SHARE = 0.5
 """Of the free memory of the host that a copy of the state may take."""
 RUN_STATE = TypeAdapter(RunState)
-NOT_STORED = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns", "turns"}}}}}}
-"""Data columns of carried groups, which may hold anything, and their prompts: nothing reads them again."""
+NOT_STORED = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns", "turns", "episode"}}}}}}
+"""Data columns of carried groups, which may hold anything, their prompts and demonstrations: nothing reads them again."""
 
 
 def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Write:

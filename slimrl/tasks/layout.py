@@ -120,7 +120,7 @@ class Layout:
         if shown and self.episodes:
             _, said = self._conversation(row, shown[0])
         apart = self.solution in shown and self.episodes
-        worked = row.optional_text(self.solution) if self.solution and not apart else ""
+        worked = row.optional_text(self.solution) if self.solution and not apart and len(said) <= 1 else ""
         name = row.at(self.id) if self.id else None
         difficulty = row.number(self.difficulty) if self.difficulty else 0.0
         own = [key for key in OWN if getattr(self, key) == key]
@@ -128,7 +128,7 @@ class Layout:
             id=new_id if name in (None, MISSING, "") else row.answer(self.id),
             question=question,
             answer=answer,
-            solution=worked or (said[-1][1] if apart and said else solution),
+            solution=said[-1][1] if said and (apart or len(said) > 1) else worked or solution,
             difficulty=difficulty or steps,
             columns=row.rest(*own),
             turns=(*turns[:-1], ("user", question)) if len(turns) > 1 else (),

@@ -71,3 +71,5 @@ def test_a_class_of_a_module_goes_by_its_name() -> None:
 def test_a_class_of_a_program_has_no_processes() -> None:
     with pytest.raises(slimrl.SettingsError, match="classes of a Python program run in the process of the run"):
         slimrl.train(environment={"name": twice(), "workers": 1}, quiet=True, steps=1)
+    with pytest.raises(slimrl.SettingsError, match="devices=2: other processes cannot load __main__:Twice"):
+        slimrl.train(environment=twice(), devices=2, quiet=True, steps=1)

@@ -14,7 +14,7 @@ from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import maker, opening
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.processes import Loading, Processes
-from slimrl.errors import SettingsError
+from slimrl.errors import DataError, SettingsError
 from slimrl.records import Completion, Played, Problem
 from slimrl.rewards.custom import files_digest, load_function
 
@@ -49,6 +49,8 @@ class Tries:
         if kind == "hang":
             while True:
                 pass
+        if kind == "wait":
+            time.sleep(2)
         if kind == "raise":
             raise ValueError(rest)
         if kind == "exit":
@@ -63,8 +65,9 @@ class Tries:
                     time.sleep(300)
                 return [{"role": "user", "content": "of the copy"}], False
         if kind == "start":
-            started = subprocess.Popen(["sleep", "300"], start_new_session=True)
-            return [{"role": "user", "content": str(started.pid)}], False
+            shell = "setsid sleep 300 > /dev/null 2>&1 & echo $!"  # an orphan in a session of its own
+            started = subprocess.run(shell, shell=True, capture_output=True, text=True).stdout
+            return [{"role": "user", "content": started}], False
         return [{"role": "tool", "content": Text(f"heard {text}")}], False, len(self.heard) / 10
 
     def cut(self, text):
@@ -100,10 +103,13 @@ def gone(pid: int) -> bool:
 class Theatre:
     """Plays episodes of the class above, here or elsewhere."""
 
-    def __init__(self, folder: Path, *, tools: bool = False) -> None:
+    def __init__(self, folder: Path, *, tools: bool = False, memory: float = 4.0) -> None:
         path = folder / "tries.py"
         path.write_text(SOURCE)
-        self.config, self.shown = EnvironmentConfig(name=f"{path}:Tries", arguments={"tools": tools}), list[str]()
+        self.config, self.shown = (
+            EnvironmentConfig(name=f"{path}:Tries", arguments={"tools": tools}, memory=memory),
+            list[str](),
+        )
         digest = partial(files_digest, [path])
         self.path, self.processes = path, Processes(Loading(self.config, LOAD, digest, digest()), 1, self.shown.append)
 
@@ -213,6 +219,31 @@ def test_an_episode_outlives_the_lateness_of_another(theatre: Theatre) -> None:
 def test_a_process_that_ends_takes_its_episodes_with_it(theatre: Theatre) -> None:
     assert theatre.play("a", "die").failed == "the environment lost its process, which ended with exit code 7"
     assert theatre.play("a", "stop").score == 2
+
+
+def test_a_lost_process_is_not_blamed_on_the_next_prompt(theatre: Theatre) -> None:
+    theatre.play("stop")
+    made = theatre.processes.make()
+    with suppress(DataError):
+        made.step("die")
+    assert opening(theatre.processes.make, PROBLEM, 20.0) == [{"role": "user", "content": "q"}]
+
+
+def test_loading_a_new_process_does_not_count(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path)
+    theatre.play("stop")
+    theatre.path.write_text(SOURCE)
+    assert theatre.play("hang", deadline=0.3).failed
+    assert opening(theatre.processes.make, PROBLEM, 0.3) == [{"role": "user", "content": "q"}]
+    theatre.processes.close()
+
+
+def test_many_requests_are_under_way_at_once(tmp_path: Path) -> None:
+    theatre = Theatre(tmp_path, tools=False, memory=1.0)
+    plays = [Play(theatre.rules(deadline=60.0), PROBLEM) for _ in range(600)]
+    answers = [play(0, ids("wait")) for play in plays]
+    assert {answer.result() for answer in answers} == {ids("heard wait")}
+    theatre.processes.close()
 
 
 def test_a_file_that_changes_is_refused(theatre: Theatre) -> None:

@@ -33,15 +33,16 @@ SHARED = ("num_tokens", "turns/mean", "turns/given_tokens", "accuracy", "reward"
 """Metrics of what was sampled, which are equal, beside those of the update, which differ by rounding."""
 
 ODD = '''
+import os
+
+
 class Odd:
     """Breaks off in held-out problems with an odd answer, tells a number, and can be made on some ranks only."""
 
     tools = []
 
     def __init__(self, absent=-1, breaks=""):
-        from slimrl.machine.ranks import ranks_here
-
-        if ranks_here().rank == absent:
+        if int(os.environ["RANK"]) == absent:
             raise OSError("the port is taken")
         self.breaks, self.left, self.metrics = breaks, 2, {}
 
@@ -49,9 +50,7 @@ class Odd:
         self.odd = "/train/" not in problem.id and problem.answer[-1] in "13579"
 
     def step(self, text):
-        from slimrl.machine.ranks import ranks_here
-
-        if self.breaks == "rank 1" and ranks_here().rank == 1:
+        if self.breaks == "rank 1" and os.environ["RANK"] == "1":
             raise KeyError("mine")
         if self.odd:
             raise KeyError("mine")

@@ -259,6 +259,8 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
         "evaluation.every",
         "rewards.deadline",
         "rewards.memory",
+        "environment.workers",
+        "environment.memory",
         "log.rollouts",
         "log.model",
         "devices",
