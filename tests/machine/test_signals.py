@@ -199,6 +199,7 @@ NODES = ROOT / "recipes" / "slurm-nodes.sh"
 SRUN = """\
 #!/bin/bash
 # two processes on two nodes
+[ "$1" = --cpus-per-task=4 ] && shift
 for rank in 0 1; do
   SLURM_PROCID=$rank SLURM_NTASKS=2 SLURM_LOCALID=0 "$@" &
   echo $! >> pids
@@ -242,7 +243,14 @@ def test_the_script_for_several_nodes_starts_ranks_and_requeues(
     for name, text in programs.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    own = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_NUM_NODES": "2", "END": end, "STATE": state}
+    own = {
+        "SLURM_CPUS_PER_TASK": "4",
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NODELIST": "x",
+        "SLURM_JOB_NUM_NODES": "2",
+        "END": end,
+        "STATE": state,
+    }
     environment = {
         **os.environ,
         **own,
@@ -251,7 +259,7 @@ def test_the_script_for_several_nodes_starts_ranks_and_requeues(
     }
     called = tmp_path / "called"
     with subprocess.Popen(["bash", str(NODES), "mine", "a.yaml", "steps=3"], env=environment, cwd=tmp_path) as job:
-        while not called.exists() or called.read_text().count("\n") < 2:
+        while job.poll() is None and (not called.exists() or called.read_text().count("\n") < 2):
             time.sleep(0.01)
         if end == "none":
             time.sleep(0.2)
