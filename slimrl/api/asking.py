@@ -54,8 +54,8 @@ def ask(config: EvalConfig, question: str, count: int, *, greedy: bool) -> list[
     question.
     """
     from slimrl.preflight.environment import asked, in_environment, played
+    from slimrl.preflight.fitting import budget_behind
     from slimrl.preflight.prompting import prepare_model
-    from slimrl.preflight.setup import budget_behind
     from slimrl.randomness import uniforms
     from slimrl.rollout import Request
     from slimrl.rollout.engine import RolloutEngine

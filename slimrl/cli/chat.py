@@ -35,8 +35,8 @@ def chat(model_or_run: str, settings: Sequence[str], greedy: bool) -> None:
     config = model_settings(model_or_run, settings, None)
     open_display(config)
     from slimrl.machine.threads import settle_threads
+    from slimrl.preflight.fitting import budget_behind
     from slimrl.preflight.prompting import prepare_model
-    from slimrl.preflight.setup import budget_behind
     from slimrl.rollout.dialogue import Dialogue
     from slimrl.tasks.thinking import committed
 

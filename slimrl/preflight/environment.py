@@ -241,16 +241,6 @@ def demand_rewards(config: TrainConfig, rules: Rules | None, groups: Iterable[Gr
     )
 
 
-def unpaid_note(config: TrainConfig, rules: Rules | None) -> str:
-    """A note where the environment has a score that earns nothing; empty elsewhere."""
-    if rules is None or "environment" in config.rewards.built_in or not rules.scores:
-        return ""
-    return (
-        f"score() of {config.environment.name} is recorded and pays nothing, since rewards.environment is 0; "
-        "rewards.environment=1 pays it, and the rewards of turns"
-    )
-
-
 def environment_digest(config: EnvironmentConfig) -> str:
     """SHA-256 of the files of the environment; empty where there is none."""
     place = package_of(config.name)

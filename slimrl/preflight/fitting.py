@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from slimrl.config.defaults import choose
+from slimrl.config.files import with_chosen
 from slimrl.config.schema import RootConfig
 from slimrl.errors import SettingsError
 from slimrl.model.policy import Policy
@@ -87,3 +89,16 @@ def _fitting(
         raise nothing
     total = left_out + len(kept)
     return kept, f"{left_out} of {total} {split} prompts do not fit the context and are left out" if left_out else ""
+
+
+def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
+    """New tokens behind one prompt of so many tokens."""
+    chosen = choose(
+        config,
+        parameters=policy.parameters,
+        adapter=policy.lora is not None,
+        context=policy.context,
+        longest_prompt=lambda: prompt,
+        longest_solution=lambda: 0,
+    )
+    return with_chosen(config, chosen.values).rollout.budget

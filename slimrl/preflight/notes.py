@@ -136,3 +136,13 @@ def unmoved_note(policy: Policy, peak: float, history: Sequence[Mapping[str, flo
         f"at optimizer.learning_rate={peak:g} an update changes fewer than one in {1 / LEAST_MOVED:,.0f} of the {name} weights "
         "(the rest of it waits in float32 copies for further updates); raise it to learn sooner, or set model.dtype=float32"
     )
+
+
+def unpaid_note(config: TrainConfig, scores: bool) -> list[str]:
+    """A note where the environment `scores` episodes and that earns nothing."""
+    if not scores or "environment" in config.rewards.built_in:
+        return []
+    return [
+        f"score() of {config.environment.name} is recorded and pays nothing, since rewards.environment is 0; "
+        "rewards.environment=1 pays it, and the rewards of turns"
+    ]

@@ -24,15 +24,7 @@ from slimrl.machine.threads import settle_threads
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
 from slimrl.model.templates import USER_TURN, Messages
-from slimrl.preflight.environment import (
-    demand_rewards,
-    in_environment,
-    package_task,
-    played,
-    posed,
-    try_episode,
-    unpaid_note,
-)
+from slimrl.preflight.environment import demand_rewards, in_environment, package_task, played, posed, try_episode
 from slimrl.preflight.estimate import MemoryEstimate
 from slimrl.preflight.fitting import fitting_problems, room_for_prompts
 from slimrl.preflight.memory import Call, plan_memory, rows_of_a_call
@@ -44,6 +36,7 @@ from slimrl.preflight.notes import (
     teacher_note,
     template_notes,
     trial_note,
+    unpaid_note,
     warmup_notes,
 )
 from slimrl.preflight.payment import checked_gold, make_scorer, measurable
@@ -118,14 +111,14 @@ class Setup(Generic[Config]):
             self.rules.close()
 
     @property
-    def shown(self) -> bool:
-        """`Rules.shown`."""
-        return self.rules is not None and self.rules.shown
-
-    @property
     def measured(self) -> list[Problem]:
         """All problems of an evaluation: held out, harder, twins."""
         return [*self.held_out, *self.harder, *self.twins]
+
+    @property
+    def shown(self) -> bool:
+        """`Rules.shown`."""
+        return self.rules is not None and self.rules.shown
 
     def training_problems(self, *, step: int, count: int) -> Iterator[Problem]:
         """This step's problems whose prompts fit, then spares."""
@@ -337,19 +330,6 @@ def _chosen(
     )
 
 
-def budget_behind(config: RootConfig, policy: Policy, *, prompt: int) -> int:
-    """New tokens behind one prompt of so many tokens."""
-    chosen = choose(
-        config,
-        parameters=policy.parameters,
-        adapter=policy.lora is not None,
-        context=policy.context,
-        longest_prompt=lambda: prompt,
-        longest_solution=lambda: 0,
-    )
-    return with_chosen(config, chosen.values).rollout.budget
-
-
 def _silent(_text: str) -> None:
     """Tells nobody."""
 
@@ -386,7 +366,11 @@ def prepare_training(
         scorer.close()
         raise
     notes += [*warmup_notes(config), *([gold_sentence(gold)] if gold.failures else []), *map(trial_note, gold.trials)]
-    notes += [*price, *program_notes(config, rewards), *filter(None, [unpaid_note(config, setup.rules)])]
+    notes += [
+        *price,
+        *program_notes(config, rewards),
+        *unpaid_note(config, setup.rules is not None and setup.rules.scores),
+    ]
     measured = tuple(reward for reward in rewards if reward.name != "correct")  # which is the accuracy
     setup = replace(setup, config=config, notes=tuple(notes), rewards=measured, scorer=scorer)
     return TrainSetup(setup, rewards, gold, scorer)

@@ -13,13 +13,10 @@ import pytest
 from slimrl.api.asking import sample_of
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
-from slimrl.environments import maker
-from slimrl.environments.episodes import Rules
 from slimrl.errors import SettingsError
 from slimrl.evaluate import evaluate
-from slimrl.preflight.environment import unpaid_note
+from slimrl.preflight.notes import unpaid_note
 from slimrl.preflight.setup import prepare_measuring
-from slimrl.rewards.custom import load_function
 from slimrl.runs.measured import read_evaluation
 from slimrl.runs.reader import read_metrics
 from slimrl.runs.tokens import read_tokens
@@ -312,8 +309,7 @@ def test_a_wild_environment_changes_no_token_and_leaves_no_process(tmp_path: Pat
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_a_score_that_pays_nothing_is_told(weight: float, echo: str) -> None:
-    config = load_config(TrainConfig, [], [echo, f"rewards.environment={weight}", "environment.workers=0"])
-    rules = Rules(maker(config.environment, load_function), lambda _: (), str, lambda *_: (), 2, 5.0)
-    assert ("rewards.environment=1 pays it" in unpaid_note(config, rules)) == (not weight)
+@pytest.mark.parametrize(("weight", "scores", "told"), [(0.0, True, True), (1.0, True, False), (0.0, False, False)])
+def test_a_score_that_pays_nothing_is_told(weight: float, scores: bool, told: bool, echo: str) -> None:
+    config = load_config(TrainConfig, [], [echo, f"rewards.environment={weight}"])
+    assert ("rewards.environment=1 pays it" in "".join(unpaid_note(config, scores))) == told
