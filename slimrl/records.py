@@ -61,8 +61,8 @@ Turns = tuple[tuple[str, str], ...]
 
 
 def turns_of(messages: Iterable[Mapping[str, str]]) -> Turns:
-    """Role and content of each message."""
-    return tuple((message["role"], message["content"]) for message in messages)
+    """Role and content of each message, as plain texts where they are of a class of somebody's own."""
+    return tuple((str.__str__(message["role"]), str.__str__(message["content"])) for message in messages)
 
 
 def policy_turns(turns: Turns) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from slimrl.config.base import Count, CountOrZero, Needs, Positive, Section
+from slimrl.config.rewards import is_programs
 
 PACKAGES = "verifiers:"
 """What the name of a task begins with that is a package of `verifiers`; its environment has the same name."""
@@ -51,17 +52,16 @@ class EnvironmentConfig(Section):
     """Seconds for an answer of the environment, after which the episode ends and is unscorable."""
     workers: Annotated[CountOrZero | Literal["auto"], Needs("name")] = "auto"
     """Processes in which environments run; 0: that of the run. What they print, start or break stays in theirs, which is replaced
-    where an answer is late. `auto`: one for a class of your own, and none for those that are built in, packages of `verifiers`
-    and classes in TRL's form that run beside functions of `rewards.custom`, which may read them."""
+    where an answer is late. `auto`: one for a class of your own, and none for those that are built in, packages of `verifiers`,
+    classes that a Python program hands over, and classes in TRL's form beside functions of `rewards.custom`, which may read
+    them."""
     memory: Annotated[Positive, Needs("name")] = 4.0
     """GiB that each of these processes may take."""
 
     @model_validator(mode="after")
     def _workers_play(self) -> Self:
         here = "packages of verifiers" if package_of(self.name) else ""
-        here = here or ("classes of a Python program" if self.name.startswith("__main__:") else "")
+        here = here or ("classes of a Python program" if is_programs(self.name) else "")
         if here and self.workers not in ("auto", 0):
             raise ValueError(f"environment.workers={self.workers}: {here} run in the process of the run; remove it")
-        if self.workers == 0 and self.memory != type(self).model_fields["memory"].default:
-            raise ValueError("environment.memory acts on environment.workers, and there are none; remove it")
         return self

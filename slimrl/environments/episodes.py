@@ -20,6 +20,10 @@ from slimrl.records import Completion, Played, Problem, Turns, turns_of
 Ids = tuple[int, ...]
 
 
+def _nothing() -> None:
+    """Does what there is to do where environments have no processes of their own."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """The part that all episodes of a run have in common."""
@@ -37,10 +41,9 @@ class Rules:
     """Seconds for an answer."""
     package: Package | None = None
     """The package of the environment, whose score decides what is right; None where the answer in the last turn does."""
-
-    ready: Callable[[], object] = tuple
+    ready: Callable[[], object] = _nothing
     """Waits until the processes of environments have loaded the class."""
-    close: Callable[[], object] = tuple
+    close: Callable[[], object] = _nothing
     """Ends them."""
 
     @property

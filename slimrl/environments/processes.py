@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import finalize
 
-from slimrl.config.environment import EnvironmentConfig
-from slimrl.environments import PROMPT, Environment, Load, Make, Messages, Step, maker, message_fault
-from slimrl.environments.answers import answer_of, score_of, told
-from slimrl.environments.tools import Tool, tools_of
-from slimrl.environments.waiting import LostError, awaited
+from slimrl.environments import Environment, Messages, Step
+from slimrl.environments.stage import Known, Loading, Reply, Request
+from slimrl.environments.tools import Tool
+from slimrl.environments.waiting import LostError
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.machine.processes import Guard
-from slimrl.machine.worker import GIB, LOAD_SECONDS, Answer, LoadTimeoutError, Output, Worker
+from slimrl.machine.worker import GIB, LOAD_SECONDS, LoadTimeoutError, Output, Worker
 from slimrl.records import Problem
 
 IDLE_SECONDS = 3600.0
@@ -28,110 +26,6 @@ CLOSING_SECONDS = 5.0
 """For a process that was killed to be gone."""
 LOST = -1
 """The number of a reply that the process did not give, since it ended."""
-
-
-@dataclass(frozen=True)
-class Loading:
-    """The way in which a process loads a class: called there, it returns what answers the requests."""
-
-    config: EnvironmentConfig
-    load: Load
-    """A function of a module."""
-    digest: Callable[[], str]
-    """Of the files of the class; a function of a module."""
-    expected: str
-    """The digest at the beginning of the run: a process that is started later must find the same files."""
-
-    def __call__(self) -> Answer:
-        make = maker(self.config, self.load)
-        if self.digest() != self.expected:
-            raise SettingsError(
-                "a file of environment.name changed during the run; bring it back, or start another run"
-            )
-        return Stage(make, where=f"environment.name={self.config.name}").answer
-
-
-class Known(NamedTuple):
-    """The facts about a class that its process tells first."""
-
-    schemas: tuple[Mapping[str, Any], ...]
-    """Of its tools."""
-    scores: bool
-    """It has `score`."""
-    trl: bool
-    """It is in TRL's form, whose objects reward functions may read."""
-
-
-class Request(NamedTuple):
-    """A call of a method of the environment that plays an episode."""
-
-    number: int
-    episode: int
-    method: str
-    arguments: tuple[Any, ...]
-    left: tuple[int, ...]
-    """Episodes that are over."""
-
-
-class Reply(NamedTuple):
-    """The answer to the request of this number."""
-
-    number: int
-    failed: str
-    """The words behind "the environment" on what went wrong; empty for a value."""
-    value: Any = None
-
-
-class Stage:
-    """The episodes in one process, on its side. Several threads call `answer`."""
-
-    def __init__(self, make: Make, *, where: str) -> None:
-        self._make, self._where = make, where
-        self._playing: dict[int, Environment] = {}
-
-    def answer(self, request: Request | None) -> Iterator[object]:
-        """The facts about the class, where there is no request, or the reply to one."""
-        if request is None:
-            made = self._make()
-            schemas = tuple(tool.schema for tool in tools_of(made, where=self._where))
-            yield Known(schemas, hasattr(made, "score"), hasattr(made, "of_trl"))
-            return
-        for episode in request.left:
-            self._playing.pop(episode, None)
-        try:
-            environment = self._playing.get(request.episode) or self._begun(request.episode)
-            yield Reply(request.number, "", METHODS[request.method](environment, *request.arguments))
-        except BaseException as error:  # of any kind: the run waits for this reply
-            yield Reply(request.number, told(error))
-
-    def _begun(self, episode: int) -> Environment:
-        return self._playing.setdefault(episode, self._make())
-
-
-def _reset(environment: Environment, problem: Problem) -> Messages | None:
-    reset = getattr(environment, "reset", None)
-    messages = awaited(reset(problem)) if reset is not None else None
-    if messages is not None and (fault := message_fault(messages, PROMPT)):
-        raise DataError(f"returned {fault}")
-    return None if messages is None else _plain(messages)
-
-
-def _step(environment: Environment, text: str) -> Step:
-    messages, over, reward = answer_of(environment, text)
-    return _plain(messages), over, reward
-
-
-def _cut(environment: Environment, text: str) -> None:
-    if cut := getattr(environment, "cut", None):
-        awaited(cut(text))
-
-
-def _plain(messages: Messages) -> Messages:
-    """Messages without what belongs to modules that the other process has not loaded."""
-    return [{key: "".join([*message[key]]) for key in ("role", "content")} for message in messages]
-
-
-METHODS: Mapping[str, Callable[..., Any]] = {"reset": _reset, "step": _step, "cut": _cut, "score": score_of}
 
 
 class Elsewhere:
@@ -296,7 +190,6 @@ def _refusal(error: BaseException, how: str) -> BaseException:
     return SettingsError(f"environment.name: {what}")
 
 
-@dataclass
 class Processes:
     """Processes that play the episodes of a class, each of them many at a time.
 
@@ -305,21 +198,15 @@ class Processes:
     environments start only a process with a session of its own may, if its environment is its own too or this process was killed.
     """
 
-    loading: Loading
-    count: int
-    show: Callable[[str], object]
-    """Called with what environments print, as far as `Output` shows it."""
-    _current: list[Process] = field(default_factory=list)
-    _retired: list[Process] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _episodes: Iterator[int] = field(default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
+    def __init__(self, loading: Loading, count: int, show: Callable[[str], object]) -> None:
+        """Start `count` processes; `show` is called with what environments print, as far as `Output` shows it."""
+        self._loading, self._count = loading, count
         try:
-            self._output, self._guard = Output(self.show, "environments"), Guard()
+            self._output, self._guard = Output(show, "environments"), Guard()
         except OSError as error:
             raise _refusal(error, "") from None
-        self._current += [self._started() for _ in range(self.count)]
+        self._lock, self._episodes = threading.Lock(), itertools.count()
+        self._current, self._retired = [self._started() for _ in range(count)], list[Process]()
         self.close = finalize(self, _close, self._current, self._retired, self._guard)
         """Ends all processes, and is called at the latest when this process ends."""
 
@@ -347,11 +234,11 @@ class Processes:
         self.ready()
         with self._lock:
             episode = next(self._episodes)
-            return Elsewhere(self._current[episode % self.count], episode)
+            return Elsewhere(self._current[episode % self._count], episode)
 
     def _started(self) -> Process:
-        memory = int(self.loading.config.memory * GIB)
-        return Process(Worker(self.loading, memory=memory, output=self._output.write, guard=self._guard, at_once=True))
+        memory = int(self._loading.config.memory * GIB)
+        return Process(Worker(self._loading, memory=memory, output=self._output.write, guard=self._guard, at_once=True))
 
 
 def _close(current: list[Process], retired: list[Process], guard: Guard) -> None:

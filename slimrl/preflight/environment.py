@@ -14,7 +14,8 @@ from slimrl.config.task import TaskConfig
 from slimrl.environments import BUILT_IN, Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
-from slimrl.environments.processes import Loading, Processes
+from slimrl.environments.processes import Processes
+from slimrl.environments.stage import Loading
 from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.lora import TAUGHT
@@ -50,6 +51,8 @@ def in_environment(config: RootConfig, policy: Policy, prompter: Prompter) -> tu
         return None, policy, prompter
     package = load_package(environment, partial(load_function, setting="task.name"))
     processes = None if package else _processes(config)
+    if processes is None and environment.memory != EnvironmentConfig.model_fields["memory"].default:
+        raise SettingsError("environment.memory acts on environment.workers, and there are none; remove it")
     make = package.make if package else processes.make if processes else maker(environment, LOAD)
     policy, prompter = _telling(environment, make, policy, prompter)
     rules = _rules(environment, make, policy, prompter)

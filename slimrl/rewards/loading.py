@@ -6,11 +6,9 @@ from pathlib import Path
 
 from slimrl.config.rewards import RewardsConfig
 from slimrl.errors import SettingsError
-from slimrl.machine.worker import LOAD_SECONDS, Answer, LoadTimeoutError, Worker
+from slimrl.machine.worker import GIB, LOAD_SECONDS, Answer, LoadTimeoutError, Worker
 from slimrl.rewards.custom import load_function
 from slimrl.rewards.judge import check_judge
-
-GIB = 2**30
 
 
 def unloadable(

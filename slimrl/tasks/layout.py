@@ -128,7 +128,7 @@ class Layout:
             id=new_id if name in (None, MISSING, "") else row.answer(self.id),
             question=question,
             answer=answer,
-            solution=said[-1][1] if said and (apart or len(said) > 1) else worked or solution,
+            solution=worked or (said[-1][1] if apart and said else solution),
             difficulty=difficulty or steps,
             columns=row.rest(*own),
             turns=(*turns[:-1], ("user", question)) if len(turns) > 1 else (),

@@ -106,6 +106,18 @@ def test_an_answer_column_completes_a_last_turn_without_the_form(tmp_path: Path)
     assert ends[1].count("####") == 1
 
 
+def test_a_column_of_solutions_does_not_take_the_place_of_a_last_turn(tmp_path: Path) -> None:
+    bare = said("user: 3 and 4?", "assistant: <calculate>3+4</calculate>", "tool: 7", "assistant: It is 7.")
+    other = said("user: 5 and 4?", "assistant: <calculate>5+4</calculate>", "tool: 9", "assistant: It is 9.")
+    rows = [{"messages": one, "answer": one[2]["content"], "solution": "Count on fingers."} for one in (bare, other)]
+    config = config_of(tmp_path, write(tmp_path / "rows.jsonl", rows), "sft.batch_size=1")
+    setup = prepare(config)
+    ((_, example),) = examples(setup, config)
+    text = setup.policy.decode(example.target_ids)
+    assert "It is" in text
+    assert "fingers" not in text
+
+
 def test_columns_that_hold_an_episode(tmp_path: Path) -> None:
     """As messages, as TRL's conversational completion, and as a solution beside question and answer; others stay as they are."""
     whole = conversation(30, 4)

@@ -313,3 +313,8 @@ def test_a_wild_environment_changes_no_token_and_leaves_no_process(tmp_path: Pat
 def test_a_score_that_pays_nothing_is_told(weight: float, scores: bool, told: bool, echo: str) -> None:
     config = load_config(TrainConfig, [], [echo, f"rewards.environment={weight}"])
     assert ("rewards.environment=1 pays it" in "".join(unpaid_note(config, scores))) == told
+
+
+def test_memory_for_processes_that_are_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"environment\.memory acts on environment\.workers, and there are none"):
+        run(tmp_path, "a", "environment.name=calculator", "environment.memory=2", "steps=1")
