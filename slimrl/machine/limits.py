@@ -153,6 +153,11 @@ def return_freed_blocks() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def compiles_kernels() -> bool:
+    """True where torch leaves products on the CPU to oneDNN, which it does from AVX-512 on."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
 def bound_kernel_caches() -> None:
     """Let oneDNN keep few of the kernels that it compiles; call this before the first product in a narrow type on a CPU.
 

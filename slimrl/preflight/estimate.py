@@ -8,13 +8,15 @@ from typing import Any
 
 from slimrl.records import Plan
 
-HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 9 // 100, 2**30 * 6 // 100, 0.20
+HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 6 // 100, 2**30 * 3 // 100, 0.20
 """Bytes of a CPU process beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
-library keeps in blocks that no longer fit. Fitted to peaks of models of 1, 27 and 494 million parameters."""
+library keeps in blocks that no longer fit. Fitted, with KERNELS, to peaks of models of 1, 27 and 494 million parameters."""
+KERNELS = 2**30 * 3 // 100
+"""Bytes of the kernels that oneDNN compiles for the shapes it meets and keeps (`bound_kernel_caches`)."""
 GIB = 2**30
 PARTS = (
     "process", "weights", "sampler", "reference", "critic", "masters", "moments", "cache", "sampling", "gradients",
-    "activations", "head", "widened", "heap",
+    "activations", "head", "widened", "heap", "kernels",
 )  # fmt: skip
 
 
@@ -63,6 +65,8 @@ class MemoryEstimate:
     """Of a token in the reference's pass, which keeps nothing for a backward one."""
     sampler: int = 0
     """That of another engine than the trained module: weights of its own, without its cache, which stays."""
+    kernels: int = 0
+    """Those that a CPU compiles on the way."""
 
     @property
     def keeps_cache(self) -> bool:
@@ -80,7 +84,17 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        fixed = self.process + self.weights + self.sampler + self.critic + self.masters + self.moments + self.widened
+        held = (
+            self.process,
+            self.kernels,
+            self.weights,
+            self.sampler,
+            self.critic,
+            self.masters,
+            self.moments,
+            self.widened,
+        )
+        fixed = sum(held)
         staying = self.cache if self.keeps_cache else 0
         rollout = self.cache + self.sampling
         update = self.gradients + self.activations + self.head + staying

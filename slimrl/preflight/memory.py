@@ -21,13 +21,13 @@ from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.kernels.native import takes
 from slimrl.learner.offload import ways_to_hold
 from slimrl.learner.recompute import can_checkpoint
-from slimrl.machine.limits import blocks_can_be_settled, free_memory, total_memory, used_memory
+from slimrl.machine.limits import blocks_can_be_settled, compiles_kernels, free_memory, total_memory, used_memory
 from slimrl.machine.ranks import ranks_here
 from slimrl.model.head import CHUNK_ELEMENTS
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.quantized import quantized_layers
 from slimrl.preflight.activations import activation_bytes, with_gradients
-from slimrl.preflight.estimate import MemoryEstimate
+from slimrl.preflight.estimate import KERNELS, MemoryEstimate
 from slimrl.records import Plan
 from slimrl.rollout.engine import PREFILL_TOKENS
 from slimrl.rollout.vllm import cache_tokens, own_bytes
@@ -229,6 +229,7 @@ def _fixed_parts(
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
         sampler=own_bytes(policy) if config.rollout.engine == "vllm" else 0,
+        kernels=KERNELS if compiles_kernels() and not on_gpu else 0,
     )
 
 

@@ -19,7 +19,7 @@ from slimrl.model.layer import FusedLayer, separate
 from slimrl.model.policy import Policy
 from slimrl.preflight import activations, estimate, memory
 from slimrl.preflight.activations import activation_bytes
-from slimrl.preflight.estimate import compare_memory, read_plan
+from slimrl.preflight.estimate import KERNELS, compare_memory, read_plan
 from slimrl.preflight.memory import Call, plan_memory
 from slimrl.records import Plan
 from tests.tiny import tiny_policy
@@ -59,7 +59,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.plan.slots == 16
     assert found.cache == 16 * (10 + 6) * 2 * 2 * 2 * 8 * 4
     assert found.gradients == 4 * count
-    assert found.peak == 1000 + found.heap + 16 * count + max(
+    assert found.peak == 1000 + found.kernels + found.heap + 16 * count + max(
         found.cache + found.sampling, found.gradients + found.activations + found.head
     )
     assert found.fits
@@ -355,6 +355,16 @@ def test_the_estimate_holds_with_rollouts_in_bfloat16(tmp_path: Path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", TRAINED, tmp_path], capture_output=True, text=True, check=True)
     assert abs(float(done.stdout)) < 0.15
+
+
+@pytest.mark.parametrize(("capability", "counted"), [("AVX512", KERNELS), ("AVX512_VNNI", KERNELS), ("AVX2", 0)])
+def test_compiled_kernels_count_where_there_are_any(
+    capability: str, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    found, _ = plan(tiny_policy(), monkeypatch, free=1e9)
+    assert found.kernels == counted
+    assert found.peak - replace(found, kernels=0).peak == counted
 
 
 def test_kernel_caches_are_bounded_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
