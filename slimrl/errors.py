@@ -5,6 +5,9 @@ or cannot be written (75 and 130, for a run that was told to stop, are in machin
 """
 
 import errno
+import traceback
+from itertools import dropwhile, islice, takewhile
+from pathlib import Path
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """The errno of an OSError for a disk that takes no more."""
@@ -52,3 +55,23 @@ class NonFiniteError(DivergedError):
 
 class SpoiledWeightsError(NonFiniteError):
     """A weight is not finite after an update was applied: the weights must be thrown away."""
+
+
+def raised(error: BaseException) -> str:
+    """The words `raised TypeError: why (file.py:12 in function)` on an error in the user's code."""
+    where = places(error)
+    return f"raised {type(error).__name__}: {reason(error)}{f' ({where})' if where else ''}"
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's own words."""
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+def places(error: BaseException) -> str:
+    """The two innermost places that this package has called, innermost first: `file.py:12 in function, other.py:3 in other`."""
+    own = str(Path(__file__).parent)
+    inwards = traceback.extract_tb(error.__traceback__)
+    outwards = dropwhile(lambda frame: frame.filename.startswith(own), reversed(inwards))
+    called = takewhile(lambda frame: not frame.filename.startswith(own), outwards)
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in islice(called, 2))

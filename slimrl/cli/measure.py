@@ -120,7 +120,8 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         print_json({"model": model_or_run, "question": question, "completions": [vars(answer) for answer in answers]})
         return
     for number, answer in enumerate(answers, 1):
-        cut = f"(cut off after {answer.tokens} tokens)" if answer.finish == "length" else ""
+        drawn = f"{answer.tokens} drawn tokens" if len(answer.turns) > 1 else f"{answer.tokens} tokens"
+        cut = f"(cut off after {drawn})" if answer.finish == "length" else ""
         if len(answers) > 1:
             click.echo(f"--- {number} of {len(answers)} {cut}".rstrip(), err=True)
         titles = turn_titles([role for role, _ in answer.turns])

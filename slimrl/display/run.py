@@ -217,7 +217,8 @@ class Display:
             if unscored := unscored_note(name, evaluation, split):
                 self.note(unscored, "warning", "yellow")
             if s["truncated"] > 0.5:
-                self.note(f"most completions ({name}) were cut off; raise rollout.max_new_tokens", "warning", "yellow")
+                bound = "rollout.max_new_tokens" + (" or environment.turn_tokens" if "turns" in s else "")
+                self.note(f"most completions ({name}) were cut off; raise {bound}", "warning", "yellow")
 
     def step(self, step: int, steps: int, metrics: Metrics, collected: Collected, task: Problems) -> None:
         """A row of the table, the bar, and at every `samples_every`-th step some completions."""

@@ -14,7 +14,7 @@ from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments.tools import WithTools, tools_of
 from slimrl.environments.trl import in_trl_form, is_trl
 from slimrl.environments.waiting import LateError, LostError, awaited, within
-from slimrl.errors import SettingsError, SlimError
+from slimrl.errors import SettingsError, SlimError, raised
 from slimrl.records import Problem
 
 Messages = Sequence[Mapping[str, str]]
@@ -70,8 +70,7 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
             made: Environment = kind(**deepcopy(config.arguments))
         except Exception as error:
             raise SettingsError(
-                f"environment.name: making {config.name!r} raised {type(error).__name__}: {error}; correct it, or "
-                "environment.arguments"
+                f"environment.name: making {config.name!r} {raised(error)}; correct it, or environment.arguments"
             ) from error
         if is_trl(made):
             made = cast(Environment, in_trl_form(made))
@@ -105,12 +104,13 @@ def opening(make: Make, problem: Problem, seconds: float) -> Messages | None:
         raise
     except LateError:
         what = f"did not return within environment.deadline={seconds:g} s"
-        raise SettingsError(f"environment.name: reset {what}, for problem {problem.id}; correct it") from None
+        raise SettingsError(
+            f"environment.name: reset {what}, for problem {problem.id}; correct it, or raise the deadline"
+        ) from None
     except SlimError as error:
         raise SettingsError(f"environment.name: reset {error}, for problem {problem.id}; correct it") from None
     except Exception as error:
-        what = f"raised {type(error).__name__}: {error}"
-        raise SettingsError(f"environment.name: reset {what}, for problem {problem.id}; correct it") from error
+        raise SettingsError(f"environment.name: reset {raised(error)}, for problem {problem.id}; correct it") from error
     if messages is not None and (fault := message_fault(messages, PROMPT) or _order_fault(messages)):
         raise SettingsError(f"environment.name: reset returned {fault} for problem {problem.id}; correct it")
     return messages or None

@@ -9,7 +9,7 @@ from typing import Any
 
 from slimrl.environments import ANSWERS, Environment, Messages, message_fault
 from slimrl.environments.waiting import awaited
-from slimrl.errors import DataError, SlimError
+from slimrl.errors import DataError, SlimError, raised
 
 
 def score_of(environment: Environment) -> tuple[float | None, dict[str, float]]:
@@ -46,4 +46,4 @@ def _reward(value: Any) -> float | None:
 
 def told(error: BaseException) -> str:
     """The words on an error behind "the environment"."""
-    return str(error) if isinstance(error, SlimError) else f"raised {type(error).__name__}: {error}"
+    return str(error) if isinstance(error, SlimError) else raised(error)

@@ -120,7 +120,8 @@ class Play:
 
     def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
         def late() -> None:
-            what = f"the environment gave no answer within environment.deadline={self.rules.deadline:g} s"
+            limit = f"environment.deadline={self.rules.deadline:g} s"
+            what = f"the environment gave no answer within {limit} (raise it where an answer takes longer)"
             _settle(episode, found, failed=what)
             if isinstance(episode.environment, Elsewhere):
                 episode.environment.give_up()

@@ -15,7 +15,7 @@ from typing import Any
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.environments import Load, Make
 from slimrl.environments.verifiers import Row, VerifiersEpisode, bridge, plain, reported
-from slimrl.errors import DataError, SettingsError
+from slimrl.errors import DataError, SettingsError, raised
 from slimrl.records import Problem
 
 PASSING = 0.5
@@ -129,7 +129,7 @@ def _made(place: str, make: Callable[..., Any], arguments: Mapping[str, Any]) ->
         environment = make(**arguments)
     except (Exception, SystemExit) as error:
         raise SettingsError(
-            f"task.name: load_environment of {place} raised {type(error).__name__}: {error}; correct it, or environment.arguments"
+            f"task.name: load_environment of {place} {raised(error)}; correct it, or environment.arguments"
         ) from error
     lacking = [
         name for name in ("rollout", "rubric", "get_dataset", "get_eval_dataset") if not hasattr(environment, name)
@@ -192,8 +192,7 @@ def _data(environment: Any, place: str) -> tuple[Sequence[Row], Sequence[Row] | 
         train = ()
     except Exception as error:
         raise SettingsError(
-            f"task.name=verifiers:{place}: making its data raised {type(error).__name__}: {error}; correct it, or "
-            "environment.arguments"
+            f"task.name=verifiers:{place}: making its data {raised(error)}; correct it, or environment.arguments"
         ) from error
     test = environment.get_eval_dataset()
     return train, None if test is train else test

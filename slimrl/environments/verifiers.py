@@ -21,7 +21,7 @@ from weakref import finalize
 
 from slimrl.environments import Messages, Step
 from slimrl.environments.tools import Call, Tool, read_calls
-from slimrl.errors import DataError
+from slimrl.errors import DataError, raised
 from slimrl.records import Problem
 
 MODEL = "slimrl"
@@ -338,4 +338,4 @@ def _reason(error: BaseException) -> str:
     """The words of the error that others were raised from."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) if isinstance(error, DataError) else f"raised {type(error).__name__}: {error}"
+    return str(error) if isinstance(error, DataError) else raised(error)

@@ -4,14 +4,13 @@ import asyncio
 import inspect
 import json
 import math
-import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
+from slimrl.errors import places, reason
 from slimrl.records import Completion, Played, Problem
 from slimrl.rewards.builtin import UNDECIDED
 from slimrl.rewards.outcomes import Outcome, Scored, Unscored
@@ -154,9 +153,8 @@ class Call:
         return Scored(outcomes, dict(self._log.columns), {name: tuple(x) for name, x in self._log.metrics.items()})
 
     def _failed(self, error: BaseException) -> Scored:
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
         remedy = _misfit(self.reward.function, self._columns) if isinstance(error, TypeError) else ""
-        return self.without(Unscored(f"raised {type(error).__name__}: {reason}", _innermost(error), remedy=remedy))
+        return self.without(Unscored(f"raised {type(error).__name__}: {reason(error)}", places(error), remedy=remedy))
 
     def _checked(self, values: object) -> Scored:
         found, n = _listed(values, self._log.completions), self._log.completions
@@ -232,9 +230,3 @@ def _misfit(function: Callable[..., Any], columns: Mapping[str, Any]) -> str:
         if lacking:
             ways.append("where it makes the reward function, set its arguments in rewards.custom")
     return f"correct the function: {'; '.join(ways)}" if ways else ""
-
-
-def _innermost(error: BaseException) -> str:
-    """The last two places of a traceback that are not ours, as `file.py:12 in function`."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in reversed(frames[-2:]))

@@ -17,7 +17,7 @@ from typing import Any
 
 from slimrl.config.places import is_module
 from slimrl.config.rewards import PROGRAM, RewardsConfig, is_programs
-from slimrl.errors import SettingsError
+from slimrl.errors import SettingsError, raised
 
 STANDARD = sysconfig.get_paths()["stdlib"]
 _offered: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("offered", default={})  # noqa: B039  (never changed)
@@ -260,8 +260,7 @@ def _file(path: Path, setting: str) -> object:
 
 
 def _failure(setting: str, what: str, error: BaseException) -> SettingsError:
-    reason = (str(error).strip().splitlines() or [""])[0][:160]
-    return SettingsError(f"{setting}: {what} raised {type(error).__name__}: {reason}; correct it")
+    return SettingsError(f"{setting}: {what} {raised(error)}; correct it")
 
 
 def _sources(name: str) -> list[Path]:

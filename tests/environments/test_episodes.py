@@ -258,10 +258,11 @@ def test_an_error_of_reset_ends_its_own_episode() -> None:
     rules = Rules(lambda: Breaks(user), lambda _: (), str, encode, 3, 5.0)
     played = Play(rules, PROBLEM)
     assert played(0, ids("a")).result() == ()
+    where = f"test_episodes.py:{Breaks.reset.__code__.co_firstlineno + 1} in reset"
     assert [one.failed for one in played.played([completion("a"), completion("x")])] == [
-        "the environment raised KeyError: 'p'"
+        f"the environment raised KeyError: 'p' ({where})"
     ] * 2
-    with pytest.raises(SettingsError, match=r"reset raised KeyError: 'p', for problem p; correct it"):
+    with pytest.raises(SettingsError, match=rf"reset raised KeyError: 'p' \({where}\), for problem p; correct it"):
         opening(lambda: Breaks(user), PROBLEM, 20.0)
 
 

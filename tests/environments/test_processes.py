@@ -200,7 +200,7 @@ def test_a_late_answer_costs_its_episode_and_its_process(theatre: Theatre) -> No
     theatre.play("stop")  # it has loaded
     pid = theatre.pid
     assert theatre.play("hang", deadline=1.0).failed == (
-        "the environment gave no answer within environment.deadline=1 s"
+        "the environment gave no answer within environment.deadline=1 s (raise it where an answer takes longer)"
     )
     assert theatre.play("a", "stop").score == 2
     assert theatre.pid != pid

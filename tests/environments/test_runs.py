@@ -109,7 +109,10 @@ def test_a_resumed_run_has_the_environment_that_it_began_with(echo: str, tmp_pat
 def test_a_failing_environment_stops_the_first_step_with_its_name(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text("class Bad:\n    def step(self, text):\n        raise KeyError('mine')\n")
-    with pytest.raises(SettingsError, match=r"the environment raised KeyError: 'mine', on problem .*environment.name"):
+    with pytest.raises(
+        SettingsError,
+        match=r"the environment raised KeyError: 'mine' \(bad.py:3 in step\), on problem .*environment.name",
+    ):
         run(tmp_path, "a", f"environment.name={file}:Bad", "steps=1")
 
 
@@ -235,7 +238,7 @@ def test_an_evaluation_counts_episodes_that_break_off_as_wrong(tmp_path: Path) -
     small = ["evaluation.problems=4", "evaluation.harder_problems=0", f"environment.name={tmp_path}/bad.py:Bad"]
     setup = prepare_measuring(load_config(EvalConfig, [], small))
     rows = evaluate(setup, step=0).test.rows
-    broken = [row for row in rows if row.unscorable == "the environment raised KeyError: 'mine'"]
+    broken = [row for row in rows if row.unscorable == "the environment raised KeyError: 'mine' (bad.py:3 in step)"]
     assert len(broken) > len(rows) / 2
     assert not any(row.strict or row.lenient for row in broken)
 

@@ -228,7 +228,7 @@ LOADED = "def load_environment(problems=20, **arguments):\n"
     ("text", "sentence"),
     [
         ("x = 1", r"task.name: '.*mine.py:load_environment'"),
-        (changed(LOADED, f"{LOADED}    raise KeyError('key')\n"), r"load_environment of .*mine.py raised KeyError: 'key'; correct it, or environment.arguments"),
+        (changed(LOADED, f"{LOADED}    raise KeyError('key')\n"), r"load_environment of .*mine.py raised KeyError: 'key' \(mine.py:\d+ in load_environment\); correct it, or environment.arguments"),
         (changed(LOADED, f"{LOADED}    return 3\n"), r"made int, which is no Environment of verifiers"),
         (changed("class Guess(", "class SandboxEnv: pass\n\n\nclass Guess(SandboxEnv, "), r"Guess is a SandboxEnv, which runs code in a sandbox"),
         (changed("def bonus(answer, info)", "def bonus(completions)"), r"the reward function bonus reads all completions of a group at once"),
