@@ -10,7 +10,7 @@ from functools import partial
 import click
 
 from slimrl.cli.arguments import SETTINGS, fetched, model_settings
-from slimrl.cli.output import open_display, out
+from slimrl.cli.output import open_display, out, out_is_terminal
 from slimrl.errors import DataError, SettingsError
 
 HELP = "/reset forgets the conversation, /quit ends it; Ctrl-C ends a reply"
@@ -89,7 +89,7 @@ def _answer(ask: Callable[[Callable[[str], None]], str], terminal: bool) -> None
     """Show a reply while it is written; Ctrl-C ends it, and what cannot be asked is said."""
     from slimrl.text import visible
 
-    shown = sys.stdout.isatty()
+    shown = out_is_terminal()
     try:
         cut = ask(lambda text: out(visible(text) if shown else text, newline=False))
         out("")

@@ -27,7 +27,7 @@ from slimrl.cli.arguments import (
     task_named,
     task_settings,
 )
-from slimrl.cli.output import open_display, out, print_json, writable
+from slimrl.cli.output import open_display, out, out_is_terminal, print_json, writable
 from slimrl.errors import SettingsError
 from slimrl.text import counted
 
@@ -128,7 +128,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
         for title, (_, text) in zip(titles or [""], answer.turns or [("assistant", answer.text)], strict=True):
             if title:
                 click.echo(f"{title}:", err=True)
-            out(visible(text) if sys.stdout.isatty() else text)
+            out(visible(text) if out_is_terminal() else text)
         if answer.failed:
             click.echo(f"({visible(answer.failed)})", err=True)
         if cut and len(answers) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -24,14 +25,41 @@ if TYPE_CHECKING:
     from slimrl.display.study import ProgressDisplay
 
 
+_kept: list[TextIO] = []
+"""Standard output, once `keep_output` has taken it from `sys.stdout`."""
+
+
+def keep_output() -> None:
+    """Leave standard output to `out`: what other code prints from here on, and what a process prints that it starts, goes to
+    standard error. Without effect where `sys.stdout` is not the one of the process.
+    """
+    try:
+        if _kept or sys.stdout.fileno() != 1:
+            return
+        own = os.dup(1)
+        os.dup2(2, 1)
+    except (AttributeError, OSError):  # one of them is closed, or a test has replaced it
+        return
+    _kept.append(io.TextIOWrapper(io.FileIO(own, "w"), encoding=sys.stdout.encoding, errors=sys.stdout.errors))
+
+
+def _output() -> TextIO:
+    return _kept[0] if _kept else sys.stdout
+
+
 def out(text: str, *, newline: bool = True) -> None:
     """Print data on stdout. A reader that closes it, as `head` does, ends the command with exit code 0."""
     try:
-        click.echo(text, nl=newline)
+        click.echo(text, _output(), nl=newline)
     except BrokenPipeError:
         # the interpreter flushes stdout once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _output().fileno())
         raise click.exceptions.Exit(0) from None
+
+
+def out_is_terminal() -> bool:
+    """True where `out` writes on a terminal."""
+    return _output().isatty()
 
 
 def tell(text: str) -> None:
@@ -46,7 +74,8 @@ def print_json(data: Any) -> None:
 
 
 def open_display(config: RootConfig, quiet: bool = False, samples_every: int = 0, samples: int = 0) -> Display:
-    """The display of a verb that loads a model; other libraries are silenced."""
+    """The display of a verb that loads a model; other libraries are silenced, and standard output is kept from them."""
+    keep_output()
     silence_libraries()
     from slimrl.api.screen import announce
     from slimrl.display.run import Display
