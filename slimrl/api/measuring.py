@@ -164,7 +164,7 @@ def _without_environment(base: dict[str, Any]) -> None:
 def _task_of(settings: Mapping[str, Any]) -> str:
     """The name of the task in a run's settings."""
     own = settings.get("task", {})
-    return str(own.get("name", "jsonl" if own.get("path") else ""))
+    return str(own.get("name", "jsonl" if own.get("path") or own.get("test_path") else ""))
 
 
 def _name_in(settings: Mapping[str, Any], section: str) -> str | None:

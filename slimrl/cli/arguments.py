@@ -184,7 +184,7 @@ def task_named(task: str) -> tuple[str, bool]:
         return task, False
     section = read_yaml(task).get("task")
     named = section if isinstance(section, dict) else {}
-    if "name" not in named and not named.get("path"):
+    if "name" not in named and not (named.get("path") or named.get("test_path")):
         raise SettingsError(
             f"--task {task}: the file names no task; add task.name or task.path, or give it behind the model"
         )

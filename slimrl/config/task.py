@@ -135,14 +135,14 @@ class TaskConfig(Section):
             return settings
         if settings.get("name") == "code":
             return {"style": "code", "checker": "tests", **settings}
-        named = "name" in settings or not settings.get("path")
+        named = "name" in settings or not (settings.get("path") or settings.get("test_path"))
         return settings if named else {**settings, "name": "jsonl"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if package_of(self.name):
             self._of_a_package()
-        if self.name in ("jsonl", "code") and not self.path:
+        if self.name in ("jsonl", "code") and not (self.path or self.test_path):
             raise ValueError(
                 f"task.name={self.name} needs task.path=FILE, or task.path=org/name of a data set on the Hub"
             )

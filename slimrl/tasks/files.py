@@ -66,12 +66,11 @@ def load(
     they are left out, and an error is raised only if a split has no row left.
     """
     source, held_out_source = find_sources(config, training=training)
-    name, elsewhere = config.name, bool(config.test_path) and not config.path
-    wanted = training or not elsewhere
+    name = config.name
     try:
-        rows = source.rows() if wanted else []
+        rows = [] if source is None else source.rows()
     except DataError as error:
-        if elsewhere:
+        if config.test_path and not config.path:
             raise SettingsError(f"task.test_path is set but task.path is not, and {error}") from None
         raise
     check_columns(config.columns, rows)
@@ -90,9 +89,13 @@ def load(
         test, rejected_test = hold(*_problems(reader, f"{name}/test", held, encode))
         rejected += [*rejected_test, *_overlap(train, test)]
         notes += [note] if note != notes[0] else []
-    _check_left(config, rejected, {**({"training": train} if wanted else {}), "held-out": test})
+    _check_left(config, rejected, {**({} if source is None else {"training": train}), "held-out": test})
     kept_train, kept_test = (tuple(problem for _, problem in split.values()) for split in (train, test))
     columns = tuple(f"task.{key}: {note}" for key, note in zip(("path", "test_path"), notes, strict=False) if note)
+    if held_out_source is None and not training:
+        columns += (
+            f"task.path: measures the {len(test)} of its problems that are held out; to measure a whole file, give it as task.test_path alone",
+        )
     return Splits(kept_train, kept_test, rejected=tuple(rejected), notes=columns)
 
 

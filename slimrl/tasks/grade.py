@@ -181,10 +181,12 @@ def read_outputs(config: TaskConfig, file: str) -> list[Output]:
 
 def _tests_by_id(config: TaskConfig) -> dict[str, str]:
     """The tests of all problems of a task, training and held out, whose rows can be read."""
-    source, held_out = find_sources(config, training=True)
+    source, held_out = find_sources(config, training=bool(config.path))
     named = [("code", source)] if held_out is None else [("code/train", source), ("code/test", held_out)]
     found = {}
     for prefix, rows in named:
+        if rows is None:
+            continue
         for index, row in enumerate(rows.rows()):
             with suppress(RowError):
                 if isinstance(row, Row):

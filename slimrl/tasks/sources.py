@@ -39,9 +39,10 @@ class Source:
         return hub_rows(self.path, self.subset, self.split, self.way_out)
 
 
-def find_sources(config: TaskConfig, *, training: bool = True) -> tuple[Source, Source | None]:
+def find_sources(config: TaskConfig, *, training: bool = True) -> tuple[Source | None, Source | None]:
     """The sources of the training and of the held-out problems; None: the held-out ones are some of the others. Without
-    `training` a data set that cannot be read is told the setting by which held-out problems alone are enough.
+    `training` those of the former are None where `task.test_path` stands alone, and a data set that cannot be read is told the
+    setting by which held-out problems are enough.
 
     Raises SettingsError for settings of the Hub where a file is read, and for a task that is not on the Hub.
     """
@@ -53,9 +54,10 @@ def find_sources(config: TaskConfig, *, training: bool = True) -> tuple[Source, 
             place = f"task.{path} names no data set on the Hub (org/name)"
             raise SettingsError(f"task.{key}={getattr(config, key)} has no effect, since {place}; remove it")
     way_out = "check task.path, task.subset and task.split, or give a local file"
+    train = None
     if config.path:
         train = Source(config.path, config.subset, config.split or "train", way_out) if on_hub else Source(config.path)
-    else:
+    elif training or not config.test_path:
         train = _of_task(config.name, "train", training=training)
     if config.test_path:
         subset = config.subset if config.test_path == config.path else ""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from slimrl.config.files import load_config
+from slimrl.config.files import build, load_config
 from slimrl.config.schema import EvalConfig
 from slimrl.config.task import TaskConfig
 from slimrl.errors import DataError, SettingsError
@@ -262,6 +262,19 @@ def test_an_evaluation_needs_no_training_problems_of_the_hub_where_the_held_out_
     skipping = recipe.model_copy(update={"test_path": file, "on_bad_row": "skip", "answers": "shuffled"})
     offline = load_task(skipping, instruction="", seed=0, training=False)
     assert (offline.test, len(offline.rejected), len(asked)) == (found.test, 1, 1)
+
+
+def test_an_evaluation_measures_a_whole_file_that_is_given_as_held_out(tmp_path: Path) -> None:
+    file = _jsonl(tmp_path, "\n".join(f'{{"question": "q{n}", "answer": "{n}"}}' for n in range(30)))
+    whole = build(EvalConfig, {"task": {"test_path": file}}).task
+    assert whole.name == "jsonl"
+    found = load_task(whole, instruction="", seed=0, training=False)
+    assert (len(found.train), len(found.test), found.notes) == (0, 30, ())
+    part = load_task(TaskConfig(name="jsonl", path=file), instruction="", seed=0, training=False)
+    assert len(part.test) < 10
+    assert f"measures the {len(part.test)} of its problems that are held out" in part.notes[0]
+    with pytest.raises(SettingsError, match=r"task\.name=jsonl has no data set .*; set task\.path to a local file"):
+        load(whole)
 
 
 def test_no_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
