@@ -70,8 +70,8 @@ def reason(error: BaseException) -> str:
 
 def places(error: BaseException) -> str:
     """The two innermost places that this package has called, innermost first: `file.py:12 in function, other.py:3 in other`."""
-    own = str(Path(__file__).parent)
-    inwards = traceback.extract_tb(error.__traceback__)
+    own, importing = str(Path(__file__).parent), "<frozen "
+    inwards = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(importing)]
     outwards = dropwhile(lambda frame: frame.filename.startswith(own), reversed(inwards))
     called = takewhile(lambda frame: not frame.filename.startswith(own), outwards)
     return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in islice(called, 2))

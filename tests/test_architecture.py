@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "slimrl"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LOW = {"errors", "randomness", "records", "terms", "text"}
+LOW = {"errors", "randomness", "records", "terms", "text", "thinking"}
 """What every room may know."""
 NEIGHBOURS: dict[str, set[str]] = {
     "errors": set(),
@@ -24,6 +24,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "records": set(),
     "terms": set(),
     "text": set(),
+    "thinking": set(),
     "statistics": set(),
     "measures": {"statistics"},
     "results": {"measures", "statistics"},
@@ -36,7 +37,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "model": {"algorithm", "config", "kernels", "machine"},
     "rewards": {"config", "machine", "tasks"},
     "rollout": {"kernels", "machine", "model"},
-    "environments": {"config", "machine"},
+    "environments": {"config", "machine", "sandbox"},
     "learner": {"algorithm", "config", "kernels", "machine", "model"},
     "runs": {"algorithm", "config", "machine", "measures", "model", "results", "statistics"},
     "preflight": {

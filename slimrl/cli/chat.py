@@ -38,7 +38,7 @@ def chat(model_or_run: str, settings: Sequence[str], greedy: bool) -> None:
     from slimrl.preflight.fitting import budget_behind
     from slimrl.preflight.prompting import prepare_model
     from slimrl.rollout.dialogue import Dialogue
-    from slimrl.tasks.thinking import committed
+    from slimrl.thinking import committed
 
     settle_threads()
     policy, prompter, instruction = prepare_model(config)

@@ -36,8 +36,8 @@ class EnvironmentConfig(Section):
     prefix = "environment"
 
     name: str = ""
-    """`calculator` or `guess`, or a class of your own, as `file.py:Class` or `package.module:Class`; empty: a completion is one
-    turn (docs/environments.md), unless the task is a package of `verifiers`, which has an environment of its own."""
+    """`calculator`, `guess`, `python`, or a class of your own, as `file.py:Class` or `package.module:Class`; empty: a completion
+    is one turn (docs/environments.md), unless the task is a package of `verifiers`, which has an environment of its own."""
     arguments: Annotated[dict[str, Any], Needs("name")] = Field(default={})
     """An environment is made by calling the class, or `load_environment` of a package of `verifiers`, with these."""
     turns: Annotated[Count, Needs("name")] = 8

@@ -52,6 +52,7 @@ Load = Callable[[str, Mapping[str, Any] | None], Callable[..., Any]]
 BUILT_IN = {
     "calculator": "slimrl.environments.calculator:Calculator",
     "guess": "slimrl.environments.guess:Guess",
+    "python": "slimrl.environments.python:Python",
 }
 """Environments that come with SlimRL, by the name in the settings."""
 
@@ -68,6 +69,8 @@ def maker(config: EnvironmentConfig, load: Load) -> Make:
     def make() -> Environment:
         try:
             made: Environment = kind(**deepcopy(config.arguments))
+        except SlimError as error:
+            raise SettingsError(f"environment.name={config.name}: {error}") from None
         except Exception as error:
             raise SettingsError(
                 f"environment.name: making {config.name!r} {raised(error)}; correct it, or environment.arguments"

@@ -16,8 +16,17 @@ def score_of(environment: Environment) -> tuple[float | None, dict[str, float]]:
     """The score of an episode, and the metrics that it has behind it."""
     score: Any = awaited(getattr(environment, "score", lambda: 0.0)())
     metrics: Any = getattr(environment, "metrics", None)
-    given = metrics.items() if isinstance(metrics, Mapping) else ()
-    return None if score is None else float(score), {str(name): float(value) for name, value in given}
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise DataError(f"has {type(metrics).__name__} as metrics, which is no mapping of names to numbers")
+    found = {str(name): _number(value, f"metrics[{str(name)!r}]") for name, value in (metrics or {}).items()}
+    return None if score is None else _number(score, "score"), found
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"has {str(value)[:60]!r} as {what}, which is no number") from None
 
 
 def answer_of(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:
@@ -30,9 +39,15 @@ def answer_of(environment: Environment, text: str) -> tuple[Messages, bool, floa
     messages, over, *rest = answer
     if fault := message_fault(messages, ANSWERS):
         raise DataError(f"returned {fault} from step")
+    messages = [{**message, "content": _writable(message["content"])} for message in messages]
     if not over and not messages:
         raise DataError("returned no messages from step for an episode that is not over")
     return messages, over, _reward(rest[0]) if rest else None
+
+
+def _writable(text: str) -> str:
+    """The text with `?` for each half of a surrogate pair, which a policy can spell in JSON and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _reward(value: Any) -> float | None:

@@ -101,7 +101,7 @@ def _reset(environment: Environment, problem: Problem) -> Messages | None:
     reset = getattr(environment, "reset", None)
     messages = awaited(reset(problem)) if reset is not None else None
     if messages is not None and (fault := message_fault(messages, PROMPT)):
-        raise DataError(f"returned {fault}")
+        raise DataError(f"returned {fault.removesuffix(',')}")
     return None if messages is None else _plain(messages)
 
 

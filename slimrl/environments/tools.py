@@ -13,13 +13,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType
 from typing import Any, NotRequired, Required
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from slimrl import thinking
 from slimrl.environments.waiting import awaited
 from slimrl.errors import SettingsError
+from slimrl.sandbox import SandboxError
 
 Message = dict[str, str]
 MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
@@ -123,6 +126,8 @@ def _tool(environment: object, item: Any, where: str) -> Tool:
         return Tool(name, schema, function)
     if not callable(item) or not hasattr(item, "__name__"):
         raise SettingsError(f"{where}: tools has {str(item)[:60]!r}, which is neither a function nor a schema")
+    if vars(type(environment)).get(item.__name__) is item and isinstance(item, FunctionType):
+        item = item.__get__(environment)  # a method that the class itself lists
     return Tool(item.__name__, _schema(item, where), item)
 
 
@@ -157,10 +162,10 @@ def told(tools: Sequence[Tool]) -> str:
 def read_calls(text: str, tools: Sequence[Tool]) -> list[Call]:
     """The calls in a turn, in order; empty where there are none."""
     named = {tool.name: tool for tool in tools}
-    text = text.rpartition("</think>")[2] if "</think>" in text else text.partition("<think>")[0]
+    _, text = thinking.split(text)
     if "<tool_call>" in text:
         return [_hermes(part, named) for part in text.split("<tool_call>")[1:]]
-    if (whole := text.strip().removeprefix("<|python_tag|>").strip()).startswith("{"):
+    if (whole := text.strip().removeprefix("<|python_tag|>").strip()).startswith(("{", "[")):
         return _llama(whole, named)
     return _tagged(text, named)
 
@@ -180,16 +185,17 @@ def _llama(whole: str, named: Mapping[str, Tool]) -> list[Call]:
         try:
             read, end = decoder.raw_decode(whole)
         except (ValueError, RecursionError):
-            return [_named_call(whole, named)] if re.match(r'\{\s*"name"', whole) else calls
-        if not isinstance(read, dict) or not _is_call(read, named):
+            return [_named_call(whole, named)] if re.match(r'\[?\s*\{\s*"name"', whole) else calls
+        listed, known = (read, {}) if isinstance(read, list) else ([read], named)
+        if not all(isinstance(one, dict) and _is_call(one, known) for one in listed):
             return calls
-        calls.append(_of_object(read, named))
+        calls += [_of_object(one, named) for one in listed]
         whole = whole[end:].lstrip("; \n")
     return calls
 
 
 def _is_call(read: Mapping[str, Any], named: Mapping[str, Tool]) -> bool:
-    """True for the name of a tool, or any name with arguments; `{"name": "Ann", "age": 3}` is an answer."""
+    """True for a name in `named`, or any name with arguments; `{"name": "Ann", "age": 3}` is an answer."""
     name = read.get("name")
     return (isinstance(name, str) and name in named) or ("name" in read and bool({"arguments", "parameters"} & {*read}))
 
@@ -205,14 +211,14 @@ def _named_call(written: str, named: Mapping[str, Tool]) -> Call:
 
 
 def _of_object(read: Mapping[str, Any], named: Mapping[str, Tool]) -> Call:
-    name, arguments = read.get("name"), read.get("arguments", read.get("parameters", {}))
+    name, arguments = read.get("name"), read.get("arguments", read.get("parameters"))
     if not isinstance(name, str) or name not in named:
         return Call(fault=f"there is no tool {str(name)[:60]!r}; there is {', '.join(named)}")
     if isinstance(arguments, str):  # OpenAI's form: JSON within JSON
         return _with_arguments(named[name], arguments)
-    if not isinstance(arguments, Mapping):
+    if arguments is not None and not isinstance(arguments, Mapping):
         return Call(fault=f"the arguments of {name} are no JSON object")
-    return Call(name, arguments)
+    return Call(name, arguments or {})
 
 
 def _tagged(text: str, named: Mapping[str, Tool]) -> list[Call]:
@@ -231,10 +237,13 @@ def _with_arguments(tool: Tool, written: str) -> Call:
         read = json.loads(written) if written.startswith("{") else None
     except (ValueError, RecursionError):
         read = None
-    if isinstance(read, dict):
+    only = next(iter(tool.parameters)) if len(tool.parameters) == 1 else ""
+    # text that happens to be a JSON object, such as a program that is a dict
+    is_text = bool(only) and tool.parameters[only].get("type") == "string" and not {*(read or {})} <= {only}
+    if isinstance(read, dict) and not is_text:
         return Call(tool.name, read)
-    if len(tool.parameters) == 1:
-        return Call(tool.name, {next(iter(tool.parameters)): written})
+    if only:
+        return Call(tool.name, {only: written})
     if not written and not tool.parameters:
         return Call(tool.name, {})
     return Call(fault=f"the arguments of {tool.name} are no JSON object with {', '.join(tool.parameters) or 'nothing'}")
@@ -253,6 +262,8 @@ def _answer(call: Call, named: Mapping[str, Tool]) -> str:
         return named[call.name].answer(call.arguments)[:LONGEST_RESULT]
     except _MalformedError as error:
         return f"error: {error}"[:LONGEST]
+    except SandboxError:
+        raise
     except (Exception, SystemExit) as error:  # a tool can raise what Python can
         return f"error: {type(error).__name__}: {error}"[:LONGEST]
 

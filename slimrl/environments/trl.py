@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, MethodType
 from typing import Any
 
 from slimrl.environments.waiting import awaited
@@ -15,9 +16,25 @@ OWN = ("reset", "get_reward")
 
 
 def is_trl(environment: object) -> bool:
-    """True for an object in TRL's form: it has `reset`, and neither `step` nor `tools`."""
-    named = hasattr(environment, "step") or hasattr(environment, "tools")
-    return not named and callable(getattr(environment, "reset", None))
+    """True for an object in TRL's form: it has no `tools`, and a `reset` that takes the fields of a row by name. Where it has no
+    `step` either, any `reset` is TRL's.
+    """
+    reset = getattr(environment, "reset", None)
+    if hasattr(environment, "tools") or not callable(reset):
+        return False
+    return not hasattr(environment, "step") or _takes_fields(reset)
+
+
+def _takes_fields(reset: Callable[..., Any]) -> bool:
+    """True for a method with **kwargs, or one that cannot be called with a problem alone."""
+    signature = inspect.signature(reset)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return True
+    return False
 
 
 class TrlEpisode:
@@ -26,9 +43,7 @@ class TrlEpisode:
     def __init__(self, environment: Any) -> None:
         self.of_trl = environment
         """The object that reward functions get in `environments`."""
-        members = inspect.getmembers(type(environment), inspect.isfunction)  # properties are left alone
-        names = [name for name, _ in members if name not in OWN and not name.startswith("_")]
-        self.tools: list[Callable[..., Any]] = [getattr(environment, name) for name in names]
+        self.tools: list[Callable[..., Any]] = [*_public_methods(environment)]
 
     def reset(self, problem: Problem) -> list[dict[str, str]] | None:
         """The prompt with the text that the environment adds to its last message; None where it adds none."""
@@ -53,6 +68,15 @@ class PaidTrlEpisode(TrlEpisode):
 def in_trl_form(environment: Any) -> TrlEpisode:
     """An environment in TRL's form as one of ours."""
     return (PaidTrlEpisode if hasattr(environment, "get_reward") else TrlEpisode)(environment)
+
+
+def _public_methods(environment: object) -> Iterator[Callable[..., Any]]:
+    """As `inspect.getmembers(environment, inspect.ismethod)` finds them, without asking properties for their values."""
+    for name in dir(environment):
+        static = inspect.getattr_static(environment, name)
+        bound = isinstance(static, FunctionType | MethodType | classmethod)
+        if bound and name not in OWN and not name.startswith("_") and inspect.ismethod(getattr(environment, name)):
+            yield getattr(environment, name)
 
 
 def _row(problem: Problem) -> dict[str, Any]:

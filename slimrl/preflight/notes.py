@@ -84,6 +84,11 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
             f"prompts end with {policy.opening.strip()}, so completions begin within the thinking; their text begins with that "
             "mark, and answers are read behind the mark that ends it"
         )
+    if config.environment.name and prompter.drops_thinking:
+        found.append(
+            "the chat template leaves the thinking of earlier turns out; episodes keep it, as it was drawn, and a program that "
+            "renders a whole conversation with the template does not"
+        )
     if not prompter.system_role:
         found.append("the chat template takes no system message, so the instruction opens the user's turn")
     if config.task.date != "auto" and not prompter.date:

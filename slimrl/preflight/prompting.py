@@ -16,8 +16,8 @@ from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN
 from slimrl.tasks import chat_messages
 from slimrl.tasks.styles import STYLES
-from slimrl.tasks.thinking import is_mark, opening
 from slimrl.terms import Checker
+from slimrl.thinking import is_mark, opening
 
 PLAIN_STOP = "\nQuestion:"
 """By which a model that is given a plain prompt goes on to the next one."""

@@ -53,8 +53,8 @@ from slimrl.rewards.workers import Scorer
 from slimrl.rollout import Request, Sampler
 from slimrl.tasks import Checks, Task, chat_messages, load_task
 from slimrl.tasks.curriculum import ENDLESS, Curriculum
-from slimrl.tasks.thinking import closed
 from slimrl.terms import Answers
+from slimrl.thinking import closed
 
 Config = TypeVar("Config", bound=RootConfig)
 Found = TypeVar("Found")

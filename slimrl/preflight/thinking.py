@@ -10,7 +10,7 @@ import numpy as np
 from slimrl.algorithm.metrics import Metrics
 from slimrl.model.policy import Policy
 from slimrl.records import Completion, Rollout
-from slimrl.tasks.thinking import is_open, split
+from slimrl.thinking import is_open, split
 
 
 def thinking_tokens(policy: Policy, completion: Completion, text: str) -> int:

@@ -19,7 +19,7 @@ from fractions import Fraction
 from slimrl.tasks.latex import normalise
 from slimrl.tasks.numbers import numbers, parse_number
 from slimrl.tasks.styles import STYLES, TAGS
-from slimrl.tasks.thinking import committed
+from slimrl.thinking import committed
 
 _START, _END, _OPEN, _CLOSE = TAGS
 _PUBLISHED_FORM = re.compile(

@@ -13,9 +13,9 @@ from slimrl.tasks.latex import NAME, normalise, plausible, unwrapped
 from slimrl.tasks.numbers import last_number, parse_number, same_number
 from slimrl.tasks.styles import Style, last_box
 from slimrl.tasks.symbolic import SymbolicWorker
-from slimrl.tasks.thinking import committed
 from slimrl.tasks.units import MAGNITUDES, changes_meaning, without_plain_unit
 from slimrl.terms import Checker
+from slimrl.thinking import committed
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def grade_file(
     """Grade rows of {"id", "answer", "completion"}, or those that `slimrl eval --out` wrote; needs the task's style and checker,
     not its data. Programs run in the `sandbox` against the tests of their row, or of the problem of this id in `task.path`.
 
-    Thinking, and end tokens that a stored output may still hold, are ignored (`slimrl/tasks/thinking.py`).
+    Thinking, and end tokens that a stored output may still hold, are ignored (`slimrl/thinking.py`).
     With `out`, writes one JSON line a row: {"id", "strict", "lenient", "extracted_strict", "extracted_lenient", "answer",
     "vote"}, and what tells the rows of an evaluation apart. Rows with the same id and gold answer are samples of one problem,
     and `vote` tells their answers apart (`votes`); where that answer was not compared with all others, the row has

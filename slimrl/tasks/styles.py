@@ -2,7 +2,7 @@
 
 Strict reading is hard to game: an answer counts only if the completion commits to it. A completion that holds the form
 twice with different answers is not in the form, and an answer line followed by more text is not final. Every style reads
-from the end of the thinking on (`slimrl/tasks/thinking.py`).
+from the end of the thinking on (`slimrl/thinking.py`).
 """
 
 import re
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from slimrl.tasks.thinking import committed, ended, split
 from slimrl.terms import Checker
+from slimrl.thinking import committed, ended, split
 
 MARKERS = {"hashes": "####", "boxed": "\\boxed", "tags": "<SOLUTION>", "answer": "Answer:", "code": "```"}
 """The mark of an answer in each style, which an instruction that asks for the style holds too."""

@@ -200,11 +200,34 @@ def test_an_answer_that_is_late_is_not_waited_for() -> None:
     go.set()
 
 
-@pytest.mark.parametrize("score", [ValueError("mine"), "much"])
-def test_a_score_that_fails_is_told(score: object) -> None:
+@pytest.mark.parametrize(
+    ("score", "told"),
+    [(ValueError("mine"), "raised ValueError: mine"), ("much", "has 'much' as score, which is no number")],
+)
+def test_a_score_that_fails_is_told(score: object, told: str) -> None:
     played = play(lambda _: ([], True), score=score)
     played(0, ids("a")).result()
-    assert "the environment raised ValueError" in played.played([completion("a")])[0].failed
+    assert f"the environment {told}" in played.played([completion("a")])[0].failed
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"), [([1], "has list as metrics"), ({"n": "x"}, "has 'x' as metrics['n'], which is no number")]
+)
+def test_metrics_that_are_no_numbers_are_told(metrics: object, told: str) -> None:
+    class Measured(Scripted):
+        def __init__(self) -> None:
+            super().__init__(lambda _: ([], True))
+            self.metrics = metrics
+
+    rules = Rules(Measured, lambda _: (), lambda ids: "".join(map(chr, ids)), encode, 3, 5.0)
+    played = Play(rules, PROBLEM)
+    played(0, ids("a")).result()
+    assert told in played.played([completion("a")])[0].failed
+
+
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    played = play(lambda _: ([{"role": "user", "content": "a\ud800b"}], False))
+    assert played(0, ids("a")).result() == ids("a?b")
 
 
 def test_an_episode_that_is_sampled_again_begins_anew() -> None:

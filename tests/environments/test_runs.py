@@ -268,6 +268,13 @@ def test_other_verbs(tmp_path: Path) -> None:
     assert load_config(TrainConfig, [str(file)], []).environment.name == f"{tmp_path}/some/mine.py:A"
 
 
+def test_an_episode_of_one_turn_trains_as_a_completion_does(tmp_path: Path) -> None:
+    (tmp_path / "once.py").write_text("class Once:\n    def step(self, text):\n        return [], True\n")
+    plain = run(tmp_path, "plain", "steps=2")
+    once = run(tmp_path, "once", "steps=2", f"environment.name={tmp_path}/once.py:Once")
+    assert (once.weights, once.optimizer) == (plain.weights, plain.optimizer)
+
+
 WILD = """
 import os, subprocess
 

@@ -85,6 +85,9 @@ def reply(text: str) -> list[str]:
         ('<fetch>{"key": "x", "unit": "cm"}</fetch>', ['{"found": "X", "unit": "cm"}']),
         ('<calculate>{"expression": "2*3"}</calculate>', ["6"]),
         ("<think>maybe <calculate>1</calculate></think><calculate>2</calculate>", ["2"]),
+        ("<thinking>maybe <calculate>1</calculate></thinking><calculate>2</calculate>", ["2"]),
+        ('{"name": "now", "arguments": null}', ["12:00"]),
+        ('[{"name": "add", "arguments": {"a": 2}}, {"name": "now", "parameters": {}}]', ["3", "12:00"]),
     ],
 )
 def test_calls_are_carried_out(text: str, expected: list[str]) -> None:
@@ -105,6 +108,7 @@ def test_calls_are_carried_out(text: str, expected: list[str]) -> None:
         ('<tool_call>{"name": "add", "arguments": {"a": 1, "c": 2}}</tool_call>', "no parameter 'c'; it has a, b"),
         ('<tool_call>{"name": "fetch", "arguments": {"key": "x", "unit": "ft"}}</tool_call>', "'cm' or 'm'"),
         ('{"name": "add", "parameters": {"a": 2', "no JSON"),
+        ('[{"name": "add", "parameters": {"a": 2', "no JSON"),
         ('{"name": [1], "parameters": {}}', "no tool '[1]'"),
         ("<calculate>3*4", "no </calculate>"),
         ("<add>1 2</add>", "no JSON object with a, b"),
@@ -125,6 +129,8 @@ def test_a_call_that_cannot_be_carried_out_is_told_why(text: str, words: str) ->
         "#### 12",
         "<think>try <now></now></think> 12",
         "<think>try <now></now>",
+        "<thinking>try <now></now></thinking> 12",
+        "[THINK]<now></now>[/THINK]12",
         '{"name": "Bob", "age": 3}',
         "a <b>12</b>",
         '{"answer": 12}',
@@ -137,6 +143,41 @@ def test_a_call_that_cannot_be_carried_out_is_told_why(text: str, words: str) ->
 )
 def test_a_text_without_a_call_is_none(text: str) -> None:
     assert read_calls(text, TOOLS) == []
+
+
+def test_text_that_is_a_json_object_is_an_argument() -> None:
+    def run(code: str) -> str:
+        """Run a program.
+
+        Args:
+            code: the program
+        """
+        return f"ran {code}"
+
+    tools = tools_of(Kit(run), where="here")
+    for written, code in (('{"a": 1}', '{"a": 1}'), ('{"code": "b"}', "b"), ("{}", ""), ("c", "c")):
+        (said,) = answers(read_calls(f"<run>{written}</run>", tools), tools)
+        assert said["content"] == (f"ran {code}" if code else "error: run: code: Field required")
+
+
+def test_methods_that_the_class_lists_are_bound() -> None:
+    class Counter:
+        count = 2
+
+        def more(self, step: int) -> int:
+            """Count on.
+
+            Args:
+                step: how far
+            """
+            return self.count + step
+
+        tools = (more,)
+
+    tools = tools_of(Counter(), where="here")
+    assert [*tools[0].parameters] == ["step"]
+    (said,) = answers(read_calls("<more>3</more>", tools), tools)
+    assert said["content"] == "5"
 
 
 def leave() -> None:

@@ -42,6 +42,32 @@ class Counter:
         raise AssertionError
 
 
+class Stepping(Counter):
+    @property
+    def state(self):
+        raise AssertionError
+
+    @staticmethod
+    def helper():
+        raise AssertionError
+
+    @classmethod
+    def unit(cls) -> str:
+        """
+        Names the unit.
+        """
+        return cls.__name__
+
+    def step(self, action: str) -> str:
+        """
+        Takes an action.
+
+        Args:
+            action: The action.
+        """
+        return f"{action}!"
+
+
 class Silent(Counter):
     def reset(self):
         return None
@@ -84,6 +110,16 @@ def test_a_class_in_trls_form(file: Path) -> None:
     assert played.step("Done.") == ([], True)
     assert [tool.__name__ for tool in played.tools] == ["increment"]  # type: ignore[attr-defined]
     assert not hasattr(played, "score")
+
+
+def test_tools_are_the_methods_of_the_object(file: Path) -> None:
+    """One of them may be called step: `reset` takes the fields of a row by name, as no other form does."""
+    played = maker(EnvironmentConfig(name=f"{file}:Stepping"), load_function)()
+    assert [tool.__name__ for tool in played.tools] == ["increment", "step", "unit"]  # type: ignore[attr-defined]
+    assert played.step("<step>north</step> <unit></unit>") == (
+        [{"role": "tool", "content": "north!"}, {"role": "tool", "content": "Stepping"}],
+        False,
+    )
 
 
 def test_prompts_of_the_data_are_kept(file: Path) -> None:

@@ -73,6 +73,8 @@ def test_a_template_that_rewrites_earlier_turns_changes_nothing_of_what_was_draw
     prompter = make_prompter(characters(THINKING), "auto")
     found = prompter.tokenizer.decode(prompter.following_ids([{"role": "user", "content": "Go on."}]))
     assert found == "\n<turn>user\nGo on.<eot>\n<turn>model\n<think>"
+    assert prompter.drops_thinking
+    assert not make_prompter(characters(THINKING.replace(".split('</think>')[-1]", "")), "auto").drops_thinking
 
 
 def test_what_an_environment_says_is_no_control_token(real: Any) -> None:

@@ -22,7 +22,7 @@ from slimrl.records import Completion, Rollout
 from slimrl.results import SplitEvaluation
 from slimrl.rewards.gold import check_gold
 from slimrl.sft import demonstrator
-from slimrl.tasks.thinking import closed, committed, is_open, opening
+from slimrl.thinking import closed, committed, is_open, opening
 from tests.tiny import NoTokenizer, tiny_policy
 
 SMALL = ("evaluation.problems=4", "evaluation.harder_problems=0", "rollout.max_new_tokens=40", "model.device=cpu")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slimrl.rewards import case_study
 from slimrl.tasks.answers import Grader
 from slimrl.tasks.styles import STYLES, TAGS
-from slimrl.tasks.thinking import committed, ended, split, without_end_tokens
+from slimrl.thinking import committed, ended, split, without_end_tokens
 
 FORMS = {
     "hashes": "So.\n#### {}",
