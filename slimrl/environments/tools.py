@@ -27,6 +27,7 @@ from slimrl.sandbox import SandboxError
 Message = dict[str, str]
 MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
 """Tokens of the forms of a call."""
+_BLOCK = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 LONGEST, LONGEST_RESULT = 2000, 20_000
 """Characters of a fault, and of a result, that the policy reads."""
 
@@ -165,7 +166,10 @@ def read_calls(text: str, tools: Sequence[Tool]) -> list[Call]:
     _, text = thinking.split(text)
     if "<tool_call>" in text:
         return [_hermes(part, named) for part in text.split("<tool_call>")[1:]]
-    if (whole := text.strip().removeprefix("<|python_tag|>").strip()).startswith(("{", "[")):
+    whole = text.strip().removeprefix("<|python_tag|>").strip()
+    if block := _BLOCK.fullmatch(whole):
+        whole = block[1].strip()
+    if whole.startswith(("{", "[")):
         return _llama(whole, named)
     return _tagged(text, named)
 

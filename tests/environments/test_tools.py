@@ -87,6 +87,7 @@ def reply(text: str) -> list[str]:
         ("<think>maybe <calculate>1</calculate></think><calculate>2</calculate>", ["2"]),
         ("<thinking>maybe <calculate>1</calculate></thinking><calculate>2</calculate>", ["2"]),
         ('{"name": "now", "arguments": null}', ["12:00"]),
+        ('```json\n{"name": "add", "arguments": {"a": 2}}\n```', ["3"]),
         ('[{"name": "add", "arguments": {"a": 2}}, {"name": "now", "parameters": {}}]', ["3", "12:00"]),
     ],
 )
@@ -132,6 +133,8 @@ def test_a_call_that_cannot_be_carried_out_is_told_why(text: str, words: str) ->
         "<thinking>try <now></now></thinking> 12",
         "[THINK]<now></now>[/THINK]12",
         '{"name": "Bob", "age": 3}',
+        '```json\n{"name": "Bob", "age": 3}\n```',
+        "```\n12\n```",
         "a <b>12</b>",
         '{"answer": 12}',
         "{12}",
