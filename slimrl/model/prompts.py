@@ -154,7 +154,10 @@ class Prompter:
     def drops_thinking(self) -> bool:
         """True where the template leaves the thinking of earlier turns out."""
         thought = {"role": "assistant", "content": f"<think>\n{REPLY}\n</think>\n\nYes"}
-        return self.chat is not None and REPLY not in self.chat.render([USER_TURN, thought, USER_TURN])
+        try:
+            return self.chat is not None and REPLY not in self.chat.render([USER_TURN, thought, USER_TURN])
+        except DataError:
+            return False
 
     def _following(self, messages: Messages) -> tuple[int, ...]:
         whole: Messages = [USER_TURN, {"role": "assistant", "content": REPLY}, *messages]
