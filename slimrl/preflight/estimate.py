@@ -8,10 +8,10 @@ from typing import Any
 
 from slimrl.records import Plan
 
-HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 2**30 * 6 // 100, 2**30 * 3 // 100, 0.20
+HEAP, HEAP_GIVEN_BACK, HEAP_SHARE = 80 * 2**20, 49 * 2**20, 0.20
 """Bytes of a CPU process beyond its tensors: libraries loaded on the way, and a share of what an update frees, which the C
 library keeps in blocks that no longer fit. Fitted, with KERNELS, to peaks of models of 1, 27 and 494 million parameters."""
-KERNELS = 2**30 * 3 // 100
+KERNELS = 12 * 2**20
 """Bytes of the kernels that oneDNN compiles for the shapes it meets and keeps (`bound_kernel_caches`)."""
 GIB = 2**30
 PARTS = (

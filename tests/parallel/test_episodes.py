@@ -40,7 +40,7 @@ def test_any_number_of_ranks_plays_the_same_episodes(tmp_path: Path) -> None:
     assert found["again"]["same files"] == [True, True, True]
     assert len({*found["again"]["weights"]}) == 1, "a run can be repeated to the last bit"
     broken, ended = found["broken"]
-    assert broken.startswith("the environment raised KeyError: 'mine', on problem arithmetic/")
+    assert broken.startswith("the environment raised KeyError: 'mine' (odd.py:20 in step), on problem arithmetic/")
     assert ended == ""
     absent, ended = found["absent"]
     assert absent.startswith("environment.name: making ")
