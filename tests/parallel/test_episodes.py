@@ -44,7 +44,7 @@ def test_any_number_of_ranks_plays_the_same_episodes(tmp_path: Path) -> None:
     assert ended == ""
     absent, ended = found["absent"]
     assert absent.startswith("environment.name: making ")
-    assert "raised OSError: the port is taken; correct it" in absent
+    assert "raised OSError: the port is taken (odd.py:12 in __init__); correct it" in absent
     assert ended == "exit code 2"
 
 
