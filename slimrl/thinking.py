@@ -1,6 +1,7 @@
 """The part of a completion that is read: all after the thinking, without the end tokens of a stored output.
 
-No other module knows about thinking: styles, the lenient verdict and the case study's rewards read `committed(text)`.
+No other module knows the marks of thinking: styles, the lenient verdict, the case study's rewards and the calls of tools read
+what is behind it.
 """
 
 import re

@@ -59,6 +59,15 @@ class EnvironmentConfig(Section):
     """GiB that each of these processes may take."""
 
     @model_validator(mode="after")
+    def _programs_are_bounded(self) -> Self:
+        if self.name == "python" and self.deadline != EnvironmentConfig.model_fields["deadline"].default:
+            raise ValueError(
+                f"environment.deadline={self.deadline:g} has no effect on environment.name=python, whose programs wait for each "
+                "other; bound them by environment.arguments={seconds: ...}, and remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _workers_play(self) -> Self:
         here = "packages of verifiers" if package_of(self.name) else ""
         here = here or ("classes of a Python program" if is_programs(self.name) else "")

@@ -55,6 +55,8 @@ BUILT_IN = {
     "python": "slimrl.environments.python:Python",
 }
 """Environments that come with SlimRL, by the name in the settings."""
+BOUNDED = frozenset({"python"})
+"""Those whose answers end by limits of their own, and may wait in turn before that."""
 
 
 def specified(name: str) -> str:

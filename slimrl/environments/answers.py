@@ -18,15 +18,15 @@ def score_of(environment: Environment) -> tuple[float | None, dict[str, float]]:
     metrics: Any = getattr(environment, "metrics", None)
     if metrics is not None and not isinstance(metrics, Mapping):
         raise DataError(f"has {type(metrics).__name__} as metrics, which is no mapping of names to numbers")
-    found = {str(name): _number(value, f"metrics[{str(name)!r}]") for name, value in (metrics or {}).items()}
-    return None if score is None else _number(score, "score"), found
+    found = {str(name): _metric(str(name), value) for name, value in (metrics or {}).items()}
+    return _reward(score, "from score"), found
 
 
-def _number(value: Any, what: str) -> float:
+def _metric(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise DataError(f"has {str(value)[:60]!r} as {what}, which is no number") from None
+        raise DataError(f"has {str(value)[:60]!r} as metrics[{name!r}], which is no number") from None
 
 
 def answer_of(environment: Environment, text: str) -> tuple[Messages, bool, float | None]:
@@ -42,7 +42,7 @@ def answer_of(environment: Environment, text: str) -> tuple[Messages, bool, floa
     messages = [{**message, "content": _writable(message["content"])} for message in messages]
     if not over and not messages:
         raise DataError("returned no messages from step for an episode that is not over")
-    return messages, over, _reward(rest[0]) if rest else None
+    return messages, over, _reward(rest[0], "from step as the reward of a turn") if rest else None
 
 
 def _writable(text: str) -> str:
@@ -50,12 +50,12 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _reward(value: Any) -> float | None:
-    """The reward of a turn; raises DataError for what is neither a finite number nor None."""
+def _reward(value: Any, place: str) -> float | None:
+    """A score or the reward of a turn; raises DataError for what is neither a finite number nor None."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy's or torch's
         value = value.item()
     if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
-        raise DataError(f"returned {str(value)[:60]!r} from step as the reward of a turn, which is no finite number")
+        raise DataError(f"returned {str(value)[:60]!r} {place}, which is no finite number")
     return None if value is None else float(value)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from math import inf
 from threading import Lock, Thread, Timer
 
 from slimrl.environments import Environment, Make, Messages
@@ -38,7 +39,7 @@ class Rules:
     turns: int
     """Of the policy, at most."""
     deadline: float
-    """Seconds for an answer."""
+    """Seconds for an answer; infinity where there is no bound."""
     package: Package | None = None
     """The package of the environment, whose score decides what is right; None where the answer in the last turn does."""
     ready: Callable[[], object] = _nothing
@@ -127,10 +128,11 @@ class Play:
                 episode.environment.give_up()
 
         self.rules.ready()  # loading does not count
-        timer = Timer(self.rules.deadline, late)
-        timer.daemon = True
-        found.add_done_callback(lambda _: timer.cancel())
-        timer.start()
+        if self.rules.deadline < inf:
+            timer = Timer(self.rules.deadline, late)
+            timer.daemon = True
+            found.add_done_callback(lambda _: timer.cancel())
+            timer.start()
         Thread(target=work, daemon=True).start()
 
     def _environment(self, episode: Episode) -> Environment:

@@ -39,10 +39,10 @@ class Python:
             code: the program, which prints what is to be known
         """
         fenced = _FENCED.match(code)
-        return self._sandbox.run(fenced[1] if fenced else code).printed
+        return self._sandbox.start(fenced[1] if fenced else code).result().printed
 
 
 @cache
 def _sandbox(settings: str) -> Sandbox:
-    """One for all episodes, so that its bound on programs at a time holds for them together."""
+    """One for all episodes, so that `workers` bounds the programs that they run at the same time."""
     return Sandbox(SandboxConfig.model_validate_json(settings))

@@ -152,7 +152,7 @@ class Prompter:
 
     @property
     def drops_thinking(self) -> bool:
-        """True where the template leaves the thinking of earlier turns out."""
+        """True where the template leaves the thinking of turns before a user's message out."""
         thought = {"role": "assistant", "content": f"<think>\n{REPLY}\n</think>\n\nYes"}
         try:
             return self.chat is not None and REPLY not in self.chat.render([USER_TURN, thought, USER_TURN])

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from math import inf
 
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.rewards import is_programs
 from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
 from slimrl.config.task import TaskConfig
-from slimrl.environments import BUILT_IN, Make, Messages, maker, opening, specified
+from slimrl.environments import BOUNDED, BUILT_IN, Make, Messages, maker, opening, specified
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.processes import Processes
@@ -121,7 +122,8 @@ def _rules(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prom
         return (*end, *prompter.following_ids(messages))
 
     openings = _openings(make, config.deadline)
-    return Rules(make, openings, policy.decode, encode, config.turns, config.deadline)
+    deadline = inf if config.name in BOUNDED else config.deadline
+    return Rules(make, openings, policy.decode, encode, config.turns, deadline)
 
 
 def _openings(make: Make, seconds: float) -> Callable[[Problem], Turns]:

@@ -86,8 +86,8 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         )
     if config.environment.name and prompter.drops_thinking:
         found.append(
-            "the chat template leaves the thinking of earlier turns out; episodes keep it, as it was drawn, and a program that "
-            "renders a whole conversation with the template does not"
+            "the chat template leaves the thinking of turns before a user's message out; episodes keep it, as it was drawn, and "
+            "a program that renders a whole conversation with the template does not"
         )
     if not prompter.system_role:
         found.append("the chat template takes no system message, so the instruction opens the user's turn")

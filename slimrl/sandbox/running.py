@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import IO, Literal, Self
 
 from slimrl.config.sandbox import SandboxConfig
@@ -89,6 +90,8 @@ class Sandbox:
             )
         self._fields = self.way.fields(config)
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = Lock()
+        """Of `_pool`."""
 
     def run(self, program: str, files: Mapping[str, str] | None = None, stdin: str = "") -> Outcome:
         """Run a Python program, with these files (by relative name) beside it, and wait for its end.
@@ -98,11 +101,12 @@ class Sandbox:
         return _run(self.way, self._fields, self.config, {"program.py": program, **_checked(files or {})}, stdin)
 
     def start(self, program: str, files: Mapping[str, str] | None = None, stdin: str = "") -> Future[Outcome]:
-        """As `run`, in turn with others that were started, `sandbox.workers` of them at a time."""
-        if self._pool is None:
-            workers = cores() if self.config.workers == "auto" else self.config.workers
-            self._pool = ThreadPoolExecutor(workers, "sandbox")
-        return self._pool.submit(self.run, program, files, stdin)
+        """As `run`, in turn with others that were started, `sandbox.workers` of them at a time. Any thread may call it."""
+        with self._lock:
+            if self._pool is None:
+                workers = cores() if self.config.workers == "auto" else self.config.workers
+                self._pool = ThreadPoolExecutor(workers, "sandbox")
+            return self._pool.submit(self.run, program, files, stdin)
 
     def close(self) -> None:
         """Wait for the programs that run, and forget those that wait."""

@@ -202,7 +202,11 @@ def test_an_answer_that_is_late_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize(
     ("score", "told"),
-    [(ValueError("mine"), "raised ValueError: mine"), ("much", "has 'much' as score, which is no number")],
+    [
+        (ValueError("mine"), "raised ValueError: mine"),
+        ("much", "returned 'much' from score, which is no finite number"),
+        (float("nan"), "returned 'nan' from score, which is no finite number"),
+    ],
 )
 def test_a_score_that_fails_is_told(score: object, told: str) -> None:
     played = play(lambda _: ([], True), score=score)
