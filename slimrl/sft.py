@@ -18,8 +18,9 @@ from slimrl.config.mistakes import nearest
 from slimrl.config.schema import SftRunConfig, seconds_of
 from slimrl.config.sections import SftConfig
 from slimrl.errors import SettingsError
-from slimrl.learner.imitation import Example, take_imitation_step
-from slimrl.learner.optimizer import MasterAdamW, learning_rate
+from slimrl.learner.imitation import Example, imitating_optimizer, take_imitation_step
+from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.schedule import learning_rate
 from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
 from slimrl.model.lora import TAUGHT
@@ -77,7 +78,7 @@ def sft(
         overlong = overlong_note(setup, demonstrate, config)
         setup = replace(setup, notes=(*setup.notes, *(note for note in (few, overlong) if note)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
-        policy, optimizer = setup.policy, MasterAdamW(setup.policy.trainable, setup.config.optimizer, ranks)
+        policy, optimizer = setup.policy, imitating_optimizer(setup.policy, setup.config, ranks)
         state = Progress()
         if found.checkpoint:
             restore_policy(found.checkpoint, policy, optimizer)

@@ -50,5 +50,6 @@ Signal = Literal["correct", "reward"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 # the run
+Parallel = Literal["ddp", "fsdp"]
 TokenLog = Literal["off", "samples", "all"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow"]

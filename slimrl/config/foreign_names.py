@@ -39,8 +39,8 @@ _SWITCH = {"true": "on", "false": "off"}
 _ENGINE = "SlimRL samples with its own engine from the module that it trains"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
 _WHOLE = (
-    "every device holds all weights; devices=N or torchrun shares the work of a run, and optimizer.sharded divides the "
-    "optimizer's state"
+    "devices=N or torchrun shares the work of a run, optimizer.sharded divides the optimizer's state, and parallel=fsdp also "
+    "weights and gradients during an update"
 )
 _MEASURED = "measured before the run, by slimrl difficulty"
 

@@ -25,6 +25,7 @@ from slimrl.config.sections import (
     SftConfig,
 )
 from slimrl.config.task import TaskConfig
+from slimrl.terms import Parallel
 
 
 def seconds_of(text: str) -> float:
@@ -51,6 +52,9 @@ class RootConfig(Section):
     """Rollout batches (train) or optimizer updates (sft)."""
     devices: Count = 1
     """GPUs, or processes on the cores of a CPU, that share the work of a run on this machine; torchrun starts more machines."""
+    parallel: Parallel = "ddp"
+    """What a device holds during an update: all weights and gradients (ddp), or of every layer a part, with its gradient and the
+    optimizer's state, and the layers that are computed just then (fsdp). docs/scale.md has the memory of both."""
     device_deadline: Annotated[float, Field(ge=10)] = 300.0
     """Seconds without a sign of life after which a process of the run counts as hanging, and the run stops."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0

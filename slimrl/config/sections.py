@@ -147,7 +147,7 @@ class OptimizerConfig(Section):
     they lie in a file without a name under `output`, on a GPU in the host's memory. `auto`: where memory is short otherwise."""
     sharded: bool = False
     """Divide AdamW's moments and the float32 master weights among the devices of the run. Each keeps all weights and gradients.
-    No number changes by it."""
+    No number changes by it. `parallel=fsdp` divides them too."""
 
     @property
     def peak_rate(self) -> float:

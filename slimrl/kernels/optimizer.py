@@ -36,7 +36,11 @@ def can_update(weights: Sequence[Tensor]) -> bool:
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> float:
-    """The 2-norm of all numbers; not finite where one of them is not."""
+    """The 2-norm of all numbers, 0 of none; not finite where one of them is not."""
+    gradients = [gradient.contiguous() for gradient in gradients]
+    if not can_update(gradients):
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
     sums = torch.zeros(len(gradients), torch.get_num_threads(), dtype=torch.float64)
     for gradient, own in zip(gradients, sums, strict=True):
         call("sum_squares", gradient.dtype, gradient, own, gradient.numel())

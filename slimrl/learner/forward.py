@@ -18,6 +18,7 @@ from slimrl.algorithm.batch import balanced, microbatches, packed_tokens, take
 from slimrl.algorithm.kl import Divergence
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
+from slimrl.learner.divided import extra_parts
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.profiler import OFF, Profiler
@@ -107,6 +108,10 @@ class Microbatcher:
             return [*parts]
         dealt = balanced([packed_tokens(take(rows, part)) for part in parts], self.ranks.size)
         return [parts[index] for index in dealt[self.ranks.rank]]
+
+    def extra(self, rows: Rows, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Parts of a split that this rank computes to no effect, as `extra_parts` has them."""
+        return [parts[index] for index in extra_parts([packed_tokens(take(rows, part)) for part in parts], self.ranks)]
 
     def attempts(self, rows: Rows) -> Iterator[Attempt]:
         """`for attempt in attempts(rows): with attempt: ...` repeats a block, with micro-batches half as large each time, until

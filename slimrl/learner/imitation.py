@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from slimrl.algorithm.batch import balanced, microbatches
+from slimrl.config.schema import RootConfig
 from slimrl.errors import DivergedError
+from slimrl.learner.divided import DividedLayers, demand_memory, divides, extra_parts
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.recompute import checkpointed
 from slimrl.machine.ranks import ALONE, Ranks
@@ -35,6 +40,12 @@ class Example:
         return len(self.target_ids) - sum(self.given)
 
 
+def imitating_optimizer(policy: Policy, config: RootConfig, ranks: Ranks) -> MasterAdamW:
+    """The optimizer of a run that imitates, with the policy's layers divided where the settings say so."""
+    layers = DividedLayers(policy, ranks) if divides(config, policy, ranks) else None
+    return MasterAdamW(policy.trainable, config.optimizer, ranks, layers)
+
+
 def take_imitation_step(
     policy: Policy,
     optimizer: MasterAdamW,
@@ -47,10 +58,15 @@ def take_imitation_step(
 
     Raises DivergedError for a loss that is not finite.
     """
-    with ranks.together(), checkpointed(policy.model, plan.recompute):
-        loss = imitate(policy, examples, optimizer.backward, max_tokens=plan.microbatch_tokens, ranks=ranks)
-    optimizer.add_up(ranks)
-    return {"loss": sum(ranks.exchange(loss)), **optimizer.step(rate, optimizer.gradient_norm())}
+    layers = optimizer.layers
+    taught = policy if layers is None else layers.policy
+    with demand_memory(ranks, plan), optimizer.whole_afterwards():
+        with ranks.together() if layers is None else nullcontext(), checkpointed(taught.model, plan.recompute):
+            loss = imitate(
+                taught, examples, optimizer.backward, max_tokens=plan.microbatch_tokens, ranks=ranks, layers=layers
+            )
+        optimizer.add_up(ranks)
+        return {"loss": sum(ranks.exchange(loss)), **optimizer.step(rate, optimizer.gradient_norm())}
 
 
 def imitate(
@@ -60,38 +76,55 @@ def imitate(
     *,
     max_tokens: int,
     ranks: Ranks = ALONE,
+    layers: DividedLayers | None = None,
 ) -> float:
     """This rank's part of the mean negative log-likelihood per target token, in nats; `backward` gets each micro-batch's share.
 
-    Raises DivergedError for a loss that is not finite.
+    Of divided `layers`, `policy` is theirs. Raises DivergedError for a loss that is not finite.
     """
     lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
     total = sum(e.imitated for e in examples)
-    loss_sum = 0.0
     alone = torch.arange(len(examples))
     share = max_tokens if ranks.size == 1 else min(max_tokens, -(-int(lengths.sum()) // ranks.size))
     parts = microbatches(lengths, lengths, alone, max_tokens=share)
-    own = balanced([int(lengths[part].sum()) for part in parts], ranks.size)[ranks.rank]
-    for rows in (parts[index] for index in own):
-        width = int(lengths[rows].max())
-        ids = torch.full((len(rows), width + 1), policy.pad_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, row in enumerate(rows.tolist()):
-            example = examples[row]
-            ids[i, : lengths[row] + 1] = torch.tensor([*example.prompt_ids, *example.target_ids])
-            mask[i, len(example.prompt_ids) - 1 : lengths[row]] = True
-            if example.given:
-                mask[i, len(example.prompt_ids) - 1 : lengths[row]] = ~torch.tensor(example.given)
-        packed = pack(ids[:, :-1], lengths[rows], lengths[rows], rows, device=policy.device)
-        hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask.to(policy.device)])
-        logprobs, _ = token_logprobs(
-            policy.head, hidden, ids[:, 1:][mask].to(policy.device), temperature=1.0, with_entropy=False
-        )
-        loss = -logprobs.sum() / total
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate"
-            )
+    tokens = [int(lengths[part].sum()) for part in parts]
+    loss_sum = 0.0
+
+    def added(loss: Tensor) -> None:
+        nonlocal loss_sum
         backward(loss)
         loss_sum += float(loss.detach())
+
+    for index in balanced(tokens, ranks.size)[ranks.rank]:
+        loss = partial(_loss, policy, [examples[row] for row in parts[index].tolist()], total)
+        if layers is None:
+            added(loss())
+        else:
+            layers.add_gradient(loss, added)
+    if layers is not None:
+        for index in extra_parts(tokens, ranks):
+            nothing = partial(_loss, policy, [examples[row] for row in parts[index].tolist()], math.inf)
+            layers.add_gradient(nothing, added)
     return loss_sum
+
+
+def _loss(policy: Policy, examples: Sequence[Example], total: float) -> Tensor:
+    """The summed negative log-likelihood of the examples' targets over `total`. Raises DivergedError."""
+    lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
+    width = int(lengths.max())
+    ids = torch.full((len(examples), width + 1), policy.pad_id)
+    mask = torch.zeros((len(examples), width), dtype=torch.bool)
+    for i, (example, length) in enumerate(zip(examples, lengths.tolist(), strict=True)):
+        ids[i, : length + 1] = torch.tensor([*example.prompt_ids, *example.target_ids])
+        mask[i, len(example.prompt_ids) - 1 : length] = True
+        if example.given:
+            mask[i, len(example.prompt_ids) - 1 : length] = ~torch.tensor(example.given)
+    packed = pack(ids[:, :-1], lengths, lengths, torch.arange(len(examples)), device=policy.device)
+    hidden = policy.packed_hidden(packed).index_select(0, packed.places[mask.to(policy.device)])
+    logprobs, _ = token_logprobs(
+        policy.head, hidden, ids[:, 1:][mask].to(policy.device), temperature=1.0, with_entropy=False
+    )
+    loss = -logprobs.sum() / total
+    if not torch.isfinite(loss):
+        raise DivergedError(f"the loss is {loss.item()}; this update was not applied. Lower optimizer.learning_rate")
+    return loss

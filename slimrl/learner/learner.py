@@ -24,11 +24,13 @@ from slimrl.config.algorithm import SURROGATES
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import NonFiniteError, SpoiledWeightsError
 from slimrl.learner.critic import CriticLearner
+from slimrl.learner.divided import DividedLayers, demand_memory, divides
 from slimrl.learner.forward import Microbatcher, VocabularyKl
-from slimrl.learner.means import TokenMeans
+from slimrl.learner.means import TokenMeans, mean_of_updates
 from slimrl.learner.offload import offload_reference
-from slimrl.learner.optimizer import MasterAdamW, learning_rate
+from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.recompute import checked
+from slimrl.learner.schedule import learning_rate
 from slimrl.learner.targets import Targets, demand_finite, trained_rows
 from slimrl.learner.trace import Trace, begin_trace
 from slimrl.machine.ranks import loss_stops
@@ -74,11 +76,13 @@ class Learner:
         `teacher` the reference is the policy as it is now.
         """
         self.policy, self.config, self.microbatcher = policy, config, microbatcher
-        self.optimizer = MasterAdamW(policy.trainable, config.optimizer, microbatcher.ranks)
         reference = (freeze(policy) if teacher is None else teacher) if config.algorithm.kl_coef else None
         self.critic = (
             CriticLearner(policy, config, microbatcher.ranks) if config.algorithm.baseline == "critic" else None
         )
+        ranks = microbatcher.ranks
+        self.layers = DividedLayers(policy, ranks) if divides(config, policy, ranks) else None
+        self.optimizer = MasterAdamW(policy.trainable, config.optimizer, ranks, self.layers)
         in_use: Callable[[], AbstractContextManager[None]] = nullcontext
         if reference is not None and self.plan.offload:
             in_use = offload_reference(reference, policy, Path(config.output)).in_use
@@ -101,8 +105,12 @@ class Learner:
         """Epochs x minibatches of optimizer updates on the groups of a step; none where nothing carries loss.
 
         Raises Stopped, nothing changed, where a stop is asked for before the first update is applied; SettingsError where
-        memory does not suffice for a single completion.
+        memory does not suffice for a single completion or, with divided layers, for a micro-batch.
         """
+        with demand_memory(self.microbatcher.ranks, self.plan):
+            return self._update(groups, step)
+
+    def _update(self, groups: Sequence[Group], step: int) -> UpdateResult:
         optimizer = self.config.optimizer
         if not groups:
             return UpdateResult({"update/skipped": 1.0})
@@ -141,7 +149,7 @@ class Learner:
                 fault = fault or Fault(str(error), part)
                 updates.append({"update/skipped": 1.0, "update/nonfinite": 1.0})
         self.microbatcher.progress(total, total)
-        return UpdateResult(measured | _mean(updates), fault, trace.joined(self.microbatcher.ranks).traced())
+        return UpdateResult(measured | mean_of_updates(updates), fault, trace.joined(self.microbatcher.ranks).traced())
 
     def _show(self, before: int, total: int, done: int) -> None:
         """Tell of the rows of an update that are `done`, with those of the updates before it."""
@@ -170,38 +178,38 @@ class Learner:
             algorithm.aggregation,
             max_new_tokens=self.config.rollout.budget,
         )
-        for attempt in self.microbatcher.attempts(batch):  # again with smaller micro-batches where memory runs out
-            with attempt:
-                means = TokenMeans(first=number == 0)
-                mask = self._gradient_mask(batch, may_stop=number == 0)
-                parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
-                done = 0
-                for chosen in self.microbatcher.own(batch, parts):
-                    self._check_stop(number)
-                    micro = take(batch, chosen)
-                    width = micro.inputs.shape[1]
-                    weight = weights[chosen, :width]
-                    if algorithm.aggregation == "microbatch_token_mean":  # TRL's bnpo, which depends on the split
-                        weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
-                    with checked(self.policy.model, partial(self._check_stop, number)):
-                        # No name for the loss: its graph would stay alive while a failed attempt is repeated.
-                        self._backward(
-                            self._loss(micro, weight, mask[chosen, :width], vocabulary, means, trace.part(chosen))
-                        )
-                    shown(done := done + len(chosen))
+        mask = self._gradient_mask(batch, may_stop=number == 0)
+        with self.optimizer.whole_afterwards():
+            for attempt in self.microbatcher.attempts(batch):  # again with smaller micro-batches where memory runs out
+                with attempt:
+                    means = TokenMeans(first=number == 0)
+                    parts = self.microbatcher.split(batch, trained_rows(batch, batch.advantages, algorithm))
+                    done = 0
+                    for chosen in self.microbatcher.own(batch, parts):
+                        micro = take(batch, chosen)
+                        width = micro.inputs.shape[1]
+                        weight = weights[chosen, :width]
+                        if algorithm.aggregation == "microbatch_token_mean":  # TRL's bnpo, which depends on the split
+                            weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
+                        loss = partial(self._loss, micro, weight, mask[chosen, :width], vocabulary)
+                        self._add_gradient(partial(loss, means, trace.part(chosen)), number)
+                        shown(done := done + len(chosen))
+                    if self.layers is not None:
+                        for chosen in self.microbatcher.extra(batch, parts):
+                            self._pass_along(take(batch, chosen), vocabulary, trace.part(chosen[:0]), number)
+                    if self.critic is not None:
+                        self._critic_gradient(batch, number, means)
+                if not attempt.fits:
+                    self.drop()
+            means.add_up(self.microbatcher.ranks)
+            norm, critic_norm = self._gradient_norms()
+            with profiler.part("optimizer"):
+                found = means.result()
+                found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
                 if self.critic is not None:
-                    self._critic_gradient(batch, number, means)
-            if not attempt.fits:
-                self.drop()
-        means.add_up(self.microbatcher.ranks)
-        norm, critic_norm = self._gradient_norms()
-        with profiler.part("optimizer"):
-            found = means.result()
-            found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
-            if self.critic is not None:
-                rate = self._rate(self.critic.peak_rate, step, number)
-                stepped = self.critic.optimizer.step(rate, critic_norm)
-                found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
+                    rate = self._rate(self.critic.peak_rate, step, number)
+                    stepped = self.critic.optimizer.step(rate, critic_norm)
+                    found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
         return found
 
     def _gradient_norms(self) -> tuple[float, float]:
@@ -229,9 +237,10 @@ class Learner:
         marks the tokens that have a surrogate. Raises NonFiniteError. docs/techniques.md has the formulas.
         """
         algorithm, device = self.config.algorithm, self.policy.device
+        policy = self.policy if self.layers is None else self.layers.policy
         with self.microbatcher.profiler.part("forward"):
             logprobs, entropy, kl = self.microbatcher.statistics(
-                self.policy, micro, vocabulary, with_entropy=algorithm.entropy_coef > 0, passes=3
+                policy, micro, vocabulary, with_entropy=algorithm.entropy_coef > 0, passes=3
             )
         batch, weights, gradient_mask = to_device(micro, device), weights.to(device), gradient_mask.to(device)
         old = self._old_logprobs(batch, logprobs, first=means.first)
@@ -256,6 +265,22 @@ class Learner:
         share = trace.scale * weights * gradient_mask
         trace.keep(lambda: self._traced(batch, (logprobs.detach(), old, entropy.detach(), kl.detach()), share))
         return loss
+
+    def _pass_along(self, micro: Batch, vocabulary: VocabularyKl | None, untraced: Trace, number: int) -> None:
+        """Go through divided layers because other ranks do, with a gradient of 0."""
+        blank, aside = torch.zeros(micro.loss_mask.shape), TokenMeans(first=number == 0)
+        self._add_gradient(partial(self._loss, micro, blank, blank.bool(), vocabulary, aside, untraced), number)
+
+    def _add_gradient(self, loss: Callable[[], Tensor], number: int) -> None:
+        """Add the gradient of what `loss` computes."""
+        check = partial(self._check_stop, number)
+        if self.layers is not None:  # within a pass the ranks wait for each other, so a stop waits for its end
+            self.layers.add_gradient(lambda: (check(), loss())[1], self._backward)
+            return
+        check()
+        with checked(self.policy.model, check):
+            # No name for the loss: its graph would stay alive while a failed attempt is repeated.
+            self._backward(loss())
 
     def _backward(self, loss: Tensor) -> None:
         with self.microbatcher.profiler.part("backward"):
@@ -363,13 +388,3 @@ class Learner:
     def keep_microbatches(self, tokens: int) -> None:
         """Use micro-batches of so many tokens, as before an interruption."""
         self.microbatcher.plan = replace(self.plan, microbatch_tokens=tokens)
-
-
-def _mean(updates: Sequence[Metrics]) -> Metrics:
-    """The metrics of a step: each a mean over the updates that have it, and the size of the largest micro-batch."""
-    means = {
-        key: sum(m[key] for m in updates if key in m) / sum(key in m for m in updates)
-        for key in dict.fromkeys(key for metrics in updates for key in metrics)
-    }
-    largest = "update/microbatch_tokens"
-    return means | {largest: max(m.get(largest, 0.0) for m in updates)}

@@ -60,6 +60,16 @@ class TokenMeans:
         return means | {key: float(value) for key, value in self.largest.items()}
 
 
+def mean_of_updates(updates: Sequence[Metrics]) -> Metrics:
+    """The metrics of a step: each a mean over the updates that have it, and the size of the largest micro-batch."""
+    means = {
+        key: sum(m[key] for m in updates if key in m) / sum(key in m for m in updates)
+        for key in dict.fromkeys(key for metrics in updates for key in metrics)
+    }
+    largest = "update/microbatch_tokens"
+    return means | {largest: max(m.get(largest, 0.0) for m in updates)}
+
+
 def _joined(tables: Sequence[Mapping[str, float]], join: Callable[[list[float]], float]) -> dict[str, Tensor]:
     keys = dict.fromkeys(key for table in tables for key in table)
     return {

@@ -26,7 +26,7 @@ def checkpointed(model: nn.Module, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    layers = _layers(model)
+    layers = layers_of(model)
     if not layers:
         raise SettingsError(
             f"{type(model).__name__} has no layers that can be checkpointed; set optimizer.activation_checkpointing=off"
@@ -56,7 +56,7 @@ def checked(model: nn.Module, check: Callable[[], object]) -> Iterator[None]:
         if isinstance(hidden, Tensor) and hidden.requires_grad:
             hidden.register_hook(before_backward)  # type: ignore[no-untyped-call]
 
-    handles = [layer.register_forward_hook(after) for layer in _layers(model)]
+    handles = [layer.register_forward_hook(after) for layer in layers_of(model)]
     try:
         yield
     finally:
@@ -66,8 +66,9 @@ def checked(model: nn.Module, check: Callable[[], object]) -> Iterator[None]:
 
 def can_checkpoint(model: nn.Module) -> bool:
     """True where the model has layers that can be computed again."""
-    return bool(_layers(model))
+    return bool(layers_of(model))
 
 
-def _layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
+def layers_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The decoder layers of a model, in their order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,12 +1,13 @@
-"""The division of an optimizer's state among the ranks of a run, as ZeRO's first stage has it (arXiv:1910.02054).
+"""The division of weights and of an optimizer's state among the ranks of a run.
 
-All weights lie on one axis, of which each rank keeps the masters and moments of an equal part. Every rank holds the whole
-weights and the whole gradients, so the division changes no number.
+As in ZeRO's first stage (arXiv:1910.02054) weights lie on one axis, of which each rank keeps the masters and moments of an equal
+part. Every rank holds those weights and their gradients whole, so the division changes no number. Weights that FSDP divides are
+cut as it cuts them: each by rows of its first axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -24,16 +25,22 @@ class Shards:
     Args:
         weights: all that are divided, in the order that all ranks have; contiguous.
         ranks: those that share the state; of a single one the only piece is the weight, in its shape.
+        by_rows: numbers of the weights that are cut by rows.
     """
 
-    def __init__(self, weights: Sequence[Tensor], ranks: Ranks) -> None:
+    def __init__(self, weights: Sequence[Tensor], ranks: Ranks, by_rows: Collection[int] = ()) -> None:
         self.ranks = ranks
         self.shapes = [weight.shape for weight in weights]
-        ends = list(accumulate(weight.numel() for weight in weights))
-        total = ends[-1] if ends else 0
-        self._begins = [end - weight.numel() for weight, end in zip(weights, ends, strict=True)]
-        self._sizes = [weight.numel() for weight in weights]
-        self._cuts = [total * rank // ranks.size for rank in range(ranks.size + 1)]
+        on_axis = [0 if number in by_rows else weight.numel() for number, weight in enumerate(weights)]
+        begins = [0, *accumulate(on_axis)]
+        shares = [begins[-1] * rank // ranks.size for rank in range(ranks.size + 1)]
+        self._cuts = [
+            _row_cuts(weight, ranks.size)
+            if number in by_rows
+            else [_within(weight.numel(), share - begins[number]) for share in shares]
+            for number, weight in enumerate(weights)
+        ]
+        """By number: the places in a weight between which the ranks' pieces lie."""
 
     @property
     def divided(self) -> bool:
@@ -44,7 +51,7 @@ class Shards:
         if not self.divided:
             return whole
         rank = self.ranks.rank if rank is None else rank
-        start, end = (self._within(number, cut) for cut in self._cuts[rank : rank + 2])
+        start, end = self._cuts[number][rank : rank + 2]
         return whole.view(-1)[start:end]
 
     def spread(self, numbers: Iterable[int], weights: Sequence[Tensor]) -> None:
@@ -94,9 +101,13 @@ class Shards:
         own = self.part(number, whole)
         return own if own.numel() else None
 
-    def _within(self, number: int, cut: int) -> int:
-        """The place in a weight at which the axis is cut, on a multiple of GRAIN."""
-        place = (cut - self._begins[number]) // GRAIN * GRAIN
-        if cut >= self._begins[number] + self._sizes[number]:
-            return self._sizes[number]
-        return max(0, place)
+
+def _row_cuts(weight: Tensor, count: int) -> list[int]:
+    """The cuts of torch.chunk along the first axis, behind whose last part others are empty."""
+    rows = len(weight)
+    return [min(rank * -(-rows // count), rows) * (weight.numel() // rows) for rank in range(count + 1)]
+
+
+def _within(size: int, place: int) -> int:
+    """A place relative to a weight's beginning as one within the weight, on a multiple of GRAIN or at its end."""
+    return size if place >= size else max(0, place // GRAIN * GRAIN)

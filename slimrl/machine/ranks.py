@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from slimrl.errors import SlimError
+from slimrl.errors import SettingsError, SlimError
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.signals import PREEMPTED, Stopped
 
@@ -35,6 +35,16 @@ class RankLostError(SlimError):
 
 
 HOST = torch.device("cpu")
+LOST = ("gloo", "nccl", "connection")
+"""Words of the messages of gloo and NCCL."""
+
+
+class OutOfStepError(BaseException):
+    """Its cause is an error of this rank within `in_step`, of which the others cannot be told: they end with the connection."""
+
+
+class LonelyError(SettingsError):
+    """An error that only this rank knows, and has to tell the user."""
 
 
 class RanOutElsewhereError(MemoryError):
@@ -159,8 +169,29 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL, which say that a connection was closed or reset
-        reason = str(error).strip().split("\n")[0][:160]
-        raise RankLostError(f"another process of the run has ended or cannot be reached ({reason})") from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> RankLostError:
+    reason = str(error).strip().split("\n")[0][:160]
+    return RankLostError(f"another process of the run has ended or cannot be reached ({reason})")
+
+
+@contextmanager
+def in_step(*expected: type[Exception]) -> Iterator[None]:
+    """A pass in which torch lets all ranks meet, at places that only it knows: where one of them raises, the others wait.
+
+    Errors that are `expected` are raised where all ranks have left the pass. Raises RankLostError where another rank has gone,
+    and OutOfStepError for all other errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (RankLostError, *expected)):
+            raise
+        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
+            raise _lost(error) from error
+        raise OutOfStepError from error
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from torch import Tensor
 from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.learner.forward import Microbatcher
-from slimrl.learner.imitation import take_imitation_step
+from slimrl.learner.imitation import imitating_optimizer, take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.machine.ranks import Ranks
+from slimrl.machine.ranks import LonelyError, Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
 from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
@@ -27,10 +27,13 @@ from slimrl.preflight.setup import Setup, prepare
 
 
 def follow(ranks: Ranks, stop: Stop) -> None:
-    """Do what the leader says until the run ends, and end the process as the run ends; what went wrong is the leader's to say."""
+    """Do what the leader says until the run ends, and end the process as the run ends; what went wrong is the leader's to
+    say, if it can know."""
     try:
         _follow(ranks, stop)
     except SlimError as error:
+        if isinstance(error, LonelyError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
@@ -98,7 +101,7 @@ def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
 
 def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
     ranks = share.ranks
-    optimizer = MasterAdamW(setup.policy.trainable, setup.config.optimizer, ranks)
+    optimizer = imitating_optimizer(setup.policy, setup.config, ranks)
     while not isinstance(order := ranks.hear(), End):
         with _until_told():
             match order:

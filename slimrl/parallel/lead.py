@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import Ranks
+from slimrl.model.policy import Policy
 from slimrl.parallel.follow import give_state, share_state
 from slimrl.parallel.orders import Begin, End, Give, Take, Update
 from slimrl.parallel.sampler import DividedSampler
@@ -37,15 +38,23 @@ def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float
 
     Raises the error of a rank that cannot prepare it.
     """
+    setup = replace(setup, notes=(*setup.notes, *division_notes(setup.config, setup.policy, ranks)))
     if ranks.size == 1:
-        if setup.config.optimizer.sharded:
-            return replace(setup, notes=(*setup.notes, "optimizer.sharded has no effect on one device"))
         return setup
     files = environment_digest(setup.config.environment)
     ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights), files))
     with ranks.together():
         pass  # until they have
     return replace(setup, engine=DividedSampler(setup.engine, ranks))
+
+
+def division_notes(config: RootConfig, policy: Policy, ranks: Ranks) -> list[str]:
+    """A sentence for each setting of this run that divides nothing."""
+    told = {"optimizer.sharded=true": config.optimizer.sharded, "parallel=fsdp": config.parallel == "fsdp"}
+    alone = [f"{setting} has no effect on one device" for setting, on in told.items() if on and ranks.size == 1]
+    if config.parallel == "fsdp" and ranks.size > 1 and policy.lora is not None:
+        return ["parallel=fsdp has no effect with an adapter: only its own weights, which are few, have gradients"]
+    return alone
 
 
 def share(

@@ -37,8 +37,9 @@ PROMPT = 512
 VOCABULARY = 512
 """Of the cuts."""
 AS_SET = "as set"
-TRIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+TRIED: Mapping[str, Mapping[str, Any]] = {
     "optimizer.sharded=true": {"optimizer": {"sharded": True}},
+    "parallel=fsdp": {"parallel": "fsdp"},
     "model.lora.rank=16": {"model": {"lora": {"rank": 16}}},
 }
 """Settings that lower the memory of a device, which a plan is made with too."""
@@ -108,7 +109,7 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
     shapes: dict[int, tuple[Policy, Mapping[bool, float]]] = {}  # by the rank of the adapter, all that they depend on
     for name, more in {AS_SET: {}, **TRIED}.items():
         tried = build(TrainConfig, merge(config.model_dump(), more))
-        if name != AS_SET and (tried == config or config.model.lora.rank or (count == 1 and "sharded" in name)):
+        if name != AS_SET and (tried == config or config.model.lora.rank or (count == 1 and "model" not in more)):
             continue
         rank = tried.model.lora.rank
         if rank not in shapes:

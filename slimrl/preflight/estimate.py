@@ -16,7 +16,7 @@ KERNELS = 12 * 2**20
 GIB = 2**30
 PARTS = (
     "process", "weights", "sampler", "reference", "critic", "masters", "moments", "cache", "sampling", "gradients",
-    "activations", "head", "widened", "heap", "kernels",
+    "activations", "head", "gathered", "widened", "heap", "kernels",
 )  # fmt: skip
 
 
@@ -67,6 +67,10 @@ class MemoryEstimate:
     """That of another engine than the trained module: weights of its own, without its cache, which stays."""
     kernels: int = 0
     """Those that a CPU compiles on the way."""
+    gathered: int = 0
+    """The layers that are whole at once in a pass through divided ones, with their gradients."""
+    released: int = 0
+    """Weights that are not whole during such a pass."""
 
     @property
     def keeps_cache(self) -> bool:
@@ -97,7 +101,8 @@ class MemoryEstimate:
         fixed = sum(held)
         staying = self.cache if self.keeps_cache else 0
         rollout = self.cache + self.sampling
-        update = self.gradients + self.activations + self.head + staying
+        passing = self.activations + self.head + self.gathered - self.released
+        update = self.gradients + max(0, passing) + staying
         if self.plan.offload:  # the reference's own pass comes before there are gradients
             compared = self.reference + self.plan.microbatch_tokens * self.pass_bytes + self.head + staying
             return fixed + self.heap + max(rollout, update, compared)

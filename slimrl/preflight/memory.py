@@ -19,8 +19,9 @@ from slimrl.config.algorithm import AlgorithmConfig
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.kernels.embedding import SummedEmbedding
 from slimrl.kernels.native import takes
+from slimrl.learner.divided import divisible
 from slimrl.learner.offload import ways_to_hold
-from slimrl.learner.recompute import can_checkpoint
+from slimrl.learner.recompute import can_checkpoint, layers_of
 from slimrl.machine.limits import blocks_can_be_settled, compiles_kernels, free_memory, total_memory, used_memory
 from slimrl.machine.ranks import ranks_here
 from slimrl.model.head import CHUNK_ELEMENTS
@@ -198,7 +199,9 @@ def _fixed_parts(
     cost, device, model = cost_of(policy), policy.device, policy.model
     parameters = sum(p.numel() for p in policy.trainable.values())
     narrow = model.dtype != torch.float32
-    own = -(-parameters // max(config.devices, ranks_here().size)) if config.optimizer.sharded else parameters
+    ranks = max(config.devices, ranks_here().size)
+    layers = divisible(policy) if training and config.parallel == "fsdp" and ranks > 1 and policy.lora is None else {}
+    own = -(-parameters // ranks) if config.optimizer.sharded or layers else parameters
     loaded, reference = cost.weight_bytes, 0
     algorithm = config.algorithm if isinstance(config, TrainConfig) else None
     if teacher is not None:
@@ -212,11 +215,11 @@ def _fixed_parts(
         process=max(0, used - loaded) if device.type == "cpu" else 0,
         weights=cost.weight_bytes,
         reference=reference,
-        masters=4 * own if narrow and training else 0,
+        masters=(4 * own if narrow else 4 * _size(layers) // ranks) if training else 0,
         moments=8 * own if training else 0,
         cache=0,
         sampling=0,
-        gradients=_gradient_bytes(policy) if training else 0,
+        gradients=_gradient_bytes(policy, layers, ranks) if training else 0,
         token_bytes=0,
         vocabulary=policy.head.vocabulary,
         loss_tokens=0,
@@ -230,7 +233,22 @@ def _fixed_parts(
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
         sampler=own_bytes(policy) if config.rollout.engine == "vllm" else 0,
         kernels=KERNELS if compiles_kernels() and not on_gpu else 0,
+        gathered=_gathered_bytes(policy) if layers else 0,
+        released=model.dtype.itemsize * _size(layers),
     )
+
+
+def _size(weights: Mapping[str, nn.Parameter]) -> int:
+    return sum(weight.numel() for weight in weights.values())
+
+
+def _gathered_bytes(policy: Policy) -> int:
+    """The weights of a layer and of the one that is fetched meanwhile, the layer's gradient, and the float32 sums of two layers,
+    of which one's are still on their way.
+    """
+    width: int = policy.model.dtype.itemsize
+    largest: int = max(sum(p.numel() for p in layer.parameters()) for layer in layers_of(policy.trunk))
+    return largest * (3 * width + 2 * 4)
 
 
 def _room(device: torch.device, share: float) -> tuple[int, int]:
@@ -241,12 +259,14 @@ def _room(device: torch.device, share: float) -> tuple[int, int]:
     return used, int(SHARE * free_memory(device)) + used
 
 
-def _gradient_bytes(policy: Policy) -> int:
+def _gradient_bytes(policy: Policy, layers: Mapping[str, nn.Parameter], ranks: int) -> int:
     """Float32 gradients, and beside them what autograd makes in a narrow type: those of the vocabulary's tables it does not,
-    where the embedding adds in place; elsewhere the largest stands there once more.
+    where the embedding adds in place; elsewhere the largest stands there once more. Of divided `layers` a rank has its part.
     """
-    weights, embedding = list(policy.trainable.values()), policy.model.get_input_embeddings()
-    total, largest = sum(4 * p.numel() for p in weights), max(p.numel() * p.element_size() for p in weights)
+    weights = [p for name, p in policy.trainable.items() if name not in layers]
+    embedding, parts = policy.model.get_input_embeddings(), 4 * -(-_size(layers) // ranks)
+    total = parts + sum(4 * p.numel() for p in weights)
+    largest = max((p.numel() * p.element_size() for p in weights), default=0)
     summed = {embedding.weight, policy.head.weight} if isinstance(embedding, SummedEmbedding) else set()
     narrow = sum(p.numel() * p.element_size() for p in weights if p.dtype != torch.float32 and p not in summed)
     return total + narrow + (0 if summed else largest)

@@ -57,6 +57,7 @@ class RolloutEngine:
         self.policy, self.slots, self.exact = policy, slots, True
         self.compiled, self.profiler, self.stop = compiled, profiler, stop
         self.runner = runner or make_runner(policy.device)
+        self.places = self._places()
         self.state: State | None = None
         """Buffers of the last call, where addresses must stay."""
         self.on_tokens: Callable[[Sequence[int]], object] | None = None
@@ -112,7 +113,15 @@ class RolloutEngine:
         return [done[index] for index in range(len(requests))]
 
     def weights_changed(self) -> None:
-        """Nothing to do: every step reads the weights of the module that learns, and nothing derived from them is kept."""
+        """Every step reads the weights of the module that learns; recorded ones read where they were."""
+        places = self._places()
+        if places != self.places:
+            self.runner.clear()
+        self.places = places
+
+    def _places(self) -> list[int]:
+        """The addresses of the weights."""
+        return [weight.data_ptr() for weight in self.policy.model.parameters()]
 
     def limit_slots(self, slots: int) -> None:
         """Use at most this many slots from now on; frees the buffers of more."""

@@ -32,8 +32,8 @@ Config = TypeVar("Config", bound=RootConfig)
 Summary = TypeVar("Summary", TrainSummary, SftSummary)
 
 MAY_CHANGE = (
-    "name", "output", "upload", "max_time", "memory_share", "devices", "device_deadline", "optimizer.sharded", "rollout.slots",
-    "environment.workers", "environment.memory", "evaluation.every",
+    "name", "output", "upload", "max_time", "memory_share", "devices", "device_deadline", "parallel",
+    "optimizer.sharded", "rollout.slots", "environment.workers", "environment.memory", "evaluation.every",
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.tokens", "log.model", "log.profile",

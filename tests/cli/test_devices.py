@@ -97,3 +97,14 @@ def test_a_stopped_run_whose_ranks_divide_its_state_leaves_all_of_it(tmp_path: P
     with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
         assert any(key.endswith(":exp_avg") for key in file.keys())  # noqa: SIM118
     check_resumed(tmp_path / "cut", whole)
+
+
+def test_a_stopped_run_with_divided_layers_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    whole = ended(start(*SMALL, "parallel=fsdp", f"output={tmp_path}", "name=whole"))
+    process = begun(tmp_path / "cut", "parallel=fsdp")
+    os.kill(follower_of(process.pid), signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM after step" in err
+    assert "no checkpoint" not in err
+    check_resumed(tmp_path / "cut", whole)

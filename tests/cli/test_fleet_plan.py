@@ -14,7 +14,7 @@ def test_doctor_answers_without_the_hardware(slimrl, tmp_path: Path) -> None:
     assert done.code == 0
     table = json.loads(done.out)
     assert (table["devices"], table["gib"]) == (8, 80.0)
-    assert [*table["estimates"]] == ["as set", "optimizer.sharded=true", "model.lora.rank=16"]
+    assert [*table["estimates"]] == ["as set", "optimizer.sharded=true", "parallel=fsdp", "model.lora.rank=16"]
     assert all(estimate["fits"] for estimate in table["estimates"].values())
     small = slimrl("doctor", "model.path=shape", "--devices", "2x1", "optimizer.microbatch_tokens=200000")
     assert small.code == 0

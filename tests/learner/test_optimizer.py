@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from slimrl.config.sections import OptimizerConfig
-from slimrl.learner.optimizer import MasterAdamW, learning_rate
+from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.schedule import learning_rate
 
 
 def rates(schedule: str, *, warmup: int, total: int) -> list[float]:

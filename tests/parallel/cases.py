@@ -68,7 +68,7 @@ def learned(config: TrainConfig, ranks: Ranks, *, lora: bool = False) -> tuple[l
     norms: list[Callable[[], float]] = [optimizer.gradient_norm for optimizer in learner.optimizers]
 
     def caught(number: int) -> float:
-        found = learner.optimizers[number].gradients()
+        found = whole_gradients(learner.optimizers[number])
         gradients.append(torch.cat([found[index].flatten() for index in sorted(found)]).double())
         return norms[number]()
 
@@ -77,6 +77,18 @@ def learned(config: TrainConfig, ranks: Ranks, *, lora: bool = False) -> tuple[l
     updated = learner.update(groups, 0)
     assert updated.fault is None
     return gradients, updated.metrics, torch.cat([p.detach().flatten() for p in policy.trainable.values()])
+
+
+def fully_sharded(**sections: dict[str, object]) -> TrainConfig:
+    """Settings with which the layers are divided."""
+    return settings(**sections).model_copy(update={"parallel": "fsdp"})
+
+
+def whole_gradients(optimizer: MasterAdamW) -> dict[int, Tensor]:
+    """The gradients, with the pieces of all ranks where layers are divided."""
+    found = optimizer.gradients()
+    pieces = optimizer.shards.ranks.exchange({number: found[number] for number in optimizer.in_layers})
+    return found | {number: torch.cat([part[number] for part in pieces]) for number in optimizer.in_layers}
 
 
 def compare(config: TrainConfig, ranks: Ranks, **options: Any) -> dict[str, Any]:
@@ -225,6 +237,7 @@ def main() -> None:
     with meeting(torch.device("cpu"), 60, Stop()) as ranks:
         names = CASES if ranks.size == 2 else FEW
         result: dict[str, Any] = {name: compare(settings(**CASES[name]), ranks) for name in names}
+        result |= {f"{name}, fsdp": compare(fully_sharded(**CASES[name]), ranks) for name in names}
         if ranks.size == 2:
             result["adapter"] = compare(settings(algorithm={"kl_coef": 0.1}), ranks, lora=True)
         result |= {f.__name__: f(ranks) for f in (drawn, imitated, failing, shared, divided)}

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,8 +15,24 @@ from tests.conftest import ROOT
 from tests.parallel.cases import CASES, FEW
 
 
+class Ended(NamedTuple):
+    """How a rank has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
 def run(count: int, module: str = "cases", *arguments: str) -> dict[str, Any]:
     """What the leader of so many ranks says of all cases of a module."""
+    ranks = started(count, module, *arguments)
+    assert not any(rank.code for rank in ranks), [(rank.code, rank.err[-1000:]) for rank in ranks]
+    found: dict[str, Any] = json.loads(ranks[0].out)
+    return found
+
+
+def started(count: int, module: str, *arguments: str) -> list[Ended]:
+    """The ends of so many ranks that run a module."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,9 +52,7 @@ def run(count: int, module: str = "cases", *arguments: str) -> dict[str, Any]:
     finally:
         for process in processes:
             process.kill()
-    assert not any(process.returncode for process in processes), results[0][1][-2000:]
-    found: dict[str, Any] = json.loads(results[0][0])
-    return found
+    return [Ended(process.returncode, *result) for process, result in zip(processes, results, strict=True)]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -46,7 +60,7 @@ def test_any_number_of_ranks_takes_the_same_step(count: int) -> None:
     """One test, since what takes time is to start the processes."""
     found = run(count)
     names = [*CASES, "adapter"] if count == 2 else FEW
-    for name in names:
+    for name in [*names, *(f"{name}, fsdp" for name in names if name in CASES)]:
         case = found[name]
         assert case["gradient"] < 1e-6, name
         assert max(case["means"].values()) < 1e-6, (name, case["means"])

@@ -102,11 +102,18 @@ def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
 def test_what_saves_memory_is_planned_too(tmp_path: Path) -> None:
     CONFIGS["qwen2"].save_pretrained(tmp_path)
     plan = plan_elsewhere(settings(tmp_path), 4, 1.0)
-    whole, sharded, adapter = (
-        plan.estimates[name] for name in (AS_SET, "optimizer.sharded=true", "model.lora.rank=16")
+    whole, sharded, fsdp, adapter = (
+        plan.estimates[name] for name in (AS_SET, "optimizer.sharded=true", "parallel=fsdp", "model.lora.rank=16")
     )
     assert sharded.moments == pytest.approx(whole.moments / 4, rel=1e-3)
     assert replace(sharded, masters=0, moments=0) == replace(whole, masters=0, moments=0)
+    assert fsdp.moments == sharded.moments
+    shape = AutoModelForCausalLM.from_config(CONFIGS["qwen2"])
+    layers = sum(p.numel() for p in shape.model.layers.parameters())
+    assert fsdp.released == 2 * layers
+    assert whole.gradients - fsdp.gradients == (4 + 2) * layers - 4 * layers / 4
+    assert fsdp.gathered == (3 * 2 + 2 * 4) * layers / 5
+    assert fsdp.peak < sharded.peak
     assert adapter.weights > whole.weights
     assert [*plan_elsewhere(settings(tmp_path), 1, 1.0).estimates] == [AS_SET, "model.lora.rank=16"]
     assert [*plan_elsewhere(settings(tmp_path, model={"lora": {"rank": 2}}), 4, 1.0).estimates] == [AS_SET]
@@ -122,7 +129,7 @@ def test_settings_that_leave_the_model_as_it_is_count_it_once(tmp_path: Path, mo
         return cut_of(*given)
 
     monkeypatch.setattr("slimrl.preflight.elsewhere.cut_of", cut)
-    assert len(plan_elsewhere(settings(tmp_path), 4, 1.0).estimates) == 3
+    assert len(plan_elsewhere(settings(tmp_path), 4, 1.0).estimates) == 4
     assert len(made) == 4
 
 

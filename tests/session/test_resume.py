@@ -266,6 +266,7 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
         "devices",
         "device_deadline",
         "optimizer.sharded",
+        "parallel",
         "upload",
     }
     assert {*MAY_CHANGE} == tried | untried

@@ -43,7 +43,7 @@ def test_a_script(tmp_path: Path) -> None:
     assert config.evaluation.every == 5
     assert config.optimizer.learning_rate == 2e-6
     left = {one.name: one.reason for one in found.left}
-    assert left["param_offload"].startswith("every device holds all weights; devices=N or torchrun shares the work")
+    assert left["param_offload"].startswith("devices=N or torchrun shares the work of a run")
     assert "only running the file" in left["default_local_dir"]
     assert "only running the file" in left["trainer.made_up"]
     assert "critic" in left["critic.optim.lr"]  # refused: there is no critic

@@ -1,0 +1,26 @@
+"""Layers that are divided among ranks in an update; `test_ranks` holds that their gradients are those of one process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parallel.test_ranks import run, started
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_divided_layers(count: int) -> None:
+    """One test, since what takes time is to start the processes."""
+    found = run(count, "fsdp")
+    assert max(found["imitated"].values()) < 1e-6
+    for name, case in found["kept"].items():
+        assert all(case.values()), (name, case)
+    assert found["failing"] == {"stopped": True, "dropped": [1.0, True], "moved": True, "next": True, "on all": True}
+
+
+def test_a_rank_without_memory_says_so_and_the_others_stop() -> None:
+    """In the middle of a pass it cannot tell the others, which wait for it in torch."""
+    (leader, other) = started(2, "fsdp", "memory")
+    assert other.code != 0
+    assert "memory ran out on rank 1 in the update with optimizer.microbatch_tokens=" in other.err
+    assert leader.code == 0
+    assert "stopped by the loss of another process" in leader.out
