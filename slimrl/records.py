@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,6 +139,18 @@ class Completion:
         return self.token_ids[len(self.token_ids) - end :]
 
 
+class ToolCall(NamedTuple):
+    """A call of a tool by a policy, and what came of it.
+
+    Example: ToolCall("price", "raised KeyError: 'plum' (shop.py:12 in price)")
+    """
+
+    tool: str
+    """The function that was called; empty where the call was malformed, so that none was."""
+    error: str = ""
+    """Why it was answered with an error; empty where its result answered it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Played:
     """An episode of several turns besides its tokens: what was said, and how it ended.
@@ -162,6 +174,8 @@ class Played:
     """The reward of each turn that the environment has read, None where it gave none; a turn that was cut off has no entry. Empty
     where no turn has a reward.
     """
+    calls: tuple[ToolCall, ...] | None = None
+    """All calls of tools, in order; None where the environment has none, or calls them itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +211,8 @@ class Rollout:
     """By turn of an episode whose turns are paid: the part of `reward` that was earned in this turn or later. The first is
     `reward`. Empty where no turn is paid, and the return of every turn is `reward`.
     """
+    calls: tuple[ToolCall, ...] | None = None
+    """`Played.calls`."""
 
     @property
     def turn_returns(self) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from slimrl.environments import Environment, Make, Messages
 from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.packages import Package
 from slimrl.environments.processes import Elsewhere
+from slimrl.environments.tools import called_in
 from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
@@ -204,14 +205,18 @@ class Play:
             said = said[: len(said) - episode.answered]
         elif not episode.over and len(ids) > episode.seen:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
+        environment = episode.environment
+        calls = environment.called if isinstance(environment, Elsewhere) else called_in(environment)
         if episode.failed:
-            return Played(said, failed=episode.failed, right=self.rules.verdict(None))
+            return Played(said, failed=episode.failed, right=self.rules.verdict(None), calls=calls)
         paid = any(reward is not None for reward in episode.rewards)
-        shown = getattr(episode.environment, "of_trl", None)
+        shown = getattr(environment, "of_trl", None)
         # of a package whose turns are paid the score is only the rest
-        whole = None if episode.score is None else getattr(episode.environment, "total", episode.score)
-        rewards, right = episode.rewards if paid else (), self.rules.verdict(whole)
-        return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics, environment=shown)
+        whole = None if episode.score is None else getattr(environment, "total", episode.score)
+        rewards, right, metrics = episode.rewards if paid else (), self.rules.verdict(whole), episode.metrics
+        return Played(
+            said, episode.score, rewards=rewards, right=right, metrics=metrics, environment=shown, calls=calls
+        )
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:

@@ -166,7 +166,10 @@ def test_tools_are_called_there(tmp_path: Path) -> None:
     made = theatre.processes.make()
     assert [tool.schema["function"]["name"] for tool in made.tools] == ["add"]  # type: ignore[attr-defined]
     turns = ('<add>{"a": 1, "b": 2}</add>', "<add>1</add>", "c")
-    assert theatre.play(*turns) == theatre.play(*turns, here=True)
+    there = theatre.play(*turns)
+    assert there == theatre.play(*turns, here=True)
+    assert [call.tool for call in there.calls or ()] == ["add", ""]
+    assert theatre.play("a", end=False).calls == theatre.play("a", here=True, end=False).calls == ()
     assert theatre.rules().scores
     assert not theatre.rules().shown
     assert opening(theatre.processes.make, PROBLEM, 20.0) == [{"role": "user", "content": "q"}]
