@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from slimrl.records import Group
-from slimrl.runs.findings import FAILING
 from slimrl.text import counted
+
+NEARLY_ALL = 0.9
 
 
 def call_warnings(groups: Sequence[Group]) -> list[str]:
@@ -31,7 +32,7 @@ def call_warnings(groups: Sequence[Group]) -> list[str]:
                 "arguments with words that the policy can act on"
             )
     malformed = [call.error for call in calls if not call.tool]
-    if len(malformed) >= FAILING * len(calls):
+    if len(malformed) >= NEARLY_ALL * len(calls):
         found.append(
             f"{len(malformed)} of {counted(len(calls), 'call')} of tools could not be carried out (most often: "
             f"{_most_frequent(malformed)}); warm-start with slimrl sft on episodes with calls, or describe the tools otherwise "

@@ -71,7 +71,7 @@ State = TypeVar("State", bound=Progress)
 HOST_SHARE = 0.5
 """Of the free memory of the host that a copy of the state may take."""
 RUN_STATE = TypeAdapter(RunState)
-NOT_STORED = {
+NOT_STORED: Any = {
     "carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns", "turns", "episode"}, "calls": True}}}}
 }
 """Data columns of carried groups, which may hold anything, their prompts, demonstrations and calls: nothing reads them again."""
