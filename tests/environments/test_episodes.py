@@ -328,6 +328,7 @@ def test_a_turn_that_is_asked_again_while_its_answer_is_on_the_way_is_another_ep
             "a prompt that ends with the role assistant",
         ),
         ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "a system message behind others"),
+        ([], "reset returned an empty list of messages, where None stands for the prompt of the task, for problem p"),
     ],
 )
 def test_messages_that_are_no_prompt(messages: Any, sentence: str) -> None:
