@@ -118,7 +118,8 @@ def opening(make: Make, problem: Problem, seconds: float) -> Messages | None:
         raise SettingsError(f"environment.name: reset {raised(error)}, for problem {problem.id}; correct it") from error
     if messages is not None and (fault := message_fault(messages, PROMPT) or _order_fault(messages)):
         raise SettingsError(f"environment.name: reset returned {fault} for problem {problem.id}; correct it")
-    return messages
+    found: Messages | None = messages
+    return found
 
 
 def _order_fault(messages: Messages) -> str:
