@@ -14,7 +14,7 @@ from slimrl.environments import Environment, Make, Messages
 from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.packages import Package
 from slimrl.environments.processes import Elsewhere
-from slimrl.environments.tools import called_in
+from slimrl.environments.tools import called_in, tools_called
 from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
@@ -84,7 +84,16 @@ class Episode:
     metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
     over: bool = False
+    method: str = "reset"
+    """The method that is called, or was called last."""
+    text: str = ""
+    """Of the turn that it is called with."""
     lock: Lock = field(default_factory=Lock)
+
+    def busy(self) -> str:
+        """What the environment is busy with: a method, or the tools that a turn calls."""
+        tools = tools_called(self.environment, self.text) if self.method == "step" else []
+        return f"{'tool' if len(tools) == 1 else 'tools'} {', '.join(tools)}" if tools else self.method
 
 
 class Play:
@@ -122,9 +131,9 @@ class Play:
 
     def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
         def late() -> None:
+            what = f"the environment's {episode.busy()} gave no answer"
             limit = f"environment.deadline={self.rules.deadline:g} s"
-            what = f"the environment gave no answer within {limit} (raise it where an answer takes longer)"
-            _settle(episode, found, failed=what)
+            _settle(episode, found, failed=f"{what} within {limit} (raise it where an answer takes longer)")
             if isinstance(episode.environment, Elsewhere):
                 episode.environment.give_up()
 
@@ -149,8 +158,10 @@ class Play:
         try:
             environment = self._environment(episode)
             text = self.rules.decode(ids[episode.seen :])
+            episode.method, episode.text = "step", text
             messages, over, reward = answer_of(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
+            episode.method = "score" if over else "step"
             score, metrics = score_of(environment) if over else (None, {})
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
             heard = () if over else turns_of(messages)
@@ -186,7 +197,9 @@ class Play:
             try:
                 environment = self._environment(episode)
                 if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
+                    episode.method = "cut"
                     awaited(cut(self.rules.decode(ids[episode.seen :])))
+                episode.method = "score"
                 score, metrics = score_of(environment)
             except BaseException as error:
                 _settle(episode, found, failed=f"the environment {told(error)}")

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from slimrl import thinking
 from slimrl.environments.waiting import awaited
-from slimrl.errors import SettingsError, raised
+from slimrl.errors import SettingsError, defined, raised
 from slimrl.records import ToolCall
 from slimrl.sandbox import SandboxError
 
@@ -139,10 +139,10 @@ def _schema(function: Callable[..., Any], where: str) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = get_json_schema(function)
     except Exception as error:
-        said = " ".join(str(error).split())
+        said, place = " ".join(str(error).split()).rstrip("!."), defined(function)
         raise SettingsError(
-            f"{where}: no schema can be made of the tool {function.__name__} ({said}); give each parameter a type and a line "
-            "under Args: in the docstring"
+            f"{where}: no schema can be made of the tool {function.__name__}{f' ({place})' if place else ''}: {said}; give each "
+            "parameter a type and a line under Args: in the docstring"
         ) from error
     return found
 
@@ -307,3 +307,11 @@ class WithTools:
 def called_in(environment: object) -> tuple[ToolCall, ...] | None:
     """The calls of an episode up to now; None where tools are not called for its environment."""
     return environment._called if isinstance(environment, WithTools) else None
+
+
+def tools_called(environment: object, text: str) -> list[str]:
+    """The names of the tools that a turn calls, each once, whoever calls them for the environment."""
+    listed = environment._tools if isinstance(environment, WithTools) else getattr(environment, "tools", ())
+    tools = [tool for tool in listed if isinstance(tool, Tool)]
+    calls = read_calls(text, tools) if tools else ()
+    return [*dict.fromkeys(call.name for call in calls if call.name)]

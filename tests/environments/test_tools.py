@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from random import Random
@@ -14,7 +15,17 @@ import pytest
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import maker
 from slimrl.environments.calculator import Calculator, calculate
-from slimrl.environments.tools import Call, Tool, WithTools, called_in, carry_out, read_calls, told, tools_of
+from slimrl.environments.tools import (
+    Call,
+    Tool,
+    WithTools,
+    called_in,
+    carry_out,
+    read_calls,
+    told,
+    tools_called,
+    tools_of,
+)
 from slimrl.errors import SettingsError
 from slimrl.records import ToolCall
 
@@ -269,7 +280,11 @@ def untyped(a):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("tools", "words"),
     [
-        ([untyped], "no schema can be made of the tool untyped"),
+        (
+            [untyped],
+            f"no schema can be made of the tool untyped (test_tools.py:{untyped.__code__.co_firstlineno}): Argument a is missing a "
+            "type hint",
+        ),
         ([add, add], "two tools have the name add"),
         ([3], "neither a function nor a schema"),
         ([{"type": "function", "function": {"description": "?"}}], "has no name"),
@@ -277,7 +292,7 @@ def untyped(a):  # type: ignore[no-untyped-def]
     ],
 )
 def test_tools_that_cannot_be_offered_are_refused(tools: list[Any], words: str) -> None:
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(SettingsError, match=re.escape(words)):
         tools_of(Kit(*tools), where="environment.name=x")
 
 
@@ -339,3 +354,5 @@ def test_each_call_is_recorded_with_what_came_of_it() -> None:
     )
     assert malformed == ToolCall("", "the call has no </calculate>")
     assert called_in(Kit()) is None, "an environment without tools"
+    assert tools_called(played, "<now></now><calculate>1</calculate><now></now><calculate>3") == ["now", "calculate"]
+    assert tools_called(Kit(now), "<now></now>") == [], "its tools are not called for it"
