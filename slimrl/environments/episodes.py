@@ -91,7 +91,7 @@ class Episode:
     lock: Lock = field(default_factory=Lock)
 
     def busy(self) -> str:
-        """What the environment is busy with: a method, or the tools that a turn calls."""
+        """The method that the environment is busy with, or the tools that a turn calls."""
         tools = tools_called(self.environment, self.text) if self.method == "step" else []
         return f"{'tool' if len(tools) == 1 else 'tools'} {', '.join(tools)}" if tools else self.method
 

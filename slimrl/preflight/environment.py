@@ -16,6 +16,7 @@ from slimrl.environments import BOUNDED, BUILT_IN, Make, Messages, maker, openin
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.processes import Processes
+from slimrl.environments.questions import Question
 from slimrl.environments.stage import Loading
 from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
 from slimrl.errors import DataError, SettingsError
@@ -153,7 +154,7 @@ def asked(rules: Rules | None, messages: Messages, question: str) -> tuple[Messa
     """
     if rules is None:
         return messages, None
-    problem = Problem("question", question, "")
+    problem = Question(question)
     try:
         own = rules.opening(problem)
     except (SettingsError, DataError) as error:
