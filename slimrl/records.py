@@ -138,6 +138,12 @@ class Completion:
         end = next((n for n, given in enumerate(reversed(self.given)) if given), len(self.token_ids))
         return self.token_ids[len(self.token_ids) - end :]
 
+    def heard(self) -> tuple[int, ...]:
+        """The tokens that an environment wrote between the last turn and the one before it; none where it wrote none."""
+        end = len(self.token_ids) - len(self.last_turn())
+        start = next((n + 1 for n in reversed(range(end)) if not self.given[n]), 0)
+        return self.token_ids[start:end]
+
 
 class ToolCall(NamedTuple):
     """A call of a tool by a policy, and what came of it.

@@ -33,8 +33,8 @@ class Rules:
     make: Make
     opening: Callable[[Problem], Turns]
     """The prompt with which `reset` opened an episode of a problem before; empty where the task wrote it."""
-    decode: Callable[[Ids], str]
-    """The text of a turn of the policy."""
+    decode: Callable[[Ids, Ids], str]
+    """The text of a turn of the policy behind what the environment wrote before it, which is empty before the first."""
     encode: Callable[[Messages, int], Ids]
     """The ids of messages behind a turn whose last token is given, up to where the policy goes on."""
     turns: int
@@ -76,6 +76,8 @@ class Episode:
     """Tokens up to the end of the last turn."""
     seen: int = 0
     """Tokens up to the end of the last answer."""
+    heard: Ids = ()
+    """The last answer."""
     answered: int = 0
     """Messages of the last answer."""
     rewards: tuple[float | None, ...] = ()
@@ -157,7 +159,7 @@ class Play:
     def _turn(self, episode: Episode, ids: Ids, found: Future[Ids]) -> None:
         try:
             environment = self._environment(episode)
-            text = self.rules.decode(ids[episode.seen :])
+            text = self.rules.decode(ids[episode.seen :], episode.heard)
             episode.method, episode.text = "step", text
             messages, over, reward = answer_of(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
@@ -173,7 +175,7 @@ class Play:
                 episode.said += (("assistant", text), *heard)
                 episode.rewards += (reward,)
                 episode.turns, episode.answered = episode.turns + 1, len(heard)
-                episode.seen, episode.over = len(ids) + len(reply), over
+                episode.seen, episode.heard, episode.over = len(ids) + len(reply), reply, over
                 episode.score, episode.metrics = score, metrics
                 found.set_result(reply)
 
@@ -198,7 +200,7 @@ class Play:
                 environment = self._environment(episode)
                 if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
                     episode.method = "cut"
-                    awaited(cut(self.rules.decode(ids[episode.seen :])))
+                    awaited(cut(self.rules.decode(ids[episode.seen :], episode.heard)))
                 episode.method = "score"
                 score, metrics = score_of(environment)
             except BaseException as error:
@@ -217,7 +219,7 @@ class Play:
         if episode.seen > len(ids):  # the last answer did not fit
             said = said[: len(said) - episode.answered]
         elif not episode.over and len(ids) > episode.seen:
-            said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
+            said = (*said, ("assistant", self.rules.decode(ids[episode.seen :], episode.heard)))
         environment = episode.environment
         calls = environment.called if isinstance(environment, Elsewhere) else called_in(environment)
         if episode.failed:

@@ -63,7 +63,9 @@ def compare_forms(setup: Setup[Any]) -> list[FormFinding]:
         of_form = setup.prompter.control.spelled_by(task.style.render("", "")) - {*setup.policy.stop_ids}
         form_ids = of_form | setup.policy.form_ids
         decode = replace(setup.policy, form_ids=form_ids).decode
-        texts = ["" if gone else decode(c.last_turn()) for c, gone in zip(completions, failed[part], strict=True)]
+        texts = [
+            "" if gone else decode(c.last_turn(), c.heard()) for c, gone in zip(completions, failed[part], strict=True)
+        ]
         found.append(_finding(task, texts, completions, [problem.answer for problem in problems]))
     return found
 

@@ -125,7 +125,7 @@ class Theatre:
 
     def rules(self, *, here: bool = False, deadline: float = 20.0) -> Rules:
         make = maker(self.config, LOAD) if here else self.processes.make
-        decode: Callable[[tuple[int, ...]], str] = lambda ids: "".join(map(chr, ids))  # noqa: E731
+        decode: Callable[[tuple[int, ...], tuple[int, ...]], str] = lambda ids, _: "".join(map(chr, ids))  # noqa: E731
         encode = lambda messages, _: ids("".join(m["content"] for m in messages))  # noqa: E731
         own = {} if here else {"ready": self.processes.ready}
         return Rules(make, lambda _: (("user", "q"),), decode, encode, 8, deadline, **own)
