@@ -22,8 +22,8 @@ FEWEST_PROBLEMS = 30
 """Held out; fewer could hardly show any rise of accuracy."""
 UNSCORABLE = 0.1
 """Share of unscorable completions from which they are named as the cause of missing differences."""
-FAILING, FAILING_STEPS = 0.9, 3
-"""Share of the calls of tools that fail, and steps in a row, from which they are named."""
+FAILING, FAILING_STEPS, LOOKED_AT = 0.9, 3, 50
+"""Share of the calls of tools that fail, and steps in a row, from which they are named; and the last steps that are looked at."""
 HEADS = {
     "reward": "training reward up, held-out accuracy not",
     "signal": "no signal",
@@ -53,7 +53,8 @@ def findings(
         found.append(_reward_alone(history, difference.get("test", {}).get("sampled", {})))
     if other_sampler:
         found.append(_sampler_gap(history))
-    found += [f"{HEADS['calls']}: {sentence}" for sentence in failing_calls(history)]
+    if failing := failing_calls(history):
+        found.append(f"{HEADS['calls']}: {'; '.join(failing)}")
     return [sentence for sentence in found if sentence]
 
 
@@ -61,7 +62,7 @@ def failing_calls(history: Sequence[Mapping[str, float]]) -> list[str]:
     """A sentence on each tool that failed nearly always in the last steps with calls, and on calls that were malformed so."""
     last = f"at least {FAILING:.0%} of its calls in the last {FAILING_STEPS} steps that had some"
     seen = "; rollouts/ has the errors in the turns"
-    found = []
+    found, history = [], history[-LOOKED_AT:]
     for key in sorted({key for row in history for key in row if key.startswith("tools/")}):
         _, *tool, kind = key.split("/")
         shares = [row[key] for row in history if key in row][-FAILING_STEPS:]
@@ -69,7 +70,7 @@ def failing_calls(history: Sequence[Mapping[str, float]]) -> list[str]:
             continue
         if kind == "failed" and tool:
             found.append(
-                f"the tool {tool[0]} failed in {last} ({key}){seen}; correct it, or what it answers wrong arguments"
+                f"the tool {tool[0]} failed in {last} ({key}){seen}; correct it, or let it answer wrong arguments with words"
             )
         if kind == "malformed":
             found.append(
