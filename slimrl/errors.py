@@ -5,6 +5,7 @@ or cannot be written (75 and 130, for a run that was told to stop, are in machin
 """
 
 import errno
+import inspect
 import traceback
 from itertools import dropwhile, islice, takewhile
 from pathlib import Path
@@ -75,3 +76,9 @@ def places(error: BaseException) -> str:
     outwards = dropwhile(lambda frame: frame.filename.startswith(own), reversed(inwards))
     called = takewhile(lambda frame: not frame.filename.startswith(own), outwards)
     return ", ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in islice(called, 2))
+
+
+def defined(function: object) -> str:
+    """The place of a function of Python's in the user's code, as in `file.py:12`; empty where it has none."""
+    code = getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", None)  # type: ignore[arg-type]
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +138,24 @@ class Completion:
         end = next((n for n, given in enumerate(reversed(self.given)) if given), len(self.token_ids))
         return self.token_ids[len(self.token_ids) - end :]
 
+    def heard(self) -> tuple[int, ...]:
+        """The tokens that an environment wrote between the last turn and the one before it; none where it wrote none."""
+        end = len(self.token_ids) - len(self.last_turn())
+        start = next((n + 1 for n in reversed(range(end)) if not self.given[n]), 0)
+        return self.token_ids[start:end]
+
+
+class ToolCall(NamedTuple):
+    """A call of a tool by a policy, and what came of it.
+
+    Example: ToolCall("price", "raised KeyError: 'plum' (shop.py:12 in price)")
+    """
+
+    tool: str
+    """The function that was called; empty where the call was malformed, so that none was."""
+    error: str = ""
+    """Why it was answered with an error; empty where its result answered it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Played:
@@ -162,6 +180,8 @@ class Played:
     """The reward of each turn that the environment has read, None where it gave none; a turn that was cut off has no entry. Empty
     where no turn has a reward.
     """
+    calls: tuple[ToolCall, ...] | None = None
+    """All calls of tools, in order; None where the environment has none, or calls them itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +217,8 @@ class Rollout:
     """By turn of an episode whose turns are paid: the part of `reward` that was earned in this turn or later. The first is
     `reward`. Empty where no turn is paid, and the return of every turn is `reward`.
     """
+    calls: tuple[ToolCall, ...] | None = None
+    """`Played.calls`."""
 
     @property
     def turn_returns(self) -> tuple[float, ...]:

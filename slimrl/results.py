@@ -316,7 +316,7 @@ class FormFinding:
     verdicts: str
     """The strict verdict on each problem, 1 or 0, in one order for all forms."""
     example: str
-    """The completion of the first problem."""
+    """The completion of the first problem; of an episode its last turn."""
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,9 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
     end = setup.policy.tokenizer.eos_token_id if setup.prompter.turn_end is None else setup.prompter.turn_end
     stop = int(end) if end in setup.policy.stop_ids else setup.policy.stop_ids[0]
 
+    def write(turn: str, heard: tuple[int, ...]) -> tuple[int, ...]:
+        return (*setup.completion_ids([turn], heard)[0], stop)
+
     def demonstrate(problem: Problem, step: int) -> Example | None:
         draws = generator(config.seed, "imitate", step, problem.id)
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
@@ -177,7 +180,7 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
         if name == "solution" and problem.episode and rules is not None:
             last = problem.episode[-1]
             turns = (*problem.episode[:-1], last if setup.task.style.well_formed(last[1]) else ("assistant", text))
-            ids, given = episode_ids(rules, lambda one: (*setup.completion_ids([one])[0], stop), turns)
+            ids, given = episode_ids(rules, write, turns)
             return Example(setup.prompt_ids(problem), ids, given) if len(ids) <= budget else None
         if len(ids) < budget:
             return Example(setup.prompt_ids(problem), (*ids, stop))

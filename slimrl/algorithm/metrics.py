@@ -87,6 +87,7 @@ def _lengths(groups: Sequence[Group]) -> Metrics:
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": float(np.mean([completion.finish == "length" for completion in completions])),
         **_turns(groups),
+        **_calls(groups),
     }
 
 
@@ -102,6 +103,21 @@ def _turns(groups: Sequence[Group]) -> Metrics:
     paid = [reward for rollout in rollouts for reward in rollout.turn_rewards if reward is not None]
     means: Metrics = {"turns/mean": float(np.mean(turns)), "turns/given_tokens": float(np.mean(given))}
     return means | ({"turns/reward": float(np.mean(paid))} if paid else {})
+
+
+def _calls(groups: Sequence[Group]) -> Metrics:
+    """Of episodes whose tools are called for the environment: calls, and the shares that were answered with an error."""
+    episodes = [r.calls for group in groups for r in group.rollouts if r.calls is not None]
+    if not episodes:
+        return {}
+    calls = [call for episode in episodes for call in episode]
+    metrics: Metrics = {"tools/calls": len(calls) / len(episodes)}
+    if calls:
+        metrics["tools/failed"] = float(np.mean([bool(call.error) for call in calls]))
+        metrics["tools/malformed"] = float(np.mean([not call.tool for call in calls]))
+    for tool in sorted({call.tool for call in calls if call.tool}):
+        metrics[f"tools/{tool}/failed"] = float(np.mean([bool(call.error) for call in calls if call.tool == tool]))
+    return metrics
 
 
 def _difficulty(groups: Sequence[Group]) -> Metrics:

@@ -79,6 +79,6 @@ def ask(config: EvalConfig, question: str, count: int, *, greedy: bool) -> list[
     )
     told = played(request, group) or (Played(),) * len(group)
     return [
-        Answer(policy.decode(one.last_turn()), one.finish, one.drawn, episode.turns, episode.failed)
+        Answer(policy.decode(one.last_turn(), one.heard()), one.finish, one.drawn, episode.turns, episode.failed)
         for one, episode in zip(group, told, strict=True)
     ]

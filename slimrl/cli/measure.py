@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -253,11 +254,11 @@ def doctor(settings: Sequence[str], fleet: str | None, as_json: bool) -> None:
     from slimrl.preflight.setup import prepare_training
 
     training = prepare_training(config, say=display.note)
-    with training.scorer:
+    with closing(training):
         examination = examine(training)
-    display.opening(examination, config)
-    display.probes(examination)
-    forms = compare_forms(training.setup)
+        display.opening(examination, config)
+        display.probes(examination)
+        forms = compare_forms(training.setup)
     advice = form_advice(forms)
     display.forms(forms, advice)
     if as_json:

@@ -118,17 +118,18 @@ def opening(make: Make, problem: Problem, seconds: float) -> Messages | None:
         raise SettingsError(f"environment.name: reset {raised(error)}, for problem {problem.id}; correct it") from error
     if messages is not None and (fault := message_fault(messages, PROMPT) or _order_fault(messages)):
         raise SettingsError(f"environment.name: reset returned {fault} for problem {problem.id}; correct it")
-    return messages or None
+    found: Messages | None = messages
+    return found
 
 
 def _order_fault(messages: Messages) -> str:
     """The way in which messages are no prompt, which a system message may open and a user's must end."""
     roles = [message["role"] for message in messages]
+    if not roles:
+        return "an empty list of messages, where None stands for the prompt of the task,"
     if "system" in roles[1:]:
         return "a system message behind others"
-    return (
-        "" if not roles or roles[-1] == "user" else f"a prompt that ends with the role {roles[-1]}, and not with user,"
-    )
+    return "" if roles[-1] == "user" else f"a prompt that ends with the role {roles[-1]}, and not with user,"
 
 
 def message_fault(messages: object, roles: Sequence[str]) -> str:

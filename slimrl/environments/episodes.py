@@ -14,6 +14,7 @@ from slimrl.environments import Environment, Make, Messages
 from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.packages import Package
 from slimrl.environments.processes import Elsewhere
+from slimrl.environments.tools import called_in, tools_called
 from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError
 from slimrl.records import Completion, Played, Problem, Turns, turns_of
@@ -32,8 +33,8 @@ class Rules:
     make: Make
     opening: Callable[[Problem], Turns]
     """The prompt with which `reset` opened an episode of a problem before; empty where the task wrote it."""
-    decode: Callable[[Ids], str]
-    """The text of a turn of the policy."""
+    decode: Callable[[Ids, Ids], str]
+    """The text of a turn of the policy behind what the environment wrote before it, which is empty before the first."""
     encode: Callable[[Messages, int], Ids]
     """The ids of messages behind a turn whose last token is given, up to where the policy goes on."""
     turns: int
@@ -75,6 +76,8 @@ class Episode:
     """Tokens up to the end of the last turn."""
     seen: int = 0
     """Tokens up to the end of the last answer."""
+    heard: Ids = ()
+    """The last answer."""
     answered: int = 0
     """Messages of the last answer."""
     rewards: tuple[float | None, ...] = ()
@@ -83,7 +86,16 @@ class Episode:
     metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
     over: bool = False
+    method: str = "reset"
+    """The method that is called, or was called last."""
+    text: str = ""
+    """Of the turn that it is called with."""
     lock: Lock = field(default_factory=Lock)
+
+    def busy(self) -> str:
+        """The method that the environment is busy with, or the tools that a turn calls."""
+        tools = tools_called(self.environment, self.text) if self.method == "step" else []
+        return f"{'tool' if len(tools) == 1 else 'tools'} {', '.join(tools)}" if tools else self.method
 
 
 class Play:
@@ -121,9 +133,9 @@ class Play:
 
     def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
         def late() -> None:
+            what = f"the environment's {episode.busy()} gave no answer"
             limit = f"environment.deadline={self.rules.deadline:g} s"
-            what = f"the environment gave no answer within {limit} (raise it where an answer takes longer)"
-            _settle(episode, found, failed=what)
+            _settle(episode, found, failed=f"{what} within {limit} (raise it where an answer takes longer)")
             if isinstance(episode.environment, Elsewhere):
                 episode.environment.give_up()
 
@@ -147,9 +159,11 @@ class Play:
     def _turn(self, episode: Episode, ids: Ids, found: Future[Ids]) -> None:
         try:
             environment = self._environment(episode)
-            text = self.rules.decode(ids[episode.seen :])
+            text = self.rules.decode(ids[episode.seen :], episode.heard)
+            episode.method, episode.text = "step", text
             messages, over, reward = answer_of(environment, text)
             over = over or episode.turns + 1 >= self.rules.turns
+            episode.method = "score" if over else "step"
             score, metrics = score_of(environment) if over else (None, {})
             reply = () if over or found.done() else self._encoded(messages, ids[-1])
             heard = () if over else turns_of(messages)
@@ -161,7 +175,7 @@ class Play:
                 episode.said += (("assistant", text), *heard)
                 episode.rewards += (reward,)
                 episode.turns, episode.answered = episode.turns + 1, len(heard)
-                episode.seen, episode.over = len(ids) + len(reply), over
+                episode.seen, episode.heard, episode.over = len(ids) + len(reply), reply, over
                 episode.score, episode.metrics = score, metrics
                 found.set_result(reply)
 
@@ -185,7 +199,9 @@ class Play:
             try:
                 environment = self._environment(episode)
                 if len(ids) > episode.seen and (cut := getattr(environment, "cut", None)):
-                    awaited(cut(self.rules.decode(ids[episode.seen :])))
+                    episode.method = "cut"
+                    awaited(cut(self.rules.decode(ids[episode.seen :], episode.heard)))
+                episode.method = "score"
                 score, metrics = score_of(environment)
             except BaseException as error:
                 _settle(episode, found, failed=f"the environment {told(error)}")
@@ -203,15 +219,19 @@ class Play:
         if episode.seen > len(ids):  # the last answer did not fit
             said = said[: len(said) - episode.answered]
         elif not episode.over and len(ids) > episode.seen:
-            said = (*said, ("assistant", self.rules.decode(ids[episode.seen :])))
+            said = (*said, ("assistant", self.rules.decode(ids[episode.seen :], episode.heard)))
+        environment = episode.environment
+        calls = environment.called if isinstance(environment, Elsewhere) else called_in(environment)
         if episode.failed:
-            return Played(said, failed=episode.failed, right=self.rules.verdict(None))
+            return Played(said, failed=episode.failed, right=self.rules.verdict(None), calls=calls)
         paid = any(reward is not None for reward in episode.rewards)
-        shown = getattr(episode.environment, "of_trl", None)
+        shown = getattr(environment, "of_trl", None)
         # of a package whose turns are paid the score is only the rest
-        whole = None if episode.score is None else getattr(episode.environment, "total", episode.score)
-        rewards, right = episode.rewards if paid else (), self.rules.verdict(whole)
-        return Played(said, episode.score, rewards=rewards, right=right, metrics=episode.metrics, environment=shown)
+        whole = None if episode.score is None else getattr(environment, "total", episode.score)
+        rewards, right, metrics = episode.rewards if paid else (), self.rules.verdict(whole), episode.metrics
+        return Played(
+            said, episode.score, rewards=rewards, right=right, metrics=metrics, environment=shown, calls=calls
+        )
 
 
 def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:

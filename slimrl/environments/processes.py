@@ -18,7 +18,7 @@ from slimrl.environments.waiting import LostError
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.machine.processes import Guard
 from slimrl.machine.worker import GIB, LOAD_SECONDS, LoadTimeoutError, Output, Worker
-from slimrl.records import Problem
+from slimrl.records import Problem, ToolCall
 
 IDLE_SECONDS = 3600.0
 """A process that says nothing for so long is listened to again."""
@@ -34,6 +34,7 @@ class Elsewhere:
     def __init__(self, process: Process, episode: int) -> None:
         self._process, self._episode = process, episode
         self.metrics: Mapping[str, float] = {}
+        self._called: tuple[ToolCall, ...] = ()
         process.playing.add(episode)
         finalize(self, process.left.append, episode)
 
@@ -54,8 +55,15 @@ class Elsewhere:
 
     def step(self, text: str) -> Step:
         """The answer to a turn."""
-        answer: Step = self._call("step", text)
+        answer: Step
+        answer, called = self._call("step", text)
+        self._called = called or ()
         return answer
+
+    @property
+    def called(self) -> tuple[ToolCall, ...] | None:
+        """The calls of tools in turns that were answered; None where the class has no tools, or could not be loaded."""
+        return self._called if self._process.has_tools else None
 
     def cut(self, text: str) -> None:
         """Tell of a turn that was cut off."""
@@ -109,6 +117,11 @@ class Process:
     def known(self) -> Known:
         """Raises what kept the process from loading the class."""
         return self._known.result()
+
+    @property
+    def has_tools(self) -> bool:
+        """True once a class with tools is loaded."""
+        return self._known.done() and self._known.exception() is None and bool(self._known.result().schemas)
 
     @property
     def refused(self) -> bool:

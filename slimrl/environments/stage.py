@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import PROMPT, Environment, Load, Make, Messages, Step, maker, message_fault
 from slimrl.environments.answers import answer_of, score_of, told
-from slimrl.environments.tools import tools_of
+from slimrl.environments.tools import called_in, tools_of
 from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.worker import Answer
-from slimrl.records import Problem, turns_of
+from slimrl.records import Problem, ToolCall, turns_of
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,10 @@ def _reset(environment: Environment, problem: Problem) -> Messages | None:
     return None if messages is None else _plain(messages)
 
 
-def _step(environment: Environment, text: str) -> Step:
+def _step(environment: Environment, text: str) -> tuple[Step, tuple[ToolCall, ...] | None]:
+    """The answer to a turn, and the calls of the episode up to it."""
     messages, over, reward = answer_of(environment, text)
-    return _plain(messages), over, reward
+    return (_plain(messages), over, reward), called_in(environment)
 
 
 def _cut(environment: Environment, text: str) -> None:

@@ -21,7 +21,8 @@ from typing_extensions import TypedDict
 
 from slimrl import thinking
 from slimrl.environments.waiting import awaited
-from slimrl.errors import SettingsError
+from slimrl.errors import SettingsError, defined, raised
+from slimrl.records import ToolCall
 from slimrl.sandbox import SandboxError
 
 Message = dict[str, str]
@@ -138,10 +139,10 @@ def _schema(function: Callable[..., Any], where: str) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = get_json_schema(function)
     except Exception as error:
-        said = " ".join(str(error).split())
+        said, place = " ".join(str(error).split()).rstrip("!."), defined(function)
         raise SettingsError(
-            f"{where}: no schema can be made of the tool {function.__name__} ({said}); give each parameter a type and a line "
-            "under Args: in the docstring"
+            f"{where}: no schema can be made of the tool {function.__name__}{f' ({place})' if place else ''}: {said}; give each "
+            "parameter a type and a line under Args: in the docstring"
         ) from error
     return found
 
@@ -253,23 +254,30 @@ def _with_arguments(tool: Tool, written: str) -> Call:
     return Call(fault=f"the arguments of {tool.name} are no JSON object with {', '.join(tool.parameters) or 'nothing'}")
 
 
-def answers(calls: Sequence[Call], tools: Sequence[Tool]) -> list[Message]:
-    """A message for each call: what its tool returns, or an error that the policy can read."""
+def carry_out(calls: Sequence[Call], tools: Sequence[Tool]) -> list[tuple[Message, ToolCall]]:
+    """For each call the message that answers it, with what its tool returns or an error that the policy can read, and the record
+    of it.
+    """
     named = {tool.name: tool for tool in tools}
-    return [{"role": "tool", "content": _answer(call, named)} for call in calls]
+    found = (_answer(call, named) for call in calls)
+    return [({"role": "tool", "content": content}, called) for content, called in found]
 
 
-def _answer(call: Call, named: Mapping[str, Tool]) -> str:
+def _answer(call: Call, named: Mapping[str, Tool]) -> tuple[str, ToolCall]:
     if call.fault or call.arguments is None:
-        return f"error: {call.fault}"[:LONGEST]
+        return _error(call.fault, ToolCall("", call.fault))
     try:
-        return named[call.name].answer(call.arguments)[:LONGEST_RESULT]
+        return named[call.name].answer(call.arguments)[:LONGEST_RESULT], ToolCall(call.name)
     except _MalformedError as error:
-        return f"error: {error}"[:LONGEST]
+        return _error(str(error), ToolCall("", str(error)))
     except SandboxError:
         raise
     except (Exception, SystemExit) as error:  # a tool can raise what Python can
-        return f"error: {type(error).__name__}: {error}"[:LONGEST]
+        return _error(f"{type(error).__name__}: {error}", ToolCall(call.name, raised(error)))
+
+
+def _error(words: str, called: ToolCall) -> tuple[str, ToolCall]:
+    return f"error: {words}"[:LONGEST], called._replace(error=called.error[:LONGEST])
 
 
 class WithTools:
@@ -280,6 +288,7 @@ class WithTools:
 
     def __init__(self, environment: Any, tools: Sequence[Tool]) -> None:
         self._environment, self._tools = environment, tools
+        self._called: tuple[ToolCall, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._environment, name)
@@ -288,6 +297,21 @@ class WithTools:
         """Messages for the policy, and whether the episode is over."""
         calls = read_calls(text, self._tools)
         if calls:
-            return answers(calls, self._tools), False
+            messages, called = zip(*carry_out(calls, self._tools), strict=True)
+            self._called += called
+            return [*messages], False
         step = getattr(self._environment, "step", None)
         return ([], True) if step is None else step(text)
+
+
+def called_in(environment: object) -> tuple[ToolCall, ...] | None:
+    """The calls of an episode up to now; None where tools are not called for its environment."""
+    return environment._called if isinstance(environment, WithTools) else None
+
+
+def tools_called(environment: object, text: str) -> list[str]:
+    """The names of the tools that a turn calls, each once, whoever calls them for the environment."""
+    listed = environment._tools if isinstance(environment, WithTools) else getattr(environment, "tools", ())
+    tools = [tool for tool in listed if isinstance(tool, Tool)]
+    calls = read_calls(text, tools) if tools else ()
+    return [*dict.fromkeys(call.name for call in calls if call.name)]

@@ -13,6 +13,7 @@ from slimrl.records import Problem
 
 OWN = ("reset", "get_reward")
 """Public methods that are no tools."""
+FIELDS = ("id", "question", "answer", "solution", "difficulty")
 
 
 def is_trl(environment: object) -> bool:
@@ -80,8 +81,8 @@ def _public_methods(environment: object) -> Iterator[Callable[..., Any]]:
 
 
 def _row(problem: Problem) -> dict[str, Any]:
-    """The fields of the row that a problem was made from, as TRL's trainer hands them over."""
-    own = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "difficulty")}
+    """The fields of the row that a problem was made from, as TRL's trainer hands them over; a `Question` has no answer."""
+    own = {name: getattr(problem, name) for name in FIELDS if hasattr(problem, name)}
     prompt = _messages(problem.turns or (("user", problem.question),))
     return {**own, "prompt": prompt, **problem.columns}
 

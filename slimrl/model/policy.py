@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slimrl import thinking
 from slimrl.model.architecture import LayerAttention, text_decoder
 from slimrl.model.attention import AttentionPlan
 from slimrl.model.head import Head
@@ -125,16 +126,22 @@ class Policy:
         """[N, D] hidden states of packed tokens."""
         return self.hidden(packed.ids[None], packed.positions[None], packed.plan)[0]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion: up to a stop token or a stop text, and without special tokens except those of the answer's
-        form.
+    def begun(self, heard: Sequence[int] = ()) -> str:
+        """The mark with which thinking begins before a turn: that of prompts, or the one at the end of what an environment wrote,
+        which is `heard` of the turn.
+        """
+        return thinking.opening(self.tokenizer.decode(list(heard))) if heard else self.opening
+
+    def decode(self, token_ids: Sequence[int], heard: Sequence[int] = ()) -> str:
+        """The text of a completion, or of a turn behind what was `heard`: from the mark that began its thinking up to a stop
+        token or a stop text, and without special tokens except those of the answer's form.
         """
         ids = list(token_ids[:-1] if token_ids and token_ids[-1] in self.stop_ids else token_ids)
         form = self.form_ids.intersection(ids)
         if form:
             special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
             ids = [i for i in ids if i not in special or i in form]
-        return self.opening + self.stop_texts.cut(self.tokenizer.decode(ids, skip_special_tokens=not form))
+        return self.begun(heard) + self.stop_texts.cut(self.tokenizer.decode(ids, skip_special_tokens=not form))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token by itself; a character that is spread over several of them becomes U+FFFD in each."""

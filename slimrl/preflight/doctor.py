@@ -12,6 +12,7 @@ from slimrl.algorithm.groups import has_signal
 from slimrl.config.schema import TrainConfig
 from slimrl.kernels.native import problem
 from slimrl.model.policy import Policy
+from slimrl.preflight.calls import call_warnings
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.observed import observe
 from slimrl.preflight.price import PROBE_PROBLEMS
@@ -57,6 +58,7 @@ def examine(training: TrainSetup) -> DoctorReport:
         warnings=[
             *_slow(setup.policy),
             *_prompt_warnings(setup, problems[0], stop),
+            *call_warnings(groups),
             *_reward_warnings(groups, signal, taught=bool(config.algorithm.reference)),
             *_form_warnings(setup, stop, parses, right),
         ],

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import groupby
 from math import inf
 
+from slimrl import thinking
 from slimrl.config.environment import EnvironmentConfig, package_of
 from slimrl.config.rewards import is_programs
 from slimrl.config.schema import EvalConfig, RootConfig, TrainConfig
@@ -16,12 +17,14 @@ from slimrl.environments import BOUNDED, BUILT_IN, Make, Messages, maker, openin
 from slimrl.environments.episodes import Play, Rules
 from slimrl.environments.packages import Package, load_package, module_of
 from slimrl.environments.processes import Processes
+from slimrl.environments.questions import Question
 from slimrl.environments.stage import Loading
 from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.lora import TAUGHT
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
+from slimrl.model.templates import USER_TURN
 from slimrl.preflight.payment import show_printed
 from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
 from slimrl.rewards.custom import digest_of_code, files_digest, load_function, source_files
@@ -106,7 +109,10 @@ def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Pr
             "environment.tool_prompt=template, but the tokenizer's chat template does not describe tools, or has another form of "
             "a call than those that are read; remove it, or set it to text"
         )
-    return policy, described or replace(prompter, tool_text=told(tools))
+    if described is None:
+        return policy, replace(prompter, tool_text=told(tools))
+    before, after = (thinking.opening(one.text([USER_TURN])) for one in (prompter, described))
+    return policy if before == after else replace(policy, opening=after), described
 
 
 def _is_read(prompter: Prompter, tools: Sequence[Tool]) -> bool:
@@ -153,7 +159,7 @@ def asked(rules: Rules | None, messages: Messages, question: str) -> tuple[Messa
     """
     if rules is None:
         return messages, None
-    problem = Problem("question", question, "")
+    problem = Question(question)
     try:
         own = rules.opening(problem)
     except (SettingsError, DataError) as error:
@@ -170,25 +176,27 @@ def played(request: Request, completions: Sequence[Completion]) -> tuple[Played,
 
 
 def episode_ids(
-    rules: Rules, write: Callable[[str], tuple[int, ...]], turns: Turns
+    rules: Rules, write: Callable[[str, tuple[int, ...]], tuple[int, ...]], turns: Turns
 ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Ids of an episode, and `Completion.given` of them, as if the policy had drawn its turns and the environment had answered
-    with the messages between. `write` gives the ids of a turn with the one that ends it.
+    with the messages between. `write` gives the ids of a turn, with the one that ends it, behind those of the messages before it.
 
     Raises DataError for a message that cannot be written.
     """
     ids: tuple[int, ...] = ()
+    heard: tuple[int, ...] = ()
     given: tuple[bool, ...] = ()
     for by_policy, part in groupby(turns, lambda turn: turn[0] == "assistant"):
         said = [{"role": role, "content": content} for role, content in part]
-        more = write(said[0]["content"]) if by_policy else rules.encode(said, ids[-1])
+        more = write(said[0]["content"], heard) if by_policy else rules.encode(said, ids[-1])
+        heard = () if by_policy else more
         ids, given = ids + more, given + (not by_policy,) * len(more)
     return ids, given
 
 
 def try_episode(rules: Rules, prompter: Prompter, turns: Turns) -> None:
     """Raises DataError for an episode of the data that cannot be written."""
-    episode_ids(rules, lambda text: (*prompter.completion_ids([text])[0], ANY_ID), turns)
+    episode_ids(rules, lambda text, _: (*prompter.completion_ids([text])[0], ANY_ID), turns)
 
 
 @dataclass(frozen=True)

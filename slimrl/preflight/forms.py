@@ -1,7 +1,8 @@
 """The forms of an answer compared: which of them a model follows, on a few problems.
 
 A form that a model does not know costs more than the form itself: asked for `#### N`, some models give a number and no
-reasoning. So every form is tried with its own instruction, greedily, on the same training problems.
+reasoning. So every form is tried with its own instruction, greedily, on the same training problems, which are played in the
+environment where the run has one.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from slimrl.environments.episodes import Play
+from slimrl.preflight.environment import played
 from slimrl.preflight.prompting import instruction_for
 from slimrl.preflight.setup import Setup, encode_prompt
-from slimrl.records import Completion
+from slimrl.records import Completion, Played, Problem
 from slimrl.results import FormFinding
 from slimrl.rollout import Request
 from slimrl.tasks import Task
@@ -30,31 +33,53 @@ DOUBT = 0.05
 
 
 def compare_forms(setup: Setup[Any]) -> list[FormFinding]:
-    """One finding per form, the run's own first; empty where no problem's prompts fit in all forms."""
+    """One finding per form, the run's own first; empty where no problem's prompts fit in all forms, and for a package of
+    environments, whose score decides what is right.
+    """
+    if setup.rules is not None and setup.rules.package is not None:
+        return []
     budget, own = setup.config.rollout.budget, setup.task.style.name
     names = interchangeable(own)
     count = max(FEWEST_PROBLEMS, min(MOST_PROBLEMS, FORM_TOKENS // (budget * len(names))))
     tasks = [_in_form(setup, name) for name in names]
-    room, answers = setup.policy.context - budget, []
+    room, problems = setup.policy.context - budget, list[Problem]()
     prompts: list[list[tuple[int, ...]]] = []
     for problem in islice(setup.training_problems(step=0, count=count), count):
         encoded = [encode_prompt(setup.prompter, task, problem) for task in tasks]
         if max(map(len, encoded)) <= room:
-            answers.append(problem.answer)
+            problems.append(problem)
             prompts.append(encoded)
     if not prompts:
         return []
-    nothing = np.zeros((0, budget))
-    requests = [Request(ids, nothing, greedy=1) for form in zip(*prompts, strict=True) for ids in form]
-    drawn = [group[0] for group in setup.engine.generate(requests, max_new_tokens=budget)]
+    forms = zip(*prompts, strict=True)
+    requests = [_asked(setup, problem, ids) for form in forms for problem, ids in zip(problems, form, strict=True)]
+    groups = setup.engine.generate(requests, max_new_tokens=budget)
+    drawn = [group[0] for group in groups]
+    failed = [_failed(request, group) for request, group in zip(requests, groups, strict=True)]
     found = []
     for i, task in enumerate(tasks):
-        completions = drawn[i * len(answers) : (i + 1) * len(answers)]
+        part = slice(i * len(problems), (i + 1) * len(problems))
+        completions = drawn[part]
         of_form = setup.prompter.control.spelled_by(task.style.render("", "")) - {*setup.policy.stop_ids}
         form_ids = of_form | setup.policy.form_ids
-        texts = [replace(setup.policy, form_ids=form_ids).decode(c.token_ids) for c in completions]
-        found.append(_finding(task, texts, completions, answers))
+        decode = replace(setup.policy, form_ids=form_ids).decode
+        texts = [
+            "" if gone else decode(c.last_turn(), c.heard()) for c, gone in zip(completions, failed[part], strict=True)
+        ]
+        found.append(_finding(task, texts, completions, [problem.answer for problem in problems]))
     return found
+
+
+def _asked(setup: Setup[Any], problem: Problem, ids: tuple[int, ...]) -> Request:
+    """A greedy completion, or episode, of a prompt."""
+    nothing, bound = np.zeros((0, setup.config.rollout.budget)), setup.config.environment.turn_tokens
+    return Request(ids, nothing, 1, None if setup.rules is None else Play(setup.rules, problem), bound)
+
+
+def _failed(request: Request, group: Sequence[Completion]) -> bool:
+    """True for an episode that broke off, which has no answer."""
+    (told,) = played(request, group) or (Played(),)
+    return bool(told.failed)
 
 
 def _in_form(setup: Setup[Any], name: str) -> Task:
@@ -76,7 +101,7 @@ def _finding(
         right=sum(grade.strict for grade in grades),
         lenient=sum(grade.lenient for grade in grades),
         cut_off=sum(completion.finish == "length" for completion in completions),
-        mean_length=float(np.mean([len(completion.token_ids) for completion in completions])),
+        mean_length=float(np.mean([completion.drawn for completion in completions])),
         verdicts="".join("1" if grade.strict else "0" for grade in grades),
         example=texts[0],
     )

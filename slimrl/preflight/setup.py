@@ -140,11 +140,11 @@ class Setup(Generic[Config]):
         """Texts as completions that hold them are decoded."""
         return [self.policy.read_back(ids) for ids in self.completion_ids(texts)]
 
-    def completion_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Ids with which the model would write each text, the stop token not included; where prompts begin thinking, it ends
-        first.
+    def completion_ids(self, texts: Sequence[str], heard: Sequence[int] = ()) -> list[tuple[int, ...]]:
+        """Ids with which the model would write each text, the stop token not included; where prompts begin thinking, or what was
+        `heard` from an environment does, it ends first.
         """
-        return self.prompter.completion_ids([closed(self.policy.opening, text) for text in texts])
+        return self.prompter.completion_ids([closed(self.policy.begun(heard), text) for text in texts])
 
     def requests(
         self, problems: Sequence[Problem], *, stream: Stream, step: int, samples: int, greedy: int = 0
@@ -159,7 +159,7 @@ class Setup(Generic[Config]):
 
     def text(self, completion: Completion) -> str:
         """The text of a completion; of an episode that of its last turn."""
-        return self.policy.decode(completion.last_turn())
+        return self.policy.decode(completion.last_turn(), completion.heard())
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ def thinking_tokens(policy: Policy, completion: Completion, text: str) -> int:
 
     `text` is the completion decoded. Of an episode it is the last turn that counts.
     """
-    ids = completion.last_turn()
+    ids, heard = completion.last_turn(), completion.heard()
     if is_open(text):
         return len(ids)
     thought, _ = split(text)
-    if len(thought) <= len(policy.opening):
+    if len(thought) <= len(policy.begun(heard)):
         return 0
-    return bisect_left(range(len(ids) + 1), True, key=lambda n: policy.decode(ids[:n]).startswith(thought))
+    return bisect_left(range(len(ids) + 1), True, key=lambda n: policy.decode(ids[:n], heard).startswith(thought))
 
 
 def thinking_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> Metrics:

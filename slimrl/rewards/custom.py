@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -175,7 +175,8 @@ def load_function(
     files: dict[Path, object] | None = None,
     setting: str = "rewards.custom",
 ) -> Callable[..., Any]:
-    """The function, or class, named by `file.py:function` (relative to the working directory) or `package.module:function`.
+    """The function, or class, named by `file.py:function` (relative to the working directory) or `package.module:function`, which
+    is installed or lies in the working directory. For environment.name messages speak of a class.
 
     With `arguments` it is called with them, once, and makes the function. `files` has the modules of files that were run
     before, which are not run again, so that the functions of one file share what it holds. Raises SettingsError where one of
@@ -183,9 +184,10 @@ def load_function(
     """
     place, colon, name = spec.rpartition(":")
     setting = f"{setting}: {spec!r}"
+    what, example = _kind(setting)
     if not colon or not place or not name.isidentifier():
         raise SettingsError(
-            f"{setting} does not have the form file.py:function or package.module:function; write it so"
+            f"{setting} does not have the form file.py:{example} or package.module:{example}; write it so"
         )
     if is_programs(spec):
         return _of_the_program(spec, setting)
@@ -198,19 +200,24 @@ def load_function(
     try:
         function = getattr(module, name, None)
     except Exception as error:  # of a module that loads its parts when they are asked for
-        raise _failure(setting, "loading the function", error) from None
+        raise _failure(setting, f"loading the {what}", error) from None
     if function is None:
         raise SettingsError(f"{setting}: {place} defines no {name}; check the name")
     if not callable(function):
-        raise SettingsError(f"{setting}: {name} is not a function; name one")
+        raise SettingsError(f"{setting}: {name} is not a {what}; name one")
     return function if arguments is None else _made(function, name, arguments, setting)
+
+
+def _kind(setting: str) -> tuple[str, str]:
+    """The word for the value of the setting that a message begins with, and the name of an example of it."""
+    return ("class", "Class") if setting.startswith("environment.name") else ("function", "function")
 
 
 def _of_the_program(spec: str, setting: str) -> Callable[..., Any]:
     function = _offered.get().get(spec)
     if function is None:
-        own = setting.startswith("environment")
-        what, way = ("class", "environment=Class") if own else ("function", "rewards=[...]")
+        what, _ = _kind(setting)
+        way = "environment=Class" if what == "class" else "rewards=[...]"
         raise SettingsError(
             f"{setting} is a {what} of the Python program that began the run, which alone can hand it over: resume it there "
             f"with slimrl.train(resume=RUN, {way}), or write the {what} into a file and name it as file.py:{what}"
@@ -234,8 +241,11 @@ def _made(make: Callable[..., Any], name: str, arguments: Mapping[str, Any], set
 def _package(name: str, setting: str) -> object:
     if _spec(name) is None:
         raise SettingsError(
-            f"{setting}: there is no module {name}; install it, or name a file that ends in .py, as {name}.py:function"
+            f"{setting}: there is no module {name}, installed or in the working directory; install it, or name a file that ends "
+            f"in .py, as {name.replace('.', '/')}.py:{_kind(setting)[1]}"
         )
+    if _found(name.partition(".")[0], None) is None:
+        sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -274,14 +284,32 @@ def _sources(name: str) -> list[Path]:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """The place of a module, found level by level, since `importlib.util.find_spec` would run the packages around it."""
+    """The place of a module, found level by level, since `importlib.util.find_spec` would run the packages around it. One that
+    is nowhere else may lie in the working directory, where a command that is installed does not look by itself.
+    """
     found: ModuleSpec | None = None
     for level in accumulate(name.split("."), "{}.{}".format):
         folders = None if found is None else found.submodule_search_locations
         if found is not None and folders is None:
             return None
-        specs = (finder.find_spec(level, folders, None) for finder in sys.meta_path)
-        found = next((spec for spec in specs if spec is not None), None)
+        top = found is None
+        found = _found(level, folders)
+        if found is None and top:
+            found = PathFinder.find_spec(level, [str(Path.cwd())])
         if found is None:
             return None
+        if found.origin is None and found.submodule_search_locations is not None:
+            # a folder without __init__.py, whose own list of places asks for the packages around it once they are imported
+            around = [*sys.path, str(Path.cwd())] if folders is None else folders
+            places = (Path(folder) / level.rpartition(".")[2] for folder in around)
+            found.submodule_search_locations = [str(place) for place in places if place.is_dir()]
     return found
+
+
+def _found(name: str, folders: Sequence[str] | None) -> ModuleSpec | None:
+    """The place of a module in these folders, or in those where Python looks."""
+    specs = (finder.find_spec(name, folders, None) for finder in sys.meta_path)
+    try:
+        return next((spec for spec in specs if spec is not None), None)
+    except KeyError:  # a folder without __init__.py in a package that is not imported
+        return ModuleSpec(name, None, is_package=True)

@@ -98,6 +98,7 @@ def assemble(
                 turn_rewards=played.rewards,
                 environment_score=played.score,
                 returns=() if reason else _returns(reward, earned, paying, played, completion.turns),
+                calls=played.calls,
             )
         )
     return Group(tuple(rollouts), sampled.step, _metrics(sampled, [result for _, result in given]))

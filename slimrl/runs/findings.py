@@ -22,7 +22,14 @@ FEWEST_PROBLEMS = 30
 """Held out; fewer could hardly show any rise of accuracy."""
 UNSCORABLE = 0.1
 """Share of unscorable completions from which they are named as the cause of missing differences."""
-HEADS = {"reward": "training reward up, held-out accuracy not", "signal": "no signal", "gap": "gap of the sampler"}
+FAILING, FAILING_STEPS, LOOKED_AT = 0.9, 3, 50
+"""Share of the calls of tools that fail, and steps in a row, from which they are named; and the last steps that are looked at."""
+HEADS = {
+    "reward": "training reward up, held-out accuracy not",
+    "signal": "no signal",
+    "gap": "gap of the sampler",
+    "calls": "failing calls",
+}
 """The beginning of each sentence, before a colon."""
 
 
@@ -46,7 +53,31 @@ def findings(
         found.append(_reward_alone(history, difference.get("test", {}).get("sampled", {})))
     if other_sampler:
         found.append(_sampler_gap(history))
+    if failing := failing_calls(history):
+        found.append(f"{HEADS['calls']}: {'; '.join(failing)}")
     return [sentence for sentence in found if sentence]
+
+
+def failing_calls(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """A sentence on each tool that failed nearly always in the last steps with calls, and on calls that were malformed so."""
+    last = f"at least {FAILING:.0%} of its calls in the last {FAILING_STEPS} steps that had some"
+    seen = "; rollouts/ has the errors in the turns"
+    found, history = [], history[-LOOKED_AT:]
+    for key in sorted({key for row in history for key in row if key.startswith("tools/")}):
+        _, *tool, kind = key.split("/")
+        shares = [row[key] for row in history if key in row][-FAILING_STEPS:]
+        if len(shares) < FAILING_STEPS or min(shares) < FAILING:
+            continue
+        if kind == "failed" and tool:
+            found.append(
+                f"the tool {tool[0]} failed in {last} ({key}){seen}; correct it, or let it answer wrong arguments with words"
+            )
+        if kind == "malformed":
+            found.append(
+                f"at least {FAILING:.0%} of the calls in the last {FAILING_STEPS} steps that had some were malformed ({key})"
+                f"{seen}; warm-start with slimrl sft on episodes with calls"
+            )
+    return found
 
 
 def reward_rise(history: Sequence[Mapping[str, float]]) -> Interval | None:

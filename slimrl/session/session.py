@@ -23,6 +23,7 @@ from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
 from slimrl.runs.directory import RunDirectory
 from slimrl.runs.files import rollout_rows
+from slimrl.runs.findings import failing_calls
 from slimrl.runs.reader import way_to_resume
 from slimrl.session.identity import compare_identity, identity
 from slimrl.session.keeper import Keeper
@@ -140,6 +141,8 @@ class Session(Generic[State]):
         self._sampler_is_stale = True
         if note := unmoved_note(self.setup.policy, self.setup.config.optimizer.peak_rate, self.run.history):
             self.screen.note(note)
+        for sentence in failing_calls(self.run.history):
+            self.screen.note(sentence)
         self._tell(lambda sink: sink.step(state.step, metrics))
 
     def tell_samples(self, collected: Collected) -> None:

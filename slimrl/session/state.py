@@ -71,8 +71,10 @@ State = TypeVar("State", bound=Progress)
 HOST_SHARE = 0.5
 """Of the free memory of the host that a copy of the state may take."""
 RUN_STATE = TypeAdapter(RunState)
-NOT_STORED = {"carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns", "turns", "episode"}}}}}}
-"""Data columns of carried groups, which may hold anything, their prompts and demonstrations: nothing reads them again."""
+NOT_STORED: Any = {
+    "carried": {"__all__": {"rollouts": {"__all__": {"problem": {"columns", "turns", "episode"}, "calls": True}}}}
+}
+"""Data columns of carried groups, which may hold anything, their prompts, demonstrations and calls: nothing reads them again."""
 
 
 def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Write:
@@ -203,8 +205,8 @@ def _copy(checkpoint: Checkpoint, name: str, targets: Mapping[str, Tensor]) -> N
 
 
 def as_json(state: RunState) -> dict[str, Any]:
-    """Plain data; `from_json` gives an equal state but for what carried groups do not store: data columns, prompts, and right
-    answers besides the first.
+    """Plain data; `from_json` gives an equal state but for what carried groups do not store: data columns, prompts, calls, and
+    right answers besides the first.
 
     Each carried group holds its problem once: {"step", "problem", "rollouts": [{"text", "reward", ...}]}.
     """

@@ -60,7 +60,9 @@ def test_a_demonstration_has_the_ids_of_the_episode_that_it_shows(recipe: str) -
         for completion, episode in zip(drawn, played(request, drawn), strict=True):
             if completion.finish == "stop" and completion.turns > 1:
                 assert setup.rules is not None
-                ids = episode_ids(setup.rules, lambda text: (*setup.completion_ids([text])[0], stop), episode.turns)
+                ids = episode_ids(
+                    setup.rules, lambda *turn: (*setup.completion_ids([turn[0]], turn[1])[0], stop), episode.turns
+                )
                 assert ids == (completion.token_ids, completion.given)
                 compared += 1
     assert compared > 4

@@ -48,7 +48,7 @@ class Scripted:
 
 
 def play(answer: Answer, *, turns: int = 3, deadline: float = 5.0, score: object = None) -> Play:
-    decode = lambda ids: "".join(map(chr, ids))  # noqa: E731
+    decode = lambda ids, _: "".join(map(chr, ids))  # noqa: E731
     return Play(Rules(lambda: Scripted(answer, score), lambda _: (), decode, encode, turns, deadline), PROBLEM)
 
 
@@ -128,7 +128,7 @@ def test_a_class_without_a_score_has_0() -> None:
         def step(self, _: str) -> Any:
             return [], True
 
-    rules = Rules(Plain, lambda _: (), str, encode, 3, 5.0)
+    rules = Rules(Plain, lambda _: (), lambda ids, _: str(ids), encode, 3, 5.0)
     played = Play(rules, PROBLEM)
     played(0, ids("a")).result()
     assert [one.score for one in played.played([completion("a"), completion("x", "length")])] == [0.0, 0.0]
@@ -196,7 +196,10 @@ def test_an_answer_that_is_late_is_not_waited_for() -> None:
     began = time.perf_counter()
     assert played(0, ids("a")).result() == ()
     assert time.perf_counter() - began < 15
-    assert "gave no answer within environment.deadline=0.05 s" in played.played([completion("a")])[0].failed
+    assert (
+        "the environment's step gave no answer within environment.deadline=0.05 s"
+        in played.played([completion("a")])[0].failed
+    )
     go.set()
 
 
@@ -223,7 +226,7 @@ def test_metrics_that_are_no_numbers_are_told(metrics: object, told: str) -> Non
             super().__init__(lambda _: ([], True))
             self.metrics = metrics
 
-    rules = Rules(Measured, lambda _: (), lambda ids: "".join(map(chr, ids)), encode, 3, 5.0)
+    rules = Rules(Measured, lambda _: (), lambda ids, _: "".join(map(chr, ids)), encode, 3, 5.0)
     played = Play(rules, PROBLEM)
     played(0, ids("a")).result()
     assert told in played.played([completion("a")])[0].failed
@@ -267,13 +270,13 @@ def test_a_reset_and_a_score_that_hang_are_not_waited_for(hangs: str) -> None:
         def score(self) -> object:
             return 1.0 if hangs == "reset" else go.wait(20)
 
-    rules = Rules(lambda: Hangs(user), lambda _: (), lambda ids: "".join(map(chr, ids)), encode, 3, 0.05)
+    rules = Rules(lambda: Hangs(user), lambda _: (), lambda ids, _: "".join(map(chr, ids)), encode, 3, 0.05)
     played = Play(rules, PROBLEM)
     first = played(0, ids("a")).result()
     assert first == (() if hangs == "reset" else ids("a"))
     whole, never = played.played([completion("aab", "length"), completion("x", "length")])
-    assert "gave no answer within" in whole.failed
-    assert "gave no answer within" in never.failed
+    assert f"the environment's {hangs} gave no answer within" in whole.failed
+    assert f"the environment's {hangs} gave no answer within" in never.failed
     go.set()
 
 
@@ -282,7 +285,7 @@ def test_an_error_of_reset_ends_its_own_episode() -> None:
         def reset(self, problem: Problem) -> None:
             raise KeyError(problem.id)
 
-    rules = Rules(lambda: Breaks(user), lambda _: (), str, encode, 3, 5.0)
+    rules = Rules(lambda: Breaks(user), lambda _: (), lambda ids, _: str(ids), encode, 3, 5.0)
     played = Play(rules, PROBLEM)
     assert played(0, ids("a")).result() == ()
     where = f"test_episodes.py:{Breaks.reset.__code__.co_firstlineno + 1} in reset"
@@ -300,7 +303,7 @@ def test_two_prompts_of_one_problem_are_a_failure() -> None:
         def reset(self, problem: Problem) -> Any:
             return [{"role": "user", "content": f"{problem.question} {next(count)}"}]
 
-    rules = Rules(lambda: Unstable(user), lambda _: (("user", "q 0"),), str, encode, 3, 5.0)
+    rules = Rules(lambda: Unstable(user), lambda _: (("user", "q 0"),), lambda ids, _: str(ids), encode, 3, 5.0)
     played = Play(rules, PROBLEM)
     assert played(0, ids("a")).result() == ids("(97,)")
     assert played(1, ids("a")).result() == ()
@@ -328,6 +331,7 @@ def test_a_turn_that_is_asked_again_while_its_answer_is_on_the_way_is_another_ep
             "a prompt that ends with the role assistant",
         ),
         ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "a system message behind others"),
+        ([], "reset returned an empty list of messages, where None stands for the prompt of the task, for problem p"),
     ],
 )
 def test_messages_that_are_no_prompt(messages: Any, sentence: str) -> None:
@@ -374,7 +378,7 @@ def test_methods_may_be_coroutines() -> None:
     made = maker(EnvironmentConfig(name="e.py:E"), lambda *_: Slow)
     prompt = opening(made, PROBLEM, 20.0)
     assert prompt == [{"role": "user", "content": "Go."}]
-    rules = Rules(made, lambda _: (("user", "Go."),), lambda ids: "".join(map(chr, ids)), encode, 5, 5.0)
+    rules = Rules(made, lambda _: (("user", "Go."),), lambda ids, _: "".join(map(chr, ids)), encode, 5, 5.0)
     episodes = Play(rules, PROBLEM)
     assert episodes(0, ids("a")).result() == ids("on")
     (record,) = episodes.played([completion("aonc", "length")])

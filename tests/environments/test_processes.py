@@ -32,6 +32,8 @@ def add(a: int, b: int) -> int:
         a: a number
         b: another
     """
+    while a < 0:
+        pass
     return a + b
 
 class Tries:
@@ -123,7 +125,7 @@ class Theatre:
 
     def rules(self, *, here: bool = False, deadline: float = 20.0) -> Rules:
         make = maker(self.config, LOAD) if here else self.processes.make
-        decode: Callable[[tuple[int, ...]], str] = lambda ids: "".join(map(chr, ids))  # noqa: E731
+        decode: Callable[[tuple[int, ...], tuple[int, ...]], str] = lambda ids, _: "".join(map(chr, ids))  # noqa: E731
         encode = lambda messages, _: ids("".join(m["content"] for m in messages))  # noqa: E731
         own = {} if here else {"ready": self.processes.ready}
         return Rules(make, lambda _: (("user", "q"),), decode, encode, 8, deadline, **own)
@@ -166,7 +168,12 @@ def test_tools_are_called_there(tmp_path: Path) -> None:
     made = theatre.processes.make()
     assert [tool.schema["function"]["name"] for tool in made.tools] == ["add"]  # type: ignore[attr-defined]
     turns = ('<add>{"a": 1, "b": 2}</add>', "<add>1</add>", "c")
-    assert theatre.play(*turns) == theatre.play(*turns, here=True)
+    there = theatre.play(*turns)
+    assert there == theatre.play(*turns, here=True)
+    assert [call.tool for call in there.calls or ()] == ["add", ""]
+    assert theatre.play("a", end=False).calls == theatre.play("a", here=True, end=False).calls == ()
+    late = theatre.play('<add>{"a": -1, "b": 2}</add>', deadline=1.0).failed
+    assert late.startswith("the environment's tool add gave no answer within environment.deadline=1 s")
     assert theatre.rules().scores
     assert not theatre.rules().shown
     assert opening(theatre.processes.make, PROBLEM, 20.0) == [{"role": "user", "content": "q"}]
@@ -200,7 +207,7 @@ def test_a_late_answer_costs_its_episode_and_its_process(theatre: Theatre) -> No
     theatre.play("stop")  # it has loaded
     pid = theatre.pid
     assert theatre.play("hang", deadline=1.0).failed == (
-        "the environment gave no answer within environment.deadline=1 s (raise it where an answer takes longer)"
+        "the environment's step gave no answer within environment.deadline=1 s (raise it where an answer takes longer)"
     )
     assert theatre.play("a", "stop").score == 2
     assert theatre.pid != pid

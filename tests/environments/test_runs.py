@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimrl.api.asking import sample_of
+from slimrl.api.asking import Answer, sample_of
 from slimrl.config.files import load_config
 from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
@@ -257,6 +257,28 @@ def test_a_question_is_asked_in_the_environment(echo: str) -> None:
         SettingsError, match=r"does not take a question by itself.*; environment.name= asks the model without it"
     ):
         sample_of("builtin", question, 1, greedy=True, settings={"environment.name": "guess"})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_that_reads_the_answer_is_not_given_an_empty_one(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "again.py").write_text(
+        "class Early:\n    def reset(self, problem):\n        self.answer = problem.answer\n\n"
+        "    def step(self, text):\n        return [], True\n\n\n"
+        "class Late(Early):\n    def reset(self, problem):\n        self.problem = problem\n\n"
+        "    def step(self, text):\n        return [], self.problem.answer in text\n\n\n"
+        "class Careful(Early):\n    def reset(self, problem):\n        self.answer = getattr(problem, 'answer', None)\n"
+    )
+
+    def ask(name: str) -> Answer:
+        settings = {"environment.name": f"{tmp_path}/again.py:{name}", "environment.workers": workers}
+        return sample_of("builtin", "Tom has 3 apples.", 1, greedy=True, settings=settings)[0]
+
+    with pytest.raises(
+        SettingsError, match=r"does not take a question by itself.*reset reads problem.answer, and there is none"
+    ):
+        ask("Early")
+    assert ask("Late").failed == "the environment reads problem.answer, and there is none"
+    assert ask("Careful").failed == ""
 
 
 def test_other_verbs(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Sequence
 from fractions import Fraction
 from random import Random
 from typing import Any, Literal
@@ -13,8 +15,19 @@ import pytest
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import maker
 from slimrl.environments.calculator import Calculator, calculate
-from slimrl.environments.tools import Call, WithTools, answers, read_calls, told, tools_of
+from slimrl.environments.tools import (
+    Call,
+    Tool,
+    WithTools,
+    called_in,
+    carry_out,
+    read_calls,
+    told,
+    tools_called,
+    tools_of,
+)
 from slimrl.errors import SettingsError
+from slimrl.records import ToolCall
 
 
 def add(a: int, b: int = 1) -> int:
@@ -61,8 +74,8 @@ class Kit:
 TOOLS = tools_of(Kit(add, fetch, now, divide, calculate), where="here")
 
 
-def reply(text: str) -> list[str]:
-    return [message["content"] for message in answers(read_calls(text, TOOLS), TOOLS)]
+def reply(text: str, tools: Sequence[Tool] = TOOLS) -> list[str]:
+    return [message["content"] for message, _ in carry_out(read_calls(text, tools), tools)]
 
 
 @pytest.mark.parametrize(
@@ -159,8 +172,8 @@ def test_text_that_is_a_json_object_is_an_argument() -> None:
 
     tools = tools_of(Kit(run), where="here")
     for written, code in (('{"a": 1}', '{"a": 1}'), ('{"code": "b"}', "b"), ("{}", ""), ("c", "c")):
-        (said,) = answers(read_calls(f"<run>{written}</run>", tools), tools)
-        assert said["content"] == (f"ran {code}" if code else "error: run: code: Field required")
+        (said,) = reply(f"<run>{written}</run>", tools)
+        assert said == (f"ran {code}" if code else "error: run: code: Field required")
 
 
 def test_methods_that_the_class_lists_are_bound() -> None:
@@ -179,8 +192,7 @@ def test_methods_that_the_class_lists_are_bound() -> None:
 
     tools = tools_of(Counter(), where="here")
     assert [*tools[0].parameters] == ["step"]
-    (said,) = answers(read_calls("<more>3</more>", tools), tools)
-    assert said["content"] == "5"
+    assert reply("<more>3</more>", tools) == ["5"]
 
 
 def leave() -> None:
@@ -201,7 +213,7 @@ def test_no_call_breaks_an_episode_off() -> None:
         f'<calculate>{{"a":{"[" * 2000}</calculate>',
         f'{{"name": {"[" * 2000}',
     ]
-    left, written, *deep = [answers(read_calls(text, tools), tools)[0]["content"] for text in texts]
+    left, written, *deep = [reply(text, tools)[0] for text in texts]
     assert left == "error: SystemExit: 3"
     assert len(written) == 20_000
     assert all(said.startswith("error: ") for said in deep)
@@ -268,7 +280,11 @@ def untyped(a):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("tools", "words"),
     [
-        ([untyped], "no schema can be made of the tool untyped"),
+        (
+            [untyped],
+            f"no schema can be made of the tool untyped (test_tools.py:{untyped.__code__.co_firstlineno}): Argument a is missing a "
+            "type hint",
+        ),
         ([add, add], "two tools have the name add"),
         ([3], "neither a function nor a schema"),
         ([{"type": "function", "function": {"description": "?"}}], "has no name"),
@@ -276,7 +292,7 @@ def untyped(a):  # type: ignore[no-untyped-def]
     ],
 )
 def test_tools_that_cannot_be_offered_are_refused(tools: list[Any], words: str) -> None:
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(SettingsError, match=re.escape(words)):
         tools_of(Kit(*tools), where="environment.name=x")
 
 
@@ -322,3 +338,21 @@ def test_a_call_survives_json() -> None:
     arguments = {"key": 'a "quoted" </tool word', "unit": "m"}
     text = f"<tool_call>{json.dumps({'name': 'fetch', 'arguments': arguments})}</tool_call>"
     assert read_calls(text, TOOLS) == [Call("fetch", arguments)]
+
+
+def test_each_call_is_recorded_with_what_came_of_it() -> None:
+    played = WithTools(Kit(), TOOLS)
+    assert called_in(played) == ()
+    played.step('<add>{"a": 1}</add> <divide>{"a": 1, "b": 0}</divide>')
+    played.step("<calculate>3*4")
+    played.step("12")
+    added, divided, malformed = called_in(played) or ()
+    assert added == ToolCall("add")
+    line = divide.__code__.co_firstlineno + 7
+    assert divided == ToolCall(
+        "divide", f"raised ZeroDivisionError: float division by zero (test_tools.py:{line} in divide)"
+    )
+    assert malformed == ToolCall("", "the call has no </calculate>")
+    assert called_in(Kit()) is None, "an environment without tools"
+    assert tools_called(played, "<now></now><calculate>1</calculate><now></now><calculate>3") == ["now", "calculate"]
+    assert tools_called(Kit(now), "<now></now>") == [], "its tools are not called for it"

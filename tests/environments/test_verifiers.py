@@ -133,7 +133,7 @@ def test_the_whole_reward_of_paid_turns_tells_whether_an_episode_is_right(load: 
     rules = Rules(
         package.make,
         lambda _: turns_of(opening(package.make, _, 30.0) or ()),
-        lambda ids: texts[ids[0]],
+        lambda ids, _: texts[ids[0]],
         lambda *_: (9,),
         8,
         30.0,

@@ -12,7 +12,9 @@ from slimrl.config.schema import TrainConfig
 from slimrl.preflight import forms
 from slimrl.preflight.forms import compare_forms, form_advice
 from slimrl.preflight.setup import prepare
+from slimrl.records import Completion
 from slimrl.results import FormFinding
+from slimrl.rewards.custom import offering
 from slimrl.rollout import Request
 from slimrl.tasks.styles import STYLES, interchangeable
 
@@ -88,3 +90,42 @@ def test_another_form_is_advised_where_it_is_clearly_better(
     assert advice.endswith("set task.style=boxed") is advised
     assert bool(advice) is advised
     assert form_advice([]) == ""
+
+
+class Once:
+    """A system message of its own; a first turn is answered, the second ends the episode."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        self.breaks, self.asked = breaks, False
+
+    def step(self, text: str) -> tuple[list[dict[str, str]], bool]:
+        if self.breaks:
+            raise ValueError("broken")
+        over, self.asked = self.asked, True
+        return [{"role": "user", "content": f"Once more, {len(text)}?"}], over
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_forms_are_measured_in_the_environment(breaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [
+        "environment.name=__main__:Once",
+        f"environment.arguments={{breaks: {breaks}}}",
+        "rollout.max_new_tokens=96",
+    ]
+    with offering({"__main__:Once": Once}):
+        setup = prepare(load_config(TrainConfig, [], settings))
+    drawn: list[Completion] = []
+    whole = setup.engine.generate
+
+    def seen(requests: list[Request], **how: object) -> object:
+        found = whole(requests, **how)  # type: ignore[arg-type]
+        drawn.extend(completion for (completion,) in found)
+        return found
+
+    monkeypatch.setattr(setup.engine, "generate", seen)
+    own, *_ = compare_forms(setup)
+    first = drawn[: own.problems]
+    assert own.mean_length == sum(one.drawn for one in first) / own.problems
+    assert max(one.turns for one in first) == (1 if breaks else 2)
+    assert own.example == ("" if breaks else setup.text(first[0]))
+    assert bool(own.in_form) is not breaks

@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 from slimrl.config.files import load_config
 from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
+from slimrl.environments.episodes import Play
 from slimrl.evaluate import evaluate
 from slimrl.preflight.setup import Setup, prepare, prepare_training
 from slimrl.preflight.thinking import thinking_metrics, thinking_tokens
-from slimrl.records import Completion, Rollout
+from slimrl.records import Completion, Rollout, ToolCall
 from slimrl.results import SplitEvaluation
 from slimrl.rewards.gold import check_gold
 from slimrl.sft import demonstrator
@@ -174,3 +175,52 @@ def test_an_evaluation_tells_thinking_from_answers(thinker: Path) -> None:
     assert "thinking_length" not in plain.summary()
     json.dumps(found.table())
     Display(quiet=True).evaluation(found)
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_call_in_thinking_that_is_not_closed_is_not_carried_out(thinker: Path, always: bool) -> None:
+    """Each turn has its own beginning: some templates begin no thinking behind the result of a tool."""
+    if not always:
+        template = (thinker / "chat_template.jinja").read_text()
+        unless = "{%- if add_generation_prompt and messages[-1]['role'] != 'tool' %}{{- '<think>\\n'"
+        (thinker / "chat_template.jinja").write_text(
+            template.replace("{%- if add_generation_prompt %}{{- '<think>\\n'", unless)
+        )
+    settings = [f"model.path={thinker}", *SMALL, "environment.name=calculator", "environment.tool_prompt=none"]
+    setup = prepare(load_config(TrainConfig, [], settings))
+    assert setup.rules is not None
+    assert setup.policy.opening == "<think>\n"
+    (stop, *_) = setup.policy.stop_ids
+    said = {name: (*setup.prompter.completion_ids([text])[0], stop) for name, text in TURNS.items()}
+    play = Play(setup.rules, setup.held_out[0])
+    assert play(0, said["thinks"]).result() == ()
+    first = play(1, said["calls"]).result()
+    assert first
+    assert opening(setup.policy.tokenizer.decode(first)) == ("<think>\n" if always else "")
+    ids = (*said["calls"], *first, *said["thinks"])
+    second = play(1, ids).result()
+    assert bool(second) is not always
+    completions = [drawn(said["thinks"]), drawn((*ids, *second), len(said["calls"]), len(first))]
+    thought, called = play.played(
+        completions if always else [*completions[:1], drawn(ids, len(said["calls"]), len(first))]
+    )
+    assert thought.calls == ()
+    assert called.calls == (ToolCall("calculate"),) * (1 if always else 2)
+    text = setup.text(drawn(ids, len(said["calls"]), len(first)))
+    assert text == ("<think>\n" if always else "") + TURNS["thinks"]
+
+
+TURNS = {"thinks": "I try <calculate>1+1</calculate>", "calls": "So.</think><calculate>1+2</calculate>"}
+
+
+def drawn(ids: tuple[int, ...], turn: int = 0, given: int = 0) -> Completion:
+    """A completion of these ids, whose first turn, of so many tokens, was answered by so many."""
+    marks = (False,) * turn + (True,) * given + (False,) * (len(ids) - turn - given)
+    return Completion((1,), ids, (0.0,) * len(ids), "stop", marks if given else ())
+
+
+def test_what_was_heard_before_the_last_turn() -> None:
+    assert drawn((1, 2, 3, 4, 5), 2, 2).heard() == (3, 4)
+    assert drawn((1, 2, 3, 4), 2, 2).heard() == (3, 4)
+    assert drawn((1, 2, 3)).heard() == ()
+    assert Completion((1,), (1, 2, 3, 4, 5), (0.0,) * 5, "stop", (False, True, False, True, False)).heard() == (4,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.records import Completion, Group, Problem
 from slimrl.rewards import TRIED, load_rewards
-from slimrl.rewards.custom import load_function, rewards_digest
+from slimrl.rewards.custom import load_function, rewards_digest, source_files
 from slimrl.rewards.gold import check_gold
 from slimrl.rewards.scoring import Sampled, score
 from slimrl.rewards.workers import Scorer
@@ -135,7 +136,7 @@ def test_the_digest_of_a_package_is_that_of_its_files(package: Path, capsys: pyt
         (
             "no_such:f",
             None,
-            "there is no module no_such; install it, or name a file that ends in .py, as no_such.py:function",
+            "there is no module no_such, installed or in the working directory; install it, or name a file that ends in .py, as no_such.py:function",
         ),
         ("stand_in.none:f", None, "there is no module stand_in.none"),
         ("stand_in.rewards.parts.deeper:f", None, "there is no module"),
@@ -152,6 +153,44 @@ def test_the_digest_of_a_package_is_that_of_its_files(package: Path, capsys: pyt
 def test_what_is_no_function_of_a_package(spec: str, arguments: Any, what: str) -> None:
     with pytest.raises(SettingsError, match=r"^rewards\.custom: ") as caught:
         load_function(spec, arguments)
+    assert what in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a package, where Python does not look by itself."""
+    inside = tmp_path / "beside"
+    (inside / "parts").mkdir(parents=True)
+    (inside / "__init__.py").write_text("")
+    (inside / "parts" / "shop.py").write_text("from beside import mine\nclass Shop:\n    own = mine.OWN\nlimit = 3\n")
+    (inside / "mine.py").write_text("OWN = 5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "beside"]:
+        del sys.modules[name]
+
+
+def test_a_package_of_the_working_directory_is_found(folder: Path) -> None:
+    spec = "beside.parts.shop:Shop"
+    assert source_files(spec) == [folder / "beside" / "parts" / "shop.py"]
+    assert "beside" not in sys.modules
+    assert load_function(spec, setting="environment.name").own == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ("beside.parts.none:Shop", "there is no module beside.parts.none, installed or in the working directory; "),
+        ("beside.parts.none:Shop", "name a file that ends in .py, as beside/parts/none.py:Class"),
+        ("beside.parts.shop:limit", "limit is not a class; name one"),
+        ("Shop", "does not have the form file.py:Class or package.module:Class; write it so"),
+    ],
+)
+def test_what_is_no_class(spec: str, what: str) -> None:
+    with pytest.raises(SettingsError, match=r"^environment\.name: ") as caught:
+        load_function(spec, setting="environment.name")
     assert what in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from slimrl.runs.findings import FEWEST_PROBLEMS, FEWEST_STEPS, HEADS, findings, reward_rise
+from slimrl.runs.findings import FEWEST_PROBLEMS, FEWEST_STEPS, HEADS, failing_calls, findings, reward_rise
 from slimrl.statistics import welch
 
 UP = {"test": {"sampled": {"change": 0.1, "low": 0.05, "high": 0.15, "n": 400}}}
@@ -114,3 +114,16 @@ def test_a_run_without_any_signal_is_told_so() -> None:
         "; 75% of the completions were unscorable, so see first why their rewards failed"
     )
     assert found(silent, FLAT, grouped=False) == [], "a critic's advantages need no other completion of the group"
+
+
+def test_a_tool_that_fails_in_nearly_every_call_is_told() -> None:
+    rows = run(
+        [0.5] * 4, **{"tools/calls": 2.0, "tools/failed": 0.95, "tools/malformed": 0.0, "tools/price/failed": 0.95}
+    )
+    (sentence,) = found(rows, FLAT)
+    assert sentence.startswith("failing calls: the tool price failed in at least 90% of its calls in the last 3 steps")
+    assert failing_calls(rows[:2]) == [], "too few steps"
+    assert failing_calls([*rows, {**rows[0], "tools/price/failed": 0.5}]) == []
+    assert failing_calls([*rows, *run([0.5] * 9)]) != [], "steps without a call tell nothing"
+    (sentence,) = failing_calls(run([0.5] * 3, **{"tools/failed": 1.0, "tools/malformed": 1.0}))
+    assert "calls in the last 3 steps that had some were malformed (tools/malformed)" in sentence
