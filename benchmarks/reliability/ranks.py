@@ -66,17 +66,18 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=20, help="kills of a rank")
     parser.add_argument("--torchrun", type=int, default=10, help="kills of torchrun")
     parser.add_argument("--hangs", type=int, default=3, help="ranks that hang")
+    parser.add_argument("--parallel", default="ddp", choices=("ddp", "fsdp"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="slimrl-ranks-") as name:
         output = Path(name)
-        if start(arguments(output, "undisturbed", by_torchrun=False), output / "log.txt").wait() != 0:
+        if start(arguments(output, "undisturbed", args.parallel, by_torchrun=False), output / "log.txt").wait() != 0:
             sys.exit((output / "log.txt").read_text())
         expected = content(output / "undisturbed")
         with ThreadPoolExecutor(args.jobs) as pool:
-            outcomes = list(pool.map(lambda trial: attempt(output, trial, expected), plan(args)))
+            outcomes = list(pool.map(lambda trial: attempt(output, trial, args.parallel, expected), plan(args)))
     found: dict[str, object] = {
         f"hit: {victim}": n for victim, n in Counter(o.victim for o in outcomes if o.hit).items()
     }
@@ -90,11 +91,12 @@ def main() -> None:
     sys.exit(0 if all(o.hit and o.resumed and o.equal and not o.left for o in outcomes) else 1)
 
 
-def arguments(output: Path, name: str, by_torchrun: bool) -> list[str]:
+def arguments(output: Path, name: str, parallel: str, by_torchrun: bool) -> list[str]:
     """The run on two processes, started by SlimRL or by torchrun."""
+    settings = (*SIZES, f"parallel={parallel}")
     if not by_torchrun:
-        return command(output, name, *SIZES, "devices=2")
-    python, _, _, *rest = command(output, name, *SIZES)
+        return command(output, name, *settings, "devices=2")
+    python, _, _, *rest = command(output, name, *settings)
     return [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "slimrl", *rest]
 
 
@@ -115,10 +117,10 @@ def plan(args: argparse.Namespace) -> list[Trial]:
     ]
 
 
-def attempt(output: Path, trial: Trial, expected: object) -> Outcome:
+def attempt(output: Path, trial: Trial, parallel: str, expected: object) -> Outcome:
     """Hit one process, wait for the end of the others, resume, compare."""
     folder, log = output / trial.name, output / f"{trial.name}.txt"
-    again = arguments(output, trial.name, trial.by_torchrun)
+    again = arguments(output, trial.name, parallel, trial.by_torchrun)
     process = start(again, log)
     if trial.steps < 0:
         time.sleep(10 * trial.delay)

@@ -10,6 +10,7 @@ part, computes the loss; everything that is no layer (embedding, last norm, head
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,7 +156,9 @@ def _divide(policy: Policy, weights: set[nn.Parameter], mesh: DeviceMesh) -> dic
                     setattr(module, name, wide := nn.Parameter(weight.detach().to(torch.float32, copy=True)))
                     taken.add(wide)
         _shard(layer, mesh, precision, taken)
-    _shard(policy.trunk, mesh, precision, set())  # the root, under which layers are gathered ahead of their use
+    # The root, under which layers are gathered ahead of their use. Nobody writes into what it returns, of which FSDP warns.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    _shard(policy.trunk, mesh, precision, set())
     return {name: p for name, p in policy.model.named_parameters() if isinstance(p, DTensor)}
 
 

@@ -227,7 +227,8 @@ def _fixed_parts(
         chunk_logits=CHUNK_ELEMENTS["cuda" if on_gpu else "cpu"],
         critic=_critic_bytes(policy) if algorithm and algorithm.baseline == "critic" else 0,
         cache_stays=on_gpu,
-        blocks_given_back=False,
+        # a C library that keeps what is freed keeps the weights that an update releases
+        blocks_given_back=bool(layers) and not on_gpu and blocks_can_be_settled(),
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
