@@ -55,10 +55,6 @@ class DividedLayers:
         model = copy.deepcopy(policy.model, {id(t): t for t in _tensors_of(policy)})
         self.policy = replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
         self._parts = _divide(self.policy, {*self.whole.values()}, init_device_mesh(policy.device.type, (ranks.size,)))
-        for weight in self.whole.values():
-            storage = weight.untyped_storage()
-            if not storage.resizable() or storage.nbytes() != weight.nbytes:  # of a mapped file, or of several weights
-                weight.data = weight.detach().clone()
 
     def add_gradient(self, loss: Callable[[], Tensor], backward: Callable[[Tensor], None]) -> None:
         """A forward pass, which `loss` makes, and its `backward` pass: all ranks go through the layers together.
@@ -87,6 +83,11 @@ class DividedLayers:
     def release(self) -> None:
         """Give back the memory of the whole weights."""
         for weight in self.whole.values():
+            storage = weight.untyped_storage()
+            if (
+                not storage.resizable() or storage.nbytes() != weight.nbytes
+            ):  # of a mapped file, of several weights, or lent to NumPy
+                weight.data = torch.empty_like(weight)
             weight.untyped_storage().resize_(0)
         self.released = True
 
