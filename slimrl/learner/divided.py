@@ -28,7 +28,7 @@ from slimrl.config.schema import RootConfig
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.learner.recompute import layers_of
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.machine.ranks import LonelyError, OutOfStepError, Ranks, in_step
+from slimrl.machine.ranks import LocalError, OutOfStepError, Ranks, in_step
 from slimrl.model.policy import Policy
 from slimrl.records import Plan
 
@@ -46,23 +46,23 @@ class DividedLayers:
     released = False
 
     def __init__(self, policy: Policy, ranks: Ranks) -> None:
-        """Raises SettingsError for a model without layers that can be divided."""
         self.ranks, self.whole = ranks, divisible(policy)
-        if not self.whole:
-            raise SettingsError(
-                f"{type(policy.model).__name__} has no layers whose weights are trained and can be divided; set parallel=ddp"
-            )
         model = copy.deepcopy(policy.model, {id(t): t for t in _tensors_of(policy)})
         self.policy = replace(policy, model=model, head=replace(policy.head, projection=model.get_output_embeddings()))
         self._parts = _divide(self.policy, {*self.whole.values()}, init_device_mesh(policy.device.type, (ranks.size,)))
 
-    def add_gradient(self, loss: Callable[[], Tensor], backward: Callable[[Tensor], None]) -> None:
+    def add_gradient(
+        self, loss: Callable[[], Tensor], check: Callable[[], object], backward: Callable[[Tensor], None]
+    ) -> None:
         """A forward pass, which `loss` makes, and its `backward` pass: all ranks go through the layers together.
 
-        What `loss` raises on one rank, a stop or a number that is not finite, all raise before the backward pass.
+        Between them all raise what one of them raises: DivergedError of `loss`, which it may raise behind its pass alone, or what
+        `check` raises.
         """
-        with self.ranks.together(), in_step(DivergedError):
-            found = loss()
+        with self.ranks.together():
+            with in_step(DivergedError):
+                found = loss()
+            check()
         with in_step():
             backward(found)
 
@@ -99,20 +99,28 @@ class DividedLayers:
 
 
 def divides(config: RootConfig, policy: Policy, ranks: Ranks) -> bool:
-    """True where the layers of a run are divided: an adapter leaves nothing of size to divide."""
-    return config.parallel == "fsdp" and ranks.size > 1 and policy.lora is None
+    """True where the layers of a run are divided: an adapter leaves nothing of size to divide.
+
+    Raises SettingsError for a model whose layers cannot be divided.
+    """
+    divided = config.parallel == "fsdp" and ranks.size > 1 and policy.lora is None
+    if divided and not divisible(policy):
+        raise SettingsError(
+            f"{type(policy.model).__name__} has no layers whose weights are trained and can be divided; set parallel=ddp"
+        )
+    return divided
 
 
 @contextmanager
 def demand_memory(ranks: Ranks, plan: Plan) -> Iterator[None]:
-    """Raises the error of a pass in which this rank fell out of step: LonelyError where memory ran out."""
+    """Raises the error of a pass in which this rank fell out of step: LocalError where memory ran out."""
     try:
         yield
     except OutOfStepError as error:
         cause = error.__cause__
         if cause is not None and not is_out_of_memory(cause):
             raise cause from None
-        raise LonelyError(
+        raise LocalError(
             f"memory ran out on rank {ranks.rank} in the update with optimizer.microbatch_tokens={plan.microbatch_tokens}; set a "
             "smaller number, which a run with parallel=fsdp does not do by itself"
         ) from None
@@ -128,9 +136,16 @@ def extra_parts(tokens: Sequence[int], ranks: Ranks) -> list[int]:
 
 
 def divisible(policy: Policy) -> dict[str, nn.Parameter]:
-    """The weights that can be divided, by name: those that are trained and belong to one layer alone."""
-    uses = Counter(id(p) for layer in layers_of(policy.trunk) for p in layer.parameters())
-    return {name: p for name, p in policy.trainable.items() if uses[id(p)] == 1 and p.ndim}
+    """The weights that can be divided, by name: those of the model's type that are trained and belong to one module alone, which
+    is part of a layer.
+    """
+    modules = policy.model.modules()
+    holders = Counter(
+        id(p) for module in modules for _, p in module.named_parameters(recurse=False, remove_duplicate=False)
+    )
+    inside = {id(p) for layer in layers_of(policy.trunk) for p in layer.parameters()}
+    own = {name: p for name, p in policy.trainable.items() if id(p) in inside and holders[id(p)] == 1}
+    return {name: p for name, p in own.items() if p.ndim and p.dtype == policy.model.dtype}
 
 
 def _tensors_of(policy: Policy) -> Iterator[Tensor]:

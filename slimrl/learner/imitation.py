@@ -100,12 +100,16 @@ def imitate(
         if layers is None:
             added(loss())
         else:
-            layers.add_gradient(loss, added)
+            layers.add_gradient(loss, _never, added)
     if layers is not None:
         for index in extra_parts(tokens, ranks):
             nothing = partial(_loss, policy, [examples[row] for row in parts[index].tolist()], math.inf)
-            layers.add_gradient(nothing, added)
+            layers.add_gradient(nothing, _never, added)
     return loss_sum
+
+
+def _never() -> None:
+    """A stop waits for the end of an update of imitation."""
 
 
 def _loss(policy: Policy, examples: Sequence[Example], total: float) -> Tensor:

@@ -274,8 +274,9 @@ class Learner:
     def _add_gradient(self, loss: Callable[[], Tensor], number: int) -> None:
         """Add the gradient of what `loss` computes."""
         check = partial(self._check_stop, number)
-        if self.layers is not None:  # within a pass the ranks wait for each other, so a stop waits for its end
-            self.layers.add_gradient(lambda: (check(), loss())[1], self._backward)
+        if self.layers is not None:
+            # A stop is not heard of by all ranks at once, and within a pass they wait for each other: it is looked for behind it.
+            self.layers.add_gradient(loss, check, self._backward)
             return
         check()
         with checked(self.policy.model, check):

@@ -43,7 +43,7 @@ class OutOfStepError(BaseException):
     """Its cause is an error of this rank within `in_step`, of which the others cannot be told: they end with the connection."""
 
 
-class LonelyError(SettingsError):
+class LocalError(SettingsError):
     """An error that only this rank knows, and has to tell the user."""
 
 
@@ -179,17 +179,18 @@ def _lost(error: RuntimeError) -> RankLostError:
 
 @contextmanager
 def in_step(*expected: type[Exception]) -> Iterator[None]:
-    """A pass in which torch lets all ranks meet, at places that only it knows: where one of them raises, the others wait.
+    """A pass in which torch lets all ranks meet at places of its own, so that one that leaves it early cannot tell the others.
 
-    Errors that are `expected` are raised where all ranks have left the pass. Raises RankLostError where another rank has gone,
-    and OutOfStepError for all other errors.
+    Errors that are `expected` come behind the pass. Raises RankLostError where another rank has gone, and OutOfStepError for
+    all other errors.
     """
     try:
         yield
     except Exception as error:
         if isinstance(error, (RankLostError, *expected)):
             raise
-        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
+        told = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
+        if isinstance(error, RuntimeError) and told and not is_out_of_memory(error):
             raise _lost(error) from error
         raise OutOfStepError from error
 

@@ -17,7 +17,7 @@ from slimrl.learner.imitation import imitating_optimizer, take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.limits import is_out_of_memory
-from slimrl.machine.ranks import LonelyError, Ranks
+from slimrl.machine.ranks import LocalError, Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model.policy import Policy
 from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
@@ -32,7 +32,7 @@ def follow(ranks: Ranks, stop: Stop) -> None:
     try:
         _follow(ranks, stop)
     except SlimError as error:
-        if isinstance(error, LonelyError):
+        if isinstance(error, LocalError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except Stopped as stopped:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
+from slimrl.learner.divided import divides
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
 from slimrl.machine.ranks import Ranks
@@ -41,6 +42,7 @@ def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float
     setup = replace(setup, notes=(*setup.notes, *division_notes(setup.config, setup.policy, ranks)))
     if ranks.size == 1:
         return setup
+    divides(setup.config, setup.policy, ranks)  # raises before there is a run where layers cannot be divided
     files = environment_digest(setup.config.environment)
     ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights), files))
     with ranks.together():

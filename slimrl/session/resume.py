@@ -46,6 +46,8 @@ PLACES = ("model.path", "algorithm.reference", "task.path", "task.test_path", "t
 """These too, as long as `identity` (session/identity.py) finds the same model and data there."""
 LENGTH = ("steps", "max_tokens")
 """These too, unless rates or problems are laid out over the whole run."""
+SPLIT = ("optimizer.microbatch_tokens",)
+"""This too, unless the split is part of the result."""
 LOST_SECONDS = 120.0
 """A file server keeps the lock of a machine that died for so long; a process of this machine that holds it is not waited for."""
 GIVEN_UP = ("lock", "config.yaml", "rejected.jsonl", "data.jsonl", "test.jsonl", "model")
@@ -178,7 +180,8 @@ def refuse_changes(before: RootConfig, now: RootConfig, path: Path) -> None:
     """Raises SettingsError, naming the first setting that must not differ."""
     easy_first = isinstance(before, TrainConfig) and before.curriculum.order == "easy_first"
     laid_out = before.optimizer.schedule != "constant" or easy_first
-    free = {*MAY_CHANGE, *PLACES, *(() if laid_out else LENGTH)}
+    fixed_split = isinstance(before, TrainConfig) and before.algorithm.aggregation == "microbatch_token_mean"
+    free = {*MAY_CHANGE, *PLACES, *(() if laid_out else LENGTH), *(() if fixed_split else SPLIT)}
     for key, old, new in _changed(before, now, free):
         why = " while rates or problems are laid out over the whole run" if key in LENGTH else ""
         raise SettingsError(

@@ -160,7 +160,8 @@ def restore(checkpoint: Checkpoint, setup: Setup[TrainConfig], learner: Learner)
     setup.curriculum.restore(plain["curriculum"])
     setup.engine.limit_slots(int(plain["slots"]))  # memory ran out, or settings want fewer now
     setup.engine.weights_changed()
-    learner.keep_microbatches(int(plain["microbatch_tokens"]))
+    # memory ran out, or settings want smaller ones now
+    learner.keep_microbatches(min(int(plain["microbatch_tokens"]), learner.plan.microbatch_tokens))
     return read_run_state(checkpoint, from_json)
 
 

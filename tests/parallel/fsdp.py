@@ -20,8 +20,8 @@ from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import Example, imitating_optimizer, take_imitation_step
 from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.optimizer import MasterAdamW
-from slimrl.machine.ranks import ALONE, LonelyError, Ranks
-from slimrl.machine.signals import Stop, Stopped
+from slimrl.machine.ranks import ALONE, LocalError, Ranks
+from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.model.policy import Policy
 from slimrl.parallel.follow import share_state
 from slimrl.parallel.lookout import meeting
@@ -122,6 +122,19 @@ def spoiled(learner: Learner, error: BaseException, when: int) -> Iterator[None]
     learner._loss = own  # type: ignore[method-assign]
 
 
+class HeardByOne(Stop):
+    """A stop that the leader hears of at its second look in an update, and the others not yet."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self.leads, self.looks = ranks.leads, 0
+
+    def check(self) -> None:
+        self.looks += 1
+        if self.leads and self.looks > 1:
+            raise Stopped("SIGTERM", 75)
+
+
 def learner_of(config: TrainConfig, ranks: Ranks) -> Learner:
     microbatcher = Microbatcher(config, plan_of(config), ranks=ranks)
     return Learner(tiny_policy(), config, microbatcher, reward_weights={"a": 1.0})
@@ -139,10 +152,13 @@ def failing(ranks: Ranks) -> dict[str, Any]:
         with spoiled(learner, error, 1 if last else 1 << 29):
             return learner.update(groups, 0)
 
-    try:
-        updated(Stopped("SIGTERM", 75))
-    except Stopped:
-        found["stopped"] = torch.equal(weights_of(learner.policy), before)
+    for name, stop in {"in a pass": NEVER, "heard by one rank": HeardByOne(ranks)}.items():
+        learner.microbatcher.stop = stop
+        try:
+            updated(Stopped("SIGTERM", 75)) if stop is NEVER else learner.update(groups, 0)
+        except Stopped:
+            found[f"stopped {name}"] = torch.equal(weights_of(learner.policy), before)
+    learner.microbatcher.stop = NEVER
     dropped = updated(NonFiniteError("the loss is nan"))
     found["dropped"] = [dropped.metrics["update/nonfinite"], dropped.fault is not None]
     found["moved"] = not torch.equal(weights_of(learner.policy), before)
@@ -161,8 +177,8 @@ def out_of_memory(ranks: Ranks) -> dict[str, str]:
         layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     try:
         learner.update(groups, 0)
-    except (Stopped, LonelyError) as error:
-        if isinstance(error, LonelyError):
+    except (Stopped, LocalError) as error:
+        if isinstance(error, LocalError):
             sys.exit(str(error))
         return {"leader": f"{type(error).__name__}: {error}"}
     return {}

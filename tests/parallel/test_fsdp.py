@@ -14,7 +14,14 @@ def test_divided_layers(count: int) -> None:
     assert max(found["imitated"].values()) < 1e-6
     for name, case in found["kept"].items():
         assert all(case.values()), (name, case)
-    assert found["failing"] == {"stopped": True, "dropped": [1.0, True], "moved": True, "next": True, "on all": True}
+    assert found["failing"] == {
+        "stopped in a pass": True,
+        "stopped heard by one rank": True,
+        "dropped": [1.0, True],
+        "moved": True,
+        "next": True,
+        "on all": True,
+    }
 
 
 def test_a_rank_without_memory_says_so_and_the_others_stop() -> None:

@@ -21,6 +21,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
+from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model import loading
 from slimrl.model.loading import load_policy
@@ -30,7 +31,7 @@ from slimrl.runs.checkpoints import checkpoints, newest, remove_unfinished, writ
 from slimrl.runs.files import HashedFile
 from slimrl.runs.lock import Lock
 from slimrl.runs.reader import read_metrics
-from slimrl.session.resume import LENGTH, MAY_CHANGE
+from slimrl.session.resume import LENGTH, MAY_CHANGE, refuse_changes
 from slimrl.train import train
 from tests.conftest import ROOT
 
@@ -271,6 +272,28 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
     }
     assert {*MAY_CHANGE} == tried | untried
     assert LENGTH == ("steps", "max_tokens")
+
+
+def test_smaller_microbatches_act(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With which a run goes on whose memory ran out."""
+    found: list[int] = []
+
+    def noted(self: Learner, *arguments: Any) -> UpdateResult:
+        found.append(self.plan.microbatch_tokens)
+        return own(self, *arguments)
+
+    own = Learner.update
+    monkeypatch.setattr(Learner, "update", noted)
+    run(stopped.parent, "a", "optimizer.microbatch_tokens=90", resume=True)
+    assert {*found} == {90}
+
+
+def test_a_split_that_is_part_of_the_result_stays(stopped: Path) -> None:
+    split = ("algorithm.aggregation=microbatch_token_mean", "optimizer.microbatch_tokens=60")
+    config = load_config(TrainConfig, [], [*EVERYTHING, *split])
+    other = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"microbatch_tokens": 90})})
+    with pytest.raises(SettingsError, match=r"was begun with optimizer\.microbatch_tokens="):
+        refuse_changes(config, other, stopped)
 
 
 def test_fewer_slots_act_and_are_said_to_change_last_bits(
