@@ -107,10 +107,6 @@ class Learner:
         Raises Stopped, nothing changed, where a stop is asked for before the first update is applied; SettingsError where
         memory does not suffice for a single completion or, with divided layers, for a micro-batch.
         """
-        with demand_memory(self.microbatcher.ranks, self.plan):
-            return self._update(groups, step)
-
-    def _update(self, groups: Sequence[Group], step: int) -> UpdateResult:
         optimizer = self.config.optimizer
         if not groups:
             return UpdateResult({"update/skipped": 1.0})
@@ -170,7 +166,7 @@ class Learner:
         No split into micro-batches changes the gradient by more than rounding. Raises NonFiniteError before a number that
         is not finite reaches the weights.
         """
-        algorithm, profiler = self.config.algorithm, self.microbatcher.profiler
+        algorithm, check = self.config.algorithm, partial(self._check_stop, number)
         weights = token_weights(
             batch.loss_mask,
             batch.completion_mask,
@@ -179,7 +175,7 @@ class Learner:
             max_new_tokens=self.config.rollout.budget,
         )
         mask = self._gradient_mask(batch, may_stop=number == 0)
-        with self.optimizer.whole_afterwards():
+        with demand_memory(self.microbatcher.ranks, self.plan), self.optimizer.whole_afterwards():
             for attempt in self.microbatcher.attempts(batch):  # again with smaller micro-batches where memory runs out
                 with attempt:
                     means = TokenMeans(first=number == 0)
@@ -192,24 +188,35 @@ class Learner:
                         if algorithm.aggregation == "microbatch_token_mean":  # TRL's bnpo, which depends on the split
                             weight = micro.loss_mask / micro.loss_mask.sum() / len(parts)
                         loss = partial(self._loss, micro, weight, mask[chosen, :width], vocabulary)
-                        self._add_gradient(partial(loss, means, trace.part(chosen)), number)
+                        loss = partial(loss, means, trace.part(chosen))
+                        if self.layers is not None:
+                            self.layers.add_gradient(loss, check, self._backward)
+                        else:
+                            check()
+                            with checked(self.policy.model, check):
+                                # No name for it: its graph would stay alive while a failed attempt is repeated.
+                                self._backward(loss())
                         shown(done := done + len(chosen))
                     if self.layers is not None:
                         for chosen in self.microbatcher.extra(batch, parts):
-                            self._pass_along(take(batch, chosen), vocabulary, trace.part(chosen[:0]), number)
+                            nothing = self._nothing(take(batch, chosen), vocabulary, trace.part(chosen[:0]))
+                            self.layers.add_gradient(nothing, check, self._backward)
                     if self.critic is not None:
                         self._critic_gradient(batch, number, means)
                 if not attempt.fits:
                     self.drop()
             means.add_up(self.microbatcher.ranks)
-            norm, critic_norm = self._gradient_norms()
-            with profiler.part("optimizer"):
-                found = means.result()
-                found |= self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
-                if self.critic is not None:
-                    rate = self._rate(self.critic.peak_rate, step, number)
-                    stepped = self.critic.optimizer.step(rate, critic_norm)
-                    found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
+            return means.result() | self._optimize(step, number)
+
+    def _optimize(self, step: int, number: int) -> Metrics:
+        """The steps of all optimizers with the gradients that are summed. Raises NonFiniteError."""
+        norm, critic_norm = self._gradient_norms()
+        with self.microbatcher.profiler.part("optimizer"):
+            found = self.optimizer.step(self._rate(self.config.optimizer.peak_rate, step, number), norm)
+            if self.critic is not None:
+                rate = self._rate(self.critic.peak_rate, step, number)
+                stepped = self.critic.optimizer.step(rate, critic_norm)
+                found["critic/grad_norm"] = stepped.get("grad_norm", float("nan"))
         return found
 
     def _gradient_norms(self) -> tuple[float, float]:
@@ -266,22 +273,10 @@ class Learner:
         trace.keep(lambda: self._traced(batch, (logprobs.detach(), old, entropy.detach(), kl.detach()), share))
         return loss
 
-    def _pass_along(self, micro: Batch, vocabulary: VocabularyKl | None, untraced: Trace, number: int) -> None:
-        """Go through divided layers because other ranks do, with a gradient of 0."""
-        blank, aside = torch.zeros(micro.loss_mask.shape), TokenMeans(first=number == 0)
-        self._add_gradient(partial(self._loss, micro, blank, blank.bool(), vocabulary, aside, untraced), number)
-
-    def _add_gradient(self, loss: Callable[[], Tensor], number: int) -> None:
-        """Add the gradient of what `loss` computes."""
-        check = partial(self._check_stop, number)
-        if self.layers is not None:
-            # A stop is not heard of by all ranks at once, and within a pass they wait for each other: it is looked for behind it.
-            self.layers.add_gradient(loss, check, self._backward)
-            return
-        check()
-        with checked(self.policy.model, check):
-            # No name for the loss: its graph would stay alive while a failed attempt is repeated.
-            self._backward(loss())
+    def _nothing(self, micro: Batch, vocabulary: VocabularyKl | None, untraced: Trace) -> Callable[[], Tensor]:
+        """The loss of a micro-batch of weight 0, with which a rank passes through divided layers because others do."""
+        blank = torch.zeros(micro.loss_mask.shape)
+        return partial(self._loss, micro, blank, blank.bool(), vocabulary, TokenMeans(first=True), untraced)
 
     def _backward(self, loss: Tensor) -> None:
         with self.microbatcher.profiler.part("backward"):

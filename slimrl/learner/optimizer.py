@@ -210,7 +210,7 @@ class MasterAdamW:
         return parameter.new_empty(0) if master is None else _sample(master).to(parameter.dtype)
 
     def _count(self, flags: Mapping[int, Tensor]) -> int:
-        """How many of the samples' flags are set, over all pieces."""
+        """Number of flags of the samples that are set, over all pieces."""
         whole = [found.sum() for number, found in flags.items() if number not in self.in_layers]
         count = int(torch.stack(whole).sum()) if whole else 0
         if self.layers is None:
