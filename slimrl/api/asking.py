@@ -59,11 +59,10 @@ def ask(config: EvalConfig, question: str, count: int, *, greedy: bool) -> list[
     from slimrl.randomness import uniforms
     from slimrl.rollout import Request
     from slimrl.rollout.engine import RolloutEngine
-    from slimrl.tasks import chat_messages
 
     policy, prompter, instruction = prepare_model(config)
     rules, policy, prompter = in_environment(config, policy, prompter)
-    messages, play = asked(rules, chat_messages(instruction, question), question)
+    messages, play = asked(rules, instruction, question)
     ids = prompter.ids(messages)
     budget = budget_behind(config, policy, prompt=len(ids))
     if len(ids) + budget > policy.context:

@@ -17,7 +17,7 @@ from slimrl.environments.processes import Elsewhere
 from slimrl.environments.tools import called_in, tools_called
 from slimrl.environments.waiting import awaited
 from slimrl.errors import DataError
-from slimrl.records import Completion, Played, Problem, Turns, turns_of
+from slimrl.records import Completion, Played, Problem, ToolCall, Turns, turns_of
 
 Ids = tuple[int, ...]
 
@@ -85,6 +85,8 @@ class Episode:
     score: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     failed: str = ""
+    calls: tuple[ToolCall, ...] | None = None
+    """Of tools, in the turns that were answered."""
     over: bool = False
     method: str = "reset"
     """The method that is called, or was called last."""
@@ -94,8 +96,17 @@ class Episode:
 
     def busy(self) -> str:
         """The method that the environment is busy with, or the tools that a turn calls."""
-        tools = tools_called(self.environment, self.text) if self.method == "step" else []
+        tools = self.tools()
         return f"{'tool' if len(tools) == 1 else 'tools'} {', '.join(tools)}" if tools else self.method
+
+    def tools(self) -> list[str]:
+        """The tools that are called by a turn which is not answered yet."""
+        return tools_called(self.environment, self.text) if self.method == "step" else []
+
+    def called(self) -> tuple[ToolCall, ...] | None:
+        """All calls of tools up to now; None where the environment has none, or calls them itself."""
+        environment = self.environment
+        return environment.called if isinstance(environment, Elsewhere) else called_in(environment)
 
 
 class Play:
@@ -133,9 +144,9 @@ class Play:
 
     def _within_deadline(self, episode: Episode, found: Future[Ids], work: Callable[[], None]) -> None:
         def late() -> None:
-            what = f"the environment's {episode.busy()} gave no answer"
-            limit = f"environment.deadline={self.rules.deadline:g} s"
-            _settle(episode, found, failed=f"{what} within {limit} (raise it where an answer takes longer)")
+            what = f"gave no answer within environment.deadline={self.rules.deadline:g} s"
+            failed = f"the environment's {episode.busy()} {what} (raise it where an answer takes longer)"
+            _settle(episode, found, failed=failed, late=[ToolCall(tool, what) for tool in episode.tools()])
             if isinstance(episode.environment, Elsewhere):
                 episode.environment.give_up()
 
@@ -176,7 +187,7 @@ class Play:
                 episode.rewards += (reward,)
                 episode.turns, episode.answered = episode.turns + 1, len(heard)
                 episode.seen, episode.heard, episode.over = len(ids) + len(reply), reply, over
-                episode.score, episode.metrics = score, metrics
+                episode.score, episode.metrics, episode.calls = score, metrics, episode.called()
                 found.set_result(reply)
 
     def _encoded(self, messages: Messages, last: int) -> Ids:
@@ -208,7 +219,7 @@ class Play:
                 return
             with episode.lock:
                 if not found.done():
-                    episode.score, episode.metrics = score, metrics
+                    episode.score, episode.metrics, episode.calls = score, metrics, episode.called()
                     found.set_result(())
 
         self._within_deadline(episode, found, work)
@@ -221,22 +232,22 @@ class Play:
         elif not episode.over and len(ids) > episode.seen:
             said = (*said, ("assistant", self.rules.decode(ids[episode.seen :], episode.heard)))
         environment = episode.environment
-        calls = environment.called if isinstance(environment, Elsewhere) else called_in(environment)
         if episode.failed:
-            return Played(said, failed=episode.failed, right=self.rules.verdict(None), calls=calls)
+            return Played(said, failed=episode.failed, right=self.rules.verdict(None), calls=episode.calls)
         paid = any(reward is not None for reward in episode.rewards)
         shown = getattr(environment, "of_trl", None)
         # of a package whose turns are paid the score is only the rest
         whole = None if episode.score is None else getattr(environment, "total", episode.score)
         rewards, right, metrics = episode.rewards if paid else (), self.rules.verdict(whole), episode.metrics
         return Played(
-            said, episode.score, rewards=rewards, right=right, metrics=metrics, environment=shown, calls=calls
+            said, episode.score, rewards=rewards, right=right, metrics=metrics, environment=shown, calls=episode.calls
         )
 
 
-def _settle(episode: Episode, found: Future[Ids], *, failed: str) -> None:
-    """End an episode, unless its answer was given by the other thread."""
+def _settle(episode: Episode, found: Future[Ids], *, failed: str, late: Sequence[ToolCall] = ()) -> None:
+    """End an episode, unless its answer was given by the other thread; calls that are `late` got none."""
     with episode.lock:
         if not found.done():
-            episode.failed = failed
+            calls = episode.called()
+            episode.failed, episode.calls = failed, None if calls is None else (*calls, *late)
             found.set_result(())

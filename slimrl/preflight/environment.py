@@ -29,7 +29,7 @@ from slimrl.preflight.payment import show_printed
 from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
 from slimrl.rewards.custom import digest_of_code, files_digest, load_function, source_files
 from slimrl.rollout import Request
-from slimrl.tasks import Task
+from slimrl.tasks import Task, chat_messages, prompt_messages
 from slimrl.tasks.packaged import packaged_task
 
 LOAD = partial(load_function, setting="environment.name")
@@ -152,13 +152,13 @@ def posed(rules: Rules | None, problem: Problem) -> Problem:
     return replace(problem, turns=own) if own else problem
 
 
-def asked(rules: Rules | None, messages: Messages, question: str) -> tuple[Messages, Play | None]:
-    """The prompt of a question that is of no task, `messages` unless the environment opens with others, and its episodes.
+def asked(rules: Rules | None, instruction: str, question: str) -> tuple[Messages, Play | None]:
+    """The prompt of a question that is of no task, as that of a problem is made, and its episodes.
 
     Raises SettingsError where the environment takes only problems of its task.
     """
     if rules is None:
-        return messages, None
+        return chat_messages(instruction, question), None
     problem = Question(question)
     try:
         own = rules.opening(problem)
@@ -167,7 +167,7 @@ def asked(rules: Rules | None, messages: Messages, question: str) -> tuple[Messa
             f"the environment does not take a question by itself, without a problem of its task ({error}); environment.name= "
             "asks the model without it"
         ) from error
-    return [{"role": role, "content": text} for role, text in own] or messages, Play(rules, problem)
+    return prompt_messages(instruction, Problem("question", question, "", turns=own)), Play(rules, problem)
 
 
 def played(request: Request, completions: Sequence[Completion]) -> tuple[Played, ...]:

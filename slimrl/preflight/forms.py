@@ -51,6 +51,8 @@ def compare_forms(setup: Setup[Any]) -> list[FormFinding]:
             prompts.append(encoded)
     if not prompts:
         return []
+    if all(len({*encoded}) == 1 for encoded in prompts):  # the environment asks for a form of its own
+        tasks, prompts = tasks[:1], [encoded[:1] for encoded in prompts]
     forms = zip(*prompts, strict=True)
     requests = [_asked(setup, problem, ids) for form in forms for problem, ids in zip(problems, form, strict=True)]
     groups = setup.engine.generate(requests, max_new_tokens=budget)

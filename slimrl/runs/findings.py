@@ -23,7 +23,7 @@ FEWEST_PROBLEMS = 30
 UNSCORABLE = 0.1
 """Share of unscorable completions from which they are named as the cause of missing differences."""
 FAILING, FAILING_STEPS, LOOKED_AT = 0.9, 3, 50
-"""Share of the calls of tools that fail, and steps in a row, from which they are named; and the last steps that are looked at."""
+"""Share of failing calls of tools, and steps with calls, from which they are named; and the last steps that are looked at."""
 HEADS = {
     "reward": "training reward up, held-out accuracy not",
     "signal": "no signal",
@@ -61,7 +61,7 @@ def findings(
 def failing_calls(history: Sequence[Mapping[str, float]]) -> list[str]:
     """A sentence on each tool that failed nearly always in the last steps with calls, and on calls that were malformed so."""
     last = f"at least {FAILING:.0%} of its calls in the last {FAILING_STEPS} steps that had some"
-    seen = "; rollouts/ has the errors in the turns"
+    seen = "; the turns in rollouts/ (log.rollouts) have the errors"
     found, history = [], history[-LOOKED_AT:]
     for key in sorted({key for row in history for key in row if key.startswith("tools/")}):
         _, *tool, kind = key.split("/")

@@ -14,8 +14,11 @@ import pytest
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import Messages, maker, opening
 from slimrl.environments.episodes import Play, Rules
+from slimrl.environments.tools import called_in
 from slimrl.errors import DataError, SettingsError
-from slimrl.records import Completion, Played, Problem
+from slimrl.preflight.environment import asked
+from slimrl.records import Completion, Played, Problem, ToolCall
+from slimrl.tasks import prompt_messages
 
 PROBLEM = Problem("p", "q", "1")
 Answer = Callable[[str], Any]
@@ -201,6 +204,30 @@ def test_an_answer_that_is_late_is_not_waited_for() -> None:
         in played.played([completion("a")])[0].failed
     )
     go.set()
+
+
+def test_a_call_that_is_late_has_failed_whenever_the_tool_returns() -> None:
+    go = threading.Event()
+
+    def look() -> str:
+        """Look for a long time."""
+        go.wait(20)
+        return "seen"
+
+    class Slow:
+        tools = (look,)
+
+    make = maker(EnvironmentConfig(name="m:Slow"), lambda *_: Slow)
+    decode = lambda ids, _: "".join(map(chr, ids))  # noqa: E731
+    played = Play(Rules(make, lambda _: (), decode, encode, 3, 0.05), PROBLEM)
+    text = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    assert played(0, ids(text)).result() == ()
+    environment = played.episodes[0].environment
+    go.set()
+    while not called_in(environment):
+        time.sleep(0.01)
+    (record,) = played.played([completion(text)])
+    assert record.calls == (ToolCall("look", "gave no answer within environment.deadline=0.05 s"),)
 
 
 @pytest.mark.parametrize(
@@ -396,3 +423,12 @@ def test_arguments_are_an_episodes_own() -> None:
 
     made = maker(EnvironmentConfig(name="e.py:E", arguments={"hints": ["a", "b"]}), lambda *_: Pops)
     assert [made().hint for _ in range(3)] == ["b"] * 3  # type: ignore[attr-defined]
+
+
+def test_a_question_by_itself_has_the_prompt_of_a_problem() -> None:
+    opened = lambda _: (("user", "Guess my number."),)  # noqa: E731
+    rules = Rules(lambda: Scripted(user), opened, lambda *_: "", encode, 3, 5.0)
+    messages, episodes = asked(rules, "Be brief.", "q")
+    problem = Problem("p", "q", "1", turns=opened(None))
+    assert messages == prompt_messages("Be brief.", problem) != prompt_messages("", problem)
+    assert episodes is not None

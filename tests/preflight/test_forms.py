@@ -12,7 +12,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.preflight import forms
 from slimrl.preflight.forms import compare_forms, form_advice
 from slimrl.preflight.setup import prepare
-from slimrl.records import Completion
+from slimrl.records import Completion, Problem
 from slimrl.results import FormFinding
 from slimrl.rewards.custom import offering
 from slimrl.rollout import Request
@@ -93,7 +93,7 @@ def test_another_form_is_advised_where_it_is_clearly_better(
 
 
 class Once:
-    """A system message of its own; a first turn is answered, the second ends the episode."""
+    """A first turn is answered, the second ends the episode."""
 
     def __init__(self, breaks: bool = False) -> None:
         self.breaks, self.asked = breaks, False
@@ -129,3 +129,16 @@ def test_forms_are_measured_in_the_environment(breaks: bool, monkeypatch: pytest
     assert max(one.turns for one in first) == (1 if breaks else 2)
     assert own.example == ("" if breaks else setup.text(first[0]))
     assert bool(own.in_form) is not breaks
+
+
+class Asks(Once):
+    """A system message of its own."""
+
+    def reset(self, problem: Problem) -> list[dict[str, str]]:
+        return [{"role": "system", "content": "Be brief."}, {"role": "user", "content": problem.question}]
+
+
+def test_an_environment_that_asks_for_a_form_itself_has_no_others() -> None:
+    with offering({"__main__:Asks": Asks}):
+        setup = prepare(load_config(TrainConfig, [], ["environment.name=__main__:Asks", "rollout.max_new_tokens=96"]))
+    assert [found.style for found in compare_forms(setup)] == [setup.task.style.name]
