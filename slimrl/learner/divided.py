@@ -84,9 +84,8 @@ class DividedLayers:
         """Give back the memory of the whole weights."""
         for weight in self.whole.values():
             storage = weight.untyped_storage()
-            if (
-                not storage.resizable() or storage.nbytes() != weight.nbytes
-            ):  # of a mapped file, of several weights, or lent to NumPy
+            # of a mapped file or of several weights, or lent to NumPy
+            if not storage.resizable() or storage.nbytes() != weight.nbytes:
                 weight.data = torch.empty_like(weight)
             weight.untyped_storage().resize_(0)
         self.released = True
