@@ -68,7 +68,7 @@ ELSEWHERE = {
     r"sbatch ": "needs a cluster; tests/machine/test_signals.py runs the script",
     r"torchrun ": "starts processes on several GPUs; tests/parallel runs them on a CPU",
     r"slimrl study run .*--on ": "needs a cluster; tests/study/test_slurm.py and test_ray.py have small ones",
-    r"slimrl train .*devices=8": "needs eight GPUs; tests/parallel has two processes",
+    r"slimrl (train|eval) .*devices=8": "needs eight GPUs; tests/parallel and tests/cli/test_measuring_devices.py have two processes",
     r"slimrl train .*rollout\.engine=vllm": "needs vLLM and a large model; tests/rollout/test_vllm.py has the built-in one",
     r"slimrl train .*log\.to=": "needs packages and an account; tests/trackers/test_real.py has the packages",
     r"slimrl train task\.name=code ": "needs problems with tests; tests/tasks/test_code.py has some",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from slimrl.api.guest import guest
 from slimrl.api.measuring import measuring_settings
-from slimrl.api.settings import from_keywords
+from slimrl.api.settings import dotted, from_keywords
 from slimrl.config.schema import EvalConfig
 from slimrl.errors import SettingsError
 from slimrl.machine.threads import settle_threads
 from slimrl.records import Played, Turns
+
+IDLE = ("devices", "device_deadline", "evaluation", "rewards", "rollout.engine")
+"""Settings, and sections of them, that other measurements read: one question is answered by one process with the own sampler."""
+
+
+def refuse_idle(keys: Iterable[str]) -> None:
+    """Raises SettingsError for a setting, by its dotted key, that does not act on the answer to one question."""
+    for key in keys:
+        if f"{key}.".startswith(tuple(f"{name}." for name in IDLE)):
+            raise SettingsError(f"{key} has no effect on what a model answers; remove it")
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,9 @@ def sample_of(model: str, question: str, count: int, *, greedy: bool, settings: 
         raise SettingsError(f"n={count} gives no completion; set 1 or more")
     if greedy and count > 1:
         raise SettingsError("n has no effect with greedy=True, which gives one completion; remove one of them")
-    config = measuring_settings(model, from_keywords(settings))
+    chosen = from_keywords(settings)
+    refuse_idle(dotted(chosen))
+    config = measuring_settings(model, chosen)
     with guest():
         settle_threads()
         return ask(config, question, count, greedy=greedy)

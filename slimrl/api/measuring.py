@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from slimrl.config.files import build, for_verb, merge
 from slimrl.config.schema import EvalConfig
 from slimrl.config.task import EVERY_RATE
 from slimrl.errors import SettingsError
+from slimrl.machine.signals import NEVER, Stop
 from slimrl.rewards import declared_bounds
 from slimrl.runs.reader import read_settings, read_state
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from slimrl.results import Evaluation
 
 UNREAD = (
-    "name", "output", "upload", "steps", "max_time", "optimizer", "checkpoint", "rollout.problems", "rollout.group_size",
-    "evaluation.every", "log", "task.rates", "task.success_rate",
+    "name", "output", "upload", "steps", "max_time", "parallel", "optimizer", "checkpoint", "log", "rollout.problems",
+    "rollout.group_size", "evaluation.every", "task.rates", "task.success_rate",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""
 ONLY_TRAINING = ("algorithm", "critic", "curriculum", "max_tokens", "sft")
@@ -104,6 +105,8 @@ def recorded_settings(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         return {}
     base = for_verb(EvalConfig, read_settings(run))
+    for key in ("devices", "parallel"):  # those that the run was trained on
+        base.pop(key, None)
     base = merge(base, {"model": {"init": "pretrained", "revision": "main", "trust_remote_code": False}})
     # what a run leaves are safetensors, whatever it began from
     base["model"].pop("pickled_weights", None)
@@ -174,39 +177,43 @@ def _name_in(settings: Mapping[str, Any], section: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def evaluation_of(model: str, config: EvalConfig, view: Viewer, *, whole: int = 0) -> Evaluation:
+def evaluation_of(model: str, config: EvalConfig, view: Viewer, stop: Stop = NEVER, *, whole: int = 0) -> Evaluation:
     """The evaluation of a model on its task; with `whole` training problems
     are measured too, up to so many in all, as of data that is only measured."""
-    (found,) = (found for _, found in evaluations(model, {config.task.name: config}, view, whole=whole))
+    (found,) = (found for _, found in evaluations(model, {config.task.name: config}, view, stop, whole=whole))
     return found
 
 
 def evaluations(
-    model_or_run: str, configs: Mapping[str, EvalConfig], view: Viewer, *, whole: int = 0
+    model_or_run: str, configs: Mapping[str, EvalConfig], view: Viewer, stop: Stop = NEVER, *, whole: int = 0
 ) -> Iterator[tuple[str, Evaluation]]:
     """The evaluation of each task, by its label, as soon as it is done; the model is loaded once. With `whole` of
-    training problems too, up to so many in all.
+    training problems too, up to so many in all. Of several ranks this process is the leader, and the others follow it.
+
+    Raises Stopped where `stop` says so.
     """
     from slimrl.evaluate import evaluate
+    from slimrl.machine.ranks import ranks_here
+    from slimrl.parallel.lead import begin
     from slimrl.preflight.payment import unmatched
     from slimrl.preflight.setup import prepare_measuring
     from slimrl.runs.directory import steps_taken
 
     policy, known = None, None
     for label, config in configs.items():
-        setup = prepare_measuring(config, model=policy if config.model == known else None)
+        setup = prepare_measuring(config, policy if config.model == known else None, stop)
         policy, known = setup.policy, config.model
-        if whole:
-            setup = replace(setup, held_out=(*setup.held_out, *setup.task.train)[:whole])
-        hopeless = [] if config.task.is_made else unmatched(setup.measured, config.task.checker)
-        for note in (*setup.notes, *hopeless):
-            view.note(note)
-        try:
-            with setup.scorer or nullcontext():
+        with setup.scorer or nullcontext(), closing(setup):
+            setup = begin(setup, ranks_here())
+            if whole:
+                setup = replace(setup, held_out=(*setup.held_out, *setup.task.train)[:whole])
+            hopeless = [] if config.task.is_made else unmatched(setup.measured, config.task.checker)
+            for note in (*setup.notes, *hopeless):
+                view.note(note)
+            try:
                 found = evaluate(setup, step=steps_taken(Path(model_or_run)) or 0, progress=view.evaluating)
-        finally:
-            view.stop()
-            setup.close()
+            finally:
+                view.stop()
         setup.grading.shutdown()
         setup.task.grader.close()
         del setup  # its buffers make room for those of the next task

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from slimrl.api.finished import Change
 from slimrl.api.guest import guest
 from slimrl.api.measuring import evaluation_of, measuring_settings
 from slimrl.api.models import Model, placed
+from slimrl.api.ranks import demand_leader, demand_loadable
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import from_keywords
 from slimrl.api.stored import read_outputs
@@ -25,6 +27,7 @@ from slimrl.config.files import merge
 from slimrl.config.places import is_address
 from slimrl.config.schema import EvalConfig
 from slimrl.errors import DataError
+from slimrl.machine.signals import Stop
 from slimrl.results import Evaluation
 from slimrl.rewards.custom import offering
 from slimrl.runs.remote import RECORDS, WHOLE
@@ -94,16 +97,31 @@ def evaluate(
 def _evaluation(
     model: str, data: rows.Data | None, rewards: scores.Given, settings: Mapping[str, Any], *, limit: int, quiet: bool
 ) -> Evaluation:
-    with _measured_data(data) as (task, section, whole), guest(), offering(rewards.functions):
+    with _measured_data(data) as (task, section, whole), guest() as stop, offering(rewards.functions):
         given = {"task": section, "rewards": rewards.settings, "evaluation": {"problems": ALL} if whole else {}}
         more = merge({name: values for name, values in given.items() if values}, settings)
         config = _limited(measuring_settings(model, more, task, other_data="path" in section), limit)
         screen = open_screen(config, quiet=quiet)
         for note in rewards.notes:
             screen.note(note)
-        found = evaluation_of(model, config, screen, whole=limit or ALL if whole else 0)
+        found = _on_devices(
+            config, stop, partial(evaluation_of, model, config, screen, stop, whole=limit or ALL if whole else 0)
+        )
         screen.evaluation(found)
         return found
+
+
+def _on_devices(config: EvalConfig, stop: Stop, measure: Callable[[], Evaluation]) -> Evaluation:
+    """The evaluation that `measure` makes, with the processes that `devices` asks for."""
+    if config.devices == 1:  # also in a program that torchrun started, whose ranks measure each for itself
+        return measure()
+    demand_leader()
+    demand_loadable(config)
+    from slimrl.parallel.team import measured_together  # imports torch
+
+    found = measured_together(config, stop, measure)
+    assert found is not None  # this process leads
+    return found
 
 
 @contextmanager

@@ -166,6 +166,14 @@ def model_settings(
     return with_every_problem(load_settings(EvalConfig, [*files, *settings], base))
 
 
+def asking_settings(model_or_run: str, settings: Sequence[str]) -> EvalConfig:
+    """Settings to ask a model with; raises SettingsError for overrides that do not act on what it answers."""
+    from slimrl.api.asking import refuse_idle
+
+    refuse_idle(override.partition("=")[0].strip() for override in _overrides(settings))
+    return model_settings(model_or_run, settings, None)
+
+
 def is_settings_file(text: str) -> bool:
     """True for the name of a YAML file."""
     return Path(text).suffix in (".yaml", ".yml")

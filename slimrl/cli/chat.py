@@ -9,7 +9,7 @@ from functools import partial
 
 import click
 
-from slimrl.cli.arguments import SETTINGS, fetched, model_settings
+from slimrl.cli.arguments import SETTINGS, asking_settings, fetched
 from slimrl.cli.output import open_display, out, out_is_terminal
 from slimrl.errors import DataError, SettingsError
 
@@ -32,7 +32,7 @@ def chat(model_or_run: str, settings: Sequence[str], greedy: bool) -> None:
       slimrl chat ./my-model rollout.temperature=0.7 rollout.max_new_tokens=200 task.instruction=
       printf 'What is 3+4?\\n' | slimrl chat runs/mine --greedy
     """
-    config = model_settings(model_or_run, settings, None)
+    config = asking_settings(model_or_run, settings)
     open_display(config)
     from slimrl.machine.threads import settle_threads
     from slimrl.preflight.fitting import budget_behind

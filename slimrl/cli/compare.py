@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ import click
 from slimrl.cli.arguments import JSON, LIMIT, QUIET, TASKS, task_settings
 from slimrl.cli.output import open_display, print_json, tell
 from slimrl.errors import SettingsError
+from slimrl.machine.signals import Stop
 
 if TYPE_CHECKING:
     from slimrl.api.comparing import Outputs, Parts
+    from slimrl.config.schema import EvalConfig
 
 
 @dataclass
@@ -33,6 +35,20 @@ class Request:
     def like(self) -> str | None:
         """The first run, whose settings hold for models that are no run."""
         return next((path for path in self.places.values() if (Path(path) / "config.yaml").is_file()), None)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A model that is still to be measured."""
+
+    path: str
+    configs: Mapping[str, EvalConfig]
+    """By task."""
+
+    @property
+    def config(self) -> EvalConfig:
+        """The settings for the first task."""
+        return next(iter(self.configs.values()))
 
 
 @click.command(short_help="Paired differences of runs, models or stored outputs.")
@@ -61,16 +77,18 @@ def compare(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, as
 
     request = _request(things, tasks, limit, quiet)
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    waiting = {name: _outputs(name, request) for name in request.names}  # none is measured while another is not there
-    known = {name: outputs() for name, outputs in waiting.items()}
+    found = {name: _outputs(name, request) for name in request.names}  # none is measured while another is not there
+    known = _measured(found, quiet)
+    if known is None:  # the rank that leads has the results
+        return
     first, *others = (known[name] for name in request.names)
     compared = []
     for other in others:
         parts, notes = matched(first, other, limit)
         for note in (*dict.fromkeys(one.note for one in (first, other) if one.note), *notes):
             say(console, f"note: {note}")
-        for part, found in parts.items():
-            show_comparison(console, (first.name, other.name), part, found)
+        for part, modes in parts.items():
+            show_comparison(console, (first.name, other.name), part, modes)
         compared.append({"models": [first.name, other.name], **_table(parts), "notes": notes})
     if as_json:
         print_json({**compared[0], "others": compared[1:]})
@@ -95,8 +113,8 @@ def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, q
     return request
 
 
-def _outputs(name: str, request: Request) -> Callable[[], Outputs]:
-    """The completions of a file, those that a run has stored, or those of a model, which is measured by the call.
+def _outputs(name: str, request: Request) -> Outputs | Measurement:
+    """The completions of a file or those that a run has stored, or how to measure a model.
 
     Raises SettingsError and DataError for what cannot be any of these.
     """
@@ -105,27 +123,44 @@ def _outputs(name: str, request: Request) -> Callable[[], Outputs]:
 
     path = request.places[name]
     if Path(path).is_file():
-        read = Outputs(name, read_outputs(path))
-        return lambda: read
+        return Outputs(name, read_outputs(path))
     stored = sorted((Path(path) / "evals").glob("step-*.jsonl"))
     if stored and not request.settings and not request.tasks:
         step = int(stored[-1].stem.removeprefix("step-"))
-        kept = Outputs(
-            name, stored_outputs(path, str(stored[-1])), f"{name} goes by its stored evaluation after step {step}"
-        )
-        return lambda: kept
-    from slimrl.api.measuring import evaluations
+        note = f"{name} goes by its stored evaluation after step {step}"
+        return Outputs(name, stored_outputs(path, str(stored[-1])), note)
     from slimrl.preflight.prompting import demand_model
 
     configs = task_settings(path, request.settings, request.tasks, request.limit, request.like)
     demand_model(path)
+    return Measurement(path, configs)
 
-    def measured() -> Outputs:
-        display = open_display(next(iter(configs.values())), quiet=request.quiet)
-        found = evaluations(path, configs, display)
-        return Outputs(name, {(task, split): rows for task, one in found for split, rows in one.splits.items()})
 
-    return measured
+def _measured(found: Mapping[str, Outputs | Measurement], quiet: bool) -> dict[str, Outputs] | None:
+    """The completions of all models, by name, measured where there are none yet; None in a process that only helped to.
+
+    Raises Stopped where a signal says so.
+    """
+    from slimrl.api.comparing import Outputs
+
+    waiting = {name: one for name, one in found.items() if isinstance(one, Measurement)}
+    known = {name: one for name, one in found.items() if isinstance(one, Outputs)}
+    if not waiting:
+        return known
+    stop = Stop()
+    with stop.on_signals():
+        display = open_display(first := next(iter(waiting.values())).config, quiet=quiet)
+        from slimrl.api.measuring import evaluations
+        from slimrl.parallel.team import measured_together
+
+        def measure() -> dict[str, Outputs]:
+            for name, one in waiting.items():
+                tasks = evaluations(one.path, one.configs, display, stop)
+                splits = {(task, split): rows for task, whole in tasks for split, rows in whole.splits.items()}
+                known[name] = Outputs(name, splits)
+            return known
+
+        return measured_together(first, stop, measure)
 
 
 def _table(parts: Parts) -> dict[str, Any]:

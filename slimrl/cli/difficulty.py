@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from slimrl.machine.signals import Stop, Stopped
 from slimrl.text import counted
 
 if TYPE_CHECKING:
-    from slimrl.config.schema import RootConfig
+    from slimrl.config.schema import EvalConfig
     from slimrl.display.run import Display
     from slimrl.tasks.rates import Rate
 
@@ -57,11 +58,15 @@ def difficulty(
         named = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
         target = RatesFile(writable(file or f"rates-{named}.jsonl"))
         display = open_display(config, quiet)
-        with stopping(display):
-            rates = _measured(target.dated(config), target, display, stop, (split, samples, limit))
         from slimrl.display.measures import show_rates
+        from slimrl.parallel.team import measured_together
         from slimrl.tasks.rates import summary
 
+        measure = partial(_measured, target.dated(config), target, display, stop, (split, samples, limit))
+        with stopping(display):
+            rates = measured_together(config, stop, measure)
+        if rates is None:  # the rank that leads has them
+            return
         found = summary(rates)
         show_rates(display.console, f"{named}, {split}" if split != "train" else named, found)
         if split == "train":
@@ -70,7 +75,7 @@ def difficulty(
             print_json({"model": model_or_run, "task": named, "split": split, "file": str(target.path), **found})
 
 
-def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> RootConfig:
+def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> EvalConfig:
     """The settings to measure with. Raises SettingsError for those of evaluations and rewards, which are not read here."""
     from slimrl.tasks.rates import refuse_immeasurable
 
@@ -103,7 +108,7 @@ class RatesFile:
             except (ValueError, TypeError, KeyError):
                 raise SettingsError(f"{path} is no file of slimrl difficulty; give --out another name") from None
 
-    def dated(self, config: RootConfig) -> RootConfig:
+    def dated(self, config: EvalConfig) -> EvalConfig:
         """The settings with the date that the prompts of an earlier call hold."""
         if config.task.date != "auto" or not self.origin.get("prompt_date"):
             return config
@@ -146,9 +151,11 @@ class RatesFile:
 
 
 def _measured(
-    config: RootConfig, target: RatesFile, display: Display, stop: Stop, wanted: tuple[str, int, int | None]
+    config: EvalConfig, target: RatesFile, display: Display, stop: Stop, wanted: tuple[str, int, int | None]
 ) -> list[Rate]:
     """The rates of the problems of a split, of which those that the file lacks are sampled; `wanted`: split, samples, limit."""
+    from slimrl.machine.ranks import ranks_here
+    from slimrl.parallel.lead import begin
     from slimrl.preflight.difficulty import CHUNK, measure_rates, measured_problems, origin_of
     from slimrl.preflight.setup import prepare
     from slimrl.runs.durable import digest
@@ -184,6 +191,7 @@ def _measured(
     stop.defer()
     display.evaluating(0, len(todo))
     try:
+        setup = begin(setup, ranks_here())
         failed = measure_rates(setup, todo, samples, keep)
     except Stopped as reason:
         setup.grading.shutdown(cancel_futures=True)  # the problem that is being graded is kept too

@@ -1,14 +1,18 @@
 """Verbs that measure or show something and leave no run: eval, sample, grade, doctor, settings."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,10 +23,10 @@ from slimrl.cli.arguments import (
     QUIET,
     SETTINGS,
     TASKS,
+    asking_settings,
     is_setting,
     is_settings_file,
     load_settings,
-    model_settings,
     own_settings,
     stray,
     task_named,
@@ -30,7 +34,13 @@ from slimrl.cli.arguments import (
 )
 from slimrl.cli.output import open_display, out, out_is_terminal, print_json, writable
 from slimrl.errors import SettingsError
+from slimrl.machine.signals import Stop
 from slimrl.text import counted
+
+if TYPE_CHECKING:
+    from slimrl.config.schema import EvalConfig
+    from slimrl.display.run import Display
+    from slimrl.results import Evaluation
 
 INDENT = "    "
 
@@ -59,27 +69,44 @@ def evaluate(
     """
     configs = task_settings(model_or_run, settings, tasks, limit)
     target = writable(file) if file else None
-    display = open_display(next(iter(configs.values())), quiet=quiet)
-    from slimrl.api.measuring import evaluations
-    from slimrl.display.measures import show_at_k, show_tasks, split_name
-    from slimrl.runs.directory import steps_taken
-    from slimrl.runs.files import write_jsonl
+    stop = Stop()
+    with stop.on_signals():
+        display = open_display(first := next(iter(configs.values())), quiet=quiet)
+        from slimrl.display.measures import show_tasks
+        from slimrl.parallel.team import measured_together
+        from slimrl.runs.directory import steps_taken
+        from slimrl.runs.files import write_jsonl
 
-    steps = steps_taken(Path(model_or_run))
-    measured, rows = {}, []
-    for task, found in evaluations(model_or_run, configs, display):
-        display.evaluation(found, "" if steps is None else f" after step {steps}", task if len(configs) > 1 else "")
-        measured[task] = found.measures()
-        for split, measures in measured[task].items():
-            show_at_k(display.console, split_name(task, split) if len(configs) > 1 else split, measures)
-        rows += [{"task": task, **row} for row in found.table()] if target else []
+        steps = steps_taken(Path(model_or_run))
+        found = measured_together(first, stop, partial(_measured, model_or_run, configs, display, stop))
+    if found is None:  # the rank that leads has the results
+        return
+    measured = {task: one.measures() for task, one in found.items()}
     if len(measured) > 1:
         show_tasks(display.console, model_or_run, measured)
     if target:
-        write_jsonl(target, rows)
+        write_jsonl(target, [{"task": task, **row} for task, one in found.items() for row in one.table()])
     if as_json:
         by_task = {"tasks": measured} if len(measured) > 1 else next(iter(measured.values()))
         print_json({"model": model_or_run, "step": steps, **by_task})
+
+
+def _measured(
+    model_or_run: str, configs: Mapping[str, EvalConfig], display: Display, stop: Stop
+) -> dict[str, Evaluation]:
+    """The evaluation of each task, shown as soon as it is there."""
+    from slimrl.api.measuring import evaluations
+    from slimrl.display.measures import show_at_k, split_name
+    from slimrl.runs.directory import steps_taken
+
+    steps = steps_taken(Path(model_or_run))
+    measured = {}
+    for task, found in evaluations(model_or_run, configs, display, stop):
+        display.evaluation(found, "" if steps is None else f" after step {steps}", task if len(configs) > 1 else "")
+        for split, measures in found.measures().items():
+            show_at_k(display.console, split_name(task, split) if len(configs) > 1 else split, measures)
+        measured[task] = found
+    return measured
 
 
 @click.command(short_help="Ask one question; completions go to stdout.")
@@ -104,9 +131,7 @@ def sample(model_or_run: str, question: str, settings: Sequence[str], count: int
     if is_setting(question):
         asked = shlex.quote(next(iter(settings), "QUESTION"))
         raise SettingsError(f"the question comes before settings: slimrl sample {model_or_run} {asked} {question}")
-    if paid := next((setting for setting in settings if setting.startswith("rewards.")), ""):
-        raise SettingsError(f"{paid} has no effect on what a model answers; remove it")
-    config = model_settings(model_or_run, settings, None)
+    config = asking_settings(model_or_run, settings)
     question = _checked(question)
     if greedy and count > 1:
         raise SettingsError("-n has no effect with --greedy, which gives one completion; remove one of them")

@@ -51,7 +51,8 @@ class RootConfig(Section):
     steps: Count = 30
     """Rollout batches (train) or optimizer updates (sft)."""
     devices: Count = 1
-    """GPUs, or processes on the cores of a CPU, that share the work of a run on this machine; torchrun starts more machines."""
+    """GPUs, or processes on the cores of a CPU, that share the work of a run or of a measurement on this machine; torchrun starts
+    more machines."""
     parallel: Parallel = "ddp"
     """What a device holds during an update: all weights and gradients (ddp), or of every layer a part, with its gradient and the
     optimizer's state, and the layers that are computed just then (fsdp). docs/scale.md has the memory of both."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import EvalConfig, TrainConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import imitating_optimizer, take_imitation_step
@@ -27,7 +27,7 @@ from slimrl.preflight.setup import Setup, prepare
 
 
 def follow(ranks: Ranks, stop: Stop) -> None:
-    """Do what the leader says until the run ends, and end the process as the run ends; what went wrong is the leader's to
+    """Do what the leader says until the work ends, and end the process as it ends; what went wrong is the leader's to
     say, if it can know."""
     try:
         _follow(ranks, stop)
@@ -40,28 +40,32 @@ def follow(ranks: Ranks, stop: Stop) -> None:
 
 
 def _follow(ranks: Ranks, stop: Stop) -> None:
-    begin: Begin | End = ranks.hear()
-    if isinstance(begin, End):
-        return
-    with ranks.together():
-        setup = _prepare(begin, ranks, stop)
-    share = Share(setup.engine, ranks, setup.rules)
-    if isinstance(setup.config, TrainConfig):
-        _follow_training(setup, begin, share)
-    else:
-        _follow_imitation(setup, begin, share)
+    order: Begin | End = ranks.hear()
+    while isinstance(order, Begin):
+        with ranks.together():
+            setup = _prepare(order, ranks, stop)
+        share = Share(setup.engine, ranks, setup.rules)
+        with closing(setup):
+            if isinstance(setup.config, TrainConfig):
+                order = _follow_training(setup, order, share)
+            elif isinstance(setup.config, EvalConfig):
+                order = _follow_measuring(share)
+            else:
+                order = _follow_imitation(setup, order, share)
+        del setup, share  # the model and its buffers make room for those of the next measurement
 
 
 def _prepare(begin: Begin, ranks: Ranks, stop: Stop) -> Setup[Any]:
     """The leader's setup, made here. Raises SettingsError where that cannot be."""
     demand_same_environment(begin, ranks)
+    measuring = isinstance(begin.config, EvalConfig)
     try:
-        return prepare(begin.config, training=True, kept=begin.plan, stop=stop)
+        return prepare(begin.config, training=not measuring, kept=begin.plan, stop=stop, measuring=measuring)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise SettingsError(
-            f"memory ran out on rank {ranks.rank} while it loaded the model; free memory there, or train on fewer devices"
+            f"memory ran out on rank {ranks.rank} while it loaded the model; free memory there, or take fewer devices"
         ) from None
 
 
@@ -74,7 +78,7 @@ def demand_same_environment(begin: Begin, ranks: Ranks) -> None:
         )
 
 
-def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
+def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> End:
     ranks = share.ranks
     learner = Learner(
         setup.policy,
@@ -97,9 +101,10 @@ def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> None:
                     share.draw(order)
                 case Update():
                     learner.update(order.groups, order.step)
+    return order
 
 
-def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
+def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> End:
     ranks = share.ranks
     optimizer = imitating_optimizer(setup.policy, setup.config, ranks)
     while not isinstance(order := ranks.hear(), End):
@@ -114,6 +119,16 @@ def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> None:
                     share.draw(order)
                 case Imitate():
                     take_imitation_step(setup.policy, optimizer, order.examples, order.rate, begin.plan, ranks)
+    return order
+
+
+def _follow_measuring(share: Share) -> Begin | End:
+    """Sample until the leader begins another measurement or ends."""
+    order: Begin | Draw | End = share.ranks.hear()
+    while isinstance(order, Draw):
+        share.draw(order)
+        order = share.ranks.hear()
+    return order
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
+from slimrl.config.schema import EvalConfig, RootConfig, SftRunConfig, TrainConfig
 from slimrl.learner.divided import divides
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
@@ -23,23 +23,24 @@ from slimrl.preflight.environment import environment_digest
 from slimrl.preflight.setup import Setup
 from slimrl.records import Group
 
-Config = TypeVar("Config", TrainConfig, SftRunConfig)
+Config = TypeVar("Config", TrainConfig, SftRunConfig, EvalConfig)
 NONE: Mapping[str, float] = MappingProxyType({})
 
 
 @contextmanager
 def leading(ranks: Ranks) -> Iterator[None]:
-    """Let the others go when the run is over; where it ends by an error, they end with the connection."""
+    """Let the others go when the work is over; where it ends by an error, they end with the connection."""
     yield
     ranks.tell(End())
 
 
 def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float] = NONE) -> Setup[Config]:
-    """Let the others prepare the same run; returns the setup with an engine that all ranks sample for.
+    """Let the others prepare the same run or measurement; returns the setup with an engine that all ranks sample for.
 
     Raises the error of a rank that cannot prepare it.
     """
-    setup = replace(setup, notes=(*setup.notes, *division_notes(setup.config, setup.policy, ranks)))
+    if not isinstance(setup.config, EvalConfig):
+        setup = replace(setup, notes=(*setup.notes, *division_notes(setup.config, setup.policy, ranks)))
     if ranks.size == 1:
         return setup
     divides(setup.config, setup.policy, ranks)  # raises before there is a run where layers cannot be divided

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
 from slimrl.learner.imitation import Example
 from slimrl.records import Group, Plan
 
 
 @dataclass(frozen=True)
 class Begin:
-    """Prepare the same run."""
+    """Prepare the same run, or the same measurement."""
 
-    config: TrainConfig | SftRunConfig
+    config: TrainConfig | SftRunConfig | EvalConfig
     """With the numbers that model and task decided where settings say `auto`."""
     plan: Plan
     reward_weights: Mapping[str, float]
-    """By reward name; empty for imitation."""
+    """By reward name; empty where none trains."""
     environment: str = ""
     """Digest of the environment's files, which every rank reads for itself; empty without an environment."""
 

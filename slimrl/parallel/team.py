@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -16,7 +17,11 @@ from slimrl.errors import SettingsError, SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import Stop
 from slimrl.machine.threads import cores
+from slimrl.parallel.follow import follow
+from slimrl.parallel.lead import leading
 from slimrl.parallel.lookout import meeting
+
+T = TypeVar("T")
 
 FOLLOWER = "slimrl.cli.follower"
 WAIT_SECONDS = 30
@@ -46,6 +51,20 @@ def team(config: RootConfig, stop: Stop) -> Iterator[Ranks]:
     device, deadline = torch.device("cuda" if cuda else "cpu"), patience(config)
     with followers(wanted, device, deadline) as check, meeting(device, deadline, stop, check) as ranks:
         yield ranks
+
+
+def measured_together(config: RootConfig, stop: Stop, measure: Callable[[], T]) -> T | None:
+    """The result of `measure`, called by the process that leads; None in any other, once it has done what the leader told it.
+
+    Raises what `team` and `measure` raise.
+    """
+    with team(config, stop) as ranks:
+        if ranks.leads:
+            with leading(ranks):
+                return measure()
+        stop.defer()
+        follow(ranks, stop)
+        return None
 
 
 def patience(config: RootConfig) -> float:

@@ -376,9 +376,9 @@ def prepare_training(
     return TrainSetup(setup, rewards, gold, scorer)
 
 
-def prepare_measuring(config: EvalConfig, model: Policy | None = None) -> Setup[EvalConfig]:
+def prepare_measuring(config: EvalConfig, model: Policy | None = None, stop: Stop = NEVER) -> Setup[EvalConfig]:
     """`prepare`, and the rewards to measure with their scorer, which is to be closed; none where only accuracy is."""
-    setup = prepare(config, model=model, measuring=True)
+    setup = prepare(config, model=model, measuring=True, stop=stop)
     wanted, notes = measurable(config.rewards)
     notes += measuring_notes(config.model_copy(update={"rewards": wanted}), len(setup.measured))
     setup = replace(setup, notes=(*setup.notes, *notes))

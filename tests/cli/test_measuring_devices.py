@@ -1,0 +1,122 @@
+"""Measuring with `devices`: what eval, compare, difficulty and `slimrl.evaluate` find, other processes find too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import slimrl as api
+from slimrl.api.measuring import measuring_settings
+from slimrl.parallel.sampler import DividedSampler
+from slimrl.rollout import Request
+from slimrl.rollout.engine import RolloutEngine
+from tests.cli.test_difficulty import lines, timeless
+
+SMALL = ("rollout.max_new_tokens=8", "evaluation.problems=6", "evaluation.harder_problems=0", "evaluation.samples=2")
+
+
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """For each call of the sampler on several devices the requests that this process answers itself, and all of them."""
+    found: list[tuple[int, int]] = []
+    own: list[int] = []
+    whole, part = DividedSampler.generate, RolloutEngine.generate
+
+    def counted(sampler: RolloutEngine, requests: Sequence[Request], **arguments: Any) -> Any:
+        own.append(len(requests))
+        return part(sampler, requests, **arguments)
+
+    def divided(sampler: DividedSampler, requests: Sequence[Request], **arguments: Any) -> Any:
+        drawn = whole(sampler, requests, **arguments)
+        found.append((own[-1], len(requests)))
+        return drawn
+
+    monkeypatch.setattr(RolloutEngine, "generate", counted)
+    monkeypatch.setattr(DividedSampler, "generate", divided)
+    return found
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    rows = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(12)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_tasks_are_evaluated_on_two_devices_as_on_one(slimrl, tiny_folder: Path, sums: Path, shares) -> None:
+    (sums.parent / "more.yaml").write_text("task: {name: jsonl, test_path: sums.jsonl}\n")
+    command = ("eval", tiny_folder, *SMALL, "--task", "arithmetic", "--task", "more.yaml", "--json", "--out")
+    one, two = slimrl(*command, "one.jsonl"), slimrl(*command, "two.jsonl", "devices=2")
+    assert (one.code, two.code) == (0, 0), two.err
+    assert one.out == two.out
+    assert lines("one.jsonl") == lines("two.jsonl")
+    assert shares == [(3, 6), (3, 6)]
+
+
+def test_models_are_compared_on_two_devices_as_on_one(slimrl, tiny_folder: Path, shares) -> None:
+    command = ("compare", "builtin", tiny_folder, *SMALL, "--json")
+    one, two = slimrl(*command), slimrl(*command, "devices=2")
+    assert (one.code, two.code) == (0, 0), two.err
+    assert json.loads(one.out) == json.loads(two.out)
+    assert [total for _, total in shares] == [6, 6]
+
+
+def test_rates_are_measured_on_two_devices_and_go_on_on_one(slimrl, tiny_folder: Path, sums: Path, shares) -> None:
+    command = ("difficulty", tiny_folder, f"task.path={sums}", "rollout.max_new_tokens=8", "--samples", 2, "--out")
+    assert slimrl(*command, "one.jsonl").code == 0
+    two = slimrl(*command, "two.jsonl", "devices=2")
+    assert two.code == 0, two.err
+    assert timeless("one.jsonl") == timeless("two.jsonl")
+    assert [total for _, total in shares] == [len(lines("two.jsonl")) - 1]
+    Path("two.jsonl").write_text("".join(Path("two.jsonl").read_text().splitlines(keepends=True)[:4]))
+    assert slimrl(*command, "two.jsonl").code == 0
+    assert timeless("one.jsonl") == timeless("two.jsonl")
+
+
+def test_python_evaluates_on_two_devices(tiny_folder: Path, sums: Path, shares) -> None:
+    small = {"rollout": {"max_new_tokens": 8}, "evaluation": {"samples": 2}, "quiet": True}
+    one, two = (api.evaluate(tiny_folder, sums, devices=count, **small) for count in (1, 2))
+    assert one.table() == two.table()
+    assert shares == [(6, 12)]
+
+
+def test_a_run_is_measured_on_one_device_wherever_it_was_trained(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("devices: 8\nparallel: fsdp\n")
+    config = measuring_settings(str(tmp_path), {})
+    assert (config.devices, config.parallel) == (1, "ddp")
+    assert measuring_settings(str(tmp_path), {"devices": 2}).devices == 2
+
+
+@pytest.mark.parametrize("verb", ["sample", "chat"])
+@pytest.mark.parametrize("setting", ["devices=2", "rollout.engine=vllm", "evaluation.problems=4"])
+def test_what_does_not_act_on_an_answer_is_refused(slimrl, verb: str, setting: str) -> None:
+    key = setting.partition("=")[0]
+    found = slimrl(verb, "builtin", *(["What is 3 + 4?"] if verb == "sample" else []), setting)
+    assert (found.code, found.err) == (2, f"error: {key} has no effect on what a model answers; remove it\n")
+    with pytest.raises(api.SettingsError, match=f"{key} has no effect on what a model answers"):
+        api.sample("builtin", "What is 3 + 4?", **{key: setting.partition("=")[2]})
+
+
+def test_what_divides_an_update_is_refused_where_nothing_is_trained(slimrl) -> None:
+    found = slimrl("eval", "builtin", "parallel=fsdp")
+    assert (found.code, found.err) == (
+        2,
+        "error: parallel has an effect only in slimrl train and slimrl sft; remove it\n",
+    )
+
+
+def test_a_class_of_a_program_is_not_measured_on_two_devices() -> None:
+    class Echo:
+        """Nothing that another process could find."""
+
+        def reset(self) -> None: ...
+
+        def step(self, text: str) -> None: ...
+
+    with pytest.raises(api.SettingsError, match=r"devices=2: other processes cannot load .*Echo"):
+        api.evaluate("builtin", environment=Echo, devices=2, quiet=True)
