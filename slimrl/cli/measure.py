@@ -277,6 +277,10 @@ def doctor(settings: Sequence[str], fleet: str | None, as_json: bool) -> None:
     from slimrl.preflight.doctor import examine
     from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training
+    from slimrl.runs.remote import demand_storage
+
+    if config.upload:
+        demand_storage(config.upload)
 
     training = prepare_training(config, say=display.note)
     with closing(training):

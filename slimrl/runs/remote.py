@@ -153,10 +153,24 @@ def _stays_within(name: str) -> bool:
 def demand_place(run: Path, address: str) -> None:
     """Raises SettingsError where a run could not be copied to an address: it cannot be written, or holds something else."""
     remote = Remote.open(address)
-    try:
+    with _demanded():
         if not _is_there(run, remote):
             _demand_free(run, remote)
             remote.try_out()
+
+
+def demand_storage(address: str) -> None:
+    """Raises SettingsError where an address cannot be written."""
+    remote = Remote.open(address)
+    with _demanded():
+        remote.try_out()
+
+
+@contextmanager
+def _demanded() -> Iterator[None]:
+    """What goes wrong in the block is the fault of the setting `upload`."""
+    try:
+        yield
     except RemoteError as error:
         raise SettingsError(
             f"upload: {error}; check the address, the network and the credentials in the environment"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from slimrl.report.run_tables import remarks
 from slimrl.runs.reader import read_status
 from slimrl.text import counted
 from tests.api.conftest import OVERRIDES, SMALL
+from tests.conftest import Ended
 
 ROWS = [{"question": f"How many is {a} plus {b}?", "answer": a + b} for a in range(2, 7) for b in range(2, 7)]
 
@@ -31,15 +33,11 @@ def lengths(completions: list[str], **_: Any) -> list[float]:
     return [float(len(text)) for text in completions]
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "slimrl", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-
-
-def test_weights_are_those_of_the_command_line_and_of_a_second_call(tmp_path: Path, finished: slimrl.Result) -> None:
+def test_weights_are_those_of_the_command_line_and_of_a_second_call(
+    tmp_path: Path, finished: slimrl.Result, command_line: Callable[..., Ended]
+) -> None:
     second = slimrl.train(output=tmp_path, **SMALL)
-    told = json.loads(command(tmp_path, "train", *OVERRIDES, "--json", "--quiet").stdout)
+    told = json.loads(command_line("train", *OVERRIDES, "--json", "--quiet").out)
     assert second.path != finished.path
     assert told["weights"] == second.summary["weights"] == finished.summary["weights"]
     assert told["optimizer"] == second.summary["optimizer"]
@@ -71,7 +69,9 @@ def test_the_bar_of_a_plain_script_without_a_guard(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / path / "data.jsonl").read_text().splitlines()] == ROWS
 
 
-def test_an_interrupted_run_goes_on_with_the_function_and_not_without(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_with_the_function_and_not_without(
+    tmp_path: Path, command_line: Callable[..., Ended]
+) -> None:
     calls: list[int] = []
     settings = SMALL | {"steps": 3, "output": tmp_path, "checkpoint": {"every": 0}}
 
@@ -97,9 +97,9 @@ def test_an_interrupted_run_goes_on_with_the_function_and_not_without(tmp_path: 
         slimrl.SettingsError, match=r"'__main__:odd' is a function of the Python program that began the run"
     ):
         slimrl.train(resume=tmp_path / "cut", quiet=True)
-    refused = command(tmp_path, "train", "--resume", str(tmp_path / "cut"))
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "resume it there with slimrl.train(resume=RUN, rewards=[...])" in refused.stderr
+    refused = command_line("train", "--resume", str(tmp_path / "cut"))
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "resume it there with slimrl.train(resume=RUN, rewards=[...])" in refused.err
     stop_at = 0
     resumed = slimrl.train(resume=tmp_path / "cut", rewards=[odd], quiet=True)
     assert resumed.summary["weights"] == whole.summary["weights"]
@@ -204,13 +204,13 @@ def test_a_run_that_does_not_begin_leaves_nothing(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
-def test_rows_that_differ_do_not_go_on_with_a_run(tmp_path: Path) -> None:
+def test_rows_that_differ_do_not_go_on_with_a_run(tmp_path: Path, command_line: Callable[..., Ended]) -> None:
     result = slimrl.train(data=ROWS, output=tmp_path, name="mine", **SMALL)
     assert read_status(result.path) == "finished"
     with pytest.raises(slimrl.SettingsError, match="was begun with other rows than these"):
         slimrl.train(data=ROWS[1:], output=tmp_path, name="mine", resume=True, **SMALL)
-    told = command(tmp_path, "train", "--resume", "mine", "--quiet", "--json")
-    assert json.loads(told.stdout)["weights"] == result.summary["weights"], "the folder is all that a run needs"
+    told = command_line("train", "--resume", "mine", "--quiet", "--json")
+    assert json.loads(told.out)["weights"] == result.summary["weights"], "the folder is all that a run needs"
 
 
 def test_a_loaded_model_is_stored_with_the_run(tmp_path: Path, finished: slimrl.Result) -> None:

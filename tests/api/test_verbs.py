@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from slimrl.config.schema import EvalConfig
 from slimrl.config.task import TaskConfig
 from slimrl.results import SplitEvaluation
 from tests.api.conftest import SMALL
-from tests.api.test_runs import ROWS, command
+from tests.api.test_runs import ROWS
+from tests.conftest import Ended
 from tests.judges import serving
 
 FEW = {"evaluation": {"problems": 4, "harder_problems": 0, "greedy": False}}
 
 
-def test_an_evaluation_is_that_of_the_command_line(tmp_path: Path, finished: slimrl.Result) -> None:
+def test_an_evaluation_is_that_of_the_command_line(finished: slimrl.Result, command_line: Callable[..., Ended]) -> None:
     found = slimrl.evaluate(finished, quiet=True)
-    told = json.loads(command(tmp_path, "eval", str(finished.path), "--json", "--quiet").stdout)
+    told = json.loads(command_line("eval", str(finished.path), "--json", "--quiet").out)
     assert found.measures()["test"] == told["test"]
     assert found.summaries() == finished.after.summaries()
     assert slimrl.evaluate(finished, limit=2, quiet=True).test.summary()["n"] == 2
@@ -174,9 +176,14 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("weight", [0.5, 0])
 @pytest.mark.parametrize("what", REFUSALS)
-@pytest.mark.parametrize("command_line", [True, False])
+@pytest.mark.parametrize("in_python", [False, True])
 def test_a_judge_that_gives_no_score_is_told_once_with_the_way_out(
-    what: str, weight: float, command_line: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str,
+    weight: float,
+    in_python: bool,
+    tmp_path: Path,
+    command_line: Callable[..., Ended],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     reply, way_out = REFUSALS[what]
     with serving(lambda *_: reply) as server:
@@ -190,10 +197,10 @@ def test_a_judge_that_gives_no_score_is_told_once_with_the_way_out(
         }
         rewards: dict[str, Any] = {"judge": {"q": judge | {"cache": str(tmp_path / "cache"), "retries": 0}}}
         rewards |= {} if weight else {"watched": ["q"]}
-        if command_line:
+        if not in_python:
             few = ("evaluation.problems=4", "evaluation.harder_problems=0", "evaluation.greedy=false")
             (tmp_path / "judge.yaml").write_text(json.dumps({"rewards": rewards}))
-            said = command(tmp_path, "eval", "builtin", "judge.yaml", *few).stderr
+            said = command_line("eval", "builtin", "judge.yaml", *few).err
         else:
             slimrl.evaluate("builtin", **FEW, **{f"rewards.{key}": value for key, value in rewards.items()})
             said = capsys.readouterr().err

@@ -104,10 +104,11 @@ def test_a_run_is_copied_to_s3_and_read_from_there(
     tmp_path: Path, environment: dict[str, str], tiny_folder: Path
 ) -> None:
     train = ("train", f"model.path={tiny_folder}", *SMALL, "name=a")
-    bad, done, listed, shown, here, compared = slimrl(
+    bad, unready, done, listed, shown, here, compared = slimrl(
         tmp_path,
         environment,
         (*train, "upload=s3://no-such-bucket/runs"),
+        ("doctor", *train[1:], "upload=s3://no-such-bucket/runs"),
         (*train, "upload=s3://bucket/runs"),
         ("runs", "s3://bucket/runs", "--json"),
         ("show", "s3://bucket/runs/a", "--text"),
@@ -116,6 +117,10 @@ def test_a_run_is_copied_to_s3_and_read_from_there(
     )
     assert bad[0] == 2
     assert "upload: s3://no-such-bucket/runs/a cannot be written (The specified bucket does not exist); check" in bad[2]
+    assert unready[0] == 2
+    assert (
+        "upload: s3://no-such-bucket/runs cannot be written (The specified bucket does not exist); check" in unready[2]
+    )
     assert done[0] == 0, done[2]
     assert "to s3://bucket/runs/a" in done[2].splitlines()[-1]
     (row,) = json.loads(listed[1])
