@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.study.spec import load_study
 from tests.conftest import ROOT
+from tests.forks import command
 from tests.runs.test_listing import write
 from tests.translate.test_verl import SCRIPT
 from tests.translate.trl_files import FILES
@@ -143,15 +141,12 @@ def test_resume_alone_goes_on_with_the_newest(slimrl, tmp_path: Path) -> None:
         "evaluation.problems=2",
         "evaluation.harder_problems=0",
     ]
-    # the code that this process runs: with an installed copy the run would be another software's
-    here = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("first", "second"):
-        command = [sys.executable, "-m", "slimrl", "train", f"name={name}", "steps=500", *small[1:]]
-        with subprocess.Popen(command, cwd=tmp_path, env=here, stderr=subprocess.DEVNULL) as process:
-            while not (tmp_path / "runs" / name / "metrics.jsonl").is_file() and process.poll() is None:
-                time.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
-        assert process.returncode == 75
+        process = command("train", f"name={name}", "steps=500", *small[1:], folder=tmp_path)
+        while not (tmp_path / "runs" / name / "metrics.jsonl").is_file() and process.running:
+            time.sleep(0.05)
+        process.send(signal.SIGTERM)
+        assert process.ended().code == 75
     taken = len((tmp_path / "runs" / "second" / "metrics.jsonl").read_text().splitlines())
     found = slimrl("train", "--resume", f"steps={taken + 1}", "--json")
     assert found.code == 0, found.err

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from tests.conftest import ROOT
+from tests.forks import Fork, command
 
 SMALL = [
     "steps=4", "rollout.problems=4", "rollout.group_size=2", "evaluation.problems=2", "evaluation.every=0",
@@ -22,19 +20,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "slimrl", "train", *arguments, "--quiet", "--json"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(*arguments: str) -> Fork:
+    return command("train", *arguments, "--quiet", "--json")
 
 
-def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+def summary(process: Fork) -> dict[str, Any]:
+    code, out, err = process.ended()
+    assert code == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
 
@@ -51,21 +43,21 @@ def follower_of(leader: int) -> int:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of a run that was left alone."""
-    return ended(start(*SMALL, f"output={tmp_path_factory.mktemp('runs')}", "name=whole"))
+    return summary(start(*SMALL, f"output={tmp_path_factory.mktemp('runs')}", "name=whole"))
 
 
-def begun(run: Path, *more: str) -> subprocess.Popen[str]:
+def begun(run: Path, *more: str) -> Fork:
     """A run that has taken a step."""
     process = start(*SMALL, f"output={run.parent}", f"name={run.name}", *more)
     metrics = run / "metrics.jsonl"
     while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None, process.stderr
+        assert process.running, process.ended()
         time.sleep(0.05)
     return process
 
 
 def check_resumed(run: Path, whole: dict[str, Any]) -> None:
-    resumed = ended(start("--resume", str(run)))
+    resumed = summary(start("--resume", str(run)))
     for key in ("weights", "optimizer", "after"):
         assert resumed[key] == whole[key]
     assert json.loads((run / "run.json").read_text())["ranks"] == 2
@@ -77,8 +69,8 @@ def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(
     process = begun(tmp_path / "cut")
     follower = follower_of(process.pid)
     os.kill(follower, signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75
+    code, _, err = process.ended(120)
+    assert code == 75
     assert "stopped by the loss of another process after step" in err
     assert not Path(f"/proc/{follower}").exists()
     check_resumed(tmp_path / "cut", whole)
@@ -87,9 +79,9 @@ def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(
 def test_a_stopped_run_whose_ranks_divide_its_state_leaves_all_of_it(tmp_path: Path, whole: dict[str, Any]) -> None:
     process = begun(tmp_path / "cut", "optimizer.sharded=true")
     follower = follower_of(process.pid)
-    process.terminate()
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75
+    process.send(signal.SIGTERM)
+    code, _, err = process.ended(120)
+    assert code == 75
     assert "stopped by SIGTERM after step" in err
     assert "no checkpoint" not in err
     assert not Path(f"/proc/{follower}").exists()
@@ -101,11 +93,11 @@ def test_a_stopped_run_whose_ranks_divide_its_state_leaves_all_of_it(tmp_path: P
 
 def test_a_stopped_run_with_divided_layers_is_resumed_to_the_bit(tmp_path: Path) -> None:
     divided = ("parallel=fsdp", "checkpoint.every=1")  # what writes a checkpoint borrows the memory of weights
-    whole = ended(start(*SMALL, *divided, f"output={tmp_path}", "name=whole"))
+    whole = summary(start(*SMALL, *divided, f"output={tmp_path}", "name=whole"))
     process = begun(tmp_path / "cut", *divided)
     os.kill(follower_of(process.pid), signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75
+    code, _, err = process.ended(120)
+    assert code == 75
     assert "stopped by SIGTERM after step" in err
     assert "no checkpoint" not in err
     check_resumed(tmp_path / "cut", whole)

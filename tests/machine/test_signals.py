@@ -16,6 +16,7 @@ import pytest
 
 from slimrl.machine.signals import INTERRUPTED, PREEMPTED, Stop, Stopped
 from tests.conftest import ROOT
+from tests.forks import command
 from tests.session.test_resume import EVERYTHING, content, run
 
 
@@ -108,27 +109,18 @@ def test_a_second_signal_ends_the_process_and_an_echo_does_not() -> None:
     assert (ended.returncode, ended.stdout) == (PREEMPTED, "once\n")
 
 
-def slimrl(*more: str) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-m", "slimrl", "train", "--resume", *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
-
-
 def test_the_command_line_stops_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:
     """As a scheduler does it: SIGTERM, 75, and the run goes on, here by its folder."""
     run(tmp_path / "whole", "a")
-    with slimrl(*EVERYTHING, f"output={tmp_path}", "name=a") as first:
-        while not (tmp_path / "a" / "metrics.jsonl").is_file() and first.poll() is None:
-            time.sleep(0.01)
-        first.send_signal(signal.SIGTERM)
-        said = first.communicate()[1]
-    assert first.returncode == PREEMPTED
+    first = command("train", "--resume", *EVERYTHING, f"output={tmp_path}", "name=a", folder=ROOT)
+    while not (tmp_path / "a" / "metrics.jsonl").is_file() and first.running:
+        time.sleep(0.01)
+    first.send(signal.SIGTERM)
+    code, _, said = first.ended()
+    assert code == PREEMPTED
     assert f"resume with slimrl train --resume {tmp_path}/a" in " ".join(said.split())
     assert "Traceback" not in said
-    with slimrl(str(tmp_path / "a"), "--json") as second:
-        out, said = second.communicate()
+    _, out, said = command("train", "--resume", str(tmp_path / "a"), "--json", folder=ROOT).ended()
     assert "resuming after step" in said
     assert json.loads(out)["steps"] == 5
     assert content(tmp_path / "a") == content(tmp_path / "whole" / "a")

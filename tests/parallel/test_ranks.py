@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
 import sys
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import Ended
+from tests.forks import Fork
 from tests.parallel.cases import CASES, FEW
-
-
-class Ended(NamedTuple):
-    """How a rank has ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 def run(count: int, module: str = "cases", *arguments: str) -> dict[str, Any]:
@@ -36,23 +28,21 @@ def started(count: int, module: str, *arguments: str) -> list[Ended]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"tests.parallel.{module}", *arguments],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        results = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [Ended(process.returncode, *result) for process, result in zip(processes, results, strict=True)]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    own = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    ranks = [Fork(run_rank, module, arguments, variables=variables) for variables in own]
+    return [rank.ended() for rank in ranks]
+
+
+def run_rank(module: str, arguments: tuple[str, ...]) -> None:
+    """One rank, in a process of its own."""
+    sys.argv = [module, *arguments]
+    import_module(f"tests.parallel.{module}").main()
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -1,0 +1,85 @@
+"""Processes of tests as forks of one that has imported all that they need: imports take longer than a small run.
+
+What a process is at its start cannot be tested so: its imports, its first arguments in /proc, the memory that it holds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Ended
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["slimrl.train", "slimrl.sft", "slimrl.evaluate", "slimrl.cli", "tests.parallel.cases", "tests.parallel.fsdp", "tests.parallel.episodes"]
+)  # fmt: skip
+LONGEST_SECONDS = 600.0
+
+
+class Fork:
+    """A call of `target` in a process of its own, which ends with it, with what it writes kept in files."""
+
+    def __init__(
+        self, target: Callable[..., object], *arguments: Any, variables: Mapping[str, str], folder: Path | None = None
+    ) -> None:
+        self._files = tempfile.TemporaryDirectory()
+        self._told = (Path(self._files.name) / "out", Path(self._files.name) / "err")
+        place = folder or Path.cwd()
+        self._process = FORKS.Process(target=_begin, args=(target, arguments, dict(variables), place, self._told))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.exitcode is None
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def ended(self, seconds: float = LONGEST_SECONDS) -> Ended:
+        """The end of the process, which is killed if it does not come within so many seconds."""
+        self._process.join(seconds)
+        self._process.kill()
+        self._process.join()
+        assert self._process.exitcode is not None
+        with self._files:
+            return Ended(self._process.exitcode, *(file.read_text() for file in self._told))
+
+
+def command(*arguments: str, folder: Path | None = None) -> Fork:
+    """The command `slimrl`, begun in this folder."""
+    return Fork(_command, arguments, variables={}, folder=folder)
+
+
+def _begin(
+    target: Callable[..., object],
+    arguments: tuple[Any, ...],
+    variables: Mapping[str, str],
+    folder: Path,
+    told: tuple[Path, Path],
+) -> None:
+    os.chdir(folder)
+    os.environ.update(variables)
+    for stream, file in zip((1, 2), told, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    target(*arguments)
+
+
+def _command(arguments: tuple[str, ...]) -> None:
+    from slimrl.__main__ import run
+    from slimrl.machine import interpreter
+
+    interpreter.PARENT = os.getppid()  # it was noted when the modules were imported
+    sys.argv = ["slimrl", *arguments]
+    run()
