@@ -36,7 +36,7 @@ _LOSS_AGG_MODES = {
 }  # fmt: skip
 _KL_TYPES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "low_var_kl+": "k3_k2", "k3+": "k3_k2", "full": "reverse"}
 _SWITCH = {"true": "on", "false": "off"}
-_ENGINE = "SlimRL samples with its own engine from the module that it trains"
+_ENGINE = "SlimRL samples with its own engine from the module that it trains; rollout.engine=vllm has vLLM sample"
 _PRECISION = {"true": "model.dtype=bfloat16", "false": "model.dtype=float32"}
 _WHOLE = (
     "devices=N or torchrun shares the work of a run, optimizer.sharded divides the optimizer's state, and parallel=fsdp also "
@@ -121,7 +121,8 @@ NAMES: tuple[Foreign, ...] = (
     *_names("algorithm.sapo_up", trl="sapo_temperature_pos"),
     *_names("algorithm.sapo_down", trl="sapo_temperature_neg"),
     *_names("algorithm.importance", trl="vllm_importance_sampling_correction",
-            values={"true": "mask", "false": "off"}, note="corrects rounding alone here: the sampler is the trained module"),
+            values={"true": "mask", "false": "off"},
+            note="corrects rounding alone, unless rollout.engine=vllm samples"),
     *_names("algorithm.importance", trl="vllm_importance_sampling_mode",
             values={"token_truncate": "truncate", "token_mask": "mask", "sequence_truncate": "truncate",
                     "sequence_mask": "mask"}, note="token or sequence is algorithm.importance_level"),
@@ -193,7 +194,7 @@ NAMES: tuple[Foreign, ...] = (
     Foreign("use_gradient_checkpointing", "Unsloth", "optimizer.activation_checkpointing",
             {"unsloth": "on", **_SWITCH}, ""),
     # no equivalent
-    *_names("", trl="use_vllm", note=f"{_ENGINE}; for large models rollout.engine=vllm has vLLM sample"),
+    *_names("", trl="use_vllm", note=f"{_ENGINE}, for large models"),
     *_names("", trl="vllm_mode", note=_ENGINE),
     *_names("", trl="vllm_gpu_memory_utilization", verl="gpu_memory_utilization",
             note=f"{_ENGINE}; memory_share bounds the memory of both"),
@@ -225,7 +226,7 @@ NAMES: tuple[Foreign, ...] = (
     *_names("", trl="model_init_kwargs", note="settings of the section model stand for its entries"),
     *_names("", trl="disable_dropout cast_lm_head_to_fp32",
             note="no dropout acts while training, and log-probabilities are computed in float32 always"),
-    *_names("", trl="router_aux_loss_coef", note="models with experts are not small ones, and none is trained"),
+    *_names("", trl="router_aux_loss_coef", note="the loss of a router is no part of the loss here"),
     *_names("", trl="use_dora lora_modules_to_save lora_target_parameters lora_task_type lora_bias init_lora_weights",
             note="an adapter is plain LoRA on linear layers of a causal language model"),
     *_names("", trl="bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_use_double_quant bnb_4bit_quant_storage "
@@ -241,7 +242,8 @@ NAMES: tuple[Foreign, ...] = (
             "ds3_gather_for_generation", note=_ENGINE),
     *_names("", trl="vllm_importance_sampling_clip_min", note="algorithm.importance_cap bounds a weight from both sides"),
     *_names("", trl="max_tool_calling_iterations tools environment_factory rollout_func",
-            note="a completion is one turn of the model, without tools"),
+            note="environment.name=file.py:Class names a class with turns and tools, also one for TRL's environment_factory "
+            "(docs/others-environments.md), and environment.turns bounds its turns"),
     # of the loss
     *_names("", trl="vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg", note="there is no surrogate of VESPO"),
     *_names("", trl="off_policy_mask_threshold", note="the nearest are algorithm.importance=mask and few optimizer.epochs"),

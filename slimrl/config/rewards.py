@@ -109,7 +109,7 @@ class RewardsConfig(Section):
     """Weight of: 1 or 0 by the toss of a coin, whatever a completion says. A control: what a run learns from it is no skill."""
     custom: dict[str, Custom] = Field(default={})
     """Your own functions by `file.py:function` or `package.module:function`, each with its weight, as {rewards.py:short: 0.5}, or
-    with a mapping of `weight` (1), `low` and `high` (bounds), `completions` (`text`) and `arguments` (docs/rewards.md)."""
+    with a mapping of `weight` (1), `low` and `high` (bounds), `completions` (`auto`) and `arguments` (docs/rewards.md)."""
     judge: dict[Name, JudgeReward] = Field(default={})
     """Language models that score completions, by a name of yours: `endpoint`, `model`, `prompt` or `prompt_file`, `low` and
     `high` each, and what else docs/rewards.md lists."""
