@@ -1,4 +1,4 @@
-"""Warm start: imitate a task's worked solutions, loss on the solution only.
+"""Warm start: imitate a task's worked solutions or episodes, with the loss on what the policy is to write.
 
 Any model, any task with solutions. The built-in model was made with it (recipes/builtin/).
 """

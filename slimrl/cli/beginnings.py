@@ -55,7 +55,9 @@ def new(name: str) -> None:
 
 
 @click.command(short_help="List the recipes and studies that have names, or copy one.")
-@click.option("--copy", "copied", metavar="NAME", help="Copy one into this folder instead: a @name, or slurm.sh.")
+@click.option(
+    "--copy", "copied", metavar="NAME", help="Copy one into this folder instead: a @name, slurm.sh or slurm-nodes.sh."
+)
 @JSON
 def recipes(copied: str | None, as_json: bool) -> None:
     """List the recipes and studies that come with SlimRL; a name with @ stands wherever a file may.

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 RESUME = click.option(
     "--resume", is_flag=True, help="Go on with a run: its folder, or the settings it was begun with; alone, the newest."
 )
-FORCE = click.option("--force", is_flag=True, help="With --resume: although SlimRL, torch or your rewards changed.")
+FORCE = click.option(
+    "--force", is_flag=True, help="With --resume: although SlimRL, torch, your rewards or your environment changed."
+)
 
 
 @click.command(short_help="Train a model; without arguments the built-in one.")
@@ -49,7 +51,7 @@ def train(settings: Sequence[str], resume: bool, force: bool, as_json: bool, qui
 @JSON
 @QUIET
 def sft(settings: Sequence[str], resume: bool, force: bool, as_json: bool, quiet: bool) -> None:
-    """Warm start: imitate a task's worked solutions, loss on the solution only.
+    """Warm start: imitate a task's worked solutions or episodes, with the loss on what the policy is to write.
 
     \b
     Example:

@@ -273,7 +273,7 @@ UNREAD_BY_SFT = {
 
 
 class SftRunConfig(RootConfig):
-    """`slimrl sft`: warm start on a task's worked solutions, loss on the solution only."""
+    """`slimrl sft`: warm start on a task's worked solutions or episodes, with the loss on what the policy is to write."""
 
     sft: SftConfig = SftConfig()
     """The imitation."""

@@ -33,7 +33,8 @@ Summary = TypeVar("Summary", TrainSummary, SftSummary)
 
 MAY_CHANGE = (
     "name", "output", "upload", "max_time", "memory_share", "devices", "device_deadline", "parallel",
-    "optimizer.sharded", "rollout.slots", "environment.workers", "environment.memory", "evaluation.every",
+    "optimizer.sharded", "rollout.slots", "environment.workers", "environment.memory", "environment.deadline",
+    "sandbox.workers", "evaluation.every",
     "rewards.workers", "rewards.deadline", "rewards.memory", "rewards.unscorable_limit",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "log.samples_every", "log.samples", "log.rollouts", "log.tokens", "log.model", "log.profile",

@@ -187,7 +187,8 @@ class Session(Generic[State]):
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                sentence = f"{sink.name} failed ({error}) and gets no further metrics of this run"
+                name = getattr(sink, "name", type(sink).__name__)  # whatever it lacks, the run goes on
+                sentence = f"{name} failed ({error}) and gets no further metrics of this run"
                 self.screen.say(sentence, "yellow")
                 self.run.note(self.state.step, "sink failed", why=sentence)
 

@@ -271,6 +271,18 @@ def test_without_kl_no_remark_speaks_of_its_weight() -> None:
     assert not any("kl_coef" in remark.text for remark in found)
 
 
+@pytest.mark.parametrize(
+    ("base", "arm"),
+    [
+        ([], "rewards.workers=2"),
+        (["environment.name=calculator"], "environment.workers=2"),
+        (["task.name=code", "task.path=rows.jsonl"], "sandbox.workers=2"),
+    ],
+)
+def test_an_arm_that_changes_nothing_but_processes_is_inert(base: list[str], arm: str) -> None:
+    assert kinds(base, [arm]) == ["inert"]
+
+
 RATED = ["task.name=gsm8k", "task.rates=r.jsonl"]
 
 

@@ -262,6 +262,8 @@ def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tup
         "rewards.memory",
         "environment.workers",
         "environment.memory",
+        "environment.deadline",
+        "sandbox.workers",
         "log.rollouts",
         "log.model",
         "devices",

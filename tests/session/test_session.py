@@ -107,6 +107,14 @@ class Broken(Collector):
         raise ConnectionError("no route to host")
 
 
+class Nameless(Broken):
+    """The same without what a sink is called by."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        raise AttributeError("name")
+
+
 def config(output: Path, name: str, *more: str) -> TrainConfig:
     return load_config(TrainConfig, [], [f"output={output}", f"name={name}", *SMALL, *more])
 
@@ -145,16 +153,17 @@ def test_a_run_that_is_stopped_closes_its_sinks_and_begins_them_again(tmp_path: 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [Broken, Nameless])
 def test_a_sink_that_fails_is_left_out_and_the_run_is_what_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: type[Broken], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken, whole = Broken(), Collector()
+    broken, whole = kind(), Collector()
     train(config(tmp_path, "a"), Display(quiet=True))
     train(config(tmp_path, "b"), Display(), sinks=[broken, whole])
     assert content(tmp_path / "b") == content(tmp_path / "a")
     assert broken.told == [("begin b", 0), ("evaluation", 0), ("step", 1)]
     assert whole.told[-1] == ("close", 0)
-    sentence = "Broken failed (no route to host) and gets no further metrics of this run"
+    sentence = f"{kind.__name__} failed (no route to host) and gets no further metrics of this run"
     assert " ".join(capsys.readouterr().err.split()).count(sentence) == 1
     (event,) = [json.loads(line) for line in (tmp_path / "b" / "events.jsonl").read_text().splitlines()]
     assert (event["event"], event["step"], event["why"]) == ("sink failed", 1, sentence)
