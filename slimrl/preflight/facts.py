@@ -13,8 +13,8 @@ from slimrl.config.schema import TrainConfig
 from slimrl.preflight.observed import Observed
 
 SPEED_ONLY = (
-    "rollout.slots", "rollout.compile", "rewards.workers", "environment.workers", "sandbox.workers",
-    "optimizer.activation_checkpointing", "optimizer.reference_offload", "optimizer.sharded",
+    "parallel", "device_deadline", "rollout.slots", "rollout.compile", "rewards.workers", "environment.workers",
+    "sandbox.workers", "optimizer.activation_checkpointing", "optimizer.reference_offload", "optimizer.sharded",
 )  # fmt: skip
 """Settings that change speed and memory, and numbers at most in their last bits."""
 SPLIT_ONLY = ("optimizer.microbatch_tokens", "memory_share")

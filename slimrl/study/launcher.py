@@ -75,24 +75,35 @@ class Slots:
 
     count: int
     threads: int
+    """Of each process of a run."""
     memory_share: float
     """Share of its device's memory that a run may take."""
     gpus: int = 0
+    devices: int = 1
+    """Of a run."""
+
+    @property
+    def cpus(self) -> int:
+        """The threads of a run."""
+        return self.threads * self.devices
 
 
-def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int) -> Slots:
-    """`count` slots; for 0 as many as this machine serves well: one per core, or up to four per GPU.
+def divide(count: int, *, threads: int, gpus: int, gpu_bytes: int, devices: int = 1) -> Slots:
+    """`count` slots; for 0 as many as this machine serves well: one per core, or up to four per GPU, and for runs that use
+    several `devices` as many as have these for themselves.
 
-    `threads` is the number for each run, which a study keeps because sums in another order differ in their last bits; 0 divides
-    the cores. `gpu_bytes` is the memory of a GPU.
+    `threads` is the number for each process of a run, which a study keeps because sums in another order differ in their last
+    bits; 0 divides the cores. `gpu_bytes` is the memory of a GPU.
     """
     available = cores()
-    if not count and gpus:
+    if not count and gpus and devices > 1:
+        count = max(1, gpus // devices)
+    elif not count and gpus:
         count = gpus * max(1, min(MOST_RUNS_PER_GPU, gpu_bytes // GPU_BYTES_PER_RUN))
     elif not count:
-        count = max(1, available // threads) if threads else available
-    on_a_device = -(-count // gpus) if gpus else count
-    return Slots(count, threads or max(1, available // count), 1 / on_a_device, gpus)
+        count = max(1, available // (devices * max(1, threads)))
+    on_a_device = -(-count * devices // gpus) if gpus else count
+    return Slots(count, threads or max(1, available // (count * devices)), 1 / on_a_device, gpus, devices)
 
 
 def threads_asked_for() -> int:
@@ -105,7 +116,7 @@ class LocalLauncher:
     """Child processes, which end when this process ends, in whatever way.
 
     Args:
-        slots: threads of a run, and the number of GPUs, which runs get in turn.
+        slots: threads and devices of a run, and the number of GPUs, which runs get in turn.
         lock: descriptor of the study's lock, which children inherit: the study stays locked while one of them is alive.
     """
 
@@ -117,8 +128,9 @@ class LocalLauncher:
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if self.slots.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            devices = visible.split(",") if visible else [str(i) for i in range(self.slots.gpus)]
-            environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+            gpus = visible.split(",") if visible else [str(i) for i in range(self.slots.gpus)]
+            own = range(slot * self.slots.devices, (slot + 1) * self.slots.devices)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(gpus[i % len(gpus)] for i in own))
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
             process = subprocess.Popen(

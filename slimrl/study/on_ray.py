@@ -20,7 +20,7 @@ from typing import Any
 
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import PREEMPTED
-from slimrl.study.launcher import GRACE_SECONDS, Job, Room, Running
+from slimrl.study.launcher import GRACE_SECONDS, Job, Room, Running, Slots
 
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 20.0
@@ -38,15 +38,15 @@ class RayLauncher:
 
     Args:
         address: `HOST:PORT`, or `ray://HOST:PORT` of the cluster's server for clients; empty for the cluster of this machine.
-        cpus: of a run, which is the number of its threads.
+        slots: the threads of a run, each of which has a CPU.
         gpus: of a run, or a fraction of one.
     """
 
-    def __init__(self, address: str, *, cpus: int, gpus: float = 0.0) -> None:
+    def __init__(self, address: str, slots: Slots, *, gpus: float = 0.0) -> None:
         self._ray = _connected(address)
         # A task that is lost with its node is started again by the study, which counts it.
-        self._task = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(run_here)
-        self._threads = cpus
+        self._task = self._ray.remote(num_cpus=slots.cpus, num_gpus=gpus, max_retries=0)(run_here)
+        self._threads = slots.threads
 
     def start(self, job: Job, slot: int) -> Running:
         del slot  # Ray chooses the machine

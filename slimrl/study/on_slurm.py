@@ -20,7 +20,7 @@ from pathlib import Path
 
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import PREEMPTED
-from slimrl.study.launcher import INTERRUPTIONS, Job, Room, Running
+from slimrl.study.launcher import INTERRUPTIONS, Job, Room, Running, Slots
 
 POLL_SECONDS = 5.0
 """Between two questions to the queue, which all users share."""
@@ -100,15 +100,15 @@ class SlurmLauncher:
 
     Args:
         partition: empty for the default one.
-        cpus: of a run, which is the number of its threads.
+        slots: the threads of a run, each of which has a CPU.
         gpus: of a run.
         options: further ones of sbatch, without dashes.
     """
 
-    def __init__(self, partition: str, *, cpus: int, gpus: int = 0, options: Mapping[str, str]) -> None:
-        self._options = [f"--cpus-per-task={cpus}", *_of(partition), *([f"--gpus={gpus}"] if gpus else [])]
+    def __init__(self, partition: str, slots: Slots, *, gpus: int = 0, options: Mapping[str, str]) -> None:
+        self._options = [f"--cpus-per-task={slots.cpus}", *_of(partition), *([f"--gpus={gpus}"] if gpus else [])]
         self._options += [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
-        self._threads, self._queue, self._accepted = cpus, _Queue(), False
+        self._threads, self._queue, self._accepted = slots.threads, _Queue(), False
 
     def start(self, job: Job, slot: int) -> Running:
         del slot  # SLURM chooses the machine

@@ -86,14 +86,25 @@ class Place:
             return room(self.target)
         return room_of_partition(self.target)
 
-    def slots(self, wanted: int, *, threads: int) -> Slots:
-        """`wanted` slots, or for 0 as many as the cluster has room for; `threads` of a run, or 0 for the number of its CPUs."""
-        if threads and self.cpus and threads != self.cpus:
+    def slots(self, wanted: int, *, threads: int, devices: int = 1) -> Slots:
+        """`wanted` slots, or for 0 as many as the cluster has room for; `threads` of each of the `devices` of a run, or 0 for the
+        number of its CPUs.
+        """
+        if (self.gpus > 1 or devices > 1) and self.gpus not in (0, devices):
             raise SettingsError(
-                f"cpus={self.cpus} in --on, but the study's runs have {threads} threads each, on which the last bits of their "
-                f"results depend; set cpus={threads}, or give the study another --name"
+                f"gpus={self.gpus:g} in --on, but the study's runs use devices={devices}; give both the same number"
             )
-        each, room = self.cpus or threads or 1, self.room()
+        if self.cpus % devices:
+            raise SettingsError(
+                f"cpus={self.cpus} in --on cannot be shared by devices={devices} of a run; set a multiple of it"
+            )
+        if threads and self.cpus and threads * devices != self.cpus:
+            each_has = f"{threads} threads each" if devices == 1 else f"{threads} threads on each of {devices} devices"
+            raise SettingsError(
+                f"cpus={self.cpus} in --on, but the study's runs have {each_has}, on which the last bits of their results "
+                f"depend; set cpus={threads * devices}, or give the study another --name"
+            )
+        each, room = self.cpus or (threads or 1) * devices, self.room()
         fitting = room.cpus // each
         if self.gpus:
             fitting = min(fitting, int(room.gpus / self.gpus + 1e-9))
@@ -104,16 +115,16 @@ class Place:
             )
         on_gpus = self.gpus or self._asks_otherwise
         share = min(1.0, self.gpus or 1.0) if on_gpus else each / room.cpus_of_a_node
-        return Slots(wanted or fitting, each, share)
+        return Slots(wanted or fitting, each // devices, share, devices=devices)
 
     def launcher(self, slots: Slots, lock: int) -> Launcher:
         """Starts jobs here; `lock` is the descriptor of the study's lock."""
         if self.kind == "ray":
             from slimrl.study.on_ray import RayLauncher
 
-            return RayLauncher(self.target, cpus=slots.threads, gpus=self.gpus)
+            return RayLauncher(self.target, slots, gpus=self.gpus)
         if self.kind == "slurm":
-            return SlurmLauncher(self.target, cpus=slots.threads, gpus=int(self.gpus), options=self.options)
+            return SlurmLauncher(self.target, slots, gpus=int(self.gpus), options=self.options)
         return LocalLauncher(slots, lock)
 
 

@@ -143,7 +143,7 @@ def plan_study(
         tokens=sum(arm.tokens for arm in arms),
         hours=sum(seconds[run.arm.name] for run in left) / chosen.count / 3600,
         place=str(place),
-        portion=place.portion(chosen.threads),
+        portion=place.portion(chosen.cpus),
         spread=spread,
         spread_from=spread_from,
         detectable=detectable_effect(study.seeds, spread, tested),

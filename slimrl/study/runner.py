@@ -93,7 +93,7 @@ def run_study(
         chosen = of_use(choose_slots(folder, expanded, slots, place), len(todo), place)
         display.say(
             f"{len(runs)} runs, {len(runs) - len(todo)} of them done; {chosen.count} at once {place} with "
-            f"{place.portion(chosen.threads)} each"
+            f"{place.portion(chosen.cpus)} each"
         )
         for note in study_notes([run.arm.config for run in todo]):
             display.say(note)
@@ -198,11 +198,12 @@ def choose_slots(folder: Path, expanded: Expanded, wanted: int, place: Place = H
     path = folder / "slots.json"
     began = read_json(path)
     threads = int(began.get("threads", 0)) or (0 if place.cpus else threads_asked_for())
+    devices = expanded.arm(expanded.reference).config.devices
     if place.kind == "local":
         gpus, gpu_bytes = _gpus(expanded)
-        slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes)
+        slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes, devices=devices)
     else:
-        slots = place.slots(wanted, threads=threads)
+        slots = place.slots(wanted, threads=threads, devices=devices)
     slots = replace(slots, memory_share=float(began.get("memory_share", slots.memory_share)))
     if keep and not began:
         write_text(path, as_json({"threads": slots.threads, "memory_share": slots.memory_share}))

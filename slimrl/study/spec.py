@@ -41,13 +41,12 @@ FIXED = {
     "task": "arms with different tasks have no measure in common; set it under settings",
     "max_tokens": "the budget is the study's; see budget",
     "memory_share": "the study shares out the device",
-    "devices": "each of its runs uses one device",
-    "parallel": "each of its runs uses one device",
+    "devices": "the runs of a study are alike in that; set it under settings",
 }
 """Settings that an arm may not change, and why."""
 FREE = {"task.answers"}
 """Settings within those that an arm may change all the same: they leave everything that is held out as it is."""
-SET_BY_THE_STUDY = {"seed", "name", "output", "max_tokens", "memory_share", "devices", "parallel"}
+SET_BY_THE_STUDY = {"seed", "name", "output", "max_tokens", "memory_share"}
 """Those of FIXED that may not be under settings either."""
 
 

@@ -275,6 +275,7 @@ def test_without_kl_no_remark_speaks_of_its_weight() -> None:
     ("base", "arm"),
     [
         ([], "rewards.workers=2"),
+        (["devices=2"], "parallel=fsdp"),
         (["environment.name=calculator"], "environment.workers=2"),
         (["task.name=code", "task.path=rows.jsonl"], "sandbox.workers=2"),
     ],

@@ -53,12 +53,15 @@ def test_what_is_no_place_is_refused(text: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("text", "room", "wanted", "threads", "slots"),
     [
+        ("slurm,gpus=2", Room(64, 8, 16), 0, 8, Slots(4, 8, 1.0, devices=2)),
+        ("ray,gpus=4,cpus=8", Room(64, 8, 16), 0, 0, Slots(2, 2, 1.0, devices=4)),
+        ("slurm,cpus=4", Room(16, 0, 8), 0, 2, Slots(4, 2, 0.5, devices=2)),
+        ("slurm", Room(16, 0, 8), 0, 0, Slots(8, 1, 0.25, devices=2)),
         ("slurm", Room(6, 0, 2), 0, 0, Slots(6, 1, 0.5)),
         ("slurm,cpus=2", Room(7, 0, 4), 0, 0, Slots(3, 2, 0.5)),
         ("slurm,cpus=2", Room(7, 0, 4), 20, 2, Slots(20, 2, 0.5)),
         ("ray", Room(6, 0, 2), 0, 2, Slots(3, 2, 1.0)),
         ("ray,gpus=0.25", Room(64, 4, 16), 0, 0, Slots(16, 1, 0.25)),
-        ("slurm,gpus=2", Room(64, 8, 16), 0, 8, Slots(4, 8, 1.0)),
         ("ray,gpus=0.2", Room(64, 1, 64), 0, 0, Slots(5, 1, 0.2)),
         ("ray,gpus=1,cpus=8", Room(16, 8, 8), 0, 0, Slots(2, 8, 1.0)),
         ("slurm,gres=gpu:a100:1,cpus=8", Room(256, 8, 128), 0, 0, Slots(32, 8, 1.0)),
@@ -68,7 +71,7 @@ def test_there_are_as_many_slots_as_runs_fit(
     text: str, room: Room, wanted: int, threads: int, slots: Slots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Place, "room", lambda _: room)
-    assert Place.read(text).slots(wanted, threads=threads) == slots
+    assert Place.read(text).slots(wanted, threads=threads, devices=slots.devices) == slots
 
 
 def test_a_run_that_fits_nowhere_or_has_other_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +84,15 @@ def test_a_run_that_fits_nowhere_or_has_other_threads_is_refused(monkeypatch: py
         Place.read("slurm,cpus=4").slots(0, threads=0)
     with pytest.raises(SettingsError, match="the study's runs have 1 threads each"):
         Place.read("slurm,cpus=2").slots(0, threads=1)
+    with pytest.raises(SettingsError, match=r"have 1 threads on each of 2 devices, .*; set cpus=2, or give"):
+        Place.read("slurm,cpus=4").slots(0, threads=1, devices=2)
+    with pytest.raises(SettingsError, match="cpus=3 in --on cannot be shared by devices=2 of a run; set a multiple"):
+        Place.read("slurm,cpus=3").slots(0, threads=0, devices=2)
+    for text, devices in (("ray,gpus=4", 1), ("slurm,gpus=1", 2), ("ray,gpus=0.5", 2)):
+        with pytest.raises(
+            SettingsError, match=f"but the study's runs use devices={devices}; give both the same number"
+        ):
+            Place.read(text).slots(0, threads=0, devices=devices)
 
 
 def test_here_runs_are_children() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import PREEMPTED
-from slimrl.study.launcher import Job, Room
+from slimrl.study.launcher import Job, Room, Slots
 from slimrl.study.on_ray import RayLauncher, room, run_here
 from tests.study.waiting import end_of
 
@@ -47,7 +47,7 @@ def test_without_ray_or_a_cluster_a_sentence_says_so() -> None:
 
 
 def test_a_run_ends_with_its_exit_code_and_says_its_words(tmp_path: Path, cluster: Any) -> None:
-    launcher = RayLauncher(cluster.address, cpus=1)
+    launcher = RayLauncher(cluster.address, Slots(1, 1, 1.0))
     assert room(cluster.address) == Room(3, 0, 2)
     work = job(tmp_path, "no_such_setting: 1")
     assert end_of(launcher.start(work, 0)) == 2
@@ -59,7 +59,7 @@ def test_a_run_ends_with_its_exit_code_and_says_its_words(tmp_path: Path, cluste
 
 def test_a_run_that_is_stopped_is_told(tmp_path: Path, cluster: Any) -> None:
     work = job(tmp_path, "steps: 100000", f"output: {tmp_path}", "name: long", "rollout: {problems: 2, group_size: 2}")
-    running = RayLauncher(cluster.address, cpus=1).start(work, 0)
+    running = RayLauncher(cluster.address, Slots(1, 1, 1.0)).start(work, 0)
     while not (tmp_path / "long" / "metrics.jsonl").exists():
         assert running.poll() is None
         time.sleep(0.1)
@@ -70,7 +70,7 @@ def test_a_run_that_is_stopped_is_told(tmp_path: Path, cluster: Any) -> None:
 def test_a_run_whose_node_dies_was_interrupted(tmp_path: Path, cluster: Any) -> None:
     node = cluster.add_node(num_cpus=4)
     work = job(tmp_path, "steps: 100000", f"output: {tmp_path}", "name: long", "rollout: {problems: 2, group_size: 2}")
-    running = RayLauncher(cluster.address, cpus=4).start(work, 0)
+    running = RayLauncher(cluster.address, Slots(1, 4, 1.0)).start(work, 0)
     while not (tmp_path / "long" / "metrics.jsonl").exists():
         assert running.poll() is None
         time.sleep(0.1)

@@ -15,7 +15,7 @@ import pytest
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import PREEMPTED
 from slimrl.study import on_slurm
-from slimrl.study.launcher import Job, Room, Running
+from slimrl.study.launcher import Job, Room, Running, Slots
 from slimrl.study.on_slurm import SlurmLauncher
 from tests.study.waiting import end_of, until
 
@@ -64,7 +64,7 @@ def job(folder: Path, first: str, later: str = "0") -> Job:
 
 
 def start(work: Job, **options: str) -> Running:
-    return SlurmLauncher("main", cpus=2, options=options).start(work, 0)
+    return SlurmLauncher("main", Slots(1, 2, 1.0), options=options).start(work, 0)
 
 
 def calls(folder: Path, command: str) -> list[str]:
@@ -201,7 +201,7 @@ def test_the_reason_of_a_job_that_waits_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("slurm")
 def test_a_limit_on_jobs_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher, refuse = SlurmLauncher("main", cpus=2, options={}), tmp_path / "slurm" / "refuse"
+    launcher, refuse = SlurmLauncher("main", Slots(1, 2, 1.0), options={}), tmp_path / "slurm" / "refuse"
     assert end_of(launcher.start(job(tmp_path, "0"), 0)) == 0
     refuse.write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
     sleeping = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: refuse.unlink(missing_ok=True))
@@ -232,7 +232,7 @@ def test_the_room_of_a_partition() -> None:
 @pytest.mark.usefixtures("slurm")
 def test_what_slurm_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="sbatch failed: sbatch: error: invalid partition specified: none"):
-        SlurmLauncher("none", cpus=1, options={}).start(job(tmp_path, "0"), 0)
+        SlurmLauncher("none", Slots(1, 1, 1.0), options={}).start(job(tmp_path, "0"), 0)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SettingsError, match="needs sinfo, which is not on this machine"):
         on_slurm.room("")

@@ -133,14 +133,9 @@ def test_an_equal_token_budget_reaches_every_arm(tmp_path: Path) -> None:
         ("arms: {a: steps=3}\nprimary: harder/sampled\n", ("evaluation.harder_problems=0",), "never measured"),
         ("arms: {a: steps=3}\n", ("seed=7",), "seed is not a setting of a study, since the study gives"),
         (
-            "arms: {a: steps=3}\n",
-            ("devices=2",),
-            "devices is not a setting of a study, since each of its runs uses one device",
-        ),
-        (
-            "arms: {a: parallel=fsdp}\n",
+            "arms: {a: devices=2}\n",
             (),
-            "arm a: parallel is not an arm's to change, since each of its runs uses one device",
+            "arm a: devices is not an arm's to change, since the runs of a study are alike in that",
         ),
         (
             "arms: {a: steps=3}\nsettings: {max_tokens: 5}\n",
