@@ -24,7 +24,7 @@ from slimrl.algorithm.batch import tensors_of
 from slimrl.algorithm.groups import Collected, DynamicSampling, collect_groups
 from slimrl.algorithm.metrics import Metrics, describe, is_finite, reasons
 from slimrl.config.schema import TrainConfig, seconds_of
-from slimrl.errors import DivergedError, SettingsError
+from slimrl.errors import DivergedError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.trace import TRACED_GROUPS
@@ -123,16 +123,7 @@ def open_screen(training: TrainSetup, screen: Screen) -> dict[str, list[str]]:
 
 
 def divide(training: TrainSetup, ranks: Ranks) -> TrainSetup:
-    """Let the other ranks prepare the run; returns the setup with an engine that all of them sample for.
-
-    Raises SettingsError for a reward that reads environments, most of which are in other processes then.
-    """
-    reading = [reward.name for reward in training.rewards if reward.reads_environments]
-    if ranks.size > 1 and training.setup.shown and reading:
-        raise SettingsError(
-            f"reward {reading[0]} reads environments, and of {ranks.size} processes each keeps those that it plays; train with "
-            "devices=1, or let it read turns and environment_score"
-        )
+    """Let the other ranks prepare the run; returns the setup with an engine that all of them sample for."""
     weights = {reward.name: reward.weight for reward in training.rewards}
     return replace(training, setup=begin(training.setup, ranks, weights))
 

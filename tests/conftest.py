@@ -10,6 +10,10 @@ from typing import NamedTuple
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the processes that tests start run this checkout, whichever is installed
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
+)
 if not os.environ.get("SLIMRL_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

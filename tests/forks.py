@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ class Fork:
     ) -> None:
         self._files = tempfile.TemporaryDirectory()
         self._told = (Path(self._files.name) / "out", Path(self._files.name) / "err")
+        for file in self._told:
+            file.touch()
         place = folder or Path.cwd()
-        self._process = FORKS.Process(target=_begin, args=(target, arguments, dict(variables), place, self._told))
+        self._process = FORKS.Process(
+            target=_begin, args=(target, arguments, {**os.environ, **variables}, place, self._told)
+        )
         self._process.start()
+        Finalize(self, self._process.kill, exitpriority=10)  # a test that fails leaves it; pytest would wait for it
 
     @property
     def pid(self) -> int:

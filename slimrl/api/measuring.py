@@ -15,7 +15,7 @@ from slimrl.config.files import build, for_verb, merge
 from slimrl.config.schema import EvalConfig
 from slimrl.config.task import EVERY_RATE
 from slimrl.errors import SettingsError
-from slimrl.machine.signals import NEVER, Stop
+from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.rewards import declared_bounds
 from slimrl.runs.reader import read_settings, read_state
 
@@ -187,8 +187,8 @@ def evaluation_of(model: str, config: EvalConfig, view: Viewer, stop: Stop = NEV
 def evaluations(
     model_or_run: str, configs: Mapping[str, EvalConfig], view: Viewer, stop: Stop = NEVER, *, whole: int = 0
 ) -> Iterator[tuple[str, Evaluation]]:
-    """The evaluation of each task, by its label, as soon as it is done; the model is loaded once. With `whole` of
-    training problems too, up to so many in all. Of several ranks this process is the leader, and the others follow it.
+    """The evaluation of each task, by its label, as soon as it is done; this process loads the model once. With `whole`
+    of training problems too, up to so many in all. Of several ranks it is the leader, and the others follow it.
 
     Raises Stopped where `stop` says so.
     """
@@ -203,7 +203,7 @@ def evaluations(
     for label, config in configs.items():
         setup = prepare_measuring(config, policy if config.model == known else None, stop)
         policy, known = setup.policy, config.model
-        with setup.scorer or nullcontext(), closing(setup):
+        with setup.grading, closing(setup.task.grader), closing(setup), setup.scorer or nullcontext():
             setup = begin(setup, ranks_here())
             if whole:
                 setup = replace(setup, held_out=(*setup.held_out, *setup.task.train)[:whole])
@@ -212,9 +212,10 @@ def evaluations(
                 view.note(note)
             try:
                 found = evaluate(setup, step=steps_taken(Path(model_or_run)) or 0, progress=view.evaluating)
+            except Stopped as stopped:
+                where = f" while {model_or_run} was measured on {label}, of which nothing is kept"
+                raise Stopped(stopped.cause, stopped.exit_code, where) from None
             finally:
                 view.stop()
-        setup.grading.shutdown()
-        setup.task.grader.close()
         del setup  # its buffers make room for those of the next task
         yield label, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from slimrl.config.rewards import is_programs
 from slimrl.config.schema import RootConfig
@@ -17,9 +18,17 @@ def demand_leader() -> None:
         )
 
 
-def demand_loadable(config: RootConfig) -> None:
-    """Raises SettingsError where the other processes cannot make the environment."""
-    if config.devices > 1 and is_programs(config.environment.name):
+def demand_processes(config: RootConfig) -> None:
+    """Raises SettingsError where the other processes that `devices` asks for cannot be joined, or cannot make the environment."""
+    if config.devices == 1:
+        return
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        raise SettingsError(
+            f"devices={config.devices} makes a process group of torch.distributed, and this program has one already; set "
+            "devices=1, or destroy it before"
+        )
+    if is_programs(config.environment.name):
         raise SettingsError(
             f"devices={config.devices}: other processes cannot load {config.environment.name}, a class of this program; "
             "set devices=1, or write the class into a file"

@@ -15,7 +15,7 @@ from slimrl.api import problems as rows
 from slimrl.api import rewards as scores
 from slimrl.api.finished import Result
 from slimrl.api.guest import guest, import_bars
-from slimrl.api.ranks import demand_leader, demand_loadable
+from slimrl.api.ranks import demand_leader, demand_processes
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import Place, Recipes, dotted, from_keywords, from_recipes
 from slimrl.config.files import build, merge
@@ -132,11 +132,11 @@ def _run(verb: Verb, request: Request, *, force: bool, quiet: bool) -> Result:
 def _carried_out(order: Order, request: Request, *, force: bool, quiet: bool) -> Result:
     config = order.config
     demand_leader()
+    demand_processes(config)
     with _filled(order), guest() as stop, offering({**request.rewards.functions, **request.environment.classes}):
         for spec in config.rewards.of_the_program if isinstance(config, TrainConfig) else ():
             load_function(spec)  # refused here, before a model is loaded
         if is_programs(config.environment.name):
-            demand_loadable(config)
             load_function(config.environment.name, setting="environment.name")
         screen = open_screen(config, quiet=quiet)
         for note in request.rewards.notes:

@@ -19,7 +19,7 @@ from slimrl.api.finished import Change
 from slimrl.api.guest import guest
 from slimrl.api.measuring import evaluation_of, measuring_settings
 from slimrl.api.models import Model, placed
-from slimrl.api.ranks import demand_leader, demand_loadable
+from slimrl.api.ranks import demand_leader, demand_processes
 from slimrl.api.screen import open_screen
 from slimrl.api.settings import from_keywords
 from slimrl.api.stored import read_outputs
@@ -104,9 +104,8 @@ def _evaluation(
         screen = open_screen(config, quiet=quiet)
         for note in rewards.notes:
             screen.note(note)
-        found = _on_devices(
-            config, stop, partial(evaluation_of, model, config, screen, stop, whole=limit or ALL if whole else 0)
-        )
+        most = (limit or ALL) if whole else 0
+        found = _on_devices(config, stop, partial(evaluation_of, model, config, screen, stop, whole=most))
         screen.evaluation(found)
         return found
 
@@ -116,10 +115,10 @@ def _on_devices(config: EvalConfig, stop: Stop, measure: Callable[[], Evaluation
     if config.devices == 1:  # also in a program that torchrun started, whose ranks measure each for itself
         return measure()
     demand_leader()
-    demand_loadable(config)
+    demand_processes(config)
     from slimrl.parallel.team import measured_together  # imports torch
 
-    found = measured_together(config, stop, measure)
+    found = measured_together([config], stop, measure)
     assert found is not None  # this process leads
     return found
 

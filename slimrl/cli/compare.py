@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,11 +45,6 @@ class Measurement:
     path: str
     configs: Mapping[str, EvalConfig]
     """By task."""
-
-    @property
-    def config(self) -> EvalConfig:
-        """The settings for the first task."""
-        return next(iter(self.configs.values()))
 
 
 @click.command(short_help="Paired differences of runs, models or stored outputs.")
@@ -144,23 +140,26 @@ def _measured(found: Mapping[str, Outputs | Measurement], quiet: bool) -> dict[s
     from slimrl.api.comparing import Outputs
 
     waiting = {name: one for name, one in found.items() if isinstance(one, Measurement)}
-    known = {name: one for name, one in found.items() if isinstance(one, Outputs)}
+    stored = {name: one for name, one in found.items() if isinstance(one, Outputs)}
     if not waiting:
-        return known
+        leads = int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
+        return stored if leads else None
     stop = Stop()
     with stop.on_signals():
-        display = open_display(first := next(iter(waiting.values())).config, quiet=quiet)
+        configs = [config for one in waiting.values() for config in one.configs.values()]
+        display = open_display(configs[0], quiet=quiet)
         from slimrl.api.measuring import evaluations
         from slimrl.parallel.team import measured_together
 
         def measure() -> dict[str, Outputs]:
+            measured = {}
             for name, one in waiting.items():
                 tasks = evaluations(one.path, one.configs, display, stop)
                 splits = {(task, split): rows for task, whole in tasks for split, rows in whole.splits.items()}
-                known[name] = Outputs(name, splits)
-            return known
+                measured[name] = Outputs(name, splits)
+            return stored | measured
 
-        return measured_together(first, stop, measure)
+        return measured_together(configs, stop, measure)
 
 
 def _table(parts: Parts) -> dict[str, Any]:

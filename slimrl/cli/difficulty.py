@@ -64,7 +64,7 @@ def difficulty(
 
         measure = partial(_measured, target.dated(config), target, display, stop, (split, samples, limit))
         with stopping(display):
-            rates = measured_together(config, stop, measure)
+            rates = measured_together([config], stop, measure)
         if rates is None:  # the rank that leads has them
             return
         found = summary(rates)

@@ -71,14 +71,14 @@ def evaluate(
     target = writable(file) if file else None
     stop = Stop()
     with stop.on_signals():
-        display = open_display(first := next(iter(configs.values())), quiet=quiet)
+        display = open_display(next(iter(configs.values())), quiet=quiet)
         from slimrl.display.measures import show_tasks
         from slimrl.parallel.team import measured_together
         from slimrl.runs.directory import steps_taken
         from slimrl.runs.files import write_jsonl
 
-        steps = steps_taken(Path(model_or_run))
-        found = measured_together(first, stop, partial(_measured, model_or_run, configs, display, stop))
+        measure = partial(_measured, model_or_run, configs, display, stop)
+        found = measured_together([*configs.values()], stop, measure)
     if found is None:  # the rank that leads has the results
         return
     measured = {task: one.measures() for task, one in found.items()}
@@ -88,7 +88,7 @@ def evaluate(
         write_jsonl(target, [{"task": task, **row} for task, one in found.items() for row in one.table()])
     if as_json:
         by_task = {"tasks": measured} if len(measured) > 1 else next(iter(measured.values()))
-        print_json({"model": model_or_run, "step": steps, **by_task})
+        print_json({"model": model_or_run, "step": steps_taken(Path(model_or_run)), **by_task})
 
 
 def _measured(
@@ -277,10 +277,10 @@ def doctor(settings: Sequence[str], fleet: str | None, as_json: bool) -> None:
     from slimrl.preflight.doctor import examine
     from slimrl.preflight.forms import compare_forms, form_advice
     from slimrl.preflight.setup import prepare_training
-    from slimrl.runs.remote import demand_storage
+    from slimrl.runs.remote import demand_place
 
     if config.upload:
-        demand_storage(config.upload)
+        demand_place(config.upload)
 
     training = prepare_training(config, say=display.note)
     with closing(training):

@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from slimrl.config.schema import EvalConfig, RootConfig, SftRunConfig, TrainConfig
+from slimrl.errors import SettingsError
 from slimrl.learner.divided import divides
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
@@ -37,18 +38,29 @@ def leading(ranks: Ranks) -> Iterator[None]:
 def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float] = NONE) -> Setup[Config]:
     """Let the others prepare the same run or measurement; returns the setup with an engine that all ranks sample for.
 
-    Raises the error of a rank that cannot prepare it.
+    Raises the error of a rank that cannot prepare it, and SettingsError as `demand_turns` does.
     """
     if not isinstance(setup.config, EvalConfig):
         setup = replace(setup, notes=(*setup.notes, *division_notes(setup.config, setup.policy, ranks)))
+        divides(setup.config, setup.policy, ranks)  # raises before there is a run where layers cannot be divided
     if ranks.size == 1:
         return setup
-    divides(setup.config, setup.policy, ranks)  # raises before there is a run where layers cannot be divided
+    demand_turns(setup, ranks)
     files = environment_digest(setup.config.environment)
     ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights), files))
     with ranks.together():
         pass  # until they have
     return replace(setup, engine=DividedSampler(setup.engine, ranks))
+
+
+def demand_turns(setup: Setup[Config], ranks: Ranks) -> None:
+    """Raises SettingsError for a reward that reads environments, most of which are in other processes."""
+    reading = [reward.name for reward in setup.rewards if reward.reads_environments]
+    if setup.shown and reading:
+        raise SettingsError(
+            f"reward {reading[0]} reads environments, and of {ranks.size} processes each keeps those that it plays; set "
+            "devices=1, or let it read turns and environment_score"
+        )
 
 
 def division_notes(config: RootConfig, policy: Policy, ranks: Ranks) -> list[str]:

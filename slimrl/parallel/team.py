@@ -7,19 +7,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
 
-from slimrl.config.schema import RootConfig
+from slimrl.config.schema import EvalConfig, RootConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import Stop
 from slimrl.machine.threads import cores
 from slimrl.parallel.follow import follow
-from slimrl.parallel.lead import leading
 from slimrl.parallel.lookout import meeting
+from slimrl.parallel.orders import End
 
 T = TypeVar("T")
 
@@ -53,18 +53,36 @@ def team(config: RootConfig, stop: Stop) -> Iterator[Ranks]:
         yield ranks
 
 
-def measured_together(config: RootConfig, stop: Stop, measure: Callable[[], T]) -> T | None:
+def measured_together(configs: Sequence[EvalConfig], stop: Stop, measure: Callable[[], T]) -> T | None:
     """The result of `measure`, called by the process that leads; None in any other, once it has done what the leader told it.
 
-    Raises what `team` and `measure` raise.
+    `configs` are the settings of all that is measured. Raises SettingsError where they differ in their devices, and what `team`
+    and `measure` raise.
     """
-    with team(config, stop) as ranks:
+    with team(_common(configs), stop) as ranks:
         if ranks.leads:
-            with leading(ranks):
-                return measure()
+            found = measure()
+            with suppress(RankLostError):  # nothing more is wanted of the others
+                ranks.tell(End())
+            return found
         stop.defer()
         follow(ranks, stop)
         return None
+
+
+def _common(configs: Sequence[EvalConfig]) -> EvalConfig:
+    """The settings of a team that measures with each of these."""
+    first = configs[0]
+    for config in configs:
+        for key, ours, theirs in (
+            ("devices", first.devices, config.devices),
+            ("model.device", first.model.device, config.model.device),
+        ):
+            if ours != theirs:
+                raise SettingsError(
+                    f"{key}={ours} and {key}={theirs} are set for what is measured in one command; give all of it one value"
+                )
+    return first.model_copy(update={"device_deadline": max(map(patience, configs))})
 
 
 def patience(config: RootConfig) -> float:

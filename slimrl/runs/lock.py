@@ -6,12 +6,23 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from slimrl.errors import SettingsError
 
 POLL_SECONDS = 0.2
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A block that one process of this machine at a time is in, of those that name this folder; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Lock:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 from slimrl.config.places import address_problem, is_address
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.runs.files import files_within, write_bytes
+from slimrl.runs.lock import alone_in
 from slimrl.runs.reader import ENDED, read_status
 from slimrl.text import counted, without_secrets
 
@@ -150,27 +151,14 @@ def _stays_within(name: str) -> bool:
     return "\0" not in name and ".." not in (path := PurePosixPath(name)).parts and str(path) == name
 
 
-def demand_place(run: Path, address: str) -> None:
-    """Raises SettingsError where a run could not be copied to an address: it cannot be written, or holds something else."""
+def demand_place(address: str, run: Path | None = None) -> None:
+    """Raises SettingsError where nothing can be copied to an address, or not this run, since it holds something else."""
     remote = Remote.open(address)
-    with _demanded():
-        if not _is_there(run, remote):
-            _demand_free(run, remote)
-            remote.try_out()
-
-
-def demand_storage(address: str) -> None:
-    """Raises SettingsError where an address cannot be written."""
-    remote = Remote.open(address)
-    with _demanded():
-        remote.try_out()
-
-
-@contextmanager
-def _demanded() -> Iterator[None]:
-    """What goes wrong in the block is the fault of the setting `upload`."""
     try:
-        yield
+        if run is None or not _is_there(run, remote):
+            if run is not None:
+                _demand_free(run, remote)
+            remote.try_out()
     except RemoteError as error:
         raise SettingsError(
             f"upload: {error}; check the address, the network and the credentials in the environment"
@@ -299,7 +287,8 @@ def _reading(place: str) -> Iterator[tuple[Remote, Mapping[str, Info]]]:
             raise SettingsError(
                 f"{place}: nothing is there; check the address, and that a run has ended and was copied"
             )
-        yield remote, files
+        with alone_in(_cache()):  # what another process fetches just now is no remainder of one that was killed
+            yield remote, files
     except RemoteError as error:
         raise DataError(f"{error}; check the address, the network and the credentials in the environment") from None
 
@@ -318,10 +307,14 @@ def _ended(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
 
 def _cached(remote: Remote) -> Path:
     """The folder in the user's cache that stands for one on object storage."""
+    return _cache() / remote.address.partition("://")[0] / remote.root.strip("/")
+
+
+def _cache() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl"
     # the mode that kernels/native.py demands of it, since compiled code lies there too
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return cache / "remote" / remote.address.partition("://")[0] / remote.root.strip("/")
+    return cache / "remote"
 
 
 def _fetch(

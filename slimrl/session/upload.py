@@ -32,7 +32,7 @@ def uploaded(found: RunLookup[Any], screen: Screen, stop: Stop) -> Iterator[None
         return
     address = address_below(found.wanted.upload, found.path.name)
     if found.status != "finished":  # a finished one has nothing to lose, and is told where it lies
-        demand_place(found.path, address)
+        demand_place(address, found.path)
     try:
         yield
     except DivergedError:  # which the user is told, whatever becomes of the copy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import pytest
 
 import slimrl as api
 from slimrl.api.measuring import measuring_settings
+from slimrl.config.schema import EvalConfig
+from slimrl.machine.ranks import RankLostError, Ranks
+from slimrl.machine.signals import Stop
+from slimrl.parallel import team
 from slimrl.parallel.sampler import DividedSampler
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
@@ -83,6 +88,75 @@ def test_python_evaluates_on_two_devices(tiny_folder: Path, sums: Path, shares) 
     one, two = (api.evaluate(tiny_folder, sums, devices=count, **small) for count in (1, 2))
     assert one.table() == two.table()
     assert shares == [(6, 12)]
+
+
+def test_a_result_is_kept_though_the_others_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told that nothing is left to do when all is graded."""
+
+    class Left(Ranks):
+        def tell(self, message: object) -> None:
+            raise RankLostError(f"nobody heard {message}")
+
+    monkeypatch.setattr(team, "team", lambda _config, _stop: nullcontext(Left(size=2)))
+    assert team.measured_together([EvalConfig()], Stop(), lambda: "measured") == "measured"
+
+
+def test_what_is_measured_together_has_the_same_devices(slimrl, sums: Path) -> None:
+    (sums.parent / "more.yaml").write_text("devices: 2\ntask: {name: jsonl, test_path: sums.jsonl}\n")
+    found = slimrl("eval", "builtin", *SMALL, "--task", "arithmetic", "--task", "more.yaml")
+    assert (found.code, found.err.splitlines()[-1]) == (
+        2, "error: devices=1 and devices=2 are set for what is measured in one command; give all of it one value"
+    )  # fmt: skip
+
+
+def test_ranks_that_do_not_lead_say_nothing_of_stored_outputs(
+    slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"split": "test", "id": "a/1", "mode": "sampled", "sample": 0, "strict": True, "lenient": True}
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    leader = slimrl("compare", "a.jsonl", "b.jsonl", "--json")
+    assert json.loads(leader.out)["models"] == ["a.jsonl", "b.jsonl"], leader.err
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert slimrl("compare", "a.jsonl", "b.jsonl", "--json") == (0, "", "")
+
+
+READS = '''
+class Echo:
+    def reset(self, **columns):
+        return None
+
+    def say(self, text: str) -> str:
+        """Say it.
+
+        Args:
+            text: what to say
+        """
+        return text
+
+
+def turns(environments, **_):
+    return [1.0 for _ in environments]
+'''
+
+
+def test_a_reward_that_reads_environments_is_not_measured_on_two_devices(slimrl, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(READS)
+    command = (
+        "eval",
+        "builtin",
+        *SMALL,
+        "environment.name=mine.py:Echo",
+        "rewards.custom.mine.py:turns=1",
+        "environment.workers=0",
+    )
+    assert slimrl(*command).code == 0
+    found = slimrl(*command, "devices=2")
+    assert found.code == 2
+    assert (
+        "reward turns reads environments, and of 2 processes each keeps those that it plays; set devices=1" in found.err
+    )
 
 
 def test_a_run_is_measured_on_one_device_wherever_it_was_trained(tmp_path: Path) -> None:
