@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from slimrl.config.files import load_config
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import EvalConfig, TrainConfig
 from slimrl.environments.episodes import Play
 from slimrl.errors import SettingsError
 from slimrl.machine.ranks import Ranks
 from slimrl.parallel.follow import demand_same_environment
+from slimrl.parallel.lead import begin
 from slimrl.parallel.orders import Begin
 from slimrl.parallel.team import patience
 from slimrl.preflight.environment import dealt, environment_digest, portable
 from slimrl.records import Plan, Played
 from slimrl.rewards.reward import Reward
 from slimrl.rollout import Request
-from slimrl.train import divide
 from tests.environments.test_episodes import ids, play, user
 from tests.parallel.test_ranks import run
 
@@ -95,6 +95,6 @@ def test_rewards_that_read_environments_are_refused() -> None:
     def mine(completions: list[str], environments: list[object]) -> list[float]:
         return [float(len(environments)) for _ in completions]
 
-    training: Any = SimpleNamespace(rewards=[Reward("mine", mine, 1.0, None, None)], setup=SimpleNamespace(shown=True))
+    setup: Any = SimpleNamespace(rewards=[Reward("mine", mine, 1.0, None, None)], shown=True, config=EvalConfig())
     with pytest.raises(SettingsError, match=r"reward mine reads environments, and of 2 processes each keeps those"):
-        divide(training, Ranks(0, 2))
+        begin(setup, Ranks(0, 2))

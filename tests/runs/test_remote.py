@@ -81,7 +81,7 @@ COPIED = {
 
 def test_a_run_is_copied_listed_and_read(tmp_path: Path, place: str) -> None:
     run = make_run(tmp_path / "a")
-    demand_place(tmp_path / "a", f"{place}/a")
+    demand_place(f"{place}/a", tmp_path / "a")
     assert copy_run(run, f"{place}/a", nothing) == len(COPIED)
     assert {*Remote.open(f"{place}/a").files()} == COPIED  # neither lock nor what was tried out
     folder = local_runs(place)
@@ -114,24 +114,27 @@ def test_what_was_fetched_is_not_fetched_again(tmp_path: Path, place: str) -> No
 def test_a_second_copy_copies_nothing(tmp_path: Path, place: str) -> None:
     run = make_run(tmp_path / "a")
     assert copy_run(run, f"{place}/a", nothing)
-    demand_place(run, f"{place}/a")
+    demand_place(f"{place}/a", run)
     assert copy_run(run, f"{place}/a", nothing) == 0
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path, place: str) -> None:
     copy_run(make_run(tmp_path / "a"), f"{place}/a", nothing)
     other = make_run(tmp_path / "b", after=0.25)
-    for refused in (demand_place, lambda run, address: copy_run(run, address, nothing)):
+    for refused in (
+        lambda run, address: demand_place(address, run),
+        lambda run, address: copy_run(run, address, nothing),
+    ):
         with pytest.raises(SettingsError, match="holds another run already"):
             refused(other, f"{place}/a")
     with pytest.raises(SettingsError, match="holds another run already"):
-        demand_place(tmp_path / "new", f"{place}/a")
+        demand_place(f"{place}/a", tmp_path / "new")
 
 
 def test_files_of_something_else_are_refused(tmp_path: Path, place: str) -> None:
     Remote.open(f"{place}/a").write("thesis.tex", b"x")
     with pytest.raises(SettingsError, match=r"holds files that are not of this run \(thesis\.tex for one\)"):
-        demand_place(tmp_path / "a", f"{place}/a")
+        demand_place(f"{place}/a", tmp_path / "a")
 
 
 def test_a_diverged_run_is_copied_without_checkpoints_and_with_no_page_from_before(tmp_path: Path, place: str) -> None:
@@ -271,7 +274,7 @@ def test_a_missing_package_is_named(address: str, way: str, monkeypatch: pytest.
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"^upload: file://.* cannot be (read|written) \(.*\); check the address"):
-        demand_place(tmp_path / "a", f"file://{tmp_path}/file/runs/a")
+        demand_place(f"file://{tmp_path}/file/runs/a", tmp_path / "a")
 
 
 def test_a_reader_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
