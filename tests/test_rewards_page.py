@@ -13,7 +13,7 @@ from slimrl.config.judge import JudgeReward
 from slimrl.config.mistakes import known_keys
 from slimrl.config.rewards import RewardsConfig, Weight
 from slimrl.config.schema import TrainConfig
-from slimrl.records import Answer, Completion, Group, Problem
+from slimrl.records import Answer, Completion, Group, Played, Problem
 from slimrl.rewards import JUDGED, TRIED, load_rewards
 from slimrl.rewards.calls import TrainerState, arguments
 from slimrl.rewards.gold import check_gold
@@ -88,16 +88,17 @@ def test_the_signature_of_the_page_is_called(tmp_path: Path) -> None:
 
 
 def test_the_columns_of_the_page_are_passed() -> None:
-    """All of the table, and of a row without an answer neither it nor a solution."""
+    """All of the table where an environment has played, and of a row without an answer neither it nor a solution."""
     table = PAGE.partition("| column | item |")[2].partition("\n\n")[0]
     named = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
     reward = load_rewards(RewardsConfig(format=1), TASK, max_new_tokens=8, output=Path())[0]
     done = [Completion((1,), (1, 2), (0.0,) * 2, "stop")]
-    full, bare = (
-        {*arguments(reward, Sampled(problem, done, ["#### 18"], step=0, strict=True), TASK)}
-        for problem in (PROBLEM, Problem("p/2", "Say something.", ""))
+    played, full, bare = (
+        {*arguments(reward, Sampled(problem, done, ["#### 18"], step=0, strict=True, played=told), TASK)}
+        for problem, told in ((PROBLEM, [Played()]), (PROBLEM, []), (Problem("p/2", "Say something.", ""), []))
     )
-    assert full == named
+    assert played == named
+    assert played - full == {"turns", "turn_rewards", "environment_score"}
     assert full - bare == {"answer", "solution"}
     several = Problem("p/3", "Which?", Answer("18", ("eighteen",)))
     sampled = Sampled(several, done, ["#### 18"], step=0, strict=True)
