@@ -15,7 +15,7 @@ from slimrl.machine.threads import settle_threads
 from slimrl.records import Played, Turns
 
 IDLE = ("devices", "device_deadline", "evaluation", "rewards", "rollout.engine")
-"""Settings, and sections of them, that other measurements read: one question is answered by one process with the own sampler."""
+"""Settings, and sections of them, that other measurements read: one process, with SlimRL's own sampler, answers a question."""
 
 
 def refuse_idle(keys: Iterable[str]) -> None:

@@ -311,6 +311,7 @@ def _cached(remote: Remote) -> Path:
 
 
 def _cache() -> Path:
+    """The folder in the user's cache that holds all of these."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slimrl"
     # the mode that kernels/native.py demands of it, since compiled code lies there too
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
