@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TypeVar
+from itertools import accumulate, groupby
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,26 +132,59 @@ def tensors_of(rows: Rows) -> dict[str, Tensor]:
     return {field.name: getattr(rows, field.name) for field in fields(rows)}
 
 
-def microbatches(lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max_tokens: int) -> list[Tensor]:
-    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least).
+class _Row(NamedTuple):
+    """A row on the way into a micro-batch."""
+
+    index: int
+    alone: int
+    """Its tokens as the first of a micro-batch."""
+    behind: int
+    """Its tokens behind the row before it, whose prompt it may share."""
+
+
+def microbatches(
+    lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max_tokens: int, ranks: int = 1
+) -> list[Tensor]:
+    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least). For several `ranks` they are nearly equal, and
+    their number is a multiple of that of the ranks where there are rows for that.
 
     Rows of a group share their prompt, so they stay together and its tokens count once. Groups of long rows come first,
     so that a memory shortage shows at once.
     """
-    sizes, prompts, group_of = lengths.tolist(), prompt_lengths.tolist(), groups.tolist()
-    longest: dict[int, int] = {}
-    for group, size in zip(group_of, sizes, strict=True):
-        longest[group] = max(longest.get(group, 0), size)
-    parts: list[list[int]] = []
-    tokens, last = 0, None
-    for row in sorted(range(len(sizes)), key=lambda row: (-longest[group_of[row]], group_of[row], -sizes[row])):
-        more = sizes[row] - (prompts[row] if group_of[row] == last else 0)
-        if not parts or tokens + more > max_tokens:
+    rows = _in_order(lengths.tolist(), prompt_lengths.tolist(), groups.tolist())
+    parts: list[list[_Row]] = []
+    tokens = 0
+    for row in rows:
+        if not parts or tokens + row.behind > max_tokens:
             parts.append([])
-            tokens, more = 0, sizes[row]
+            tokens = row.alone - row.behind
         parts[-1].append(row)
-        tokens, last = tokens + more, group_of[row]
-    return [torch.tensor(part) for part in parts]
+        tokens += row.behind
+    if ranks > 1:
+        parts = _equal_parts(rows, -(-len(parts) // ranks) * ranks, max_tokens, ranks)
+    return [torch.tensor([row.index for row in part]) for part in parts]
+
+
+def _in_order(sizes: Sequence[int], prompts: Sequence[int], groups: Sequence[int]) -> list[_Row]:
+    longest: dict[int, int] = {}
+    for group, size in zip(groups, sizes, strict=True):
+        longest[group] = max(longest.get(group, 0), size)
+    order = sorted(range(len(sizes)), key=lambda row: (-longest[groups[row]], groups[row], -sizes[row]))
+    first = [place == 0 or groups[row] != groups[order[place - 1]] for place, row in enumerate(order)]
+    return [
+        _Row(row, sizes[row], sizes[row] - (0 if new else prompts[row])) for row, new in zip(order, first, strict=True)
+    ]
+
+
+def _equal_parts(rows: Sequence[_Row], count: int, max_tokens: int, step: int) -> list[list[_Row]]:
+    """The rows, on one axis of tokens, in `count` parts of equal length, or in `step` more until all fit `max_tokens`."""
+    ends = [*accumulate(row.behind for row in rows)]
+    for number in range(count, sum(ends[-1:]) + step, step):
+        places = [int((end - row.behind / 2) * number / ends[-1]) for end, row in zip(ends, rows, strict=True)]
+        parts = [[row for _, row in part] for _, part in groupby(zip(places, rows, strict=True), key=itemgetter(0))]
+        if all(len(part) == 1 or part[0].alone + sum(row.behind for row in part[1:]) <= max_tokens for part in parts):
+            return parts
+    return [[row] for row in rows]
 
 
 def balanced(costs: Sequence[float], count: int) -> list[list[int]]:

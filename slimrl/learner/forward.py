@@ -86,21 +86,15 @@ class Microbatcher:
         self.profiler, self.stop, self.progress = profiler, stop, progress
 
     def split(self, rows: Rows, chosen: Tensor) -> list[Tensor]:
-        """The chosen rows [n] in parts that fit the plan, and enough of them for every rank."""
+        """The chosen rows [n] in parts that fit the plan, and as many for every rank."""
         parts = microbatches(
             rows.lengths[chosen],
             rows.prompt_lengths[chosen],
             rows.groups[chosen],
-            max_tokens=self._most_tokens(rows, chosen),
+            max_tokens=self.plan.microbatch_tokens,
+            ranks=1 if self.fixed_split else self.ranks.size,
         )
         return [chosen[part] for part in parts]
-
-    def _most_tokens(self, rows: Rows, chosen: Tensor) -> int:
-        """Packed tokens of a micro-batch: those of the plan, or a rank's share if that is less."""
-        most = self.plan.microbatch_tokens
-        if self.ranks.size == 1 or self.fixed_split or not len(chosen):
-            return most
-        return min(most, -(-packed_tokens(take(rows, chosen)) // self.ranks.size))
 
     def own(self, rows: Rows, parts: Sequence[Tensor]) -> list[Tensor]:
         """Of the parts of a split those that this rank computes, so that all have about the same number of tokens."""

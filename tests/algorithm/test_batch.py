@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimrl.algorithm.batch import at_tokens, make_rows, microbatches, minibatches, take
+from slimrl.algorithm.batch import at_tokens, balanced, make_rows, microbatches, minibatches, take
 from slimrl.records import Completion, Group, Problem, Rollout, Rows
 
 PROBLEM = Problem("p", "?", "1")
@@ -59,27 +60,61 @@ def test_take_trims_padding() -> None:
     assert part.inputs.tolist() == [[5, 2, 0], [5, 6, 7]]
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 20), st.lists(st.integers(0, 30), min_size=1, max_size=6)), min_size=1, max_size=9
-    ),
-    st.integers(1, 200),
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 20), st.lists(st.integers(0, 30), min_size=1, max_size=6)), min_size=1, max_size=9
 )
+"""Groups of (prompt, completions): a prompt costs its tokens once for the rows of its group in a micro-batch."""
+
+
+class Layout:
+    """The rows of groups, and what a micro-batch of them costs."""
+
+    def __init__(self, shapes: list[tuple[int, list[int]]]) -> None:
+        self.rows = [(group, prompt, prompt + size) for group, (prompt, sizes) in enumerate(shapes) for size in sizes]
+        self.groups, self.prompts, self.lengths = (torch.tensor(column) for column in zip(*self.rows, strict=True))
+
+    def parts(self, budget: int, ranks: int = 1) -> list[list[int]]:
+        found = microbatches(self.lengths, self.prompts, self.groups, max_tokens=budget, ranks=ranks)
+        return [part.tolist() for part in found]
+
+    def tokens(self, part: list[int]) -> int:
+        shared = {self.rows[i][0]: self.rows[i][1] for i in part}
+        return sum(shared.values()) + sum(self.rows[i][2] - self.rows[i][1] for i in part)
+
+
+@given(SHAPES, st.integers(1, 200))
 def test_microbatches_cover_every_row_once_within_the_budget(shapes: list[tuple[int, list[int]]], budget: int) -> None:
-    """Groups of (prompt, completions): a prompt costs its tokens once for the rows of its group in a micro-batch."""
-    rows = [(group, prompt, prompt + size) for group, (prompt, sizes) in enumerate(shapes) for size in sizes]
-    groups, prompts, lengths = (torch.tensor(column) for column in zip(*rows, strict=True))
-    parts = [part.tolist() for part in microbatches(lengths, prompts, groups, max_tokens=budget)]
-    assert sorted(i for part in parts for i in part) == list(range(len(rows)))
-
-    def tokens(part: list[int]) -> int:
-        shared = {rows[i][0]: rows[i][1] for i in part}
-        return sum(shared.values()) + sum(rows[i][2] - rows[i][1] for i in part)
-
+    layout = Layout(shapes)
+    parts = layout.parts(budget)
+    assert sorted(i for part in parts for i in part) == list(range(len(layout.rows)))
     for part, following in zip(parts, [*parts[1:], None], strict=True):
-        assert len(part) == 1 or tokens(part) <= budget
-        assert following is None or tokens([*part, following[0]]) > budget
-    assert max(lengths) in [lengths[i] for i in parts[0]]
+        assert len(part) == 1 or layout.tokens(part) <= budget
+        assert following is None or layout.tokens([*part, following[0]]) > budget
+    assert max(layout.lengths) in [layout.lengths[i] for i in parts[0]]
+
+
+@given(SHAPES, st.integers(1, 200), st.integers(2, 5))
+def test_several_ranks_have_nearly_equal_microbatches(
+    shapes: list[tuple[int, list[int]]], budget: int, ranks: int
+) -> None:
+    layout = Layout(shapes)
+    parts, longest = layout.parts(budget, ranks), int(layout.lengths.max())
+    tokens = [layout.tokens(part) for part in parts]
+    assert [i for part in parts for i in part] == [i for part in layout.parts(10**9) for i in part]
+    assert all(len(part) == 1 or layout.tokens(part) <= budget for part in parts)
+    if len(parts) > 1:
+        assert max(tokens) - min(tokens[:-1]) <= 2 * longest
+
+
+@pytest.mark.parametrize(("budget", "count"), [(10_000, 2), (1_800, 2), (1_220, 4), (700, 6)])
+def test_ranks_have_as_many_microbatches_and_as_much_work(budget: int, count: int) -> None:
+    """16 groups of 8 as they are on real tasks. Three parts of two ranks would leave one idle for a quarter of the time."""
+    layout = Layout([(50 + group % 7, [12 + (group * 5 + row * 3) % 17 for row in range(8)]) for group in range(16)])
+    parts = layout.parts(budget, ranks=2)
+    tokens = [layout.tokens(part) for part in parts]
+    loads = [sum(tokens[i] for i in part) for part in balanced(tokens, 2)]
+    assert len(parts) == count
+    assert max(loads) / min(loads) < 1.04
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(1, 6))

@@ -142,7 +142,7 @@ def learner_of(config: TrainConfig, ranks: Ranks) -> Learner:
 
 def failing(ranks: Ranks) -> dict[str, Any]:
     """What the last rank raises in a pass, all raise: an update is dropped, or the step is stopped, and the next is taken."""
-    config = fully_sharded(optimizer={"minibatches": 2, "microbatch_tokens": 40}, algorithm={"kl_coef": 0.0})
+    config = fully_sharded(optimizer={"minibatches": 2, "microbatch_tokens": 20}, algorithm={"kl_coef": 0.0})
     learner = learner_of(config, ranks)
     before, groups = weights_of(learner.policy), groups_of(tiny_policy(), config)
     found: dict[str, Any] = {}
