@@ -135,7 +135,7 @@ def tensors_of(rows: Rows) -> dict[str, Tensor]:
 class _Row(NamedTuple):
     """A row on the way into a micro-batch."""
 
-    index: int
+    number: int
     alone: int
     """Its tokens as the first of a micro-batch."""
     behind: int
@@ -162,7 +162,7 @@ def microbatches(
         tokens += row.behind
     if ranks > 1:
         parts = _equal_parts(rows, -(-len(parts) // ranks) * ranks, max_tokens, ranks)
-    return [torch.tensor([row.index for row in part]) for part in parts]
+    return [torch.tensor([row.number for row in part]) for part in parts]
 
 
 def _in_order(sizes: Sequence[int], prompts: Sequence[int], groups: Sequence[int]) -> list[_Row]:

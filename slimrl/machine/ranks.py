@@ -55,7 +55,7 @@ class RanOutElsewhereError(MemoryError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run. Every method but `tell` is called by all of them, in the same order.
+    """This process among those of its run. Every method but `tell` and `check` is called by all of them, in the same order.
 
     Raises RankLostError where one of them has gone.
     """
@@ -64,6 +64,8 @@ class Ranks:
     size: int = 1
     local_size: int = 1
     """Those on this host."""
+    check: Callable[[], None] = lambda: None
+    """Raises RankLostError where a rank that this process started has ended."""
 
     @property
     def leads(self) -> bool:
@@ -125,7 +127,9 @@ class Ranks:
             for work, flat, bucket in begun:
                 work.wait()
                 if len(bucket) > 1:
-                    for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                    for tensor, part in zip(
+                        bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True
+                    ):
                         tensor.copy_(part.view_as(tensor))
 
     def send(self, tensor: Tensor, rank: int = 0) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -32,18 +33,22 @@ START_SECONDS = 120.0
 
 @contextmanager
 def meeting(
-    device: torch.device, deadline: float, stop: Stop, check: Callable[[], None] = lambda: None
+    device: torch.device,
+    deadline: float,
+    stop: Stop,
+    check_start: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Ranks]:
     """This process among the ranks of its run, once all of them are there; alone where the environment names no others.
 
     Within the block a rank that gives no sign of life for `deadline` seconds is ended, so that nobody waits for it, and what one
     rank is asked to stop by, all are. On the same host its process is killed, which closes its connections: the leader then stops
     with a checkpoint. A process on another host cannot be reached, so this one ends, and the newest checkpoint is where the run
-    goes on. `check` is called while ranks are waited for, and raises if that is in vain.
+    goes on. `check_start` is called while ranks are waited for, and raises if that is in vain; `check` is that of the ranks.
 
     Raises RankLostError where one of them has not come after `deadline` seconds, or after START_SECONDS if that is longer.
     """
-    ranks = named()
+    ranks = replace(named(), check=check)
     if ranks.size == 1:
         yield ranks
         return
@@ -53,7 +58,7 @@ def meeting(
     watch = threading.Thread(target=_look, args=(store, ranks, deadline, stop, over), daemon=True)
     watch.start()
     try:
-        wait_for_all(joining, ranks, start_limit, check)
+        wait_for_all(joining, ranks, start_limit, check_start)
         with joined(ranks, device, PrefixStore("joined", joining)):
             yield ranks
     finally:

@@ -61,6 +61,10 @@ class DividedSampler:
             heard(own[place], portable(played(own[place], completions)))
             on_group(parts[0][place], completions)
 
+        def told(drawn: int, _: int) -> None:
+            self.ranks.check()
+            progress(round(drawn * share), total)
+
         total = sum(request.completions for request in requests)
         share = total / max(1, sum(request.completions for request in own))
         try:
@@ -69,7 +73,7 @@ class DividedSampler:
                 max_new_tokens=order.max_new_tokens,
                 temperature=order.temperature,
                 on_group=done,
-                progress=lambda drawn, _: progress(round(drawn * share), total),
+                progress=told,
             )
         except Stopped:  # the others, which hear of it by themselves, are still to give their state
             with suppress(RankLostError):

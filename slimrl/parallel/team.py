@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from slimrl.parallel.lookout import meeting
 from slimrl.parallel.orders import End
 
 T = TypeVar("T")
+Process = subprocess.Popen[bytes]
 
 FOLLOWER = "slimrl.cli.follower"
 WAIT_SECONDS = 30
@@ -49,7 +51,10 @@ def team(config: RootConfig, stop: Stop) -> Iterator[Ranks]:
     if wanted > most:
         raise SettingsError(f"devices={wanted} exceeds the {most} {what} of this machine; lower it")
     device, deadline = torch.device("cuda" if cuda else "cpu"), patience(config)
-    with followers(wanted, device, deadline) as check, meeting(device, deadline, stop, check) as ranks:
+    with (
+        followers(wanted, device, deadline) as processes,
+        meeting(device, deadline, stop, partial(check_start, processes), partial(check_running, processes)) as ranks,
+    ):
         yield ranks
 
 
@@ -95,13 +100,10 @@ def patience(config: RootConfig) -> float:
 
 
 @contextmanager
-def followers(count: int, device: torch.device, deadline: float) -> Iterator[Callable[[], None]]:
-    """Start all ranks of this host but the leader, which is this process; they end with it, however it ends.
-
-    Gives a check, which raises if one of them has ended.
-    """
+def followers(count: int, device: torch.device, deadline: float) -> Iterator[Sequence[Process]]:
+    """Start all ranks of this host but the leader, which is this process; they end with it, however it ends."""
     if count == 1:
-        yield lambda: None
+        yield []
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,7 +130,7 @@ def followers(count: int, device: torch.device, deadline: float) -> Iterator[Cal
     os.environ |= own
     torch.set_num_threads(int(threads))
     try:
-        yield lambda: check_running(processes)
+        yield processes
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -142,7 +144,7 @@ def followers(count: int, device: torch.device, deadline: float) -> Iterator[Cal
                 process.wait()
 
 
-def check_running(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def check_start(processes: Sequence[Process]) -> None:
     """Raises RankLostError for a follower that was killed, SlimError for one that ended by itself."""
     for rank, process in enumerate(processes, 1):
         code = process.poll()
@@ -152,3 +154,10 @@ def check_running(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             raise SlimError(
                 f"rank {rank} of the run ended with exit code {code} while it started; its messages are above"
             )
+
+
+def check_running(processes: Sequence[Process]) -> None:
+    """Raises RankLostError for a follower that has ended."""
+    for rank, process in enumerate(processes, 1):
+        if process.poll() is not None:
+            raise RankLostError(f"rank {rank} of the run has ended")

@@ -8,18 +8,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import slimrl as api
 from slimrl.api.measuring import measuring_settings
 from slimrl.config.schema import EvalConfig
 from slimrl.machine.ranks import RankLostError, Ranks
-from slimrl.machine.signals import Stop
+from slimrl.machine.signals import Stop, Stopped
 from slimrl.parallel import team
 from slimrl.parallel.sampler import DividedSampler
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from tests.cli.test_difficulty import lines, timeless
+from tests.tiny import tiny_policy
 
 SMALL = ("rollout.max_new_tokens=8", "evaluation.problems=6", "evaluation.harder_problems=0", "evaluation.samples=2")
 
@@ -99,6 +101,28 @@ def test_a_result_is_kept_though_the_others_are_gone(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(team, "team", lambda _config, _stop: nullcontext(Left(size=2)))
     assert team.measured_together([EvalConfig()], Stop(), lambda: "measured") == "measured"
+
+
+def test_a_rank_that_has_ended_is_noticed_while_the_leader_samples() -> None:
+    class Bereft(Ranks):
+        """The leader of two, the other of which ends while the leader samples."""
+
+        def tell(self, message: object) -> None: ...
+
+        def deal(self, parts: Sequence[Any] = ()) -> Any:
+            return parts[0]
+
+    done: list[int] = []
+
+    def check() -> None:
+        if done:
+            raise RankLostError("rank 1 of the run has ended")
+
+    sampler = DividedSampler(RolloutEngine(tiny_policy(), slots=1), Bereft(0, 2, check=check))
+    requests = [Request((5, 6, 7), np.full((1, 4), 0.5)) for _ in range(8)]
+    with pytest.raises(Stopped, match="stopped by the loss of another process"):
+        sampler.generate(requests, max_new_tokens=4, on_group=lambda place, _: done.append(place))
+    assert len(done) == 1, "of the four that are its share"
 
 
 def test_what_is_measured_together_has_the_same_devices(slimrl, sums: Path) -> None:

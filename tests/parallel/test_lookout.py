@@ -15,7 +15,7 @@ from slimrl.errors import SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import PREEMPTED, Stopped
 from slimrl.parallel.lookout import wait_for_all
-from slimrl.parallel.team import check_running
+from slimrl.parallel.team import check_running, check_start
 
 
 def test_one_that_has_not_started_by_the_deadline_is_named() -> None:
@@ -93,8 +93,11 @@ def test_one_that_ends_while_it_starts_is_not_waited_for(program: str, error: ty
     try:
         over.communicate()
         with pytest.raises(error, match=said) as found:
-            check_running([running, over])
+            check_start([running, over])
         assert found.type is error, "one that was killed can be resumed, one that fails would fail again"
+        check_start([running])
+        with pytest.raises(RankLostError, match="rank 2 of the run has ended"):
+            check_running([running, over])
         check_running([running])
     finally:
         running.kill()
