@@ -26,7 +26,7 @@ from slimrl.api.stored import read_outputs
 from slimrl.config.files import merge
 from slimrl.config.places import is_address
 from slimrl.config.schema import EvalConfig
-from slimrl.errors import DataError
+from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stop
 from slimrl.results import Evaluation
 from slimrl.rewards.custom import offering
@@ -173,6 +173,9 @@ def compare(
     from slimrl.preflight.prompting import demand_model
 
     chosen = from_keywords(settings)
+    given = [*settings, *([] if data is None else ["data"])]
+    if given and all(_is_stored(side) for side in (first, second)):
+        raise SettingsError(f"{given[0]} has no effect on stored outputs, which are compared as they are; remove it")
     for side in (first, second):  # before either is measured
         if (
             isinstance(side, str | Path)
@@ -189,6 +192,10 @@ def compare(
         ]
     parts, notes = matched(sides[0], sides[1], limit or None)
     return Compared((sides[0].name, sides[1].name), parts, tuple(notes))
+
+
+def _is_stored(side: Model | Evaluation) -> bool:
+    return isinstance(side, Evaluation) or (isinstance(side, str | Path) and Path(side).is_file())
 
 
 def _outputs(
