@@ -41,9 +41,13 @@ def follow(ranks: Ranks, stop: Stop) -> None:
 
 def _follow(ranks: Ranks, stop: Stop) -> None:
     order: Begin | End = ranks.hear()
+    policy, known = None, None
     while isinstance(order, Begin):
+        if order.config.model != known:
+            policy = None  # makes room for another
         with ranks.together():
-            setup = _prepare(order, ranks, stop)
+            setup = _prepare(order, ranks, stop, policy)
+        policy, known = setup.policy, order.config.model
         share = Share(setup.engine, ranks, setup.rules)
         with closing(setup):
             if isinstance(setup.config, TrainConfig):
@@ -52,15 +56,17 @@ def _follow(ranks: Ranks, stop: Stop) -> None:
                 order = _follow_measuring(share)
             else:
                 order = _follow_imitation(setup, order, share)
-        del setup, share  # the model and its buffers make room for those of the next measurement
+        del setup, share  # their buffers make room for those of the next measurement
 
 
-def _prepare(begin: Begin, ranks: Ranks, stop: Stop) -> Setup[Any]:
-    """The leader's setup, made here. Raises SettingsError where that cannot be."""
+def _prepare(begin: Begin, ranks: Ranks, stop: Stop, model: Policy | None) -> Setup[Any]:
+    """The leader's setup, made here, with `model` if it is loaded already. Raises SettingsError where that cannot be."""
     demand_same_environment(begin, ranks)
     measuring = isinstance(begin.config, EvalConfig)
     try:
-        return prepare(begin.config, training=not measuring, kept=begin.plan, stop=stop, measuring=measuring)
+        return prepare(
+            begin.config, training=not measuring, kept=begin.plan, stop=stop, model=model, measuring=measuring
+        )
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -233,7 +233,9 @@ def test_arguments_that_make_no_sense(slimrl, stored: Callable[[str, Rows], Path
         result = slimrl("compare", *arguments)
         assert result.code == 2, result.err
         assert sentence in result.err
-    with pytest.raises(SettingsError, match=r"^devices has no effect on stored outputs, which are compared as they are"):
+    with pytest.raises(
+        SettingsError, match=r"^devices has no effect on stored outputs, which are compared as they are"
+    ):
         slimrl_api.compare(a, a, devices=2)
     with pytest.raises(SettingsError, match=r"^data has no effect on stored outputs"):
         slimrl_api.compare(str(a), a, [{"question": "What is 1 + 1?", "answer": "2"}])

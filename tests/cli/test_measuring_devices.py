@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ import pytest
 
 import slimrl as api
 from slimrl.api.measuring import measuring_settings
-from slimrl.config.schema import EvalConfig
+from slimrl.config.schema import EvalConfig, ModelConfig
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.parallel import team
+from slimrl.parallel.follow import follow
+from slimrl.parallel.orders import Begin, End
 from slimrl.parallel.sampler import DividedSampler
+from slimrl.records import Plan
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from tests.cli.test_difficulty import lines, timeless
@@ -123,6 +127,24 @@ def test_a_rank_that_has_ended_is_noticed_while_the_leader_samples() -> None:
     with pytest.raises(Stopped, match="stopped by the loss of another process"):
         sampler.generate(requests, max_new_tokens=4, on_group=lambda place, _: done.append(place))
     assert len(done) == 1, "of the four that are its share"
+
+
+def test_a_model_is_loaded_once_for_the_tasks_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And let go before another is loaded."""
+    loaded: list[object] = []
+
+    def prepared(config: EvalConfig, *, model: object, **_: object) -> Any:
+        loaded.append(model)
+        policy = model or f"policy {config.model.path}"
+        return SimpleNamespace(config=config, policy=policy, engine=None, rules=None, close=lambda: None)
+
+    one, other = (EvalConfig(model=ModelConfig(path=path)) for path in ("one", "other"))
+    plan = Plan(1, 1, recompute=False)
+    orders = iter([*(Begin(config, plan, {}) for config in (one, one, other)), End()])
+    monkeypatch.setattr("slimrl.parallel.follow.prepare", prepared)
+    monkeypatch.setattr(Ranks, "hear", lambda _: next(orders))
+    follow(Ranks(1, 1), Stop())
+    assert loaded == [None, "policy one", None]
 
 
 def test_what_is_measured_together_has_the_same_devices(slimrl, sums: Path) -> None:
