@@ -75,29 +75,27 @@ def evaluate(
         from slimrl.display.measures import show_tasks
         from slimrl.parallel.team import measured_together
         from slimrl.runs.directory import steps_taken
-        from slimrl.runs.files import write_jsonl
 
-        measure = partial(_measured, model_or_run, configs, display, stop)
+        measure = partial(_measured, model_or_run, configs, display, stop, target)
         found = measured_together([*configs.values()], stop, measure)
     if found is None:  # the rank that leads has the results
         return
     measured = {task: one.measures() for task, one in found.items()}
     if len(measured) > 1:
         show_tasks(display.console, model_or_run, measured)
-    if target:
-        write_jsonl(target, [{"task": task, **row} for task, one in found.items() for row in one.table()])
     if as_json:
         by_task = {"tasks": measured} if len(measured) > 1 else next(iter(measured.values()))
         print_json({"model": model_or_run, "step": steps_taken(Path(model_or_run)), **by_task})
 
 
 def _measured(
-    model_or_run: str, configs: Mapping[str, EvalConfig], display: Display, stop: Stop
+    model_or_run: str, configs: Mapping[str, EvalConfig], display: Display, stop: Stop, target: Path | None
 ) -> dict[str, Evaluation]:
-    """The evaluation of each task, shown as soon as it is there."""
+    """The evaluation of each task, shown and written to the `target` as soon as it is there."""
     from slimrl.api.measuring import evaluations
     from slimrl.display.measures import show_at_k, split_name
     from slimrl.runs.directory import steps_taken
+    from slimrl.runs.files import write_jsonl
 
     steps = steps_taken(Path(model_or_run))
     measured = {}
@@ -106,6 +104,8 @@ def _measured(
         for split, measures in found.measures().items():
             show_at_k(display.console, split_name(task, split) if len(configs) > 1 else split, measures)
         measured[task] = found
+        if target:
+            write_jsonl(target, [{"task": name, **row} for name, one in measured.items() for row in one.table()])
     return measured
 
 

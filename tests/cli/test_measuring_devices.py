@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,26 @@ def test_tasks_are_evaluated_on_two_devices_as_on_one(slimrl, tiny_folder: Path,
     assert one.out == two.out
     assert lines("one.jsonl") == lines("two.jsonl")
     assert shares == [(3, 6), (3, 6)]
+
+
+def test_a_task_that_is_measured_is_written_before_the_next_one_is(
+    slimrl, tiny_folder: Path, sums: Path, monkeypatch
+) -> None:
+    (sums.parent / "more.yaml").write_text("task: {name: jsonl, test_path: sums.jsonl}\n")
+    evaluation = import_module("slimrl.evaluate")
+    own = evaluation.evaluate
+
+    def stopped(setup: Any, **options: Any) -> Any:
+        if setup.config.task.name == "jsonl":
+            raise Stopped("SIGTERM", 75)
+        return own(setup, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate", stopped)
+    found = slimrl("eval", tiny_folder, *SMALL, "--task", "arithmetic", "--task", "more.yaml", "--out", "both.jsonl")
+    assert found.code == 75
+    assert f"stopped by SIGTERM while {tiny_folder} was measured on more, of which nothing is kept" in found.err
+    assert {row["task"] for row in lines("both.jsonl")} == {"arithmetic"}
+    assert len(lines("both.jsonl")) == 6 * 3
 
 
 def test_models_are_compared_on_two_devices_as_on_one(slimrl, tiny_folder: Path, shares) -> None:
