@@ -23,12 +23,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shel
 import pytest
 import torch
 
+from slimrl.machine.threads import cores
 from tests.tiny import save_tiny
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests of deadlines and of processes that are killed wait for a sixth of their time."""
+    return cores() + 1
 
 
 @pytest.fixture(scope="session")
