@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,10 +135,12 @@ def _tool(environment: object, item: Any, where: str) -> Tool:
 
 
 def _schema(function: Callable[..., Any], where: str) -> Mapping[str, Any]:
-    from transformers.utils import get_json_schema  # the form that chat templates are written for
+    from transformers.utils import chat_template_utils  # the form that chat templates are written for
 
+    # It would load torch to tell tensors; where nobody has, as in processes of environments, no parameter is one.
+    chat_template_utils.is_torch_available = lambda: "torch" in sys.modules
     try:
-        found: Mapping[str, Any] = get_json_schema(function)
+        found: Mapping[str, Any] = chat_template_utils.get_json_schema(function)
     except Exception as error:
         said, place = " ".join(str(error).split()).rstrip("!."), defined(function)
         raise SettingsError(
