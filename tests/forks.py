@@ -5,18 +5,22 @@ What a process is at its start cannot be tested so: its imports, its first argum
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from slimrl.parallel import team
 from slimrl.study.launcher import Job, LocalLauncher
 from tests.conftest import Ended
 
@@ -105,6 +109,32 @@ def studies_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalLauncher, "start", lambda _, job, __: RunOfAStudy(job))
 
 
+class Follower:
+    """What a run on several devices starts for each further rank, as a fork."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **_: object) -> None:
+        self._fork, self._code = Fork(_follow, *command[-2:], variables=env), None
+        self.stdin = io.BytesIO()
+
+    def poll(self) -> int | None:
+        return None if self._fork.running else self.wait()
+
+    def wait(self, seconds: float = LONGEST_SECONDS) -> int | None:
+        if self._code is None:
+            self._code, _, err = self._fork.ended(seconds)
+            sys.stderr.write(err)
+        return self._code
+
+    def kill(self) -> None:
+        self._fork.send(signal.SIGKILL)
+
+
+@pytest.fixture
+def ranks_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further ranks of this process are forks."""
+    monkeypatch.setattr(team, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Follower}))
+
+
 def _begin(
     target: Callable[..., object],
     arguments: tuple[Any, ...],
@@ -131,3 +161,11 @@ def _command(arguments: tuple[str, ...], pictures: bool) -> None:
     interpreter.PARENT = os.getppid()  # it was noted when the modules were imported
     sys.argv = ["slimrl", *arguments]
     run()
+
+
+def _follow(*arguments: str) -> None:
+    from slimrl.cli import follower
+
+    follower.end_with_the_input = lambda: None  # a fork has no pipe from the leader, which tells it the end
+    sys.argv = ["follower", *arguments]
+    follower.main()
