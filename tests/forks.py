@@ -5,16 +5,23 @@ What a process is at its start cannot be tested so: its imports, its first argum
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from slimrl.parallel import team
+from slimrl.study.launcher import Job, LocalLauncher
 from tests.conftest import Ended
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -63,9 +70,69 @@ class Fork:
             return Ended(self._process.exitcode, *(file.read_text() for file in self._told))
 
 
-def command(*arguments: str, folder: Path | None = None) -> Fork:
-    """The command `slimrl`, begun in this folder."""
-    return Fork(_command, arguments, variables={}, folder=folder)
+def command(*arguments: str, folder: Path | None = None, pictures: bool = True) -> Fork:
+    """The command `slimrl`, begun in this folder; without `pictures` a run draws neither its curves nor its page, as in tests that
+    do not look at them.
+    """
+    return Fork(_command, arguments, pictures, variables={}, folder=folder)
+
+
+class RunOfAStudy:
+    """What a `LocalLauncher` starts, as a fork that draws nothing."""
+
+    def __init__(self, job: Job) -> None:
+        self._fork, self._log, self._code = (
+            command("train", "--resume", "--quiet", str(job.settings), pictures=False),
+            job.log,
+            None,
+        )
+
+    def poll(self) -> int | None:
+        if self._code is None and not self._fork.running:
+            self._code, out, err = self._fork.ended()
+            self._log.parent.mkdir(exist_ok=True)
+            self._log.write_text(out + err)
+        return self._code
+
+    def waits_for(self) -> str:
+        return ""
+
+    def stop(self) -> None:
+        if self._code is None:
+            self._fork.send(signal.SIGKILL)
+            self._fork.ended()
+
+
+@pytest.fixture
+def studies_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of studies on this machine are forks: their imports would take longer than they."""
+    monkeypatch.setattr(LocalLauncher, "start", lambda _, job, __: RunOfAStudy(job))
+
+
+class Follower:
+    """What a run on several devices starts for each further rank, as a fork."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **_: object) -> None:
+        self._fork, self._code = Fork(_follow, *command[-2:], variables=env), None
+        self.stdin = io.BytesIO()
+
+    def poll(self) -> int | None:
+        return None if self._fork.running else self.wait()
+
+    def wait(self, seconds: float = LONGEST_SECONDS) -> int | None:
+        if self._code is None:
+            self._code, _, err = self._fork.ended(seconds)
+            sys.stderr.write(err)
+        return self._code
+
+    def kill(self) -> None:
+        self._fork.send(signal.SIGKILL)
+
+
+@pytest.fixture
+def ranks_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further ranks of this process are forks."""
+    monkeypatch.setattr(team, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": Follower}))
 
 
 def _begin(
@@ -82,10 +149,23 @@ def _begin(
     target(*arguments)
 
 
-def _command(arguments: tuple[str, ...]) -> None:
+def _command(arguments: tuple[str, ...], pictures: bool) -> None:
     from slimrl.__main__ import run
     from slimrl.machine import interpreter
+    from slimrl.report import run as page
+    from slimrl.runs import directory
 
+    if not pictures:
+        directory.draw_curves = lambda *_: None
+        page.write_run_page = lambda path: path / "report.html"
     interpreter.PARENT = os.getppid()  # it was noted when the modules were imported
     sys.argv = ["slimrl", *arguments]
     run()
+
+
+def _follow(*arguments: str) -> None:
+    from slimrl.cli import follower
+
+    follower.end_with_the_input = lambda: None  # a fork has no pipe from the leader, which tells it the end
+    sys.argv = ["follower", *arguments]
+    follower.main()

@@ -7,7 +7,7 @@ no quotes. Paths in a file are relative to the file, those of overrides to the w
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -277,8 +277,13 @@ def dump_yaml(config: BaseModel) -> str:
 def settings_of(config: RootConfig, *, absolute: bool = False) -> dict[str, Any]:
     """Every setting by its dotted key; with `absolute` paths are, so that settings read in two places can be compared."""
     values = anchored(config.model_dump(), Path.cwd()) if absolute else config.model_dump()
-    keys = [key for key, kind, name in walk(type(config)) if not subsection(kind, name)]
-    return {key: reduce(getitem, key.split("."), values) for key in keys}
+    return {key: reduce(getitem, path, values) for key, path in _paths(type(config)).items()}
+
+
+@cache
+def _paths(root: type[RootConfig]) -> dict[str, list[str]]:
+    """The names on the way to every setting, by its dotted key."""
+    return {key: key.split(".") for key, kind, name in walk(root) if not subsection(kind, name)}
 
 
 def describe_settings(wanted: str | None = None) -> list[dict[str, Any]]:

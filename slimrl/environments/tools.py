@@ -10,7 +10,9 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import FunctionType
@@ -133,11 +135,25 @@ def _tool(environment: object, item: Any, where: str) -> Tool:
     return Tool(item.__name__, _schema(item, where), item)
 
 
+@contextmanager
+def _torch_left_alone(module: Any) -> Iterator[None]:
+    """Within the block a module of transformers does not load torch, for which it would look for tensors among the types of
+    parameters: where nobody has loaded it, as in processes of environments, there are none.
+    """
+    own = module.is_torch_available
+    module.is_torch_available = lambda: "torch" in sys.modules
+    try:
+        yield
+    finally:
+        module.is_torch_available = own
+
+
 def _schema(function: Callable[..., Any], where: str) -> Mapping[str, Any]:
-    from transformers.utils import get_json_schema  # the form that chat templates are written for
+    from transformers.utils import chat_template_utils  # the form that chat templates are written for
 
     try:
-        found: Mapping[str, Any] = get_json_schema(function)
+        with _torch_left_alone(chat_template_utils):
+            found: Mapping[str, Any] = chat_template_utils.get_json_schema(function)
     except Exception as error:
         said, place = " ".join(str(error).split()).rstrip("!."), defined(function)
         raise SettingsError(

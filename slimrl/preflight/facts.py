@@ -6,6 +6,7 @@ This module imports no torch, so that a study can be planned without it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from slimrl.config.algorithm import SURROGATES, AlgorithmConfig, Surrogate
 from slimrl.config.files import settings_of
@@ -102,7 +103,7 @@ class Pair:
     reference: TrainConfig
     arm: TrainConfig
 
-    @property
+    @cached_property
     def changed(self) -> list[str]:
         return changed_settings(self.reference, self.arm)
 

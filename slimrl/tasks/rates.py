@@ -17,7 +17,6 @@ from typing import Any
 from slimrl.config.task import EVERY_RATE, TaskConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.records import Problem
-from slimrl.statistics import accuracy_interval
 from slimrl.tasks.questions import asked, normalized
 from slimrl.tasks.rows import Row, plain
 from slimrl.tasks.sources import read_rows
@@ -162,6 +161,9 @@ def summary(rates: Sequence[Rate]) -> dict[str, Any]:
     """`n` problems, `samples` of each, the `mean` rate with its 95 % interval `low`, `high` over problems, the shares of problems
     that are never (`at_0`) and always (`at_1`) right, and `histogram`: problems by their right samples, from 0 to `samples`.
     """
+    # Reward workers load this module, and SciPy would be a quarter of all that they load.
+    from slimrl.statistics import accuracy_interval
+
     shares = [rate.rate for rate in rates]
     samples = max(rate.samples for rate in rates)
     low, high = accuracy_interval(shares)

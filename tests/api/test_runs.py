@@ -54,7 +54,7 @@ def test_the_bar_of_a_plain_script_without_a_guard(tmp_path: Path) -> None:
         "def brief(completions, **_):\n    return [-len(c) / 100 for c in completions]\n\n"
         f"rows = {ROWS!r}\n"
         'result = slimrl.train(model="builtin", data=rows, rewards=["correct", (brief, 0.1), (short, 0.2)], steps=2, '
-        '**{"rollout.problems": 4})\n'
+        '**{"rollout.problems": 2, "rollout.group_size": 2, "rollout.max_new_tokens": 16, "evaluation.problems": 4})\n'
         "print(result.path, list(result.records[0]).count('rewards/short/mean'))\n"
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

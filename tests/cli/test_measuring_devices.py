@@ -26,8 +26,10 @@ from slimrl.records import Plan
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from tests.cli.test_difficulty import lines, timeless
+from tests.forks import ranks_fork as ranks_fork
 from tests.tiny import tiny_policy
 
+pytestmark = pytest.mark.usefixtures("ranks_fork")
 SMALL = ("rollout.max_new_tokens=8", "evaluation.problems=6", "evaluation.harder_problems=0", "evaluation.samples=2")
 
 

@@ -114,7 +114,15 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
             read.add(f"{type(self).__name__}.{name}")
         return original(self, name)
 
-    small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "evaluation.problems=2", f"output={tmp_path}"]
+    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
+    small = [
+        "steps=1",
+        "rollout.problems=2",
+        "rollout.group_size=2",
+        "rollout.max_new_tokens=16",
+        "evaluation.problems=2",
+    ]
+    small += [f"output={tmp_path}"]
     (tmp_path / "mine.py").write_text(
         "def mine(completions, **_): return [1.0] * len(completions)\nclass Mine:\n    def step(self, text): return [], True\n"
     )

@@ -65,6 +65,8 @@ class Tries:
             os._exit(7)
         if kind == "stop":
             return [], True
+        if kind == "torch":
+            return [{"role": "user", "content": str("torch" in sys.modules)}], False
         if kind == "fork":
             if not os.fork():
                 if rest == "sleep":
@@ -141,6 +143,14 @@ class Theatre:
         return play.played([completion])[0]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
+    """One for all tests that leave its file alone, and after which it goes on."""
+    found = Theatre(tmp_path_factory.mktemp("shared"))
+    yield found
+    found.processes.close()
+
+
 @pytest.fixture
 def theatre(tmp_path: Path) -> Iterator[Theatre]:
     found = Theatre(tmp_path)
@@ -156,11 +166,11 @@ def theatre(tmp_path: Path) -> Iterator[Theatre]:
         ("exit",),
     ],
 )
-def test_an_episode_is_the_same_here_and_there(theatre: Theatre, turns: tuple[str, ...]) -> None:
-    there = theatre.play(*turns)
-    assert there == theatre.play(*turns, here=True)
+def test_an_episode_is_the_same_here_and_there(shared: Theatre, turns: tuple[str, ...]) -> None:
+    there = shared.play(*turns)
+    assert there == shared.play(*turns, here=True)
     assert there.failed or there.score is not None
-    assert theatre.play("a", "b", end=False) == theatre.play("a", "b", here=True, end=False)
+    assert shared.play("a", "b", end=False) == shared.play("a", "b", here=True, end=False)
 
 
 def test_tools_are_called_there(tmp_path: Path) -> None:
@@ -172,8 +182,9 @@ def test_tools_are_called_there(tmp_path: Path) -> None:
     assert there == theatre.play(*turns, here=True)
     assert [call.tool for call in there.calls or ()] == ["add", ""]
     assert theatre.play("a", end=False).calls == theatre.play("a", here=True, end=False).calls == ()
-    late = theatre.play('<add>{"a": -1, "b": 2}</add>', deadline=1.0).failed
-    assert late.startswith("the environment's tool add gave no answer within environment.deadline=1 s")
+    assert theatre.play("torch", "c").turns[1] == ("user", "False"), "it takes seconds, and memory"
+    late = theatre.play('<add>{"a": -1, "b": 2}</add>', deadline=0.5).failed
+    assert late.startswith("the environment's tool add gave no answer within environment.deadline=0.5 s")
     assert theatre.rules().scores
     assert not theatre.rules().shown
     assert opening(theatre.processes.make, PROBLEM, 20.0) == [{"role": "user", "content": "q"}]
@@ -188,8 +199,8 @@ def test_what_is_printed_is_shown_in_part(theatre: Theatre, capfd: pytest.Captur
     assert "what environments print from here on is not shown" in shown
 
 
-def test_a_copy_of_the_process_says_nothing(theatre: Theatre) -> None:
-    played = theatre.play("fork", "fork", "stop")
+def test_a_copy_of_the_process_says_nothing(shared: Theatre) -> None:
+    played = shared.play("fork", "fork", "stop")
     assert [content for role, content in played.turns if role != "assistant"] == ["heard fork", "heard fork"]
 
 
@@ -203,41 +214,41 @@ def test_nothing_that_was_started_is_left(theatre: Theatre) -> None:
     assert gone(started)
 
 
-def test_a_late_answer_costs_its_episode_and_its_process(theatre: Theatre) -> None:
-    theatre.play("stop")  # it has loaded
-    pid = theatre.pid
-    assert theatre.play("hang", deadline=1.0).failed == (
-        "the environment's step gave no answer within environment.deadline=1 s (raise it where an answer takes longer)"
+def test_a_late_answer_costs_its_episode_and_its_process(shared: Theatre) -> None:
+    shared.play("stop")  # it has loaded
+    pid = shared.pid
+    assert shared.play("hang", deadline=0.5).failed == (
+        "the environment's step gave no answer within environment.deadline=0.5 s (raise it where an answer takes longer)"
     )
-    assert theatre.play("a", "stop").score == 2
-    assert theatre.pid != pid
-    theatre.play("stop")
+    assert shared.play("a", "stop").score == 2
+    assert shared.pid != pid
+    shared.play("stop")
     assert gone(pid)
 
 
-def test_an_episode_outlives_the_lateness_of_another(theatre: Theatre) -> None:
-    first, late = Play(theatre.rules(), PROBLEM), Play(theatre.rules(deadline=1.0), PROBLEM)
+def test_an_episode_outlives_the_lateness_of_another(shared: Theatre) -> None:
+    first, late = Play(shared.rules(), PROBLEM), Play(shared.rules(deadline=0.5), PROBLEM)
     begun = first(0, ids("a"))
     begun.result()
     late(0, ids("hang")).result()
-    theatre.play("stop")
+    shared.play("stop")
     written = ids("a") + begun.result() + ids("stop")
     assert first(0, written).result() == ()
     played = first.played([Completion((1,), written, (0.0,) * len(written), "stop")])
     assert played[0].score == 2
 
 
-def test_a_process_that_ends_takes_its_episodes_with_it(theatre: Theatre) -> None:
-    assert theatre.play("a", "die").failed == "the environment lost its process, which ended with exit code 7"
-    assert theatre.play("a", "stop").score == 2
+def test_a_process_that_ends_takes_its_episodes_with_it(shared: Theatre) -> None:
+    assert shared.play("a", "die").failed == "the environment lost its process, which ended with exit code 7"
+    assert shared.play("a", "stop").score == 2
 
 
-def test_a_lost_process_is_not_blamed_on_the_next_prompt(theatre: Theatre) -> None:
-    theatre.play("stop")
-    made = theatre.processes.make()
+def test_a_lost_process_is_not_blamed_on_the_next_prompt(shared: Theatre) -> None:
+    shared.play("stop")
+    made = shared.processes.make()
     with suppress(DataError):
         made.step("die")
-    assert opening(theatre.processes.make, PROBLEM, 20.0) == [{"role": "user", "content": "q"}]
+    assert opening(shared.processes.make, PROBLEM, 20.0) == [{"role": "user", "content": "q"}]
 
 
 def test_loading_a_new_process_does_not_count(tmp_path: Path) -> None:
@@ -295,10 +306,8 @@ def test_a_reset_that_hangs_is_refused() -> None:
         opening(Hangs, PROBLEM, 0.2)
 
 
-def test_several_processes_share_the_episodes(tmp_path: Path) -> None:
-    theatre = Theatre(tmp_path)
-    digest = partial(files_digest, [theatre.path])
-    processes = Processes(Loading(theatre.config, LOAD, digest, digest()), 2, print)
+def test_several_processes_share_the_episodes(shared: Theatre) -> None:
+    digest = partial(files_digest, [shared.path])
+    processes = Processes(Loading(shared.config, LOAD, digest, digest()), 2, print)
     assert [processes.make()._process is processes._current[n % 2] for n in range(4)] == [True] * 4  # type: ignore[attr-defined]
     processes.close()
-    theatre.processes.close()

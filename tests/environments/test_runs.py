@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,8 @@ from slimrl.preflight.setup import prepare_measuring
 from slimrl.runs.measured import read_evaluation
 from slimrl.runs.reader import read_metrics
 from slimrl.runs.tokens import read_tokens
+from tests.environments.test_processes import gone
+from tests.forks import command
 from tests.session.test_resume import StopAt, content, interrupt, run
 
 ECHO = '''
@@ -42,6 +42,12 @@ class Echo:
 '''
 
 
+@pytest.fixture(autouse=True)
+def few_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what a run samples before its first step, for warnings that are not looked at here: it takes a third of such a run."""
+    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
+
+
 @pytest.fixture
 def echo(tmp_path: Path) -> str:
     file = tmp_path / "echo.py"
@@ -56,7 +62,7 @@ def rows(folder: Path, step: int = 1) -> list[dict[str, object]]:
 def test_episodes_are_trained_recorded_and_resumed(echo: str, tmp_path: Path) -> None:
     settings = (
         echo,
-        "steps=3",
+        "steps=2",
         "rewards.environment=0.5",
         "rollout.max_new_tokens=64",
         "log.tokens=all",
@@ -76,7 +82,7 @@ def test_episodes_are_trained_recorded_and_resumed(echo: str, tmp_path: Path) ->
         ]
     assert {row["scores"]["environment"] for row in found} <= {0.0, 1.0, 2.0}  # type: ignore[index]
     assert all(row["environment_score"] == row["scores"]["environment"] for row in found)  # type: ignore[index]
-    measured = read_evaluation(tmp_path / "a", 3)
+    measured = read_evaluation(tmp_path / "a", 2)
     assert measured is not None
     for one in measured.test.rows:
         assert one.said[-1 if one.finish == "stop" else 0][0] == "assistant"
@@ -172,7 +178,7 @@ def test_turns_are_paid_recorded_carried_over_and_resumed(tmp_path: Path) -> Non
     settings = (
         f"environment.name={tmp_path}/paid.py:Paid",
         f"rewards.custom={{{tmp_path}/mine.py:mine: 0}}",
-        "steps=3",
+        "steps=2",
         "rewards.environment=0.5",
         "algorithm.credit=turn",
         "algorithm.dynamic_sampling=refill",
@@ -324,21 +330,17 @@ def test_a_wild_environment_changes_no_token_and_leaves_no_process(tmp_path: Pat
     (tmp_path / "wild.py").write_text(WILD)
     small = ["steps=1", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=24"]
     small += ["evaluation.problems=2", "evaluation.harder_problems=0", f"output={tmp_path}"]
-
-    def told(name: str, *settings: str) -> dict[str, object]:
-        command = [sys.executable, "-m", "slimrl", "train", "--json", "environment.name=wild.py:Wild", f"name={name}"]
-        done = subprocess.run([*command, *small, *settings], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found: dict[str, object] = json.loads(done.stdout)
-        return found
-
     pids = tmp_path / "pids"
-    told("wild", f"environment.arguments={{pids: {pids}}}")
-    told("tame", "environment.workers=0")
+    own = {"wild": f"environment.arguments={{pids: {pids}}}", "tame": "environment.workers=0"}
+    words = ("train", "--json", "environment.name=wild.py:Wild", *small)
+    begun = [command(*words, f"name={n}", own[n], folder=tmp_path, pictures=False) for n in own]
+    for code, out, err in [process.ended() for process in begun]:
+        assert code == 0, err[-2000:]
+        assert json.loads(out)["weights"], "nothing else is on stdout"
     assert rows(tmp_path / "wild") == rows(tmp_path / "tame")
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) > 4
-    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    assert all(map(gone, started))
 
 
 @pytest.mark.parametrize(("weight", "scores", "told"), [(0.0, True, True), (1.0, True, False), (0.0, False, False)])

@@ -78,7 +78,9 @@ def test_a_step_counts_its_calls() -> None:
     assert not [key for key in describe(Collected((), (), (group(None),), wanted=1), "reward") if "tools" in key]
 
 
-def test_a_tool_that_always_raises_is_named_before_the_run_and_in_it(tmp_path: Path) -> None:
+def test_a_tool_that_always_raises_is_named_before_the_run_and_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "broken.py"
     file.write_text(BROKEN)
     settings = ["model.path=builtin-tools", f"environment.name={file}:Broken", "rollout.max_new_tokens=64"]
@@ -87,7 +89,9 @@ def test_a_tool_that_always_raises_is_named_before_the_run_and_in_it(tmp_path: P
     training.close()
     assert len(warnings) == 1
     assert "calls: it raised KeyError: '' (broken.py:8 in calculate); correct it" in warnings[0]
-    run(tmp_path, "a", *settings, "steps=3")
+    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)  # of the run, which would sample the same again
+    run(tmp_path, "a", *settings, "steps=2")
+    assert len(read_metrics(tmp_path / "a")) == 2
     for row in read_metrics(tmp_path / "a"):
         assert row["tools/calls"] > 0
         assert row["tools/failed"] == row["tools/calculate/failed"] == 1.0

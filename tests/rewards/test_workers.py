@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -138,8 +139,8 @@ def _completions(texts: list[str]) -> list[Completion]:
     return [Completion((1, 2), tuple(range(2 + i)), (-0.5,) * (2 + i), "stop") for i in range(len(texts))]
 
 
-def _submit(scorer: Scorer, texts: list[str], *, problem: Problem = PROBLEMS[0], strict: bool = False) -> Future[Group]:
-    return scorer.submit(Sampled(problem, _completions(texts), texts, step=4, strict=strict))
+def _submit(scorer: Scorer, texts: list[str], *, problem: Problem = PROBLEMS[0], **how: Any) -> Future[Group]:
+    return scorer.submit(Sampled(problem, _completions(texts), texts, step=4, **how))
 
 
 def _runs(pid: int) -> bool:
@@ -355,7 +356,7 @@ from slimrl.tasks import TaskConfig, load_task
 config = RewardsConfig(correct=0.0, custom={sys.argv[1]: CustomReward(low=0.0, high=1.0)})
 task = load_task(TaskConfig(), instruction="", seed=0)
 rewards = load_rewards(config, task, max_new_tokens=8)
-scorer = Scorer(task, rewards, config, max_new_tokens=8, workers=2, show=lambda text: print(text, end="", file=sys.stderr))
+scorer = Scorer(task, rewards, config, max_new_tokens=8, workers=int(sys.argv[2]), show=lambda text: print(text, end="", file=sys.stderr))
 one = Completion((1,), (2,), (0.0,), "stop")
 future = scorer.submit(Sampled(task.train[0], [one], ["a"], step=0))
 print(json.dumps(future.result().rollouts[0].reward))
@@ -364,9 +365,13 @@ time.sleep(1)  # whoever does not close the scorer does not wait for the last of
 """Neither guards its main nor closes the scorer."""
 
 
-def _parent(spec: str) -> subprocess.Popen[str]:
+def _parent(spec: str, workers: int = 1) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PARENT, spec], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", PARENT, spec, str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
 
 
@@ -379,7 +384,7 @@ def test_stdout_stays_clean(mine: Path) -> None:
 
 
 def test_no_orphan_when_the_parent_is_killed(mine: Path) -> None:
-    with _parent(f"{mine}:stuck") as parent:
+    with _parent(f"{mine}:stuck", workers=2) as parent:
         assert parent.stderr is not None
         stuck = int(parent.stderr.readline().split()[1])
         workers = _children(parent.pid)
@@ -449,18 +454,25 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("name", REASONS)
-def test_a_hostile_reward_costs_its_group_and_no_other_score(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "hostile.py"
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorer]:
+    """A worker that has loaded all of them."""
+    path = tmp_path_factory.mktemp("hostile") / "hostile.py"
     path.write_text(HOSTILE)
-    config = _custom(path, name, correct=1.0, format=1.0, deadline=1.0)
-    with _scorer(config) as scorer:
-        groups = [_submit(scorer, texts) for texts in (["good", "b"], ["#### 18", "17"], ["good", "d"])]
-        before, hostile, after = (group.result(SECONDS) for group in groups)
+    with _scorer(_custom(path, *REASONS, correct=1.0, format=1.0, deadline=1.0)) as scorer:
+        yield scorer
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_hostile_reward_costs_its_group_and_no_other_score(name: str, hostile: Scorer) -> None:
+    others = frozenset(REASONS) - {name}
+    groups = [_submit(hostile, texts, skip=others) for texts in (["good", "b"], ["#### 18", "17"], ["good", "d"])]
+    before, bad, after = (group.result(SECONDS) for group in groups)
     assert [r.unscorable for group in (before, after) for r in group.rollouts] == [""] * 4
+    assert [[r.scores[name] for r in group.rollouts] for group in (before, after)] == [[1.0, 1.0]] * 2
     reason = REASONS[name]
-    assert [r.unscorable for r in hostile.rollouts] == [f"reward {name} {reason}" if reason else ""] * 2
-    assert [(r.scores["correct"], r.scores["format"], r.correct) for r in hostile.rollouts] == [
+    assert [r.unscorable for r in bad.rollouts] == [f"reward {name} {reason}" if reason else ""] * 2
+    assert [(r.scores["correct"], r.scores["format"], r.correct) for r in bad.rollouts] == [
         (1, 1, True),
         (0, 0, False),
     ]

@@ -14,6 +14,7 @@ from slimrl.study.plan import Measured, plan_study, sentences
 from slimrl.study.results import collect
 from slimrl.study.runs import planned_runs
 from slimrl.study.spec import Expanded, load_study
+from tests.forks import studies_fork as studies_fork
 from tests.study.folders import write_run
 
 STUDY = """
@@ -109,6 +110,7 @@ def test_what_the_probe_shows_to_be_idle_is_said(
     assert remarks["base"] == {}
 
 
+@pytest.mark.usefixtures("studies_fork")
 def test_the_probe_runs_in_every_slot_and_leaves_nothing(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "study.yaml").write_text(
         f"seeds: 2\nsettings: {{model: {{path: {tiny_folder}}}, rollout: {{problems: 2, group_size: 2, max_new_tokens: 6}}, "

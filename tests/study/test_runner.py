@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,9 +23,12 @@ from slimrl.study import declaration, runner
 from slimrl.study.declaration import check_study, check_unchanged, read_declaration
 from slimrl.study.launcher import Job
 from slimrl.study.results import collect
-from slimrl.study.runner import Progress, choose_slots, run_study
+from slimrl.study.runner import LOCK_SECONDS, Progress, choose_slots, run_study
 from slimrl.study.runs import Planned, planned_runs
 from slimrl.study.spec import Expanded, load_study
+from tests.conftest import Ended
+from tests.forks import command
+from tests.forks import studies_fork as studies_fork
 from tests.study.folders import write_run
 
 STUDY = "seeds: 2\narms: {kl: algorithm.kl_coef=0}\n"
@@ -315,7 +317,11 @@ arms: {{clip: algorithm.clip_high=0.5}}
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_driver_killed_in_the_middle_leaves_nothing_alive_and_the_same_command_ends_the_study(
-    tmp_path: Path, tiny_folder: Path
+    tmp_path: Path,
+    tiny_folder: Path,
+    command_line: Callable[..., Ended],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The real thing: slimrl study run, kill -9, slimrl study run again; clip_high is inert, so two arms must agree."""
     (tmp_path / "reward.py").write_text(
@@ -323,18 +329,20 @@ def test_a_driver_killed_in_the_middle_leaves_nothing_alive_and_the_same_command
     )
     file = tmp_path / "study.yaml"
     file.write_text(REAL.format(model=tiny_folder, reward=tmp_path / "reward.py"))
-    command = [sys.executable, "-m", "slimrl", "study", "run", str(file), "--output", str(tmp_path), "--slots", "2"]
+    words = ("study", "run", str(file), "--output", str(tmp_path), "--slots", "2")
     folder = tmp_path / "study"
-    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_for(lambda: (folder / "runs" / "base-0" / "metrics.jsonl").is_file() or driver.poll() is not None)
+    driver = command(*words)
+    wait_for(lambda: (folder / "runs" / "base-0" / "metrics.jsonl").is_file() or not driver.running)
     children = [int(pid) for pid in Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()]
-    assert children
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    assert len(children) == 2
+    driver.send(signal.SIGKILL)
+    driver.ended()
     wait_for(lambda: not any(alive(pid) for pid in children))
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
+    request.getfixturevalue("studies_fork")  # from here on nothing is killed
+    monkeypatch.setattr(runner, "LOCK_SECONDS", LOCK_SECONDS)
+    again = command_line(*words)
+    assert again.code == 0, again.err
     states = {run.name: json.loads((run / "run.json").read_text()) for run in sorted((folder / "runs").iterdir())}
     assert {name: state["status"] for name, state in states.items()} == dict.fromkeys(
         ("base-0", "base_again-0", "clip-0"), "finished"
@@ -342,12 +350,12 @@ def test_a_driver_killed_in_the_middle_leaves_nothing_alive_and_the_same_command
     weights = {name: state["summary"]["weights"] for name, state in states.items()}
     assert weights["clip-0"] == weights["base-0"] != weights["base_again-0"]
     assert not (folder / "runs" / "base-0" / "final").exists(), "models are kept only where asked for"
-    assert "identical" in again.stderr
+    assert "identical" in again.err
     assert {"report.html", "report.md", "results.csv", "results.json"} <= {path.name for path in folder.iterdir()}
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
-    third = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert third.returncode == 0
+    third = command_line(*words)
+    assert third.code == 0
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}, "nothing is done twice"
 
 
