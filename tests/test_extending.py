@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.quick import QUICK
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
@@ -118,7 +119,7 @@ def python(folder: Path, code: str, *arguments: str) -> str:
 def found(extended: Path) -> dict[str, Any]:
     """The findings of a tiny run with each addition."""
     runs = {name: {**SMALL, "name": name.replace(" ", "-"), "algorithm": algorithm} for name, algorithm in RUNS.items()}
-    return dict(json.loads(python(extended, SCRIPT, json.dumps(runs)).splitlines()[-1]))
+    return dict(json.loads(python(extended, QUICK + SCRIPT, json.dumps(runs)).splitlines()[-1]))
 
 
 def test_every_addition_takes_two_files_at_most() -> None:

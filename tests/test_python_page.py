@@ -13,6 +13,7 @@ from slimrl.config.files import parse_override
 from slimrl.config.mistakes import known_keys
 from slimrl.config.schema import TrainConfig
 from tests.conftest import ROOT
+from tests.quick import quick_runs, run_studies_here  # noqa: F401
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 CELLS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -21,7 +22,9 @@ SMALL = {"evaluation": {"problems": 8, "harder_problems": 0}}
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer held-out problems where the page has the default."""
+    """Fewer held-out problems where the page has the default; runs of a study in this process, and no curves in its report."""
+    run_studies_here(monkeypatch)
+    monkeypatch.setattr("slimrl.report.plots.curve_groups", lambda *_: ())
     train = slimrl.train
 
     def smaller(*args: Any, **settings: Any) -> slimrl.Result:

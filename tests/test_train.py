@@ -19,6 +19,7 @@ from slimrl.results import TrainSummary
 from slimrl.runs.durable import digest
 from slimrl.train import train
 from tests.conftest import ROOT
+from tests.quick import quick_runs  # noqa: F401
 
 SMALL = (
     "steps=3",
@@ -48,6 +49,12 @@ def same(first: TrainSummary, second: TrainSummary) -> bool:
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> TrainSummary:
+    """The small run, to which others are compared."""
+    return run(tmp_path_factory.mktemp("plain"), "a", *SMALL)
+
+
 METHODS = ("grpo", "dapo", "dr-grpo", "case-study-final", "gpg", "gspo", "cispo", "sapo", "rloo", "ppo")
 
 
@@ -66,19 +73,17 @@ def test_each_recipe_learns(recipe: str, tmp_path: Path) -> None:
     assert sum(row["update/applied_fraction"] for row in metrics(summary)) / 8 > 0.8
 
 
-def test_a_run_repeats_bit_for_bit_and_the_seed_matters(tmp_path: Path) -> None:
-    first = run(tmp_path, "a", *SMALL)
-    assert same(first, run(tmp_path, "b", *SMALL))
-    assert not same(first, run(tmp_path, "c", *SMALL, "seed=1"))
+def test_a_run_repeats_bit_for_bit_and_the_seed_matters(plain: TrainSummary, tmp_path: Path) -> None:
+    assert same(plain, run(tmp_path, "b", *SMALL))
+    assert not same(plain, run(tmp_path, "c", *SMALL, "seed=1"))
 
 
-def test_what_is_only_looked_at_changes_nothing(tmp_path: Path) -> None:
+def test_what_is_only_looked_at_changes_nothing(plain: TrainSummary, tmp_path: Path) -> None:
     """Evaluation, stored rollouts and shown samples leave weights bitwise equal; slots leave the tokens equal."""
-    plain = run(tmp_path, "a", *SMALL)
     watched = run(tmp_path, "b", *SMALL, "evaluation.every=1", "log.samples_every=1", "log.rollouts=false")
     assert same(plain, watched)
-    narrow = run(tmp_path, "c", *SMALL, "rollout.slots=3", "optimizer.learning_rate=1e-12")
-    wide = run(tmp_path, "d", *SMALL, "optimizer.learning_rate=1e-12")
+    narrow = run(tmp_path, "c", *SMALL, "steps=1", "rollout.slots=3", "optimizer.learning_rate=1e-12")
+    wide = run(tmp_path, "d", *SMALL, "steps=1", "optimizer.learning_rate=1e-12")
     texts = [
         [
             json.loads(line)["text"]
@@ -101,13 +106,12 @@ def test_a_token_budget_ends_the_run_and_changes_nothing_before(tmp_path: Path) 
     assert [m["loss"] for m in metrics(short)] == [m["loss"] for m in metrics(whole)][:2]
 
 
-def test_the_fingerprint_is_that_of_the_weights(tmp_path: Path) -> None:
-    first = run(tmp_path, "a", *SMALL)
+def test_the_fingerprint_is_that_of_the_weights(plain: TrainSummary, tmp_path: Path) -> None:
     second = run(tmp_path, "b", *SMALL, "optimizer.learning_rate=2.00001e-4")
-    assert not same(first, second)
-    assert first.weights != second.weights
-    again = load_policy(ModelConfig(path=str(Path(first.run) / "final")), seed=0)
-    assert digest(again.trainable) == first.weights
+    assert not same(plain, second)
+    assert plain.weights != second.weights
+    again = load_policy(ModelConfig(path=str(Path(plain.run) / "final")), seed=0)
+    assert digest(again.trainable) == plain.weights
 
 
 def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +125,9 @@ def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytes
     assert {event["what"] for event in events if event["event"] == "fault"} == {"the loss is nan"}
 
 
-def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(tmp_path: Path) -> None:
-    first = run(tmp_path, "a", *SMALL)
+def test_clip_bounds_are_bitwise_inert_with_one_update_and_said_to_be(plain: TrainSummary, tmp_path: Path) -> None:
     second = run(tmp_path, "b", *SMALL, "algorithm.clip_high=0.28")
-    assert same(first, second)
+    assert same(plain, second)
     assert any(sentence.startswith("algorithm.clip_low and clip_high") for sentence in second.inert)
     third = run(tmp_path, "c", *SMALL, "algorithm.clip_high=0.28", "optimizer.minibatches=2", "seed=1")
     assert not any(sentence.startswith("algorithm.clip_low") for sentence in third.inert)

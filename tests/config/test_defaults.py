@@ -21,6 +21,7 @@ from slimrl.study.runs import planned_runs
 from slimrl.study.spec import load_study
 from slimrl.train import train
 from tests.conftest import ROOT
+from tests.quick import quick_runs  # noqa: F401
 
 BUILTIN, SMOL, QWEN = 870_000, 134_515_008, 494_032_768
 RATE, BUDGET = "optimizer.learning_rate", "rollout.max_new_tokens"
@@ -151,7 +152,16 @@ def test_a_run_shows_its_numbers_and_keeps_them(
     assert dict(setup.chosen) == numbers
 
     config = load_config(
-        TrainConfig, [], [*mine, "name=a", "algorithm.baseline=critic", "algorithm.scale_rewards=none"]
+        TrainConfig,
+        [],
+        [
+            *mine,
+            "name=a",
+            "steps=1",
+            "evaluation.greedy=false",
+            "algorithm.baseline=critic",
+            "algorithm.scale_rewards=none",
+        ],
     )
     run = Path(train(config, Display(quiet=True)).run)
     recorded = read_yaml(str(run / "config.yaml"))

@@ -24,6 +24,7 @@ from slimrl.preflight.memory import Call, plan_memory
 from slimrl.train import train
 from tests.conftest import ROOT
 from tests.learner.test_update import batch_of, first_gradient, settings
+from tests.quick import quick_runs  # noqa: F401
 from tests.tiny import learner_of, microbatcher_of, save_tiny, tiny_policy
 
 DISTILLATION = str(ROOT / "recipes" / "distillation.yaml")
@@ -68,7 +69,9 @@ def test_without_a_teacher_the_reference_is_the_initial_policy() -> None:
 
 def test_the_built_in_model_learns_from_a_better_one_without_rewards(tmp_path: Path) -> None:
     small = (f"output={tmp_path}", "evaluation.problems=100", "evaluation.harder_problems=0", "evaluation.greedy=false")
-    taught = train(load_config(TrainConfig, [], [*small, "name=teacher", "steps=14"]), Display(quiet=True))
+    small = (*small, "rollout.problems=16")
+    own = ("name=teacher", "steps=8", "optimizer.learning_rate=5e-4")
+    taught = train(load_config(TrainConfig, [], [*small, *own]), Display(quiet=True))
     teacher = tmp_path / "teacher" / "final"
     more = (f"algorithm.reference={teacher}", "name=pupil", "steps=6", "checkpoint.every=2")
     config = load_config(TrainConfig, [DISTILLATION], [*small, *more])

@@ -22,9 +22,10 @@ from slimrl.learner.targets import trained_rows
 from slimrl.learner.trace import begin_trace
 from slimrl.model.policy import Policy, freeze
 from slimrl.randomness import uniforms
-from slimrl.records import Batch, Group, Problem, Rollout, Rows
+from slimrl.records import Batch, Completion, Group, Problem, Rollout, Rows
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
+from slimrl.runs.durable import digest
 from tests.conftest import ROOT
 from tests.tiny import FAMILIES, learner_of, microbatcher_of, tiny_policy
 
@@ -41,21 +42,25 @@ def settings(**sections: dict[str, object]) -> TrainConfig:
     return build(TrainConfig, base)
 
 
+_SAMPLED: dict[object, list[tuple[Completion, ...]]] = {}
+
+
 def groups_of(policy: Policy, config: TrainConfig, *, sampled_at: int = 0) -> tuple[Group, ...]:
-    """Real rollouts of the tiny policy with made-up rewards."""
+    """Real rollouts of the tiny policy with made-up rewards; equal weights and settings are sampled from once."""
     rng = np.random.default_rng(1)
     problems = [Problem(f"p{i}", "?", "1") for i in range(config.rollout.problems)]
-    requests = [
-        Request(
-            tuple(rng.integers(3, 61, size=3 + i).tolist()),
-            uniforms(0, "train", 0, p.id, samples=config.rollout.group_size, positions=config.rollout.budget),
-        )
-        for i, p in enumerate(problems)
-    ]
-    sampled = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=config.rollout.budget)
+    prompts = [tuple(rng.integers(3, 61, size=3 + i).tolist()) for i in range(len(problems))]
+    sizes = (len(problems), config.rollout.group_size, config.rollout.budget)
+    key = (repr(policy.model), digest(policy.model.state_dict()), tuple(policy.stop_ids), *sizes)
+    if key not in _SAMPLED:
+        requests = [
+            Request(prompt, uniforms(0, "train", 0, p.id, samples=sizes[1], positions=sizes[2]))
+            for prompt, p in zip(prompts, problems, strict=True)
+        ]
+        _SAMPLED[key] = RolloutEngine(policy, slots=8).generate(requests, max_new_tokens=sizes[2])
     return tuple(
         Group(tuple(Rollout(p, c, "", False, {}, float(rng.integers(3))) for c in completions), sampled_at)
-        for p, completions in zip(problems, sampled, strict=True)
+        for p, completions in zip(problems, _SAMPLED[key], strict=True)
     )
 
 

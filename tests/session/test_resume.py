@@ -9,7 +9,6 @@ import platform
 import random
 import shutil
 import threading
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -219,12 +218,19 @@ def test_a_finished_run_is_only_reported(undisturbed: tuple[Path, int]) -> None:
         run(folder.parent, "a")
 
 
-@pytest.fixture
-def stopped(tmp_path: Path, undisturbed: tuple[Path, int]) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory, undisturbed: tuple[Path, int]) -> Path:
     """A run that was stopped after its third step or so, with two checkpoints."""
-    assert interrupt(tmp_path, "a", round(0.75 * undisturbed[1])) == 75
-    assert len(checkpoints(tmp_path / "a" / "checkpoints")) >= 2
-    return tmp_path / "a"  # type: ignore[return-value]
+    output = tmp_path_factory.mktemp("stopped")
+    assert interrupt(output, "a", round(0.75 * undisturbed[1])) == 75
+    assert len(checkpoints(output / "a" / "checkpoints")) >= 2
+    return output / "a"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, stopped_once: Path) -> Path:
+    """The same in a place of the test's own: a run goes on wherever it is."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "a"))
 
 
 def test_an_unfinished_run_says_how_to_go_on(stopped: Path) -> None:
