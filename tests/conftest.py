@@ -99,9 +99,13 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(autouse=True)
-def few_gold_answers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 1,000 problems of the built-in task of which a run checks the gold answers are the same in most tests, and take a
-    quarter of a small run; the same file of tests and all that run commands as processes check them all.
+def a_short_preflight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 1,000 problems of the built-in task of which a run checks the gold answers are the same in most tests, and the 16 that it
+    samples before the first step are looked at in few; each takes a quarter of a small run. One file of tests and all that run
+    commands as processes have them all.
     """
-    if request.module.__name__ != "tests.cli.test_cli":
+    file = request.module.__name__
+    if file != "tests.cli.test_cli":
         monkeypatch.setattr("slimrl.preflight.payment.GOLD_SAMPLE", 100)
+        if not file.startswith("tests.preflight."):
+            monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
