@@ -2,54 +2,44 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-import torch.distributed.run
+import pytest
 
 from slimrl.runs.reader import read_metrics, read_status
-from tests.forks import Fork
+from tests.conftest import ROOT
 
 SMALL = (
     "name=a", "steps=8", "rollout.problems=2", "rollout.group_size=2", "rollout.max_new_tokens=16", "evaluation.problems=1",
     "evaluation.samples=1", "evaluation.greedy=false", "evaluation.harder_problems=0",
 )  # fmt: skip
-RANK = """
-import os
-from pathlib import Path
-
-from slimrl.cli import main
-from slimrl.machine import interpreter
-
-interpreter.PARENT = os.getppid()  # it was noted when the modules were imported
-Path(f"rank-{os.environ['RANK']}").write_text(f"{os.getpid()}")
-try:
-    main()
-except SystemExit as end:  # for torchrun a fork that has succeeded is one that returns
-    if end.code:
-        raise
-"""
-"""The command `slimrl` in a process that torchrun forks."""
 
 
-def torchrun(*arguments: str) -> None:
-    torch.distributed.run.main([*arguments])
-
-
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of the run in /proc")
 def test_torchrun_restarts_the_ranks_of_a_run_that_goes_on(tmp_path: Path) -> None:
-    """torchrun forks its ranks from a process that has imported what they need."""
-    (tmp_path / "rank.py").write_text(RANK)
-    arguments = ["--nproc-per-node=2", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    arguments += ["--start-method=fork", "--run-path", "rank.py", "train", "--resume", *SMALL]
-    job = Fork(torchrun, *arguments, variables={}, folder=tmp_path)
-    run, end = tmp_path / "runs" / "a", time.monotonic() + 120
-    while len(read_metrics(run)) < 2 and time.monotonic() < end and job.running:
-        time.sleep(0.02)
-    rank = int((tmp_path / "rank-1").read_text())
-    os.kill(rank, signal.SIGKILL)
-    code, _, said = job.ended()
-    assert code == 0, said[-2000:]
-    assert int((tmp_path / "rank-1").read_text()) != rank, "another process has taken its place"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "slimrl", "train", "--resume", *SMALL]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as job:
+        run, end = tmp_path / "runs" / "a", time.monotonic() + 120
+        while len(read_metrics(run)) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        (rank,) = [pid for pid in descendants(job.pid) if b"RANK=1" in variables(pid)]
+        os.kill(rank, signal.SIGKILL)
+        said = job.communicate()[1]
+    assert job.returncode == 0, said[-2000:]
     assert "resuming after step" in said
     assert read_status(run) == "finished"
     assert [line["step"] for line in read_metrics(run)] == [*range(1, 9)]
+
+
+def variables(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(n) for path in Path(f"/proc/{pid}/task").glob("*/children") for n in path.read_text().split()]
+    return [*children, *(found for child in children for found in descendants(child))]
