@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import accumulate, groupby
-from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -145,23 +144,19 @@ class _Row(NamedTuple):
 def microbatches(
     lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max_tokens: int, ranks: int = 1
 ) -> list[Tensor]:
-    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least). For several `ranks` they are nearly equal, and
-    their number is a multiple of that of the ranks where there are rows for that.
+    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least). For several `ranks` they are as small as they can
+    be without becoming more than the next multiple of the number of ranks.
 
     Rows of a group share their prompt, so they stay together and its tokens count once. Groups of long rows come first,
-    so that a memory shortage shows at once.
+    so that a memory shortage shows early.
     """
     rows = _in_order(lengths.tolist(), prompt_lengths.tolist(), groups.tolist())
-    parts: list[list[_Row]] = []
-    tokens = 0
-    for row in rows:
-        if not parts or tokens + row.behind > max_tokens:
-            parts.append([])
-            tokens = row.alone - row.behind
-        parts[-1].append(row)
-        tokens += row.behind
+    parts = _filled(rows, max_tokens)
     if ranks > 1:
-        parts = _equal_parts(rows, -(-len(parts) // ranks) * ranks, max_tokens, ranks)
+        most = -(-len(parts) // ranks) * ranks
+        # larger parts are never more
+        smallest = bisect_left(range(max_tokens), True, key=lambda tokens: len(_filled(rows, tokens)) <= most)
+        parts = _filled(rows, smallest)
     return [torch.tensor([row.number for row in part]) for part in parts]
 
 
@@ -176,15 +171,17 @@ def _in_order(sizes: Sequence[int], prompts: Sequence[int], groups: Sequence[int
     ]
 
 
-def _equal_parts(rows: Sequence[_Row], count: int, max_tokens: int, step: int) -> list[list[_Row]]:
-    """The rows, on one axis of tokens, in `count` parts of equal length, or in `step` more until all fit `max_tokens`."""
-    ends = [*accumulate(row.behind for row in rows)]
-    for number in range(count, sum(ends[-1:]) + step, step):
-        places = [int((end - row.behind / 2) * number / ends[-1]) for end, row in zip(ends, rows, strict=True)]
-        parts = [[row for _, row in part] for _, part in groupby(zip(places, rows, strict=True), key=itemgetter(0))]
-        if all(len(part) == 1 or part[0].alone + sum(row.behind for row in part[1:]) <= max_tokens for part in parts):
-            return parts
-    return [[row] for row in rows]
+def _filled(rows: Sequence[_Row], max_tokens: int) -> list[list[_Row]]:
+    """The rows in parts, each of which takes as many as fit."""
+    parts: list[list[_Row]] = []
+    tokens = 0
+    for row in rows:
+        if not parts or tokens + row.behind > max_tokens:
+            parts.append([])
+            tokens = row.alone - row.behind
+        parts[-1].append(row)
+        tokens += row.behind
+    return parts
 
 
 def balanced(costs: Sequence[float], count: int) -> list[list[int]]:

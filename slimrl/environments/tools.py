@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from slimrl.records import ToolCall
 from slimrl.sandbox import SandboxError
 
 Message = dict[str, str]
+_PATCHING = threading.Lock()
 MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
 """Tokens of the forms of a call."""
 _BLOCK = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
@@ -140,12 +142,13 @@ def _torch_left_alone(module: Any) -> Iterator[None]:
     """Within the block a module of transformers does not load torch, for which it would look for tensors among the types of
     parameters: where nobody has loaded it, as in processes of environments, there are none.
     """
-    own = module.is_torch_available
-    module.is_torch_available = lambda: "torch" in sys.modules
-    try:
-        yield
-    finally:
-        module.is_torch_available = own
+    with _PATCHING:
+        own = getattr(module, "is_torch_available", None)
+        module.is_torch_available = lambda: "torch" in sys.modules
+        try:
+            yield
+        finally:
+            module.is_torch_available = own
 
 
 def _schema(function: Callable[..., Any], where: str) -> Mapping[str, Any]:

@@ -85,8 +85,7 @@ def imitate(
     lengths = torch.tensor([len(e.prompt_ids) + len(e.target_ids) - 1 for e in examples])
     total = sum(e.imitated for e in examples)
     alone = torch.arange(len(examples))
-    share = max_tokens if ranks.size == 1 else min(max_tokens, -(-int(lengths.sum()) // ranks.size))
-    parts = microbatches(lengths, lengths, alone, max_tokens=share)
+    parts = microbatches(lengths, lengths, alone, max_tokens=max_tokens, ranks=ranks.size)
     tokens = [int(lengths[part].sum()) for part in parts]
     loss_sum = 0.0
 

@@ -168,6 +168,9 @@ def _buckets(owned: Iterable[tuple[Tensor, int]]) -> list[tuple[list[Tensor], in
     found: list[tuple[list[Tensor], int]] = []
     open_ones: dict[tuple[int, torch.dtype, torch.device], tuple[list[Tensor], int]] = {}
     for tensor, rank in owned:
+        if tensor.numel() > BUCKET:
+            found.append(([tensor.detach()], rank))
+            continue
         key = rank, tensor.dtype, tensor.device
         bucket, filled = open_ones.get(key, ([], BUCKET))
         if filled + tensor.numel() > BUCKET:
@@ -199,6 +202,8 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL, which say that a connection was closed or reset
+        if is_out_of_memory(error):
+            raise
         raise _lost(error) from error
 
 

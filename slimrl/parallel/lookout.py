@@ -19,7 +19,7 @@ import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from slimrl.machine.interpreter import is_orphan
-from slimrl.machine.ranks import RankLostError, Ranks, joined, named
+from slimrl.machine.ranks import RankLostError, Ranks, joined, named, ranks_here
 from slimrl.machine.signals import PREEMPTED, Stop
 
 STOP = "stop"
@@ -144,7 +144,10 @@ def _end(rank: int, beat: str, deadline: float) -> None:
     host, _, rest = beat.partition(" ")
     print(f"rank {rank} gave no sign of life for {deadline:g} s, so the run stops", file=sys.stderr, flush=True)
     if host == socket.gethostname():
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(int(rest.split()[0]), signal.SIGKILL)
+        except ProcessLookupError:
+            if ranks_here().size == 1:  # nothing is connected yet whose end would be noticed
+                os._exit(PREEMPTED)
     else:
         os._exit(PREEMPTED)

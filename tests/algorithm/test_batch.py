@@ -94,16 +94,17 @@ def test_microbatches_cover_every_row_once_within_the_budget(shapes: list[tuple[
 
 
 @given(SHAPES, st.integers(1, 200), st.integers(2, 5))
-def test_several_ranks_have_nearly_equal_microbatches(
+def test_micro_batches_of_several_ranks_are_as_small_as_their_number_allows(
     shapes: list[tuple[int, list[int]]], budget: int, ranks: int
 ) -> None:
     layout = Layout(shapes)
-    parts, longest = layout.parts(budget, ranks), int(layout.lengths.max())
+    parts, most = layout.parts(budget, ranks), -(-len(layout.parts(budget)) // ranks) * ranks
     tokens = [layout.tokens(part) for part in parts]
     assert [i for part in parts for i in part] == [i for part in layout.parts(10**9) for i in part]
+    assert len(parts) <= most
     assert all(len(part) == 1 or layout.tokens(part) <= budget for part in parts)
-    if len(parts) > 1:
-        assert max(tokens) - min(tokens[:-1]) <= 2 * longest
+    largest = max((n for n, part in zip(tokens, parts, strict=True) if len(part) > 1), default=0)
+    assert not largest or len(layout.parts(largest - 1)) > most
 
 
 @pytest.mark.parametrize(("budget", "count"), [(10_000, 2), (1_800, 2), (1_220, 4), (700, 6)])
@@ -115,6 +116,15 @@ def test_ranks_have_as_many_microbatches_and_as_much_work(budget: int, count: in
     loads = [sum(tokens[i] for i in part) for part in balanced(tokens, 2)]
     assert len(parts) == count
     assert max(loads) / min(loads) < 1.04
+
+
+def test_long_prompts_are_not_computed_more_often_for_several_ranks() -> None:
+    """A micro-batch holds two groups with their prompts. One that began in the middle of a group would compute a prompt again."""
+    layout = Layout(
+        [(1800 + 16 * group, [5 + (group * 7 + row * 29) % 196 for row in range(8)]) for group in range(16)]
+    )
+    alone, shared = layout.parts(4096), layout.parts(4096, ranks=2)
+    assert sum(map(layout.tokens, shared)) == sum(map(layout.tokens, alone))
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(1, 6))

@@ -29,7 +29,14 @@ from tests.cli.test_difficulty import lines, timeless
 from tests.forks import ranks_fork as ranks_fork
 from tests.tiny import tiny_policy
 
-pytestmark = pytest.mark.usefixtures("ranks_fork")
+
+@pytest.fixture(autouse=True)
+def ranks_that_fork(request: pytest.FixtureRequest) -> None:
+    """One test has ranks as users have them."""
+    if request.function is not test_python_evaluates_on_two_devices:
+        request.getfixturevalue("ranks_fork")
+
+
 SMALL = ("rollout.max_new_tokens=8", "evaluation.problems=6", "evaluation.harder_problems=0", "evaluation.samples=2")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from slimrl.errors import SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import PREEMPTED, Stopped
+from slimrl.parallel import lookout
 from slimrl.parallel.lookout import wait_for_all
 from slimrl.parallel.team import check_running, check_start
 
@@ -102,3 +104,17 @@ def test_one_that_ends_while_it_starts_is_not_waited_for(program: str, error: ty
     finally:
         running.kill()
         running.communicate()
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_rank_that_has_ended_before_all_are_connected_is_not_waited_for(
+    connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is gone when it counts as hanging; once ranks are connected, the end of its connections is noticed instead."""
+    ended: list[int] = []
+    over = subprocess.Popen([sys.executable, "-c", ""])
+    over.wait()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(lookout, "ranks_here", lambda: Ranks(0, 2, 2) if connected else Ranks())
+    lookout._end(1, f"{socket.gethostname()} {over.pid} 7", 3.0)
+    assert ended == ([] if connected else [PREEMPTED])
