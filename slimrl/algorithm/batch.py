@@ -144,8 +144,8 @@ class _Row(NamedTuple):
 def microbatches(
     lengths: Tensor, prompt_lengths: Tensor, groups: Tensor, *, max_tokens: int, ranks: int = 1
 ) -> list[Tensor]:
-    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least). For several `ranks` they are as small as they can
-    be without becoming more than the next multiple of the number of ranks.
+    """Row indices [n] per micro-batch, as many as fit `max_tokens` (one at least). For several `ranks` they are as small as they
+    can be without becoming more than the next multiple of the number of ranks.
 
     Rows of a group share their prompt, so they stay together and its tokens count once. Groups of long rows come first,
     so that a memory shortage shows early.
