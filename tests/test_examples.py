@@ -42,7 +42,6 @@ def reader(slimrl, shared: Shared, monkeypatch: pytest.MonkeyPatch):  # noqa: F8
     """A reader of a page, in an empty folder."""
     copy_runs_of_studies(monkeypatch)
     monkeypatch.setattr("slimrl.report.plots.curve_groups", lambda *_: ())  # two seconds of each report
-    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=of_the_hub))
     monkeypatch.setattr("sys.stdin", io.StringIO("1 + 1?\n/quit\n"))
 

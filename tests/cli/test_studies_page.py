@@ -38,7 +38,6 @@ def at_hand(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         "  evaluation: {problems: 3, samples: 2, harder_problems: 0}\n  rewards: {gold_check: report}\n"
     )
     copy_runs_of_studies(monkeypatch)
-    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
     return str(tmp_path / "tiny.yaml")
 
 

@@ -114,7 +114,6 @@ def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.Monk
             read.add(f"{type(self).__name__}.{name}")
         return original(self, name)
 
-    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
     small = [
         "steps=1",
         "rollout.problems=2",

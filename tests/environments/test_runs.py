@@ -42,12 +42,6 @@ class Echo:
 '''
 
 
-@pytest.fixture(autouse=True)
-def few_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what a run samples before its first step, for warnings that are not looked at here: it takes a third of such a run."""
-    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
-
-
 @pytest.fixture
 def echo(tmp_path: Path) -> str:
     file = tmp_path / "echo.py"

@@ -144,8 +144,7 @@ def test_pictures_are_refused(file: Path) -> None:
         opening(make, PROBLEM, 20.0)
 
 
-def test_a_run_with_rewards_that_read_environments(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slimrl.preflight.doctor.PROBE_PROBLEMS", 2)
+def test_a_run_with_rewards_that_read_environments(file: Path, tmp_path: Path) -> None:
     settings = (
         f"environment.name={file}:Paid",
         "environment.tool_prompt=none",
