@@ -1,7 +1,7 @@
 """A disk that is full at a hundred random places: is a checkpoint lost, does the run end, does it end as ever?
 
-One process. At the bytes of checkpoints and records that random draws name, writing fails with ENOSPC after half of the block,
-once; then there is room again. Runs go on until all places were met.
+One process, or rank 0 of `--devices`, which alone writes. At the bytes of checkpoints and records that random draws name, writing
+fails with ENOSPC after half of the block, once; then there is room again. Runs go on until all places were met.
 """
 
 from __future__ import annotations
@@ -52,19 +52,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--places", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     draws, refused, lost, runs, equal = random.Random(args.seed), 0, 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="slimrl-disk-") as name:
         output = Path(name)
-        run(output, "undisturbed")
+        run(output, "undisturbed", args.devices)
         expected = content(output / "undisturbed")
         own = HashedFile.write
         while refused < args.places:
             disk = Disk(draws, output / f"run-{runs}")
             HashedFile.write = lambda file, data, disk=disk: disk.take(file, data)
             try:
-                run(output, f"run-{runs}")
+                run(output, f"run-{runs}", args.devices)
             finally:
                 HashedFile.write = own
             equal += content(output / f"run-{runs}") == expected
@@ -79,8 +80,10 @@ def main() -> None:
     sys.exit(0 if not lost and equal == runs else 1)
 
 
-def run(output: Path, name: str) -> None:
-    settings = (*EVERYTHING, "checkpoint.every=1", f"output={output}", f"name={name}")
+def run(output: Path, name: str, devices: int) -> None:
+    """With a divided optimizer, so that a checkpoint holds what each of several ranks has."""
+    divided = ("optimizer.sharded=true", f"devices={devices}") if devices > 1 else ()
+    settings = (*EVERYTHING, *divided, "checkpoint.every=1", f"output={output}", f"name={name}")
     train(load_config(TrainConfig, [], settings), Display(quiet=True))
 
 
