@@ -1,5 +1,6 @@
 """One thread and no GPU, in the commands that tests start too: they do not fight over cores, and sums come in one order."""
 
+import gc
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ if not os.environ.get("SLIMRL_TEST_GPU"):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a shell has put into the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.disable()  # until all tests are collected: imports leave a million objects, all of which stay
+
 import pytest
 import torch
 
@@ -35,6 +38,12 @@ SHARED = ROOT.parent / "shared" / "data"
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests of deadlines and of processes that are killed wait for a sixth of their time."""
     return cores() + 1
+
+
+def pytest_collection_finish() -> None:
+    """Imports and collected tests are garbage at no time, so no collection looks through them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,12 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, type
 
 def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
     """A name that is no setting. Of a section that is none, its first setting is what was meant."""
+    if where in known_keys(kind):  # a dotted key in a file, where sections are mappings
+        nested, *outer = reversed(where.split("."))
+        nested += f": {_shown(value)}"
+        for section in outer:
+            nested = f"{section}: {{{nested}}}"
+        return f"{where} is a name of the command line{of}; in a file write {nested}"
     if where.startswith(("rewards.custom.", "rewards.judge.")):
         spec, _, leaf = where.rpartition(".")
         fields = NAMED[where.split(".")[1]].model_fields

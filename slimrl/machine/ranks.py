@@ -7,6 +7,7 @@ it alone knows problems, rewards and the run's folder, and tells the others what
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class RankLostError(SlimError):
 HOST = torch.device("cpu")
 BUCKET = 2**18
 """Numbers that are sent at once: every message costs about half a millisecond under gloo, and larger ones overlap less."""
+EXIT_SECONDS = 0.2
+"""Time in which a process that has closed its connections has ended."""
 LOST = ("gloo", "nccl", "connection")
 """Words of the messages of gloo and NCCL."""
 
@@ -236,7 +239,17 @@ def loss_stops() -> Iterator[None]:
     try:
         yield
     except RankLostError:
-        raise Stopped("the loss of another process", PREEMPTED) from None
+        raise Stopped(f"the loss of another process{_named_loss()}", PREEMPTED) from None
+
+
+def _named_loss() -> str:
+    """In brackets which rank has ended and how, where this process started it; empty where torchrun did."""
+    time.sleep(EXIT_SECONDS)
+    try:
+        _joined.check()
+    except RankLostError as lost:
+        return f" ({lost})"
+    return ""
 
 
 def named() -> Ranks:

@@ -159,5 +159,7 @@ def check_start(processes: Sequence[Process]) -> None:
 def check_running(processes: Sequence[Process]) -> None:
     """Raises RankLostError for a follower that has ended."""
     for rank, process in enumerate(processes, 1):
-        if process.poll() is not None:
-            raise RankLostError(f"rank {rank} of the run has ended")
+        code = process.poll()
+        if code is not None:
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise RankLostError(f"rank {rank} of the run {how}")

@@ -74,8 +74,10 @@ class FleetPlan:
 def read_devices(text: str) -> tuple[int, float]:
     """`8x80` -> 8 devices of 80 GiB; raises SettingsError for another form."""
     found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text.strip().lower())
-    if found is None or int(found[1]) < 1 or float(found[2]) < 1:
+    if found is None:
         raise SettingsError(f"--devices {text} is not COUNTxGIB; write 8x80 for eight GPUs of 80 GiB")
+    if int(found[1]) < 1 or float(found[2]) < 1:
+        raise SettingsError(f"--devices {text} is less than one GPU of 1 GiB; write 8x80 for eight GPUs of 80 GiB")
     return int(found[1]), float(found[2])
 
 

@@ -71,6 +71,8 @@ class MemoryEstimate:
     """The layers that are whole at once in a pass through divided ones, with their gradients."""
     released: int = 0
     """Weights that are not whole during such a pass."""
+    devices: int = 1
+    """Of the run, each of which takes what the other parts say."""
 
     @property
     def keeps_cache(self) -> bool:
@@ -123,6 +125,8 @@ class MemoryEstimate:
     def sentence(self) -> str:
         """The summary for a person; run.json has the plan in full."""
         text = f"memory: at most about {self.peak / GIB:.2f} of {self.free / GIB:.2f} GiB"
+        if self.devices > 1:
+            text += f" on each of {self.devices} devices"
         if self.plan.recompute:
             text += ", activations recomputed"
         if self.plan.offload:

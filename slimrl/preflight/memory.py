@@ -236,6 +236,7 @@ def _fixed_parts(
         kernels=KERNELS if compiles_kernels() and not on_gpu else 0,
         gathered=_gathered_bytes(policy) if layers else 0,
         released=model.dtype.itemsize * _size(layers),
+        devices=ranks,
     )
 
 

@@ -1,7 +1,8 @@
 """Runs of a study as jobs of SLURM, through its commands sbatch, squeue, scontrol and scancel.
 
 The queue holds all that a launcher has to know: a job's name says which run it is, so a study that is started again finds the
-jobs of its last process. Accounting (sacct) is not needed. The nodes have the study's folder and this Python at the same paths.
+jobs of its last process. Accounting is not needed: a cluster may have none, and submitit (1.5.4) asks sacct for the state of a
+job. The nodes have the study's folder and this Python at the same paths.
 """
 
 from __future__ import annotations

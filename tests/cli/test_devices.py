@@ -71,7 +71,7 @@ def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(
     os.kill(follower, signal.SIGKILL)
     code, _, err = process.ended(120)
     assert code == 75
-    assert "stopped by the loss of another process after step" in err
+    assert "stopped by the loss of another process (rank 1 of the run was ended by signal 9) after step" in err
     assert not Path(f"/proc/{follower}").exists()
     check_resumed(tmp_path / "cut", whole)
 

@@ -194,6 +194,15 @@ def test_what_was_meant(override: str) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("written", ["model.lora.rank: 8", "model: {lora.rank: 8}"])
+def test_a_name_of_the_command_line_in_a_file_is_told_as_sections(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{written}\n")
+    said = r"model\.lora\.rank is a name of the command line.*mine\.yaml.*; in a file write model: {lora: {rank: 8}}$"
+    with pytest.raises(SettingsError, match=said):
+        load_config(TrainConfig, [str(file)])
+
+
 def test_a_filter_by_difficulty_is_named_wherever_it_is_written(tmp_path: Path, slimrl) -> None:  # noqa: F811
     (tmp_path / "mine.yaml").write_text("task:\n  difficulty: [0.1, 0.9]\n")
     assert f"did you mean {RATE}?" in slimrl("train", "mine.yaml").err

@@ -143,7 +143,15 @@ def test_slots_are_for_the_share_of_a_device(tmp_path: Path) -> None:
     assert slots == {1: 16, 3: 6}
 
 
-@pytest.mark.parametrize("text", ["8", "8x", "x80", "0x80", "8x0", "8 x 80", "eightx80", "8x80GB"])
+@pytest.mark.parametrize("text", ["0x80", "8x0", "8x0.5"])
+def test_less_than_a_device_is_refused(text: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"{text} is less than one GPU of 1 GiB; write 8x80 for eight GPUs of 80 GiB"
+    ):
+        read_devices(text)
+
+
+@pytest.mark.parametrize("text", ["8", "8x", "x80", "8x-1", "8 x 80", "eightx80", "8x80GB"])
 def test_what_is_not_a_number_of_devices_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="is not COUNTxGIB; write 8x80 for eight GPUs of 80 GiB"):
         read_devices(text)

@@ -120,6 +120,7 @@ def test_choices_shrink_with_the_memory_and_numbers_that_are_set_stay(monkeypatc
     none, _ = plan(policy, monkeypatch, free=1.0)
     assert not none.fits
     assert "may not fit" in none.sentence()
+    assert " GiB on each of 2 devices, " in replace(none, devices=2).sentence()
     assert none.plan.slots == memory.FEWEST_SLOTS
     settings = {"rollout": {"slots": 5, "problems": 4, "group_size": 4, "max_new_tokens": 10},
                 "optimizer": {"microbatch_tokens": 77, "activation_checkpointing": "on"}}  # fmt: skip

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +38,6 @@ from tests.tiny import learner_of, tiny_policy
 METHODS = ("grpo", "dapo", "gspo", "cispo", "ppo")
 POISONS = ("loss", "gradient", "logits", "reward", "log-probability")
 OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_objects() -> Iterator[None]:
-    """Where memory runs out, garbage is collected, which takes as long as there are objects: those of imports are left out."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def settings(method: str, *more: str) -> TrainConfig:
