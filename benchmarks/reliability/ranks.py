@@ -1,4 +1,4 @@
-"""`kill -9` of a rank or of torchrun, and ranks that hang, at random moments of a run on two processes.
+"""`kill -9` of a rank or of torchrun, SIGTERM to torchrun, and ranks that hang, at random moments of a run on two processes.
 
 One run is undisturbed. Each trial is a run of the same settings in a folder of its own. One of its processes is killed, or
 stopped by SIGSTOP, which must be noticed within the deadline; the others have to end by themselves. The same command then resumes
@@ -36,7 +36,9 @@ class Trial:
 
     name: str
     victim: str
-    """`leader` or `follower` of `devices=2`, `rank` of torchrun, `torchrun`, or `hang`: a follower that is stopped."""
+    """`leader` or `follower` of `devices=2`, `rank` of torchrun, or `torchrun`."""
+    signal: str
+    """KILL, TERM, or STOP, which makes it hang."""
     steps: int
     """Taken when the signal comes; -1: before the first."""
     delay: float
@@ -51,9 +53,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    victim: str
+    what: str
+    """Signal and victim."""
     hit: bool
     """The process was still there."""
+    seconds: float
+    """From the signal to the end of the others."""
     equal: bool
     left: int
     """Processes that outlived the others."""
@@ -65,7 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ranks", type=int, default=20, help="kills of a rank")
     parser.add_argument("--torchrun", type=int, default=10, help="kills of torchrun")
-    parser.add_argument("--hangs", type=int, default=3, help="ranks that hang")
+    parser.add_argument("--stops", type=int, default=4, help="SIGTERM to torchrun")
+    parser.add_argument("--hangs", type=int, default=6, help="ranks that hang, in turn follower and leader")
     parser.add_argument("--parallel", default="ddp", choices=("ddp", "fsdp"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -78,10 +84,12 @@ def main() -> None:
         expected = content(output / "undisturbed")
         with ThreadPoolExecutor(args.jobs) as pool:
             outcomes = list(pool.map(lambda trial: attempt(output, trial, args.parallel, expected), plan(args)))
-    found: dict[str, object] = {
-        f"hit: {victim}": n for victim, n in Counter(o.victim for o in outcomes if o.hit).items()
-    }
+    found: dict[str, object] = {f"hit: {what}": n for what, n in Counter(o.what for o in outcomes if o.hit).items()}
+    hangs = [o.seconds for o in outcomes if o.what.startswith("STOP")]
     found |= {
+        "parallel": args.parallel,
+        "device_deadline": DEADLINE,
+        "seconds from a hang to the end of all processes": [round(seconds, 1) for seconds in hangs],
         "runs": len(outcomes),
         "runs that the same command ended": sum(o.resumed for o in outcomes),
         "runs equal to the undisturbed one": sum(o.equal for o in outcomes),
@@ -103,17 +111,23 @@ def arguments(output: Path, name: str, parallel: str, by_torchrun: bool) -> list
 def plan(args: argparse.Namespace) -> list[Trial]:
     draws = random.Random(args.seed)
     ranks = [("leader", "follower", "rank")[i % 3] for i in range(args.ranks)]
-    victims = [*ranks, *["torchrun"] * args.torchrun, *["hang"] * args.hangs]
+    victims = [
+        *(("KILL", rank) for rank in ranks),
+        *[("KILL", "torchrun")] * args.torchrun,
+        *[("TERM", "torchrun")] * args.stops,
+    ]
+    victims += [("STOP", ("follower", "leader")[i % 2]) for i in range(args.hangs)]
     # a quarter before the first step: while processes start, models load and the first evaluation is made
     return [
         Trial(
             f"{victim}-{i}",
             victim,
+            signal,
             draws.randrange(STEPS - 1) if i % 4 else -1,
             draws.uniform(0, 0.5),
             draws.getrandbits(8),
         )
-        for i, victim in enumerate(victims)
+        for i, (signal, victim) in enumerate(victims)
     ]
 
 
@@ -130,12 +144,13 @@ def attempt(output: Path, trial: Trial, parallel: str, expected: object) -> Outc
     hit = victim_of(trial, process.pid) if process.poll() is None else None
     others = descendants(process.pid) | {process.pid}
     if hit is not None:
-        subprocess.run(["kill", "-STOP" if trial.victim == "hang" else "-KILL", str(hit)], check=False)
-    until = time.monotonic() + ENDED_WITHIN + (START_SECONDS if trial.steps < 0 else DEADLINE)
+        subprocess.run(["kill", f"-{trial.signal}", str(hit)], check=False)
+    begun = time.monotonic()
+    until = begun + ENDED_WITHIN + (START_SECONDS if trial.steps < 0 else DEADLINE)
     while time.monotonic() < until and any(map(alive, others)):
         process.poll()
         time.sleep(0.1)
-    left = {pid for pid in others if alive(pid)}
+    seconds, left = time.monotonic() - begun, {pid for pid in others if alive(pid)}
     for pid in left:
         subprocess.run(["kill", "-KILL", str(pid)], check=False)
     process.wait()
@@ -144,7 +159,7 @@ def attempt(output: Path, trial: Trial, parallel: str, expected: object) -> Outc
     equal = resumed and content(folder) == expected
     if left or not equal or hit is None:
         print(f"{trial}: hit {hit}, left {len(left)}, {status(folder)}; {log.read_text()[-2000:]}", file=sys.stderr)
-    return Outcome(trial.victim, hit is not None, equal, len(left), resumed)
+    return Outcome(f"{trial.signal} {trial.victim}", hit is not None, seconds, equal, len(left), resumed)
 
 
 def victim_of(trial: Trial, launcher: int) -> int | None:

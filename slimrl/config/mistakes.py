@@ -177,7 +177,7 @@ def _unknown(kind: type[BaseModel], where: str, value: object, of: str) -> str:
     """A name that is no setting. Of a section that is none, its first setting is what was meant."""
     if where in known_keys(kind):  # a dotted key in a file, where sections are mappings
         nested, *outer = reversed(where.split("."))
-        nested += f": {_shown(value)}"
+        nested += f": {json.dumps(value, default=str)}"
         for section in outer:
             nested = f"{section}: {{{nested}}}"
         return f"{where} is a name of the command line{of}; in a file write {nested}"

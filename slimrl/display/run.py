@@ -135,10 +135,9 @@ class Display:
             f"probe of {report.completions} completions: {report.stop:.0%} stop, {report.parses:.0%} parse, "
             f"{report.right:.0%} right; {report.signal:.0%} of {report.groups} groups carry a signal"
         )
-        if report.reward_maximum:
-            checked = f"{report.gold_checked} checked against the maximum reward {report.reward_maximum:g}"
-            failed = f"{report.gold_failed} cannot earn the maximum" if report.gold_failed else "all earn it"
-            self.say(f"gold answers: {checked}, {failed}")
+        checked = f"{report.gold_checked} checked against the maximum reward {report.reward_maximum:g}"
+        failed = f"{report.gold_failed} cannot earn the maximum" if report.gold_failed else "all earn it"
+        self.say(f"gold answers: {checked}, {failed}")
         for note in report.notes:
             self.note(note)
         for warning in report.warnings:

@@ -74,14 +74,18 @@ def free_memory(device: torch.device) -> int:
     free = [_field("/proc/meminfo", "MemAvailable", 2**63)]
     for limit, usage in _container():
         free.append(limit - int(usage.read_text()) + _file_cache(usage.with_name("memory.stat")))
-    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(free)) // _ranks_of_host()
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of the device in all, within the container's limit."""
+    """Bytes of the device in all, within the container's limit; ranks of a run on one host share its memory."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    return min([_field("/proc/meminfo", "MemTotal", 2**63), *(limit for limit, _ in _container())])
+    return min([_field("/proc/meminfo", "MemTotal", 2**63), *(limit for limit, _ in _container())]) // _ranks_of_host()
+
+
+def _ranks_of_host() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _container() -> Iterator[tuple[int, Path]]:

@@ -239,10 +239,10 @@ def loss_stops() -> Iterator[None]:
     try:
         yield
     except RankLostError:
-        raise Stopped(f"the loss of another process{_named_loss()}", PREEMPTED) from None
+        raise Stopped(f"the loss of another process{named_loss()}", PREEMPTED) from None
 
 
-def _named_loss() -> str:
+def named_loss() -> str:
     """In brackets which rank has ended and how, where this process started it; empty where torchrun did."""
     time.sleep(EXIT_SECONDS)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -55,8 +54,10 @@ def meeting(
     over, start_limit = threading.Event(), max(deadline, START_SECONDS)
     # two connections, since a rank that waits on one for the others gives its signs of life on the other
     store, joining = _connect(start_limit, serves=ranks.leads), _connect(start_limit)
-    watch = threading.Thread(target=_look, args=(store, ranks, deadline, stop, over), daemon=True)
-    watch.start()
+    watch = Watch(ranks, deadline, over)
+    threading.Thread(target=watch.look, args=(store, stop), daemon=True).start()
+    if not ranks.leads and not served_by_torchrun():
+        threading.Thread(target=watch.demand_answers, daemon=True).start()
     try:
         wait_for_all(joining, ranks, start_limit, check_start)
         with joined(ranks, device, PrefixStore("joined", joining)):
@@ -68,7 +69,7 @@ def meeting(
 def _connect(limit: float, serves: bool = False) -> Store:
     """The store of the run at the address that the environment names, served by the leader unless torchrun does."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = serves and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    serves = serves and not served_by_torchrun()
     # torchrun keeps its store when it starts the processes again, and what earlier ones wrote is not for these
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     until = time.monotonic() + limit
@@ -87,6 +88,11 @@ def _connect(limit: float, serves: bool = False) -> Store:
                     "device_deadline"
                 ) from error
             time.sleep(0.1)  # an attempt may fail at once
+
+
+def served_by_torchrun() -> bool:
+    """True where the store of the run is in a process of torchrun, which is no rank."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def check_torchrun() -> None:
@@ -111,25 +117,51 @@ def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], N
         time.sleep(0.02)
 
 
-def _look(store: Store, ranks: Ranks, deadline: float, stop: Stop, over: threading.Event) -> None:
-    others = {rank: f"beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
-    seen = dict.fromkeys(others, ("", time.monotonic()))
-    # torchrun may start processes again without counting them, and its store keeps the beats of earlier ones
-    alive: set[int] = set()
-    with contextlib.suppress(RuntimeError):  # the store has ended with the run
-        for beat in itertools.count():
-            store.set(f"beat/{ranks.rank}", f"{socket.gethostname()} {os.getpid()} {beat}")
-            if over.wait(PERIOD):
+class Watch:
+    """The look of one rank at the others, in threads of its own, until `over` is set."""
+
+    def __init__(self, ranks: Ranks, deadline: float, over: threading.Event) -> None:
+        self.ranks, self.deadline, self.over = ranks, deadline, over
+        self.others = {rank: f"beat/{rank}" for rank in range(ranks.size) if rank != ranks.rank}
+        self.seen = dict.fromkeys(self.others, ("", time.monotonic()))
+        """The last beat of each, and when it was seen first."""
+        self.rounds, self.looks = 0, True
+        """Looks so far, and whether there will be more."""
+
+    def look(self, store: Store, stop: Stop) -> None:
+        """Give a sign of life once a second, and end a rank that gives none; spread what one is asked to stop by."""
+        # torchrun may start processes again without counting them, and its store keeps the beats of earlier ones
+        alive: set[int] = set()
+        with contextlib.suppress(RuntimeError):  # the store has ended with the run
+            while True:
+                store.set(f"beat/{self.ranks.rank}", f"{socket.gethostname()} {os.getpid()} {self.rounds}")
+                if self.over.wait(PERIOD):
+                    break
+                _spread_stop(store, stop)
+                for rank, key in self.others.items():
+                    found = store.get(key).decode() if store.check([key]) else ""
+                    last, since = self.seen[rank]
+                    if found != last:
+                        alive |= {rank} if last else set()
+                        self.seen[rank] = (found, time.monotonic())
+                    elif found and time.monotonic() - since > self.deadline and not self.over.is_set():
+                        _end(rank, found if rank in alive else "", self.deadline)
+                        self.seen[rank] = (found, float("inf"))
+                self.rounds += 1
+        self.looks = False
+
+    def demand_answers(self) -> None:
+        """End the leader, which serves the store, where `look` waits for an answer for the deadline: it hangs as a whole.
+
+        Time is counted in looks of this thread, so that a pause of this process is none of the leader's.
+        """
+        last, waited = -1, 0.0
+        while self.looks and not self.over.wait(PERIOD):
+            waited = waited + PERIOD if self.rounds == last else 0.0
+            last = self.rounds
+            if waited > self.deadline:
+                _end(0, self.seen[0][0], self.deadline)
                 return
-            _spread_stop(store, stop)
-            for rank, key in others.items():
-                found = store.get(key).decode() if store.check([key]) else ""
-                if found != seen[rank][0]:
-                    alive |= {rank} if seen[rank][0] else set()
-                    seen[rank] = (found, time.monotonic())
-                elif found and time.monotonic() - seen[rank][1] > deadline and not over.is_set():
-                    _end(rank, found if rank in alive else "", deadline)
-                    seen[rank] = (found, float("inf"))
 
 
 def _spread_stop(store: Store, stop: Stop) -> None:

@@ -16,7 +16,7 @@ import torch
 from slimrl.config.schema import EvalConfig, RootConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
-from slimrl.machine.signals import Stop
+from slimrl.machine.signals import PREEMPTED, Stop
 from slimrl.machine.threads import cores
 from slimrl.parallel.follow import follow
 from slimrl.parallel.lookout import meeting
@@ -157,9 +157,10 @@ def check_start(processes: Sequence[Process]) -> None:
 
 
 def check_running(processes: Sequence[Process]) -> None:
-    """Raises RankLostError for a follower that has ended."""
-    for rank, process in enumerate(processes, 1):
-        code = process.poll()
-        if code is not None:
-            how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise RankLostError(f"rank {rank} of the run {how}")
+    """Raises RankLostError for a follower that has ended: the one that others ended for, where several have."""
+    ended = [(code, rank) for rank, process in enumerate(processes, 1) if (code := process.poll()) is not None]
+    if not ended:
+        return
+    code, rank = min(ended, key=lambda end: (end[0] >= 0, end[0] == PREEMPTED, end[1]))
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    raise RankLostError(f"rank {rank} of the run {how}")

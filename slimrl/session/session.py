@@ -17,7 +17,8 @@ from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import settings_of, with_chosen
 from slimrl.evaluate import bounds_of, evaluate
-from slimrl.machine.signals import MAX_TIME, Stop, Stopped
+from slimrl.machine.ranks import RankLostError, named_loss
+from slimrl.machine.signals import MAX_TIME, PREEMPTED, Stop, Stopped
 from slimrl.preflight.notes import unmoved_note
 from slimrl.preflight.setup import Setup
 from slimrl.results import SftSummary, TrainSummary
@@ -114,6 +115,10 @@ class Session(Generic[State]):
                 if reason.cause == MAX_TIME and not self.state.step:
                     where += ", and raise max_time, which was over before the first step"
                 raise Stopped(reason.cause, reason.exit_code, where) from None
+            except RankLostError:  # weights have moved
+                where = f" in the updates of step {self.state.step + 1}, which no checkpoint can hold; resume with "
+                where += f"{way_to_resume(self.run.path)}, which goes on from the newest checkpoint"
+                raise Stopped(f"the loss of another process{named_loss()}", PREEMPTED, where) from None
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, counted from 0; between them checkpoints are kept and held-out accuracy is measured."""

@@ -76,6 +76,19 @@ def test_a_run_whose_second_rank_is_killed_ends_as_one_that_was_left_alone(
     check_resumed(tmp_path / "cut", whole)
 
 
+def test_a_first_rank_that_hangs_is_ended_by_the_other(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """It serves the store that signs of life are put into, so the other one waits for an answer."""
+    process = begun(tmp_path / "cut", "device_deadline=10", "checkpoint.every=1")
+    follower = follower_of(process.pid)
+    process.send(signal.SIGSTOP)
+    until = time.monotonic() + 60
+    while Path(f"/proc/{follower}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{follower}").exists()
+    assert not process.running
+    check_resumed(tmp_path / "cut", whole)
+
+
 def test_a_stopped_run_whose_ranks_divide_its_state_leaves_all_of_it(tmp_path: Path, whole: dict[str, Any]) -> None:
     process = begun(tmp_path / "cut", "optimizer.sharded=true")
     follower = follower_of(process.pid)

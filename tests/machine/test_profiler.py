@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slimrl.machine import profiler
-from slimrl.machine.limits import Limits, free_memory, measure_limits, peak_memory, used_memory
+from slimrl.machine.limits import Limits, free_memory, measure_limits, peak_memory, total_memory, used_memory
 from slimrl.machine.profiler import OFF, PARTS, Profiler, mean_profile
 
 CPU = torch.device("cpu")
@@ -78,6 +78,13 @@ def test_means_are_weighted_by_time() -> None:
     ]
     assert mean_profile(rows) == {"decode": pytest.approx(0.5)}
     assert mean_profile([{"loss": 1.0}]) == {}
+
+
+def test_ranks_of_a_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = total_memory(CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert total_memory(CPU) == whole // 2
+    assert 0 < free_memory(CPU) <= whole // 2
 
 
 def test_the_machine_is_measured() -> None:

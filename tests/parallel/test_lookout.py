@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
@@ -104,6 +106,19 @@ def test_one_that_ends_while_it_starts_is_not_waited_for(program: str, error: ty
     finally:
         running.kill()
         running.communicate()
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ((75, None, -9), "rank 3 of the run was ended by signal 9"),
+        ((75, 1, None), "rank 2 of the run ended with exit code 1"),
+        ((None, 75, 75), "rank 2 of the run ended with exit code 75"),
+    ],
+)
+def test_the_rank_that_others_ended_for_is_named(codes: tuple[int | None, ...], said: str) -> None:
+    with pytest.raises(RankLostError, match=f"{said}$"):
+        check_running([SimpleNamespace(poll=partial(dict(enumerate(codes)).get, n)) for n in range(len(codes))])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("connected", [False, True])

@@ -21,6 +21,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.learner.learner import Learner, UpdateResult
+from slimrl.machine.ranks import RankLostError
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.model import loading
 from slimrl.model.loading import load_policy
@@ -528,6 +529,31 @@ def test_without_any_whole_checkpoint_it_begins_again(stopped: Path, undisturbed
         (checkpoint.path / "state.json").unlink()
     run(stopped.parent, "a", resume=True)
     assert content(stopped) == content(undisturbed[0])
+
+
+def test_a_rank_that_is_lost_between_two_updates_is_told_in_a_sentence(
+    undisturbed: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights have moved, so there is no checkpoint of that step; the run goes on from the one before."""
+    own = Learner._minibatch
+
+    def lost(learner: Learner, batch: Any, vocabulary: Any, step: int, number: int, *rest: Any) -> Any:
+        if (step, number) == (3, 1):
+            raise RankLostError("another process of the run has ended or cannot be reached (gloo)")
+        return own(learner, batch, vocabulary, step, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_minibatch", lost)
+        said = (
+            "stopped by the loss of another process in the updates of step 4, which no checkpoint can hold; resume with "
+            f"slimrl train --resume {tmp_path}/a, which goes on from the newest checkpoint$"
+        )
+        with pytest.raises(Stopped, match=said) as found:
+            run(tmp_path, "a")
+    assert found.value.exit_code == 75
+    assert [checkpoint.step for checkpoint in checkpoints(tmp_path / "a" / "checkpoints")] == [2]
+    run(tmp_path, "a", resume=True)
+    assert content(tmp_path / "a") == content(undisturbed[0])
 
 
 class FullDisk:
