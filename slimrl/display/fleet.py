@@ -31,6 +31,12 @@ def show_fleet(console: Console, plan: FleetPlan) -> None:
         "Computed from config.json, not measured.",
         style="dim",
     )
+    least = min(found.weights + found.cache + found.sampling for found in plan.estimates.values())
+    if least > room:
+        console.print(
+            f"Each GPU needs {least / GIB:.1f} GiB for rollouts alone, which read whole weights, with parallel=fsdp too: take "
+            "larger GPUs, or train an adapter on packed weights (model.quantize=4bit)."
+        )
 
 
 def _row(found: MemoryEstimate) -> str:

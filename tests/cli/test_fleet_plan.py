@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from transformers import Qwen2Config
+
 from tests.preflight.test_elsewhere import CONFIGS
 
 
@@ -28,3 +30,11 @@ def test_a_form_that_is_not_understood_is_refused(slimrl, tmp_path: Path) -> Non
     done = slimrl("doctor", "model.path=shape", "--devices", "eight")
     assert done.code != 0
     assert "--devices eight is not COUNTxGIB; write 8x80 for eight GPUs of 80 GiB" in done.err
+
+
+def test_weights_that_rollouts_cannot_hold_are_told(slimrl, tmp_path: Path) -> None:
+    wide = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 32}
+    Qwen2Config(vocab_size=150_000, **wide).save_pretrained(tmp_path / "shape")
+    said = "rollouts alone, which read whole weights, with parallel=fsdp too: take larger GPUs"
+    assert said in " ".join(slimrl("doctor", "model.path=shape", "--devices", "2x1").err.split())
+    assert said not in " ".join(slimrl("doctor", "model.path=shape", "--devices", "2x80").err.split())
