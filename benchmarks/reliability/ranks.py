@@ -117,13 +117,14 @@ def plan(args: argparse.Namespace) -> list[Trial]:
         *[("TERM", "torchrun")] * args.stops,
     ]
     victims += [("STOP", ("follower", "leader")[i % 2]) for i in range(args.hangs)]
-    # a quarter before the first step: while processes start, models load and the first evaluation is made
+    # a quarter before the first step: while processes start, models load and the first evaluation is made. A leader that hangs
+    # while it starts is not ended by the others, which end themselves; it ends when it goes on.
     return [
         Trial(
             f"{victim}-{i}",
             victim,
             signal,
-            draws.randrange(STEPS - 1) if i % 4 else -1,
+            draws.randrange(STEPS - 1) if i % 4 or (signal, victim) == ("STOP", "leader") else -1,
             draws.uniform(0, 0.5),
             draws.getrandbits(8),
         )
