@@ -115,9 +115,9 @@ class Session(Generic[State]):
                 if reason.cause == MAX_TIME and not self.state.step:
                     where += ", and raise max_time, which was over before the first step"
                 raise Stopped(reason.cause, reason.exit_code, where) from None
-            except RankLostError:  # weights have moved
-                where = f" in the updates of step {self.state.step + 1}, which no checkpoint can hold; resume with "
-                where += f"{way_to_resume(self.run.path)}, which goes on from the newest checkpoint"
+            except RankLostError:  # weights have moved, or a part of the state is lost
+                where = f" after step {self.state.step}, when no checkpoint could be made; resume with "
+                where += f"{way_to_resume(self.run.path)}, which goes on from the newest one"
                 raise Stopped(f"the loss of another process{named_loss()}", PREEMPTED, where) from None
 
     def steps(self) -> Iterator[int]:

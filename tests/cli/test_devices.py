@@ -86,6 +86,7 @@ def test_a_first_rank_that_hangs_is_ended_by_the_other(tmp_path: Path, whole: di
         time.sleep(0.05)
     assert not Path(f"/proc/{follower}").exists()
     assert not process.running
+    assert process.ended()[0] == -signal.SIGKILL
     check_resumed(tmp_path / "cut", whole)
 
 

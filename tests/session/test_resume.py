@@ -545,8 +545,8 @@ def test_a_rank_that_is_lost_between_two_updates_is_told_in_a_sentence(
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "_minibatch", lost)
         said = (
-            "stopped by the loss of another process in the updates of step 4, which no checkpoint can hold; resume with "
-            f"slimrl train --resume {tmp_path}/a, which goes on from the newest checkpoint$"
+            "stopped by the loss of another process after step 3, when no checkpoint could be made; resume with "
+            f"slimrl train --resume {tmp_path}/a, which goes on from the newest one$"
         )
         with pytest.raises(Stopped, match=said) as found:
             run(tmp_path, "a")
