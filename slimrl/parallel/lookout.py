@@ -133,10 +133,8 @@ class Watch:
         # torchrun may start processes again without counting them, and its store keeps the beats of earlier ones
         alive: set[int] = set()
         with contextlib.suppress(RuntimeError):  # the store has ended with the run
-            while True:
+            while not self.over.is_set():
                 store.set(f"beat/{self.ranks.rank}", f"{socket.gethostname()} {os.getpid()} {self.rounds}")
-                if self.over.wait(PERIOD):
-                    break
                 _spread_stop(store, stop)
                 for rank, key in self.others.items():
                     found = store.get(key).decode() if store.check([key]) else ""
@@ -148,6 +146,7 @@ class Watch:
                         _end(rank, found if rank in alive else "", self.deadline)
                         self.seen[rank] = (found, float("inf"))
                 self.rounds += 1
+                self.over.wait(PERIOD)
         self.looks = False
 
     def demand_answers(self) -> None:
