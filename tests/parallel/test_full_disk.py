@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slimrl.errors import DiskError
-from slimrl.runs.checkpoints import checkpoints, newest
+from slimrl.runs.checkpoints import checkpoints
 from slimrl.runs.files import HashedFile
 from tests.forks import ranks_fork as ranks_fork
 from tests.quick import quick_runs as quick_runs
@@ -25,23 +25,14 @@ def test_a_full_disk_loses_no_checkpoint_of_two_ranks_and_ends_a_run_in_one_sent
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path, "whole", *DIVIDED)
-    disk, safe = FullDisk(20_000_000, refusals=2), []
-
-    def write(file: HashedFile, data: bytes | memoryview) -> None:
-        try:
-            disk.take(file, data)
-        except OSError:
-            found = newest(tmp_path / "a" / "checkpoints")[0]
-            safe.append(found.step if found else 0)
-            raise
-
+    disk = FullDisk(tmp_path / "a", 20_000_000, refusals=2)
     with monkeypatch.context() as patch:
-        patch.setattr(HashedFile, "write", write)
+        patch.setattr(HashedFile, "write", lambda file, data: disk.take(file, data))
         fill("model", patch)
         again = rf"free space .*slimrl train --resume {tmp_path}/a continues after step 4$"
         with pytest.raises(DiskError, match=again):
             run(tmp_path, "a", *DIVIDED)
-    assert safe == [1, 1], "in the second checkpoint and in the next, and the first stays"
+    assert disk.safe == [1, 1], "in the second checkpoint and in the next, and the first stays"
     assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "failed"
     assert checkpoints(tmp_path / "a" / "checkpoints")[0].step == 4
     assert not [child for child in multiprocessing.active_children() if child.name.startswith("Fork")]

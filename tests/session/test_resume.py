@@ -557,17 +557,20 @@ def test_a_rank_that_is_lost_between_two_updates_is_told_in_a_sentence(
 
 
 class FullDisk:
-    """Takes so many bytes, then none for a while."""
+    """Takes so many bytes of a run, then none for a while."""
 
-    def __init__(self, room: int, refusals: int) -> None:
-        self.room, self.refusals, self.refused = room, refusals, 0
+    def __init__(self, run: Path, room: int, refusals: int) -> None:
+        self.run, self.room, self.refusals = run, room, refusals
         self.write = HashedFile.write
+        self.safe: list[int] = []
+        """The step of the newest checkpoint at each refusal; 0 without one."""
 
     def take(self, file: HashedFile, data: bytes | memoryview) -> None:
         self.room -= len(data)
-        if self.room < 0 and self.refused < self.refusals:
-            self.refused += 1
+        if self.room < 0 and len(self.safe) < self.refusals:
             self.write(file, data[: len(data) // 2])  # the disk takes what it can
+            found = newest(self.run / "checkpoints")[0]
+            self.safe.append(found.step if found else 0)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.write(file, data)
 
@@ -596,19 +599,9 @@ def test_a_full_disk_that_a_library_meets_ends_no_run_either(
 def test_a_full_disk_loses_no_checkpoint_and_ends_no_run(
     seed: int, undisturbed: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = FullDisk(random.Random(seed).randrange(60_000, 12_000_000), refusals=3)
-    safe: list[int] = []
-
-    def write(file: HashedFile, data: bytes | memoryview) -> None:
-        try:
-            disk.take(file, data)
-        except OSError:
-            found = newest(tmp_path / "a" / "checkpoints")[0]
-            safe.append(found.step if found else 0)
-            raise
-
-    monkeypatch.setattr(HashedFile, "write", write)
+    disk = FullDisk(tmp_path / "a", random.Random(seed).randrange(60_000, 12_000_000), refusals=3)
+    monkeypatch.setattr(HashedFile, "write", lambda file, data: disk.take(file, data))
     run(tmp_path, "a", "checkpoint.every=1")
-    assert disk.refused == len(safe) == 3
-    assert safe == sorted(safe), "no checkpoint was lost"
+    assert len(disk.safe) == 3
+    assert disk.safe == sorted(disk.safe), "no checkpoint was lost"
     assert content(tmp_path / "a") == content(undisturbed[0])
