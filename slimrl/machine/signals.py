@@ -54,16 +54,17 @@ class Stop:
         self._started, self._end = time.monotonic(), float("inf")
         self._at_once = False
         self._is_guest = False
-        self._heard: float | None = None  # when the first signal came
+        self._heard: float | None = None  # when the first signal came to this process
+        self._signalled: float | None = None  # when the first one came, to this process or to another of the run
 
     @property
     def is_signalled(self) -> bool:
-        """True once a signal has come, after which the process may soon be killed."""
-        return self._heard is not None
+        """True once a signal has come to a process of the run, after which all may soon be killed."""
+        return self._signalled is not None
 
     def since_signal(self) -> float:
         """Seconds since the first signal; 0 before one."""
-        return 0.0 if self._heard is None else time.monotonic() - self._heard
+        return 0.0 if self._signalled is None else time.monotonic() - self._signalled
 
     def after(self, seconds: float) -> None:
         """Stop `seconds` after this object was made; 0: never."""
@@ -77,6 +78,12 @@ class Stop:
     def ask(self, cause: str, exit_code: int) -> None:
         """Stop at the next `check`."""
         self._asked = self._asked or Stopped(cause, exit_code)
+
+    def relay(self, cause: str, exit_code: int) -> None:
+        """Stop at the next `check`, as another process of the run was asked to. A signal that follows here is the first."""
+        if cause != MAX_TIME:
+            self._signalled = self._signalled or time.monotonic()
+        self.ask(cause, exit_code)
 
     def check(self) -> None:
         """Raises Stopped if a stop was asked for or the time is over."""
@@ -129,6 +136,7 @@ class Stop:
                 os._exit(code)  # child processes notice the end of this one
             return  # schedulers signal the whole job, and its shell passes the signal on: that is one signal
         self._heard = time.monotonic()
+        self._signalled = self._signalled or self._heard
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()

@@ -168,7 +168,7 @@ def _spread_stop(store: Store, stop: Stop) -> None:
         store.set(STOP, f"{stop.asked.exit_code} {stop.asked.cause}")
     elif store.check([STOP]):
         code, _, cause = store.get(STOP).decode().partition(" ")
-        stop.ask(cause, int(code))
+        stop.relay(cause, int(code))
 
 
 def _end(rank: int, beat: str, deadline: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from slimrl.errors import SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
-from slimrl.machine.signals import PREEMPTED, Stopped
+from slimrl.machine.signals import MAX_TIME, PREEMPTED, Stop, Stopped
 from slimrl.parallel import lookout
 from slimrl.parallel.lookout import wait_for_all
 from slimrl.parallel.team import check_running, check_start
@@ -40,6 +41,34 @@ def test_while_ranks_are_waited_for_a_reason_not_to_wait_is_heard() -> None:
 
     with pytest.raises(Stopped):
         wait_for_all(HashStore(), Ranks(0, 2, 2), 60, stopped)
+
+
+def test_a_signal_to_one_rank_counts_at_all_and_a_later_one_of_their_own_is_not_a_second() -> None:
+    """The second would end the process without a checkpoint."""
+    store, told, other = HashStore(), Stop(), Stop()
+    with told.on_signals():
+        told.defer()
+        signal.raise_signal(signal.SIGTERM)
+    lookout._spread_stop(store, told)
+    lookout._spread_stop(store, other)
+    assert other.is_signalled
+    with other.on_signals():
+        other.defer()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            other.check()
+
+
+def test_the_end_of_the_time_of_one_rank_is_no_signal_to_others() -> None:
+    store, over, other = HashStore(), Stop(), Stop()
+    over.after(1e-9)
+    with pytest.raises(Stopped):
+        over.check()
+    lookout._spread_stop(store, over)
+    lookout._spread_stop(store, other)
+    assert other.asked is not None
+    assert other.asked.cause == MAX_TIME
+    assert not other.is_signalled
 
 
 ORPHAN = """
