@@ -1,7 +1,8 @@
 """TRL's GRPOTrainer on the prompts that `prompts.py` wrote, with the settings of a run of `slimrl train`; leaves a model.
 
 Runs in TRL's own environment (benchmarks/README.md). Prints one line of JSON a step (seconds, mean reward, mean length), and at
-the end the seconds of all steps and the peak of resident memory. `slimrl eval OUT/final` measures the model like any other.
+the end the seconds of this process's steps and the peak of resident memory. The same command continues from the last checkpoint
+in OUT. `slimrl eval OUT/final` measures the model like any other.
 """
 
 from __future__ import annotations
@@ -30,8 +31,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="an adapter of this rank, alpha 32")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the weights")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "autocast", "bfloat16"),
+        default="autocast",
+        help="autocast: TRL's bf16, float32 weights",
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=10, metavar="STEPS", help="between checkpoints")
     return parser.parse_args()
 
 
@@ -68,7 +75,9 @@ def main() -> None:
     total = args.problems * args.samples
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            args.model, dtype=getattr(torch, args.dtype), attn_implementation="sdpa"
+            args.model,
+            dtype=torch.bfloat16 if args.dtype == "bfloat16" else torch.float32,
+            attn_implementation="sdpa",
         ),
         reward_funcs=reward,
         args=GRPOConfig(
@@ -76,16 +85,16 @@ def main() -> None:
             max_completion_length=args.max_new_tokens, temperature=1.0, learning_rate=args.learning_rate,
             lr_scheduler_type="constant", optim="adamw_torch_fused", adam_beta2=0.99, max_grad_norm=1.0,
             per_device_train_batch_size=args.rows, gradient_accumulation_steps=total // args.rows,
-            gradient_checkpointing=False, bf16=False, use_cpu=not torch.cuda.is_available(), shuffle_dataset=False,
-            max_steps=len(rows) // args.problems, logging_strategy="no", save_strategy="no", report_to="none",
-            disable_tqdm=True, seed=args.seed,
+            gradient_checkpointing=False, bf16=args.dtype == "autocast", use_cpu=not torch.cuda.is_available(),
+            shuffle_dataset=False, max_steps=len(rows) // args.problems, logging_strategy="no", report_to="none",
+            save_strategy="steps", save_steps=args.save_every, save_total_limit=1, disable_tqdm=True, seed=args.seed,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(args.model),
         callbacks=[clock],
         peft_config=adapter if args.lora else None,
     )  # fmt: skip
-    trainer.train()
+    trainer.train(resume_from_checkpoint=any(args.out.glob("checkpoint-*")))
     seconds = clock.last_end - clock.begun
     model = trainer.model.merge_and_unload() if args.lora else trainer.model
     model.save_pretrained(args.out / "final")

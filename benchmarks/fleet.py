@@ -1,0 +1,129 @@
+"""The runs of `studies/quick.yaml` on a cluster of which a node dies, or a job is requeued: do they end as on this machine?
+
+    python fleet.py ray --out results/fleet-ray.json                         # three nodes of Ray, made here, one of them killed
+    python fleet.py slurm --partition debug --out results/fleet-slurm.json   # a SLURM that is there, one job of it requeued
+
+The study runs here first, then on the cluster, each in a folder of its own. Once the runs of the cluster have taken half of all
+steps, the node is killed or the job requeued. Digests of every run's weights and optimizer, its held-out results and its
+metrics, without times, are compared; a step that a run took twice would be a row too many. SLURM continues the job itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+QUICK = Path(__file__).parent.parent / "studies" / "quick.yaml"
+
+
+def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "slimrl", "study", "run", str(QUICK), "--output", str(folder), *more]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def runs_of(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("quick/runs/*/run.json"))
+
+
+def steps_of(folder: Path) -> int:
+    """Steps that all runs have taken so far."""
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("quick/runs/*/metrics.jsonl"))
+
+
+def content(run: Path) -> object:
+    """What a run found, without times and memory."""
+    summary = json.loads((run / "run.json").read_text())["summary"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    return summary["weights"], summary["optimizer"], summary["after"], metrics
+
+
+def on_ray(folder: Path) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
+    """The study on three nodes of one core each, and what kills one of them."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    def kill() -> str:
+        cluster.remove_node(nodes[-1], allow_graceful=False)
+        return "a node of three killed"
+
+    return study(folder, "--on", f"ray:{cluster.address},cpus=1"), kill
+
+
+def on_slurm(folder: Path, partition: str) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
+    """The study as jobs, and what requeues one that runs."""
+
+    def requeue() -> str:
+        listed = subprocess.run(
+            ["squeue", "--noheader", "--states=RUNNING", "--format=%i %j"], capture_output=True, text=True, check=True
+        )
+        job, name = listed.stdout.split()[:2]
+        subprocess.run(["scontrol", "requeue", job], check=True)
+        return f"the running job {name} requeued"
+
+    return study(folder, "--on", f"slurm:{partition},cpus=1"), requeue
+
+
+def slurm_version() -> str:
+    return subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
+
+
+CLUSTERS: dict[str, Callable[[], str]] = {"ray": partial(version, "ray"), "slurm": slurm_version}
+"""What tells the version of each."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("cluster", choices=CLUSTERS)
+    parser.add_argument("--partition", default="", help="of SLURM")
+    parser.add_argument("--folder", type=Path, help="on storage of all nodes; by default a temporary one")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="slimrl-fleet-") as name:
+        folder = args.folder or Path(name)
+        here, there = folder / "here", folder / args.cluster
+        here.mkdir(parents=True, exist_ok=True)
+        there.mkdir()
+        if study(here).wait() != 0:
+            sys.exit((here / "log.txt").read_text())
+        process, disturb = on_ray(there) if args.cluster == "ray" else on_slurm(there, args.partition)
+        while process.poll() is None and steps_of(there) < steps_of(here) / 2:
+            time.sleep(0.2)
+        disturbance = disturb()
+        code = process.wait()
+        log = (there / "log.txt").read_text()
+        expected = {run.name: content(run) for run in runs_of(here)}
+        found: dict[str, Any] = {
+            "cluster": args.cluster,
+            "versions": {"torch": version("torch"), args.cluster: CLUSTERS[args.cluster]()},
+            "disturbance": disturbance,
+            "exit code": code,
+            "runs": len(runs_of(there)),
+            "runs equal to those of this machine": sum(content(run) == expected[run.name] for run in runs_of(there)),
+            "continued by the study": [
+                line.split()[0] for line in log.splitlines() if "was interrupted and goes on" in line
+            ],
+        }
+        print(log, file=sys.stderr)
+    print(json.dumps(found, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=2) + "\n")
+    equal = found["runs equal to those of this machine"]
+    sys.exit(0 if code == 0 and equal == found["runs"] == len(expected) else 1)
+
+
+if __name__ == "__main__":
+    main()
