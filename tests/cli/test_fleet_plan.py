@@ -33,8 +33,15 @@ def test_a_form_that_is_not_understood_is_refused(slimrl, tmp_path: Path) -> Non
 
 
 def test_weights_that_rollouts_cannot_hold_are_told(slimrl, tmp_path: Path) -> None:
-    wide = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 32}
-    Qwen2Config(vocab_size=150_000, **wide).save_pretrained(tmp_path / "shape")
+    # 2.3 GiB of bfloat16 embeddings and head
+    wide = {
+        "hidden_size": 256,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    Qwen2Config(vocab_size=2_400_000, **wide).save_pretrained(tmp_path / "shape")
     said = "rollouts alone, which read whole weights, with parallel=fsdp too: take larger GPUs"
     assert said in " ".join(slimrl("doctor", "model.path=shape", "--devices", "2x1").err.split())
     assert said not in " ".join(slimrl("doctor", "model.path=shape", "--devices", "2x80").err.split())
