@@ -4,8 +4,9 @@
     python fleet.py slurm --partition debug --out results/fleet-slurm.json   # a SLURM that is there, one job of it requeued
 
 The study runs here first, then on the cluster, each in a folder of its own. Once the runs of the cluster have taken half of all
-steps, the node is killed or the job requeued. Digests of every run's weights and optimizer, its held-out results and its
-metrics, without times, are compared; a step that a run took twice would be a row too many. SLURM continues the job itself.
+steps, and every node of Ray has one that is under way, the node is killed or the job requeued. Digests of every run's weights
+and optimizer, its held-out results and its metrics, without times, are compared; a step that a run took twice would be a row
+too many. SLURM continues the job itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 QUICK = Path(__file__).parent.parent / "studies" / "quick.yaml"
+NODES = 3
+"""Of Ray."""
 
 
 def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -36,9 +39,16 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("quick/runs/*/run.json"))
 
 
-def steps_of(folder: Path) -> int:
-    """Steps that all runs have taken so far."""
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("quick/runs/*/metrics.jsonl"))
+def steps_of(folder: Path) -> dict[str, int]:
+    """How many steps each run has taken so far."""
+    return {path.parent.name: len(path.read_text().splitlines()) for path in folder.glob("quick/runs/*/metrics.jsonl")}
+
+
+def in_the_middle(here: Path, there: Path, nodes: int) -> bool:
+    """Of all steps half are taken, and so many nodes have a run that has begun and not ended."""
+    whole, taken = steps_of(here), steps_of(there)
+    running = sum(steps < whole[name] for name, steps in taken.items())
+    return sum(taken.values()) >= sum(whole.values()) / 2 and running >= nodes
 
 
 def content(run: Path) -> object:
@@ -50,15 +60,15 @@ def content(run: Path) -> object:
 
 
 def on_ray(folder: Path) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
-    """The study on three nodes of one core each, and what kills one of them."""
+    """The study on nodes of one core each, and what kills one of them."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES - 1)]
 
     def kill() -> str:
         cluster.remove_node(nodes[-1], allow_graceful=False)
-        return "a node of three killed"
+        return f"a node of {NODES} killed"
 
     return study(folder, "--on", f"ray:{cluster.address},cpus=1"), kill
 
@@ -99,8 +109,9 @@ def main() -> None:
         there.mkdir()
         if study(here).wait() != 0:
             sys.exit((here / "log.txt").read_text())
+        nodes = NODES if args.cluster == "ray" else 1
         process, disturb = on_ray(there) if args.cluster == "ray" else on_slurm(there, args.partition)
-        while process.poll() is None and steps_of(there) < steps_of(here) / 2:
+        while process.poll() is None and not in_the_middle(here, there, nodes):
             time.sleep(0.2)
         disturbance = disturb()
         code = process.wait()
