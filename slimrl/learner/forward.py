@@ -96,16 +96,17 @@ class Microbatcher:
         )
         return [chosen[part] for part in parts]
 
-    def own(self, rows: Rows, parts: Sequence[Tensor]) -> list[Tensor]:
+    def own(self, rows: Rows, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Of the parts of a split those that this rank computes, so that all have about the same number of tokens."""
         if self.ranks.size == 1:
-            return [*parts]
+            return iter(parts)
         dealt = balanced([packed_tokens(take(rows, part)) for part in parts], self.ranks.size)
-        return [parts[index] for index in dealt[self.ranks.rank]]
+        return self.ranks.activity.each(parts[index] for index in dealt[self.ranks.rank])
 
-    def extra(self, rows: Rows, parts: Sequence[Tensor]) -> list[Tensor]:
+    def extra(self, rows: Rows, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Parts of a split that this rank computes to no effect, as `extra_parts` has them."""
-        return [parts[index] for index in extra_parts([packed_tokens(take(rows, part)) for part in parts], self.ranks)]
+        tokens = [packed_tokens(take(rows, part)) for part in parts]
+        return self.ranks.activity.each(parts[index] for index in extra_parts(tokens, self.ranks))
 
     def attempts(self, rows: Rows) -> Iterator[Attempt]:
         """`for attempt in attempts(rows): with attempt: ...` repeats a block, with micro-batches half as large each time, until

@@ -60,7 +60,7 @@ def take_imitation_step(
     """
     layers = optimizer.layers
     taught = policy if layers is None else layers.policy
-    with demand_memory(ranks, plan), optimizer.whole_afterwards():
+    with ranks.activity.of(computes=True), demand_memory(ranks, plan), optimizer.whole_afterwards():
         with ranks.together() if layers is None else nullcontext(), checkpointed(taught.model, plan.recompute):
             loss = imitate(
                 taught, examples, optimizer.backward, max_tokens=plan.microbatch_tokens, ranks=ranks, layers=layers
@@ -94,14 +94,14 @@ def imitate(
         backward(loss)
         loss_sum += float(loss.detach())
 
-    for index in balanced(tokens, ranks.size)[ranks.rank]:
+    for index in ranks.activity.each(balanced(tokens, ranks.size)[ranks.rank]):
         loss = partial(_loss, policy, [examples[row] for row in parts[index].tolist()], total)
         if layers is None:
             added(loss())
         else:
             layers.add_gradient(loss, _never, added)
     if layers is not None:
-        for index in extra_parts(tokens, ranks):
+        for index in ranks.activity.each(extra_parts(tokens, ranks)):
             nothing = partial(_loss, policy, [examples[row] for row in parts[index].tolist()], math.inf)
             layers.add_gradient(nothing, _never, added)
     return loss_sum

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from slimrl.machine.signals import PREEMPTED, Stopped
 T = TypeVar("T")
 
 FOREVER = timedelta(days=30)
-"""Of a collective: ranks wait as long as the leader scores, measures and writes. `Lookout` notices those that are lost."""
+"""Of a collective: ranks wait as long as the leader scores, measures and writes. `slimrl.parallel.lookout` notices lost ones."""
 
 
 class RankLostError(SlimError):
@@ -56,6 +56,30 @@ class RanOutElsewhereError(MemoryError):
     """Memory ran out on another rank."""
 
 
+class Activity:
+    """What the thread of a process that runs its part does, for the one that looks whether it hangs."""
+
+    computes = False
+    """True where it must get on; False where it waits for other ranks, or for what has a deadline of its own or none."""
+    begun = 0
+    """Parts of computations so far: micro-batches and layers."""
+
+    @contextmanager
+    def of(self, computes: bool) -> Iterator[None]:
+        """Within the block the thread `computes`, or does not."""
+        before, self.computes = self.computes, computes
+        try:
+            yield
+        finally:
+            self.computes = before
+
+    def each(self, parts: Iterable[T]) -> Iterator[T]:
+        """The parts of a computation, one after the other, counted."""
+        for part in parts:
+            self.begun += 1
+            yield part
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of its run. Every method but `tell` and `check` is called by all of them, in the same order.
@@ -69,6 +93,7 @@ class Ranks:
     """Those on this host."""
     check: Callable[[], None] = lambda: None
     """Raises RankLostError where a rank that this process started has ended."""
+    activity: Activity = field(default_factory=Activity)
 
     @property
     def leads(self) -> bool:
@@ -203,7 +228,8 @@ def _portable(error: BaseException) -> BaseException:
 @contextmanager
 def _reaching() -> Iterator[None]:
     try:
-        yield
+        with _joined.activity.of(computes=False):
+            yield
     except RuntimeError as error:  # of gloo and NCCL, which say that a connection was closed or reset
         if is_out_of_memory(error):
             raise

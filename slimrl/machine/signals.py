@@ -6,6 +6,7 @@ process at once, or in a program of the user's raises KeyboardInterrupt there.
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 ECHO_SECONDS = 1.0  # a signal within this time after the first one is a repetition of it
+REPEATED_SECONDS = 5.0  # the same for a thread that looks for signals now and then
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C
 MAX_TIME = "max_time"
 """The cause of a stop that is no signal."""
@@ -54,6 +56,9 @@ class Stop:
         self._started, self._end = time.monotonic(), float("inf")
         self._at_once = False
         self._is_guest = False
+        self.checks = 0
+        """Safe points so far."""
+        self._overheard: float | None = None  # when another thread learned of the first signal
         self._heard: float | None = None  # when the first signal came to this process
         self._signalled: float | None = None  # when the first one came, to this process or to another of the run
 
@@ -87,6 +92,7 @@ class Stop:
 
     def check(self) -> None:
         """Raises Stopped if a stop was asked for or the time is over."""
+        self.checks += 1
         if self._asked is None and time.monotonic() >= self._end:
             longer = "; raise max_time, which is over before the run can begin"
             self._asked = Stopped(MAX_TIME, PREEMPTED, NOTHING_LOST + longer)
@@ -120,6 +126,41 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def overheard(self) -> Iterator[Callable[[], None]]:
+        """A function for another thread to call now and then: it acts on signals that the main thread cannot hear of while it is
+        in a call that does not return to Python. None are overheard as a guest.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if self._is_guest or not main:
+            yield lambda: None
+            return
+        inner, outer = socket.socketpair()
+        inner.setblocking(False)
+        outer.setblocking(False)
+        before = signal.set_wakeup_fd(outer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield lambda: self._overhear(inner)
+        finally:
+            signal.set_wakeup_fd(before)
+            inner.close()
+            outer.close()
+
+    def _overhear(self, signals: socket.socket) -> None:
+        try:
+            numbers = signals.recv(4096)
+        except OSError:  # nothing came, or the run is over
+            return
+        for number in numbers:
+            if number not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+            if self._overheard is None:
+                self._overheard = time.monotonic()
+                self.relay(signal.Signals(number).name, code)
+            elif time.monotonic() - self._overheard > REPEATED_SECONDS:
+                os._exit(code)
 
     def defer(self) -> None:
         """Let signals wait for the next `check`; call this as soon as a stop would lose something."""

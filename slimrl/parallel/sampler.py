@@ -59,7 +59,8 @@ class DividedSampler:
 
         def done(place: int, completions: tuple[Completion, ...]) -> None:
             heard(own[place], portable(played(own[place], completions)))
-            on_group(parts[0][place], completions)
+            with self.ranks.activity.of(computes=False):  # it may score them
+                on_group(parts[0][place], completions)
 
         def told(drawn: int, _: int) -> None:
             self.ranks.check()
@@ -68,13 +69,14 @@ class DividedSampler:
         total = sum(request.completions for request in requests)
         share = total / max(1, sum(request.completions for request in own))
         try:
-            mine = self.sampler.generate(
-                own,
-                max_new_tokens=order.max_new_tokens,
-                temperature=order.temperature,
-                on_group=done,
-                progress=told,
-            )
+            with self.ranks.activity.of(computes=True):
+                mine = self.sampler.generate(
+                    own,
+                    max_new_tokens=order.max_new_tokens,
+                    temperature=order.temperature,
+                    on_group=done,
+                    progress=told,
+                )
         except Stopped:  # the others, which hear of it by themselves, are still to give their state
             with suppress(RankLostError):
                 self.ranks.exchange([])
@@ -124,9 +126,10 @@ class Share:
         self.sampler.weights_changed()
         found: Found | BaseException
         try:
-            drawn = self.sampler.generate(
-                requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature, on_group=done
-            )
+            with self.ranks.activity.of(computes=True):
+                drawn = self.sampler.generate(
+                    requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature, on_group=done
+                )
             found = [(completions, records[place]) for place, completions in enumerate(drawn)]
         except (Exception, Stopped) as error:
             found = error

@@ -42,6 +42,58 @@ def test_before_there_is_anything_to_lose_a_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+STUCK = """
+import ctypes, sys, threading, time
+from slimrl.machine import signals
+from slimrl.machine.signals import Stop
+signals.REPEATED_SECONDS = 0.2
+stop = Stop()
+def listen(overhear):
+    told = False
+    while True:
+        overhear()
+        if stop.is_signalled and not told:
+            told = True
+            print(stop.asked.cause, flush=True)
+        time.sleep(0.02)
+with stop.on_signals(), stop.overheard() as overhear:
+    stop.defer()
+    threading.Thread(target=listen, args=(overhear,), daemon=True).start()
+    print("ready", flush=True)
+    if sys.argv[1] == "stuck":
+        pause = ctypes.CDLL(None).pthread_mutex_lock  # twice, as a call that does not return
+        mutex = ctypes.create_string_buffer(64)
+        pause(mutex), pause(mutex)
+    time.sleep(0.5)
+    print("alive", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of POSIX")
+def test_another_thread_hears_what_a_thread_in_a_call_cannot() -> None:
+    """The first signal asks to stop, the second ends the process; one alone does not, however often it is looked for."""
+    process = subprocess.Popen([sys.executable, "-c", STUCK, "stuck"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM\n"
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == INTERRUPTED
+    process.stdout.close()
+
+
+def test_a_signal_that_two_threads_hear_is_one() -> None:
+    process = subprocess.Popen([sys.executable, "-c", STUCK, "free"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == "SIGTERM\nalive\n"
+    assert process.wait(30) == 0
+    process.stdout.close()
+
+
 def test_a_guest_handles_what_the_program_leaves_to_python_and_a_second_ctrl_c_is_pythons(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +22,7 @@ from slimrl.errors import SlimError
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import MAX_TIME, PREEMPTED, Stop, Stopped
 from slimrl.parallel import lookout
-from slimrl.parallel.lookout import wait_for_all
+from slimrl.parallel.lookout import Watch, wait_for_all
 from slimrl.parallel.team import check_running, check_start
 
 
@@ -69,6 +72,73 @@ def test_the_end_of_the_time_of_one_rank_is_no_signal_to_others() -> None:
     assert other.asked is not None
     assert other.asked.cause == MAX_TIME
     assert not other.is_signalled
+
+
+def watched(leads: bool, work: Callable[[Ranks, Stop], object], monkeypatch: pytest.MonkeyPatch) -> float | None:
+    """Looks until this process would have ended itself; None where it would not have while `work` was done. Deadline: 25 looks."""
+    monkeypatch.setattr(lookout, "PERIOD", 0.02)
+    ended: list[float] = []
+    ranks, stop, over = Ranks(0 if leads else 1, 2, 2), Stop(), threading.Event()
+    monkeypatch.setattr(lookout, "LEADER_SECONDS", 0.1)
+    watch = Watch(ranks, 0.5, over)
+
+    def end(code: int) -> None:
+        assert code == PREEMPTED
+        ended.append(watch.still)
+        over.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    looking = threading.Thread(target=watch.look, args=(HashStore(), stop))
+    looking.start()
+    work(ranks, stop)
+    over.set()
+    looking.join()
+    return ended[0] if ended else None
+
+
+def test_a_process_that_computes_and_does_not_get_on_ends_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The leader a little later, so that it can notice the end of another that waits with it."""
+
+    def stuck(ranks: Ranks, _stop: Stop) -> None:
+        with ranks.activity.of(computes=True):
+            time.sleep(3)
+
+    assert watched(False, stuck, monkeypatch) == 26
+    place = f"{stuck.__code__.co_filename}:{stuck.__code__.co_firstlineno + 2}"
+    assert (
+        f"rank 1 did not get on for 0.5 s at {place}, so it ends; resume the run, and if it was not stuck, raise" in capsys.readouterr().err
+    )
+    assert watched(True, stuck, monkeypatch) == 31
+
+
+def test_one_that_waits_or_gets_on_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(ranks: Ranks, _stop: Stop) -> None:
+        time.sleep(0.8)
+        with ranks.activity.of(computes=True), ranks.activity.of(computes=False):
+            time.sleep(0.8)
+
+    def decodes(ranks: Ranks, stop: Stop) -> None:
+        with ranks.activity.of(computes=True):
+            for _ in range(20):
+                stop.check()
+                time.sleep(0.05)
+
+    def updates(ranks: Ranks, _stop: Stop) -> None:
+        with ranks.activity.of(computes=True):
+            for _ in ranks.activity.each(range(20)):
+                time.sleep(0.05)
+
+    def is_here_and_there(ranks: Ranks, _stop: Stop) -> None:
+        draws = random.Random(0)
+        with ranks.activity.of(computes=True):
+            for _ in range(20):
+                time.sleep(draws.uniform(0, 0.05))
+                time.sleep(draws.uniform(0, 0.05))
+
+    for work in (waits, decodes, updates, is_here_and_there):
+        assert watched(False, work, monkeypatch) is None, work.__name__
 
 
 ORPHAN = """
