@@ -2,7 +2,8 @@
 # One run on the GPUs of several nodes: sbatch slurm-nodes.sh NAME [FILES...] [section.key=value ...]
 # SLURM starts a process for each GPU, and these find each other at a port of the first node. Two minutes before the time is over
 # SLURM sends SIGTERM to this shell; the run leaves a checkpoint, ends with 75, and the job goes back into the queue, as it does
-# when a process was killed or lost with its node. The working folder must be on storage that all nodes share.
+# when a process was killed or lost with its node. A run that ends for a reason of its own (settings, data, a full disk) does not.
+# The working folder must be on storage that all nodes share.
 #SBATCH --job-name=slimrl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -17,15 +18,24 @@
 set -u
 name=${1:?name of the run}
 shift
-attempts=20 # of a job whose processes are killed: what memory kills at every start must not come back for ever
+attempts=20 # of a job that nobody told to stop: what memory kills at every start must not come back for ever
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
+leader=$(mktemp "$PWD/.slimrl-$SLURM_JOB_ID-XXXXXX") # the exit code of the first process, which knows why a run ends
+export leader
 rank='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
-export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES)); exec slimrl train --resume "$@"'
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
+[ "$RANK" -eq 0 ] || exec slimrl train --resume "$@"
+trap : TERM INT # slimrl is told too, and this shell waits for it
+slimrl train --resume "$@"
+code=$?
+echo "$code" > "$leader"
+exit "$code"'
 
-trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM INT # bash alone is told; the signal goes to all processes that srun started
+told=
+trap 'told=yes; scancel --signal=TERM "$SLURM_JOB_ID"' TERM INT # bash alone is told; the signal goes to all processes of srun
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c "$rank" slimrl "name=$name" "$@" &
 run=$!
 wait "$run"
@@ -34,9 +44,14 @@ while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not 
 done
 wait "$run" # bash keeps the exit code of a process that has ended
 code=$? # the highest one of all processes; a killed one has 128 and the number of the signal
-if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; }; then
-  if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
-    scontrol requeue "$SLURM_JOB_ID"
+own=$(cat "$leader")
+rm -f "$leader"
+code=${own:-$code} # none where the first process was lost with its node
+if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then
+  if [ -n "$told" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
+    if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
   fi
 fi
 exit "$code"

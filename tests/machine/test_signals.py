@@ -256,7 +256,9 @@ RANK = """\
 #!/bin/bash
 echo "$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE at $MASTER_ADDR:$MASTER_PORT: $@" >> called
 trap 'echo 75 >> codes; exit 75' TERM
-[ "$END" = none ] || { echo "$END" >> codes; exit "$END"; }
+set -- $ENDS # of the ranks
+[ "$RANK" = 0 ] || shift
+[ "$1" = none ] || { echo "$1" >> codes; exit "$1"; }
 for i in $(seq 600); do sleep 0.1; done
 """
 SCONTROL = """\
@@ -269,21 +271,36 @@ esac
 """
 
 
+SCANCEL = """\
+#!/bin/bash
+# the signal goes to all processes of a step
+for pid in $(cat pids); do kill -TERM "$pid"; pkill -TERM -P "$pid"; done
+"""
+
+
 @pytest.mark.parametrize(
-    ("end", "state", "restarts", "requeued"),
+    ("ends", "state", "restarts", "requeued"),
     [
-        ("none", "RUNNING", 0, True),
-        ("none", "COMPLETING", 0, False),
-        ("137", "RUNNING", 3, True),
-        ("137", "RUNNING", 20, False),
-        ("3", "RUNNING", 0, False),
-        ("0", "RUNNING", 0, False),
+        ("none none", "RUNNING", 0, True),
+        ("none none", "RUNNING", 20, True),
+        ("none none", "COMPLETING", 0, False),
+        ("137 75", "RUNNING", 3, True),
+        ("75 137", "RUNNING", 19, True),
+        ("75 137", "RUNNING", 20, False),
+        ("137 75", "RUNNING", 20, False),
+        ("75 2", "RUNNING", 20, False),
+        ("3 75", "RUNNING", 0, False),
+        ("4 75", "RUNNING", 0, False),
+        ("74 75", "RUNNING", 0, False),
+        ("3 3", "RUNNING", 0, False),
+        ("0 0", "RUNNING", 0, False),
     ],
 )
 def test_the_script_for_several_nodes_starts_ranks_and_requeues(
-    end: str, state: str, restarts: int, requeued: bool, tmp_path: Path
+    ends: str, state: str, restarts: int, requeued: bool, tmp_path: Path
 ) -> None:
-    programs = {"srun": SRUN, "slimrl": RANK, "scontrol": SCONTROL, "scancel": "#!/bin/bash\nkill $(cat pids)\n"}
+    """What the first process ends with decides: others lose it, and end with 75 whatever its reason was."""
+    programs = {"srun": SRUN, "slimrl": RANK, "scontrol": SCONTROL, "scancel": SCANCEL}
     for name, text in programs.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -292,7 +309,7 @@ def test_the_script_for_several_nodes_starts_ranks_and_requeues(
         "SLURM_JOB_ID": "17",
         "SLURM_JOB_NODELIST": "x",
         "SLURM_JOB_NUM_NODES": "2",
-        "END": end,
+        "ENDS": ends,
         "STATE": state,
     }
     environment = {
@@ -305,10 +322,10 @@ def test_the_script_for_several_nodes_starts_ranks_and_requeues(
     with subprocess.Popen(["bash", str(NODES), "mine", "a.yaml", "steps=3"], env=environment, cwd=tmp_path) as job:
         while job.poll() is None and (not called.exists() or called.read_text().count("\n") < 2):
             time.sleep(0.01)
-        if end == "none":
+        if ends == "none none":
             time.sleep(0.2)
             job.send_signal(signal.SIGTERM)
-    assert job.returncode == (75 if end == "none" else int(end))
+    assert job.returncode == (75 if ends == "none none" else int(ends.split()[0]))
     assert sorted(called.read_text().splitlines()) == [
         f"{rank} of 2, 0 of 1 at first:20017: train --resume name=mine a.yaml steps=3" for rank in (0, 1)
     ]
