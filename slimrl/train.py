@@ -33,7 +33,7 @@ from slimrl.machine.profiler import mean_profile
 from slimrl.machine.progress import Progress, silent
 from slimrl.machine.ranks import ALONE, Ranks, ranks_here
 from slimrl.machine.signals import Stop
-from slimrl.parallel.lead import announce, begin, leading, share_learner
+from slimrl.parallel.lead import announced, begin, leading, share_learner
 from slimrl.preflight.doctor import examine
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.estimate import compare_memory
@@ -99,8 +99,8 @@ def train(
                 sampled = time.perf_counter()
                 session.keeper.settle()
                 settled = time.perf_counter()
-                announce(learner, collected.groups, step)
-                updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
+                with announced(learner, collected.groups, step):
+                    updated = learner.update(collected.groups, step)  # groups -> batch -> loss -> step
             timing = {"time/rollout": sampled - began, "time/update": time.perf_counter() - settled}
             if limits:
                 timing |= setup.profiler.lap(sampled_tokens(collected), limits)

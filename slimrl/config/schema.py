@@ -57,7 +57,8 @@ class RootConfig(Section):
     """What a device holds during an update: all weights and gradients (ddp), or of every layer a part, with its gradient and the
     optimizer's state, and the layers that are computed just then (fsdp). docs/scale.md has the memory of both."""
     device_deadline: Annotated[float, Field(ge=10)] = 300.0
-    """Seconds without a sign of life after which a process of the run counts as hanging, and the run stops."""
+    """Seconds without a sign of life, or without a decode step, layer or micro-batch while it samples or updates, after which a
+    process counts as hanging, and the run stops."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Part of the device's memory that `auto` settings may plan with; less than 1 where runs share a device."""
     model: ModelConfig = ModelConfig()
@@ -157,7 +158,6 @@ class RootConfig(Section):
         for key, chosen in (
             (f"devices={self.devices}", self.devices > 1),
             ("environment.name", self.environment.name),
-            ("model.lora", self.model.lora.rank),
             (f"model.quantize={self.model.quantize}", self.model.quantize != "none"),
             ("model.trust_remote_code", self.model.trust_remote_code),
         ):

@@ -66,7 +66,7 @@ class ModelConfig(Section):
 class RolloutConfig(Section):
     engine: Engine = "builtin"
     """Sampler of completions: `builtin` is the trained module itself; `vllm` gives the weights to vLLM after every step, for
-    models above 4B on a GPU (docs/scale.md says what it costs). Needs vLLM (the extra `vllm`)."""
+    models above 4B with an adapter on a GPU (docs/scale.md says what it costs). Needs vLLM (the extra `vllm`)."""
     problems: Count = 32
     """P: problems per step."""
     group_size: Count = 8

@@ -26,12 +26,13 @@ def show_fleet(console: Console, plan: FleetPlan) -> None:
     console.print(HEADER, style="dim")
     for name, found in plan.estimates.items():
         console.print(f"{name:<23}{_row(found)}", soft_wrap=True)
+    held = "weights, those of vLLM," if any(e.sampler for e in plan.estimates.values()) else "weights"
     console.print(
-        "model: weights and reference; update: gradients, activations and logits of a micro-batch of so many tokens. "
+        f"model: {held} and reference; update: gradients, activations and logits of a micro-batch of so many tokens. "
         "Computed from config.json, not measured.",
         style="dim",
     )
-    least = min(found.weights + found.cache + found.sampling for found in plan.estimates.values())
+    least = min(found.weights + found.sampler + found.cache + found.sampling for found in plan.estimates.values())
     if least > room:
         console.print(
             f"Each GPU needs {least / GIB:.1f} GiB for rollouts alone, which read whole weights, with parallel=fsdp too: take "
@@ -42,7 +43,7 @@ def show_fleet(console: Console, plan: FleetPlan) -> None:
 def _row(found: MemoryEstimate) -> str:
     parts = (
         (found.peak, 5),
-        (found.weights + found.reference, 6),
+        (found.weights + found.sampler + found.reference, 6),
         (found.masters + found.moments, 10),
         (found.gradients + found.activations + found.head, 7),
         (found.cache + found.sampling, 8),

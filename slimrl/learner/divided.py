@@ -107,6 +107,14 @@ def divides(config: RootConfig, policy: Policy, ranks: Ranks) -> bool:
         raise SettingsError(
             f"{type(policy.model).__name__} has no layers whose weights are trained and can be divided; set parallel=ddp"
         )
+    if divided and any(
+        name.endswith("experts") and isinstance(m, nn.ModuleList) for name, m in policy.trunk.named_modules()
+    ):
+        # an expert that no token of a rank is sent to has no gradient there, and ranks would add up different weights
+        raise SettingsError(
+            f"{type(policy.model).__name__} keeps its experts as separate modules, which parallel=fsdp cannot divide; set "
+            "parallel=ddp"
+        )
     return divided
 
 

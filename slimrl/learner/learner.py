@@ -107,10 +107,6 @@ class Learner:
         Raises Stopped, nothing changed, where a stop is asked for before the first update is applied; SettingsError where
         memory does not suffice for a single completion or, with divided layers, for a micro-batch.
         """
-        with self.microbatcher.ranks.activity.of(computes=True):
-            return self._update(groups, step)
-
-    def _update(self, groups: Sequence[Group], step: int) -> UpdateResult:
         optimizer = self.config.optimizer
         if not groups:
             return UpdateResult({"update/skipped": 1.0})

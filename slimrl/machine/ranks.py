@@ -57,16 +57,16 @@ class RanOutElsewhereError(MemoryError):
 
 
 class Activity:
-    """What the thread of a process that runs its part does, for the one that looks whether it hangs."""
+    """The work of this process, for the thread that looks whether it hangs."""
 
     computes = False
-    """True where it must get on; False where it waits for other ranks, or for what has a deadline of its own or none."""
+    """True where the process must get on; False where it waits for other ranks, or for what has a deadline of its own or none."""
     begun = 0
     """Parts of computations so far: micro-batches and layers."""
 
     @contextmanager
     def of(self, computes: bool) -> Iterator[None]:
-        """Within the block the thread `computes`, or does not."""
+        """Within the block the process `computes`, or does not."""
         before, self.computes = self.computes, computes
         try:
             yield

@@ -298,13 +298,32 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
     """
     plain: PreTrainedModel = shared_copy(model)
     for _, layer in adapted_layers(plain):
-        a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-        whole = full_weight(layer.base_layer).float().addmm(b.float(), a.float(), alpha=layer.scaling[NAME])
-        layer.base_layer = _with_weight(layer.base_layer, whole.to(a.dtype))
+        layer.base_layer = _with_weight(layer.base_layer, _sum(layer))
     _remove(plain)
     for name, packed in list(quantized_layers(plain)):
         plain.set_submodule(name, _with_weight(packed, full_weight(packed)))
     return plain
+
+
+@torch.no_grad()
+def merged_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of `merge(model)` by their names there, on the model's device, each sum made when it is asked for; not for
+    packed weights.
+    """
+    layers = dict(adapted_layers(model))
+    for name, tensor in model.state_dict().items():
+        owner, inside, rest = name.partition(".base_layer.")
+        if inside and rest == "weight" and owner in layers:
+            tensor = _sum(layers[owner])
+        if not any(f".{factor}." in name for factor in ("lora_A", "lora_B")):
+            yield owner + "." * bool(inside) + rest, tensor
+
+
+def _sum(layer: Any) -> Tensor:
+    """W + scaling B A of an adapted layer, summed in float32, in the type of A."""
+    a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    whole = full_weight(layer.base_layer).float().addmm(b.float(), a.float(), alpha=layer.scaling[NAME])
+    return whole.to(a.dtype)
 
 
 def _with_weight(layer: nn.Linear, weight: Tensor) -> nn.Linear:

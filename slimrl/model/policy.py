@@ -6,7 +6,7 @@ the memory plan, checkpoints and `final/` go through `trainable`, `tensors` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from slimrl.model.lora import (
     adapter_parameters,
     adapter_tensors,
     merge,
+    merged_tensors,
     shared_copy,
     without_adapter,
 )
@@ -95,6 +96,10 @@ class Policy:
     def merged(self) -> PreTrainedModel:
         """The model as it is saved: its own layers with plain weights, ready for from_pretrained."""
         return self.model if self.lora is None else merge(self.model)
+
+    def merged_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of `merged` by name, a tied one under each of its names, and no more than one that is made at a time."""
+        return iter(self.model.state_dict().items()) if self.lora is None else merged_tensors(self.model)
 
     def save(self, folder: Path) -> None:
         """The merged model and the tokenizer, into a new folder."""

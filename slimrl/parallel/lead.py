@@ -86,9 +86,13 @@ def share_learner(setup: Setup[TrainConfig], learner: Learner) -> None:
     share(setup, learner.optimizers, learner.microbatcher.ranks, learner.plan.microbatch_tokens)
 
 
-def announce(learner: Learner, groups: Sequence[Group], step: int) -> None:
-    """Let the others take part in the `Learner.update` that follows."""
-    learner.microbatcher.ranks.tell(Update(tuple(groups), step))
+@contextmanager
+def announced(learner: Learner, groups: Sequence[Group], step: int) -> Iterator[None]:
+    """Let the others take part in the `Learner.update` within the block."""
+    ranks = learner.microbatcher.ranks
+    ranks.tell(Update(tuple(groups), step))
+    with ranks.activity.of(computes=True):
+        yield
 
 
 def whole_state(optimizers: Sequence[MasterAdamW], ranks: Ranks) -> list[dict[str, Tensor]]:

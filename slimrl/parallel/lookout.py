@@ -130,7 +130,7 @@ def wait_for_all(store: Store, ranks: Ranks, limit: float, check: Callable[[], N
 
 @dataclass(frozen=True)
 class Place:
-    """How far a thread has come in its work."""
+    """The place that a thread has come to in its work."""
 
     passed: int
     """Decode steps, layers and micro-batches, as far as they are counted."""
@@ -203,8 +203,8 @@ class Watch:
         patience = self.deadline + (LEADER_SECONDS if self.ranks.leads else 0)
         if place is not None and self.still * PERIOD > patience and not self.over.is_set():
             print(
-                f"rank {self.ranks.rank} did not get on for {patience:g} s at {place.where}, so it ends; resume the run, and if it was "
-                "not stuck, raise device_deadline",
+                f"rank {self.ranks.rank} did not get on for {patience:g} s at {place.where}, so it ends; resume the run, and if "
+                "it was not stuck, raise device_deadline",
                 file=sys.stderr,
                 flush=True,
             )

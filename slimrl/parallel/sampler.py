@@ -31,8 +31,6 @@ class DividedSampler:
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self.sampler, self.ranks = sampler, ranks
         self.slots, self.exact = sampler.slots, sampler.exact
-        self.mean_tokens = 0.0
-        """Of the completions of the last call, by which work is estimated."""
 
     def generate(
         self,
@@ -51,8 +49,9 @@ class DividedSampler:
             return self._generate(requests, Draw(max_new_tokens, temperature), on_group, progress)
 
     def _generate(self, requests: Sequence[Request], order: Draw, on_group: OnGroup, progress: Progress) -> Drawn:
-        tokens = self.mean_tokens or order.max_new_tokens / 2
-        parts = balanced([len(r.prompt_ids) + r.completions * tokens for r in requests], self.ranks.size)
+        # half the budget, whatever was sampled before: a resumed run has to deal groups as an undisturbed one does
+        work = [len(r.prompt_ids) + r.completions * order.max_new_tokens / 2 for r in requests]
+        parts = balanced(work, self.ranks.size)
         self.ranks.tell(order)
         self.ranks.deal([[dealt(requests[index]) for index in part] for part in parts])
         own = [requests[index] for index in parts[0]]
@@ -91,8 +90,6 @@ class DividedSampler:
                 heard(requests[index], records)
                 found[index] = completions
                 on_group(index, completions)
-        lengths = [c.drawn for completions in found.values() for c in completions]
-        self.mean_tokens = sum(lengths) / max(1, len(lengths))
         return [found[index] for index in range(len(requests))]
 
     def weights_changed(self) -> None:

@@ -88,8 +88,8 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
     """
     if config.model.quantize != "none":
         raise SettingsError(f"--devices has no plan for model.quantize={config.model.quantize}; leave one of them out")
-    if config.rollout.engine != "builtin":
-        raise SettingsError(f"--devices has no plan for rollout.engine={config.rollout.engine}; leave one of them out")
+    if config.rollout.engine == "vllm" and count > 1:
+        raise SettingsError(f"rollout.engine=vllm works on one device, and --devices has {count}; write 1x{gib:g}")
     if config.algorithm.reference:
         raise SettingsError(
             f"--devices has no plan for another model as algorithm.reference={config.algorithm.reference}; leave one of them out"

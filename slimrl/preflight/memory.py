@@ -232,7 +232,7 @@ def _fixed_parts(
         free=budget,
         plan=Plan(slots=0, microbatch_tokens=0, recompute=False),
         widened=max([layer.widened_bytes for _, layer in quantized_layers(model)], default=0),
-        sampler=own_bytes(policy) if config.rollout.engine == "vllm" else 0,
+        sampler=own_bytes(policy, on_gpu=on_gpu) if config.rollout.engine == "vllm" else 0,
         kernels=KERNELS if compiles_kernels() and not on_gpu else 0,
         gathered=_gathered_bytes(policy) if layers else 0,
         released=model.dtype.itemsize * _size(layers),

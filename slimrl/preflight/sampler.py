@@ -31,10 +31,6 @@ def demand_engine(config: RootConfig, policy: Policy) -> None:
         raise SettingsError(
             "several processes (torchrun) do not work with rollout.engine=vllm; start one, or remove it"
         )
-    if policy.lora is not None:
-        raise SettingsError(
-            f"model.path={config.model.path} is an adapter, which does not work with rollout.engine=vllm; remove one"
-        )
     if policy.stop_texts.texts:
         raise SettingsError(
             f"completions end at the text {policy.stop_texts.texts[0]!r} (rollout.stop=auto, since prompts are plain), and vLLM "

@@ -72,11 +72,11 @@ def cache_tokens(policy: Policy, *, slots: int, longest: int) -> int:
     return BLOCK * (blocks + 1)
 
 
-def own_bytes(policy: Policy) -> int:
+def own_bytes(policy: Policy, *, on_gpu: bool) -> int:
     """Bytes of vLLM without its cache: weights as the policy's, a tied head once more, and on a CPU what it packs."""
     tied = policy.model.get_input_embeddings().weight is policy.head.weight
     weights = cost_of(policy).weight_bytes + (policy.head.weight.nbytes if tied else 0)
-    return weights if policy.device.type == "cuda" else PACKED * weights + LIBRARY
+    return weights if on_gpu else PACKED * weights + LIBRARY
 
 
 class VllmSampler:
@@ -147,9 +147,8 @@ class VllmSampler:
         return [tuple(call.done[index]) for index in range(len(requests))]
 
     def weights_changed(self) -> None:
-        """Replace vLLM's weights by the policy's, and forget the keys and values that came from the ones before."""
-        weights = self.policy.model.state_dict()  # a tied head under its own name too
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        """Replace vLLM's weights by the policy's, with its adapter merged, and forget keys and values of the ones before."""
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": self.policy.merged_tensors()})
         self.engine.reset_prefix_cache()
 
     def limit_slots(self, slots: int) -> None:

@@ -402,3 +402,20 @@ class TestFolders:
 def test_settings_that_could_not_act_are_refused(given: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TrainConfig.model_validate({"model": given})
+
+
+@pytest.mark.parametrize("family", ["wide llama", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_tensors_are_those_of_the_merged_model(family: str, dtype: torch.dtype) -> None:
+    policy = adapted(family, dtype=dtype)
+    expected = policy.merged().state_dict()
+    found = dict(policy.merged_tensors())
+    assert [*found] == [*expected]
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert not torch.equal(
+        found["model.layers.0.self_attn.q_proj.weight"],
+        tiny_model(family).to(dtype).state_dict()["model.layers.0.self_attn.q_proj.weight"],
+    )
+    whole = tiny_policy(family)
+    assert dict(whole.merged_tensors()).keys() == whole.model.state_dict().keys()

@@ -108,7 +108,8 @@ def test_a_process_that_computes_and_does_not_get_on_ends_itself(
     assert watched(False, stuck, monkeypatch) == 26
     place = f"{stuck.__code__.co_filename}:{stuck.__code__.co_firstlineno + 2}"
     assert (
-        f"rank 1 did not get on for 0.5 s at {place}, so it ends; resume the run, and if it was not stuck, raise" in capsys.readouterr().err
+        f"rank 1 did not get on for 0.5 s at {place}, so it ends; resume the run, and if it was not stuck, raise"
+        in capsys.readouterr().err
     )
     assert watched(True, stuck, monkeypatch) == 31
 

@@ -193,6 +193,16 @@ def test_a_run_learns_from_it_stops_and_is_resumed(tmp_path: Path) -> None:
         assert all(0 < row["sampling/sampling_logp_difference/max"] < 1e-4 for row in rows)
 
 
+def test_a_run_trains_an_adapter(tmp_path: Path) -> None:
+    """Its weights arrive merged: at first they are the model's, which the adapter does not change yet."""
+    more = ("model.lora.rank=4", "optimizer.learning_rate=1e-3", "steps=4")
+    train(load_config(TrainConfig, [], [*SMALL, f"output={tmp_path}", "name=a", *more]), Display(quiet=True))
+    rows = [json.loads(row) for row in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["grad_norm"] for row in rows) > 0
+    assert all(0 < row["sampling/sampling_logp_difference/max"] < 1e-4 for row in rows)
+    assert (tmp_path / "a" / "final" / "model.safetensors").is_file()
+
+
 def test_weights_that_do_not_arrive_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(VllmSampler, "weights_changed", lambda _: None)
     config = load_config(TrainConfig, [], [f"output={tmp_path}", "name=a", *SMALL])
