@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from tests.conftest import ROOT
 from tests.forks import Fork, command
 
 SMALL = [
@@ -87,6 +90,41 @@ def test_a_first_rank_that_hangs_is_ended_by_the_other(tmp_path: Path, whole: di
     assert not Path(f"/proc/{follower}").exists()
     assert not process.running
     assert process.ended()[0] == -signal.SIGKILL
+    check_resumed(tmp_path / "cut", whole)
+
+
+STUCK = """
+import os, sys
+if os.environ.get("RANK") == "1":
+    class Finder:
+        def find_spec(self, name, path, target=None):
+            if name == "slimrl.parallel.follow":
+                sys.meta_path.remove(self)
+                import time
+                from slimrl.learner.optimizer import MasterAdamW
+                taken, step = [], MasterAdamW.step
+                def stuck(self, *arguments):
+                    taken.append(1)
+                    time.sleep(1000 * (len(taken) == 2))
+                    return step(self, *arguments)
+                MasterAdamW.step = stuck
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_rank_that_gets_stuck_in_an_update_ends_and_the_run_goes_on(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Its signs of life, which come from another thread, go on. The other rank waits for it in a call."""
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    ended = subprocess.run(
+        [sys.executable, "-m", "slimrl", "train", *SMALL, f"output={tmp_path}", "name=cut", "device_deadline=10", "checkpoint.every=1"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 75
+    assert "rank 1 did not get on for 10 s at" in ended.stderr
+    assert "(rank 1 of the run ended with exit code 75) after step 1" in " ".join(ended.stderr.split())
     check_resumed(tmp_path / "cut", whole)
 
 

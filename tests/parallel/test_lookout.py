@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
@@ -23,7 +24,12 @@ from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import MAX_TIME, PREEMPTED, Stop, Stopped
 from slimrl.parallel import lookout
 from slimrl.parallel.lookout import Watch, wait_for_all
+from slimrl.parallel.orders import Draw
+from slimrl.parallel.sampler import DividedSampler, Share
 from slimrl.parallel.team import check_running, check_start
+from slimrl.preflight.environment import dealt
+from slimrl.records import Completion
+from slimrl.rollout import OnGroup, Request
 
 
 def test_one_that_has_not_started_by_the_deadline_is_named() -> None:
@@ -140,6 +146,42 @@ def test_one_that_waits_or_gets_on_does_not(monkeypatch: pytest.MonkeyPatch) -> 
 
     for work in (waits, decodes, updates, is_here_and_there):
         assert watched(False, work, monkeypatch) is None, work.__name__
+
+
+class Samples:
+    """A sampler that draws nothing, and notes whether its rank is at work."""
+
+    slots, exact = 1, True
+
+    def __init__(self, ranks: Ranks, noted: list[bool]) -> None:
+        self.ranks, self.noted = ranks, noted
+
+    def generate(self, _: Sequence[Request], *, on_group: OnGroup, **__: object) -> list[tuple[Completion, ...]]:
+        self.noted.append(self.ranks.activity.computes)
+        on_group(0, ())
+        return [()]
+
+    def weights_changed(self) -> None:
+        pass
+
+    def limit_slots(self, slots: int) -> None:
+        pass
+
+
+def test_a_rank_that_samples_must_get_on_and_one_that_scores_need_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Request((1, 2), np.zeros((1, 4))) for _ in range(2)]
+    monkeypatch.setattr(Ranks, "tell", lambda *_: None)
+    monkeypatch.setattr(Ranks, "deal", lambda _, parts=(): parts[0] if parts else [dealt(asked[0])])
+    monkeypatch.setattr(Ranks, "exchange", lambda _, part: [part, [((), ())]])
+    leader, noted = Ranks(0, 2, 2), list[bool]()
+    scored = lambda *_: noted.append(leader.activity.computes)  # noqa: E731
+    DividedSampler(Samples(leader, noted), leader).generate(asked, max_new_tokens=4, on_group=scored)
+    assert noted == [True, False, False]
+    follower, noted = Ranks(1, 2, 2), []
+    Share(Samples(follower, noted), follower).draw(Draw(4, 1.0))
+    assert noted == [True]
+    assert not leader.activity.computes
+    assert not follower.activity.computes
 
 
 ORPHAN = """
