@@ -77,10 +77,10 @@ def on_slurm(folder: Path, partition: str) -> tuple[subprocess.Popen[bytes], Cal
     """The study as jobs, and what requeues one that runs."""
 
     def requeue() -> str:
-        listed = subprocess.run(
-            ["squeue", "--noheader", "--states=RUNNING", "--format=%i %j"], capture_output=True, text=True, check=True
-        )
-        job, name = listed.stdout.split()[:2]
+        command = ["squeue", "--me", "--noheader", "--states=RUNNING", "--format=%i %j"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        own = tuple(f"slimrl-{run}-" for run in steps_of(folder))
+        job, name = next(line.split() for line in listed if line.split()[1].startswith(own))
         subprocess.run(["scontrol", "requeue", job], check=True)
         return f"the running job {name} requeued"
 
@@ -113,6 +113,8 @@ def main() -> None:
         process, disturb = on_ray(there) if args.cluster == "ray" else on_slurm(there, args.partition)
         while process.poll() is None and not in_the_middle(here, there, nodes):
             time.sleep(0.2)
+        if process.poll() is not None:
+            sys.exit(f"the study ended undisturbed\n{(there / 'log.txt').read_text()}")
         disturbance = disturb()
         code = process.wait()
         log = (there / "log.txt").read_text()

@@ -23,7 +23,9 @@ attempts=20 # of a job that nobody told to stop: what memory kills at every star
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
-leader=$(mktemp "$PWD/.slimrl-$SLURM_JOB_ID-XXXXXX") # the exit code of the first process, which knows why a run ends
+leader=$PWD/.slimrl-$SLURM_JOB_ID # its name ends with the exit code of the first process, which knows why a run ends:
+rm -f "$leader".*
+: >"$leader" # a full disk takes another name, and no more bytes
 export leader
 rank='export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
@@ -31,7 +33,7 @@ export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
 trap : TERM INT # slimrl is told too, and this shell waits for it
 slimrl train --resume "$@"
 code=$?
-echo "$code" > "$leader"
+mv "$leader" "$leader.$code"
 exit "$code"'
 
 told=
@@ -44,9 +46,10 @@ while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not 
 done
 wait "$run" # bash keeps the exit code of a process that has ended
 code=$? # the highest one of all processes; a killed one has 128 and the number of the signal
-own=$(cat "$leader")
-rm -f "$leader"
-code=${own:-$code} # none where the first process was lost with its node
+for own in "$leader".*; do # none where the first process was lost with its node
+  [ ! -e "$own" ] || code=${own##*.}
+done
+rm -f "$leader" "$leader".*
 if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then
   if [ -n "$told" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
     if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too

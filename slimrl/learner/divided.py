@@ -110,7 +110,7 @@ def divides(config: RootConfig, policy: Policy, ranks: Ranks) -> bool:
     if divided and any(
         name.endswith("experts") and isinstance(m, nn.ModuleList) for name, m in policy.trunk.named_modules()
     ):
-        # an expert that no token of a rank is sent to has no gradient there, and ranks would add up different weights
+        # an expert that no token of a rank is sent to has no gradient there, and each rank would add up those that it has
         raise SettingsError(
             f"{type(policy.model).__name__} keeps its experts as separate modules, which parallel=fsdp cannot divide; set "
             "parallel=ddp"

@@ -16,7 +16,7 @@ from slimrl.config.schema import RootConfig
 from slimrl.errors import DivergedError
 from slimrl.learner.divided import DividedLayers, demand_memory, divides, extra_parts
 from slimrl.learner.optimizer import MasterAdamW
-from slimrl.learner.recompute import checkpointed
+from slimrl.learner.recompute import checked, checkpointed
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.model.head import token_logprobs
 from slimrl.model.packing import pack
@@ -97,7 +97,8 @@ def imitate(
     for index in ranks.activity.each(balanced(tokens, ranks.size)[ranks.rank]):
         loss = partial(_loss, policy, [examples[row] for row in parts[index].tolist()], total)
         if layers is None:
-            added(loss())
+            with checked(policy.model, ranks.activity.tick):
+                added(loss())
         else:
             layers.add_gradient(loss, _never, added)
     if layers is not None:

@@ -354,13 +354,14 @@ class Learner:
         parts = self.microbatcher.split(batch, batch.loss_mask.any(1).nonzero().squeeze(-1))
         for rows in self.microbatcher.own(batch, parts):
             self._check_stop(number)
-            loss = self.critic.loss(take(batch, rows), total, self.plan.recompute)
-            self.critic.optimizer.backward(loss)
+            with checked(self.critic.critic.trunk, self.microbatcher.ranks.activity.tick):
+                loss = self.critic.loss(take(batch, rows), total, self.plan.recompute)
+                self.critic.optimizer.backward(loss)
             means.total("critic/loss", loss.detach())
 
     def _check_stop(self, number: int) -> None:
         """Raises Stopped before the first update of a step; once weights have moved, the step is completed."""
-        self.microbatcher.ranks.activity.begun += 1
+        self.microbatcher.ranks.activity.tick()
         if number == 0:
             self.microbatcher.stop.check()
 

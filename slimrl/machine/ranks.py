@@ -73,10 +73,14 @@ class Activity:
         finally:
             self.computes = before
 
+    def tick(self) -> None:
+        """Another part begins."""
+        self.begun += 1
+
     def each(self, parts: Iterable[T]) -> Iterator[T]:
         """The parts of a computation, one after the other, counted."""
         for part in parts:
-            self.begun += 1
+            self.tick()
             yield part
 
 

@@ -121,6 +121,7 @@ def test_a_rank_that_gets_stuck_in_an_update_ends_and_the_run_goes_on(tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
         check=False,
+        timeout=300,
     )  # fmt: skip
     assert ended.returncode == 75
     assert "rank 1 did not get on for 10 s at" in ended.stderr

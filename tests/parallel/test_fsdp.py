@@ -41,7 +41,7 @@ def test_a_rank_without_memory_says_so_and_the_others_stop() -> None:
 
 
 def test_experts_that_are_modules_of_their_own_are_refused() -> None:
-    """One that no token of a rank is sent to has no gradient there, and ranks would wait for each other's sums."""
+    """One that no token of a rank is sent to has no gradient there, and each rank would add up those that it has."""
     policy, config = tiny_policy(), load_config(TrainConfig, [], ["parallel=fsdp", "devices=2"])
     assert divides(config, policy, Ranks(0, 2))
     policy.model.model.layers[0].mlp.experts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
