@@ -28,8 +28,9 @@ def show_fleet(console: Console, plan: FleetPlan) -> None:
         console.print(f"{name:<23}{_row(found)}", soft_wrap=True)
     held = "weights, those of vLLM," if any(e.sampler for e in plan.estimates.values()) else "weights"
     console.print(
-        f"model: {held} and reference; update: gradients, activations and logits of a micro-batch of so many tokens. "
-        "Computed from config.json, not measured.",
+        f"model: {held} and reference; update: gradients, activations and logits of a micro-batch of so many tokens; "
+        "recomputed: fits, with layers that are computed again (activation_checkpointing). Computed from config.json, not "
+        "measured.",
         style="dim",
     )
     least = min(found.weights + found.sampler + found.cache + found.sampling for found in plan.estimates.values())

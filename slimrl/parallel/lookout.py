@@ -231,7 +231,9 @@ def _spread_stop(store: Store, stop: Stop) -> None:
 
 def _end(rank: int, beat: str, deadline: float) -> None:
     host, _, rest = beat.partition(" ")
-    print(f"rank {rank} gave no sign of life for {deadline:g} s, so the run stops", file=sys.stderr, flush=True)
+    print(
+        f"rank {rank} gave no sign of life for {deadline:g} s, so the run stops; resume it", file=sys.stderr, flush=True
+    )
     if host == socket.gethostname():
         try:
             os.kill(int(rest.split()[0]), signal.SIGKILL)
