@@ -4,9 +4,9 @@
     python fleet.py slurm --partition debug --out results/fleet-slurm.json   # a SLURM that is there, one job of it requeued
 
 The study runs here first, then on the cluster, each in a folder of its own. Once the runs of the cluster have taken half of all
-steps, and every node of Ray has one that is under way, the node is killed or the job requeued. Digests of every run's weights
-and optimizer, its held-out results and its metrics, without times, are compared; a step that a run took twice would be a row
-too many. SLURM continues the job itself.
+steps, and every node of Ray has one that is under way, the node is killed or the job requeued. The digest of every run's
+weights, its metrics without times, and its held-out completions are compared; a step that a run took twice would be a row too
+many. SLURM continues the job itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from study_kills import compare
+
 QUICK = Path(__file__).parent.parent / "studies" / "quick.yaml"
 NODES = 3
 """Of Ray."""
@@ -33,10 +35,6 @@ def study(folder: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "slimrl", "study", "run", str(QUICK), "--output", str(folder), *more]
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def runs_of(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("quick/runs/*/run.json"))
 
 
 def steps_of(folder: Path) -> dict[str, int]:
@@ -49,14 +47,6 @@ def in_the_middle(here: Path, there: Path, nodes: int) -> bool:
     whole, taken = steps_of(here), steps_of(there)
     running = sum(steps < whole[name] for name, steps in taken.items())
     return sum(taken.values()) >= sum(whole.values()) / 2 and running >= nodes
-
-
-def content(run: Path) -> object:
-    """What a run found, without times and memory."""
-    summary = json.loads((run / "run.json").read_text())["summary"]
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
-    return summary["weights"], summary["optimizer"], summary["after"], metrics
 
 
 def on_ray(folder: Path) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
@@ -118,14 +108,14 @@ def main() -> None:
         disturbance = disturb()
         code = process.wait()
         log = (there / "log.txt").read_text()
-        expected = {run.name: content(run) for run in runs_of(here)}
+        equal, runs = compare(here / "quick" / "runs", there / "quick" / "runs")
         found: dict[str, Any] = {
             "cluster": args.cluster,
             "versions": {"torch": version("torch"), args.cluster: CLUSTERS[args.cluster]()},
             "disturbance": disturbance,
             "exit code": code,
-            "runs": len(runs_of(there)),
-            "runs equal to those of this machine": sum(content(run) == expected[run.name] for run in runs_of(there)),
+            "runs": runs,
+            "runs equal to those of this machine": equal,
             "continued by the study": [
                 line.split()[0] for line in log.splitlines() if "was interrupted and goes on" in line
             ],
@@ -134,8 +124,7 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
-    equal = found["runs equal to those of this machine"]
-    sys.exit(0 if code == 0 and equal == found["runs"] == len(expected) else 1)
+    sys.exit(0 if code == 0 and equal == runs else 1)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main() -> None:
         if driver is not None:
             driver.wait()
         finish(file, folder / "killed")
-        same, total = compare(folder / "undisturbed", folder / "killed")
+        same, total = compare(*(folder / name / "study" / "runs" for name in ("undisturbed", "killed")))
         repeated = sum(stamp(folder / "killed" / "study" / "runs" / run) != at for run, at in ended.items())
     found = {
         "kills of the driver": killed["driver"],
@@ -146,8 +146,8 @@ def stamp(run: Path) -> int:
 
 
 def compare(first: Path, second: Path) -> tuple[int, int]:
-    """Runs that are equal in both studies, and runs in all."""
-    ours, theirs = (sorted((path / "study" / "runs").iterdir()) for path in (first, second))
+    """Runs that are equal in the folders of runs of two studies, and runs in all."""
+    ours, theirs = (sorted(path.iterdir()) for path in (first, second))
     if [run.name for run in ours] != [run.name for run in theirs]:
         return 0, len(ours)
     return sum(content(a) == content(b) for a, b in zip(ours, theirs, strict=True)), len(ours)

@@ -49,7 +49,7 @@ def _follow(ranks: Ranks, stop: Stop) -> None:
             setup = _prepare(order, ranks, stop, policy)
         policy, known = setup.policy, order.config.model
         share = Share(setup.engine, ranks, setup.rules)
-        with closing(setup), ranks.activity.of(computes=True):
+        with closing(setup), ranks.activity.of(computes=True):  # but where it waits for orders and for other ranks
             if isinstance(setup.config, TrainConfig):
                 order = _follow_training(setup, order, share)
             elif isinstance(setup.config, EvalConfig):

@@ -49,10 +49,10 @@ def meeting(
 ) -> Iterator[Ranks]:
     """This process among the ranks of its run, once all of them are there; alone where the environment names no others.
 
-    Within the block a rank that gives no sign of life for `deadline` seconds is ended, and one that computes and does not get on
-    for so long ends itself, so that nobody waits for it; and what one rank is asked to stop by, all are. On the same host the
-    process of a silent rank is killed, which closes its connections: the leader then stops with a checkpoint. A process on
-    another host cannot be reached, so this one ends, and the newest checkpoint is where the run goes on.
+    Within the block a rank that gives no sign of life for `deadline` seconds is ended, and one that computes and makes no
+    progress for so long ends itself, so that nobody waits for it; and what one rank is asked to stop by, all are. On the same
+    host the process of a silent rank is killed, which closes its connections: the leader then stops with a checkpoint. A process
+    on another host cannot be reached, so this one ends, and the newest checkpoint is where the run goes on.
     `check_start` is called while ranks are waited for, and raises if that is in vain; `check` is that of the ranks.
 
     Raises RankLostError where one of them has not come after `deadline` seconds, or after START_SECONDS if that is longer.
@@ -195,7 +195,7 @@ class Watch:
         self.looks = False
 
     def look_at_own(self, checks: int) -> None:
-        """End this process where it computes and does not get on."""
+        """End this process where it computes and makes no progress."""
         activity = self.ranks.activity
         place = Place.of(self.thread, checks + activity.begun) if activity.computes else None
         self.still = self.still + 1 if place is not None and place == self.place else 0
@@ -203,8 +203,8 @@ class Watch:
         patience = self.deadline + (LEADER_SECONDS if self.ranks.leads else 0)
         if place is not None and self.still * PERIOD > patience and not self.over.is_set():
             print(
-                f"rank {self.ranks.rank} did not get on for {patience:g} s at {place.where}, so it ends; resume the run, and if "
-                "it was not stuck, raise device_deadline",
+                f"rank {self.ranks.rank} made no progress for {patience:g} s at {place.where}, so it ends; resume the run, and "
+                "if it was not stuck, raise device_deadline",
                 file=sys.stderr,
                 flush=True,
             )

@@ -123,10 +123,9 @@ class Share:
         self.sampler.weights_changed()
         found: Found | BaseException
         try:
-            with self.ranks.activity.of(computes=True):
-                drawn = self.sampler.generate(
-                    requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature, on_group=done
-                )
+            drawn = self.sampler.generate(
+                requests, max_new_tokens=order.max_new_tokens, temperature=order.temperature, on_group=done
+            )
             found = [(completions, records[place]) for place, completions in enumerate(drawn)]
         except (Exception, Stopped) as error:
             found = error

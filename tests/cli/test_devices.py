@@ -124,7 +124,7 @@ def test_a_rank_that_gets_stuck_in_an_update_ends_and_the_run_goes_on(tmp_path: 
         timeout=300,
     )  # fmt: skip
     assert ended.returncode == 75
-    assert "rank 1 did not get on for 10 s at" in ended.stderr
+    assert "rank 1 made no progress for 10 s at" in ended.stderr
     assert "(rank 1 of the run ended with exit code 75) after step 1" in " ".join(ended.stderr.split())
     check_resumed(tmp_path / "cut", whole)
 

@@ -10,7 +10,10 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -69,29 +72,31 @@ with stop.on_signals(), stop.overheard() as overhear:
 """
 
 
+@contextmanager
+def signalled(state: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """The program STUCK once it has been sent SIGTERM, and what it prints then."""
+    with subprocess.Popen([sys.executable, "-c", STUCK, state], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        yield process, process.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a mutex that is all zeros, as of glibc")
 def test_another_thread_hears_what_a_thread_in_a_call_cannot() -> None:
     """The first signal asks to stop, the second ends the process; one alone does not, however often it is looked for."""
-    process = subprocess.Popen([sys.executable, "-c", STUCK, "stuck"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == "SIGTERM\n"
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == INTERRUPTED
-    process.stdout.close()
+    with signalled("stuck") as (process, printed):
+        assert printed.readline() == "SIGTERM\n"
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == INTERRUPTED
 
 
 def test_a_signal_that_two_threads_hear_is_one() -> None:
-    process = subprocess.Popen([sys.executable, "-c", STUCK, "free"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.read() == "SIGTERM\nalive\n"
-    assert process.wait(30) == 0
-    process.stdout.close()
+    with signalled("free") as (process, printed):
+        assert printed.read() == "SIGTERM\nalive\n"
+        assert process.wait(30) == 0
 
 
 def test_a_guest_handles_what_the_program_leaves_to_python_and_a_second_ctrl_c_is_pythons(
