@@ -60,7 +60,7 @@ class Activity:
     """The work of this process, for the thread that looks whether it hangs."""
 
     computes = False
-    """True where the process must make progress; False where it waits for others, or for what has a deadline of its own or none."""
+    """True where the process must make progress; False where it waits for others or for what has its own deadline, or none."""
     begun = 0
     """Parts of computations so far: micro-batches and layers."""
 
