@@ -205,17 +205,22 @@ SCRIPT = ROOT / "recipes" / "slurm.sh"
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "requeued"),
+    ("code", "state", "restarts", "requeued"),
     [
-        (75, "RUNNING", True),
-        (75, "CANCELLED", False),
-        (75, "COMPLETING", False),  # so SLURM 22.05 calls a job that was cancelled until its processes have ended
-        (0, "RUNNING", False),
-        (4, "RUNNING", False),
+        (75, "RUNNING", 0, True),
+        (75, "RUNNING", 20, True),
+        (75, "CANCELLED", 0, False),
+        (75, "COMPLETING", 0, False),  # so SLURM 22.05 calls a job that was cancelled until its processes have ended
+        (137, "RUNNING", 19, True),
+        (137, "RUNNING", 20, False),
+        (137, "CANCELLED", 0, False),
+        (0, "RUNNING", 0, False),
+        (4, "RUNNING", 0, False),
+        (74, "RUNNING", 0, False),
     ],
 )
 def test_the_slurm_script_passes_the_word_on_and_requeues(
-    code: int, state: str, requeued: bool, tmp_path: Path
+    code: int, state: str, restarts: int, requeued: bool, tmp_path: Path
 ) -> None:
     programs = {
         "slimrl": f"""\
@@ -223,6 +228,7 @@ def test_the_slurm_script_passes_the_word_on_and_requeues(
             echo "$@" > {tmp_path}/called
             trap 'sleep 0.3; exit {code}' TERM
             [ {code} -eq 0 ] && exit 0
+            [ {code} -eq 137 ] && kill -KILL $$
             for i in $(seq 600); do sleep 0.1; done""",
         "scontrol": f"""\
             #!/bin/bash
@@ -232,6 +238,7 @@ def test_the_slurm_script_passes_the_word_on_and_requeues(
         (tmp_path / name).write_text(textwrap.dedent(text) + "\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    environment["SLURM_RESTART_COUNT"] = str(restarts)
     with subprocess.Popen(["bash", str(SCRIPT), "mine", "a.yaml", "steps=3"], env=environment) as job:
         while not (tmp_path / "called").exists():
             time.sleep(0.01)
