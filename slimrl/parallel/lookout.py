@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -37,6 +39,9 @@ LEADER_SECONDS = 5.0
 """Time that the leader has to notice the end of a rank before it ends itself, if both wait in the same computation."""
 START_SECONDS = 120.0
 """Time that a process has at least to start: on a busy machine, imports alone can take longer than a short deadline."""
+
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @contextmanager
@@ -177,7 +182,7 @@ class Watch:
         alive: set[int] = set()
         with contextlib.suppress(RuntimeError):  # the store has ended with the run
             while not self.over.is_set():
-                store.set(f"beat/{self.ranks.rank}", f"{socket.gethostname()} {os.getpid()} {self.rounds}")
+                store.set(f"beat/{self.ranks.rank}", f"{host_here()} {os.getpid()} {self.rounds}")
                 overhear()
                 _spread_stop(store, stop)
                 self.look_at_own(stop.checks)
@@ -221,6 +226,17 @@ class Watch:
                 return
 
 
+@cache
+def host_here() -> str:
+    """This host, and on it the container whose processes have numbers of their own, as no other machine of the run has it:
+    names of hosts are not always different.
+    """
+    found = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # where there is no Linux
+        found += [BOOT_ID.read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return ",".join(found)
+
+
 def _spread_stop(store: Store, stop: Stop) -> None:
     if stop.asked is not None:
         store.set(STOP, f"{stop.asked.exit_code} {stop.asked.cause}")
@@ -234,7 +250,7 @@ def _end(rank: int, beat: str, deadline: float) -> None:
     print(
         f"rank {rank} gave no sign of life for {deadline:g} s, so the run stops; resume it", file=sys.stderr, flush=True
     )
-    if host == socket.gethostname():
+    if host == host_here():
         try:
             os.kill(int(rest.split()[0]), signal.SIGKILL)
         except ProcessLookupError:

@@ -267,5 +267,17 @@ def test_a_rank_that_has_ended_before_all_are_connected_is_not_waited_for(
     over.wait()
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(lookout, "ranks_here", lambda: Ranks(0, 2, 2) if connected else Ranks())
-    lookout._end(1, f"{socket.gethostname()} {over.pid} 7", 3.0)
+    lookout._end(1, f"{lookout.host_here()} {over.pid} 7", 3.0)
     assert ended == ([] if connected else [PREEMPTED])
+
+
+def test_a_process_of_another_host_with_the_same_name_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of a process means one on that host: here it is another process, whose name it only shares."""
+    ends: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: ends.append(pid))
+    monkeypatch.setattr(os, "_exit", lambda code: ends.append(-code))
+    other = lookout.host_here().replace(lookout.BOOT_ID.read_text().strip(), "another")
+    assert other.split(",")[0] == socket.gethostname()
+    lookout._end(1, f"{other} {os.getpid()} 7", 3.0)
+    lookout._end(1, f"{lookout.host_here()} 12345 7", 3.0)
+    assert ends == [-75, 12345]
