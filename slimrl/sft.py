@@ -86,9 +86,9 @@ def sft(
         share(setup, [optimizer], ranks)
 
         def save(state: Progress) -> Write:
-            (moments,) = whole_state([optimizer], ranks)
             plain = {"run": asdict(state), "scale": optimizer.scale}
-            return save_policy(run, policy, state.step, {"optimizer": moments}, plain)
+            with whole_state([optimizer], ranks) as (moments,):
+                return save_policy(run, policy, state.step, {"optimizer": moments}, plain)
 
         session = Session(run, setup, screen, sinks, state, save)
         block.enter_context(session.running())

@@ -49,7 +49,7 @@ from slimrl.session.listeners import Screen, Sink
 from slimrl.session.recovery import FAULTS, refuse_unscorable, roll_back, watch_memory
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
-from slimrl.session.state import RunState, optimizer_tensors, restore, save
+from slimrl.session.state import RunState, optimizer_digest, restore, save
 from slimrl.session.upload import uploaded
 
 
@@ -222,8 +222,8 @@ def summarize(setup: Setup[TrainConfig], run: RunDirectory, learner: Learner, st
         difference=difference,
         harder=ends.get("harder", {}),
         steps=state.step,
-        weights=digest(setup.policy.trainable),
-        optimizer=digest(optimizer_tensors(learner)),
+        weights=digest(setup.policy.trainable.items()),
+        optimizer=optimizer_digest(learner),
         tokens_generated=state.tokens,
         seconds=state.seconds,
         inert=inert_switches(config, state.seen),

@@ -111,7 +111,7 @@ def test_the_fingerprint_is_that_of_the_weights(plain: TrainSummary, tmp_path: P
     assert not same(plain, second)
     assert plain.weights != second.weights
     again = load_policy(ModelConfig(path=str(Path(plain.run) / "final")), seed=0)
-    assert digest(again.trainable) == plain.weights
+    assert digest(again.trainable.items()) == plain.weights
 
 
 def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -30,6 +31,8 @@ from transformers import (
 from slimrl.config.schema import TrainConfig
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.learner import Learner
+from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import tensors_of
 from slimrl.model.loading import adopt
 from slimrl.model.policy import Policy
 from slimrl.records import Plan
@@ -134,6 +137,11 @@ def plan_of(config: TrainConfig) -> Plan:
 
 def microbatcher_of(config: TrainConfig) -> Microbatcher:
     return Microbatcher(config, plan_of(config))
+
+
+def read_state(optimizer: MasterAdamW) -> dict[str, Tensor]:
+    """Masters and moments by name; of several owners the leader gets them."""
+    return dict(tensors_of(optimizer).items())
 
 
 def learner_of(policy: Policy, config: TrainConfig, reference: Policy | None = None) -> Learner:

@@ -169,7 +169,7 @@ def _measured(
     for note in setup.notes:
         display.note(note)
     problems = measured_problems(setup, split, limit)
-    weights = digest(dict(setup.policy.model.named_parameters()))
+    weights = digest(setup.policy.model.named_parameters())
     known = target.begin(origin_of(setup, problems, split=split, samples=samples, weights=weights))
     for problem in problems:
         if problem.id in known and known[problem.id].question != question_digest(problem):

@@ -38,7 +38,7 @@ class MasterAdamW:
     """AdamW (arXiv:1711.05101), gradient clipping, float32 masters, and a loss scale for float16 modules.
 
     Where `settings` divide its state among `ranks`, each keeps the masters and moments of its piece of the weights (`Shards`),
-    and `step`, `tensors` and `deal` are called by all of them. Of `layers` that are divided, the state is divided as they are:
+    and `step` is called by all of them. Of `layers` that are divided, the state is divided as they are:
     their parts are the masters.
     """
 
@@ -296,89 +296,12 @@ class MasterAdamW:
                     spoiled += adamw(weight, master, gradient, state, settings, group["weight_decay"])
         return spoiled
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Masters and moments by the names of their parameters: with `scale`, all that the next update depends on.
-
-        Of several owners the leader has them, whole and in host memory, and the others nothing.
-        """
-        steps = {number: step for table in self.shards.ranks.exchange(self._steps()) for number, step in table.items()}
-        found: dict[str, Tensor] = {}
-        for number, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
-            master = self.masters.get(number)
-            state = {} if master is None else self.optimizer.state.get(master, {})
-            if parameter.dtype != torch.float32:
-                found[f"{name}:master"] = self.shards.whole(number, master)
-            if number in steps:
-                found[f"{name}:step"] = torch.tensor(steps[number])
-                found |= {f"{name}:{key}": self.shards.whole(number, state.get(key)) for key in MOMENTS[1:]}
-        return found if self.shards.ranks.leads else {}
-
-    def _steps(self) -> dict[int, float]:
-        """Updates of each weight that this rank has a piece of, by number; of those that were updated."""
-        states = {number: self.optimizer.state.get(master) for number, master in self.masters.items()}
-        return {number: float(state["step"]) for number, state in states.items() if state}
-
-    def restore(self, tensors: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
-        """Take up `tensors()` and `scale` of an optimizer over the same parameters; they are no longer shared after it.
-
-        The leader of several owners takes its own pieces, and `deal` gives the others theirs.
-        """
-        pieces = {}
-        for key, tensor in tensors.items():
-            name, _, kind = key.rpartition(":")
-            pieces[key] = tensor if kind == "step" else self.shards.part(self.by_name[name], tensor)
-        self._take(pieces, scale)
-        self.undealt = tensors if self.shards.divided else None
-
-    def deal(self) -> None:
-        """Give every owner its pieces of what the leader has restored; without it, pieces that were never updated are made from
-        the weights.
-        """
-        ranks = self.shards.ranks
-        ((names, scale), *_) = ranks.exchange((None if self.undealt is None else [*self.undealt], self.scale))
-        if names is None:
-            if not any(ranks.exchange(bool(self._steps()))):
-                self._begin_anew(scale)
-            return
-        pieces: dict[str, Tensor] = {}
-        for key in names:
-            name, _, kind = key.rpartition(":")
-            whole = None if self.undealt is None else self.undealt[key]
-            if kind == "step":
-                pieces[key] = torch.tensor(ranks.exchange(None if whole is None else float(whole))[0])
-            elif (piece := self.shards.deal(self.by_name[name], whole)) is not None:
-                pieces[key] = piece
-        self._take(pieces, scale)
-        self.undealt = None
-
-    def _begin_anew(self, scale: tuple[float, int]) -> None:
-        """Masters equal to the weights, and no moments."""
-        self.optimizer.state.clear()
-        self.loss_scale, self.good_updates = scale
-        with torch.no_grad():
-            for number, master in self.masters.items():
-                if self._is_apart(number):
-                    master.copy_(self.shards.part(number, self.parameters[number]))
-
     @torch.no_grad()
-    def _take(self, pieces: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
-        """Take up this rank's pieces."""
-        self.drop()
+    def copy_weights(self) -> None:
+        """Make masters that are other memory than the weights equal to them."""
         for number, master in self.masters.items():
-            name = self.names[number]
-            if self.parameters[number].dtype != torch.float32:
-                master.copy_(pieces[f"{name}:master"])
-            elif self._is_apart(number):
+            if self._is_apart(number):
                 master.copy_(self.shards.part(number, self.parameters[number]))
-            moments = {
-                key: pieces[f"{name}:{key}"].to(master.device, copy=True)
-                for key in MOMENTS
-                if f"{name}:{key}" in pieces
-            }
-            self.optimizer.state.pop(master, None)
-            if moments:
-                self.optimizer.state[master] = moments
-        self.loss_scale, self.good_updates = scale
 
     @property
     def scale(self) -> tuple[float, int]:

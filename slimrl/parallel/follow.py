@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from slimrl.config.schema import EvalConfig, TrainConfig
 from slimrl.errors import SettingsError, SlimError
 from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import imitating_optimizer, take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import share_state, tensors_of
 from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.ranks import LocalError, Ranks
 from slimrl.machine.signals import Stop, Stopped
+from slimrl.machine.tensors import Tensors, TensorStream
 from slimrl.model.policy import Policy
 from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
 from slimrl.parallel.sampler import Share
@@ -100,7 +99,7 @@ def _follow_training(setup: Setup[Any], begin: Begin, share: Share) -> End:
                 case Take():
                     setup.engine.limit_slots(order.slots)
                     learner.keep_microbatches(order.microbatch_tokens)
-                    share_state(ranks, setup.policy, learner.optimizers)
+                    share_all(ranks, setup.policy, learner.optimizers)
                 case Give():
                     give_state(learner.optimizers)
                 case Draw():
@@ -118,7 +117,7 @@ def _follow_imitation(setup: Setup[Any], begin: Begin, share: Share) -> End:
             match order:
                 case Take():
                     setup.engine.limit_slots(order.slots)
-                    share_state(ranks, setup.policy, [optimizer])
+                    share_all(ranks, setup.policy, [optimizer])
                 case Give():
                     give_state([optimizer])
                 case Draw():
@@ -144,32 +143,21 @@ def _until_told() -> Iterator[None]:
         yield
 
 
-def share_state(ranks: Ranks, policy: Policy, optimizers: Sequence[MasterAdamW]) -> None:
+def share_all(ranks: Ranks, policy: Policy, optimizers: Sequence[MasterAdamW]) -> None:
     """Give every rank the leader's weights, masters, moments and loss scales; of a divided state, every rank its part."""
     ranks.copy(policy.tensors().values())
     for optimizer in optimizers:
         ranks.copy(optimizer.parameters)
-        if optimizer.shards.divided:
-            optimizer.deal()
-        else:
-            _copy_state(ranks, optimizer)
+        share_state(optimizer, ranks)
 
 
-def _copy_state(ranks: Ranks, optimizer: MasterAdamW) -> None:
-    own = optimizer.tensors()
-    outline = {name: (tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in own.items()}
-    (table, scale), *_ = ranks.exchange((outline, optimizer.scale))
-    if not ranks.leads:
-        own = {name: _blank(own.get(name), *form) for name, form in table.items()}
-    ranks.copy(own.values())
-    if not ranks.leads:
-        optimizer.restore(own, scale)
+def give_state(optimizers: Sequence[MasterAdamW]) -> None:
+    """Send the leader, which has given the order `Give`, what this rank keeps."""
+    drain([tensors_of(optimizer) for optimizer in optimizers])
 
 
-def give_state(optimizers: Sequence[MasterAdamW]) -> list[dict[str, Tensor]]:
-    """`MasterAdamW.tensors` of each; the leader of a divided state must have given the order `Give` before."""
-    return [optimizer.tensors() for optimizer in optimizers]
-
-
-def _blank(tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype, device: str) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor
+def drain(tables: Sequence[Tensors]) -> None:
+    """Read what has not been read of those that come a tensor at a time."""
+    for table in tables:
+        if isinstance(table, TensorStream):
+            table.drain()

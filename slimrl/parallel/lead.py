@@ -8,16 +8,16 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from torch import Tensor
-
 from slimrl.config.schema import EvalConfig, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.learner.divided import divides
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import tensors_of
 from slimrl.machine.ranks import Ranks
+from slimrl.machine.tensors import Tensors
 from slimrl.model.policy import Policy
-from slimrl.parallel.follow import give_state, share_state
+from slimrl.parallel.follow import drain, share_all
 from slimrl.parallel.orders import Begin, End, Give, Take, Update
 from slimrl.parallel.sampler import DividedSampler
 from slimrl.preflight.environment import environment_digest
@@ -78,7 +78,7 @@ def share(
     """Give the others the state of this rank, when a run begins, is resumed, or goes back to a checkpoint."""
     if ranks.size > 1:
         ranks.tell(Take(setup.engine.slots, microbatch_tokens or setup.memory.plan.microbatch_tokens))
-        share_state(ranks, setup.policy, optimizers)
+        share_all(ranks, setup.policy, optimizers)
 
 
 def share_learner(setup: Setup[TrainConfig], learner: Learner) -> None:
@@ -95,8 +95,16 @@ def announced(learner: Learner, groups: Sequence[Group], step: int) -> Iterator[
         yield
 
 
-def whole_state(optimizers: Sequence[MasterAdamW], ranks: Ranks) -> list[dict[str, Tensor]]:
-    """Masters and moments of each optimizer, those that other ranks keep among them; raises RankLostError where one is gone."""
+@contextmanager
+def whole_state(optimizers: Sequence[MasterAdamW], ranks: Ranks) -> Iterator[list[Tensors]]:
+    """Masters and moments of each optimizer, for the block; those that other ranks keep are to be read in this order.
+
+    What the block does not read is read when it ends, since the others send it. Raises RankLostError where one is gone.
+    """
     if any(optimizer.shards.divided for optimizer in optimizers):
         ranks.tell(Give())
-    return give_state(optimizers)
+    tables = [tensors_of(optimizer) for optimizer in optimizers]
+    try:
+        yield tables
+    finally:
+        drain(tables)

@@ -18,12 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
+from slimrl.machine.tensors import Tensors
 from slimrl.runs.durable import (
     MANIFEST,
+    StoredTensors,
     adopt_hashed,
     damage,
     full_disk_as_oserror,
-    read_tensors,
     seal,
     sync,
     write_tensors,
@@ -46,16 +47,16 @@ class Checkpoint:
         found: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         return found
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its files, on the CPU; empty where it has no such file."""
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        """The tensors of one of its files, on the CPU, read when they are asked for; empty where it has no such file."""
         path = self.path / f"{name}.safetensors"
-        return dict(read_tensors(path)) if path.is_file() else {}
+        return StoredTensors(path) if path.is_file() else {}
 
 
 def write_checkpoint(
     folder: Path,
     step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Tensors],
     state: Mapping[str, Any],
     write_more: Callable[[Path], object] = lambda _: None,
 ) -> Checkpoint:
@@ -69,7 +70,7 @@ def write_checkpoint(
 def begin_checkpoint(
     folder: Path,
     step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Tensors],
     state: Mapping[str, Any],
     write_more: Callable[[Path], object],
 ) -> Callable[[], Checkpoint]:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from slimrl.runs.files import Written, hashed, write_bytes
+from slimrl.machine.tensors import Tensors, outline_of
+from slimrl.runs.files import HashedFile, Written, hashed, write_bytes
 
 MANIFEST = "manifest.json"
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}
@@ -31,38 +32,58 @@ DTYPES = {
 """Names of the safetensors format."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
+def write_tensors(path: Path, tensors: Tensors) -> Written:
     """Write a safetensors file of tensors on any device, copying them to the host one at a time."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, tensor in tensors.items():
+    for name, tensor in outline_of(tensors).items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the tensors
     with hashed(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-            for start in range(0, len(raw), BLOCK):
-                file.write(raw[start : start + BLOCK].data)
+        for _, tensor in tensors.items():
+            _write_tensor(file, tensor)
+            del tensor  # makes room for the next one
     return file.written
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def _write_tensor(file: HashedFile, tensor: Tensor) -> None:
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+    for start in range(0, len(raw), BLOCK):
+        file.write(raw[start : start + BLOCK].data)
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 of tensors' bytes, names and types: the same for tensors that are equal to the last bit."""
     found = hashlib.sha256()
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy().data)
+        del tensor  # makes room for the next one
     return found.hexdigest()
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a safetensors file, one at a time."""
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (it is no mapping)
-            yield name, file.get_tensor(name)
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each of which is read when it is asked for, and in memory as long as it is used."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, framework="pt") as file:
+            self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._names[name]
+        with safe_open(self._path, framework="pt") as file:  # an open file would keep all that was read
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def adopt(path: Path) -> None:

@@ -49,8 +49,8 @@ def identity(setup: Setup[Any]) -> dict[str, Any]:
         "ranks": ranks_here().size,
         "date": setup.prompter.date,
         "data": _data(setup),
-        "initial": digest(dict(setup.policy.model.named_parameters())),
-        "teacher": "" if setup.teacher is None else digest(dict(setup.teacher.model.named_parameters())),
+        "initial": digest(setup.policy.model.named_parameters()),
+        "teacher": "" if setup.teacher is None else digest(setup.teacher.model.named_parameters()),
         "code": files_digest(path for kind in ("*.[ch]pp", "*.py") for path in sorted(PACKAGE.rglob(kind))),
         "rewards": _functions(setup.config) if isinstance(setup.config, TrainConfig) else "",
     }

@@ -10,11 +10,12 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import DivergedError, SettingsError
 from slimrl.learner.learner import Learner
 from slimrl.machine.limits import is_out_of_memory
+from slimrl.machine.tensors import are_finite
 from slimrl.preflight.setup import Setup
 from slimrl.runs.checkpoints import newest
 from slimrl.runs.reader import way_to_resume
 from slimrl.session.session import Session
-from slimrl.session.state import RunState, are_finite, restore
+from slimrl.session.state import RunState, restore
 from slimrl.text import counted
 
 FAULTS = 3

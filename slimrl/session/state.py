@@ -6,8 +6,9 @@ success rates of a curriculum, and the memory sizes and faults that were met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,9 @@ from slimrl.config.schema import TrainConfig
 from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import restore_state
 from slimrl.machine.limits import free_memory
+from slimrl.machine.tensors import Tensors, TensorStream, holds_finite
 from slimrl.model.lora import WEIGHTS_FILE
 from slimrl.model.policy import Policy
 from slimrl.parallel.lead import whole_state
@@ -28,6 +31,7 @@ from slimrl.preflight.setup import Setup
 from slimrl.records import Group
 from slimrl.runs.checkpoints import Checkpoint, begin_checkpoint
 from slimrl.runs.directory import RunDirectory
+from slimrl.runs.durable import digest
 
 
 @dataclass(frozen=True)
@@ -80,37 +84,37 @@ NOT_STORED: Any = {
 def save(run: RunDirectory, setup: Setup[TrainConfig], learner: Learner, state: RunState) -> Write:
     """Begin a checkpoint of the run in this state; raises as `save_policy` does."""
     learner.drop()  # gradients of a step that was stopped half-way
-    tensors: dict[str, Mapping[str, Tensor]] = {}
+    tensors: dict[str, Tensors] = {}
     plain = {
         "run": as_json(state),
         "curriculum": setup.curriculum.state,
         "slots": setup.engine.slots,
         "microbatch_tokens": learner.plan.microbatch_tokens,
     }
-    optimizer, *others = whole_state(learner.optimizers, learner.microbatcher.ranks)
-    if learner.critic is not None:
-        tensors = {"critic": dict(learner.critic.trainable), "critic_optimizer": others[0]}
-        plain["critic_scale"] = learner.critic.optimizer.scale
     plain["scale"] = learner.optimizer.scale
-    return save_policy(run, setup.policy, state.step, {"optimizer": optimizer, **tensors}, plain)
+    with whole_state(learner.optimizers, learner.microbatcher.ranks) as (optimizer, *others):
+        if learner.critic is not None:
+            tensors = {"critic": dict(learner.critic.trainable), "critic_optimizer": others[0]}
+            plain["critic_scale"] = learner.critic.optimizer.scale
+        return save_policy(run, setup.policy, state.step, {"optimizer": optimizer, **tensors}, plain)
 
 
 def save_policy(
     run: RunDirectory,
     policy: Policy,
     step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Tensors],
     plain: Mapping[str, Any],
 ) -> Write:
     """Begin a checkpoint of a policy and the rest of the state: `tensors` by file, that of the optimizer among them, and
     `plain` data with the optimizer's `scale`.
 
     The function that is returned writes what is large; until it has returned no tensor may change. It only reads the host's
-    memory, so that it disturbs no work on a GPU. Raises OSError where the checkpoint cannot be written, and NonFiniteError,
-    nothing written, for weights that are not finite.
+    memory, so that it disturbs no work on a GPU; what comes as a stream, or has no room there, is written at once. Raises
+    OSError where the checkpoint cannot be written, and NonFiniteError, nothing written, for weights that are not finite.
     """
-    whole = {weights_file(policy): policy.tensors(), **tensors}
-    if not all(are_finite(table.values()) for table in whole.values()):
+    whole: dict[str, Tensors] = {weights_file(policy): policy.tensors(), **tensors}
+    if not all(holds_finite(table) for table in whole.values()):
         raise NonFiniteError("a weight or a moment is not finite")
     run.sync()
 
@@ -125,14 +129,17 @@ def save_policy(
     return lambda: written
 
 
-def on_host(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]] | None:
-    """The tensors of every file in the host's memory: its own as they are, copies of others; None without room for these."""
-    foreign = sum(t.numel() * t.element_size() for table in files.values() for t in table.values() if not is_hosts(t))
-    if foreign > HOST_SHARE * free_memory(torch.device("cpu")):
+def on_host(files: Mapping[str, Tensors]) -> dict[str, dict[str, Tensor]] | None:
+    """The tensors of every file in the host's memory: its own as they are, copies of others; None without room for these, and
+    where one is a stream.
+    """
+    tables = {name: table for name, table in files.items() if not isinstance(table, TensorStream)}
+    foreign = sum(t.numel() * t.element_size() for table in tables.values() for t in table.values() if not is_hosts(t))
+    if len(tables) < len(files) or foreign > HOST_SHARE * free_memory(torch.device("cpu")):
         return None
     return {
         name: {key: t.detach() if is_hosts(t) else t.detach().to("cpu", copy=True) for key, t in table.items()}
-        for name, table in files.items()
+        for name, table in tables.items()
     }
 
 
@@ -140,23 +147,12 @@ def is_hosts(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def are_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(_is_finite(tensor) for tensor in tensors)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return bool(torch.isfinite(tensor).all())
-    ends = torch.aminmax(tensor.detach())  # one pass that makes no tensor of its size; NaN is both ends
-    return bool(torch.isfinite(ends.min) & torch.isfinite(ends.max))
-
-
 def restore(checkpoint: Checkpoint, setup: Setup[TrainConfig], learner: Learner) -> RunState:
     """Bring policy, optimizers, critic, curriculum and memory sizes back to a checkpoint; returns its state."""
     plain = restore_policy(checkpoint, setup.policy, learner.optimizer)
     if learner.critic is not None:
         _copy(checkpoint, "critic", dict(learner.critic.trainable))
-        learner.critic.optimizer.restore(checkpoint.tensors("critic_optimizer"), tuple(plain["critic_scale"]))
+        restore_state(learner.critic.optimizer, checkpoint.tensors("critic_optimizer"), tuple(plain["critic_scale"]))
     setup.curriculum.restore(plain["curriculum"])
     setup.engine.limit_slots(int(plain["slots"]))  # memory ran out, or settings want fewer now
     setup.engine.weights_changed()
@@ -169,7 +165,7 @@ def restore_policy(checkpoint: Checkpoint, policy: Policy, optimizer: MasterAdam
     """Bring policy and optimizer back to a checkpoint; returns its plain data."""
     plain = checkpoint.state()
     _copy(checkpoint, weights_file(policy), policy.tensors())
-    optimizer.restore(checkpoint.tensors("optimizer"), tuple(plain["scale"]))
+    restore_state(optimizer, checkpoint.tensors("optimizer"), tuple(plain["scale"]))
     return plain
 
 
@@ -189,10 +185,11 @@ def weights_file(policy: Policy) -> str:
     return "model" if policy.lora is None else Path(WEIGHTS_FILE).stem
 
 
-def optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
-    """Masters and moments of the policy, and of the critic where there is one."""
-    policy, *critic = whole_state(learner.optimizers, learner.microbatcher.ranks)
-    return policy | {f"critic:{name}": tensor for table in critic for name, tensor in table.items()}
+def optimizer_digest(learner: Learner) -> str:
+    """The digest of masters and moments of the policy, and of the critic where there is one."""
+    with whole_state(learner.optimizers, learner.microbatcher.ranks) as (policy, *critic):
+        of_critic = ((f"critic:{name}", tensor) for table in critic for name, tensor in table.items())
+        return digest(chain(policy.items(), of_critic))
 
 
 @torch.no_grad()

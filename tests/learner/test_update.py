@@ -51,7 +51,7 @@ def groups_of(policy: Policy, config: TrainConfig, *, sampled_at: int = 0) -> tu
     problems = [Problem(f"p{i}", "?", "1") for i in range(config.rollout.problems)]
     prompts = [tuple(rng.integers(3, 61, size=3 + i).tolist()) for i in range(len(problems))]
     sizes = (len(problems), config.rollout.group_size, config.rollout.budget)
-    key = (repr(policy.model), digest(policy.model.state_dict()), tuple(policy.stop_ids), *sizes)
+    key = (repr(policy.model), digest(policy.model.state_dict().items()), tuple(policy.stop_ids), *sizes)
     if key not in _SAMPLED:
         requests = [
             Request(prompt, uniforms(0, "train", 0, p.id, samples=sizes[1], positions=sizes[2]))

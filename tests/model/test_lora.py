@@ -30,7 +30,7 @@ from tests.learner.test_update import settings
 from tests.model.test_architecture import ACCEPTED, check_log_probabilities, draw, tiny
 from tests.model.test_layer import gradients, packed_rows, share
 from tests.model.test_stack import completions
-from tests.tiny import FAMILIES, FUSIBLE, NoTokenizer, learner_of, tiny_model, tiny_policy
+from tests.tiny import FAMILIES, FUSIBLE, NoTokenizer, learner_of, read_state, tiny_model, tiny_policy
 
 fused = pytest.mark.skipif(not lanes(), reason="no compiler, or no AVX2")
 narrow = [torch.bfloat16] if has_kernels(torch.bfloat16) else []
@@ -200,7 +200,7 @@ def test_an_update_moves_the_factors_and_nothing_else() -> None:
     assert metrics["kl"] > 0
     moved = {name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == policy.trainable.keys()
-    assert {name.partition(":")[0] for name in learner.optimizer.tensors()} == moved
+    assert {name.partition(":")[0] for name in read_state(learner.optimizer)} == moved
 
 
 @pytest.mark.parametrize("new", [True, False])

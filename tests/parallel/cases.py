@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,16 +22,20 @@ from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import Example, take_imitation_step
 from slimrl.learner.learner import Learner
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import restore_state
 from slimrl.machine.ranks import ALONE, Ranks
 from slimrl.machine.signals import Stop, Stopped
-from slimrl.parallel.follow import share_state
+from slimrl.machine.tensors import holds_finite, outline_of
+from slimrl.parallel.follow import give_state, share_all
+from slimrl.parallel.lead import whole_state
 from slimrl.parallel.lookout import meeting
+from slimrl.parallel.orders import Give
 from slimrl.parallel.sampler import DividedSampler, Share
 from slimrl.rollout.engine import RolloutEngine
 from tests.learner.test_update import groups_of, settings
 from tests.model.test_lora import adapted
 from tests.rollout.test_engine import requests as requests_of
-from tests.tiny import plan_of, tiny_policy
+from tests.tiny import plan_of, read_state, tiny_policy
 
 CASES: dict[str, dict[str, dict[str, object]]] = {
     "grpo": {"algorithm": {"kl_coef": 0.1}},
@@ -178,8 +185,8 @@ def shared(ranks: Ranks) -> dict[str, Any]:
     optimizer = MasterAdamW(policy.trainable, settings().optimizer)
     if ranks.leads:
         take_imitation_step(policy, optimizer, [Example((3, 4), (7, 2))], 1e-2, plan_of(settings()))
-    share_state(ranks, policy, [optimizer])
-    tables = {**policy.tensors(), **optimizer.tensors()}
+    share_all(ranks, policy, [optimizer])
+    tables = {**policy.tensors(), **read_state(optimizer)}
     mine = {name: tensor.float().sum().item() for name, tensor in tables.items()}
     everyone = ranks.exchange(mine)
     return {"equal": all(other == everyone[0] for other in everyone), "moments": sum("exp_avg" in key for key in mine)}
@@ -209,13 +216,13 @@ def _divided(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
             optimizer.fused = optimizer.fused and fused
             if states and len(states) % 2:
                 if ranks.leads:
-                    optimizer.restore(states[-1], (1.0, 0))
-                share_state(ranks, policy, [optimizer])
+                    restore_state(optimizer, states[-1], (1.0, 0))
+                share_all(ranks, policy, [optimizer])
             else:
-                share_state(ranks, policy, [optimizer])
+                share_all(ranks, policy, [optimizer])
             for _ in range(2):
                 take_imitation_step(policy, optimizer, examples, 1e-2, plan, ranks)
-            states.append(optimizer.tensors())
+            states.append(read_state(optimizer))
         policies.append(policy)
         own = sum(master.numel() for master in optimizer.masters.values())
     whole, parts = (torch.cat([p.detach().flatten() for p in policy.trainable.values()]) for policy in policies)
@@ -232,6 +239,70 @@ def _divided(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
     return found
 
 
+class Lent(Mapping[str, Tensor]):
+    """Copies of tensors, and how many of those that were asked for are in memory at once."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors, self.most = tensors, 0
+        self.alive: list[weakref.ref[Tensor]] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self.tensors[name].clone()
+        self.alive.append(weakref.ref(found))
+        self.most = max(self.most, sum(one() is not None for one in self.alive))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def given(ranks: Ranks) -> dict[str, bool]:
+    """The leader reads a divided state, is interrupted while it does, and finds a number of another rank that is not finite; it
+    takes the state up again, of which one tensor is in memory at once.
+    """
+    policy = tiny_policy()
+    optimizer = MasterAdamW(policy.trainable, settings(optimizer={"sharded": True}).optimizer, ranks)
+    share_all(ranks, policy, [optimizer])
+    plan = plan_of(settings())
+    take_imitation_step(policy, optimizer, [Example((3, 4), (7, 2)), Example((3, 5), (8, 2))], 1e-2, plan, ranks)
+    if not ranks.leads:
+        for _ in range(3):
+            assert isinstance(ranks.hear(), Give)
+            give_state([optimizer])
+            if ranks.rank == ranks.size - 1:
+                [*optimizer.optimizer.state.values()][-1]["exp_avg"][-1] = float("nan")
+        share_all(ranks, policy, [optimizer])
+        assert isinstance(ranks.hear(), Give)
+        give_state([optimizer])
+        return {}
+    with whole_state([optimizer], ranks) as (table,):
+        whole, alive, most = {}, list[weakref.ref[Tensor]](), 0
+        for name, tensor in table.items():
+            alive.append(weakref.ref(tensor))
+            most = max(most, sum(one() is not None for one in alive))
+            whole[name] = tensor.clone()
+            del tensor
+    own = sum(master.numel() for master in optimizer.masters.values())
+    found = {"more than its own": sum(t.numel() for t in whole.values()) > 2 * own}
+    with suppress(OSError), whole_state([optimizer], ranks) as (table,):
+        read = [name for name, _ in islice(table.items(), 2)]
+        raise OSError
+    with whole_state([optimizer], ranks) as (table,):
+        found["named"] = [*outline_of(table)] == [*whole] and read == [*whole][:2]
+        found["not finite"] = not holds_finite(table)
+        found["goes on behind an error"] = [name for name, _ in table.items()] == [*whole]
+    restore_state(optimizer, lent := Lent(whole), (1.0, 0))
+    share_all(ranks, policy, [optimizer])
+    with whole_state([optimizer], ranks) as (table,):
+        again = dict(table.items())
+    found["taken up again"] = all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    found["one at a time"] = (most, lent.most) == (1, 1)
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     with meeting(torch.device("cpu"), 60, Stop()) as ranks:
@@ -240,7 +311,7 @@ def main() -> None:
         result |= {f"{name}, fsdp": compare(fully_sharded(**CASES[name]), ranks) for name in names}
         if ranks.size == 2:
             result["adapter"] = compare(settings(algorithm={"kl_coef": 0.1}), ranks, lora=True)
-        result |= {f.__name__: f(ranks) for f in (drawn, imitated, failing, shared, divided)}
+        result |= {f.__name__: f(ranks) for f in (drawn, imitated, failing, shared, divided, given)}
         if ranks.leads:
             json.dump(result, sys.stdout)
 

@@ -20,14 +20,15 @@ from slimrl.learner.forward import Microbatcher
 from slimrl.learner.imitation import Example, imitating_optimizer, take_imitation_step
 from slimrl.learner.learner import Learner, UpdateResult
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import restore_state
 from slimrl.machine.ranks import ALONE, LocalError, Ranks
 from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.model.policy import Policy
-from slimrl.parallel.follow import share_state
+from slimrl.parallel.follow import share_all
 from slimrl.parallel.lookout import meeting
 from tests.learner.test_update import groups_of
 from tests.parallel.cases import fully_sharded
-from tests.tiny import plan_of, tiny_policy
+from tests.tiny import plan_of, read_state, tiny_policy
 
 EXAMPLES = [Example((3, 4 + i), (7, 9, 11 + i, 2)[: 2 + i % 3]) for i in range(5)]
 
@@ -76,9 +77,9 @@ def _kept(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
         take_imitation_step(policy, optimizer, EXAMPLES, 1e-2, plan_of(config), team)
 
     policy, optimizer = begun(ranks)
-    share_state(ranks, policy, [optimizer])
+    share_all(ranks, policy, [optimizer])
     step(policy, optimizer, ranks)
-    layers, state = optimizer.layers, optimizer.tensors()
+    layers, state = optimizer.layers, read_state(optimizer)
     assert layers is not None
     own = sum(layers.part(name).numel() for name in layers.whole)
     rows = sum(-(-len(weight) // ranks.size) * weight[0].numel() for weight in layers.whole.values())
@@ -89,15 +90,15 @@ def _kept(ranks: Ranks, dtype: torch.dtype, fused: bool) -> dict[str, bool]:
     again, other = begun(ranks)
     again.model.load_state_dict(saved, strict=False)
     if ranks.leads:
-        other.restore(state, (1.0, 0))
-    share_state(ranks, again, [other])
+        restore_state(other, state, (1.0, 0))
+    share_all(ranks, again, [other])
     step(again, other, ranks)
     found["resumed to the bit"] = torch.equal(weights_of(policy), weights_of(again))
     found["on all"] = same_everywhere(ranks, weights_of(again))
     if ranks.leads:  # one process goes on with the same checkpoint
         alone, last = begun(ALONE)
         alone.model.load_state_dict(saved, strict=False)
-        last.restore(state, (1.0, 0))
+        restore_state(last, state, (1.0, 0))
         step(alone, last, ALONE)
         apart = (weights_of(alone) - weights_of(policy)).abs().max()
         found["goes on alone"] = float(apart) < (1e-5 if dtype == torch.float32 else 2e-2)

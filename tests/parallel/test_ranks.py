@@ -63,6 +63,7 @@ def test_any_number_of_ranks_takes_the_same_step(count: int) -> None:
     check_failures(found["failing"], count)
     for name, case in found["divided"].items():
         assert all(case.values()), (name, case)
+    assert all(found["given"].values()), found["given"]
     assert found["shared"]["equal"]
     assert found["shared"]["moments"] > 0
 

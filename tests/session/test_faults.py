@@ -27,13 +27,12 @@ from slimrl.records import Group
 from slimrl.rollout import Request
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.checkpoints import checkpoints
-from slimrl.session.state import optimizer_tensors
 from slimrl.train import train
 from tests.conftest import ROOT
 from tests.learner.test_update import groups_of
 from tests.session.test_resume import StopAt, content, run
 from tests.test_train import SMALL
-from tests.tiny import learner_of, tiny_policy
+from tests.tiny import learner_of, read_state, tiny_policy
 
 METHODS = ("grpo", "dapo", "gspo", "cispo", "ppo")
 POISONS = ("loss", "gradient", "logits", "reward", "log-probability")
@@ -47,8 +46,10 @@ def settings(method: str, *more: str) -> TrainConfig:
 
 def everything(learner: Learner) -> dict[str, torch.Tensor]:
     """Weights of the policy and the critic, masters and moments."""
-    critic = {} if learner.critic is None else learner.critic.critic.state_dict()
-    found = {**learner.policy.model.state_dict(), **optimizer_tensors(learner)}
+    critic = {}
+    if learner.critic is not None:
+        critic = {**learner.critic.critic.state_dict(), **read_state(learner.critic.optimizer)}
+    found = {**learner.policy.model.state_dict(), **read_state(learner.optimizer)}
     return {k: v.clone() for k, v in (found | {f"critic.{k}": v for k, v in critic.items()}).items()}
 
 

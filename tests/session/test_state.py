@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from slimrl.config.sections import ModelConfig, OptimizerConfig
-from slimrl.errors import DataError
+from slimrl.errors import DataError, NonFiniteError
 from slimrl.learner.optimizer import MasterAdamW
+from slimrl.learner.state import tensors_of
+from slimrl.machine.tensors import TensorStream
 from slimrl.model.loading import load_policy
 from slimrl.model.policy import Policy
 from slimrl.preflight.observed import NOTHING_OBSERVED
@@ -23,12 +25,12 @@ from slimrl.runs.durable import damage
 from slimrl.session import state
 from slimrl.session.state import (
     RunState,
-    are_finite,
     as_json,
     from_json,
     read_run_state,
     save_policy,
 )
+from tests.tiny import read_state
 
 PROBLEM = Problem("p/1", "1+1?", "2", "2 it is", 1.0)
 
@@ -118,17 +120,6 @@ def test_a_state_of_another_version_is_one_sentence(spoilt: dict[str, Any], tmp_
         read_run_state(checkpoint, from_json)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_number_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
-    fine = torch.linspace(-9, 9, 10_000).to(dtype)
-    assert are_finite([fine, fine.view(100, 100).T, fine[:0], torch.arange(3), torch.tensor([True])])
-    for number in (float("nan"), float("inf"), float("-inf")):
-        for place in (0, 7_777, -1):
-            spoilt = fine.clone()
-            spoilt[place] = number
-            assert not are_finite([fine, spoilt])
-
-
 @pytest.fixture
 def trained(tiny_folder: Path) -> tuple[Policy, MasterAdamW]:
     """A narrow policy after an update, so that there are masters and moments."""
@@ -144,7 +135,7 @@ def move(policy: Policy, optimizer: MasterAdamW) -> None:
 
 
 def state_of(policy: Policy, optimizer: MasterAdamW) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in (policy.tensors() | optimizer.tensors()).items()}
+    return {name: tensor.clone() for name, tensor in (policy.tensors() | read_state(optimizer)).items()}
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -157,21 +148,40 @@ def test_a_state_on_a_device_is_copied_to_the_host_or_written_at_once(
     monkeypatch.setattr(state, "free_memory", lambda _device: 2**40 if room else 0)
     before = state_of(*trained)
     finish = save_policy(
-        run, trained[0], 1, {"optimizer": trained[1].tensors()}, {"run": {}, "scale": trained[1].scale}
+        run, trained[0], 1, {"optimizer": tensors_of(trained[1])}, {"run": {}, "scale": trained[1].scale}
     )
     assert bool(checkpoints(run.checkpoints)) is not room
     move(*trained)
     found = finish()
-    stored = found.tensors("model") | found.tensors("optimizer")
+    stored = {**found.tensors("model"), **found.tensors("optimizer")}
     assert not damage(found.path)
     assert stored.keys() == before.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in before.items())
     assert not all(torch.equal(stored[name], tensor) for name, tensor in state_of(*trained).items())
 
 
+def test_a_stream_is_written_at_once(trained: tuple[Policy, MasterAdamW], tmp_path: Path) -> None:
+    """And is the same file as that of the tensors."""
+    run, plain = RunDirectory(tmp_path), {"run": {}, "scale": trained[1].scale}
+    tensors = read_state(trained[1])
+    outline = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    for finite in (False, True):
+        stream = TensorStream(outline, iter(tensors.values()), finite)
+        if not finite:
+            with pytest.raises(NonFiniteError):
+                save_policy(run, trained[0], 1, {"optimizer": stream}, plain)
+            assert not [*run.path.rglob("*.safetensors")]
+    save_policy(run, trained[0], 1, {"optimizer": stream}, plain)
+    (streamed,) = checkpoints(run.checkpoints)
+    save_policy(run, trained[0], 2, {"optimizer": tensors}, plain)()
+    (whole, _) = checkpoints(run.checkpoints)
+    first, second = ((kept.path / "optimizer.safetensors").read_bytes() for kept in (streamed, whole))
+    assert first == second
+
+
 def test_what_is_on_the_host_is_not_copied(trained: tuple[Policy, MasterAdamW]) -> None:
     """Memory for a copy is in no plan; weights wait for the checkpoint instead."""
-    tensors = trained[1].tensors()
+    tensors = read_state(trained[1])
     held = state.on_host({"optimizer": tensors})
     assert held is not None
     assert all(held["optimizer"][name].data_ptr() == tensor.data_ptr() for name, tensor in tensors.items())
