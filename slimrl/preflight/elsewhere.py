@@ -30,7 +30,7 @@ from slimrl.model.policy import Policy
 from slimrl.model.probe import install_hook
 from slimrl.preflight.activations import kept_bytes
 from slimrl.preflight.estimate import MemoryEstimate
-from slimrl.preflight.memory import Call, Devices, plan_memory
+from slimrl.preflight.memory import Call, Devices, plan_memory, rows_of_a_call
 
 PROMPT = 512
 """Tokens of the longest prompt that a plan reckons with, since it reads no data."""
@@ -143,9 +143,7 @@ def _counted(config: TrainConfig, saved: Any, dtype: torch.dtype) -> tuple[Polic
 
 
 def _estimate(config: TrainConfig, policy: Policy, devices: Devices) -> MemoryEstimate:
-    evaluation = config.evaluation.problems * (config.evaluation.samples + config.evaluation.greedy)
-    rows = max(config.rollout.problems * config.rollout.group_size, evaluation)
-    call = Call(_prompt_tokens(config, policy), -(-rows // devices.count), devices)
+    call = Call(_prompt_tokens(config, policy), rows_of_a_call(config, config.evaluation.problems), devices)
     return plan_memory(policy, config, call, training=True)
 
 

@@ -74,15 +74,25 @@ class Call(NamedTuple):
     longest_prompt: int
     """Tokens."""
     rows: int
-    """Completions: of a step, or all of an evaluation."""
+    """Completions that one device draws: its share of a step, or of an evaluation."""
     devices: Devices | None = None
     """Those that the plan is for; None for the one that holds the policy."""
 
 
+def devices_of(config: RootConfig) -> int:
+    """Devices that work on a run: those that the settings start, or torchrun has started."""
+    return max(config.devices, ranks_here().size)
+
+
 def rows_of_a_call(config: RootConfig, evaluated: int) -> int:
-    """Completions of the largest call of the sampler: an evaluation of so many problems is one call, and so is a step."""
-    rows = evaluated * (config.evaluation.samples + config.evaluation.greedy)
-    return max(rows, config.rollout.problems * config.rollout.group_size) if isinstance(config, TrainConfig) else rows
+    """Completions that a device draws in the largest call of the sampler: an evaluation of so many problems is one call, and so
+    is a step. All those of a problem are drawn by the same device.
+    """
+    devices = devices_of(config)
+    rows = -(-evaluated // devices) * (config.evaluation.samples + config.evaluation.greedy)
+    if isinstance(config, TrainConfig):
+        return max(rows, -(-config.rollout.problems // devices) * config.rollout.group_size)
+    return rows
 
 
 def plan_memory(
@@ -199,7 +209,7 @@ def _fixed_parts(
     cost, device, model = cost_of(policy), policy.device, policy.model
     parameters = sum(p.numel() for p in policy.trainable.values())
     narrow = model.dtype != torch.float32
-    ranks = max(config.devices, ranks_here().size)
+    ranks = devices_of(config)
     layers = divisible(policy) if training and config.parallel == "fsdp" and ranks > 1 and policy.lora is None else {}
     own = -(-parameters // ranks) if config.optimizer.sharded or layers else parameters
     loaded, reference = cost.weight_bytes, 0

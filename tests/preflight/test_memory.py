@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from slimrl.config.files import build
-from slimrl.config.schema import SftRunConfig, TrainConfig
+from slimrl.config.schema import EvalConfig, SftRunConfig, TrainConfig
 from slimrl.machine.limits import ALLOCATOR_SETTINGS, KERNEL_CACHES, bound_kernel_caches
 from slimrl.model.layer import FusedLayer, separate
 from slimrl.model.policy import Policy
 from slimrl.preflight import activations, estimate, memory
 from slimrl.preflight.activations import activation_bytes
 from slimrl.preflight.estimate import KERNELS, compare_memory, read_plan
-from slimrl.preflight.memory import Call, plan_memory
+from slimrl.preflight.memory import Call, plan_memory, rows_of_a_call
 from slimrl.records import Plan
 from tests.tiny import tiny_policy
 
@@ -138,6 +138,18 @@ def test_slots_are_for_the_largest_call_and_micro_batches_for_a_step(monkeypatch
     for config, tokens in ((trained, 4 * 6 + 16 * 10), (imitated, 8 * 16)):  # a group's prompt counts once
         found = plan_memory(tiny_policy(), config, Call(6, 100), training=True).plan
         assert (found.slots, found.microbatch_tokens) == (100, tokens)
+
+
+@pytest.mark.parametrize(
+    ("devices", "evaluated", "trained", "measured"),
+    [(1, 10, 32, 30), (2, 10, 16, 15), (2, 11, 18, 18), (4, 10, 9, 9), (4, 0, 8, 0), (8, 0, 8, 0)],
+)
+def test_a_device_draws_its_share_of_a_call(devices: int, evaluated: int, trained: int, measured: int) -> None:
+    """Of 4 groups of 8, or of an evaluation with 3 completions a problem; those of a problem stay together."""
+    evaluation = {"problems": 10, "samples": 2, "greedy": True}
+    given = {"devices": devices, "evaluation": evaluation, "rollout": {"problems": 4, "group_size": 8}}
+    assert rows_of_a_call(build(TrainConfig, given), evaluated) == trained
+    assert rows_of_a_call(build(EvalConfig, {"devices": devices, "evaluation": evaluation}), evaluated) == measured
 
 
 def test_where_a_cache_stays_slots_are_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
