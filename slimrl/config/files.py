@@ -115,6 +115,12 @@ def _no_file(file: str) -> str:
         return (
             f"{file} is a setting without its value; write it as {file}={_shown_default(default)}, which is the default"
         )
+    if (path / "run.json").is_file():
+        return (
+            f"{file} is a run, not a settings file; write {path / 'config.yaml'} for its settings, or model.path={file}"
+        )
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return f"{file} is a model, not a settings file; write model.path={file}"
     folder = path.parent if path.parent.is_dir() else Path()
     if path.suffix not in (".yaml", ".yml") and (folder / f"{path.name}.yaml").is_file():
         return f"{file}: no such settings file; did you mean {file}.yaml?"

@@ -18,6 +18,7 @@ from slimrl.machine.limits import is_out_of_memory
 from slimrl.machine.ranks import LocalError, Ranks
 from slimrl.machine.signals import Stop, Stopped
 from slimrl.machine.tensors import Tensors, TensorStream
+from slimrl.machine.threads import fix_threads
 from slimrl.model.policy import Policy
 from slimrl.parallel.orders import Begin, Draw, End, Give, Imitate, Take, Update
 from slimrl.parallel.sampler import Share
@@ -61,6 +62,7 @@ def _follow(ranks: Ranks, stop: Stop) -> None:
 def _prepare(begin: Begin, ranks: Ranks, stop: Stop, model: Policy | None) -> Setup[Any]:
     """The leader's setup, made here, with `model` if it is loaded already. Raises SettingsError where that cannot be."""
     demand_same_environment(begin, ranks)
+    fix_threads(begin.threads)
     measuring = isinstance(begin.config, EvalConfig)
     try:
         return prepare(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
+import torch
+
 from slimrl.config.schema import EvalConfig, RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import SettingsError
 from slimrl.learner.divided import divides
@@ -47,7 +49,7 @@ def begin(setup: Setup[Config], ranks: Ranks, reward_weights: Mapping[str, float
         return setup
     demand_turns(setup, ranks)
     files = environment_digest(setup.config.environment)
-    ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights), files))
+    ranks.tell(Begin(setup.config, setup.memory.plan, dict(reward_weights), torch.get_num_threads(), files))
     with ranks.together():
         pass  # until they have
     return replace(setup, engine=DividedSampler(setup.engine, ranks))

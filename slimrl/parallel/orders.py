@@ -19,6 +19,8 @@ class Begin:
     plan: Plan
     reward_weights: Mapping[str, float]
     """By reward name; empty where none trains."""
+    threads: int
+    """Of the leader: other threads, other sums, and a run that is resumed has as many as at its beginning."""
     environment: str = ""
     """Digest of the environment's files, which every rank reads for itself; empty without an environment."""
 

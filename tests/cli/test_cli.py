@@ -153,7 +153,7 @@ MISTAKES = {
     "a control character": (2, "not valid YAML", "train", "{control.yaml}"),
     "a number as a key": (2, "is not the name of a setting", "train", "{number.yaml}"),
     "dots and nothing else": (2, "neither a settings file nor", "train", "..=3"),
-    "a folder as settings": (2, "no such settings file", "train", "{tiny}"),
+    "a model as settings": (2, "is a model, not a settings file; write model.path=", "train", "{tiny}"),
     "an empty model path": (2, "model.path is empty", "train", "model.path="),
     "a weight that is no number": (2, "rewards.correct=nan", "train", "rewards.correct=.nan"),
     "evaluation schedule in sft": (2, "evaluation.every has no effect in slimrl sft", "sft", "evaluation.every=5"),

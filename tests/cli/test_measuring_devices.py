@@ -160,7 +160,8 @@ def test_a_rank_that_has_ended_is_noticed_while_the_leader_samples() -> None:
 
 
 def test_a_model_is_loaded_once_for_the_tasks_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And let go before another is loaded."""
+    """And let go before another is loaded. It computes with as many threads as the leader."""
+    threads: list[int] = []
     loaded: list[object] = []
 
     def prepared(config: EvalConfig, *, model: object, **_: object) -> Any:
@@ -170,11 +171,13 @@ def test_a_model_is_loaded_once_for_the_tasks_that_follow_each_other(monkeypatch
 
     one, other = (EvalConfig(model=ModelConfig(path=path)) for path in ("one", "other"))
     plan = Plan(1, 1, recompute=False)
-    orders = iter([*(Begin(config, plan, {}) for config in (one, one, other)), End()])
+    orders = iter([*(Begin(config, plan, {}, 3) for config in (one, one, other)), End()])
     monkeypatch.setattr("slimrl.parallel.follow.prepare", prepared)
+    monkeypatch.setattr("slimrl.parallel.follow.fix_threads", threads.append)
     monkeypatch.setattr(Ranks, "hear", lambda _: next(orders))
     follow(Ranks(1, 1), Stop())
     assert loaded == [None, "policy one", None]
+    assert threads == [3, 3, 3]
 
 
 def test_what_is_measured_together_has_the_same_devices(slimrl, sums: Path) -> None:

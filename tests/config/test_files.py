@@ -198,3 +198,21 @@ def test_recipes_hold_no_default_section_that_is_unknown() -> None:
     for path in (ROOT / "recipes").rglob("*.yaml"):
         data = yaml.safe_load(path.read_text())
         assert set(data) <= known, path
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("run.json", "{0} is a run, not a settings file; write {0}/config.yaml for its settings, or model.path={0}"),
+        ("config.json", "{0} is a model, not a settings file; write model.path={0}"),
+        ("adapter_config.json", "{0} is a model, not a settings file; write model.path={0}"),
+        ("other.json", "{0}: no such settings file"),
+    ],
+)
+def test_a_folder_in_place_of_settings(file: str, said: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / file).write_text("{}")
+    with pytest.raises(SettingsError) as raised:
+        load_config(TrainConfig, [str(folder)], [])
+    assert str(raised.value) == said.format(folder)

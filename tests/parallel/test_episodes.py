@@ -84,7 +84,7 @@ def test_a_machine_with_another_environment_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("class Mine:\n    tools = []\n")
     config = load_config(TrainConfig, [], [f"environment.name={file}:Mine"])
-    begin = Begin(config, Plan(1, 1, False), {}, environment_digest(config.environment))
+    begin = Begin(config, Plan(1, 1, False), {}, 1, environment_digest(config.environment))
     demand_same_environment(begin, Ranks(1, 2))
     file.write_text("class Mine:\n    tools = [len]\n")
     with pytest.raises(SettingsError, match=r"its files differ between rank 0 and rank 1; give every machine the same"):
