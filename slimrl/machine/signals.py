@@ -160,7 +160,7 @@ class Stop:
                 self._overheard = time.monotonic()
                 self.relay(signal.Signals(number).name, code)
             elif time.monotonic() - self._overheard > REPEATED_SECONDS:
-                os._exit(code)
+                _end_at_once(number, code)
 
     def defer(self) -> None:
         """Let signals wait for the next `check`; call this as soon as a stop would lose something."""
@@ -174,13 +174,21 @@ class Stop:
                     signal.signal(number, FREE[signal.Signals(number)])
                     signal.raise_signal(number)
                     return
-                os._exit(code)  # child processes notice the end of this one
+                _end_at_once(number, code)
             return  # schedulers signal the whole job, and its shell passes the signal on: that is one signal
         self._heard = time.monotonic()
         self._signalled = self._signalled or self._heard
         self.ask(signal.Signals(number).name, code)
         if self._at_once:
             self.check()
+
+
+def _end_at_once(number: int, code: int) -> None:
+    """End this process, which its child processes notice."""
+    name = signal.Signals(number).name
+    # not print, which the handler of a signal may have interrupted
+    os.write(2, f"ended at once by a second {name}; what was not written yet is lost\n".encode())
+    os._exit(code)
 
 
 NEVER = Stop()  # the default of functions that nothing asks to stop
