@@ -18,6 +18,8 @@ from runs import EVERYTHING, content, report
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.display.run import Display
+from slimrl.machine.signals import Stop
+from slimrl.parallel.team import team
 from slimrl.runs.checkpoints import newest
 from slimrl.runs.files import HashedFile
 from slimrl.train import train
@@ -71,6 +73,7 @@ def main() -> None:
             equal += content(output / f"run-{runs}") == expected
             refused, lost, runs = refused + disk.refused, lost + disk.lost, runs + 1
     found: dict[str, object] = {
+        "processes of a run": args.devices,
         "places at which the disk was full": refused,
         "checkpoints lost": lost,
         "runs": runs,
@@ -84,7 +87,10 @@ def run(output: Path, name: str, devices: int) -> None:
     """With a divided optimizer, so that a checkpoint holds what each of several ranks has."""
     divided = ("optimizer.sharded=true", f"devices={devices}") if devices > 1 else ()
     settings = (*EVERYTHING, *divided, "checkpoint.every=1", f"output={output}", f"name={name}")
-    train(load_config(TrainConfig, [], settings), Display(quiet=True))
+    config, stop = load_config(TrainConfig, [], settings), Stop()
+    with team(config, stop) as ranks:
+        assert ranks.size == devices
+        train(config, Display(quiet=True), stop=stop)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`kill -9` of a rank or of torchrun, SIGTERM to torchrun, and ranks that hang, at random moments of a run on two processes.
+"""`kill -9` of a rank or of torchrun, SIGTERM to torchrun, and ranks that hang, at random moments of a run on two processes, and
+`kill -9` of a rank while a checkpoint is written.
 
 One run is undisturbed. Each trial is a run of the same settings in a folder of its own. One of its processes is killed, or
 stopped by SIGSTOP, which must be noticed within the deadline; the others have to end by themselves. The same command then resumes
@@ -8,12 +9,15 @@ the run. Weights, optimizer, metrics, rollouts and held-out completions are comp
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +31,9 @@ ENDED_WITHIN = 60
 """Seconds after a kill, or after the deadline of a hang, after which a process counts as left behind."""
 START_SECONDS = 120
 """The deadline of a rank that hangs before it has started."""
-SIZES = (f"steps={STEPS}", "evaluation.every=4", "checkpoint.every=3", f"device_deadline={DEADLINE}")
+SIZES = (f"steps={STEPS}", "evaluation.every=4", f"device_deadline={DEADLINE}")
+DIVIDED = {"ddp": ("parallel=ddp",), "fsdp": ("parallel=fsdp",), "sharded": ("optimizer.sharded=true",)}
+"""Settings by what ranks divide: rows alone, layers and optimizer, or the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Trial:
     """Seconds after that moment."""
     draw: int
     """Chooses among the ranks of torchrun."""
+    writing: bool = False
+    """The signal comes while a checkpoint is written, after so many steps."""
 
     @property
     def by_torchrun(self) -> bool:
@@ -72,22 +80,26 @@ def main() -> None:
     parser.add_argument("--torchrun", type=int, default=10, help="kills of torchrun")
     parser.add_argument("--stops", type=int, default=4, help="SIGTERM to torchrun")
     parser.add_argument("--hangs", type=int, default=6, help="ranks that hang, in turn follower and leader")
-    parser.add_argument("--parallel", default="ddp", choices=("ddp", "fsdp"))
+    parser.add_argument("--writes", type=int, default=0, help="kills of a rank while a checkpoint is written")
+    parser.add_argument("--divided", default="ddp", choices=DIVIDED)
+    parser.add_argument("--every", type=int, default=3, help="steps between two checkpoints")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="slimrl-ranks-") as name:
         output = Path(name)
-        if start(arguments(output, "undisturbed", args.parallel, by_torchrun=False), output / "log.txt").wait() != 0:
+        settings = (*SIZES, *DIVIDED[args.divided], f"checkpoint.every={args.every}")
+        if start(arguments(output, "undisturbed", settings, by_torchrun=False), output / "log.txt").wait() != 0:
             sys.exit((output / "log.txt").read_text())
         expected = content(output / "undisturbed")
         with ThreadPoolExecutor(args.jobs) as pool:
-            outcomes = list(pool.map(lambda trial: attempt(output, trial, args.parallel, expected), plan(args)))
+            outcomes = list(pool.map(lambda trial: attempt(output, trial, settings, expected), plan(args)))
     found: dict[str, object] = {f"hit: {what}": n for what, n in Counter(o.what for o in outcomes if o.hit).items()}
     hangs = [o.seconds for o in outcomes if o.what.startswith("STOP")]
     found |= {
-        "parallel": args.parallel,
+        "divided": args.divided,
+        "checkpoint.every": args.every,
         "device_deadline": DEADLINE,
         "seconds from a hang to the end of all processes": [round(seconds, 1) for seconds in hangs],
         "runs": len(outcomes),
@@ -99,9 +111,8 @@ def main() -> None:
     sys.exit(0 if all(o.hit and o.resumed and o.equal and not o.left for o in outcomes) else 1)
 
 
-def arguments(output: Path, name: str, parallel: str, by_torchrun: bool) -> list[str]:
+def arguments(output: Path, name: str, settings: Sequence[str], by_torchrun: bool) -> list[str]:
     """The run on two processes, started by SlimRL or by torchrun."""
-    settings = (*SIZES, f"parallel={parallel}")
     if not by_torchrun:
         return command(output, name, *settings, "devices=2")
     python, _, _, *rest = command(output, name, *settings)
@@ -119,7 +130,13 @@ def plan(args: argparse.Namespace) -> list[Trial]:
     victims += [("STOP", ("follower", "leader")[i % 2]) for i in range(args.hangs)]
     # a quarter before the first step: while processes start, models load and the first evaluation is made. A leader that hangs
     # while it starts is not ended by the others, which end themselves; it ends when it goes on.
-    return [
+    writes = [
+        Trial(
+            f"writing-{i}", ("leader", "follower")[i % 2], "KILL", 1 + draws.randrange(STEPS - 2), 0.0, 0, writing=True
+        )
+        for i in range(args.writes)
+    ]
+    return writes + [
         Trial(
             f"{victim}-{i}",
             victim,
@@ -132,10 +149,10 @@ def plan(args: argparse.Namespace) -> list[Trial]:
     ]
 
 
-def attempt(output: Path, trial: Trial, parallel: str, expected: object) -> Outcome:
+def attempt(output: Path, trial: Trial, settings: Sequence[str], expected: object) -> Outcome:
     """Hit one process, wait for the end of the others, resume, compare."""
     folder, log = output / trial.name, output / f"{trial.name}.txt"
-    again = arguments(output, trial.name, parallel, trial.by_torchrun)
+    again = arguments(output, trial.name, settings, trial.by_torchrun)
     process = start(again, log)
     if trial.steps < 0:
         time.sleep(10 * trial.delay)
@@ -144,8 +161,10 @@ def attempt(output: Path, trial: Trial, parallel: str, expected: object) -> Outc
         time.sleep(trial.delay)
     hit = victim_of(trial, process.pid) if process.poll() is None else None
     others = descendants(process.pid) | {process.pid}
+    if trial.writing:
+        wait_for_checkpoint(folder, process)
     if hit is not None:
-        subprocess.run(["kill", f"-{trial.signal}", str(hit)], check=False)
+        os.kill(hit, signal.Signals[f"SIG{trial.signal}"])
     begun = time.monotonic()
     until = begun + ENDED_WITHIN + (START_SECONDS if trial.steps < 0 else DEADLINE)
     while time.monotonic() < until and any(map(alive, others)):
@@ -160,7 +179,20 @@ def attempt(output: Path, trial: Trial, parallel: str, expected: object) -> Outc
     equal = resumed and content(folder) == expected
     if left or not equal or hit is None:
         print(f"{trial}: hit {hit}, left {len(left)}, {status(folder)}; {log.read_text()[-2000:]}", file=sys.stderr)
-    return Outcome(f"{trial.signal} {trial.victim}", hit is not None, seconds, equal, len(left), resumed)
+    return Outcome(
+        f"{trial.signal} {trial.victim}{' in a checkpoint' * trial.writing}",
+        hit is not None,
+        seconds,
+        equal,
+        len(left),
+        resumed,
+    )
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until tensors of a checkpoint are being written, or the process has ended."""
+    while process.poll() is None and not [*folder.glob("checkpoints/.writing-*/*.safetensors")]:
+        time.sleep(0.0005)
 
 
 def victim_of(trial: Trial, launcher: int) -> int | None:
