@@ -50,7 +50,7 @@ for own in "$leader".*; do # none where the first process was lost with its node
   [ ! -e "$own" ] || code=${own##*.}
 done
 rm -f "$leader" "$leader".*
-if [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; then
+if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then # 130: stopped by Ctrl-C
   if [ -n "$told" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
     if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
       scontrol requeue "$SLURM_JOB_ID"

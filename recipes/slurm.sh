@@ -2,7 +2,7 @@
 # A run that outlives its node: sbatch slurm.sh NAME [FILES...] [section.key=value ...]
 # Two minutes before the time is over SLURM sends SIGTERM to this shell (where PreemptParameters has send_user_signal, also when
 # the node is wanted for others); slimrl leaves a checkpoint and exits with 75, and the job goes back into the queue, as
-# it does when the run was killed. A node that dies is requeued by SLURM itself.
+# it does when a process of the run was killed. A node that dies is requeued by SLURM itself.
 #SBATCH --job-name=slimrl
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=8
@@ -15,10 +15,11 @@
 set -u
 name=${1:?name of the run}
 shift
-attempts=20 # of a job whose run was killed: what memory kills at every start must not come back for ever
+attempts=20 # of a job that nobody told to stop: what memory kills at every start must not come back for ever
 
 run=
-trap '[ -z "$run" ] || kill -TERM "$run"' TERM INT # bash alone is told; it passes the word on
+told=
+trap 'told=yes; [ -z "$run" ] || kill -TERM "$run"' TERM INT # bash alone is told; it passes the word on
 slimrl train --resume "name=$name" "$@" &
 run=$!
 wait "$run"
@@ -26,10 +27,12 @@ while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not 
   wait "$run"
 done
 wait "$run" # bash keeps the exit code of a process that has ended
-code=$? # of a killed one 128 and the number of the signal
-if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; }; then
-  if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
-    scontrol requeue "$SLURM_JOB_ID"
+code=$? # of a killed one 128 and the number of the signal; 130: stopped by Ctrl-C
+if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
+  if [ -n "$told" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
+    if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
   fi
 fi
 exit "$code"

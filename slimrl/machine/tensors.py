@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,8 +30,7 @@ class TensorStream:
 
     def drain(self) -> None:
         """Read what has not been read."""
-        for _ in self.contents:
-            pass
+        deque(self.contents, maxlen=0)  # which keeps none
 
 
 Tensors = Mapping[str, Tensor] | TensorStream

@@ -121,7 +121,8 @@ def followers(count: int, device: torch.device, deadline: float) -> Iterator[Seq
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", FOLLOWER, device.type, str(deadline)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            # torch's warnings of closed connections, each with a C++ stack, say less than the leader does
+            env={"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the leader, which tells them
         )

@@ -85,8 +85,8 @@ def devices_of(config: RootConfig) -> int:
 
 
 def rows_of_a_call(config: RootConfig, evaluated: int) -> int:
-    """Completions that a device draws in the largest call of the sampler: an evaluation of so many problems is one call, and so
-    is a step. All those of a problem are drawn by the same device.
+    """Completions that a device draws in the largest call of the sampler, an evaluation of so many problems or a step: all of a
+    problem's, and as many problems as every other device, but for differences in the lengths of their prompts.
     """
     devices = devices_of(config)
     rows = -(-evaluated // devices) * (config.evaluation.samples + config.evaluation.greedy)

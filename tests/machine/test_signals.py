@@ -211,11 +211,14 @@ SCRIPT = ROOT / "recipes" / "slurm.sh"
     [
         (75, "RUNNING", 0, True),
         (75, "RUNNING", 20, True),
+        (-75, "RUNNING", 19, True),  # not told to stop: max_time, or a lost rank
+        (-75, "RUNNING", 20, False),
         (75, "CANCELLED", 0, False),
         (75, "COMPLETING", 0, False),  # so SLURM 22.05 calls a job that was cancelled until its processes have ended
         (137, "RUNNING", 19, True),
         (137, "RUNNING", 20, False),
         (137, "CANCELLED", 0, False),
+        (-130, "RUNNING", 0, False),
         (0, "RUNNING", 0, False),
         (4, "RUNNING", 0, False),
         (74, "RUNNING", 0, False),
@@ -224,10 +227,12 @@ SCRIPT = ROOT / "recipes" / "slurm.sh"
 def test_the_slurm_script_passes_the_word_on_and_requeues(
     code: int, state: str, restarts: int, requeued: bool, tmp_path: Path
 ) -> None:
+    code, told = abs(code), code > 0
     programs = {
         "slimrl": f"""\
             #!/bin/bash
             echo "$@" > {tmp_path}/called
+            {"" if told else f"exit {code}"}
             trap 'sleep 0.3; exit {code}' TERM
             [ {code} -eq 0 ] && exit 0
             [ {code} -eq 137 ] && kill -KILL $$
@@ -245,7 +250,8 @@ def test_the_slurm_script_passes_the_word_on_and_requeues(
         while not (tmp_path / "called").exists():
             time.sleep(0.01)
         time.sleep(0.2)
-        job.send_signal(signal.SIGTERM)
+        if told:
+            job.send_signal(signal.SIGTERM)
     assert job.returncode == code
     assert (tmp_path / "called").read_text().split() == ["train", "--resume", "name=mine", "a.yaml", "steps=3"]
     assert (tmp_path / "requeued").exists() == requeued
@@ -308,6 +314,7 @@ for pid in $(cat pids); do kill -TERM "$pid"; pkill -TERM -P "$pid"; done
         ("74 75", "RUNNING", 0, False),
         ("3 3", "RUNNING", 0, False),
         ("0 0", "RUNNING", 0, False),
+        ("130 75", "RUNNING", 0, False),
     ],
 )
 def test_the_script_for_several_nodes_starts_ranks_and_requeues(
