@@ -33,11 +33,14 @@ class Keeper:
         """The next offer is taken: a checkpoint could not be written, or the run was rolled back."""
         self._writing: tuple[int, Future[None]] | None = None
         """Step of the checkpoint that is being written, and its end."""
+        self._more = True
+        """A step follows, which tries again what has failed."""
         self._ended = False
         """Something has ended the run: it must not be hidden by what goes wrong with a checkpoint."""
 
-    def offer(self, step: int) -> None:
-        """Keep this step where checkpoint.every says so."""
+    def offer(self, step: int, *, last: bool = False) -> None:
+        """Keep this step where checkpoint.every says so; no step follows the `last` one."""
+        self._more = not last
         every = self.settings.every
         if self._overdue or (every and step and step % every == 0):
             self._start(step)
@@ -105,7 +108,7 @@ class Keeper:
 
     def _failed(self, step: int, error: Exception) -> None:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        again = "" if self._ended else "; the next step tries again"
+        again = "; the next step tries again" if self._more and not self._ended else ""
         self._say(f"no checkpoint after step {step} ({reason}){again}", "yellow")
         self.run.note(step, "checkpoint failed", why=reason)
         self._overdue = True

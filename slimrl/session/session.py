@@ -124,7 +124,7 @@ class Session(Generic[State]):
         """The steps that are left, counted from 0; between them checkpoints are kept and held-out accuracy is measured."""
         while True:
             step, total = self.state.step, self.total_steps()
-            self.keeper.offer(step)
+            self.keeper.offer(step, last=step >= total)
             if self._is_measured(step, total) and step not in self.run.measured.summaries:
                 self._measure(step)
                 if step < total:

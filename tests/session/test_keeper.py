@@ -105,7 +105,10 @@ def test_what_fails_beside_is_said_and_tried_again(kept: RunDirectory) -> None:
     assert said == [], "not yet known"
     keeper.settle()
     assert said == ["no checkpoint after step 1 (No space left on device); the next step tries again"]
-    fails.append(False)
+    fails += [False, True]
+    keeper.offer(2, last=True)
+    keeper.settle()
+    assert said[1:] == ["no checkpoint after step 2 (No space left on device)"], "there is no next step"
     keeper.settings = CheckpointConfig(every=100)
     keeper.offer(2)
     keeper.settle()
