@@ -24,6 +24,7 @@ from slimrl.rewards.custom import files_digest, rewards_digest
 from slimrl.runs.durable import digest
 from slimrl.runs.reader import way_to_resume
 from slimrl.tasks.curriculum import ENDLESS
+from slimrl.text import counted
 
 CODE = ("slimrl", "code", "torch", "transformers", "numpy", "dtype", "rewards")
 """Keys of `identity` that must be equal unless the resumption is forced; another machine is only noted."""
@@ -97,7 +98,8 @@ def compare_identity(path: Path, before: Mapping[str, Any], now: Mapping[str, An
             f"this machine ({now['device']}) is not the one before ({before.get('device')}); last bits may differ"
         )
     if (ranks := before.get("ranks", 1)) != now["ranks"]:
-        notes.append(f"the run began on {ranks} devices and goes on with {now['ranks']}, so its last bits may differ")
+        began = counted(ranks, "device")
+        notes.append(f"the run began on {began} and goes on with {now['ranks']}, so its last bits may differ")
     return notes
 
 
