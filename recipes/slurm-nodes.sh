@@ -18,7 +18,7 @@
 set -u
 name=${1:?name of the run}
 shift
-attempts=20 # of a job that nobody told to stop: what memory kills at every start must not come back for ever
+attempts=20 # requeues, of whatever cause, after which a run that SLURM did not stop is not requeued: memory may kill it at every start
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
@@ -50,11 +50,17 @@ for own in "$leader".*; do # none where the first process was lost with its node
   [ ! -e "$own" ] || code=${own##*.}
 done
 rm -f "$leader" "$leader".*
-if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then # 130: stopped by Ctrl-C
-  if [ -n "$told" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
-    if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
-      scontrol requeue "$SLURM_JOB_ID"
-    fi
+again=
+if [ "$code" -eq 75 ] && [ -n "$told" ]; then
+  again=yes
+elif [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then # 130: stopped by SIGINT
+  if [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
+    again=yes
+  else
+    echo "the job has been requeued $attempts times and ends; submit it again to go on" >&2
   fi
+fi
+if [ -n "$again" ] && scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

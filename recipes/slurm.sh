@@ -15,7 +15,7 @@
 set -u
 name=${1:?name of the run}
 shift
-attempts=20 # of a job that nobody told to stop: what memory kills at every start must not come back for ever
+attempts=20 # requeues, of whatever cause, after which a run that SLURM did not stop is not requeued: memory may kill it at every start
 
 run=
 told=
@@ -27,12 +27,18 @@ while kill -0 "$run" 2>/dev/null; do # the first wait ends with the signal, not 
   wait "$run"
 done
 wait "$run" # bash keeps the exit code of a process that has ended
-code=$? # of a killed one 128 and the number of the signal; 130: stopped by Ctrl-C
-if [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then
-  if [ -n "$told" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
-    if scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
-      scontrol requeue "$SLURM_JOB_ID"
-    fi
+code=$? # of a killed one 128 and the number of the signal
+again=
+if [ "$code" -eq 75 ] && [ -n "$told" ]; then
+  again=yes
+elif [ "$code" -eq 75 ] || { [ "$code" -gt 128 ] && [ "$code" -ne 130 ]; }; then # 130: stopped by SIGINT
+  if [ "${SLURM_RESTART_COUNT:-0}" -lt "$attempts" ]; then
+    again=yes
+  else
+    echo "the job has been requeued $attempts times and ends; submit it again to go on" >&2
   fi
+fi
+if [ -n "$again" ] && scontrol show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then # scancel sends SIGTERM too
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,10 @@ DIVIDED = {"ddp": ("parallel=ddp",), "fsdp": ("parallel=fsdp",), "sharded": ("op
 """Settings by what ranks divide: rows alone, layers and optimizer, or the optimizer."""
 
 
+STATE_BYTES = 6_000_000
+"""Of the optimizer's state in a checkpoint, about: two moments of 0.87 million weights in float32."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One process of one run, and the moment at which it is hit."""
@@ -51,8 +56,10 @@ class Trial:
     """Seconds after that moment."""
     draw: int
     """Chooses among the ranks of torchrun."""
-    writing: bool = False
-    """The signal comes while a checkpoint is written, after so many steps."""
+    written: int = 0
+    """The signal comes after so many steps while a checkpoint is written, with so many bytes of the optimizer's state; 0: at any
+    moment.
+    """
 
     @property
     def by_torchrun(self) -> bool:
@@ -132,7 +139,13 @@ def plan(args: argparse.Namespace) -> list[Trial]:
     # while it starts is not ended by the others, which end themselves; it ends when it goes on.
     writes = [
         Trial(
-            f"writing-{i}", ("leader", "follower")[i % 2], "KILL", 1 + draws.randrange(STEPS - 2), 0.0, 0, writing=True
+            f"writing-{i}",
+            ("leader", "follower")[i % 2],
+            "KILL",
+            1 + draws.randrange(STEPS - 2),
+            0.0,
+            0,
+            written=1 + draws.randrange(STATE_BYTES),
         )
         for i in range(args.writes)
     ]
@@ -161,10 +174,12 @@ def attempt(output: Path, trial: Trial, settings: Sequence[str], expected: objec
         time.sleep(trial.delay)
     hit = victim_of(trial, process.pid) if process.poll() is None else None
     others = descendants(process.pid) | {process.pid}
-    if trial.writing:
-        wait_for_checkpoint(folder, process)
+    if trial.written:
+        wait_for_checkpoint(folder, process, trial.written)
     if hit is not None:
         os.kill(hit, signal.Signals[f"SIG{trial.signal}"])
+        if trial.written and trial.victim == "leader" and not [*folder.glob("checkpoints/.writing-*")]:
+            print(f"{trial}: the checkpoint was whole before the signal came", file=sys.stderr)
     begun = time.monotonic()
     until = begun + ENDED_WITHIN + (START_SECONDS if trial.steps < 0 else DEADLINE)
     while time.monotonic() < until and any(map(alive, others)):
@@ -180,7 +195,7 @@ def attempt(output: Path, trial: Trial, settings: Sequence[str], expected: objec
     if left or not equal or hit is None:
         print(f"{trial}: hit {hit}, left {len(left)}, {status(folder)}; {log.read_text()[-2000:]}", file=sys.stderr)
     return Outcome(
-        f"{trial.signal} {trial.victim}{' in a checkpoint' * trial.writing}",
+        f"{trial.signal} {trial.victim}{' in a checkpoint' if trial.written else ''}",
         hit is not None,
         seconds,
         equal,
@@ -189,10 +204,14 @@ def attempt(output: Path, trial: Trial, settings: Sequence[str], expected: objec
     )
 
 
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until tensors of a checkpoint are being written, or the process has ended."""
-    while process.poll() is None and not [*folder.glob("checkpoints/.writing-*/*.safetensors")]:
-        time.sleep(0.0005)
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes], written: int) -> None:
+    """Until so many bytes of the optimizer's state are in a checkpoint that is being written, or the process has ended."""
+    while process.poll() is None:
+        for file in folder.glob("checkpoints/.writing-*/optimizer.safetensors"):
+            with suppress(OSError):  # it has got its name meanwhile
+                if file.stat().st_size >= written:
+                    return
+        time.sleep(0.0002)
 
 
 def victim_of(trial: Trial, launcher: int) -> int | None:

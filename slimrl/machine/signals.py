@@ -5,6 +5,7 @@ process at once, or in a program of the user's raises KeyboardInterrupt there.
 """
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -19,6 +20,7 @@ REPEATED_SECONDS = 5.0  # the same for a thread that looks for signals now and t
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: run the same command again to go on (EX_TEMPFAIL of sysexits.h); Ctrl-C
 MAX_TIME = "max_time"
 """The cause of a stop that is no signal."""
+STDERR = 2
 NOTHING_LOST = ", before there was anything to lose"
 
 
@@ -184,11 +186,14 @@ class Stop:
 
 
 def _end_at_once(number: int, code: int) -> None:
-    """End this process, which its child processes notice."""
+    """End this process, which its child processes notice, with a sentence where somebody can read it."""
     name = signal.Signals(number).name
-    # not print, which the handler of a signal may have interrupted
-    os.write(2, f"ended at once by a second {name}; what was not written yet is lost\n".encode())
-    os._exit(code)
+    try:
+        if select.select([], [STDERR], [], 0)[1]:  # a pipe may be full
+            # not print, which the handler of a signal may have interrupted
+            os.write(STDERR, f"ended at once by a second {name}; what was not written yet is lost\n".encode())
+    finally:
+        os._exit(code)
 
 
 NEVER = Stop()  # the default of functions that nothing asks to stop

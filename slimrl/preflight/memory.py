@@ -86,7 +86,7 @@ def devices_of(config: RootConfig) -> int:
 
 def rows_of_a_call(config: RootConfig, evaluated: int) -> int:
     """Completions that a device draws in the largest call of the sampler, an evaluation of so many problems or a step: all of a
-    problem's, and as many problems as every other device, but for differences in the lengths of their prompts.
+    problem's. Problems count as dealt evenly, where prompts of different lengths can give a device one more, whose rows wait.
     """
     devices = devices_of(config)
     rows = -(-evaluated // devices) * (config.evaluation.samples + config.evaluation.greedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -168,6 +169,27 @@ def test_a_second_signal_ends_the_process_and_an_echo_does_not() -> None:
     assert ended == (PREEMPTED, "once\n", said)
 
 
+@pytest.mark.parametrize("where", ["closed", "nobody reads", "full"])
+def test_a_second_signal_ends_the_process_where_nobody_can_be_told(where: str) -> None:
+    reading, writing = os.pipe()
+    if where == "full":
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, bytes(4096))
+        os.set_blocking(writing, True)
+    else:
+        os.close(reading)
+    program = TWICE if where != "closed" else "import os\nos.close(2)\n" + TWICE
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, stdout=subprocess.PIPE, stderr=writing, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (PREEMPTED, "once\n")
+    os.close(writing)
+    if where == "full":
+        os.close(reading)
+
+
 def test_the_command_line_stops_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:
     """As a scheduler does it: SIGTERM, 75, and the run goes on, here by its folder."""
     run(tmp_path / "whole", "a")
@@ -207,35 +229,41 @@ SCRIPT = ROOT / "recipes" / "slurm.sh"
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "restarts", "requeued"),
+    ("code", "told", "state", "restarts", "requeued"),
     [
-        (75, "RUNNING", 0, True),
-        (75, "RUNNING", 20, True),
-        (-75, "RUNNING", 19, True),  # not told to stop: max_time, or a lost rank
-        (-75, "RUNNING", 20, False),
-        (75, "CANCELLED", 0, False),
-        (75, "COMPLETING", 0, False),  # so SLURM 22.05 calls a job that was cancelled until its processes have ended
-        (137, "RUNNING", 19, True),
-        (137, "RUNNING", 20, False),
-        (137, "CANCELLED", 0, False),
-        (-130, "RUNNING", 0, False),
-        (0, "RUNNING", 0, False),
-        (4, "RUNNING", 0, False),
-        (74, "RUNNING", 0, False),
+        (75, True, "RUNNING", 0, True),
+        (75, True, "RUNNING", 20, True),
+        (75, False, "RUNNING", 19, True),  # max_time, or a lost rank
+        (75, False, "RUNNING", 20, False),
+        (75, True, "CANCELLED", 0, False),
+        (
+            75,
+            True,
+            "COMPLETING",
+            0,
+            False,
+        ),  # so SLURM 22.05 calls a job that was cancelled until its processes have ended
+        (137, False, "RUNNING", 19, True),
+        (137, False, "RUNNING", 20, False),
+        (137, True, "RUNNING", 19, True),  # killed while it writes its checkpoint
+        (137, True, "RUNNING", 20, False),
+        (137, False, "CANCELLED", 0, False),
+        (130, False, "RUNNING", 0, False),
+        (0, False, "RUNNING", 0, False),
+        (4, True, "RUNNING", 0, False),
+        (74, True, "RUNNING", 0, False),
     ],
 )
 def test_the_slurm_script_passes_the_word_on_and_requeues(
-    code: int, state: str, restarts: int, requeued: bool, tmp_path: Path
+    code: int, told: bool, state: str, restarts: int, requeued: bool, tmp_path: Path
 ) -> None:
-    code, told = abs(code), code > 0
+    end = "kill -KILL $$" if code == 137 else f"exit {code}"
     programs = {
         "slimrl": f"""\
             #!/bin/bash
             echo "$@" > {tmp_path}/called
-            {"" if told else f"exit {code}"}
-            trap 'sleep 0.3; exit {code}' TERM
-            [ {code} -eq 0 ] && exit 0
-            [ {code} -eq 137 ] && kill -KILL $$
+            trap 'sleep 0.3; {end}' TERM
+            {"" if told else end}
             for i in $(seq 600); do sleep 0.1; done""",
         "scontrol": f"""\
             #!/bin/bash
@@ -246,15 +274,18 @@ def test_the_slurm_script_passes_the_word_on_and_requeues(
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
     environment["SLURM_RESTART_COUNT"] = str(restarts)
-    with subprocess.Popen(["bash", str(SCRIPT), "mine", "a.yaml", "steps=3"], env=environment) as job:
+    command = ["bash", str(SCRIPT), "mine", "a.yaml", "steps=3"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as job:
         while not (tmp_path / "called").exists():
             time.sleep(0.01)
         time.sleep(0.2)
         if told:
             job.send_signal(signal.SIGTERM)
+        _, said = job.communicate()
     assert job.returncode == code
     assert (tmp_path / "called").read_text().split() == ["train", "--resume", "name=mine", "a.yaml", "steps=3"]
     assert (tmp_path / "requeued").exists() == requeued
+    assert ("the job has been requeued 20 times and ends" in said) == (restarts == 20 and not requeued)
     if requeued:
         assert (tmp_path / "requeued").read_text().split() == ["requeue", "17"]
 
@@ -275,10 +306,12 @@ exit "$code"
 RANK = """\
 #!/bin/bash
 echo "$RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE at $MASTER_ADDR:$MASTER_PORT: $@" >> called
-trap 'echo 75 >> codes; exit 75' TERM
 set -- $ENDS # of the ranks
 [ "$RANK" = 0 ] || shift
-[ "$1" = none ] || { echo "$1" >> codes; exit "$1"; }
+told=75
+[ "$1" != kill ] || told=137
+trap 'echo $told >> codes; exit $told' TERM
+[ "$1" = none ] || [ "$1" = kill ] || { echo "$1" >> codes; exit "$1"; }
 for i in $(seq 600); do sleep 0.1; done
 """
 SCONTROL = """\
@@ -303,6 +336,8 @@ for pid in $(cat pids); do kill -TERM "$pid"; pkill -TERM -P "$pid"; done
     [
         ("none none", "RUNNING", 0, True),
         ("none none", "RUNNING", 20, True),
+        ("kill none", "RUNNING", 19, True),  # memory kills the first one while it writes its checkpoint
+        ("kill none", "RUNNING", 20, False),
         ("none none", "COMPLETING", 0, False),
         ("137 75", "RUNNING", 3, True),
         ("75 137", "RUNNING", 19, True),
@@ -344,10 +379,11 @@ def test_the_script_for_several_nodes_starts_ranks_and_requeues(
     with subprocess.Popen(["bash", str(NODES), "mine", "a.yaml", "steps=3"], env=environment, cwd=tmp_path) as job:
         while job.poll() is None and (not called.exists() or called.read_text().count("\n") < 2):
             time.sleep(0.01)
-        if ends == "none none":
+        if ends.endswith("none"):
             time.sleep(0.2)
             job.send_signal(signal.SIGTERM)
-    assert job.returncode == (75 if ends == "none none" else int(ends.split()[0]))
+    first = ends.split()[0]
+    assert job.returncode == {"none": 75, "kill": 137}.get(first, int(first) if first.isdigit() else None)
     assert sorted(called.read_text().splitlines()) == [
         f"{rank} of 2, 0 of 1 at first:20017: train --resume name=mine a.yaml steps=3" for rank in (0, 1)
     ]
