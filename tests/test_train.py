@@ -121,7 +121,7 @@ def test_a_diverged_run_says_so_in_its_record(tmp_path: Path, monkeypatch: pytes
     state = json.loads((tmp_path / "a" / "run.json").read_text())
     assert state["status"] == "diverged"
     events = [json.loads(line) for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["fault"] * 3 + ["rolled back"] + ["fault"] * 3
+    assert [event["event"] for event in events] == ["fault"] * 3 + ["rolled back"] + ["fault"] * 3 + ["diverged"]
     assert {event["what"] for event in events if event["event"] == "fault"} == {"the loss is nan"}
 
 

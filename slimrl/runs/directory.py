@@ -249,8 +249,10 @@ class RunDirectory:
             ended: BaseException = error
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 ended = self.unwritable(error)
+            status, reason = _ending(ended), str(ended) or type(ended).__name__
+            self.note(int(self.history[-1]["step"]) if self.history else 0, status, why=reason)
             with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                self._change_state(status=_ending(ended), reason=str(ended) or type(ended).__name__)
+                self._change_state(status=status, reason=reason)
             if ended is error:
                 raise
             raise ended from error

@@ -131,6 +131,10 @@ def test_stopped_again_and_again(undisturbed: tuple[Path, int], tmp_path: Path) 
         assert count < 30
     assert count >= 2
     assert content(folder) == content(undisturbed[0])
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    stops = [event for event in events if event["event"] == "preempted"]
+    assert [event["event"] for event in events] == ["preempted", "resumed"] * count
+    assert all(f"stopped by a test after step {event['step']}; resume with" in event["why"] for event in stops)
 
 
 def test_a_step_whose_first_update_is_applied_is_completed(tmp_path: Path) -> None:

@@ -238,5 +238,8 @@ def test_an_error_of_a_step_is_raised_though_its_checkpoint_fails_too(
         train(config, Display(quiet=True), sinks=[sink])
     assert sink.told[-1] == ("close", 0)
     events = [json.loads(line) for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines()]
-    assert [(event["event"], event["why"]) for event in events] == [("checkpoint failed", "a defect in writing")]
+    assert [(event["event"], event["step"], event["why"]) for event in events] == [
+        ("checkpoint failed", 1, "a defect in writing"),
+        ("failed", 1, "a defect in sampling"),
+    ]
     assert json.loads((tmp_path / "a" / "run.json").read_text())["reason"] == "a defect in sampling"
