@@ -1,5 +1,5 @@
 """`kill -9` of a rank or of torchrun, SIGTERM to torchrun, and ranks that hang, at random moments of a run on two processes, and
-`kill -9` of a rank while a checkpoint is written.
+`kill -9` of a rank while the optimizer's state is written to a checkpoint.
 
 One run is undisturbed. Each trial is a run of the same settings in a folder of its own. One of its processes is killed, or
 stopped by SIGSTOP, which must be noticed within the deadline; the others have to end by themselves. The same command then resumes
@@ -35,8 +35,6 @@ START_SECONDS = 120
 SIZES = (f"steps={STEPS}", "evaluation.every=4", f"device_deadline={DEADLINE}")
 DIVIDED = {"ddp": ("parallel=ddp",), "fsdp": ("parallel=fsdp",), "sharded": ("optimizer.sharded=true",)}
 """Settings by what ranks divide: rows alone, layers and optimizer, or the optimizer."""
-
-
 STATE_BYTES = 6_000_000
 """Of the optimizer's state in a checkpoint, about: two moments of 0.87 million weights in float32."""
 
@@ -177,7 +175,8 @@ def attempt(output: Path, trial: Trial, settings: Sequence[str], expected: objec
     if trial.written:
         wait_for_checkpoint(folder, process, trial.written)
     if hit is not None:
-        os.kill(hit, signal.Signals[f"SIG{trial.signal}"])
+        with suppress(ProcessLookupError):
+            os.kill(hit, signal.Signals[f"SIG{trial.signal}"])
         if trial.written and trial.victim == "leader" and not [*folder.glob("checkpoints/.writing-*")]:
             print(f"{trial}: the checkpoint was whole before the signal came", file=sys.stderr)
     begun = time.monotonic()

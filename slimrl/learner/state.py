@@ -20,8 +20,10 @@ STEP, MASTER = "step", "master"
 
 
 def tensors_of(optimizer: MasterAdamW) -> Tensors:
-    """The state: of a single owner the tensors that it updates. Of several, all of whom call this and read it to its end, the
-    leader gets whole tensors in host memory, and the others empty ones.
+    """The state of an optimizer. With a single owner these are the tensors that it updates, not copies.
+
+    With several owners all of them call this and read the stream to its end: the leader gets whole tensors in host memory, the
+    others empty ones.
     """
     shards = optimizer.shards
     steps = {number: step for table in shards.ranks.exchange(_steps(optimizer)) for number, step in table.items()}
@@ -43,9 +45,9 @@ def tensors_of(optimizer: MasterAdamW) -> Tensors:
 
 
 def restore_state(optimizer: MasterAdamW, tensors: Mapping[str, Tensor], scale: tuple[float, int]) -> None:
-    """Take up the `tensors_of` an optimizer over the same parameters, and its loss scale.
+    """Restore masters, moments and loss scale from the `tensors_of` an optimizer over the same parameters.
 
-    Of several owners the leader alone calls this, and `share_state` has to follow, which reads `tensors`.
+    With several owners only the leader calls this; `share_state` has to follow, which reads `tensors`.
     """
     optimizer.loss_scale, optimizer.good_updates = scale
     if optimizer.shards.divided:
@@ -59,8 +61,10 @@ def restore_state(optimizer: MasterAdamW, tensors: Mapping[str, Tensor], scale: 
 
 
 def share_state(optimizer: MasterAdamW, ranks: Ranks) -> None:
-    """Give every rank the leader's state. Several owners get their pieces of what it has restored; without it they keep what they
-    have, and pieces that were never updated are made from the weights, which all ranks must have.
+    """Give every rank the leader's state; all ranks call this, with equal weights.
+
+    Several owners get their pieces of what the leader has restored. If it has restored nothing, they keep what they have, or
+    begin with the weights and no moments.
     """
     if optimizer.shards.divided:
         _deal(optimizer)

@@ -228,9 +228,7 @@ class Watch:
 
 @cache
 def host_here() -> str:
-    """This host, and on it the container whose processes have numbers of their own, as no other machine of the run has it:
-    names of hosts are not always different.
-    """
+    """A name for this host and its table of processes that no other machine or container has: host names may repeat."""
     found = [socket.gethostname()]
     with contextlib.suppress(OSError):  # where there is no Linux
         found += [BOOT_ID.read_text().strip(), os.readlink("/proc/self/ns/pid")]

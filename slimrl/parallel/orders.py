@@ -20,7 +20,7 @@ class Begin:
     reward_weights: Mapping[str, float]
     """By reward name; empty where none trains."""
     threads: int
-    """Of the leader: other threads, other sums, and a run that is resumed has as many as at its beginning."""
+    """The leader's number: the last bits of sums depend on it, and a resumed run keeps that of its beginning."""
     environment: str = ""
     """Digest of the environment's files, which every rank reads for itself; empty without an environment."""
 

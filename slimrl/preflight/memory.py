@@ -85,8 +85,9 @@ def devices_of(config: RootConfig) -> int:
 
 
 def rows_of_a_call(config: RootConfig, evaluated: int) -> int:
-    """Completions that a device draws in the largest call of the sampler, an evaluation of so many problems or a step: all of a
-    problem's. Problems count as dealt evenly, where prompts of different lengths can give a device one more, whose rows wait.
+    """Completions that a device draws in the largest call of the sampler: a step, or an evaluation of so many problems.
+
+    A device draws all completions of a problem. Problems are assumed to be dealt evenly; the rows of one more wait for slots.
     """
     devices = devices_of(config)
     rows = -(-evaluated // devices) * (config.evaluation.samples + config.evaluation.greedy)
