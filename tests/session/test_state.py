@@ -165,8 +165,8 @@ def test_a_stream_is_written_at_once(trained: tuple[Policy, MasterAdamW], tmp_pa
     run, plain = RunDirectory(tmp_path), {"run": {}, "scale": trained[1].scale}
     tensors = read_state(trained[1])
     outline = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    spoiled = TensorStream(outline, iter(tensors.values()), finite=False)
     with pytest.raises(NonFiniteError):
-        spoiled = TensorStream(outline, iter(tensors.values()), finite=False)
         save_policy(run, trained[0], 1, {"optimizer": spoiled}, plain)
     assert not [*run.path.rglob("*.safetensors")]
     stream = TensorStream(outline, iter(tensors.values()), finite=True)
