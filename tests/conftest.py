@@ -108,6 +108,12 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(autouse=True)
+def no_power_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files survive the end of a process without it; what is written to the disk matters to the next start of the machine only."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
 def a_short_preflight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The 1,000 problems of the built-in task of which a run checks the gold answers are the same in most tests, and the 16 that it
     samples before the first step are looked at in few; each takes a quarter of a small run. One file of tests and all that run

@@ -6,6 +6,7 @@ names that differ by a slip of the fingers; where none fits, nothing is suggeste
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -223,8 +224,13 @@ def _shown(value: object) -> str:
 
 def type_words(kind: type[BaseModel], name: str) -> str:
     """The type of a setting: its choices, or `integer`, `number or auto`, `mapping of ...`."""
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
     return _type(schema["properties"][name], schema.get("$defs", {}))
+
+
+@cache
+def _schema(kind: type[BaseModel]) -> Mapping[str, Any]:
+    return kind.model_json_schema()
 
 
 def _type(schema: Mapping[str, Any] | bool, definitions: Mapping[str, Any]) -> str:

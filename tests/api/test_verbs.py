@@ -19,6 +19,7 @@ from slimrl.results import SplitEvaluation
 from tests.api.conftest import SMALL
 from tests.api.test_runs import ROWS
 from tests.conftest import Ended
+from tests.forks import studies_fork as studies_fork
 from tests.judges import serving
 
 FEW = {"evaluation": {"problems": 4, "harder_problems": 0, "greedy": False}}
@@ -133,6 +134,7 @@ def test_two_models_are_compared_on_what_they_share(finished: slimrl.Result) -> 
         slimrl.compare(finished, slimrl.evaluate("builtin", ROWS, limit=3, quiet=True))
 
 
+@pytest.mark.usefixtures("studies_fork")
 def test_a_study_of_settings_in_python(tmp_path: Path) -> None:
     settings = {key: value for key, value in SMALL.items() if key != "quiet"}
     plan = {"arms": {"kl": "algorithm.kl_coef=0.1"}, "seeds": 1}
