@@ -273,7 +273,7 @@ print(plan.peak / peak_memory(policy.device) - 1)
 def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     again: str, blocks: str, offload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process of its own: 19M parameters, steps of 4 and of 32 rows with a reference, the update being the peak."""
+    """A process of its own: 20M parameters, steps of 4 and of 32 rows with a reference, the update being the peak."""
     if blocks == "give" and platform.libc_ver()[0] != "glibc":
         pytest.skip("glibc's")
     for name in ALLOCATOR_SETTINGS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,26 @@ def test_a_stream_is_written_at_once(trained: tuple[Policy, MasterAdamW], tmp_pa
     (whole, _) = checkpoints(run.checkpoints)
     first, second = ((kept.path / "optimizer.safetensors").read_bytes() for kept in (streamed, whole))
     assert first == second
+
+
+def test_a_checkpoint_is_forced_onto_the_disk(
+    trained: tuple[Policy, MasterAdamW], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its files, as they are in the end, and the folders that name them: a loss of power cannot leave half of it."""
+    sizes: dict[int, int] = {}
+
+    def force(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        sizes[found.st_ino] = found.st_size
+
+    monkeypatch.setattr(os, "fsync", force)
+    run = RunDirectory(tmp_path)
+    save_policy(run, trained[0], 1, {"optimizer": read_state(trained[1])}, {"run": {}, "scale": trained[1].scale})()
+    (whole,) = checkpoints(run.checkpoints)
+    files = [path.stat() for path in whole.path.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert {file.st_ino: file.st_size for file in files}.items() <= sizes.items()
+    assert {whole.path.stat().st_ino, run.checkpoints.stat().st_ino} <= sizes.keys()
 
 
 def test_what_is_on_the_host_is_not_copied(trained: tuple[Policy, MasterAdamW]) -> None:
