@@ -5,7 +5,6 @@ What a process is at its start cannot be tested so: its imports, its first argum
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,8 +113,9 @@ class Follower:
     """What a run on several devices starts for each further rank, as a fork."""
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **_: object) -> None:
-        self._fork, self._code = Fork(_follow, *command[-2:], variables=env), None
-        self.stdin = io.BytesIO()
+        reader, self.stdin = FORKS.Pipe(duplex=False)
+        self._fork, self._code = Fork(_follow, reader, *command[-2:], variables=env), None
+        reader.close()
 
     def poll(self) -> int | None:
         return None if self._fork.running else self.wait()
@@ -163,9 +164,9 @@ def _command(arguments: tuple[str, ...], pictures: bool) -> None:
     run()
 
 
-def _follow(*arguments: str) -> None:
+def _follow(reader: Connection, *arguments: str) -> None:
     from slimrl.cli import follower
 
-    follower.end_with_the_input = lambda: None  # a fork has no pipe from the leader, which tells it the end
+    os.dup2(reader.fileno(), 0)
     sys.argv = ["follower", *arguments]
     follower.main()
