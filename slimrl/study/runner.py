@@ -49,7 +49,7 @@ class Progress:
     running: Mapping[str, int]
     """Steps taken so far, by run."""
     seconds_left: float
-    """NaN before the first run has ended."""
+    """NaN before a run has ended that began here."""
     waiting: Mapping[str, str] = field(default_factory=dict)
     """By run that has not begun, the reason that its place gives."""
 
@@ -104,18 +104,32 @@ def run_study(
             runner.stop()
 
 
+@dataclass(frozen=True)
+class _Busy:
+    """What is in a slot."""
+
+    run: Planned
+    job: Job
+    process: Running
+    began: float
+    whole: bool
+    """False where the run goes on from a checkpoint, so that its time here is not that of a run."""
+
+
 class _Runner:
     """Slots, and the runs in them."""
 
     def __init__(self, launcher: Launcher, slots: Slots, folder: Path, date: str, display: Observer) -> None:
         self._launcher, self._slots, self._folder, self._date, self._display = launcher, slots, folder, date, display
-        self._busy: dict[int, tuple[Planned, Job, Running, float]] = {}
-        """By slot; the time is that of the start."""
+        self._busy: dict[int, _Busy] = {}
+        """By slot."""
         self._failed: Counter[str] = Counter()
         self._interrupted: Counter[str] = Counter()
         """Times, by run."""
+        self._ended = 0
+        """Runs that became results here."""
         self._seconds: list[float] = []
-        """Of the runs that ended here."""
+        """Of those that began here."""
 
     def work(self, todo: list[Planned], total: int) -> list[Planned]:
         """Run everything in `todo`, which is what is left of `total` runs; returns those that failed ATTEMPTS times."""
@@ -125,19 +139,18 @@ class _Runner:
             for slot in range(self._slots.count):
                 if slot not in self._busy and waiting:
                     self._start(waiting.pop(0), slot)
-            for slot, (run, job, process, started) in list(self._busy.items()):
-                code = process.poll()
+            for slot, busy in list(self._busy.items()):
+                code = busy.process.poll()
                 if code is None:
                     continue
                 del self._busy[slot]
-                if run.ended:
-                    self._seconds.append(time.monotonic() - started)
-                    self._display.ended(run, self._seconds[-1])
-                elif self._may_be_repeated(run, job, code, first=len(todo) == total and not self._seconds):
-                    waiting.insert(0, run)
+                if busy.run.ended:
+                    self._count(busy)
+                elif self._may_be_repeated(busy, code, first=len(todo) == total and not self._ended):
+                    waiting.insert(0, busy.run)
                 else:
-                    failed.append(run)
-            self._display.watch(self._progress(total - len(todo) + len(self._seconds) + len(failed), total))
+                    failed.append(busy.run)
+            self._display.watch(self._progress(total - len(todo) + self._ended + len(failed), total))
             time.sleep(POLL_SECONDS)
         return failed
 
@@ -145,15 +158,24 @@ class _Runner:
         """End the runs that are still there, all at the same time."""
         if self._busy:
             with ThreadPoolExecutor(len(self._busy)) as pool:
-                list(pool.map(lambda busy: busy[2].stop(), self._busy.values()))
+                list(pool.map(lambda busy: busy.process.stop(), self._busy.values()))
         self._busy.clear()
 
     def _start(self, run: Planned, slot: int) -> None:
         job = write_job(self._folder, run.name, run.config(self._slots.memory_share, self._date))
-        self._busy[slot] = (run, job, self._launcher.start(job, slot), time.monotonic())
+        whole = count_steps(run.folder) == 0
+        self._busy[slot] = _Busy(run, job, self._launcher.start(job, slot), time.monotonic(), whole)
 
-    def _may_be_repeated(self, run: Planned, job: Job, code: int, *, first: bool) -> bool:
+    def _count(self, busy: _Busy) -> None:
+        seconds = time.monotonic() - busy.began
+        self._ended += 1
+        if busy.whole:
+            self._seconds.append(seconds)
+        self._display.ended(busy.run, seconds)
+
+    def _may_be_repeated(self, busy: _Busy, code: int, *, first: bool) -> bool:
         """Report a process that left no result; raises DataError if it was the last attempt of the `first` run."""
+        run, job = busy.run, busy.job
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         reason = f"{job.last_words()} ({how}; {job.log})"
         if code == PREEMPTED and self._interrupted[run.name] < INTERRUPTIONS:
@@ -173,12 +195,13 @@ class _Runner:
         return False
 
     def _progress(self, done: int, total: int) -> Progress:
-        reasons = {run.name: process.waits_for() for run, _, process, _ in self._busy.values()}
+        reasons = {busy.run.name: busy.process.waits_for() for busy in self._busy.values()}
         waiting = {name: reason for name, reason in reasons.items() if reason}
-        running = {run.name: count_steps(run.folder) for run, *_ in self._busy.values() if run.name not in waiting}
+        runs = [busy.run for busy in self._busy.values()]
+        running = {run.name: count_steps(run.folder) for run in runs if run.name not in waiting}
         if not self._seconds:
             return Progress(done, total, running, math.nan, waiting)
-        spent = sum(time.monotonic() - started for *_, started in self._busy.values())
+        spent = sum(time.monotonic() - busy.began for busy in self._busy.values())
         left = (total - done) * fmean(self._seconds) - spent
         return Progress(done, total, running, max(0.0, left) / self._slots.count, waiting)
 

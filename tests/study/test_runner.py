@@ -129,6 +129,17 @@ def test_runs_are_started_seed_by_seed_in_the_slots_there_are(expanded: Expanded
     assert (last.done, last.seconds_left, dict(last.running)) == (6, 0.0, {})
 
 
+def test_a_run_that_goes_on_from_a_checkpoint_tells_nothing_of_the_time_that_is_left(
+    expanded: Expanded, tmp_path: Path
+) -> None:
+    """It may have had one step to take, which would promise the end of the study far too early."""
+    first = planned_runs(expanded, tmp_path)[0]
+    write_run(first, [1], status="interrupted")
+    _, display, _ = go(expanded, tmp_path, slots=1)
+    left = {progress.done: progress.seconds_left for progress in display.progress}
+    assert [math.isnan(left[done]) for done in range(7)] == [True, True, *[False] * 5]
+
+
 def test_the_price_of_judges_is_said_before_the_first_run(tmp_path: Path) -> None:
     judge = "{tone: {endpoint: 'http://h', model: m, prompt: '{completion}', low: 0, high: 1}}"
     (tmp_path / "study.yaml").write_text(STUDY + f"settings: {{rewards: {{judge: {judge}}}}}\n")
