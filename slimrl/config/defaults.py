@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.text import in_millions
 
-TINY, SMALL = 5_000_000, 50_000_000
-"""Parameters below which a model is tiny, as the built-in one, or small; above are pretrained models as people use them."""
-RL_RATES = (2e-4, 1e-5, 1e-6)  # of tiny, small and other models
-SFT_RATES = (2e-4, 1e-4, 2e-5)
-LORA_RATE = 10  # times the rate of the model's own weights
+TINY = 5_000_000
+"""Parameters below which a model is tiny, as the built-in one."""
+Rates = tuple[tuple[int, float], ...]
+RL_RATES: Rates = ((0, 2e-4), (TINY, 1e-5), (250_000_000, 1e-6))
+"""Rates by the parameters from which on they hold."""
+RL_ADAPTER_RATES: Rates = ((0, 2e-3), (TINY, 1e-4))
+SFT_RATES: Rates = ((0, 2e-4), (TINY, 1e-4), (50_000_000, 2e-5))
+SFT_ADAPTER_RATES: Rates = ((0, 2e-3), (TINY, 1e-3), (50_000_000, 2e-4))
 NEW_WEIGHTS = 2e-4  # of a model that begins with random weights, whatever its size: there is nothing to forget
 TINY_BUDGET = 64  # new tokens of a tiny model, whatever the task
 BUDGETS = {"arithmetic": 256, "svamp": 256, "gsm8k": 512, "code": 512, "jsonl": 512, "math": 1024, "aime": 4096}
@@ -53,7 +56,7 @@ def choose(
     reasons = []
     size = in_millions(parameters)
     if config.optimizer.learning_rate == "auto" and isinstance(config, TrainConfig | SftRunConfig):
-        rate = learning_rate(config, parameters) * (LORA_RATE if adapter else 1)
+        rate = learning_rate(config, parameters, adapter)
         values["optimizer.learning_rate"] = rate
         why = "new weights" if config.model.init == "random" else size
         reasons.append(f"optimizer.learning_rate={rate:g} ({why}{', LoRA' if adapter else ''})")
@@ -71,9 +74,12 @@ def choose(
     return Chosen(values, f"auto: {', '.join(reasons)}" if reasons else "")
 
 
-def learning_rate(config: TrainConfig | SftRunConfig, parameters: int) -> float:
-    """Peak rate of AdamW for full fine-tuning of a model of this size."""
+def learning_rate(config: TrainConfig | SftRunConfig, parameters: int, adapter: bool) -> float:
+    """Peak rate of AdamW for all weights of a model of this size, or for an adapter of it."""
+    if isinstance(config, SftRunConfig):
+        rates = SFT_ADAPTER_RATES if adapter else SFT_RATES
+    else:
+        rates = RL_ADAPTER_RATES if adapter else RL_RATES
     if config.model.init == "random":
         return NEW_WEIGHTS
-    rates = SFT_RATES if isinstance(config, SftRunConfig) else RL_RATES
-    return rates[(parameters >= TINY) + (parameters >= SMALL)]
+    return [rate for start, rate in rates if parameters >= start][-1]

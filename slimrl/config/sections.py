@@ -117,8 +117,8 @@ class RolloutConfig(Section):
 
 class OptimizerConfig(Section):
     learning_rate: Positive | Literal["auto"] = "auto"
-    """Peak rate of AdamW. `auto`: by model size (2e-4 for the built-in model, 1e-6 from 50 million parameters on, 2e-5 there in
-    slimrl sft; docs/defaults.md), shown when the run begins."""
+    """Peak rate of AdamW. `auto`: by model size (2e-4 for the built-in model, 1e-5 from 5 million parameters on, 1e-6 from 250
+    million on, 1e-4 for an adapter, 2e-5 in slimrl sft; docs/defaults.md), shown when the run begins."""
     schedule: Schedule = "constant"
     """Course of the rate after warm-up; linear and cosine end at 0."""
     warmup_steps: CountOrZero = 0

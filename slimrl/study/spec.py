@@ -177,7 +177,10 @@ def load_study(files: Sequence[str], overrides: Sequence[str] = (), *, name: str
 
 
 def read_studies(files: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[str, Path]]:
-    """Study files merged, the settings files under `base` of all of them, and the folder of each line of an arm."""
+    """Study files merged, the settings files under `base` of all of them, and the folder of each line of an arm.
+
+    Raises SettingsError, one sentence that names the file.
+    """
     merged: dict[str, Any] = {}
     base: list[str] = []
     folders: dict[str, Path] = {}
@@ -197,6 +200,11 @@ def read_studies(files: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[
             read["settings"] = anchored(read["settings"], folder)
         for line in read["arms"].values() if isinstance(read.get("arms"), dict) else ():
             folders |= dict.fromkeys(map(str, line if isinstance(line, list) else [line]), folder)
+        if "question" in merged and "question" in read:
+            raise SettingsError(
+                f"{file}: this is a study of its own, whose arms would be added to those of {files[0]}; run one after the other "
+                "(files that change a study, such as @on/equal-tokens, have no question)"
+            )
         merged = merge(merged, read)
     return merged, base, folders
 

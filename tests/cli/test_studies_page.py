@@ -43,7 +43,7 @@ def at_hand(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_command_runs(slimrl, at_hand: str) -> None:
     assert [command.split()[:3] for command in COMMANDS] == [
-        ["slimrl", "study", verb] for verb in ("plan", "run", "report", *["run"] * 6)
+        ["slimrl", "study", verb] for verb in ("plan", "run", "report", *["run"] * 7)
     ]
     run_before = False
     for command in COMMANDS:

@@ -65,26 +65,36 @@ def test_the_built_in_model_has_what_it_had(name: str) -> None:
 )
 @pytest.mark.parametrize("parameters", [50_000_000, SMOL, QWEN, 4_000_000_000])
 def test_pretrained_models_get_safe_numbers(name: str, budget: int, parameters: int) -> None:
-    assert chosen(build(TrainConfig, task(name)), parameters) == {RATE: 1e-6, BUDGET: budget}
+    rate = 1e-5 if parameters < 250_000_000 else 1e-6
+    assert chosen(build(TrainConfig, task(name)), parameters) == {RATE: rate, BUDGET: budget}
     assert chosen(build(SftRunConfig, task(name)), parameters) == {RATE: 2e-5, BUDGET: budget}
     assert chosen(build(RootConfig, task(name)), parameters) == {BUDGET: budget}, "nothing is trained"
 
 
 def test_between_them_rates_fall_with_size_and_new_weights_are_no_pretrained_ones() -> None:
     sizes = (BUILTIN, 4_999_999, 5_000_000, 49_999_999, 50_000_000, QWEN)
-    assert [chosen(TrainConfig(), size)[RATE] for size in sizes] == [2e-4, 2e-4, 1e-5, 1e-5, 1e-6, 1e-6]
+    assert [chosen(TrainConfig(), size)[RATE] for size in sizes] == [2e-4, 2e-4, 1e-5, 1e-5, 1e-5, 1e-6]
+    assert [chosen(TrainConfig(), size)[RATE] for size in (SMOL, 249_999_999, 250_000_000)] == [1e-5, 1e-5, 1e-6]
     assert [chosen(SftRunConfig(), size)[RATE] for size in sizes] == [2e-4, 2e-4, 1e-4, 1e-4, 2e-5, 2e-5]
     assert chosen(build(SftRunConfig, {"model": {"init": "random"}}), QWEN)[RATE] == 2e-4
 
 
-@pytest.mark.parametrize(("kind", "rates"), [(TrainConfig, (2e-3, 1e-4, 1e-5)), (SftRunConfig, (2e-3, 1e-3, 2e-4))])
-def test_adapters_take_ten_times_the_rate(kind: type[RootConfig], rates: tuple[float, ...]) -> None:
-    for size, rate in zip((BUILTIN, 5_000_000, QWEN), rates, strict=True):
+@pytest.mark.parametrize(("kind", "rates"), [(TrainConfig, (2e-3, 1e-4, 1e-4, 1e-4)), (SftRunConfig, (2e-3, 1e-3, 2e-4, 2e-4))])
+def test_adapters_take_higher_rates(kind: type[RootConfig], rates: tuple[float, ...]) -> None:
+    for size, rate in zip((BUILTIN, 5_000_000, SMOL, QWEN), rates, strict=True):
         found = choose(
             kind(), parameters=size, adapter=True, context=2**20, longest_prompt=never, longest_solution=lambda: 0
         )
         assert found.values[RATE] == pytest.approx(rate)
         assert "LoRA" in found.sentence
+
+
+@pytest.mark.parametrize("recipe", ["gsm8k", "math", "aime", "code"])
+@pytest.mark.parametrize("kind", [TrainConfig, SftRunConfig])
+def test_a_recipe_for_a_task_leaves_the_rate_to_the_model(recipe: str, kind: type[RootConfig]) -> None:
+    """A rate for all weights of a large model teaches an adapter or a warm start next to nothing."""
+    given = ["task.path=rows.jsonl"] if recipe == "code" else []
+    assert load_config(kind, [str(ROOT / "recipes" / f"{recipe}.yaml")], given).optimizer.learning_rate == "auto"
 
 
 def test_what_is_set_stays() -> None:
@@ -131,6 +141,7 @@ def test_a_run_shows_its_numbers_and_keeps_them(
 ) -> None:
     """The tiny model, taken for one that is not tiny: what follows is what a pretrained one meets."""
     monkeypatch.setattr(defaults, "TINY", 1000)
+    monkeypatch.setattr(defaults, "RL_RATES", ((0, 2e-4), (1000, 1e-5)))
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"question": f"{i}+1?", "answer": f"{i + 1}"}) + "\n" for i in range(30))
     )

@@ -105,6 +105,26 @@ def test_files_merge_left_to_right_and_their_bases_add_up(tmp_path: Path) -> Non
     assert load_study(files, name="mine", seeds=9).study.seeds == 9
 
 
+def test_two_studies_are_not_merged(tmp_path: Path) -> None:
+    """Their arms would be compared with a base that neither of them has."""
+    second = tmp_path / "second.yaml"
+    second.write_text("question: Does c help?\n" + TWO)
+    (tmp_path / "first.yaml").write_text(TWO)
+    assert load_study([str(tmp_path / "first.yaml"), str(second)]).arms, "the first has no question"
+    (tmp_path / "first.yaml").write_text("question: Does a help?\n" + TWO)
+    with pytest.raises(SettingsError, match=r"second\.yaml: this is a study of its own"):
+        load_study([str(tmp_path / "first.yaml"), str(second)])
+
+
+@pytest.mark.parametrize("files", [["case-study"], ["case-study", "on/smollm2-135m"], ["proposal", "on/qwen2.5-0.5b-gsm8k"]])
+def test_any_study_is_put_on_an_adapter_by_one_more_file(files: list[str]) -> None:
+    """Its rate is the one of an adapter, which a study's own rate for all weights would not be."""
+    found = load_study([str(ROOT / "studies" / f"{file}.yaml") for file in (*files, "on/lora")])
+    for arm in found.arms:
+        assert arm.config.model.lora.rank == 16, arm.name
+        assert arm.config.optimizer.learning_rate == "auto", arm.name
+
+
 def test_an_equal_token_budget_reaches_every_arm(tmp_path: Path) -> None:
     found = study(tmp_path, TWO + "budget: {equal: tokens, tokens: 5000}\n")
     assert {arm.config.max_tokens for arm in found.arms} == {5000}
