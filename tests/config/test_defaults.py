@@ -79,7 +79,9 @@ def test_between_them_rates_fall_with_size_and_new_weights_are_no_pretrained_one
     assert chosen(build(SftRunConfig, {"model": {"init": "random"}}), QWEN)[RATE] == 2e-4
 
 
-@pytest.mark.parametrize(("kind", "rates"), [(TrainConfig, (2e-3, 1e-4, 1e-4, 1e-4)), (SftRunConfig, (2e-3, 1e-3, 2e-4, 2e-4))])
+@pytest.mark.parametrize(
+    ("kind", "rates"), [(TrainConfig, (2e-3, 1e-4, 1e-4, 1e-4)), (SftRunConfig, (2e-3, 1e-3, 2e-4, 2e-4))]
+)
 def test_adapters_take_higher_rates(kind: type[RootConfig], rates: tuple[float, ...]) -> None:
     for size, rate in zip((BUILTIN, 5_000_000, SMOL, QWEN), rates, strict=True):
         found = choose(

@@ -116,7 +116,9 @@ def test_two_studies_are_not_merged(tmp_path: Path) -> None:
         load_study([str(tmp_path / "first.yaml"), str(second)])
 
 
-@pytest.mark.parametrize("files", [["case-study"], ["case-study", "on/smollm2-135m"], ["proposal", "on/qwen2.5-0.5b-gsm8k"]])
+@pytest.mark.parametrize(
+    "files", [["case-study"], ["case-study", "on/smollm2-135m"], ["proposal", "on/qwen2.5-0.5b-gsm8k"]]
+)
 def test_any_study_is_put_on_an_adapter_by_one_more_file(files: list[str]) -> None:
     """Its rate is the one of an adapter, which a study's own rate for all weights would not be."""
     found = load_study([str(ROOT / "studies" / f"{file}.yaml") for file in (*files, "on/lora")])
