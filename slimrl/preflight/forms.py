@@ -110,13 +110,20 @@ def _finding(
 
 
 def form_advice(found: Sequence[FormFinding]) -> str:
-    """A sentence on the form to take, where the findings (the run's own form first) tell one from the rest; else empty."""
+    """A sentence on the form to take, where the findings (the run's own form first) tell one from the rest, or on what to do
+    where no answer is right in any form; else empty.
+    """
     if not found:
         return ""
     own, *_ = found
     best = max(found, key=lambda form: (form.right, form.in_form))  # the run's own where several are equal
     if best is own or not _is_better(best, own):
-        return ""
+        if best.right:
+            return ""
+        return (
+            f"right in none of {own.problems} problems in any form; rewards teach little where nothing is right, so let the "
+            "model imitate worked solutions first (slimrl sft), or take easier problems"
+        )
     return (
         f"asked for task.style={best.style} this model is right in {best.right} of {best.problems} problems and in form in "
         f"{best.in_form}, asked for {own.style} in {own.right} and {own.in_form}; set task.style={best.style}"

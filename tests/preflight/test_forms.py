@@ -80,7 +80,7 @@ def test_problems_are_those_whose_prompts_fit_in_every_form() -> None:
         (finding("hashes", "11000000", 8), finding("boxed", "00111111", 8), False),
         (finding("hashes", "11111111", 8), finding("boxed", "11111111", 8), False),
         (finding("hashes", "000000", 0), finding("boxed", "000000", 6), True),  # right in none, and in form
-        (finding("hashes", "000000", 1), finding("boxed", "000000", 4), False),
+        (finding("hashes", "100000", 1), finding("boxed", "000000", 4), False),
     ],
 )
 def test_another_form_is_advised_where_it_is_clearly_better(
@@ -90,6 +90,12 @@ def test_another_form_is_advised_where_it_is_clearly_better(
     assert advice.endswith("set task.style=boxed") is advised
     assert bool(advice) is advised
     assert form_advice([]) == ""
+
+
+def test_where_nothing_is_right_in_any_form_a_warm_start_is_advised() -> None:
+    found = [finding("hashes", "000000", 1), finding("boxed", "000000", 4)]
+    assert "right in none of 6 problems in any form" in form_advice(found)
+    assert "slimrl sft" in form_advice(found)
 
 
 class Once:
