@@ -106,7 +106,7 @@ def run_study(
 
 @dataclass(frozen=True)
 class _Busy:
-    """What is in a slot."""
+    """A run in a slot."""
 
     run: Planned
     job: Job
