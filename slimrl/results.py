@@ -28,6 +28,7 @@ from slimrl.measures import (
 from slimrl.records import TWIN, Turns, right_answers
 from slimrl.statistics import accuracy_interval, paired_difference
 from slimrl.text import counted, percent
+from slimrl.thinking import is_open
 
 Mode = Literal["sampled", "greedy"]
 MODES: tuple[Mode, ...] = ("sampled", "greedy")
@@ -59,7 +60,7 @@ class GradedCompletion:
     extracted_lenient: str
     text: str
     thinking: int = 0
-    """Tokens up to the end of the thinking; all of `tokens` where it does not end, 0 where there is none."""
+    """Tokens of the last turn up to the end of its thinking; all of them where it does not end, 0 where there is none."""
     vote: int | None = None
     """The sample of the problem that was the first with an equal answer; None without an answer in the form."""
     uncompared: bool = False
@@ -149,9 +150,7 @@ class SplitEvaluation:
         summary["mean_length"] = _mean([row.tokens for row in drawn])
         if any(row.thinking for row in drawn):
             summary["thinking_length"] = _mean([row.thinking for row in drawn])
-            summary["thinking_truncated"] = _mean(
-                [row.finish == "length" and row.thinking == row.tokens for row in drawn]
-            )
+            summary["thinking_truncated"] = _mean([row.finish == "length" and is_open(row.text) for row in drawn])
         if decoded:
             accuracy = list(self.by_problem("greedy").values())
             low, high = accuracy_interval(accuracy)

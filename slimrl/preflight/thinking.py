@@ -28,11 +28,13 @@ def thinking_tokens(policy: Policy, completion: Completion, text: str) -> int:
 
 
 def thinking_metrics(policy: Policy, rollouts: Sequence[Rollout]) -> Metrics:
-    """Mean lengths of thinking and answers in tokens, and the share cut off while thinking; empty where none thinks."""
+    """Mean lengths of thinking and of what stands behind it in tokens, and the share cut off while thinking; empty where none
+    thinks. Of an episode it is the last turn that counts.
+    """
     thought = [thinking_tokens(policy, r.completion, r.text) for r in rollouts]
     if not any(thought):
         return {}
-    answers = [r.completion.drawn - count for r, count in zip(rollouts, thought, strict=True)]
+    answers = [len(r.completion.last_turn()) - count for r, count in zip(rollouts, thought, strict=True)]
     cut = [r.completion.finish == "length" and is_open(r.text) for r in rollouts]
     return {
         "completions/thinking_length": float(np.mean(thought)),

@@ -20,7 +20,7 @@ from slimrl.evaluate import evaluate
 from slimrl.preflight.setup import Setup, prepare, prepare_training
 from slimrl.preflight.thinking import thinking_metrics, thinking_tokens
 from slimrl.records import Completion, Rollout, ToolCall
-from slimrl.results import SplitEvaluation
+from slimrl.results import GradedCompletion, SplitEvaluation
 from slimrl.rewards.gold import check_gold
 from slimrl.sft import demonstrator
 from slimrl.thinking import closed, committed, is_open, opening
@@ -94,6 +94,25 @@ def test_its_tokens_are_counted(begun: str, ids: tuple[int, ...], tokens: int) -
         assert found["completions/thinking_length"] == tokens
         assert found["completions/answer_length"] == len(ids) - tokens
         assert found["completions/thinking_clipped_ratio"] == float(finish == "length" and is_open(rollout.text))
+
+
+@pytest.mark.parametrize(("last", "cut"), [((3, 5, 5), True), ((3, 5, 4), False), ((3, 5, 4, 6), False)])
+def test_of_an_episode_the_last_turn_counts(last: tuple[int, ...], cut: bool) -> None:
+    """An earlier turn of four tokens that thinks, the environment's answer of one, and a turn that the budget ends."""
+    policy = replace(tiny_policy(), tokenizer=Words())
+    ids = (3, 5, 4, 2, 7, *last)
+    given = (False,) * 4 + (True,) + (False,) * len(last)
+    completion = Completion((1,), ids, (0.0,) * len(ids), "length", given)
+    text, thought = policy.decode(last), min(3, len(last))
+    found = thinking_metrics(policy, [Rollout(None, completion, text, False, {}, 0.0)])  # type: ignore[arg-type]
+    assert found == {
+        "completions/thinking_length": thought,
+        "completions/answer_length": len(last) - thought,
+        "completions/thinking_clipped_ratio": float(cut),
+    }
+    tokens, thinking = completion.drawn, thinking_tokens(policy, completion, text)
+    row = GradedCompletion("a", "sampled", 0, False, False, False, "length", tokens, "?", "1", "", "", text, thinking)
+    assert SplitEvaluation((row,)).summary()["thinking_truncated"] == float(cut)
 
 
 @pytest.fixture
