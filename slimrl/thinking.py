@@ -54,13 +54,20 @@ def opening(prompt: str) -> str:
 
 
 def closed(begun: str, text: str) -> str:
-    """A completion behind an `opening` that goes on with no thinking of its own: the mark that ends it, then the text.
+    """A text as the completion behind an `opening`: one without thinking ends it first.
 
-    Anything else stays as it is: text that ends the thinking, and every text where none was begun.
+    Text that ends the thinking loses a mark of its own that begins it, which stands in the prompt. Without an opening every text
+    stays as it is.
     """
-    if not begun or not is_open(begun + text):
+    if not begun:
         return text
-    return f"{_end_of(begun.rstrip())}\n\n{text}"
+    if is_open(begun + text):
+        return f"{_end_of(begun.rstrip())}\n\n{text}"
+    own = _MARK.match(text.lstrip())
+    if own is None or own[0].lower() != begun.rstrip().lower():
+        return text
+    rest = text.lstrip()[own.end() :]
+    return rest.lstrip() if begun[-1].isspace() else rest
 
 
 def _end_of(mark: str) -> str:

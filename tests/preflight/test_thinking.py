@@ -53,6 +53,25 @@ def test_a_prompt_may_begin_the_thinking(prompt: str, mark: str) -> None:
     assert closed(mark, "so</think>4") == "so</think>4"
 
 
+@pytest.mark.parametrize(
+    ("begun", "text", "rest"),
+    [
+        ("<think>\n", "<think>\nso</think>\n4", "so</think>\n4"),
+        ("<think>\n", "\n<think>so</think>4", "so</think>4"),
+        ("<think>", "<think>\nso</think>4", "\nso</think>4"),
+        ("<think>\n", "<think>\n\n</think>\n\n4", "</think>\n\n4"),
+        ("[THINK]", "[THINK]so[/THINK]4", "so[/THINK]4"),
+        ("<|channel>\n", "<|channel>thought\nso<channel|>4", "thought\nso<channel|>4"),
+        ("<think>\n", "so <think>more</think>4", "so <think>more</think>4"),
+        ("<think>\n", "<thinking>so</thinking>4", "<thinking>so</thinking>4"),  # another mark
+        ("", "<think>so</think>4", "<think>so</think>4"),
+    ],
+)
+def test_thinking_that_the_prompt_begins_is_not_begun_again(begun: str, text: str, rest: str) -> None:
+    assert closed(begun, text) == rest
+    assert committed(begun + rest) == committed(text)
+
+
 def test_thinking_that_does_not_end_is_open() -> None:
     assert is_open("<think>")
     assert is_open("a<think>b</think>c<think>")
@@ -179,6 +198,10 @@ def test_gold_answers_and_solutions_end_the_thinking(thinker: Path) -> None:
     text = imitation.policy.decode(example.target_ids)
     assert text.startswith("<think>\n</think>\n\n")
     assert imitation.task.grade(text, imitation.held_out[0].answer).strict
+    thinks = replace(imitation.held_out[0], solution="<think>\nI add.</think>\nSo.")
+    example = demonstrator(imitation, imitation.config)(thinks, 0)
+    assert example is not None
+    assert imitation.policy.decode(example.target_ids).startswith("<think>\nI add.</think>\nSo.\n####")
 
 
 def test_an_evaluation_tells_thinking_from_answers(thinker: Path) -> None:
