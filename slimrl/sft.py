@@ -24,18 +24,20 @@ from slimrl.learner.schedule import learning_rate
 from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
 from slimrl.model.lora import TAUGHT
+from slimrl.model.stops import StopTexts
 from slimrl.parallel.lead import begin, leading, share, whole_state
 from slimrl.parallel.orders import Imitate
 from slimrl.preflight.environment import episode_ids
 from slimrl.preflight.setup import Setup, prepare
 from slimrl.randomness import generator
-from slimrl.records import Problem
+from slimrl.records import Problem, Turns
 from slimrl.results import SftSummary
 from slimrl.session.listeners import Screen, Sink
 from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
 from slimrl.session.state import Progress, Write, read_run_state, restore_policy, save_policy
 from slimrl.session.upload import uploaded
+from slimrl.thinking import closed
 
 SOLUTIONS_LOOKED_AT = 500
 """Training problems whose solutions are measured before the first update."""
@@ -75,6 +77,7 @@ def sft(
         setup = begin(setup, ranks)
         config, few = fitting_batch(setup, config)
         demonstrate = demonstrator(setup, config)
+        demand_readable(setup, config)
         overlong = overlong_note(setup, demonstrate, config)
         setup = replace(setup, notes=(*setup.notes, *(note for note in (few, overlong) if note)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
@@ -148,6 +151,7 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
     """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and returns its text, or the episode
     where `solution` has several turns.
 
+    What is to be imitated ends as completions do, with the token that completes a text of `rollout.stop`, else with a stop token.
     It returns None for a worked solution beyond the token budget: cut off, it would teach never to stop. The flawed texts of
     the built-in task are cut there, since the rambling ones are to show a text that does not stop.
     Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
@@ -168,25 +172,76 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
     end = setup.policy.tokenizer.eos_token_id if setup.prompter.turn_end is None else setup.prompter.turn_end
     stop = int(end) if end in setup.policy.stop_ids else setup.policy.stop_ids[0]
 
-    def write(turn: str, heard: tuple[int, ...]) -> tuple[int, ...]:
-        return (*setup.completion_ids([turn], heard)[0], stop)
+    def write(turn: str, heard: tuple[int, ...] = ()) -> tuple[int, ...]:
+        (ids,) = setup.completion_ids([turn], heard)
+        length = to_stop_text(setup.policy.stop_texts, ids)
+        return ids[:length] if length else (*ids, stop)
 
     def demonstrate(problem: Problem, step: int) -> Example | None:
         draws = generator(config.seed, "imitate", step, problem.id)
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
         text = known[name](problem, int(draws.integers(2**31)))
-        (ids,) = setup.completion_ids([text])
         budget = setup.config.rollout.budget
         if name == "solution" and problem.episode and rules is not None:
-            last = problem.episode[-1]
-            turns = (*problem.episode[:-1], last if setup.task.style.well_formed(last[1]) else ("assistant", text))
-            ids, given = episode_ids(rules, write, turns)
+            ids, given = episode_ids(rules, write, taught_turns(setup, problem, text))
             return Example(setup.prompt_ids(problem), ids, given) if len(ids) <= budget else None
-        if len(ids) < budget:
-            return Example(setup.prompt_ids(problem), (*ids, stop))
+        ids = write(text)
+        if len(ids) <= budget:
+            return Example(setup.prompt_ids(problem), ids)
         return None if name == "solution" else Example(setup.prompt_ids(problem), ids[:budget])
 
     return demonstrate
+
+
+def taught_turns(setup: Setup[SftRunConfig], problem: Problem, text: str) -> Turns:
+    """The turns behind the prompt of a worked solution. Its text is the last turn of an episode, unless that is in the form
+    already.
+    """
+    if not problem.episode or setup.rules is None:
+        return (("assistant", text),)
+    *earlier, last = problem.episode
+    return (*earlier, last if setup.task.style.well_formed(last[1]) else ("assistant", text))
+
+
+def to_stop_text(stops: StopTexts, ids: tuple[int, ...]) -> int:
+    """The number of ids up to the one that completes a stop text; 0 where none does."""
+    state = 0
+    for count, after in enumerate(stops.moves[:, list(ids)].T.tolist() if stops.texts else (), 1):
+        state = after[state]
+        if state == stops.found:
+            return count
+    return 0
+
+
+def demand_readable(setup: Setup[SftRunConfig], config: SftRunConfig) -> None:
+    """Raises SettingsError for a worked solution that is right as it stands, and not as far as a completion could go on."""
+    stops, train = setup.policy.stop_texts.texts, setup.task.train
+    if not stops or not config.sft.mixture.get("solution"):
+        return
+    for problem in islice(train, SOLUTIONS_LOOKED_AT) if config.task.is_made else train:
+        text = setup.task.demonstrators["solution"](problem, 0)
+        turns = [said for role, said in taught_turns(setup, problem, text) if role == "assistant"]
+        for number, turn in enumerate(turns, 1):
+            # behind a plain prompt an answer begins with a space
+            written = f" {closed(setup.policy.opening, turn)}"
+            found = [stop for stop in stops if stop in written]
+            if found and _is_lost(setup, problem, turn, last=number == len(turns)):
+                first = min(found, key=written.index)
+                raise SettingsError(
+                    f"{problem.id}: its worked solution goes on behind the text {first!r} of rollout.stop, where a completion "
+                    f"ends, and would be taught without {'its answer' if number == len(turns) else 'the rest of a turn'}; "
+                    "take the text out of rollout.stop, or out of the solution"
+                )
+
+
+def _is_lost(setup: Setup[SftRunConfig], problem: Problem, turn: str, *, last: bool) -> bool:
+    """True where a completion that ends at its first stop text is not right, though the whole turn is; in an earlier turn of an
+    episode, where it lacks more than white space.
+    """
+    (read,) = setup.read_back([turn])
+    if not last:
+        return read.strip() != f"{setup.policy.opening}{closed(setup.policy.opening, turn)}".strip()
+    return setup.task.grade(turn, problem.answer).strict and not setup.task.grade(read, problem.answer).strict
 
 
 def overlong_note(setup: Setup[SftRunConfig], demonstrate: Demonstrate, config: SftRunConfig) -> str:

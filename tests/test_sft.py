@@ -19,7 +19,7 @@ from slimrl.learner.imitation import Example, imitate
 from slimrl.machine.signals import Stopped
 from slimrl.preflight.setup import prepare
 from slimrl.session.resume import find_run
-from slimrl.sft import demonstrator, overlong_note, sft
+from slimrl.sft import demand_readable, demonstrator, overlong_note, sft
 from tests.conftest import ROOT
 from tests.session.test_resume import StopAt
 from tests.tiny import tiny_policy
@@ -89,6 +89,46 @@ def test_targets_end_with_the_stop_token_unless_they_overrun(tiny_folder: Path, 
         assert ended or len(ids) == 30
     assert lengths[True] > 20
     assert lengths[False] > 20
+
+
+@pytest.mark.parametrize("stop", ["\n", "\n####"])
+def test_a_worked_solution_that_would_end_before_its_answer_is_refused(
+    tiny_folder: Path, tmp_path: Path, stop: str
+) -> None:
+    config = config_of(tiny_folder, tmp_path, f"rollout.stop={json.dumps([stop, 'none'])}", "steps=1")
+    sentence = re.escape(
+        f"its worked solution goes on behind the text {stop!r} of rollout.stop, where a completion ends, and would be taught "
+        "without its answer; take the text out of rollout.stop, or out of the solution"
+    )
+    with pytest.raises(SettingsError, match=rf"^arithmetic/\S+: {sentence}$"):
+        sft(config, Display(quiet=True))
+    assert not (tmp_path / "s" / "final").exists()
+    bare = config_of(
+        tiny_folder, tmp_path, f"rollout.stop={json.dumps([stop])}", "steps=1", "sft.mixture={bare: 1}", "name=b"
+    )
+    assert sft(bare, Display(quiet=True)).steps == 1
+
+
+def test_targets_end_as_completions_do_at_a_text_of_rollout_stop(tiny_folder: Path, tmp_path: Path) -> None:
+    """With the token that completes it, whatever this token holds besides, and no stop token behind."""
+    rows = [{"question": f"{i}+1?", "answer": str(i + 1), "solution": f"{i}+1={i + 1}"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = (f"task.path={tmp_path}/rows.jsonl", "task.instruction=be brief", "task.style=boxed", "sft.batch_size=4")
+    free, bound = (config_of(tiny_folder, tmp_path, *more, f"rollout.stop={stop}") for stop in ("[]", '["$.", "none"]'))
+    whole, setup = prepare(free), prepare(bound)
+    demand_readable(setup, bound)
+    for problem in setup.task.train:
+        long, example = (demonstrator(one, config)(problem, 0) for one, config in ((whole, free), (setup, bound)))
+        assert long is not None
+        assert example is not None
+        ids = example.target_ids
+        assert ids == long.target_ids[: len(ids)]
+        assert ids[-1] not in setup.policy.stop_ids
+        assert "$." in whole.policy.decode(ids)
+        assert "$." not in whole.policy.decode(ids[:-1])
+        text = setup.policy.decode(ids)
+        assert text.endswith(f"$\\boxed{{{problem.answer}}}")
+        assert setup.task.grade(text, problem.answer).strict
 
 
 def test_a_random_model_learns_the_form(tiny_folder: Path, tmp_path: Path) -> None:

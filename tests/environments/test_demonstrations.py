@@ -17,7 +17,7 @@ from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.preflight.environment import episode_ids, played
 from slimrl.preflight.setup import Setup, prepare
-from slimrl.sft import demonstrator, sft
+from slimrl.sft import demand_readable, demonstrator, sft
 from tests.cli.conftest import slimrl as slimrl
 from tests.conftest import ROOT
 
@@ -92,6 +92,28 @@ def test_a_warm_start_learns_the_turns_and_is_measured_in_the_environment(tmp_pa
     for step in (0, 2):
         evaluated = (Path(summary.run) / "evals" / f"step-{step:08d}.jsonl").read_text().splitlines()
         assert max(json.loads(line)["turns"] for line in evaluated) > 0
+
+
+def test_turns_end_at_a_text_of_rollout_stop_as_those_that_are_played(tmp_path: Path) -> None:
+    """The environment then writes the token that ends the turn; a turn that would lose its call is refused."""
+    rows = [
+        {"messages": said(f"user: {i} and 4?", f"assistant: <calculate>{i}+4</calculate>\n", f"tool: {i + 4}", f"assistant: #### {i + 4}")}
+        for i in range(8)
+    ]  # fmt: skip
+    more = (write(tmp_path / "rows.jsonl", rows), "task.style=hashes")
+    config = config_of(tmp_path, *more, 'rollout.stop=["\\n"]')
+    setup = prepare(config)
+    demand_readable(setup, config)
+    for _, example in examples(setup, config):
+        first = example.given.index(True)
+        assert setup.policy.tokenizer.decode(example.target_ids[:first]).endswith("</calculate>\n")
+        assert example.target_ids[first] == setup.prompter.turn_end
+        assert example.target_ids[-1] == setup.prompter.turn_end
+    config = config_of(tmp_path, *more, 'rollout.stop=["</calculate>"]')
+    with pytest.raises(
+        SettingsError, match=r"behind the text '</calculate>' of .* taught without the rest of a turn; take"
+    ):
+        demand_readable(prepare(config), config)
 
 
 def test_an_answer_column_completes_a_last_turn_without_the_form(tmp_path: Path) -> None:
