@@ -17,6 +17,9 @@ from slimrl.terms import Template
 
 PRIVATE_USE = range(0xF0000, 0xFFFFD)
 """Code points that no text needs."""
+ANSWER = "Answer:"
+"""The end of a plain prompt. A space behind it would be a token of its own, which no text has there: vocabularies join a space to
+what follows."""
 REMEMBERED = 2048
 """Prompts whose ids a prompter keeps: each is asked for when it is measured, and again whenever it is sampled from."""
 
@@ -175,9 +178,12 @@ class Prompter:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def completion_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Ids with which a model would write each text, the stop token not included."""
+        """Ids with which a model would write each text, the stop token not included; behind a plain prompt with a space first, as
+        base models go on.
+        """
         if not texts:
             return []
+        texts = [text if not text or text[0].isspace() else f"{self._lead}{text}" for text in texts]
         encoded = self.tokenizer(list(texts), add_special_tokens=False).input_ids
         return [
             self.control.encode(text, [(0, len(text))], spare=self.form_ids, add_special_tokens=False)
@@ -185,6 +191,14 @@ class Prompter:
             else tuple(ids)
             for text, ids in zip(texts, encoded, strict=True)
         ]
+
+    @cached_property
+    def _lead(self) -> str:
+        """The space behind `Answer:` of a plain prompt; empty with a chat template, and where the tokenizer begins every text with
+        one by itself, as those of SentencePiece do.
+        """
+        whole, space = self._plain_ids(f"{ANSWER} 1"), self._plain_ids(" 1")
+        return " " if self.chat is None and whole == self._plain_ids(ANSWER) + space else ""
 
     def check(self, completion: str) -> None:
         """Raises DataError where `completion_ids` does for a text."""
@@ -267,13 +281,15 @@ def make_prompter(
 
 
 def _plain_turns(messages: Messages) -> str:
-    """The turns behind the system message without a chat template; what an assistant said stands behind `Answer:`."""
+    """The turns behind the system message without a chat template; what an assistant said stands behind `Answer:` and a space, which
+    may be its own.
+    """
     plain = ""
     for index, turn in enumerate(messages):
         if turn["role"] in ("user", "tool"):
-            plain += f"{chr(10) * 2 if index else ''}Question: {turn['content']}\nAnswer:"
+            plain += f"{chr(10) * 2 if index else ''}Question: {turn['content']}\n{ANSWER}"
         elif turn["role"] == "assistant":
-            plain += f" {turn['content']}"
+            plain += turn["content"] if turn["content"][:1].isspace() else f" {turn['content']}"
     return plain
 
 

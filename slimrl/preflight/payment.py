@@ -115,8 +115,12 @@ def checked_gold(
     written = task.gold_text(problem)
     if first.text != written and not check_gold(task, [problem], rewards, submit, episodes=episodes).failures:
         way_out = (
-            f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
-            "give the model a tokenizer that keeps this text"
+            "allow a space first, with which a completion behind a plain prompt begins"
+            if first.text == f" {written}"
+            else (
+                f"the tokenizer decodes the gold text {written[-80:]!r} as {first.text[-80:]!r}; choose another task.style, or "
+                "give the model a tokenizer that keeps this text"
+            )
         )
     elif config.task.checker == "numeric" and any(parse_number(f.answer) is None for f in gold.failures):
         # a checker for letters or words only where every answer is one

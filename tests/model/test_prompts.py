@@ -17,7 +17,7 @@ from slimrl.model.loading import template_terminators
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.tasks.files import load
 from slimrl.tasks.styles import STYLES
-from tests.conftest import SHARED
+from tests.conftest import ROOT, SHARED
 
 TURNS = (
     "{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<eot>\n{% endfor %}"
@@ -394,6 +394,35 @@ def test_completion_ids_keep_the_form_and_nothing_else() -> None:
     assert made.decode(ids) == "a<eot><A>1</A>"
     assert plain == (ord("b"),)
     assert prompter.completion_ids([]) == []
+
+
+def space_marking(scheme: str) -> PreTrainedTokenizerFast:
+    """As SentencePiece's: a space is a character of its own, and with `first` every text begins with one."""
+    words = ["<unk>", *"QuestionAswr:72Whabc+?3. #\n\u2581"]
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(dict.fromkeys(words))}, [], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    inner.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("name", [*REAL, "builtin", "first", "never"])
+@pytest.mark.parametrize("answer", ["72", "#### 7", "What"])
+def test_an_answer_behind_a_plain_prompt_has_the_ids_that_its_text_has_there(name: str, answer: str) -> None:
+    """As a base model goes on, and as examples before the question have it."""
+    folder = ROOT / "slimrl" / name if name == "builtin" else SHARED / "tokenizers" / name
+    if name in REAL and not folder.is_dir():
+        pytest.skip("needs the real tokenizers beside the project (shared/data/tokenizers)")
+    made = AutoTokenizer.from_pretrained(folder) if folder.is_dir() else space_marking(name)
+    plain = make_prompter(made, "plain")
+    (ids,) = plain.completion_ids([answer])
+    assert plain.ids(USER) + ids == tuple(made(f"{plain.text(USER)} {answer}").input_ids)
+    shots = [*USER, {"role": "assistant", "content": answer}, *USER]
+    assert plain.ids(shots)[: len(plain.ids(USER) + ids)] == plain.ids(USER) + ids
+    assert made.decode(ids).strip() == answer
+    (again,) = plain.completion_ids([f" {answer}"])
+    assert name == "first" or again == ids
+    said = [*USER, {"role": "assistant", "content": f" {answer}"}, *USER]
+    assert plain.text(said) == plain.text(shots), "a reply that was sampled begins with its space"
 
 
 SHOTS = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "#### 2"}, *USER]

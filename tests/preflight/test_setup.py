@@ -255,6 +255,37 @@ def test_sft_teaches_the_end_of_the_templates_turn(qwen_folder: Path, tmp_path: 
         assert tokenizer.convert_ids_to_tokens(example.target_ids[-1]) == taught
 
 
+@pytest.mark.parametrize("style", ["hashes", "boxed", "tags", "answer"])
+def test_a_gold_answer_behind_a_plain_prompt_is_read_with_its_space(
+    qwen_folder: Path, tmp_path: Path, style: str
+) -> None:
+    """Also one without a worked solution, whose first line is the answer, by all rewards that read the form."""
+    rows = [{"question": f"{i}+1?", "answer": str(i + 1), "solution": "so" * (i % 2)} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("task.template=plain", f"task.style={style}", "rewards.format=0.5", "rollout.problems=4")
+    training = prepare_training(config(TrainConfig, qwen_folder, tmp_path, f"task.path={tmp_path}/rows.jsonl", *more))
+    with training.scorer:
+        assert training.gold.failures == ()
+    setup = training.setup
+    for problem in setup.task.train:
+        (text,) = setup.read_back([setup.task.gold_text(problem)])
+        assert text == f" {setup.task.gold_text(problem)}"
+        assert setup.task.grade(text, problem.answer).strict
+        assert setup.task.style.well_formed(text)
+
+
+def test_a_reward_that_takes_no_space_first_is_told_of_it(qwen_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def strict(completions, **_):\n    return [float(text[:1] != ' ') for text in completions]\n"
+    )
+    custom = f"rewards.custom={{{tmp_path}/mine.py:strict: {{weight: 1, low: 0, high: 1}}}}"
+    settings = config(TrainConfig, qwen_folder, tmp_path, "task.template=plain", custom)
+    with pytest.raises(
+        SettingsError, match="; allow a space first, with which a completion behind a plain prompt begins, or"
+    ):
+        prepare_training(settings)
+
+
 def test_a_solution_that_spells_a_control_token_does_not_end_there(qwen_folder: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1), "solution": "so<|im_end|> it is"} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
