@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,10 +12,13 @@ import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
+from slimrl.model.prompts import plain_text
 from slimrl.terms import BUILT_IN_MODELS
 from slimrl.text import counted
 
 Library = Literal["transformers", "peft", "gguf", "ollama"]
+QUESTION = "Ann has 4 cups and buys 5 more. How many cups does Ann have now?"
+PLAIN = plain_text([{"role": "user", "content": "{question}"}])
 VERSIONS = ("slimrl", "torch", "transformers", "numpy", "python")
 
 
@@ -144,13 +149,87 @@ def _use(run: FinishedRun, library: Library) -> str:
         "It was measured without a system message."
     )  # fmt: skip
     files = {
-        "transformers": "`generation_config.json` has the sampling of the measurement and every stop id. `slimrl chat` talks to "
-        "the model, and `slimrl eval` measures it again.",
+        "transformers": f"`generation_config.json` has the sampling of the measurement and every stop id{_and_texts(run)}. "
+        "`slimrl chat` talks to the model, and `slimrl eval` measures it again.",
         "peft": "These are the factors of an adapter (LoRA) for the model that it began from.",
-        "gguf": "The GGUF holds the chat template, the stop ids and the sampling of the measurement.",
+        "gguf": f"The GGUF holds {'' if run.plain else 'the chat template, '}the stop ids and the sampling of the measurement.",
         "ollama": "The `Modelfile` holds the instruction, the stop texts and the sampling of the measurement.",
     }
-    return f"## Use\n\n{system}\n\n{files[library]}"
+    parts = [system, _prompt_form(run), _ends(run), files[library], _by_hand(run, library)]
+    return "## Use\n\n" + "\n\n".join(part for part in parts if part)
+
+
+def _and_texts(run: FinishedRun) -> str:
+    return " and text" if run.stop_texts else ""
+
+
+def _prompt_form(run: FinishedRun) -> str:
+    """The form of plain prompts; empty for those of a chat template, which the tokenizer knows."""
+    if not run.plain:
+        return ""
+    behind = ", behind the system message and an empty line" if run.instruction else ""
+    unused = " The tokenizer's chat template was not used." if run.has_template else ""
+    return f"A prompt is plain text, {_code(PLAIN)}{behind}; the completion begins with a space.{unused}"
+
+
+def _ends(run: FinishedRun) -> str:
+    if not run.stop_texts:
+        return ""
+    return f"A completion ends in front of {' or '.join(map(_code, run.stop_texts))}, where no stop id ends it before."
+
+
+def _code(text: str) -> str:
+    """A text as a string of JSON, in marks of code that are longer than those in it."""
+    marks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{marks}{json.dumps(text, ensure_ascii=False)}{marks}"
+
+
+def _by_hand(run: FinishedRun, library: Library) -> str:
+    """The part of plain prompts and stop texts that a library does not do by itself with the files."""
+    if library == "ollama" or not (run.plain or run.stop_texts):
+        return ""
+    if library == "peft":
+        return (
+            ""
+            if not run.stop_texts
+            else (
+                "Give `generate` the arguments `generation_config=GenerationConfig.from_pretrained(FOLDER)` and "
+                "`tokenizer=tokenizer`; the base model's own settings would be read otherwise."
+            )
+        )
+    if library == "gguf":
+        what = [*(["the form of a plain prompt"] if run.plain else []), *(["stop texts"] if run.stop_texts else [])]
+        raw = " Give llama.cpp the whole prompt (`/completion` of its server)." if run.plain else ""
+        stop = " Name the stop texts with each request (`stop`), or with `--reverse-prompt`." if run.stop_texts else ""
+        return f"A GGUF cannot hold {' or '.join(what)}.{raw}{stop}"
+    return _example(run)
+
+
+def _example(run: FinishedRun) -> str:
+    """A program that asks the model one question with transformers, in the folder of its files."""
+    messages = [{"role": "system", "content": run.instruction}] if run.instruction else []
+    messages.append({"role": "user", "content": QUESTION})
+    if run.plain:
+        asked = f"inputs = tokenizer({plain_text(messages)!r}, return_tensors='pt')"
+    else:
+        arguments = "".join(f", {key}={value!r}" for key, value in run.settings.task.template_arguments.items())
+        how = f"add_generation_prompt=True, return_dict=True, return_tensors='pt'{arguments}"
+        asked = f"inputs = tokenizer.apply_chat_template({messages!r}, {how})"
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        "folder = '.'  # of this file, or the name of the model on the Hub",
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
+        asked,
+        f"output = model.generate(**inputs, tokenizer=tokenizer, max_new_tokens={run.settings.rollout.budget})",
+        "completion = tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)",
+    ]
+    if run.stop_texts:
+        lines += [f"for stop in {run.stop_texts!r}:", "    completion = completion.split(stop)[0]"]
+    lines.append("print(completion)")
+    needs = "; `generate` needs the tokenizer for stop texts" if run.stop_texts else ""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`{3,}", asked))]))
+    return f"With transformers{needs}:\n\n{fence}python\n" + "\n".join(lines) + f"\n{fence}"
 
 
 def _quoted(text: str) -> str:

@@ -13,8 +13,6 @@ from slimrl.model.architecture import context_of
 from slimrl.model.prompts import make_prompter
 from slimrl.tasks.styles import STYLES
 
-PLAIN_STOP = "\nQuestion:"
-
 
 def modelfile_of(run: FinishedRun, weights: str) -> Modelfile:
     """The Modelfile for weights in a file of this name beside it."""
@@ -29,14 +27,12 @@ def modelfile_of(run: FinishedRun, weights: str) -> Modelfile:
         form=STYLES[task.style].render("", ""),
     )
     ends = [tokenizer.decode([number]) for number in stop_ids_of(run.model, tokenizer)]
-    texts = [PLAIN_STOP] if rollout.stop == "auto" and prompter.chat is None else []
-    texts = texts if rollout.stop == "auto" else rollout.stop
     bos, turns = tokenizer.bos_token if adds_bos(tokenizer) else "", find_turns(prompter.text)
     return Modelfile(
         weights=weights,
         turns=turns.without_bos(bos) if turns and bos else turns,  # Ollama puts it before every prompt by itself
         instruction=run.instruction,
-        stops=[*ends, *texts],
+        stops=[*ends, *run.stop_texts],
         temperature=rollout.temperature,
         budget=rollout.budget,
         context=context_of(AutoConfig.from_pretrained(str(run.model)).get_text_config())[0],

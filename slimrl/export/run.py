@@ -66,6 +66,24 @@ class FinishedRun:
             return str(taught.get("instruction", ""))
         return STYLES[task.style].instruction_for(task.checker)
 
+    @cached_property
+    def stop_texts(self) -> list[str]:
+        """Texts that ended completions when the model was measured, besides the stop ids."""
+        return read_json(self.model / "generation_config.json").get("stop_strings") or []
+
+    @cached_property
+    def has_template(self) -> bool:
+        """True where the tokenizer has a chat template."""
+        files = self.model / "chat_template.jinja", self.model / "additional_chat_templates"
+        return any(file.exists() for file in files) or bool(
+            read_json(self.model / "tokenizer_config.json").get("chat_template")
+        )
+
+    @property
+    def plain(self) -> bool:
+        """True where prompts were plain."""
+        return self.settings.task.template == "plain" or not self.has_template
+
     def changed(self) -> dict[str, str]:
         """Settings that differ from their defaults, by dotted key, as `section.key=value` takes them.
 

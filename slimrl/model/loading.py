@@ -357,8 +357,9 @@ def template_terminators(tokenizer: Any) -> set[int]:
 
 
 def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig:
-    """The settings with which transformers' `generate` samples as SlimRL does: the whole distribution, the same stop ids.
+    """The settings with which transformers' `generate` samples as SlimRL does: the whole distribution, the same ends.
 
+    Where there are texts, `generate` demands the tokenizer as an argument.
     Of the settings that came with a model, others, such as a repetition penalty, act on sampling elsewhere and not here.
     """
     before = policy.model.generation_config or GenerationConfig()
@@ -371,6 +372,7 @@ def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig
         eos_token_id=list(policy.stop_ids),
         pad_token_id=policy.tokenizer.pad_token_id if before.pad_token_id is None else before.pad_token_id,
         bos_token_id=before.bos_token_id,
+        stop_strings=list(policy.stop_texts.texts) or None,
     )
 
 

@@ -53,7 +53,7 @@ class Prompter:
         """The prompt as the model will see it; raises DataError where the template leaves a message out, or fails."""
         messages = self._with_tools(messages)
         if self.chat is None:
-            return "\n\n".join(m["content"] for m in messages if m["role"] == "system") + _plain_turns(messages)
+            return plain_text(messages)
         rendered = self.chat.render(messages if self.chat.system_role else _fold_system(messages))
         squeezed = "".join(rendered.split())  # templates trim white space
         for turn in messages:
@@ -194,8 +194,8 @@ class Prompter:
 
     @cached_property
     def _lead(self) -> str:
-        """The space behind `Answer:` of a plain prompt; empty with a chat template, and where the tokenizer begins every text with
-        one by itself, as those of SentencePiece do.
+        """The space behind `Answer:` of a plain prompt; empty with a chat template, and where the tokenizer begins every text
+        with one by itself, as those of SentencePiece do.
         """
         whole, space = self._plain_ids(f"{ANSWER} 1"), self._plain_ids(" 1")
         return " " if self.chat is None and whole == self._plain_ids(ANSWER) + space else ""
@@ -280,11 +280,9 @@ def make_prompter(
     return Prompter(tokenizer, chat, control, form_ids=control.spelled_by(form), turn_end=turn_end)
 
 
-def _plain_turns(messages: Messages) -> str:
-    """The turns behind the system message without a chat template; what an assistant said stands behind `Answer:` and a space, which
-    may be its own.
-    """
-    plain = ""
+def plain_text(messages: Messages) -> str:
+    """The prompt without a chat template; what an assistant said stands behind `Answer:` and a space, which may be its own."""
+    plain = "\n\n".join(turn["content"] for turn in messages if turn["role"] == "system")
     for index, turn in enumerate(messages):
         if turn["role"] in ("user", "tool"):
             plain += f"{chr(10) * 2 if index else ''}Question: {turn['content']}\n{ANSWER}"

@@ -7,13 +7,15 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.card import Library, model_card
+from slimrl.export.modelfile import modelfile_of
 from slimrl.export.run import FinishedRun, published_adapter, read_finished
 from tests.conftest import ROOT
 
@@ -110,6 +112,77 @@ def test_a_card_names_no_file_that_is_not_there(finished: Path) -> None:
         "gguf",
         "gguf",
     ]
+
+
+def ended_by_texts(folder: Path, *more: str) -> Path:
+    """A run whose completions end at texts."""
+    from slimrl.config.files import load_config
+    from slimrl.display.run import Display
+    from slimrl.train import train
+
+    settings = [f"output={folder}", "name=texts", *SMALL, "task.instruction=Be brief.", *more]
+    train(load_config(TrainConfig, [], settings), Display(quiet=True))
+    return folder / "texts"
+
+
+@pytest.mark.parametrize(
+    ("more", "texts", "prompt"),
+    [
+        (("task.template=plain",), ["\nQuestion:"], "Be brief.\n\nQuestion: Ann has 4 cups"),
+        (
+            ('rollout.stop=["=", "+"]', "rewards.gold_check=report"),
+            ["=", "+"],
+            "<|system|>Be brief.<|user|>Ann has 4 cups",
+        ),
+    ],
+)
+def test_the_program_of_a_card_asks_as_the_model_was_measured(
+    slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], texts: list[str], prompt: str
+) -> None:
+    run = ended_by_texts(tmp_path, *more)
+    assert slimrl("export", str(run), str(tmp_path / "m")).code == 0
+    stored = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    assert stored["stop_strings"] == texts
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "every stop id and text" in card
+    (program,) = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
+    assert "generate(**inputs, tokenizer=tokenizer, max_new_tokens=8)" in program
+    monkeypatch.chdir(tmp_path / "m")
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(program, names)
+    assert names["tokenizer"].decode(names["inputs"]["input_ids"][0]).startswith(prompt)
+    written = names["tokenizer"].decode(names["output"][0, names["inputs"]["input_ids"].shape[1] :])
+    assert written.startswith(names["completion"])
+    assert not any(text in names["completion"] for text in texts)
+    if len(texts) > 1:
+        assert written.removeprefix(names["completion"]) in texts, "it ends at the text"
+
+
+def test_a_card_says_what_a_gguf_cannot_hold(finished: Path, tmp_path: Path) -> None:
+    run = read_finished(ended_by_texts(tmp_path, "task.template=plain"))
+    cards = {library: model_card(run, library) for library in get_args(Library)}
+    for card in cards.values():
+        assert (
+            'A prompt is plain text, `"Question: {question}\\nAnswer:"`, behind the system message and an empty line; the '
+            "completion begins with a space. The tokenizer's chat template was not used."
+        ) in card
+        assert 'A completion ends in front of `"\\nQuestion:"`' in card
+    lack = (
+        "The GGUF holds the stop ids and the sampling of the measurement.\n\nA GGUF cannot hold the form of a plain prompt or stop "
+        "texts. Give llama.cpp the whole prompt (`/completion` of its server). Name the stop texts with each request (`stop`),"
+    )
+    assert [library for library, card in cards.items() if lack in card] == ["gguf"]
+    assert [library for library, card in cards.items() if "tokenizer=tokenizer" in card] == ["transformers", "peft"]
+    chat = model_card(read_finished(finished), "gguf")
+    assert "The GGUF holds the chat template, the stop ids" in chat
+    for words in ("plain", "A completion ends in front of", "cannot hold"):
+        assert words not in chat
+
+
+def test_a_modelfile_of_plain_prompts_has_their_stop_text(tmp_path: Path) -> None:
+    text = modelfile_of(read_finished(ended_by_texts(tmp_path, "task.template=plain")), "m.gguf").text()
+    assert 'PARAMETER stop """\nQuestion:"""' in text
 
 
 @pytest.mark.parametrize(("base", "said"), [("/home/me/models/small", True), ("me/small", False)])

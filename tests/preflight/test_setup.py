@@ -241,6 +241,7 @@ def test_what_is_stored_says_how_it_was_evaluated(tiny_folder: Path, tmp_path: P
         assert (found.do_sample, found.temperature, found.top_p, found.top_k) == (True, 0.9, 1.0, 0)
         assert (found.repetition_penalty, found.no_repeat_ngram_size) == (1.0, None)
         assert found.eos_token_id == list(stops)
+        assert found.stop_strings is None
 
 
 def test_sft_teaches_the_end_of_the_templates_turn(qwen_folder: Path, tmp_path: Path) -> None:
