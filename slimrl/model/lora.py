@@ -39,12 +39,18 @@ QUANTIZED_FILE = "slimrl_quantized.json"
 """Beside an adapter of packed weights: their bits."""
 PREFIX = "base_model.model."
 """Of the names in an adapter's file: peft wraps the model twice."""
-PLAIN = {
-    "bias": "none", "use_dora": False, "lora_bias": False, "modules_to_save": None, "trainable_token_indices": None,
-    "fan_in_fan_out": False, "alora_invocation_tokens": None, "target_parameters": None,
-    "layer_replication": None,
+HARMLESS = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
+    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "layers_to_transform",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
-"""Settings of a peft adapter and the value with which it is nothing but products of two factors."""
+"""Settings of a peft adapter with which it is products of two factors and nothing else, whatever their values: they choose
+layers, ranks and scales, say how training began, or belong to another setting. Dropout is never on. Any other must be as peft has
+it."""
+PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that set only the factors. PiSSA, CorDA, OLoRA, LoftQ and LoRA-GA change the weights beside them,
+which the adapter's file does not hold (peft's LoraLayer.update_layer), and MiCA never trains B."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +105,21 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
     import peft  # takes a second, which no other run should spend
 
     try:
-        config = peft.PeftConfig.from_pretrained(str(file.parent))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on settings that do not act, and on unknown ones, which are judged below
+            config = peft.PeftConfig.from_pretrained(str(file.parent))
     except Exception as error:  # peft raises many kinds for one cause
         raise DataError(f"{file}: peft cannot read it ({str(error).splitlines()[0][:200]})") from error
-    if not isinstance(config, peft.LoraConfig):
+    if type(config) is not peft.LoraConfig:
         raise DataError(
             f"model.path={path} is an adapter of the kind {config.peft_type}, and SlimRL knows LoRA; merge it into its model "
             "with peft and give the merged folder"
         )
-    for key, plain in PLAIN.items():
-        if (found := getattr(config, key, plain)) != plain and found:
-            raise DataError(
-                f"model.path={path} is an adapter with {key}={found!r}, which SlimRL does not train; merge it into its model "
-                "with peft and give the merged folder"
-            )
+    for key, found in _variant(json.loads(file.read_text(encoding="utf-8"))).items():
+        raise DataError(
+            f"model.path={path} is an adapter with {key}={found!r}, which SlimRL does not train; merge it into its model "
+            "with peft and give the merged folder"
+        )
     weights = _file(path, WEIGHTS_FILE, source)
     if weights is None:
         raise DataError(f"model.path={path} has {CONFIG_FILE} but no {WEIGHTS_FILE}; add it")
@@ -123,11 +130,27 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
             f"base_model_name_or_path in its {CONFIG_FILE} to the folder of that model"
         )
     config.inference_mode = False
-    config.init_lora_weights = True  # other ways to begin change the weights beside it, and the factors are read anyway
+    config.init_lora_weights = True  # the factors are read anyway
     words = [_file(path, name, source) for name in ("tokenizer_config.json", "tokenizer.json")]
     taught, packed = (_file(path, name, source) for name in (TAUGHT_FILE, QUANTIZED_FILE))
     bits = None if packed is None else _bits(packed)
     return SavedAdapter(config, weights, base, config.revision or "main", all(words), taught, bits)
+
+
+def _variant(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an adapter's file by which it is more than products of two factors, or may be: those that the installed peft
+    does not know, and would leave out, are among them.
+    """
+    import peft
+
+    usual, beginning = peft.LoraConfig(), given.get("init_lora_weights", True)
+    beginning = beginning.lower() if isinstance(beginning, str) else bool(beginning)
+    odd = {} if beginning in PLAIN_BEGINNINGS else {"init_lora_weights": beginning}
+    for key in given.keys() - HARMLESS:
+        found, plain = given[key], getattr(usual, key, None)
+        if found != plain and (found or plain):  # older files say null for an empty list, and the other way round
+            odd[key] = found
+    return odd
 
 
 def _bits(file: Path) -> Bits:

@@ -363,6 +363,17 @@ class TestFolders:
             ({"peft_type": "IA3"}, "of the kind .*IA3"),
             ({"use_dora": True}, "use_dora=True"),
             ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
+            ({"use_qalora": True}, "use_qalora=True"),
+            ({"kasa_config": {"beta": 0.1}}, "kasa_config="),
+            ({"velora_config": {"num_groups": 2}}, "velora_config="),
+            ({"arrow_config": {"top_k": 2}}, "arrow_config="),
+            ({"monteclora_config": {"num_samples": 2}}, "monteclora_config="),
+            ({"a_variant_of_a_later_peft": {"beta": 0.1}}, "a_variant_of_a_later_peft="),
+            ({"peft_type": "ADALORA", "total_step": 10}, "of the kind .*ADALORA"),
+            *(
+                ({"init_lora_weights": way, "loftq_config": {"loftq_bits": 4}}, f"init_lora_weights='{way.lower()}'")
+                for way in ("pissa", "pissa_niter_16", "OLoRA", "corda", "loftq", "lora_ga", "mica")
+            ),
             ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all, which is not here"),
             ({"r": 8}, "does not fit"),
             ({"target_modules": ["c_attn"]}, "does not fit .*c_attn"),
@@ -371,12 +382,28 @@ class TestFolders:
     def test_others_are_refused(self, folder: Path, change: dict[str, object], words: str) -> None:
         file = folder / "adapter_config.json"
         given = json.loads(file.read_text()) | change
-        if change.get("peft_type"):
+        if change.get("peft_type") == "IA3":
             given = {key: given[key] for key in ("peft_type", "base_model_name_or_path", "target_modules")}
             given["feedforward_modules"] = []
         file.write_text(json.dumps(given))
         with pytest.raises(DataError, match=words):
             load_policy(ModelConfig(path=str(folder), device="cpu"))
+
+    @pytest.mark.parametrize("way", [True, False, None, "gaussian", "orthogonal", "eva"])
+    def test_a_beginning_that_leaves_the_model_as_it_is_does_not_matter(self, folder: Path, way: object) -> None:
+        """Nor do settings that choose layers or belong to another setting, or that are empty in another way than peft's."""
+        file = folder / "adapter_config.json"
+        saved = json.loads(file.read_text())
+        harmless = {
+            "init_lora_weights": way,
+            "lora_dropout": 0.1,
+            "exclude_modules": ["vision"],
+            "layer_replication": [],
+        }
+        file.write_text(json.dumps(saved | harmless | {"loftq_config": None, "of_a_later_peft": False}))
+        found = load_policy(ModelConfig(path=str(folder), device="cpu"))
+        file.write_text(json.dumps(saved))
+        torch.testing.assert_close(logits(found), logits(load_policy(ModelConfig(path=str(folder), device="cpu"))))
 
     @pytest.mark.parametrize("name", ["adapter_model.safetensors", "slimrl_taught.json"])
     def test_damaged_files_are_named(self, folder: Path, name: str) -> None:
