@@ -92,10 +92,12 @@ def _load_adapted(
     rank, alpha = saved.config.r, saved.config.lora_alpha
     if config.init == "random":
         raise SettingsError(f"model.init=random has no effect on the adapter {config.path}; remove it")
-    if config.lora not in (LoraConfig(), LoraConfig(rank=rank, alpha=alpha)):
+    asked = config.lora  # an adapter's alpha may be any number, that of model.lora is a whole one
+    if asked != LoraConfig() and (asked.rank, asked.alpha, asked.targets) != (rank, alpha, "all-linear"):
         raise SettingsError(
             f"model.path={config.path} is an adapter of rank {rank} and alpha {alpha}, which model.lora cannot change; remove "
-            "model.lora, or train a new adapter on the merged model (slimrl export)"
+            "model.lora, or merge the adapter into its model with peft (merge_and_unload, then save_pretrained of the model and "
+            "of the tokenizer) and train a new one on that folder"
         )
     base = config.model_copy(update={"path": saved.base, "revision": saved.revision})
     model, tokenizer, notes = _load(base, resolve(saved.base), device, 0)

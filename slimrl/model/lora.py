@@ -206,7 +206,7 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
         _put(model, saved.config)
     except SettingsError:
         raise
-    except ValueError as error:  # peft finds none of its layers
+    except (TypeError, ValueError) as error:  # peft finds none of its layers, or a rank or an alpha that is none
         raise _unfit(saved, str(error).splitlines()[0][:120]) from error
     try:
         found = load_file(saved.weights)

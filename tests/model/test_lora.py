@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from slimrl.config.schema import TrainConfig
 from slimrl.config.sections import LoraConfig, ModelConfig
@@ -342,6 +342,37 @@ class TestFolders:
         with pytest.raises(SettingsError, match=r"remove model.lora"):
             load_policy(ModelConfig(path=str(folder), device="cpu", lora=other))
 
+    @pytest.mark.parametrize("stable", [False, True])
+    @pytest.mark.parametrize("alpha", [16.0, 11.3])
+    def test_its_alpha_may_be_any_number(self, folder: Path, alpha: float, stable: bool) -> None:
+        file = folder / "adapter_config.json"
+        change = {"lora_alpha": alpha, "use_rslora": stable}
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        policy = load_policy(ModelConfig(path=str(folder), device="cpu"))
+        theirs = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            wanted = theirs(IDS, use_cache=False).logits
+            policy.model.set_attn_implementation("sdpa")
+            torch.testing.assert_close(policy.model(IDS, use_cache=False).logits, wanted, atol=1e-5, rtol=1e-5)
+        same = LoraConfig(rank=ALL.rank, alpha=16)
+        if alpha == 16:
+            load_policy(ModelConfig(path=str(folder), device="cpu", lora=same))
+        else:
+            with pytest.raises(SettingsError, match=r"of rank 4 and alpha 11.3.*merge_and_unload"):
+                load_policy(ModelConfig(path=str(folder), device="cpu", lora=same))
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks a model for it
+    def test_the_merged_folder_can_have_another_adapter(self, folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+        """As the refusal of another rank says."""
+        model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        merged.save_pretrained(tmp_path / "merged")
+        AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "merged")
+        policy = load_policy(ModelConfig(path=str(tmp_path / "merged"), device="cpu", lora=LoraConfig(rank=8)))
+        torch.testing.assert_close(
+            logits(policy), logits(load_policy(ModelConfig(path=str(folder), device="cpu"))), atol=1e-5, rtol=1e-5
+        )
+
     def test_an_adapter_beside_the_head_is_refused(self, folder: Path) -> None:
         """The head is read by its weight, and would be sampled and trained without it."""
         file = folder / "adapter_config.json"
@@ -376,6 +407,7 @@ class TestFolders:
             ),
             ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all, which is not here"),
             ({"r": 8}, "does not fit"),
+            ({"lora_alpha": "16"}, "does not fit"),
             ({"target_modules": ["c_attn"]}, "does not fit .*c_attn"),
         ],
     )
