@@ -75,8 +75,9 @@ class RolloutConfig(Section):
     """Token budget of a completion, in training and in evaluation. `auto`: by task and model (64 for the built-in model, 512
     for GSM8K, at most what the context leaves; docs/defaults.md), shown when the run begins."""
     stop: Annotated[list[str], AfterValidator(_no_empty_text)] | Literal["auto"] = "auto"
-    """Texts that end a completion, in addition to the model's stop tokens, and are no part of its text. `auto`: a new line with
-    `Question:` where prompts are plain and the tokenizer's tokens are bytes; none with a chat template."""
+    """Texts that end a completion, in addition to the model's stop tokens, and are no part of its text; one that is a special
+    token, as `<|im_end|>`, becomes another stop token. `auto`: a new line with `Question:` where prompts are plain and the
+    tokenizer's tokens are bytes; none with a chat template."""
     temperature: Positive = 1.0
     """Log-probabilities are of softmax(logits / temperature), the distribution that was sampled."""
     top_p: float = 1.0
@@ -108,10 +109,6 @@ class RolloutConfig(Section):
     def _engine_takes_them(self) -> Self:
         if self.engine == "vllm" and self.compile:
             raise ValueError("rollout.compile has no effect with rollout.engine=vllm; remove it")
-        if self.engine == "vllm" and self.stop not in ("auto", []):
-            raise ValueError(
-                "rollout.stop does not work with rollout.engine=vllm, which ends completions by tokens; remove one"
-            )
         return self
 
 

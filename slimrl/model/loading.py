@@ -265,11 +265,13 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *, name: str, lora: Lora | Non
         notes.append(
             f"{towers / 1e6:.3g} million weights that text does not pass through, as a tower for images, stay as they are"
         )
+    ends = tuple(i for i in stop_ids(model, tokenizer) if i < head.vocabulary)
     policy = Policy(
         model=model,
         tokenizer=tokenizer,
         head=head,
-        stop_ids=tuple(i for i in stop_ids(model, tokenizer) if i < head.vocabulary),
+        stop_ids=ends,
+        model_stop_ids=ends,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         context=context,
         lora=lora,

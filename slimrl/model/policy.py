@@ -44,7 +44,8 @@ class Policy:
     tokenizer: Any
     head: Head
     stop_ids: tuple[int, ...]
-    """Every id that ends a completion: generation config, tokenizer and chat template together."""
+    """Every id that ends a completion: generation config, tokenizer and chat template together, and special tokens of
+    `rollout.stop`."""
     pad_id: int
     """Fills rows; never read, since masks come from lengths."""
     context: int
@@ -55,6 +56,8 @@ class Policy:
     """Special tokens that are part of the form of an answer, and so of a completion's text."""
     opening: str = ""
     """The mark with which prompts begin the thinking of a completion, where they do: the text of completions begins with it."""
+    model_stop_ids: tuple[int, ...] = ()
+    """Those of `stop_ids` that the model's files decide, which hold for any settings."""
     stop_texts: StopTexts = field(default_factory=StopTexts)
     """Texts that end a completion and are no part of it."""
     lora: Lora | None = None

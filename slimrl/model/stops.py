@@ -40,15 +40,27 @@ class StopTexts:
         return text[: min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=len(text))]
 
 
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Id of each special token by its text; the text of completions leaves them out."""
+    return {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def make_stop_texts(
     texts: Sequence[str], tokenizer: Any, *, vocabulary: int, form_ids: frozenset[int], device: torch.device
 ) -> StopTexts:
     """The automaton of some texts over a vocabulary; special tokens count as nothing unless they are in `form_ids`.
 
-    Raises SettingsError for a tokenizer whose tokens are not strings of bytes.
+    Raises SettingsError for a tokenizer whose tokens are not strings of bytes, and for a text with such a special token in it.
     """
     if not texts:
         return StopTexts()
+    silent = [token for token, number in special_tokens(tokenizer).items() if number not in form_ids]
+    for text in texts:
+        if (token := next((token for token in silent if token in text), None)) is not None:
+            raise SettingsError(
+                f"rollout.stop: {text!r} holds the special token {token!r}, which is no part of a completion's text, so it would "
+                "never be found; give the token alone, or remove it"
+            )
     spelled = token_bytes(tokenizer, form_ids)
     for probe in (PROBE, *texts):
         ids = tokenizer(probe, add_special_tokens=False).input_ids

@@ -11,7 +11,7 @@ from slimrl.errors import SettingsError
 from slimrl.model.loading import check_trainable, load_policy, resolve, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
-from slimrl.model.stops import StopTexts, make_stop_texts
+from slimrl.model.stops import StopTexts, make_stop_texts, special_tokens
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN
 from slimrl.tasks import chat_messages
@@ -45,10 +45,7 @@ def prepare_model(
     )
     marks = {number for number, token in prompter.control.ids.items() if is_mark(token)}
     prompter = replace(prompter, form_ids=prompter.form_ids | marks)
-    ends = {*policy.stop_ids, *(i for i in [prompter.turn_end] if i is not None and i < policy.head.vocabulary)}
-    form_ids = prompter.form_ids - ends
-    policy = replace(policy, form_ids=form_ids, stop_ids=tuple(sorted(ends)))
-    policy = replace(policy, stop_texts=_stop_texts(config.rollout.stop, policy, plain=prompter.chat is None))
+    policy = _with_stops(config.rollout.stop, policy, prompter)
     # what is stored later says how it was evaluated
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
@@ -56,6 +53,18 @@ def prepare_model(
         instruction = instruction_for(policy, config.task.style, config.task.checker)
     begun = opening(prompter.text(chat_messages(instruction, USER_TURN["content"])))
     return replace(policy, opening=begun), prompter, instruction
+
+
+def _with_stops(wanted: list[str] | Literal["auto"], policy: Policy, prompter: Prompter) -> Policy:
+    """The policy whose completions end with the template's end of a turn and with `rollout.stop` too."""
+    ends: set[int | None] = {*policy.model_stop_ids, prompter.turn_end}
+    if wanted != "auto":  # a text that is one special token is that token, since no text of a completion has it
+        special = {token: i for token, i in special_tokens(policy.tokenizer).items() if i < policy.head.vocabulary}
+        ends |= {special[text] for text in wanted if text in special}
+        wanted = [text for text in wanted if text not in special]
+    ids = {i for i in ends if i is not None and i < policy.head.vocabulary}
+    policy = replace(policy, form_ids=prompter.form_ids - ids, stop_ids=tuple(sorted(ids)))
+    return replace(policy, stop_texts=_stop_texts(wanted, policy, plain=prompter.chat is None))
 
 
 def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: bool) -> StopTexts:

@@ -32,9 +32,10 @@ def demand_engine(config: RootConfig, policy: Policy) -> None:
             "several processes (torchrun) do not work with rollout.engine=vllm; start one, or remove it"
         )
     if policy.stop_texts.texts:
+        why = "rollout.stop=auto, since prompts are plain" if config.rollout.stop == "auto" else "rollout.stop"
         raise SettingsError(
-            f"completions end at the text {policy.stop_texts.texts[0]!r} (rollout.stop=auto, since prompts are plain), and vLLM "
-            "ends them by tokens; set rollout.stop=[], or remove rollout.engine=vllm"
+            f"completions end at the text {policy.stop_texts.texts[0]!r} ({why}), and vLLM ends them by tokens; set "
+            "rollout.stop=[], or remove rollout.engine=vllm"
         )
     demand_vllm()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from slimrl.config.files import load_config
-from slimrl.config.schema import TrainConfig
+from slimrl.config.schema import EvalConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import SettingsError
 from slimrl.model.stops import StopTexts, make_stop_texts, token_bytes
-from slimrl.preflight.prompting import PLAIN_STOP, _stop_texts
+from slimrl.preflight.prompting import PLAIN_STOP, _stop_texts, prepare_model
 from slimrl.preflight.setup import prepare
 from slimrl.rollout import Request
 from slimrl.runs.reader import read_metrics
@@ -178,6 +179,61 @@ def test_a_plain_prompt_ends_where_the_next_question_begins(tmp_path: Path) -> N
     rows = read_metrics(tmp_path / "a")
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in rows)
     assert all(row["completions/clipped_ratio"] < 0.5 for row in rows)
+
+
+SPECIAL = "<|user|>"
+FLAT = ("rollout.max_new_tokens=40", "rollout.temperature=50", "evaluation.problems=4", "evaluation.harder_problems=0")
+"""Of all tokens each is drawn now and then."""
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_a_special_token_ends_completions_as_a_stop_token_does(template: str) -> None:
+    """It is in no text of a completion, so it is found by its id."""
+    settings = [*FLAT, f"task.template={template}"]
+    free = prepare(load_config(TrainConfig, [], settings))
+    bound = prepare(load_config(TrainConfig, [], [*settings, f'rollout.stop=["{SPECIAL}", "="]']))
+    end = free.policy.tokenizer.convert_tokens_to_ids(SPECIAL)
+    assert end not in free.policy.stop_ids
+    assert end in bound.policy.stop_ids
+    assert bound.policy.stop_texts.texts == ("=",)
+    assert end in bound.policy.model.generation_config.eos_token_id
+    requests = free.requests(free.held_out, stream="probe", step=0, samples=40, greedy=0)
+    given = {"max_new_tokens": 40, "temperature": 50.0}
+    whole = [c for group in free.engine.generate(requests, **given) for c in group]
+    ended = [c for group in bound.engine.generate(requests, **given) for c in group]
+    stopped = 0
+    for long, short in zip(whole, ended, strict=True):
+        assert short.token_ids == long.token_ids[: len(short.token_ids)]
+        assert end not in short.token_ids[:-1]
+        if short.token_ids[-1] == end:
+            assert short.finish == "stop"
+            assert bound.policy.decode(short.token_ids) == free.policy.decode(short.token_ids[:-1])
+            assert bound.policy.read_back(long.token_ids) == bound.policy.decode(short.token_ids)
+            stopped += 1
+    assert stopped > 4
+
+
+def test_a_special_token_that_ends_completions_is_trained(tmp_path: Path) -> None:
+    settings = [f"output={tmp_path}", "name=a", "steps=2", "rollout.problems=4", f"rollout.stop=[{SPECIAL}]", *FLAT]
+    train(load_config(TrainConfig, [], settings), Display(quiet=True))
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in read_metrics(tmp_path / "a"))
+    final = prepare(load_config(EvalConfig, [], [f"model.path={tmp_path}/a/final", *FLAT]))
+    assert final.policy.tokenizer.convert_tokens_to_ids(SPECIAL) in final.policy.stop_ids
+
+
+def test_settings_of_one_task_do_not_end_the_completions_of_the_next() -> None:
+    """An evaluation loads the model once for all its tasks."""
+    named, plain = (load_config(EvalConfig, [], more) for more in ([f"rollout.stop=[{SPECIAL}]"], []))
+    policy, _, _ = prepare_model(named)
+    assert prepare_model(plain, model=policy)[0].stop_ids == prepare_model(plain)[0].stop_ids
+
+
+@pytest.mark.parametrize("text", [f"{SPECIAL}\n", f"so{SPECIAL}"])
+def test_a_special_token_within_a_text_is_refused(text: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"rollout.stop: .* holds the special token '<\|user\|>', .*give the token alone"
+    ):
+        prepare_model(load_config(TrainConfig, [], [f"rollout.stop=[{json.dumps(text)}]"]))
 
 
 def test_a_tokenizer_that_takes_no_stop_texts_has_none_unless_they_are_asked_for() -> None:

@@ -42,7 +42,6 @@ def settings(*more: str) -> TrainConfig:
         ("devices=2", "devices=2 does not work with rollout.engine=vllm; remove one"),
         ("model.quantize=8bit", "model.quantize=8bit does not work with rollout.engine=vllm; remove one"),
         ("rollout.compile=true", "rollout.compile has no effect with rollout.engine=vllm; remove it"),
-        ("rollout.stop=[END]", "rollout.stop does not work with rollout.engine=vllm"),
     ],
 )
 def test_settings_that_do_not_work_with_it(setting: str, said: str) -> None:
@@ -75,6 +74,17 @@ def test_models_that_do_not_work_with_it(monkeypatch: pytest.MonkeyPatch) -> Non
     stops = dataclasses.replace(policy.stop_texts, texts=("\nQuestion:",))
     with pytest.raises(SettingsError, match=r"end at the text .*Question:' .*; set rollout.stop=\[\]"):
         demand_engine(settings(), dataclasses.replace(policy, stop_texts=stops))
+    named = settings("rollout.stop=[END]")
+    with pytest.raises(SettingsError, match=r"end at the text 'END' \(rollout.stop\), .*; set rollout.stop=\[\]"):
+        demand_engine(named, prepare_model(named)[0])
+
+
+def test_a_special_token_that_ends_completions_works_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slimrl.preflight.sampler.demand_vllm", lambda: None)
+    named = settings("rollout.stop=[<|user|>]")
+    policy, _, _ = prepare_model(named)
+    demand_engine(named, policy)
+    assert policy.tokenizer.convert_tokens_to_ids("<|user|>") in policy.stop_ids
 
 
 def test_where_it_is_not_installed_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
