@@ -13,6 +13,7 @@ from slimrl.api.settings import dotted
 from slimrl.config.environment import package_of
 from slimrl.config.files import build, for_verb, merge
 from slimrl.config.schema import EvalConfig
+from slimrl.config.sections import LoraConfig
 from slimrl.config.task import EVERY_RATE
 from slimrl.errors import SettingsError
 from slimrl.machine.signals import NEVER, Stop, Stopped
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 UNREAD = (
     "name", "output", "upload", "steps", "max_time", "parallel", "optimizer", "checkpoint", "log", "rollout.problems",
-    "rollout.group_size", "evaluation.every", "task.rates", "task.success_rate",
+    "rollout.group_size", "evaluation.every", "task.rates", "task.success_rate", "model.lora",
 )  # fmt: skip
 """Settings, and sections of them, that only a run of train or sft reads."""
 ONLY_TRAINING = ("algorithm", "critic", "curriculum", "max_tokens", "sft")
@@ -87,7 +88,7 @@ def measuring_settings(
     """The settings to measure a model with, as `measuring_base` has them, and the user's own over them; raises SettingsError."""
     refuse_unread(dotted(settings), model)
     base = measuring_base(model, task, other_data=other_data, own=settings)
-    return with_every_problem(build(EvalConfig, merge(base, settings)))
+    return without_training(build(EvalConfig, merge(base, settings)))
 
 
 def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
@@ -95,9 +96,11 @@ def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
     return declared_bounds(build(EvalConfig, measuring_base(run, None)).rewards)
 
 
-def with_every_problem(config: EvalConfig) -> EvalConfig:
-    """The settings without those that choose training problems by their success rate."""
-    return config.model_copy(update={"task": config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})})
+def without_training(config: EvalConfig) -> EvalConfig:
+    """The settings without those of a file that only training reads: the choice of problems by their success rate, and a new
+    adapter."""
+    task = config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})
+    return config.model_copy(update={"task": task, "model": config.model.model_copy(update={"lora": LoraConfig()})})
 
 
 def recorded_settings(run: Path) -> dict[str, Any]:

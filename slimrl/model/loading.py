@@ -68,7 +68,6 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
     else:
         model, tokenizer, notes, lora = _load_adapted(config, path, device, saved)
     policy = adopt(model.to(device), tokenizer, name=config.path, lora=lora)
-    notes += [lora_note(policy, lora)] if lora else []
     notes += [packed_note(policy.model, policy.parameters)] if config.quantize != "none" else []
     return replace(policy, notes=(*notes, *policy.notes))
 

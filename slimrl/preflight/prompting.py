@@ -8,7 +8,7 @@ from typing import Literal
 
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.model.loading import check_trainable, load_policy, resolve, sampling_settings, taught_instruction
+from slimrl.model.loading import check_trainable, load_policy, lora_note, resolve, sampling_settings, taught_instruction
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts, special_tokens
@@ -35,6 +35,8 @@ def prepare_model(
     policy = load_policy(config.model, seed=config.seed) if model is None else model
     if training:
         check_trainable(policy, config.model)
+        told = [] if policy.lora is None else [lora_note(policy, policy.lora)]
+        policy = replace(policy, notes=(*told, *policy.notes))
     task = config.task
     prompter = make_prompter(
         policy.tokenizer,

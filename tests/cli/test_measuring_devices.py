@@ -15,6 +15,7 @@ import pytest
 
 import slimrl as api
 from slimrl.api.measuring import measuring_settings
+from slimrl.cli.arguments import model_settings
 from slimrl.config.schema import EvalConfig, ModelConfig
 from slimrl.machine.ranks import RankLostError, Ranks
 from slimrl.machine.signals import Stop, Stopped
@@ -261,6 +262,19 @@ def test_what_divides_an_update_is_refused_where_nothing_is_trained(slimrl) -> N
         2,
         "error: parallel has an effect only in slimrl train and slimrl sft; remove it\n",
     )
+
+
+@pytest.mark.parametrize("verb", ["eval", "sample", "chat"])
+def test_a_new_adapter_is_refused_where_nothing_is_trained(slimrl, verb: str, tmp_path: Path) -> None:
+    """The settings of a run that had one, in its folder or in a file, measure what it left."""
+    found = slimrl(verb, "builtin", *(["What is 3 + 4?"] if verb == "sample" else []), "model.lora.rank=8")
+    sentence = "model.lora.rank has an effect only in slimrl train and slimrl sft; remove it"
+    assert (found.code, found.err) == (2, f"error: {sentence}\n")
+    with pytest.raises(api.SettingsError, match=sentence):
+        api.evaluate("builtin", quiet=True, **{"model.lora": {"rank": 8}})
+    (tmp_path / "config.yaml").write_text("model: {lora: {rank: 8}}\n")
+    assert measuring_settings(str(tmp_path), {}).model.lora.rank == 0
+    assert model_settings("builtin", [f"{tmp_path}/config.yaml"], None).model.lora.rank == 0
 
 
 def test_a_class_of_a_program_is_not_measured_on_two_devices() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
 from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError
@@ -23,6 +24,7 @@ from slimrl.model.lora import TAUGHT, adapter_parameters, add_adapter
 from slimrl.model.policy import Policy, cost_of, freeze
 from slimrl.model.stack import FusedTrunk
 from slimrl.preflight.memory import Call, plan_memory
+from slimrl.preflight.prompting import prepare_model
 from slimrl.rollout.engine import RolloutEngine
 from slimrl.runs.directory import RunDirectory
 from tests.learner.test_targets import run_update
@@ -333,6 +335,15 @@ class TestFolders:
             wanted = theirs(IDS, use_cache=False).logits
             policy.model.set_attn_implementation("sdpa")
             torch.testing.assert_close(policy.model(IDS, use_cache=False).logits, wanted, atol=1e-5, rtol=1e-5)
+
+    def test_it_is_called_trained_where_it_is(self, folder: Path) -> None:
+        given = [f"model.path={folder}", "model.device=cpu"]
+        trained, measured = (
+            prepare_model(load_config(TrainConfig, [], given), training=training)[0].notes for training in (True, False)
+        )
+        sentence = "an adapter of rank 4 (LoRA) is trained"
+        assert any(note.startswith(sentence) for note in trained)
+        assert not any("is trained" in note for note in measured)
 
     def test_its_rank_is_its_own(self, folder: Path) -> None:
         load_policy(ModelConfig(path=str(folder), device="cpu", lora=ALL))
