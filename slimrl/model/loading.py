@@ -84,10 +84,8 @@ def _with_packing(config: ModelConfig, saved: SavedAdapter | None) -> ModelConfi
     return config.model_copy(update={"quantize": saved.quantize})
 
 
-def _load_adapted(
-    config: ModelConfig, path: str, device: torch.device, saved: SavedAdapter
-) -> tuple[PreTrainedModel, Any, list[str], Lora]:
-    """As `_load`, of the model that a saved adapter belongs to, and the adapter in it."""
+def check_adapter(config: ModelConfig, saved: SavedAdapter) -> None:
+    """Raises SettingsError for settings that a saved adapter does not take."""
     rank, alpha = saved.config.r, saved.config.lora_alpha
     if config.init == "random":
         raise SettingsError(f"model.init=random has no effect on the adapter {config.path}; remove it")
@@ -98,6 +96,13 @@ def _load_adapted(
             "model.lora, or merge the adapter into its model with peft (merge_and_unload, then save_pretrained of the model and "
             "of the tokenizer) and train a new one on that folder"
         )
+
+
+def _load_adapted(
+    config: ModelConfig, path: str, device: torch.device, saved: SavedAdapter
+) -> tuple[PreTrainedModel, Any, list[str], Lora]:
+    """As `_load`, of the model that a saved adapter belongs to, and the adapter in it."""
+    check_adapter(config, saved)
     base = config.model_copy(update={"path": saved.base, "revision": saved.revision})
     model, tokenizer, notes = _load(base, resolve(saved.base), device, 0)
     lora = load_adapter(model, saved)

@@ -200,14 +200,20 @@ def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, revi
     return Lora(config, new=True)
 
 
-def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
-    """Put a saved adapter into its model; raises DataError where its tensors are not those of this model."""
+def place_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
+    """Put the layers of a saved adapter into its model; their factors are not read. Raises DataError where they do not fit."""
     try:
         _put(model, saved.config)
     except SettingsError:
         raise
     except (TypeError, ValueError) as error:  # peft finds none of its layers, or a rank or an alpha that is none
         raise _unfit(saved, str(error).splitlines()[0][:120]) from error
+    return Lora(saved.config, new=False)
+
+
+def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
+    """Put a saved adapter into its model; raises DataError where its tensors are not those of this model."""
+    placed = place_adapter(model, saved)
     try:
         found = load_file(saved.weights)
         taught = None if saved.taught is None else json.loads(saved.taught.read_text(encoding="utf-8"))
@@ -225,7 +231,7 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
             tensor.copy_(found[name])
     if taught is not None:
         setattr(model.config, TAUGHT, taught)
-    return Lora(saved.config, new=False)
+    return placed
 
 
 def _unfit(saved: SavedAdapter, what: str) -> DataError:

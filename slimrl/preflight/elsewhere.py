@@ -19,13 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from slimrl.config.defaults import choose
 from slimrl.config.files import build, merge, with_chosen
 from slimrl.config.schema import TrainConfig
+from slimrl.config.sections import LoraConfig
 from slimrl.errors import SettingsError
 from slimrl.kernels.native import paused
 from slimrl.learner.recompute import can_checkpoint
 from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
-from slimrl.model.loading import resolve, source_of, unusable
-from slimrl.model.lora import add_adapter
+from slimrl.model.loading import check_adapter, resolve, source_of, unusable
+from slimrl.model.lora import SavedAdapter, add_adapter, find_adapter, place_adapter
 from slimrl.model.policy import Policy
 from slimrl.model.probe import install_hook
 from slimrl.preflight.activations import kept_bytes
@@ -94,10 +95,10 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
         raise SettingsError(
             f"--devices has no plan for another model as algorithm.reference={config.algorithm.reference}; leave one of them out"
         )
-    config = config.model_copy(update={"devices": count})
+    config, adapter = _on_its_base(config.model_copy(update={"devices": count}))
     dtype = torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
     saved = _read_config(config)
-    whole = shape_of(config, saved, dtype)
+    whole = shape_of(config, saved, dtype, adapter)
     chosen = choose(
         config,
         parameters=whole.parameters,
@@ -115,7 +116,7 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
             continue
         rank = tried.model.lora.rank
         if rank not in shapes:
-            shapes[rank] = _counted(tried, saved, dtype)
+            shapes[rank] = _counted(tried, saved, dtype, adapter)
         policy, kept = shapes[rank]
         estimates[name] = _estimate(tried, policy, Devices(count, gib, kept))
     return FleetPlan(
@@ -131,11 +132,13 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
     )
 
 
-def _counted(config: TrainConfig, saved: Any, dtype: torch.dtype) -> tuple[Policy, Mapping[bool, float]]:
+def _counted(
+    config: TrainConfig, saved: Any, dtype: torch.dtype, adapter: SavedAdapter | None
+) -> tuple[Policy, Mapping[bool, float]]:
     """The whole model without storage, and the bytes that a token of it leaves to the backward pass, as in `Devices`."""
-    cuts = [cut_of(config, saved, dtype, times) for times in (1, 2)]
+    cuts = [cut_of(config, saved, dtype, times, adapter) for times in (1, 2)]
     layers = saved.get_text_config().num_hidden_layers
-    policy = shape_of(config, saved, dtype)
+    policy = shape_of(config, saved, dtype, adapter)
     pattern = cuts[0].attention
     policy = replace(policy, attention=tuple(pattern[i % len(pattern)] for i in range(layers)))
     ways = (False, True) if can_checkpoint(policy.model) else (False,)
@@ -158,6 +161,22 @@ def _carried_on(cuts: list[Policy], layers: int, again: bool) -> float:
     return few + (more - few) * (layers - first) / (second - first)
 
 
+def _on_its_base(config: TrainConfig) -> tuple[TrainConfig, SavedAdapter | None]:
+    """The settings with the model of a saved adapter and its rank, and the adapter; None where `model.path` is no adapter."""
+    path = resolve(config.model.path)
+    adapter = find_adapter(path, source_of(config.model, path))
+    if adapter is None:
+        return config, None
+    check_adapter(config.model, adapter)
+    if adapter.quantize is not None:
+        raise SettingsError(
+            f"--devices has no plan for model.path={config.model.path}, an adapter beside weights in {adapter.quantize}; leave "
+            "--devices out, or name another model"
+        )
+    changes = {"path": adapter.base, "revision": adapter.revision, "lora": LoraConfig(rank=adapter.config.r)}
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)}), adapter
+
+
 def _read_config(config: TrainConfig) -> Any:
     path = resolve(config.model.path)
     source = source_of(config.model, path)
@@ -167,14 +186,16 @@ def _read_config(config: TrainConfig) -> Any:
         raise unusable(config.model, path, "", error) from error
 
 
-def shape_of(config: TrainConfig, saved: Any, dtype: torch.dtype) -> Policy:
+def shape_of(config: TrainConfig, saved: Any, dtype: torch.dtype, adapter: SavedAdapter | None = None) -> Policy:
     """The whole model without storage; its attention is not known."""
     with torch.device("meta"):
         model = _made(saved, dtype)
-    return _policy(config, model)
+    return _policy(config, model, adapter)
 
 
-def cut_of(config: TrainConfig, saved: Any, dtype: torch.dtype, times: int) -> Policy:
+def cut_of(
+    config: TrainConfig, saved: Any, dtype: torch.dtype, times: int, adapter: SavedAdapter | None = None
+) -> Policy:
     """The model with so many repetitions of its pattern of layers, and with a small vocabulary."""
     cut = copy.deepcopy(saved)
     text = cut.get_text_config()
@@ -187,7 +208,7 @@ def cut_of(config: TrainConfig, saved: Any, dtype: torch.dtype, times: int) -> P
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = times * period, VOCABULARY, None
     if getattr(text, "layer_types", None):
         text.layer_types = kinds[:period] * times
-    policy = _policy(config, _made(cut, dtype).eval())
+    policy = _policy(config, _made(cut, dtype).eval(), adapter)
     return replace(policy, attention=install_hook(policy))
 
 
@@ -198,10 +219,10 @@ def _made(saved: Any, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _policy(config: TrainConfig, model: PreTrainedModel) -> Policy:
+def _policy(config: TrainConfig, model: PreTrainedModel, adapter: SavedAdapter | None) -> Policy:
     text = model.config.get_text_config()
-    lora = None
-    if config.model.lora.rank:
+    lora = None if adapter is None else place_adapter(model, adapter)
+    if lora is None and config.model.lora.rank:
         lora = add_adapter(model, config.model.lora, base=resolve(config.model.path), seed=0)
     head = Head(model.get_output_embeddings(), float(getattr(text, "final_logit_softcapping", None) or 0.0))
     return Policy(model=model, tokenizer=None, head=head, stop_ids=(), pad_id=0, context=context_of(text)[0], lora=lora)

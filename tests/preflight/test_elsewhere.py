@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, P
 
 from slimrl.config.files import build
 from slimrl.config.schema import TrainConfig
+from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.kernels.native import paused
 from slimrl.model.head import Head
-from slimrl.model.lora import add_adapter
+from slimrl.model.lora import QUANTIZED_FILE, WEIGHTS_FILE, add_adapter
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.probe import install_hook
 from slimrl.preflight.activations import activation_bytes
@@ -170,6 +171,24 @@ def test_devices_are_read() -> None:
 def test_what_cannot_be_planned_is_refused(sections: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--devices has no plan for .*; leave one of them out"):
         plan_elsewhere(settings(tmp_path, **sections), 8, 80.0)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
+def test_an_adapter_is_planned_with_the_model_that_it_belongs_to(targets: Any, tmp_path: Path) -> None:
+    """As a new one of its rank and layers is."""
+    CONFIGS["qwen2"].save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_config(CONFIGS["qwen2"])
+    lora = add_adapter(model, LoraConfig(rank=4, targets=targets), base=str(tmp_path / "model"), seed=0)
+    lora.save_config(tmp_path / "adapter", model)
+    (tmp_path / "adapter" / WEIGHTS_FILE).touch()
+    found = plan_elsewhere(settings(tmp_path / "adapter"), 1, 80)
+    new = settings(tmp_path / "model", model={"lora": {"rank": 4, "targets": targets}})
+    assert found == plan_elsewhere(new, 1, 80)
+    with pytest.raises(SettingsError, match=r"is an adapter of rank 4 .*remove model.lora"):
+        plan_elsewhere(settings(tmp_path / "adapter", model={"lora": {"rank": 8}}), 1, 80)
+    (tmp_path / "adapter" / QUANTIZED_FILE).write_text('{"quantize": "4bit"}')
+    with pytest.raises(SettingsError, match=r"--devices has no plan for .*an adapter beside weights in 4bit; leave"):
+        plan_elsewhere(settings(tmp_path / "adapter"), 1, 80)
 
 
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
