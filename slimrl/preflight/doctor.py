@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 
 from slimrl.algorithm.groups import has_signal
 from slimrl.config.schema import TrainConfig
+from slimrl.errors import DataError
 from slimrl.kernels.native import problem
 from slimrl.model.policy import Policy
+from slimrl.model.prompts import Prompter
+from slimrl.model.templates import Messages
 from slimrl.preflight.calls import call_warnings
 from slimrl.preflight.effects import confounded_switches, inert_switches
 from slimrl.preflight.observed import observe
@@ -21,6 +25,8 @@ from slimrl.records import Group, Problem
 from slimrl.results import DoctorReport
 
 FEWEST_PROBLEMS = 2
+SWITCH = "enable_thinking"
+"""The name that chat templates of models which can think have for it."""
 PROBE_TOKENS = 2**14
 """Bound on the new tokens of a probe, by which it has fewer problems where completions may be long."""
 
@@ -80,19 +86,43 @@ def _slow(policy: Policy) -> list[str]:
 
 
 def _prompt_warnings(setup: Setup[TrainConfig], asked: Problem, stop: float) -> list[str]:
-    found, chat = [], setup.prompter.chat
+    found = []
     if setup.prompter.misses_bos(setup.task.messages(asked)):
         found.append(
             f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
             "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
         )
-    # Templates of this kind let a model think first unless they are told otherwise.
-    if stop < 0.5 and chat and "enable_thinking" in chat.source and "enable_thinking" not in chat.arguments:
+    thinks = thinks_unless_told(setup.prompter, setup.task.messages(asked)) if stop < 0.5 else None
+    if thinks:
         found.append(
             "the chat template has a switch for thinking, which is on; task.template_arguments={enable_thinking: false} turns "
             "it off, and completions become shorter"
         )
+    if thinks is False:
+        found.append(
+            "the chat template has a switch for thinking, which is off, so it does not make completions long; "
+            "task.template_arguments={enable_thinking: true} turns it on"
+        )
     return found
+
+
+def thinks_unless_told(prompter: Prompter, messages: Messages) -> bool | None:
+    """True where the chat template lets a model think first unless `enable_thinking` says otherwise, False where only that does.
+
+    None where this prompt does not depend on it, or it is set.
+    """
+    chat = prompter.chat
+    if chat is None or SWITCH not in chat.source or SWITCH in chat.arguments:
+        return None
+
+    def told(value: bool) -> str:
+        return replace(prompter, chat=replace(chat, arguments={**chat.arguments, SWITCH: value})).text(messages)
+
+    try:
+        on, off, untold = told(True), told(False), prompter.text(messages)
+    except DataError:  # of a template that refuses one of them
+        return None
+    return untold == on if on != off and untold in (on, off) else None
 
 
 def _reward_warnings(groups: Sequence[Group], signal: float, *, taught: bool) -> list[str]:

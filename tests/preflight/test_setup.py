@@ -19,7 +19,7 @@ from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stopped
-from slimrl.preflight.doctor import examine
+from slimrl.preflight.doctor import examine, thinks_unless_told
 from slimrl.preflight.prompting import prepare_model
 from slimrl.preflight.setup import prepare, prepare_training
 from slimrl.sft import demonstrator, sft
@@ -319,7 +319,33 @@ def test_doctor_names_the_switch_for_thinking(tiny_folder: Path, tmp_path: Path)
         settings = config(TrainConfig, folder, tmp_path, *filter(None, [given]))
         found = examine(prepare_training(settings))
         assert found.stop < 0.5
-        assert any("switch for thinking" in warning for warning in found.warnings) is said
+        assert any("switch for thinking, which is on; " in warning for warning in found.warnings) is said
+
+
+@pytest.mark.parametrize(
+    ("switch", "thinks"),
+    [
+        ("{% if enable_thinking is defined and not enable_thinking %}Do not think.\n{% endif %}", True),
+        ("{% if enable_thinking is defined and enable_thinking %}Think.\n{% endif %}", False),
+        ("{% set thinks = enable_thinking | default(false) %}", None),
+        ("{% if enable_thinking is defined and enable_thinking %}{{ raise_exception('no') }}{% endif %}", None),
+        ("", None),
+    ],
+)
+def test_whether_thinking_is_on_is_read_from_prompts(
+    switch: str, thinks: bool | None, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = model(tiny_folder, tmp_path / "model", before=switch)
+    setup = prepare_training(config(TrainConfig, folder, tmp_path))
+    messages = setup.setup.task.messages(setup.setup.held_out[0])
+    assert thinks_unless_told(setup.setup.prompter, messages) is thinks
+    said = [warning for warning in examine(setup).warnings if "switch for thinking" in warning]
+    if thinks is None:
+        assert not said
+    else:
+        assert said[0].startswith(f"the chat template has a switch for thinking, which is {'on' if thinks else 'off'}")
+    if thinks is False:
+        assert "enable_thinking: true} turns it on" in said[0]
 
 
 # A row that the template or the tokenizer cannot write.
