@@ -267,6 +267,8 @@ class Display:
                 f"{profile['flops_utilisation']:.0%} of this machine's arithmetic over the whole step, "
                 f"{profile.get('decode_bandwidth_utilisation', 0):.0%} of its memory bandwidth while decoding"
             )
+        each = fitted(summary.seconds / max(1, summary.steps), 2, SPEED)
+        self.say(f"{counted(summary.steps, 'step')} in {duration(summary.seconds)}, {each} s each without evaluations")
         self.say(
             f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
             f"({summary.memory['error']:+.0%})"

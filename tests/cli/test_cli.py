@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -307,6 +308,7 @@ def test_train_eval_sample_export_grade(slimrl, tiny_folder: Path, tmp_path: Pat
     assert {"accuracy", "low", "high", "greedy", "n"} <= set(summary["before"])
     assert summary["before"]["n"] == 6
     assert "everything is in runs/r" in trained.err
+    assert re.search(r"^\d+ steps? in \d+s, \d+\.\d\d s each without evaluations$", trained.err, re.MULTILINE)
     run = tmp_path / "runs" / "r"
     assert {p.name for p in run.iterdir()} == {
         "config.yaml", "run.json", "metrics.jsonl", "rollouts", "evals", "curves.png", "report.html", "final", "lock",
