@@ -218,13 +218,20 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-def test_the_case_study_s_table_is_that_of_its_report() -> None:
-    report = (ROOT / "studies" / "results" / "case-study" / "report.md").read_text(encoding="utf-8")
-    results = (DOCS / "results.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("folder", "heading", "seeds", "weight"),
+    [
+        ("case-study", "Which technique helps? The case study again, with seeds", 10, "1"),
+        ("case-study-smollm2-135m", "The case study on a pretrained model", 5, "0.5"),
+    ],
+)
+def test_the_case_study_s_table_is_that_of_its_report(folder: str, heading: str, seeds: int, weight: str) -> None:
+    report = (ROOT / "studies" / "results" / folder / "report.md").read_text(encoding="utf-8")
+    results = (DOCS / "results.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
     found = 0
-    for line in re.findall(r"^\| `\w+` \|.*/10 \|$", report, re.MULTILINE):
+    for line in re.findall(rf"^\| `\w+` \|.*/{seeds} \|$", report, re.MULTILINE):
         arm, _, verdict, difference, accuracy, holm, *_, tokens, _, _ = cells(line)
-        name = {"base": "base (GRPO)", "soft_overlong": "soft overlong (weight 1)"}.get(
+        name = {"base": "base (GRPO)", "soft_overlong": f"soft overlong (weight {weight})"}.get(
             arm.strip("`"), arm.strip("`").replace("_", " ")
         )
         row = next(cells(row) for row in results.splitlines() if row.startswith(f"| {name} |"))
@@ -242,7 +249,7 @@ def test_the_readme_repeats_the_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     results = (DOCS / "results.md").read_text(encoding="utf-8")
     numbers = re.findall(r"[+-]\d+\.\d \[[^]]*\]", readme)
-    assert len(numbers) == 4
+    assert len(numbers) == 8, "four of each model"
     for number in numbers:
         assert f"| {number} |" in results
     assert "| `slimrl train` (GRPO, seed 0) | 46.0 | 97.0 |" in results
