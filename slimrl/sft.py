@@ -24,7 +24,6 @@ from slimrl.learner.schedule import learning_rate
 from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
 from slimrl.model.lora import TAUGHT
-from slimrl.model.stops import StopTexts
 from slimrl.parallel.lead import begin, leading, share, whole_state
 from slimrl.parallel.orders import Imitate
 from slimrl.preflight.environment import episode_ids
@@ -174,7 +173,7 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
 
     def write(turn: str, heard: tuple[int, ...] = ()) -> tuple[int, ...]:
         (ids,) = setup.completion_ids([turn], heard)
-        length = to_stop_text(setup.policy.stop_texts, ids)
+        length = setup.policy.stop_texts.length(ids)
         return ids[:length] if length else (*ids, stop)
 
     def demonstrate(problem: Problem, step: int) -> Example | None:
@@ -201,16 +200,6 @@ def taught_turns(setup: Setup[SftRunConfig], problem: Problem, text: str) -> Tur
         return (("assistant", text),)
     *earlier, last = problem.episode
     return (*earlier, last if setup.task.style.well_formed(last[1]) else ("assistant", text))
-
-
-def to_stop_text(stops: StopTexts, ids: tuple[int, ...]) -> int:
-    """The number of ids up to the one that completes a stop text; 0 where none does."""
-    state = 0
-    for count, after in enumerate(stops.moves[:, list(ids)].T.tolist() if stops.texts else (), 1):
-        state = after[state]
-        if state == stops.found:
-            return count
-    return 0
 
 
 def demand_readable(setup: Setup[SftRunConfig], config: SftRunConfig) -> None:

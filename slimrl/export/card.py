@@ -148,8 +148,9 @@ def _use(run: FinishedRun, library: Library) -> str:
     system = f"It was measured with this system message:\n\n{_quoted(run.instruction)}" if run.instruction else (
         "It was measured without a system message."
     )  # fmt: skip
+    texts = " and text" if run.stop_texts else ""
     files = {
-        "transformers": f"`generation_config.json` has the sampling of the measurement and every stop id{_and_texts(run)}. "
+        "transformers": f"`generation_config.json` has the sampling of the measurement and every stop id{texts}. "
         "`slimrl chat` talks to the model, and `slimrl eval` measures it again.",
         "peft": "These are the factors of an adapter (LoRA) for the model that it began from.",
         "gguf": f"The GGUF holds {'' if run.plain else 'the chat template, '}the stop ids and the sampling of the measurement.",
@@ -157,10 +158,6 @@ def _use(run: FinishedRun, library: Library) -> str:
     }
     parts = [system, _prompt_form(run), _ends(run), files[library], _by_hand(run, library)]
     return "## Use\n\n" + "\n\n".join(part for part in parts if part)
-
-
-def _and_texts(run: FinishedRun) -> str:
-    return " and text" if run.stop_texts else ""
 
 
 def _prompt_form(run: FinishedRun) -> str:
@@ -189,14 +186,11 @@ def _by_hand(run: FinishedRun, library: Library) -> str:
     if library == "ollama" or not (run.plain or run.stop_texts):
         return ""
     if library == "peft":
-        return (
-            ""
-            if not run.stop_texts
-            else (
-                "Give `generate` the arguments `generation_config=GenerationConfig.from_pretrained(FOLDER)` and "
-                "`tokenizer=tokenizer`; the base model's own settings would be read otherwise."
-            )
+        given = (
+            "Give `generate` the arguments `generation_config=GenerationConfig.from_pretrained(FOLDER)` and "
+            "`tokenizer=tokenizer`; the base model's own settings would be read otherwise."
         )
+        return given if run.stop_texts else ""
     if library == "gguf":
         what = [*(["the form of a plain prompt"] if run.plain else []), *(["stop texts"] if run.stop_texts else [])]
         raw = " Give llama.cpp the whole prompt (`/completion` of its server)." if run.plain else ""

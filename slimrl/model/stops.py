@@ -39,6 +39,15 @@ class StopTexts:
         """The text before the first of them."""
         return text[: min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=len(text))]
 
+    def length(self, ids: tuple[int, ...]) -> int:
+        """The number of ids up to the one that completes a text; 0 where none does."""
+        state = 0
+        for count, after in enumerate(self.moves[:, list(ids)].T.tolist() if self.texts else (), 1):
+            state = after[state]
+            if state == self.found:
+                return count
+        return 0
+
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Id of each special token by its text; the text of completions leaves them out."""
