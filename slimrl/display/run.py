@@ -23,6 +23,7 @@ from slimrl.algorithm.metrics import Metrics
 from slimrl.config.schema import TrainConfig
 from slimrl.display.console import on_stderr
 from slimrl.display.measures import unscored_note
+from slimrl.display.pace import Pace
 from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
@@ -109,8 +110,8 @@ class Display:
         self.bar, self.part, self.measuring = (
             self.progress.add_task(name, total=1, visible=False, rest="", since=0.0) for name in names
         )
-        self._began = self._shown = 0.0
-        """The evaluation, and the last line on it: seconds of the monotonic clock."""
+        self._pace, self._shown = Pace(), 0.0
+        """Of an evaluation, and when the last line on it was shown, seconds of the monotonic clock."""
 
     def say(self, text: str, style: str = "") -> None:
         """A line of our own words; nothing in it is read as markup."""
@@ -171,15 +172,15 @@ class Display:
         """Problems that are done in an evaluation: a bar on a terminal, elsewhere a line now and then."""
         now = time.monotonic()
         if done == 0:
-            self._began = self._shown = now
-        rest = f"{duration((now - self._began) / done * (total - done))} left" if done else ""
+            self._shown = now
+        rest = self._pace.left(done, total, now)
         if self.console.is_terminal:
             if done == 0:
                 self._start()
             self.progress.update(self.measuring, total=total, completed=done, visible=done < total, rest=rest)
         elif done < total and now - self._shown >= QUIET_SECONDS:
             self._shown = now
-            self.say(f"measuring: {done} of {total} problems, {rest}")
+            self.say(f"measuring: {done} of {total} problems{rest and f', {rest}'}")
 
     def sampling(self, done: int, total: int) -> None:
         """Completions of a step that are sampled: a bar on a terminal until the update begins, and nothing elsewhere."""

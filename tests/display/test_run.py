@@ -54,7 +54,26 @@ def test_a_log_file_gets_a_line_on_a_long_evaluation(
     for done in (0, 1, 2, 3, 8):
         display.evaluating(done, 8)
     display.stop()
-    assert capsys.readouterr().err == "measuring: 2 of 8 problems, 2m00s left\n"
+    assert capsys.readouterr().err == "measuring: 2 of 8 problems, 3m00s left\n"
+
+
+def test_the_time_left_of_an_evaluation_counts_from_the_first_problems_that_are_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 400 are sampled at once: the first one comes after 31 s, the others within the next 40."""
+    clock = iter([0.0, 31.0, 61.0, 65.0, 71.0, 100.0, 135.0])
+    monkeypatch.setattr("slimrl.display.run.time.monotonic", lambda: next(clock))
+    display = Display()
+    for done in (0, 1, 301, 350, 400):
+        display.evaluating(done, 400)
+    for done in (0, 3):
+        display.evaluating(done, 400)
+    display.stop()
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring: 1 of 400 problems",
+        "measuring: 301 of 400 problems, 10s left",
+        "measuring: 3 of 400 problems",
+    ]
 
 
 def test_a_terminal_gets_a_bar_that_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
