@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -23,7 +23,7 @@ from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.schedule import learning_rate
 from slimrl.machine.ranks import Ranks, ranks_here
 from slimrl.machine.signals import Stop
-from slimrl.model.lora import TAUGHT
+from slimrl.model.taught import note_taught, taught_of
 from slimrl.parallel.lead import begin, leading, share, whole_state
 from slimrl.parallel.orders import Imitate
 from slimrl.preflight.environment import episode_ids
@@ -75,10 +75,10 @@ def sft(
         block.callback(setup.close)
         setup = begin(setup, ranks)
         config, few = fitting_batch(setup, config)
-        demonstrate = demonstrator(setup, config)
-        demand_readable(setup, config)
-        overlong = overlong_note(setup, demonstrate, config)
-        setup = replace(setup, notes=(*setup.notes, *(note for note in (few, overlong) if note)))
+        behind = behind_stops(setup, config)
+        demonstrate = demonstrator(setup, config, behind.ids)
+        overlong = overlong_note(setup, demonstrate, config, behind.ids)
+        setup = replace(setup, notes=(*setup.notes, *(note for note in (few, behind.note, overlong) if note)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
         policy, optimizer = setup.policy, imitating_optimizer(setup.policy, setup.config, ranks)
         state = Progress()
@@ -97,8 +97,8 @@ def sft(
         for _ in session.steps():
             stop.check()
             take_update(session, optimizer, demonstrate, config, ranks)
-        taught = {"style": setup.task.style.name, "instruction": setup.task.instruction}
-        setattr(policy.model.config, TAUGHT, {**(getattr(policy.model.config, TAUGHT, None) or {}), **taught})
+        style, instruction = setup.task.style.name, setup.task.instruction
+        note_taught(policy.model, replace(taught_of(policy.model), style=style, instruction=instruction))
         end, measured = session.state, run.measured.summaries
         before, after = measured[0]["test"], measured[end.step]["test"]
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
@@ -146,13 +146,16 @@ def fitting_batch(setup: Setup[SftRunConfig], config: SftRunConfig) -> tuple[Sft
     )
 
 
-def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrate:
+def demonstrator(
+    setup: Setup[SftRunConfig], config: SftRunConfig, left_out: frozenset[str] = frozenset()
+) -> Demonstrate:
     """A pure function of (problem, step) that picks a demonstrator by the mixture's shares and returns its text, or the episode
     where `solution` has several turns.
 
     What is to be imitated ends as completions do, with the token that completes a text of `rollout.stop`, else with a stop token.
-    It returns None for a worked solution beyond the token budget: cut off, it would teach never to stop. The flawed texts of
-    the built-in task are cut there, since the rambling ones are to show a text that does not stop.
+    It returns None for a worked solution of a problem in `left_out`, and for one beyond the token budget: cut off, it would teach
+    never to stop. The flawed texts of the built-in task are cut there, since the rambling ones are to show a text that does not
+    stop.
     Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
     """
     known, rules = setup.task.demonstrators, setup.rules
@@ -179,6 +182,8 @@ def demonstrator(setup: Setup[SftRunConfig], config: SftRunConfig) -> Demonstrat
     def demonstrate(problem: Problem, step: int) -> Example | None:
         draws = generator(config.seed, "imitate", step, problem.id)
         name = names[int(np.searchsorted(shares, draws.random() * shares[-1], side="right"))]
+        if name == "solution" and problem.id in left_out:
+            return None
         text = known[name](problem, int(draws.integers(2**31)))
         budget = setup.config.rollout.budget
         if name == "solution" and problem.episode and rules is not None:
@@ -202,25 +207,46 @@ def taught_turns(setup: Setup[SftRunConfig], problem: Problem, text: str) -> Tur
     return (*earlier, last if setup.task.style.well_formed(last[1]) else ("assistant", text))
 
 
-def demand_readable(setup: Setup[SftRunConfig], config: SftRunConfig) -> None:
-    """Raises SettingsError for a worked solution that is right as it stands, and not as far as a completion could go on."""
+@dataclass(frozen=True)
+class Behind:
+    """Worked solutions that are right as they stand, and not as far as a completion could go on."""
+
+    ids: frozenset[str] = frozenset()
+    note: str = ""
+
+
+def behind_stops(setup: Setup[SftRunConfig], config: SftRunConfig) -> Behind:
+    """Worked solutions that go on behind a text of `rollout.stop`; raises SettingsError where they are the rule, or all that the
+    built-in tasks make.
+    """
     stops, train = setup.policy.stop_texts.texts, setup.task.train
     if not stops or not config.sft.mixture.get("solution"):
-        return
-    for problem in islice(train, SOLUTIONS_LOOKED_AT) if config.task.is_made else train:
-        text = setup.task.demonstrators["solution"](problem, 0)
-        turns = [said for role, said in taught_turns(setup, problem, text) if role == "assistant"]
-        for number, turn in enumerate(turns, 1):
-            # behind a plain prompt an answer begins with a space
-            written = f" {closed(setup.policy.opening, turn)}"
-            found = [stop for stop in stops if stop in written]
-            if found and _is_lost(setup, problem, turn, last=number == len(turns)):
-                first = min(found, key=written.index)
-                raise SettingsError(
-                    f"{problem.id}: its worked solution goes on behind the text {first!r} of rollout.stop, where a completion "
-                    f"ends, and would be taught without {'its answer' if number == len(turns) else 'the rest of a turn'}; "
-                    "take the text out of rollout.stop, or out of the solution"
-                )
+        return Behind()
+    looked_at = [*islice(train, SOLUTIONS_LOOKED_AT)] if config.task.is_made else [*train]
+    lost = {problem.id: found for problem in looked_at if (found := _lost_behind(setup, problem, stops))}
+    if not lost:
+        return Behind()
+    first, (stop, part) = next(iter(lost.items()))
+    said = (
+        f"{len(lost):,} of {len(looked_at):,} worked solutions go on behind a text of rollout.stop, where a completion ends (the "
+        f"first: {first}, behind {stop!r})"
+    )
+    if config.task.is_made or len(lost) > len(looked_at) / 2:
+        instead = "set rollout.stop=[]" if config.rollout.stop == "auto" else f"take {stop!r} out of rollout.stop"
+        raise SettingsError(f"{said}, and would be taught without {part}; {instead}, or reword the solutions")
+    return Behind(frozenset(lost), f"{said}, and are left out")
+
+
+def _lost_behind(setup: Setup[SftRunConfig], problem: Problem, stops: Sequence[str]) -> tuple[str, str] | None:
+    """The stop text behind which a worked solution goes on, and what it loses there; None where it loses nothing."""
+    text = setup.task.demonstrators["solution"](problem, 0)
+    turns = [said for role, said in taught_turns(setup, problem, text) if role == "assistant"]
+    for number, turn in enumerate(turns, 1):
+        written = f" {closed(setup.policy.opening, turn)}"  # behind a plain prompt an answer begins with a space
+        found, last = [stop for stop in stops if stop in written], number == len(turns)
+        if found and _is_lost(setup, problem, turn, last=last):
+            return min(found, key=written.index), "their answers" if last else "the rest of a turn"
+    return None
 
 
 def _is_lost(setup: Setup[SftRunConfig], problem: Problem, turn: str, *, last: bool) -> bool:
@@ -233,9 +259,14 @@ def _is_lost(setup: Setup[SftRunConfig], problem: Problem, turn: str, *, last: b
     return setup.task.grade(turn, problem.answer).strict and not setup.task.grade(read, problem.answer).strict
 
 
-def overlong_note(setup: Setup[SftRunConfig], demonstrate: Demonstrate, config: SftRunConfig) -> str:
-    """A note on worked solutions beyond the token budget, empty without any; raises SettingsError where they are the rule."""
-    looked_at = list(islice(setup.task.train, SOLUTIONS_LOOKED_AT))
+def overlong_note(
+    setup: Setup[SftRunConfig], demonstrate: Demonstrate, config: SftRunConfig, left_out: frozenset[str] = frozenset()
+) -> str:
+    """A note on worked solutions beyond the token budget, empty without any; those of problems in `left_out` do not count.
+
+    Raises SettingsError where they are the rule.
+    """
+    looked_at = [p for p in islice(setup.task.train, SOLUTIONS_LOOKED_AT) if p.id not in left_out]
     kept = sum(demonstrate(problem, 0) is not None for problem in looked_at)
     share = 1 - kept / len(looked_at)
     asked_for = setup.config.sft.batch_size != DEFAULT_BATCH

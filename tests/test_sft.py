@@ -19,7 +19,7 @@ from slimrl.learner.imitation import Example, imitate
 from slimrl.machine.signals import Stopped
 from slimrl.preflight.setup import prepare
 from slimrl.session.resume import find_run
-from slimrl.sft import demand_readable, demonstrator, overlong_note, sft
+from slimrl.sft import behind_stops, demonstrator, overlong_note, sft
 from tests.conftest import ROOT
 from tests.session.test_resume import StopAt
 from tests.tiny import tiny_policy
@@ -96,17 +96,51 @@ def test_a_worked_solution_that_would_end_before_its_answer_is_refused(
     tiny_folder: Path, tmp_path: Path, stop: str
 ) -> None:
     config = config_of(tiny_folder, tmp_path, f"rollout.stop={json.dumps([stop, 'none'])}", "steps=1")
-    sentence = re.escape(
-        f"its worked solution goes on behind the text {stop!r} of rollout.stop, where a completion ends, and would be taught "
-        "without its answer; take the text out of rollout.stop, or out of the solution"
+    sentence = (
+        rf"behind {re.escape(repr(stop))}\), and would be taught without their answers; take .* out of rollout.stop"
     )
-    with pytest.raises(SettingsError, match=rf"^arithmetic/\S+: {sentence}$"):
+    with pytest.raises(
+        SettingsError, match=rf"^500 of 500 worked solutions .* \(the first: arithmetic/\S+, {sentence}"
+    ):
         sft(config, Display(quiet=True))
     assert not (tmp_path / "s" / "final").exists()
     bare = config_of(
         tiny_folder, tmp_path, f"rollout.stop={json.dumps([stop])}", "steps=1", "sft.mixture={bare: 1}", "name=b"
     )
     assert sft(bare, Display(quiet=True)).steps == 1
+
+
+def test_a_few_worked_solutions_that_would_end_before_their_answers_are_left_out(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"{i}+1?", "answer": str(i + 1), "solution": f"{i}+1={i + 1}"} for i in range(20)]
+    for i in (3, 7):
+        rows[i]["solution"] = f"Then.\n\n{i}+1={i + 1}"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = (f"task.path={tmp_path}/rows.jsonl", "sft.batch_size=4", "steps=1", 'rollout.stop=["\\n\\n"]')
+    config = config_of(tiny_folder, tmp_path, *more)
+    setup = prepare(config)
+    behind = behind_stops(setup, config)
+    lost = {p.id for p in setup.task.train if "Then." in p.solution}
+    assert behind.ids == lost
+    if lost:
+        assert behind.note.startswith(f"{len(lost)} of {len(setup.task.train)} worked solutions go on behind a text of")
+        assert behind.note.endswith("and are left out")
+    demonstrate = demonstrator(setup, config, behind.ids)
+    assert {p.id for p in setup.task.train if demonstrate(p, 0) is None} == lost
+    assert overlong_note(setup, demonstrate, config, behind.ids) == ""
+    assert sft(config, Display(quiet=True)).steps == 1
+
+
+def test_what_an_automatic_stop_text_cuts_off_is_kept_by_another_setting(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"question": f"{i}+1?", "answer": str(i + 1), "solution": f"So.\nQuestion: what?\n{i}+1={i + 1}"}
+        for i in range(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = (f"task.path={tmp_path}/rows.jsonl", "sft.batch_size=4", "steps=1", "task.template=plain")
+    with pytest.raises(SettingsError, match=r"without their answers; set rollout\.stop=\[\], or reword"):
+        sft(config_of(tiny_folder, tmp_path, *more), Display(quiet=True))
 
 
 def test_targets_end_as_completions_do_at_a_text_of_rollout_stop(tiny_folder: Path, tmp_path: Path) -> None:
@@ -116,7 +150,7 @@ def test_targets_end_as_completions_do_at_a_text_of_rollout_stop(tiny_folder: Pa
     more = (f"task.path={tmp_path}/rows.jsonl", "task.instruction=be brief", "task.style=boxed", "sft.batch_size=4")
     free, bound = (config_of(tiny_folder, tmp_path, *more, f"rollout.stop={stop}") for stop in ("[]", '["$.", "none"]'))
     whole, setup = prepare(free), prepare(bound)
-    demand_readable(setup, bound)
+    assert behind_stops(setup, bound).note == ""
     for problem in setup.task.train:
         long, example = (demonstrator(one, config)(problem, 0) for one, config in ((whole, free), (setup, bound)))
         assert long is not None

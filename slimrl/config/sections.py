@@ -76,8 +76,8 @@ class RolloutConfig(Section):
     for GSM8K, at most what the context leaves; docs/defaults.md), shown when the run begins."""
     stop: Annotated[list[str], AfterValidator(_no_empty_text)] | Literal["auto"] = "auto"
     """Texts that end a completion, in addition to the model's stop tokens, and are no part of its text; one that is a special
-    token, as `<|im_end|>`, becomes another stop token. `auto`: a new line with `Question:` where prompts are plain and the
-    tokenizer's tokens are bytes; none with a chat template."""
+    token, as `<|im_end|>`, becomes another stop token. `auto`: those with which SlimRL trained the model, else a new line
+    with `Question:` where prompts are plain and the tokenizer's tokens are bytes, and none with a chat template."""
     temperature: Positive = 1.0
     """Log-probabilities are of softmax(logits / temperature), the distribution that was sampled."""
     top_p: float = 1.0
@@ -115,7 +115,7 @@ class RolloutConfig(Section):
 class OptimizerConfig(Section):
     learning_rate: Positive | Literal["auto"] = "auto"
     """Peak rate of AdamW. `auto`: by model size (2e-4 for the built-in model, 1e-5 from 5 million parameters on, 1e-6 from 250
-    million on, 1e-4 for an adapter, 2e-5 in slimrl sft; docs/defaults.md), shown when the run begins."""
+    million on; more for an adapter and in slimrl sft; docs/defaults.md), shown when the run begins."""
     schedule: Schedule = "constant"
     """Course of the rate after warm-up; linear and cosine end at 0."""
     warmup_steps: CountOrZero = 0

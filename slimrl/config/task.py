@@ -108,7 +108,8 @@ class TaskConfig(Section):
     instruction: str = "auto"
     """The system message; empty sends none. `auto`: what `slimrl sft` taught the model with, else the style's own."""
     template: Template = "auto"
-    """`chat`: the tokenizer's chat template; `plain`: "Question: ... Answer:"; `auto`: chat where there is one."""
+    """`chat`: the tokenizer's chat template; `plain`: "Question: ... Answer:"; `auto`: plain for a model that SlimRL
+    trained on plain prompts, else chat where there is a template."""
     template_arguments: dict[str, bool | int | float | str] = Field(default={})
     """Arguments of the chat template besides the messages, as `{enable_thinking: false}` for Qwen3."""
     date: Moment = "auto"

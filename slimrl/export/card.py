@@ -12,7 +12,8 @@ import yaml
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
-from slimrl.model.prompts import plain_text
+from slimrl.export.vocabulary import GGUF_STOPS, stop_ids_of
+from slimrl.model.prompts import fold_system, plain_text
 from slimrl.terms import BUILT_IN_MODELS
 from slimrl.text import counted
 
@@ -148,11 +149,10 @@ def _use(run: FinishedRun, library: Library) -> str:
     system = f"It was measured with this system message:\n\n{_quoted(run.instruction)}" if run.instruction else (
         "It was measured without a system message."
     )  # fmt: skip
-    texts = " and text" if run.stop_texts else ""
     files = {
-        "transformers": f"`generation_config.json` has the sampling of the measurement and every stop id{texts}. "
+        "transformers": "`generation_config.json` has the sampling of the measurement and every stop id. "
         "`slimrl chat` talks to the model, and `slimrl eval` measures it again.",
-        "peft": "These are the factors of an adapter (LoRA) for the model that it began from.",
+        "peft": f"These are the factors of an adapter (LoRA) for the model that it began from. {_generate_peft(run)}",
         "gguf": f"The GGUF holds {'' if run.plain else 'the chat template, '}the stop ids and the sampling of the measurement.",
         "ollama": "The `Modelfile` holds the instruction, the stop texts and the sampling of the measurement.",
     }
@@ -165,7 +165,7 @@ def _prompt_form(run: FinishedRun) -> str:
     if not run.plain:
         return ""
     behind = ", behind the system message and an empty line" if run.instruction else ""
-    unused = " The tokenizer's chat template was not used." if run.has_template else ""
+    unused = " The tokenizer's chat template was not used." if run.tokenizer.chat_template else ""
     return f"A prompt is plain text, {_code(PLAIN)}{behind}; the completion begins with a space.{unused}"
 
 
@@ -183,39 +183,60 @@ def _code(text: str) -> str:
 
 def _by_hand(run: FinishedRun, library: Library) -> str:
     """The part of plain prompts and stop texts that a library does not do by itself with the files."""
-    if library == "ollama" or not (run.plain or run.stop_texts):
-        return ""
-    if library == "peft":
-        given = (
-            "Give `generate` the arguments `generation_config=GenerationConfig.from_pretrained(FOLDER)` and "
-            "`tokenizer=tokenizer`; the base model's own settings would be read otherwise."
-        )
-        return given if run.stop_texts else ""
     if library == "gguf":
-        what = [*(["the form of a plain prompt"] if run.plain else []), *(["stop texts"] if run.stop_texts else [])]
-        raw = " Give llama.cpp the whole prompt (`/completion` of its server)." if run.plain else ""
-        stop = " Name the stop texts with each request (`stop`), or with `--reverse-prompt`." if run.stop_texts else ""
-        return f"A GGUF cannot hold {' or '.join(what)}.{raw}{stop}"
+        return _outside_gguf(run)
+    if library != "transformers" or not (run.plain or run.stop_texts):
+        return ""
+    if run.settings.environment.name:  # whose conversations no single call has
+        return f"Give `generate` {_stop_arguments(run)}." if run.stop_texts else ""
     return _example(run)
+
+
+def _outside_gguf(run: FinishedRun) -> str:
+    """The part that a GGUF cannot hold, and the way to give it."""
+    what = [*(["the form of a plain prompt"] if run.plain else []), *(["stop texts"] if run.stop_texts else [])]
+    raw = " Give llama.cpp the whole prompt (`/completion` of its server)." if run.plain else ""
+    stop = " Name the stop texts with each request (`stop`), or with `--reverse-prompt`." if run.stop_texts else ""
+    parts = [f"A GGUF cannot hold {' or '.join(what)}.{raw}{stop}"] if what else []
+    if beyond := stop_ids_of(run.model, run.tokenizer)[GGUF_STOPS:]:
+        names = ", ".join(_code(run.tokenizer.decode([number])) for number in beyond)
+        parts.append(f"It holds at most {GGUF_STOPS} stop ids, so completions do not end at {names} there.")
+    return " ".join(parts)
+
+
+def _stop_arguments(run: FinishedRun) -> str:
+    """The arguments of `generate` for stop texts."""
+    return f"`stop_strings={run.stop_texts!r}` and `tokenizer=tokenizer`"
+
+
+def _generate_peft(run: FinishedRun) -> str:
+    ends = f", {_stop_arguments(run)}" if run.stop_texts else ""
+    return (
+        f"Give `generate` `generation_config=GenerationConfig.from_pretrained(FOLDER)`{ends}; it reads the base model's own "
+        "sampling and stop ids otherwise."
+    )
 
 
 def _example(run: FinishedRun) -> str:
     """A program that asks the model one question with transformers, in the folder of its files."""
     messages = [{"role": "system", "content": run.instruction}] if run.instruction else []
     messages.append({"role": "user", "content": QUESTION})
+    if not run.prompter.system_role:
+        messages = fold_system(messages)
     if run.plain:
         asked = f"inputs = tokenizer({plain_text(messages)!r}, return_tensors='pt')"
     else:
         arguments = "".join(f", {key}={value!r}" for key, value in run.settings.task.template_arguments.items())
         how = f"add_generation_prompt=True, return_dict=True, return_tensors='pt'{arguments}"
         asked = f"inputs = tokenizer.apply_chat_template({messages!r}, {how})"
+    stops = f"stop_strings={run.stop_texts!r}, tokenizer=tokenizer, " if run.stop_texts else ""
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         "folder = '.'  # of this file, or the name of the model on the Hub",
         "model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
         asked,
-        f"output = model.generate(**inputs, tokenizer=tokenizer, max_new_tokens={run.settings.rollout.budget})",
+        f"output = model.generate(**inputs, {stops}max_new_tokens={run.settings.rollout.budget})",
         "completion = tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)",
     ]
     if run.stop_texts:

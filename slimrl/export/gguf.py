@@ -197,11 +197,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, source: Source) -> N
     if found.scores:
         writer.add_token_scores(found.scores)
         writer.add_add_space_prefix(found.space_prefix)
-    stops = stop_ids_of(source.folder, tokenizer)
-    if stops:
-        writer.add_eos_token_id(stops[0])
-    if len(stops) > 1:
-        writer.add_eot_token_id(stops[1])
+    keys = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, stop in zip(keys, stop_ids_of(source.folder, tokenizer), strict=False):  # the card names those beyond
+        add(stop)
     bos = tokenizer.bos_token_id
     if bos is not None:
         writer.add_bos_token_id(bos)

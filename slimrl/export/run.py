@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.places import DATA, FILES, MODELS
 from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
-from slimrl.model.lora import TAUGHT
+from slimrl.model.prompts import PLAIN_STOP, Prompter, make_prompter
+from slimrl.model.taught import KEY, Taught, read_taught
 from slimrl.runs.reader import DATA as GIVEN
 from slimrl.runs.reader import TEST_DATA as GIVEN_TEST
 from slimrl.runs.reader import read_json, read_state
@@ -56,33 +60,48 @@ class FinishedRun:
         return str(self.record.get("verb", "train"))
 
     @cached_property
+    def taught(self) -> Taught:
+        """The note in the model's config.json."""
+        return read_taught(read_json(self.model / "config.json").get(KEY))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(str(self.model))
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        """The prompts of the measurement."""
+        task = self.settings.task
+        date = str(self.record.get("date") or task.date)
+        return make_prompter(
+            self.tokenizer,
+            self.taught.template_for(task.template),
+            arguments=task.template_arguments,
+            now=datetime.now() if date == "auto" else datetime.fromisoformat(date),
+            form=STYLES[task.style].render("", ""),
+        )
+
+    @cached_property
     def instruction(self) -> str:
         """The system message with which the model was measured; empty for none."""
         task = self.settings.task
         if task.instruction != "auto":
             return task.instruction
-        taught = json.loads((self.model / "config.json").read_text(encoding="utf-8")).get(TAUGHT)
-        if isinstance(taught, dict) and taught.get("style") == task.style:
-            return str(taught.get("instruction", ""))
-        return STYLES[task.style].instruction_for(task.checker)
+        taught = self.taught.instruction_for(task.style)
+        return STYLES[task.style].instruction_for(task.checker) if taught is None else taught
 
     @cached_property
     def stop_texts(self) -> list[str]:
         """Texts that ended completions when the model was measured, besides the stop ids."""
-        return read_json(self.model / "generation_config.json").get("stop_strings") or []
-
-    @cached_property
-    def has_template(self) -> bool:
-        """True where the tokenizer has a chat template."""
-        files = self.model / "chat_template.jinja", self.model / "additional_chat_templates"
-        return any(file.exists() for file in files) or bool(
-            read_json(self.model / "tokenizer_config.json").get("chat_template")
-        )
+        if self.taught.stop is not None:
+            return [*self.taught.stop]
+        asked = self.settings.rollout.stop  # of a run from before the note
+        return ([PLAIN_STOP] if self.plain else []) if asked == "auto" else asked
 
     @property
     def plain(self) -> bool:
         """True where prompts were plain."""
-        return self.settings.task.template == "plain" or not self.has_template
+        return self.prompter.chat is None
 
     def changed(self) -> dict[str, str]:
         """Settings that differ from their defaults, by dotted key, as `section.key=value` takes them.

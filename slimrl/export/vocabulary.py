@@ -152,6 +152,10 @@ def adds_bos(tokenizer: Any) -> bool:
     return bool(tokenizer(text, add_special_tokens=False).input_ids[:1] == bos)
 
 
+GGUF_STOPS = 3
+"""Stop ids that a GGUF has keys for: the ends of a text, of a turn and of a message."""
+
+
 def stop_ids_of(folder: Path, tokenizer: Any) -> list[int]:
     """Every id that ends a completion, the tokenizer's own end of a text first."""
     path = folder / "generation_config.json"

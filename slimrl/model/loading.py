@@ -22,7 +22,6 @@ from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
 from slimrl.model.lora import (
     CONFIG_FILE,
-    TAUGHT,
     Lora,
     SavedAdapter,
     add_adapter,
@@ -365,9 +364,9 @@ def template_terminators(tokenizer: Any) -> set[int]:
 
 
 def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig:
-    """The settings with which transformers' `generate` samples as SlimRL does: the whole distribution, the same ends.
+    """The settings with which transformers' `generate` samples as SlimRL does: the whole distribution, the same stop ids.
 
-    Where there are texts, `generate` demands the tokenizer as an argument.
+    Texts that end completions are not among them: `generate` and a pipeline would refuse to run without a further argument.
     Of the settings that came with a model, others, such as a repetition penalty, act on sampling elsewhere and not here.
     """
     before = policy.model.generation_config or GenerationConfig()
@@ -380,12 +379,4 @@ def sampling_settings(policy: Policy, *, temperature: float) -> GenerationConfig
         eos_token_id=list(policy.stop_ids),
         pad_token_id=policy.tokenizer.pad_token_id if before.pad_token_id is None else before.pad_token_id,
         bos_token_id=before.bos_token_id,
-        stop_strings=list(policy.stop_texts.texts) or None,
     )
-
-
-def taught_instruction(policy: Policy, style: str) -> str | None:
-    """The system message with which `slimrl sft` taught this answer style, if it did."""
-    taught = getattr(policy.model.config, TAUGHT, None)
-    message = taught.get("instruction") if isinstance(taught, dict) and taught.get("style") == style else None
-    return message if isinstance(message, str) else None

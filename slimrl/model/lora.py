@@ -27,14 +27,12 @@ from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model.architecture import text_decoder
 from slimrl.model.quantized import Bits, full_weight, packed_bits, quantized_layers
+from slimrl.model.taught import FILE as TAUGHT_FILE
+from slimrl.model.taught import note_taught, read_taught, taught_of
 
 NAME = "default"
 """peft's name of the one adapter of a model."""
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-TAUGHT = "slimrl_taught"
-"""Key of config.json under which `slimrl sft` notes the answer style and the system message that it taught."""
-TAUGHT_FILE = f"{TAUGHT}.json"
-"""The same beside an adapter."""
 QUANTIZED_FILE = "slimrl_quantized.json"
 """Beside an adapter of packed weights: their bits."""
 PREFIX = "base_model.model."
@@ -67,11 +65,11 @@ class Lora:
         return int(self.config.r)
 
     def save_config(self, folder: Path, model: PreTrainedModel) -> None:
-        """peft's description of the adapter, and in files of their own what `slimrl sft` notes in a model's config.json and the
+        """peft's description of the adapter, and in files of their own what SlimRL notes in a model's config.json and the
         packing of the weights beside it.
         """
         self.config.save_pretrained(folder)
-        if (taught := getattr(model.config, TAUGHT, None)) is not None:
+        if taught := taught_of(model).as_json():
             (folder / TAUGHT_FILE).write_text(json.dumps(taught), encoding="utf-8")
         if (bits := packed_bits(model)) is not None:
             (folder / QUANTIZED_FILE).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
@@ -89,7 +87,7 @@ class SavedAdapter:
     tokenizer: bool
     """It has a tokenizer of its own, and with it perhaps another chat template."""
     taught: Path | None
-    """The file in which `slimrl sft` noted what it taught, if it did."""
+    """The file with the note on how it was trained, if SlimRL did."""
     quantize: Bits | None = None
     """The packing of the weights that it was trained beside."""
 
@@ -230,7 +228,7 @@ def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
         for name, tensor in wanted.items():
             tensor.copy_(found[name])
     if taught is not None:
-        setattr(model.config, TAUGHT, taught)
+        note_taught(model, read_taught(taught))
     return placed
 
 

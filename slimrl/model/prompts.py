@@ -20,6 +20,8 @@ PRIVATE_USE = range(0xF0000, 0xFFFFD)
 ANSWER = "Answer:"
 """The end of a plain prompt. A space behind it would be a token of its own, which no text has there: vocabularies join a space to
 what follows."""
+PLAIN_STOP = "\nQuestion:"
+"""By which a model that is given a plain prompt goes on to the next one."""
 REMEMBERED = 2048
 """Prompts whose ids a prompter keeps: each is asked for when it is measured, and again whenever it is sampled from."""
 
@@ -54,7 +56,7 @@ class Prompter:
         messages = self._with_tools(messages)
         if self.chat is None:
             return plain_text(messages)
-        rendered = self.chat.render(messages if self.chat.system_role else _fold_system(messages))
+        rendered = self.chat.render(messages if self.chat.system_role else fold_system(messages))
         squeezed = "".join(rendered.split())  # templates trim white space
         for turn in messages:
             if turn["content"].strip() not in rendered and "".join(turn["content"].split()) not in squeezed:
@@ -291,8 +293,8 @@ def plain_text(messages: Messages) -> str:
     return plain
 
 
-def _fold_system(messages: Messages) -> list[dict[str, str]]:
-    """System text moved to the top of the first user turn."""
+def fold_system(messages: Messages) -> list[dict[str, str]]:
+    """Messages with the system text at the top of the first user turn, for a template that takes no system message."""
     system = [m["content"] for m in messages if m["role"] == "system"]
     first, *rest = [dict(m) for m in messages if m["role"] != "system"]
     return [{**first, "content": "\n\n".join([*system, first["content"]])}, *rest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -25,8 +26,8 @@ from slimrl.records import Group, Problem
 from slimrl.results import DoctorReport
 
 FEWEST_PROBLEMS = 2
-SWITCH = "enable_thinking"
-"""The name that chat templates of models which can think have for it."""
+SWITCHES = ("enable_thinking", "thinking")
+"""The names that chat templates have for it: those of Qwen3 and most others, and those of Granite and DeepSeek V3.1."""
 PROBE_TOKENS = 2**14
 """Bound on the new tokens of a probe, by which it has fewer problems where completions may be long."""
 
@@ -92,37 +93,41 @@ def _prompt_warnings(setup: Setup[TrainConfig], asked: Problem, stop: float) -> 
             f"the tokenizer begins a text with {setup.policy.tokenizer.bos_token}, which the chat template does not write, so "
             "prompts begin without it, as they do in transformers; where the model was trained with it, add it to the template"
         )
-    thinks = thinks_unless_told(setup.prompter, setup.task.messages(asked)) if stop < 0.5 else None
-    if thinks:
+    switch = thinking_switch(setup.prompter, setup.task.messages(asked)) if stop < 0.5 else None
+    if switch is not None:
+        name, on = switch
         found.append(
-            "the chat template has a switch for thinking, which is on; task.template_arguments={enable_thinking: false} turns "
-            "it off, and completions become shorter"
-        )
-    if thinks is False:
-        found.append(
-            "the chat template has a switch for thinking, which is off, so it does not make completions long; "
-            "task.template_arguments={enable_thinking: true} turns it on"
+            "the chat template has a switch for thinking, which is on; "
+            f"task.template_arguments={{{name}: false}} turns it off, and completions become shorter"
+            if on
+            else "the chat template has a switch for thinking, which is off, so it does not make completions long; "
+            f"task.template_arguments={{{name}: true}} turns it on"
         )
     return found
 
 
-def thinks_unless_told(prompter: Prompter, messages: Messages) -> bool | None:
-    """True where the chat template lets a model think first unless `enable_thinking` says otherwise, False where only that does.
+def thinking_switch(prompter: Prompter, messages: Messages) -> tuple[str, bool] | None:
+    """The argument of the chat template by which a model thinks first or not, and which of both holds where it is not given.
 
-    None where this prompt does not depend on it, or it is set.
+    None where this prompt depends on none, or on one that is set.
     """
     chat = prompter.chat
-    if chat is None or SWITCH not in chat.source or SWITCH in chat.arguments:
+    if chat is None:
         return None
 
-    def told(value: bool) -> str:
-        return replace(prompter, chat=replace(chat, arguments={**chat.arguments, SWITCH: value})).text(messages)
+    def told(name: str, value: bool) -> str:
+        return replace(prompter, chat=replace(chat, arguments={**chat.arguments, name: value})).text(messages)
 
-    try:
-        on, off, untold = told(True), told(False), prompter.text(messages)
-    except DataError:  # of a template that refuses one of them
-        return None
-    return untold == on if on != off and untold in (on, off) else None
+    for name in SWITCHES:
+        if name in chat.arguments or not re.search(rf"\b{name}\b", chat.source):
+            continue
+        try:
+            on, off, untold = told(name, True), told(name, False), prompter.text(messages)
+        except DataError:  # of a template that refuses one of them
+            continue
+        if on != off and untold in (on, off):
+            return name, untold == on
+    return None
 
 
 def _reward_warnings(groups: Sequence[Group], signal: float, *, taught: bool) -> list[str]:

@@ -136,13 +136,27 @@ def _counted(
     config: TrainConfig, saved: Any, dtype: torch.dtype, adapter: SavedAdapter | None
 ) -> tuple[Policy, Mapping[bool, float]]:
     """The whole model without storage, and the bytes that a token of it leaves to the backward pass, as in `Devices`."""
+    policy = shape_of(config, saved, dtype, adapter)
+    if adapter is not None:
+        adapter = replace(adapter, config=_on_every_layer(adapter.config, policy))
     cuts = [cut_of(config, saved, dtype, times, adapter) for times in (1, 2)]
     layers = saved.get_text_config().num_hidden_layers
-    policy = shape_of(config, saved, dtype, adapter)
     pattern = cuts[0].attention
     policy = replace(policy, attention=tuple(pattern[i % len(pattern)] for i in range(layers)))
     ways = (False, True) if can_checkpoint(policy.model) else (False,)
     return policy, {again: _carried_on(cuts, layers, again) for again in ways}
+
+
+def _on_every_layer(config: Any, policy: Policy) -> Any:
+    """A saved adapter's configuration for a cut of the model, which may lack the layers that it names: adapted is what it adapts
+    anywhere, so the plan is not too small.
+    """
+    kinds = {
+        name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in policy.model.named_modules() if ".lora_A" in name
+    }
+    cut = copy.deepcopy(config)
+    cut.target_modules, cut.exclude_modules, cut.layers_to_transform, cut.layers_pattern = kinds, None, None, None
+    return cut
 
 
 def _estimate(config: TrainConfig, policy: Policy, devices: Devices) -> MemoryEstimate:

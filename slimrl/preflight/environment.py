@@ -21,9 +21,9 @@ from slimrl.environments.questions import Question
 from slimrl.environments.stage import Loading
 from slimrl.environments.tools import MARKS, Call, Tool, read_calls, told, tools_of
 from slimrl.errors import DataError, SettingsError
-from slimrl.model.lora import TAUGHT
 from slimrl.model.policy import Policy
 from slimrl.model.prompts import Prompter
+from slimrl.model.taught import taught_of
 from slimrl.model.templates import USER_TURN
 from slimrl.preflight.payment import show_printed
 from slimrl.records import Completion, Group, Played, Problem, Turns, turns_of
@@ -98,7 +98,7 @@ def _telling(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Pr
     marks = prompter.control.spelled_by("".join(MARKS))
     policy = replace(policy, form_ids=policy.form_ids | (marks - {*policy.stop_ids}))
     prompter = replace(prompter, form_ids=prompter.form_ids | marks)
-    known = getattr(policy.model.config, TAUGHT, {}).get("tools", ())
+    known = taught_of(policy.model).tools
     if config.tool_prompt == "none" or (config.tool_prompt == "auto" and {tool.name for tool in tools} <= {*known}):
         return policy, prompter
     described = prompter.describing([tool.schema for tool in tools]) if config.tool_prompt != "text" else None
@@ -122,9 +122,11 @@ def _is_read(prompter: Prompter, tools: Sequence[Tool]) -> bool:
 
 
 def _rules(config: EnvironmentConfig, make: Make, policy: Policy, prompter: Prompter) -> Rules:
+    ends = {*policy.model_stop_ids, prompter.turn_end}
+
     def encode(messages: Messages, last: int) -> tuple[int, ...]:
-        # a turn that ended with a text of rollout.stop has not drawn the token that ends it
-        end = () if last in policy.stop_ids or prompter.turn_end is None else (prompter.turn_end,)
+        # a turn that ended by rollout.stop, with a text or a token, has not drawn the token that ends it
+        end = () if last in ends or prompter.turn_end is None else (prompter.turn_end,)
         return (*end, *prompter.following_ids(messages))
 
     openings = _openings(make, config.deadline)

@@ -120,6 +120,11 @@ def form_advice(found: Sequence[FormFinding]) -> str:
     if best is own or not _is_better(best, own):
         if best.right:
             return ""
+        if 2 * min(form.cut_off for form in found) > own.problems:
+            return (
+                f"right in none of {own.problems} problems in any form, and most completions were cut off in each; raise "
+                "rollout.max_new_tokens and ask again"
+            )
         return (
             f"right in none of {own.problems} problems in any form; rewards teach little where nothing is right, so let the "
             "model imitate worked solutions first (slimrl sft), or take easier problems"

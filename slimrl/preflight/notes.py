@@ -78,7 +78,10 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
     """Notes on the ways in which prompts and completions become text."""
     found = []
     if prompter.chat is None and config.task.template == "auto":
-        found.append('the tokenizer has no chat template, so prompts are plain ("Question: ... Answer:")')
+        why, instead = "the tokenizer has no chat template", ""
+        if policy.tokenizer.chat_template:
+            why, instead = "the model was trained on plain prompts", "; set task.template=chat for the chat template"
+        found.append(f'{why}, so prompts are plain ("Question: ... Answer:"){instead}')
     if policy.opening:
         found.append(
             f"prompts end with {policy.opening.strip()}, so completions begin within the thinking; their text begins with that "

@@ -113,7 +113,12 @@ def checked_gold(
     first = gold.failures[0]
     problem = next(p for p in problems if p.id == first.id)
     written = task.gold_text(problem)
-    if first.text != written and not check_gold(task, [problem], rewards, submit, episodes=episodes).failures:
+    read = f" {written}"  # behind a plain prompt it begins with a space
+    stops = sorted((at, stop) for stop in config.rollout.stop if (at := read.find(stop)) >= 0)
+    if stops and first.text.strip() == read[: stops[0][0]].strip():
+        stop = stops[0][1]
+        way_out = f"a completion ends in front of {stop!r}, so no answer is read; set rollout.stop to texts without it, or to []"
+    elif first.text != written and not check_gold(task, [problem], rewards, submit, episodes=episodes).failures:
         way_out = (
             "allow a space first, with which a completion behind a plain prompt begins"
             if first.text == f" {written}"

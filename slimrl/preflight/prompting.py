@@ -8,19 +8,17 @@ from typing import Literal
 
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import SettingsError
-from slimrl.model.loading import check_trainable, load_policy, lora_note, resolve, sampling_settings, taught_instruction
+from slimrl.model.loading import check_trainable, load_policy, lora_note, resolve, sampling_settings
 from slimrl.model.policy import Policy
-from slimrl.model.prompts import Prompter, make_prompter
+from slimrl.model.prompts import PLAIN_STOP, Prompter, make_prompter
 from slimrl.model.stops import StopTexts, make_stop_texts, special_tokens
+from slimrl.model.taught import Taught, note_taught, taught_of
 from slimrl.model.teacher import load_teacher
 from slimrl.model.templates import USER_TURN
 from slimrl.tasks import chat_messages
 from slimrl.tasks.styles import STYLES
 from slimrl.terms import Checker
 from slimrl.thinking import is_mark, opening
-
-PLAIN_STOP = "\nQuestion:"
-"""By which a model that is given a plain prompt goes on to the next one."""
 
 
 def demand_model(path: str) -> None:
@@ -37,10 +35,10 @@ def prepare_model(
         check_trainable(policy, config.model)
         told = [] if policy.lora is None else [lora_note(policy, policy.lora)]
         policy = replace(policy, notes=(*told, *policy.notes))
-    task = config.task
+    task, taught = config.task, taught_of(policy.model)
     prompter = make_prompter(
         policy.tokenizer,
-        task.template,
+        taught.template_for(task.template),
         arguments=task.template_arguments,
         now=datetime.now().replace(microsecond=0) if task.date == "auto" else datetime.fromisoformat(task.date),
         form=STYLES[task.style].render("", ""),
@@ -48,7 +46,9 @@ def prepare_model(
     marks = {number for number, token in prompter.control.ids.items() if is_mark(token)}
     prompter = replace(prompter, form_ids=prompter.form_ids | marks)
     policy = _with_stops(config.rollout.stop, policy, prompter)
-    # what is stored later says how it was evaluated
+    # what is stored later says how it was trained and evaluated
+    if training:
+        note_taught(policy.model, _asked(taught, policy, prompter, config.rollout.stop))
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
     if instruction == "auto":
@@ -60,13 +60,22 @@ def prepare_model(
 def _with_stops(wanted: list[str] | Literal["auto"], policy: Policy, prompter: Prompter) -> Policy:
     """The policy whose completions end with the template's end of a turn and with `rollout.stop` too."""
     ends: set[int | None] = {*policy.model_stop_ids, prompter.turn_end}
+    taught, plain = taught_of(policy.model), prompter.chat is None
+    if wanted == "auto" and taught.stop is not None and taught.plain == plain:
+        wanted = [*taught.stop]
     if wanted != "auto":  # a text that is one special token is that token, since no text of a completion has it
         special = {token: i for token, i in special_tokens(policy.tokenizer).items() if i < policy.head.vocabulary}
         ends |= {special[text] for text in wanted if text in special}
         wanted = [text for text in wanted if text not in special]
     ids = {i for i in ends if i is not None and i < policy.head.vocabulary}
     policy = replace(policy, form_ids=prompter.form_ids - ids, stop_ids=tuple(sorted(ids)))
-    return replace(policy, stop_texts=_stop_texts(wanted, policy, plain=prompter.chat is None))
+    return replace(policy, stop_texts=_stop_texts(wanted, policy, plain=plain))
+
+
+def _asked(taught: Taught, policy: Policy, prompter: Prompter, wanted: list[str] | Literal["auto"]) -> Taught:
+    """The note on a model with the form of this run's prompts, and the texts that end its completions."""
+    plain, texts = prompter.chat is None, policy.stop_texts.texts
+    return replace(taught, plain=plain, stop=texts if plain or texts or wanted != "auto" else None)
 
 
 def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: bool) -> StopTexts:
@@ -83,7 +92,7 @@ def _stop_texts(wanted: list[str] | Literal["auto"], policy: Policy, *, plain: b
 
 def instruction_for(policy: Policy, style: str, checker: Checker) -> str:
     """The system message that taught the model a form of answers, else the form's own."""
-    taught = taught_instruction(policy, style)
+    taught = taught_of(policy.model).instruction_for(style)
     return STYLES[style].instruction_for(checker) if taught is None else taught
 
 

@@ -360,8 +360,10 @@ def prepare_training(
     for note in price:
         say(note)
     rewards, scorer = make_scorer(setup.task, config.rewards, budget, Path(config.output), here=setup.shown)
+    ends = {"stop": [*setup.policy.stop_texts.texts]}  # also where the setting is auto
+    asked = config.model_copy(update={"rollout": config.rollout.model_copy(update=ends)})
     try:
-        gold = checked_gold(setup.task, setup.measured, config, rewards, scorer.submit, setup.read_back)
+        gold = checked_gold(setup.task, setup.measured, asked, rewards, scorer.submit, setup.read_back)
     except BaseException:
         scorer.close()
         raise

@@ -203,7 +203,7 @@ def read_studies(files: Sequence[str]) -> tuple[dict[str, Any], list[str], dict[
         if "question" in merged and "question" in read:
             raise SettingsError(
                 f"{file}: this is a study of its own, whose arms would be added to those of {files[0]}; run one after the other "
-                "(files that change a study, such as @on/equal-tokens, have no question)"
+                "(files that change a study, such as @on/lora or @on/equal-tokens, have no question)"
             )
         merged = merge(merged, read)
     return merged, base, folders

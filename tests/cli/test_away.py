@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
+from transformers import pipeline
 
 from slimrl.config.schema import TrainConfig
 from slimrl.export.card import Library, model_card
@@ -141,12 +142,9 @@ def test_the_program_of_a_card_asks_as_the_model_was_measured(
 ) -> None:
     run = ended_by_texts(tmp_path, *more)
     assert slimrl("export", str(run), str(tmp_path / "m")).code == 0
-    stored = json.loads((tmp_path / "m" / "generation_config.json").read_text())
-    assert stored["stop_strings"] == texts
     card = (tmp_path / "m" / "README.md").read_text()
-    assert "every stop id and text" in card
     (program,) = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
-    assert "generate(**inputs, tokenizer=tokenizer, max_new_tokens=8)" in program
+    assert f"generate(**inputs, stop_strings={texts!r}, tokenizer=tokenizer, max_new_tokens=8)" in program
     monkeypatch.chdir(tmp_path / "m")
     names: dict[str, Any] = {}
     torch.manual_seed(0)
@@ -157,6 +155,76 @@ def test_the_program_of_a_card_asks_as_the_model_was_measured(
     assert not any(text in names["completion"] for text in texts)
     if len(texts) > 1:
         assert written.removeprefix(names["completion"]) in texts, "it ends at the text"
+
+
+def asked_as(model: Path, *more: str) -> tuple[str, tuple[str, ...]]:
+    """The first prompt that SlimRL gives a model, and the texts that end its completions."""
+    from slimrl.config.files import load_config
+    from slimrl.config.schema import EvalConfig
+    from slimrl.preflight.setup import prepare_measuring
+
+    setup = prepare_measuring(load_config(EvalConfig, [], [f"model.path={model}", *more]))
+    assert setup.task.test is not None
+    (prompt,) = [setup.prompter.text(setup.task.messages(problem)) for problem in [*setup.task.test][:1]]
+    return prompt, setup.policy.stop_texts.texts
+
+
+@pytest.mark.parametrize("lora", [(), ("model.lora.rank=2",)])
+def test_a_model_trained_on_plain_prompts_is_measured_on_them(slimrl, tmp_path: Path, lora: tuple[str, ...]) -> None:
+    run = ended_by_texts(tmp_path, "task.template=plain", 'rollout.stop=["Q:"]', *lora)
+    assert slimrl("export", str(run), str(tmp_path / "m")).code == 0
+    folders = [run, run / "final", tmp_path / "m", *([run / "adapter"] if lora else [])]
+    for folder in folders:
+        prompt, stops = asked_as(folder)
+        assert prompt.partition("Question: ")[0].count("<|") == 0, folder
+        assert "Question: " in prompt, folder
+        assert stops == ("Q:",), folder
+    chat, stops = asked_as(tmp_path / "m", "task.template=chat")
+    assert (chat[:2], stops) == ("<|", ()), "the texts belong to the other form"
+    assert asked_as(tmp_path / "m", 'rollout.stop=["="]')[1] == ("=",)
+    pipe = pipeline("text-generation", model=str(tmp_path / "m"))
+    assert pipe("Question: 1+1?\nAnswer:", max_new_tokens=2)
+
+
+def test_a_run_from_before_the_note_exports_its_stop_texts(tmp_path: Path) -> None:
+    for more, texts in (
+        (("task.template=plain",), ["\nQuestion:"]),
+        (('rollout.stop=["="]', "rewards.gold_check=report"), ["="]),
+        ((), []),
+    ):
+        run = ended_by_texts(tmp_path / str(len(more)), *more)
+        file = run / "final" / "config.json"
+        stored = json.loads(file.read_text())
+        stored["slimrl_taught"] = {key: stored["slimrl_taught"][key] for key in ("style", "instruction")}
+        file.write_text(json.dumps(stored))
+        assert read_finished(run).stop_texts == texts
+        shutil.rmtree(run.parent)
+
+
+def test_the_program_of_a_card_folds_the_instruction_where_the_template_has_no_system_message(
+    slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(ROOT / "slimrl" / "builtin", tmp_path / "model")
+    template = (model / "chat_template.jinja").read_text()
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (model / "chat_template.jinja").write_text(refuses + template)
+    run = ended_by_texts(tmp_path, f"model.path={model}", 'rollout.stop=["="]', "rewards.gold_check=report")
+    assert slimrl("export", str(run), str(tmp_path / "m")).code == 0
+    card = (tmp_path / "m" / "README.md").read_text()
+    (program,) = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
+    monkeypatch.chdir(tmp_path / "m")
+    names: dict[str, Any] = {}
+    exec(program, names)
+    asked = names["tokenizer"].decode(names["inputs"]["input_ids"][0])
+    assert asked.startswith("<|user|>Be brief.\n\nAnn has 4 cups")
+
+
+def test_a_card_names_the_stop_ids_that_a_gguf_has_no_key_for(finished: Path, tmp_path: Path) -> None:
+    run = ended_by_texts(tmp_path, 'rollout.stop=["<|user|>", "<|system|>", "<|assistant|>"]')
+    assert "stop ids, so completions do not end at" not in model_card(read_finished(finished), "gguf")
+    cards = {library: model_card(read_finished(run), library) for library in get_args(Library)}
+    assert [library for library, card in cards.items() if "holds at most 3 stop ids" in card] == ["gguf"]
+    assert [library for library, card in cards.items() if "generation_config=GenerationConfig.from" in card] == ["peft"]
 
 
 def test_a_card_says_what_a_gguf_cannot_hold(finished: Path, tmp_path: Path) -> None:

@@ -62,10 +62,15 @@ def row(key: str, kind: type[Section], name: str, *, anchor: bool = True) -> str
     return f"| {place}`{key}` | {type_cell(kind, name)} | {default} | {meaning} |"
 
 
+TRAINED = {"model.lora"}
+"""Sections that a command which only measures refuses."""
+
+
 def readers(section: str) -> str:
     """The commands that have a section."""
     first = section.partition(".")[0]
-    found = [f"`{verb}`" for verb, root in VERBS.items() if first in root.model_fields]
+    verbs = [verb for verb, root in VERBS.items() if first in root.model_fields]
+    found = [f"`{verb}`" for verb in verbs if section not in TRAINED or VERBS[verb] is not EvalConfig]
     return f"Read by {', '.join(found[:-1])} and {found[-1]}." if len(found) > 1 else f"Read by {found[0]} only."
 
 

@@ -17,7 +17,7 @@ from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.preflight.environment import episode_ids, played
 from slimrl.preflight.setup import Setup, prepare
-from slimrl.sft import demand_readable, demonstrator, sft
+from slimrl.sft import behind_stops, demonstrator, sft
 from tests.cli.conftest import slimrl as slimrl
 from tests.conftest import ROOT
 
@@ -103,7 +103,7 @@ def test_turns_end_at_a_text_of_rollout_stop_as_those_that_are_played(tmp_path: 
     more = (write(tmp_path / "rows.jsonl", rows), "task.style=hashes")
     config = config_of(tmp_path, *more, 'rollout.stop=["\\n"]')
     setup = prepare(config)
-    demand_readable(setup, config)
+    assert behind_stops(setup, config).note == ""
     for _, example in examples(setup, config):
         first = example.given.index(True)
         assert setup.policy.tokenizer.decode(example.target_ids[:first]).endswith("</calculate>\n")
@@ -111,9 +111,20 @@ def test_turns_end_at_a_text_of_rollout_stop_as_those_that_are_played(tmp_path: 
         assert example.target_ids[-1] == setup.prompter.turn_end
     config = config_of(tmp_path, *more, 'rollout.stop=["</calculate>"]')
     with pytest.raises(
-        SettingsError, match=r"behind the text '</calculate>' of .* taught without the rest of a turn; take"
+        SettingsError, match=r"behind '</calculate>'\), and would be taught without the rest of a turn; take"
     ):
-        demand_readable(prepare(config), config)
+        behind_stops(prepare(config), config)
+
+
+def test_a_turn_that_ends_with_a_special_token_of_rollout_stop_is_ended_for_the_next_one(tmp_path: Path) -> None:
+    """As one that ends with a text is; the tokens that end a turn by themselves need nothing behind."""
+    setup = prepare(config_of(tmp_path, 'rollout.stop=["<|user|>"]'))
+    assert setup.rules is not None
+    user, *_ = setup.policy.tokenizer.convert_tokens_to_ids(["<|user|>"])
+    assert user in setup.policy.stop_ids
+    heard = [{"role": "user", "content": "7"}]
+    behind = {last: setup.rules.encode(heard, last) for last in (user, setup.prompter.turn_end)}
+    assert behind[user] == (setup.prompter.turn_end, *behind[setup.prompter.turn_end])
 
 
 def test_an_answer_column_completes_a_last_turn_without_the_form(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from slimrl.config.sections import ModelConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.model import precision
-from slimrl.model.loading import BUILTIN, adopt, load_policy, taught_instruction, template_terminators
+from slimrl.model.loading import BUILTIN, adopt, load_policy, template_terminators
 from slimrl.model.policy import freeze
 from slimrl.model.prompts import make_prompter
+from slimrl.model.taught import taught_of
 from slimrl.rollout.engine import RolloutEngine
 from tests.conftest import SHARED
 from tests.tiny import NoTokenizer, tiny_model, tiny_policy
@@ -155,12 +156,10 @@ def test_a_taught_instruction_must_be_text(tiny_folder: Path, tmp_path: Path) ->
         [5, {"style": "hashes", "instruction": 5}, {"style": "boxed", "instruction": "x"}, None]
     ):
         policy = load_policy(edited(tiny_folder, tmp_path / str(number), slimrl_taught=taught))
-        assert taught_instruction(policy, "hashes") is None
+        assert taught_of(policy.model).instruction_for("hashes") is None
     right = {"style": "hashes", "instruction": "be brief"}
-    assert (
-        taught_instruction(load_policy(edited(tiny_folder, tmp_path / "r", slimrl_taught=right)), "hashes")
-        == "be brief"
-    )
+    policy = load_policy(edited(tiny_folder, tmp_path / "r", slimrl_taught=right))
+    assert taught_of(policy.model).instruction_for("hashes") == "be brief"
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('never') }}"])

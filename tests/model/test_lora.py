@@ -20,9 +20,10 @@ from slimrl.kernels.native import has_kernels, lanes, paused
 from slimrl.learner.critic import Critic
 from slimrl.model.layer import FusedLayer
 from slimrl.model.loading import adopt, load_policy
-from slimrl.model.lora import TAUGHT, adapter_parameters, add_adapter
+from slimrl.model.lora import adapter_parameters, add_adapter
 from slimrl.model.policy import Policy, cost_of, freeze
 from slimrl.model.stack import FusedTrunk
+from slimrl.model.taught import Taught, note_taught, taught_of
 from slimrl.preflight.memory import Call, plan_memory
 from slimrl.preflight.prompting import prepare_model
 from slimrl.rollout.engine import RolloutEngine
@@ -319,7 +320,7 @@ class TestFolders:
         with torch.no_grad():
             for factor in policy.trainable.values():
                 factor.add_(0.05)
-        setattr(policy.model.config, TAUGHT, {"style": "boxed", "instruction": "Think."})
+        note_taught(policy.model, Taught("boxed", "Think.", plain=True, stop=(";",)))
         policy.save_adapter(tmp_path / "adapter")
         return tmp_path / "adapter"
 
@@ -329,7 +330,7 @@ class TestFolders:
         assert policy.lora is not None
         assert not policy.lora.new
         assert policy.trainable
-        assert getattr(policy.model.config, TAUGHT) == {"style": "boxed", "instruction": "Think."}
+        assert taught_of(policy.model) == Taught("boxed", "Think.", plain=True, stop=(";",))
         theirs = AutoModelForCausalLM.from_pretrained(folder)
         with torch.no_grad():
             wanted = theirs(IDS, use_cache=False).logits

@@ -191,6 +191,26 @@ def test_an_adapter_is_planned_with_the_model_that_it_belongs_to(targets: Any, t
         plan_elsewhere(settings(tmp_path / "adapter"), 1, 80)
 
 
+@pytest.mark.parametrize("which", ["layers_to_transform", "target_modules"])
+def test_an_adapter_of_late_layers_is_planned(which: str, tmp_path: Path) -> None:
+    """The cuts of the model from which activations are reckoned have none of them."""
+    given = CONFIGS["qwen2"]
+    last = given.num_hidden_layers - 1
+    assert last >= 2
+    given.save_pretrained(tmp_path / "model")
+    model, one = AutoModelForCausalLM.from_config(given), LoraConfig(rank=4, targets=["q_proj"])
+    lora = add_adapter(model, one, base=str(tmp_path / "model"), seed=0)
+    lora.config.target_modules = {"q_proj"} if which == "layers_to_transform" else f".*layers[.]{last}[.].*q_proj"
+    lora.config.layers_to_transform = [last] if which == "layers_to_transform" else None
+    lora.save_config(tmp_path / "adapter", model)
+    (tmp_path / "adapter" / WEIGHTS_FILE).touch()
+    few = plan_elsewhere(settings(tmp_path / "adapter"), 1, 80).estimates[AS_SET]
+    every = settings(tmp_path / "model", model={"lora": one.model_dump()})
+    whole = plan_elsewhere(every, 1, 80).estimates[AS_SET]
+    assert 0 < few.masters == whole.masters // given.num_hidden_layers
+    assert few.token_bytes == whole.token_bytes
+
+
 def test_a_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "unheard of"}')
     with pytest.raises(DataError, match=r"model\.path=.*: transformers cannot load it"):

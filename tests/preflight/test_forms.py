@@ -98,6 +98,12 @@ def test_where_nothing_is_right_in_any_form_a_warm_start_is_advised() -> None:
     assert "slimrl sft" in form_advice(found)
 
 
+def test_where_most_completions_are_cut_off_a_larger_budget_is_advised() -> None:
+    cut = [replace(finding(name, "000000", 0), cut_off=off) for name, off in (("hashes", 4), ("boxed", 6))]
+    assert form_advice(cut).endswith("raise rollout.max_new_tokens and ask again")
+    assert "slimrl sft" in form_advice([replace(cut[0], cut_off=3), cut[1]])
+
+
 class Once:
     """A first turn is answered, the second ends the episode."""
 

@@ -19,7 +19,7 @@ from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stopped
-from slimrl.preflight.doctor import examine, thinks_unless_told
+from slimrl.preflight.doctor import examine, thinking_switch
 from slimrl.preflight.prompting import prepare_model
 from slimrl.preflight.setup import prepare, prepare_training
 from slimrl.sft import demonstrator, sft
@@ -312,6 +312,23 @@ def test_doctor_says_that_a_bos_is_missing(tiny_folder: Path, tmp_path: Path) ->
         assert any(sentence in warning for warning in examine(setup).warnings) is missing
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (('rollout.stop=["\\n"]',), "\n"),
+        (('rollout.stop=["####", "\\n"]',), "\n"),
+        (("task.template=plain", 'rollout.stop=[" "]'), " "),  # the first that a plain answer has
+    ],
+)
+def test_gold_answers_behind_a_stop_text_name_it(settings: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    given = load_config(TrainConfig, [], [f"output={tmp_path}", *settings])
+    sentence = (
+        f"a completion ends in front of {text!r}, so no answer is read; set rollout.stop to texts without it, or to []"
+    )
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        prepare_training(given)
+
+
 def test_doctor_names_the_switch_for_thinking(tiny_folder: Path, tmp_path: Path) -> None:
     switch = "{% if enable_thinking is defined and not enable_thinking %}Do not think.\n{% endif %}"
     folder = model(tiny_folder, tmp_path / "model", before=switch)
@@ -327,7 +344,9 @@ def test_doctor_names_the_switch_for_thinking(tiny_folder: Path, tmp_path: Path)
     [
         ("{% if enable_thinking is defined and not enable_thinking %}Do not think.\n{% endif %}", True),
         ("{% if enable_thinking is defined and enable_thinking %}Think.\n{% endif %}", False),
+        ("{% if thinking %}Think.\n{% endif %}", False),
         ("{% set thinks = enable_thinking | default(false) %}", None),
+        ("{% set unthinking = true %}", None),
         ("{% if enable_thinking is defined and enable_thinking %}{{ raise_exception('no') }}{% endif %}", None),
         ("", None),
     ],
@@ -338,14 +357,15 @@ def test_whether_thinking_is_on_is_read_from_prompts(
     folder = model(tiny_folder, tmp_path / "model", before=switch)
     setup = prepare_training(config(TrainConfig, folder, tmp_path))
     messages = setup.setup.task.messages(setup.setup.held_out[0])
-    assert thinks_unless_told(setup.setup.prompter, messages) is thinks
+    name = "enable_thinking" if "enable_thinking" in switch else "thinking"
+    assert thinking_switch(setup.setup.prompter, messages) == (None if thinks is None else (name, thinks))
     said = [warning for warning in examine(setup).warnings if "switch for thinking" in warning]
     if thinks is None:
         assert not said
     else:
         assert said[0].startswith(f"the chat template has a switch for thinking, which is {'on' if thinks else 'off'}")
     if thinks is False:
-        assert "enable_thinking: true} turns it on" in said[0]
+        assert f"{{{name}: true}} turns it on" in said[0]
 
 
 # A row that the template or the tokenizer cannot write.
