@@ -1,26 +1,32 @@
-"""The time that an evaluation still takes, from how fast its problems come once the first ones are done."""
+"""The time that an evaluation still takes, from how fast its problems were done so far."""
 
 from __future__ import annotations
 
 from slimrl.text import duration
 
-SEEN = 0.05
-"""Share of the problems that must have come since the first ones before a time is said."""
+ENOUGH = 0.25
+"""Share of the problems after which a time is said in any case."""
+FEW = 0.05
+"""The same where the first results are long past."""
+PAST = 3
+"""Times as long as the first results took."""
 
 
 class Pace:
-    """Problems done by time. Many are sampled at once, so none is done for long and then many are: the time up to the first
-    ones says nothing about the rest.
+    """Problems done by time. Many are sampled at once, so none is done for long and then many are: a time is said only after
+    more than the first of them.
     """
 
     def __init__(self) -> None:
-        self._at, self._done = 0.0, 0
-        """When the first ones were done, seconds, and how many."""
+        self._began = self._first = 0.0
+        self._done = 0
 
     def left(self, done: int, total: int, now: float) -> str:
         """The words for the time left at `now` seconds, or none while it is not known; `done` of 0 begins another evaluation."""
-        since = done - self._done
-        if self._done == 0 or since < 0:
-            self._at, self._done = now, done
-            return ""
-        return f"{duration((now - self._at) / since * (total - done))} left" if since >= max(1, SEEN * total) else ""
+        if done == 0:
+            self._began = now
+        elif self._done == 0:
+            self._first = now - self._began
+        self._done, spent = done, now - self._began
+        known = done >= ENOUGH * total or (done >= FEW * total and spent >= PAST * self._first)
+        return f"{duration(spent / done * (total - done))} left" if done and known else ""

@@ -279,7 +279,7 @@ class Display:
                 self.note(f"{counted(count, 'completion')}: {reason}", kind, "yellow")
         self._effects(summary.inert, summary.confounded, config, " in this run")
         path = Path(summary.run)
-        parts = ", ".join(f"{part}/" for part in ("final", "rollouts", "evals") if (path / part).is_dir())
+        parts = ", ".join(f"{part}/" for part in ("final", "adapter", "rollouts", "evals") if (path / part).is_dir())
         self.say(f"everything is in {path}: {parts}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
 
     def _held_out_tables(self, summary: TrainSummary) -> None:

@@ -14,6 +14,7 @@ from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
 from slimrl.export.vocabulary import GGUF_STOPS, stop_ids_of
 from slimrl.model.prompts import fold_system, plain_text
+from slimrl.runs.reader import read_json
 from slimrl.terms import BUILT_IN_MODELS
 from slimrl.text import counted
 
@@ -151,8 +152,8 @@ def _use(run: FinishedRun, library: Library) -> str:
     )  # fmt: skip
     files = {
         "transformers": "`generation_config.json` has the sampling of the measurement and every stop id. "
-        "`slimrl chat` talks to the model, and `slimrl eval` measures it again.",
-        "peft": f"These are the factors of an adapter (LoRA) for the model that it began from. {_generate_peft(run)}",
+        f"`slimrl chat` talks to the model, and `slimrl eval` measures it again.{_rounded(run)}",
+        "peft": f"These are the factors of an adapter (LoRA) for {_adapted(run)}. {_generate_peft(run)}",
         "gguf": f"The GGUF holds {'' if run.plain else 'the chat template, '}the stop ids and the sampling of the measurement.",
         "ollama": "The `Modelfile` holds the instruction, the stop texts and the sampling of the measurement.",
     }
@@ -209,11 +210,27 @@ def _stop_arguments(run: FinishedRun) -> str:
     return f"`stop_strings={run.stop_texts!r}` and `tokenizer=tokenizer`"
 
 
+def _rounded(run: FinishedRun) -> str:
+    dtype = run.record.get("dtype", "float32")
+    if dtype == "float32" or not (run.folder / "adapter").is_dir():
+        return ""
+    return f" The weights have the adapter in them, rounded to {dtype}; it was measured beside them."
+
+
+def _adapted(run: FinishedRun) -> str:
+    base = place_name(
+        str(read_json(run.folder / "adapter" / "adapter_config.json").get("base_model_name_or_path") or "")
+    )
+    return f"`{base}`" if base else "the model that it began from"
+
+
 def _generate_peft(run: FinishedRun) -> str:
-    ends = f", {_stop_arguments(run)}" if run.stop_texts else ""
+    stops, tokenizer = f", stop_strings={run.stop_texts!r}", " and `tokenizer=tokenizer`"
+    if not run.stop_texts:
+        stops = tokenizer = ""
     return (
-        f"Give `generate` `generation_config=GenerationConfig.from_pretrained(FOLDER)`{ends}; it reads the base model's own "
-        "sampling and stop ids otherwise."
+        f"Give `generate` `generation_config=GenerationConfig.from_pretrained(FOLDER{stops})`{tokenizer}; it reads the base "
+        "model's own sampling and stop ids otherwise."
     )
 
 

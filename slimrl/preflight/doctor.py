@@ -138,9 +138,13 @@ def _reward_warnings(groups: Sequence[Group], signal: float, *, taught: bool) ->
         share = sum(map(bool, reasons)) / len(reasons)
         found.append(f"{share:.0%} of the completions are unscorable ({next(filter(None, reasons))})")
     if not signal and not taught:
+        cut = [rollout.completion.finish == "length" for group in groups for rollout in group.rollouts]
+        advice = "warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
+        if 2 * sum(cut) > len(cut):
+            advice = "most completions are cut off, so raise rollout.max_new_tokens first"
         found.append(
             f"none of {len(groups)} groups carries a signal (no two rewards within a group differ), so nothing can be learnt "
-            "yet; warm-start with slimrl sft, or choose easier problems or a larger rollout.group_size"
+            f"yet; {advice}"
         )
     return found
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.model.policy import Policy
 from slimrl.model.precision import is_narrow
-from slimrl.model.prompts import Prompter
+from slimrl.model.prompts import PLAIN_STOP, Prompter
 from slimrl.rewards import Reward
 from slimrl.rewards.calls import is_asynchronous
 from slimrl.rewards.gold import GoldReport, GoldTrial
@@ -82,6 +82,9 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         if policy.tokenizer.chat_template:
             why, instead = "the model was trained on plain prompts", "; set task.template=chat for the chat template"
         found.append(f'{why}, so prompts are plain ("Question: ... Answer:"){instead}')
+    stops = policy.stop_texts.texts
+    if config.rollout.stop == "auto" and stops and (prompter.chat is not None or stops != (PLAIN_STOP,)):
+        found.append(f"completions end at {' or '.join(map(repr, stops))}, as the model was trained (rollout.stop)")
     if policy.opening:
         found.append(
             f"prompts end with {policy.opening.strip()}, so completions begin within the thinking; their text begins with that "

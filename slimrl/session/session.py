@@ -168,6 +168,8 @@ class Session(Generic[State]):
         with self.keeper.ending(self.state.step):
             if store_model:
                 self.run.save_final(self.setup.policy)
+                if sentence := self.setup.policy.rounding_note():
+                    self.screen.note(sentence)
             self.run.finish(summary)
         self.keeper.finish(self.state.step)
         self._tell(lambda sink: sink.finish(asdict(summary)))

@@ -182,6 +182,15 @@ def test_a_model_trained_on_plain_prompts_is_measured_on_them(slimrl, tmp_path: 
     chat, stops = asked_as(tmp_path / "m", "task.template=chat")
     assert (chat[:2], stops) == ("<|", ()), "the texts belong to the other form"
     assert asked_as(tmp_path / "m", 'rollout.stop=["="]')[1] == ("=",)
+    if lora:
+        said = slimrl("export", str(run), str(tmp_path / "a"), "--adapter")
+        assert said.code == 0
+        card = (tmp_path / "a" / "README.md").read_text()
+        arguments = (
+            "generation_config=GenerationConfig.from_pretrained(FOLDER, stop_strings=['Q:'])` and `tokenizer=tokenizer`"
+        )
+        assert arguments in card
+        assert "(LoRA) for `builtin`" in card
     pipe = pipeline("text-generation", model=str(tmp_path / "m"))
     assert pipe("Question: 1+1?\nAnswer:", max_new_tokens=2)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from slimrl.config.files import load_config
 from slimrl.config.schema import TrainConfig
+from slimrl.display.pace import Pace
 from slimrl.display.run import Display
 from slimrl.records import Completion, Problem, Rollout
 from slimrl.results import Evaluation, GradedCompletion, SplitEvaluation
@@ -54,26 +55,25 @@ def test_a_log_file_gets_a_line_on_a_long_evaluation(
     for done in (0, 1, 2, 3, 8):
         display.evaluating(done, 8)
     display.stop()
-    assert capsys.readouterr().err == "measuring: 2 of 8 problems, 3m00s left\n"
+    assert capsys.readouterr().err == "measuring: 2 of 8 problems, 2m00s left\n"
 
 
-def test_the_time_left_of_an_evaluation_counts_from_the_first_problems_that_are_done(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All 400 are sampled at once: the first one comes after 31 s, the others within the next 40."""
-    clock = iter([0.0, 31.0, 61.0, 65.0, 71.0, 100.0, 135.0])
-    monkeypatch.setattr("slimrl.display.run.time.monotonic", lambda: next(clock))
-    display = Display()
-    for done in (0, 1, 301, 350, 400):
-        display.evaluating(done, 400)
-    for done in (0, 3):
-        display.evaluating(done, 400)
-    display.stop()
-    assert capsys.readouterr().err.splitlines() == [
-        "measuring: 1 of 400 problems",
-        "measuring: 301 of 400 problems, 10s left",
-        "measuring: 3 of 400 problems",
-    ]
+@pytest.mark.parametrize(
+    ("seen", "left"),
+    [
+        # all are sampled at once: the first one comes after 31 s, the others within the next 40
+        ({31.0: 1, 40.0: 60, 61.0: 301}, ["", "", "20s left"]),
+        # two thirds are cut off and come in one moment, the others are sampled then
+        ({28.0: 1, 28.01: 256}, ["", "16s left"]),
+        # one wave after the other
+        ({10.0: 10, 20.0: 19, 40.0: 40}, ["", "", "6m00s left"]),
+    ],
+)
+def test_the_time_left_of_an_evaluation_is_told_once_it_is_known(seen: dict[float, int], left: list[str]) -> None:
+    pace = Pace()
+    for begun in (0.0, 1000.0):
+        assert pace.left(0, 400, begun) == ""
+        assert [pace.left(done, 400, begun + at) for at, done in seen.items()] == left
 
 
 def test_a_terminal_gets_a_bar_that_goes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from slimrl.kernels.native import has_kernels, lanes, paused
 from slimrl.learner.critic import Critic
 from slimrl.model.layer import FusedLayer
 from slimrl.model.loading import adopt, load_policy
-from slimrl.model.lora import adapter_parameters, add_adapter
+from slimrl.model.lora import adapter_parameters, add_adapter, rounding_error
 from slimrl.model.policy import Policy, cost_of, freeze
 from slimrl.model.stack import FusedTrunk
 from slimrl.model.taught import Taught, note_taught, taught_of
@@ -490,3 +490,34 @@ def test_merged_tensors_are_those_of_the_merged_model(family: str, dtype: torch.
     )
     whole = tiny_policy(family)
     assert dict(whole.merged_tensors()).keys() == whole.model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "said"), [("bfloat16", 1e-4, True), ("bfloat16", 1.0, False), ("float32", 1e-4, False)]
+)
+def test_what_merging_loses_by_rounding_is_told(tiny_folder: Path, dtype: str, scale: float, said: bool) -> None:
+    policy = load_policy(ModelConfig(path=str(tiny_folder), device="cpu", dtype=dtype, lora=ALL))  # type: ignore[arg-type]
+    assert policy.rounding_note() == "", "a new adapter changes nothing"
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for factor in policy.trainable.values():
+            factor.normal_(std=scale**0.5)
+    before = {
+        name: tensor.float() for name, tensor in policy.model.state_dict().items() if name.endswith("base_layer.weight")
+    }
+    after = {name.replace(".base_layer", ""): name for name in before}
+    merged = dict(policy.merged_tensors())
+    lost = change = 0.0
+    for name, own in after.items():
+        layer = policy.model.get_submodule(own.removesuffix(".base_layer.weight"))
+        b, a = (getattr(layer, f"lora_{kind}")["default"].weight.detach().float() for kind in "BA")
+        delta = layer.scaling["default"] * b @ a
+        lost += float((merged[name].float() - before[own] - delta).square().sum())
+        change += float(delta.square().sum())
+    assert rounding_error(policy.model) == pytest.approx((lost / change) ** 0.5, rel=1e-3, abs=1e-4)
+    note = policy.rounding_note()
+    assert bool(note) is said
+    if said:
+        assert (
+            f"rounded to bfloat16: a relative error of {(lost / change) ** 0.5:.0%} of what the adapter changes" in note
+        )
