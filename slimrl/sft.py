@@ -266,11 +266,13 @@ def overlong_note(
 
     Raises SettingsError where they are the rule.
     """
-    looked_at = [p for p in islice(setup.task.train, SOLUTIONS_LOOKED_AT) if p.id not in left_out]
+    looked_at = [*islice((p for p in setup.task.train if p.id not in left_out), SOLUTIONS_LOOKED_AT)]
     kept = sum(demonstrate(problem, 0) is not None for problem in looked_at)
     share = 1 - kept / len(looked_at)
     asked_for = setup.config.sft.batch_size != DEFAULT_BATCH
-    if share > 0.5 or (asked_for and len(looked_at) == len(setup.task.train) and kept < config.sft.batch_size):
+    if share > 0.5 or (
+        asked_for and len(looked_at) == len(setup.task.train) - len(left_out) and kept < config.sft.batch_size
+    ):
         raise SettingsError(
             f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={setup.config.rollout.budget} and could "
             "not be imitated whole; raise it"
