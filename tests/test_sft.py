@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_a_few_worked_solutions_that_would_end_before_their_answers_are_left_out
     assert {p.id for p in setup.task.train if demonstrate(p, 0) is None} == lost
     assert overlong_note(setup, demonstrate, config, behind.ids) == ""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("slimrl.sft.SOLUTIONS_LOOKED_AT", 1)  # those left out may be the first
+        patch.setattr(sys.modules["slimrl.sft"], "SOLUTIONS_LOOKED_AT", 1)  # those left out may be the first
         first = next(iter(setup.task.train)).id
         assert overlong_note(setup, demonstrator(setup, config, frozenset({first})), config, frozenset({first})) == ""
     assert sft(config, Display(quiet=True)).steps == 1
