@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimrl.config.places import FINAL
 from slimrl.errors import DataError
 from slimrl.runs.reader import read_metrics, read_state, read_summaries
 from slimrl.runs.remote import local_run
@@ -125,9 +126,9 @@ class Result:
 
     @property
     def _final(self) -> str:
-        if not (self.path / "final").is_dir():
+        if not (self.path / FINAL).is_dir():
             raise DataError(f"{self.path} holds no model (log.model=false); train again with log.model=true")
-        return str(self.path / "final")
+        return str(self.path / FINAL)
 
     def sample(self, prompt: str, n: int = 1, *, greedy: bool = False, **settings: Any) -> list[Answer]:
         """Completions of the trained model for one question, as `slimrl.sample` gives them."""

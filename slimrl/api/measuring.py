@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from slimrl.api.settings import dotted
 from slimrl.config.environment import package_of
 from slimrl.config.files import build, for_verb, merge
+from slimrl.config.places import ADAPTER
 from slimrl.config.schema import EvalConfig
 from slimrl.config.sections import LoraConfig
 from slimrl.config.task import EVERY_RATE
@@ -79,7 +80,16 @@ def measuring_base(
     if task is not None:
         change_task(base, task, Path(run), other_data=other_data)
     change_environment(base, own)
-    return merge(base, {"model": {"path": model}})
+    return merge(base, {"model": {"path": _measured_path(model)}})
+
+
+def _measured_path(model: str) -> str:
+    """The path of a model, and of a run with an adapter that of the adapter, where it loads here."""
+    if not (Path(model).expanduser() / ADAPTER).is_dir():
+        return model
+    from slimrl.runs.trained import measured_path  # imports torch
+
+    return measured_path(model)
 
 
 def measuring_settings(
@@ -93,7 +103,7 @@ def measuring_settings(
 
 def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
     """The bounds of the rewards of a run, which its settings hold."""
-    return declared_bounds(build(EvalConfig, measuring_base(run, None)).rewards)
+    return declared_bounds(build(EvalConfig, recorded_settings(Path(run))).rewards)
 
 
 def without_training(config: EvalConfig) -> EvalConfig:

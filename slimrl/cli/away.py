@@ -14,6 +14,7 @@ import click
 from slimrl.cli.arguments import fetched
 from slimrl.cli.completion import run_argument
 from slimrl.cli.output import out
+from slimrl.config.places import ADAPTER, FINAL
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.runs.files import UNFINISHED
 
@@ -51,8 +52,8 @@ def export(
         raise SettingsError(f"--adapter has no effect with --for {purpose}, which takes the merged model; remove it")
     if (push or public) and purpose != "hub":
         raise SettingsError(f"--push and --public have no effect with --for {purpose}; remove them, or add --for hub")
-    source = Path(run) / ("adapter" if adapter else "final")
-    if adapter and not source.is_dir() and (Path(run) / "final").is_dir():
+    source = Path(run) / (ADAPTER if adapter else FINAL)
+    if adapter and not source.is_dir() and (Path(run) / FINAL).is_dir():
         raise DataError(f"{run} trained the model's own weights and holds no adapter; remove --adapter")
     if not (source / ("adapter_config.json" if adapter else "config.json")).is_file():
         raise DataError(f"{run} holds no {source.name}/ model; {_why_no_model(Path(run))}")
@@ -125,9 +126,9 @@ def _transformers(run: FinishedRun, source: Path, folder: Path) -> None:
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-    card = model_card(run, "peft" if source.name == "adapter" else "transformers")
+    card = model_card(run, "peft" if source.name == ADAPTER else "transformers")
     base = str(read_json(source / "adapter_config.json").get("base_model_name_or_path") or "")
-    if source.name == "adapter" and Path(base).is_absolute():
+    if source.name == ADAPTER and Path(base).is_absolute():
         click.echo(
             f"note: the adapter is for {base}, by its path on this machine; before you give it away, set "
             "base_model_name_or_path in adapter_config.json to the model's name on the Hub",
@@ -173,7 +174,7 @@ def _hub(run: FinishedRun, source: Path, repository: str, *, push: bool, public:
     from slimrl.export.run import published_adapter
     from slimrl.runs.files import files_within
 
-    is_adapter = source.name == "adapter"
+    is_adapter = source.name == ADAPTER
     texts = {"README.md": model_card(run, "peft" if is_adapter else "transformers")}
     if is_adapter:
         texts["adapter_config.json"] = published_adapter(source)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from slimrl.config.places import ADAPTER
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, place_name
 from slimrl.export.vocabulary import GGUF_STOPS, stop_ids_of
@@ -212,15 +213,13 @@ def _stop_arguments(run: FinishedRun) -> str:
 
 def _rounded(run: FinishedRun) -> str:
     dtype = run.record.get("dtype", "float32")
-    if dtype == "float32" or not (run.folder / "adapter").is_dir():
+    if dtype == "float32" or not (run.folder / ADAPTER).is_dir():
         return ""
     return f" The weights have the adapter in them, rounded to {dtype}; it was measured beside them."
 
 
 def _adapted(run: FinishedRun) -> str:
-    base = place_name(
-        str(read_json(run.folder / "adapter" / "adapter_config.json").get("base_model_name_or_path") or "")
-    )
+    base = place_name(str(read_json(run.folder / ADAPTER / "adapter_config.json").get("base_model_name_or_path") or ""))
     return f"`{base}`" if base else "the model that it began from"
 
 

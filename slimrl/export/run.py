@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
-from slimrl.config.places import DATA, FILES, MODELS
+from slimrl.config.places import DATA, FILES, FINAL, MODELS
 from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
@@ -48,7 +48,7 @@ class FinishedRun:
 
     @property
     def model(self) -> Path:
-        return self.folder / "final"
+        return self.folder / FINAL
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -161,7 +161,7 @@ def published_adapter(folder: Path) -> str:
 
 def read_finished(folder: Path) -> FinishedRun:
     """Raises DataError for a folder without a model in `final/`, or without the record of how it came about."""
-    if not (folder / "final" / "config.json").is_file():
+    if not (folder / FINAL / "config.json").is_file():
         raise DataError(f"{folder} holds no final/ model; give the folder of a finished run")
     record = read_state(folder)
     if not record or not (folder / "config.yaml").is_file():

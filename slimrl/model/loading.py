@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from slimrl.config.places import PICKLES, is_address, is_hub_name
+from slimrl.config.places import ADAPTER, FINAL, PICKLES, is_address, is_hub_name
 from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
@@ -68,7 +68,20 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         model, tokenizer, notes, lora = _load_adapted(config, path, device, saved)
     policy = adopt(model.to(device), tokenizer, name=config.path, lora=lora)
     notes += [packed_note(policy.model, policy.parameters)] if config.quantize != "none" else []
+    notes += _merged_notes(config.path, Path(path), policy.model.dtype)
     return replace(policy, notes=(*notes, *policy.notes))
+
+
+def _merged_notes(named: str, folder: Path, dtype: torch.dtype) -> list[str]:
+    """A note on a run whose model is read from final/, not from its adapter, where merged weights are rounded."""
+    adapter = folder.with_name(ADAPTER)
+    if folder.name != FINAL or Path(named).name == FINAL or dtype == torch.float32 or not adapter.is_dir():
+        return []
+    name = str(dtype).removeprefix("torch.")
+    return [
+        f"model.path={named} is read from {folder}, whose weights have the run's adapter in them, rounded to {name}; "
+        f"model.path={adapter} is the adapter itself, beside the model that it was trained on"
+    ]
 
 
 def _with_packing(config: ModelConfig, saved: SavedAdapter | None) -> ModelConfig:
@@ -304,8 +317,8 @@ def resolve(path: str) -> str:
     folder = Path(path).expanduser()
     if (folder / CONFIG_FILE).is_file():
         return str(folder)
-    if folder.is_dir() and not (folder / "config.json").is_file() and (folder / "final" / "config.json").is_file():
-        folder = folder / "final"
+    if folder.is_dir() and not (folder / "config.json").is_file() and (folder / FINAL / "config.json").is_file():
+        folder = folder / FINAL
     if not folder.is_dir():
         if is_address(path):
             raise SettingsError(

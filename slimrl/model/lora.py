@@ -123,7 +123,7 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
     if weights is None:
         raise DataError(f"model.path={path} has {CONFIG_FILE} but no {WEIGHTS_FILE}; add it")
     base = config.base_model_name_or_path or ""
-    if not Path(base).is_dir() and not is_hub_name(base):
+    if not base or not (Path(base).is_dir() or is_hub_name(base)):  # the path of an empty name is this folder
         raise DataError(
             f"model.path={path} is an adapter for {base or 'a model that it does not name'}, which is not here; set "
             f"base_model_name_or_path in its {CONFIG_FILE} to the folder of that model"

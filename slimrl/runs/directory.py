@@ -25,6 +25,7 @@ from torch import Tensor
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import dump_yaml
+from slimrl.config.places import ADAPTER, FINAL
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, SettingsError
 from slimrl.machine.signals import PREEMPTED, Stopped
@@ -200,8 +201,8 @@ class RunDirectory:
         disk, whole, before the run counts as finished.
         """
         if policy.lora is not None:
-            self._save_whole("adapter", policy.save_adapter)
-        self._save_whole("final", policy.save)
+            self._save_whole(ADAPTER, policy.save_adapter)
+        self._save_whole(FINAL, policy.save)
 
     def _save_whole(self, name: str, save: Callable[[Path], None]) -> None:
         """A folder of what `save` writes into the folder that it is given, or nothing."""
@@ -294,7 +295,7 @@ def steps_taken(model: Path) -> int | None:
     """Steps after which a model was left: of a run, of its final/ or adapter/, or of a checkpoint; None for any other model."""
     if match := re.fullmatch(r"step-(\d{8,})", model.resolve().name):
         return int(match[1])
-    run = model.resolve().parent if model.resolve().name in ("final", "adapter") else model
+    run = model.resolve().parent if model.resolve().name in (FINAL, ADAPTER) else model
     steps = read_state(run).get("summary", {}).get("steps")
     return steps if isinstance(steps, int) else None
 

@@ -418,6 +418,7 @@ class TestFolders:
                 for way in ("pissa", "pissa_niter_16", "OLoRA", "corda", "loftq", "lora_ga", "mica")
             ),
             ({"base_model_name_or_path": "/nowhere/at/all"}, "/nowhere/at/all, which is not here"),
+            ({"base_model_name_or_path": ""}, "an adapter for a model that it does not name, which is not here"),
             ({"r": 8}, "does not fit"),
             ({"lora_alpha": "16"}, "does not fit"),
             ({"target_modules": ["c_attn"]}, "does not fit .*c_attn"),
