@@ -36,6 +36,7 @@ from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
 from slimrl.session.state import Progress, Write, read_run_state, restore_policy, save_policy
 from slimrl.session.upload import uploaded
+from slimrl.text import counted, duration
 from slimrl.thinking import closed
 
 SOLUTIONS_LOOKED_AT = 500
@@ -103,7 +104,12 @@ def sft(
         before, after = measured[0]["test"], measured[end.step]["test"]
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
         session.finish(summary, store_model=True)
-        screen.say(f"the model is in {run.path}/final")
+        each = end.seconds / max(1, end.step)
+        models = "final/ and adapter/" if policy.lora else "final/"
+        screen.say(
+            f"{counted(end.step, 'step')} in {duration(end.seconds)}, {each:.2g} s each without evaluations; the model is in "
+            f"{run.path}: {models}"
+        )
         return summary
 
 

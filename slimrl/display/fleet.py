@@ -18,8 +18,9 @@ HEADER = f"{'GiB of each GPU':<23}{'peak':>5}{'model':>6}{'optimizer':>10}{'upda
 def show_fleet(console: Console, plan: FleetPlan) -> None:
     """Print the plan in 80 columns."""
     room = next(iter(plan.estimates.values())).free
+    trained = f", with an adapter of rank {plan.adapter}" if plan.adapter else ""
     console.print(
-        f"{plan.model}, {in_millions(plan.parameters)} in {plan.dtype}, on {plan.devices} x {plan.gib:g} GiB, "
+        f"{plan.model}, {in_millions(plan.parameters)} in {plan.dtype}{trained}, on {plan.devices} x {plan.gib:g} GiB, "
         f"of which a run takes {room / GIB:.1f} at most; {plan.rows} completions a step, prompts of {plan.prompt} and "
         f"completions of {plan.new_tokens} tokens"
     )

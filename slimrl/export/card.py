@@ -148,8 +148,9 @@ def _cell(text: str) -> str:
 
 
 def _use(run: FinishedRun, library: Library) -> str:
-    system = f"It was measured with this system message:\n\n{_quoted(run.instruction)}" if run.instruction else (
-        "It was measured without a system message."
+    told = "this text before every question" if run.plain else "this system message"
+    system = f"It was measured with {told}:\n\n{_quoted(run.instruction)}" if run.instruction else (
+        f"It was measured without a{' text before the question' if run.plain else ' system message'}."
     )  # fmt: skip
     files = {
         "transformers": "`generation_config.json` has the sampling of the measurement and every stop id. "
@@ -166,7 +167,7 @@ def _prompt_form(run: FinishedRun) -> str:
     """The form of plain prompts; empty for those of a chat template, which the tokenizer knows."""
     if not run.plain:
         return ""
-    behind = ", behind the system message and an empty line" if run.instruction else ""
+    behind = ", behind that text and an empty line" if run.instruction else ""
     unused = " The tokenizer's chat template was not used." if run.tokenizer.chat_template else ""
     return f"A prompt is plain text, {_code(PLAIN)}{behind}; the completion begins with a space.{unused}"
 

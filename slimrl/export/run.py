@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
-from slimrl.config.places import DATA, FILES, FINAL, MODELS
+from slimrl.config.places import ADAPTER, DATA, FILES, FINAL, MODELS
 from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
@@ -148,8 +148,11 @@ def _shortened(value: Any) -> Any:
 
 
 def place_name(path: str) -> str:
-    """A name on the Hub as it is, and of a path on this machine its last part."""
-    return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") != 1 else path
+    """A name on the Hub as it is, and of a path on this machine its last part; of the models that a run left, the run's name."""
+    if not path.startswith(("/", "~", ".")) and path.count("/") == 1:
+        return path
+    place = Path(path)
+    return place.parent.name or place.name if place.name in (FINAL, ADAPTER) else place.name
 
 
 def published_adapter(folder: Path) -> str:

@@ -53,6 +53,8 @@ class FleetPlan:
     model: str
     """Class of the model."""
     parameters: int
+    adapter: int
+    """Rank of the adapter that is trained with the settings as they are; 0 for none."""
     dtype: str
     devices: int
     gib: float
@@ -122,6 +124,7 @@ def plan_elsewhere(config: TrainConfig, count: int, gib: float) -> FleetPlan:
     return FleetPlan(
         model=type(whole.model).__name__,
         parameters=whole.parameters,
+        adapter=0 if whole.lora is None else whole.lora.rank,
         dtype=str(dtype).removeprefix("torch."),
         devices=count,
         gib=gib,

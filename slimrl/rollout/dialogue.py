@@ -57,7 +57,8 @@ class Dialogue:
         self.turns = [*self.turns[forgotten:], (question, self.kept(text))]
         cut = f"cut off after {budget} tokens" if completion.finish == "length" else ""
         lost = f"the first {forgotten} turns no longer fit the context" if forgotten else ""
-        return "; ".join(remark for remark in (cut, lost) if remark)
+        empty = "" if text.strip() else "an empty reply"
+        return "; ".join(remark for remark in (empty, cut, lost) if remark)
 
     def _prompt(self, question: str) -> tuple[tuple[int, ...], int, int]:
         """Prompt ids, the budget behind them, and the number of the first turns that are left out so that both fit."""

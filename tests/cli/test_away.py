@@ -17,7 +17,7 @@ from transformers import pipeline
 from slimrl.config.schema import TrainConfig
 from slimrl.export.card import Library, model_card
 from slimrl.export.modelfile import modelfile_of
-from slimrl.export.run import FinishedRun, published_adapter, read_finished
+from slimrl.export.run import FinishedRun, place_name, published_adapter, read_finished
 from tests.conftest import ROOT
 
 SMALL = (
@@ -157,6 +157,14 @@ def test_the_program_of_a_card_asks_as_the_model_was_measured(
         assert written.removeprefix(names["completion"]) in texts, "it ends at the text"
 
 
+def test_a_start_that_a_run_left_has_the_name_of_the_run() -> None:
+    for path, name in (
+        ("runs/warm/final", "warm"), ("/home/me/runs/warm/adapter", "warm"), ("./final", "final"), ("me/final", "me/final"),
+        ("/home/me/models/small", "small"), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+    ):  # fmt: skip
+        assert place_name(path) == name
+
+
 def asked_as(model: Path, *more: str) -> tuple[str, tuple[str, ...]]:
     """The first prompt that SlimRL gives a model, and the texts that end its completions."""
     from slimrl.config.files import load_config
@@ -165,7 +173,7 @@ def asked_as(model: Path, *more: str) -> tuple[str, tuple[str, ...]]:
 
     setup = prepare_measuring(load_config(EvalConfig, [], [f"model.path={model}", *more]))
     assert setup.task.test is not None
-    (prompt,) = [setup.prompter.text(setup.task.messages(problem)) for problem in [*setup.task.test][:1]]
+    prompt = setup.prompter.text(setup.task.messages(setup.task.test[0]))
     return prompt, setup.policy.stop_texts.texts
 
 
@@ -241,7 +249,7 @@ def test_a_card_says_what_a_gguf_cannot_hold(finished: Path, tmp_path: Path) -> 
     cards = {library: model_card(run, library) for library in get_args(Library)}
     for card in cards.values():
         assert (
-            'A prompt is plain text, `"Question: {question}\\nAnswer:"`, behind the system message and an empty line; the '
+            'A prompt is plain text, `"Question: {question}\\nAnswer:"`, behind that text and an empty line; the '
             "completion begins with a space. The tokenizer's chat template was not used."
         ) in card
         assert 'A completion ends in front of `"\\nQuestion:"`' in card

@@ -366,6 +366,7 @@ def test_rows_left_out_are_noted_and_kept(slimrl, files: dict[str, Path], tiny_f
         ran = slimrl(verb, f"model.path={tiny_folder}", f"name={name}", *kept, *data, *more)
         assert ran.code == 0, ran.err
         assert note in ran.err
+        assert re.search(r"\n\d+ steps? in .*, [\d.]+ s each without evaluations", ran.err)
         rejected = (tmp_path / "runs" / name / "rejected.jsonl").read_text().splitlines()
         assert [set(json.loads(line)) for line in rejected] == [{"where", "reason", "row"}] * 2
         assert json.loads(rejected[0])["row"] == '{"question": "and now?"}'

@@ -25,6 +25,12 @@ def test_doctor_answers_without_the_hardware(slimrl, tmp_path: Path) -> None:
     assert len(rows[0]) <= 80
 
 
+def test_the_adapter_is_named(slimrl, tmp_path: Path) -> None:
+    CONFIGS["qwen2"].save_pretrained(tmp_path / "shape")
+    said = [slimrl("doctor", "model.path=shape", "--devices", "8x80", *more).err for more in ((), ("model.lora.rank=4",))]
+    assert ["with an adapter of rank 4" in " ".join(text.split()) for text in said] == [False, True]
+
+
 def test_a_form_that_is_not_understood_is_refused(slimrl, tmp_path: Path) -> None:
     CONFIGS["qwen2"].save_pretrained(tmp_path / "shape")
     done = slimrl("doctor", "model.path=shape", "--devices", "eight")

@@ -48,6 +48,10 @@ def test_a_reply_that_is_cut_off_says_so() -> None:
     assert "".join(pieces)
 
 
+def test_an_empty_reply_says_so() -> None:
+    assert ask(dialogue('rollout.stop=["4"]'), QUESTION) == ([], "an empty reply")
+
+
 def test_the_first_turns_go_where_the_context_ends_and_a_long_question_is_refused() -> None:
     talk = dialogue()
     talk.turns = [("x " * 60, "y"), ("x " * 60, "y"), ("x " * 60, "y"), ("x " * 60, "y")]
