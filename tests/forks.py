@@ -70,19 +70,19 @@ class Fork:
             return Ended(self._process.exitcode, *(file.read_text() for file in self._told))
 
 
-def command(*arguments: str, folder: Path | None = None, pictures: bool = True) -> Fork:
-    """The command `slimrl`, begun in this folder; without `pictures` a run draws neither its curves nor its page, as in tests that
-    do not look at them.
+def command(*arguments: str, folder: Path | None = None, quick: bool = False) -> Fork:
+    """The command `slimrl`, begun in this folder; a `quick` one leaves out what tests.quick names, for tests that look at
+    none of it.
     """
-    return Fork(_command, arguments, pictures, variables={}, folder=folder)
+    return Fork(_command, arguments, quick, variables={}, folder=folder)
 
 
 class RunOfAStudy:
-    """What a `LocalLauncher` starts, as a fork that draws nothing."""
+    """What a `LocalLauncher` starts, as a quick fork."""
 
     def __init__(self, job: Job) -> None:
         self._fork, self._log, self._code = (
-            command("train", "--resume", "--quiet", str(job.settings), pictures=False),
+            command("train", "--resume", "--quiet", str(job.settings), quick=True),
             job.log,
             None,
         )
@@ -150,15 +150,13 @@ def _begin(
     target(*arguments)
 
 
-def _command(arguments: tuple[str, ...], pictures: bool) -> None:
+def _command(arguments: tuple[str, ...], quick: bool) -> None:
     from slimrl.__main__ import run
     from slimrl.machine import interpreter
-    from slimrl.report import run as page
-    from slimrl.runs import directory
+    from tests.quick import QUICK
 
-    if not pictures:
-        directory.draw_curves = lambda *_: None
-        page.write_run_page = lambda path: path / "report.html"
+    if quick:
+        exec(QUICK)
     interpreter.PARENT = os.getppid()  # it was noted when the modules were imported
     sys.argv = ["slimrl", *arguments]
     run()

@@ -24,7 +24,7 @@ SMALL = [
 
 
 def start(*arguments: str) -> Fork:
-    return command("train", *arguments, "--quiet", "--json")
+    return command("train", *arguments, "--quiet", "--json", quick=True)
 
 
 def summary(process: Fork) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def test_doctor_answers_without_the_hardware(slimrl, tmp_path: Path) -> None:
 
 def test_the_adapter_is_named(slimrl, tmp_path: Path) -> None:
     CONFIGS["qwen2"].save_pretrained(tmp_path / "shape")
-    said = [slimrl("doctor", "model.path=shape", "--devices", "8x80", *more).err for more in ((), ("model.lora.rank=4",))]
+    said = [
+        slimrl("doctor", "model.path=shape", "--devices", "8x80", *more).err for more in ((), ("model.lora.rank=4",))
+    ]
     assert ["with an adapter of rank 4" in " ".join(text.split()) for text in said] == [False, True]
 
 

@@ -327,7 +327,7 @@ def test_a_wild_environment_changes_no_token_and_leaves_no_process(tmp_path: Pat
     pids = tmp_path / "pids"
     own = {"wild": f"environment.arguments={{pids: {pids}}}", "tame": "environment.workers=0"}
     words = ("train", "--json", "environment.name=wild.py:Wild", *small)
-    begun = [command(*words, f"name={n}", own[n], folder=tmp_path, pictures=False) for n in own]
+    begun = [command(*words, f"name={n}", own[n], folder=tmp_path, quick=True) for n in own]
     for code, out, err in [process.ended() for process in begun]:
         assert code == 0, err[-2000:]
         assert json.loads(out)["weights"], "nothing else is on stdout"

@@ -24,6 +24,7 @@ from slimrl.parallel.lookout import meeting
 from slimrl.parallel.orders import End
 from slimrl.train import train
 from tests.conftest import ROOT
+from tests.quick import QUICK
 
 SMALL = [
     "rollout.problems=3", "rollout.group_size=3", "evaluation.problems=4", "evaluation.every=0", "model.dtype=float32",
@@ -105,6 +106,7 @@ def compared(run: Path, other: Path) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    exec(QUICK)
     folder = Path(sys.argv[1])
     odd = [f"environment.name={folder}/odd.py:Odd", "steps=1", *FURTHER]
     runs: dict[str, tuple[str, list[str]]] = {
