@@ -104,10 +104,9 @@ def sft(
         before, after = measured[0]["test"], measured[end.step]["test"]
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
         session.finish(summary, store_model=True)
-        each = end.seconds / max(1, end.step)
         models = "final/ and adapter/" if policy.lora else "final/"
         screen.say(
-            f"{counted(end.step, 'step')} in {duration(end.seconds)}, {each:.2g} s each without evaluations; the model is in "
+            f"{counted(end.step, 'step')} in {duration(end.seconds)}, {end.seconds / max(1, end.step):.2f} s each without evaluations; the model is in "
             f"{run.path}: {models}"
         )
         return summary

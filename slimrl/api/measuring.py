@@ -80,16 +80,22 @@ def measuring_base(
     if task is not None:
         change_task(base, task, Path(run), other_data=other_data)
     change_environment(base, own)
-    return merge(base, {"model": {"path": _measured_path(model)}})
+    return merge(base, {"model": {"path": _measured_path(model, own)}})
 
 
-def _measured_path(model: str) -> str:
-    """The path of a model, and of a run with an adapter that of the adapter, where it loads here."""
-    if not (Path(model).expanduser() / ADAPTER).is_dir():
+def _measured_path(model: str, own: Mapping[str, Any]) -> str:
+    """The path of a model; of a run with an adapter that of the adapter, where it can be loaded beside safetensors."""
+    run = Path(model)
+    if (run / "config.json").is_file() or not (run / "config.yaml").is_file() or not (run / ADAPTER).is_dir():
+        return model
+    began = read_settings(run).get("model", {})
+    if began.get("trust_remote_code") or began.get("pickled_weights"):
         return model
     from slimrl.runs.trained import measured_path  # imports torch
 
-    return measured_path(model)
+    given = own.get("model")
+    device = given.get("device", "auto") if isinstance(given, Mapping) else "auto"
+    return str(measured_path(run, device=str(device)))
 
 
 def measuring_settings(

@@ -12,7 +12,7 @@ import yaml
 
 from slimrl.config.places import ADAPTER
 from slimrl.config.schema import TrainConfig
-from slimrl.export.run import FinishedRun, declared_license, place_name
+from slimrl.export.run import FinishedRun, declared_license, model_name, place_name
 from slimrl.export.vocabulary import GGUF_STOPS, stop_ids_of
 from slimrl.model.prompts import fold_system, plain_text
 from slimrl.runs.reader import read_json
@@ -54,7 +54,7 @@ def _front_matter(run: FinishedRun, library: Library) -> str:
 
 
 def _opening(run: FinishedRun) -> str:
-    base, steps = place_name(run.settings.model.path), run.summary.get("steps", run.settings.steps)
+    base, steps = model_name(run.settings.model.path), run.summary.get("steps", run.settings.steps)
     what = "trained by reinforcement learning with verifiable rewards"
     if not isinstance(run.settings, TrainConfig):
         what = "taught to imitate worked solutions"
@@ -220,7 +220,7 @@ def _rounded(run: FinishedRun) -> str:
 
 
 def _adapted(run: FinishedRun) -> str:
-    base = place_name(str(read_json(run.folder / ADAPTER / "adapter_config.json").get("base_model_name_or_path") or ""))
+    base = model_name(str(read_json(run.folder / ADAPTER / "adapter_config.json").get("base_model_name_or_path") or ""))
     return f"`{base}`" if base else "the model that it began from"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
-from slimrl.config.places import ADAPTER, DATA, FILES, FINAL, MODELS
+from slimrl.config.places import ADAPTER, DATA, FILES, FINAL, MODELS, is_hub_name
 from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
@@ -148,18 +148,22 @@ def _shortened(value: Any) -> Any:
 
 
 def place_name(path: str) -> str:
-    """A name on the Hub as it is, and of a path on this machine its last part; of the models that a run left, the run's name."""
-    if not path.startswith(("/", "~", ".")) and path.count("/") == 1:
-        return path
-    place = Path(path)
-    return place.parent.name or place.name if place.name in (FINAL, ADAPTER) else place.name
+    """A name on the Hub as it is, and of a path on this machine its last part."""
+    return Path(path).name if path.startswith(("/", "~", ".")) or path.count("/") != 1 else path
+
+
+def model_name(path: str) -> str:
+    """The same of a model; of one that a run left in its folder the name of the run."""
+    run = Path(path).parent.name
+    left = Path(path).name in (FINAL, ADAPTER) and run not in ("", ".", "..", "~")
+    return run if left and not is_hub_name(path) else place_name(path)
 
 
 def published_adapter(folder: Path) -> str:
     """adapter_config.json of an adapter for others: of the path of its base model, no more than the last part is told."""
     config = read_json(folder / "adapter_config.json")
     base = str(config.get("base_model_name_or_path") or "")
-    return json.dumps({**config, "base_model_name_or_path": place_name(base)}, indent=2)
+    return json.dumps({**config, "base_model_name_or_path": model_name(base)}, indent=2)
 
 
 def read_finished(folder: Path) -> FinishedRun:

@@ -261,16 +261,16 @@ class _HeadFunction(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, values: _Logprobs | _Statistics
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # One result for all chunks: small tensors that outlive a chunk would lie in the room of its logits, and the next chunk's,
-        # which then do not fit there, would make the heap grow by as much every time.
-        results = torch.empty(4, len(hidden), dtype=torch.float32, device=hidden.device)
+        # Results of all chunks are there before the first: small tensors that outlive a chunk would lie in the room of its
+        # logits, and the next chunk's, which then do not fit there, would make the heap grow by as much every time.
+        results = [torch.empty(len(hidden), dtype=torch.float32, device=hidden.device) for _ in range(4)]
         kept: Tensor | None = None
         for rows in _chunks(hidden, values.size):
             *found, kept = values.forward(_logits(hidden[rows], weight, bias, values.softcap), targets, rows)
             for result, value in zip(results, found, strict=True):
                 result[rows] = value
             del found, value
-        logprobs, entropy, divergence, saved = (result.clone() for result in results)
+        logprobs, entropy, divergence, saved = results
         ctx.save_for_backward(hidden, weight, bias, targets, saved, kept)
         ctx.weight, ctx.values = weight, values
         if not values.differentiable:

@@ -18,17 +18,10 @@ from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
 from slimrl.machine.determinism import prepare_products
 from slimrl.machine.limits import bound_kernel_caches
+from slimrl.model.adapter_files import CONFIG_FILE, SavedAdapter, find_adapter
 from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
-from slimrl.model.lora import (
-    CONFIG_FILE,
-    Lora,
-    SavedAdapter,
-    add_adapter,
-    find_adapter,
-    linear_layers,
-    load_adapter,
-)
+from slimrl.model.lora import Lora, add_adapter, linear_layers, load_adapter
 from slimrl.model.policy import Policy
 from slimrl.model.precision import usual_dtype
 from slimrl.model.probe import fuse_layers, install_hook
@@ -68,20 +61,20 @@ def load_policy(config: ModelConfig, *, seed: int = 0) -> Policy:
         model, tokenizer, notes, lora = _load_adapted(config, path, device, saved)
     policy = adopt(model.to(device), tokenizer, name=config.path, lora=lora)
     notes += [packed_note(policy.model, policy.parameters)] if config.quantize != "none" else []
-    notes += _merged_notes(config.path, Path(path), policy.model.dtype)
+    notes += _merged_notes(config.path, Path(path))
     return replace(policy, notes=(*notes, *policy.notes))
 
 
-def _merged_notes(named: str, folder: Path, dtype: torch.dtype) -> list[str]:
+def _merged_notes(named: str, folder: Path) -> list[str]:
     """A note on a run whose model is read from final/, not from its adapter, where merged weights are rounded."""
     adapter = folder.with_name(ADAPTER)
-    if folder.name != FINAL or Path(named).name == FINAL or dtype == torch.float32 or not adapter.is_dir():
+    if folder.name != FINAL or Path(named).name == FINAL or not adapter.is_dir():
         return []
-    name = str(dtype).removeprefix("torch.")
-    return [
-        f"model.path={named} is read from {folder}, whose weights have the run's adapter in them, rounded to {name}; "
+    dtype = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.")
+    return [] if dtype == "float32" else [
+        f"model.path={named} is read from {folder}, whose weights have the run's adapter in them, rounded to {dtype}; "
         f"model.path={adapter} is the adapter itself, beside the model that it was trained on"
-    ]
+    ]  # fmt: skip
 
 
 def _with_packing(config: ModelConfig, saved: SavedAdapter | None) -> ModelConfig:
@@ -124,7 +117,10 @@ def _load_adapted(
             tokenizer = AutoTokenizer.from_pretrained(path, **source)
         except Exception as error:
             raise unusable(config, path, "", error) from error
-    return model, tokenizer, [*notes, f"{config.path} is an adapter of {saved.base}, which is loaded with it"], lora
+    notes.append(f"{config.path} is an adapter of {saved.base}, which is loaded with it")
+    if not saved.fits(saved.base_weights()):
+        notes.append(f"the weights of {saved.base} are not those that {config.path} was trained beside")
+    return model, tokenizer, notes, lora
 
 
 def check_trainable(policy: Policy, config: ModelConfig) -> None:

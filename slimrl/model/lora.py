@@ -11,45 +11,29 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 from slimrl.config.mistakes import nearest
-from slimrl.config.places import is_hub_name
 from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
+from slimrl.model.adapter_files import BASE_FILE, QUANTIZED_FILE, SavedAdapter, fingerprint, weight_files
 from slimrl.model.architecture import text_decoder
-from slimrl.model.quantized import Bits, full_weight, packed_bits, quantized_layers
+from slimrl.model.quantized import full_weight, packed_bits, quantized_layers
 from slimrl.model.taught import FILE as TAUGHT_FILE
 from slimrl.model.taught import note_taught, read_taught, taught_of
 
 NAME = "default"
 """peft's name of the one adapter of a model."""
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-QUANTIZED_FILE = "slimrl_quantized.json"
-"""Beside an adapter of packed weights: their bits."""
 PREFIX = "base_model.model."
 """Of the names in an adapter's file: peft wraps the model twice."""
-HARMLESS = {
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
-    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
-"""Settings of a peft adapter with which it is products of two factors and nothing else, whatever their values: they choose
-layers, ranks and scales, say how training began, or belong to another setting. Dropout is never on. Any other must be as peft has
-it."""
-PLAIN_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights` that set only the factors. PiSSA, CorDA, OLoRA, LoftQ and LoRA-GA change the weights beside them,
-which the adapter's file does not hold (peft's LoraLayer.update_layer), and MiCA never trains B."""
 
 
 @dataclass(frozen=True)
@@ -60,120 +44,24 @@ class Lora:
     """peft's own, as its file has it."""
     new: bool
     """It began with this run, so the model without it is the initial policy."""
+    beside: str = ""
+    """The fingerprint of the files of the weights beside it; empty where they are not safetensors on this machine."""
 
     @property
     def rank(self) -> int:
         return int(self.config.r)
 
     def save_config(self, folder: Path, model: PreTrainedModel) -> None:
-        """peft's description of the adapter, and in files of their own what SlimRL notes in a model's config.json and the
-        packing of the weights beside it.
+        """peft's description of the adapter, and in files of their own what SlimRL notes in a model's config.json, and the
+        fingerprint and the packing of the weights beside it.
         """
         self.config.save_pretrained(folder)
+        if self.beside:
+            (folder / BASE_FILE).write_text(json.dumps({"weights": self.beside}), encoding="utf-8")
         if taught := taught_of(model).as_json():
             (folder / TAUGHT_FILE).write_text(json.dumps(taught), encoding="utf-8")
         if (bits := packed_bits(model)) is not None:
             (folder / QUANTIZED_FILE).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class SavedAdapter:
-    """An adapter in files, and the model that it belongs to."""
-
-    config: Any
-    weights: Path
-    base: str
-    """Folder or Hub name."""
-    revision: str
-    tokenizer: bool
-    """It has a tokenizer of its own, and with it perhaps another chat template."""
-    taught: Path | None
-    """The file with the note on how it was trained, if SlimRL did."""
-    quantize: Bits | None = None
-    """The packing of the weights that it was trained beside."""
-
-
-def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
-    """The adapter at a folder or a Hub name; None where there is a model of its own, or nothing.
-
-    Raises DataError for an adapter of another kind than low-rank factors, or without its weights or its base.
-    """
-    file = _file(path, CONFIG_FILE, source)
-    if file is None:
-        return None
-    import peft  # takes a second, which no other run should spend
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on settings that do not act, and on unknown ones, which are judged below
-            config = peft.PeftConfig.from_pretrained(str(file.parent))
-    except Exception as error:  # peft raises many kinds for one cause
-        raise DataError(f"{file}: peft cannot read it ({str(error).splitlines()[0][:200]})") from error
-    if type(config) is not peft.LoraConfig:
-        raise DataError(
-            f"model.path={path} is an adapter of the kind {config.peft_type}, and SlimRL knows LoRA; merge it into its model "
-            "with peft and give the merged folder"
-        )
-    for key, found in _variant(json.loads(file.read_text(encoding="utf-8"))).items():
-        raise DataError(
-            f"model.path={path} is an adapter with {key}={found!r}, which SlimRL does not train; merge it into its model "
-            "with peft and give the merged folder"
-        )
-    weights = _file(path, WEIGHTS_FILE, source)
-    if weights is None:
-        raise DataError(f"model.path={path} has {CONFIG_FILE} but no {WEIGHTS_FILE}; add it")
-    base = config.base_model_name_or_path or ""
-    if not base or not (Path(base).is_dir() or is_hub_name(base)):  # the path of an empty name is this folder
-        raise DataError(
-            f"model.path={path} is an adapter for {base or 'a model that it does not name'}, which is not here; set "
-            f"base_model_name_or_path in its {CONFIG_FILE} to the folder of that model"
-        )
-    config.inference_mode = False
-    config.init_lora_weights = True  # the factors are read anyway
-    words = [_file(path, name, source) for name in ("tokenizer_config.json", "tokenizer.json")]
-    taught, packed = (_file(path, name, source) for name in (TAUGHT_FILE, QUANTIZED_FILE))
-    bits = None if packed is None else _bits(packed)
-    return SavedAdapter(config, weights, base, config.revision or "main", all(words), taught, bits)
-
-
-def _variant(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an adapter's file by which it is more than products of two factors, or may be: those that the installed peft
-    does not know, and would leave out, are among them.
-    """
-    import peft
-
-    usual, beginning = peft.LoraConfig(), given.get("init_lora_weights", True)
-    beginning = beginning.lower() if isinstance(beginning, str) else bool(beginning)
-    odd = {} if beginning in PLAIN_BEGINNINGS else {"init_lora_weights": beginning}
-    for key in given.keys() - HARMLESS:
-        found, plain = given[key], getattr(usual, key, None)
-        if found != plain and (found or plain):  # older files say null for an empty list, and the other way round
-            odd[key] = found
-    return odd
-
-
-def _bits(file: Path) -> Bits:
-    """The packing that a file names; raises DataError for another file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["quantize"]
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found not in get_args(Bits):
-        raise DataError(f"{file}: it names no packing of weights that SlimRL knows; restore it")
-    return cast(Bits, found)
-
-
-def _file(path: str, name: str, source: Mapping[str, Any]) -> Path | None:
-    """A file of a folder or of a Hub repository; None where it has none."""
-    if Path(path).is_dir():
-        file = Path(path) / name
-        return file if file.is_file() else None
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
-    try:
-        found = cached_file(path, name, revision=source.get("revision", "main"), **quiet)
-    except OSError:  # no such repository, which the loading of the model says better
-        return None
-    return None if found is None else Path(found)
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, revision: str = "main", seed: int) -> Lora:
@@ -196,7 +84,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, revi
     with torch.random.fork_rng():  # peft draws A with torch's generator, which is put back as it was
         torch.random.manual_seed(seed)
         _put(model, config)
-    return Lora(config, new=True)
+    return Lora(config, new=True, beside=fingerprint(weight_files(base, revision)))
 
 
 def place_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
@@ -207,7 +95,7 @@ def place_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:
         raise
     except (TypeError, ValueError) as error:  # peft finds none of its layers, or a rank or an alpha that is none
         raise _unfit(saved, str(error).splitlines()[0][:120]) from error
-    return Lora(saved.config, new=False)
+    return Lora(saved.config, new=False, beside=fingerprint(saved.base_weights()))
 
 
 def load_adapter(model: PreTrainedModel, saved: SavedAdapter) -> Lora:

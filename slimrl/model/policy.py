@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimrl import thinking
+from slimrl.model.adapter_files import WEIGHTS_FILE
 from slimrl.model.architecture import LayerAttention, text_decoder
 from slimrl.model.attention import AttentionPlan
 from slimrl.model.head import Head
 from slimrl.model.lora import (
-    WEIGHTS_FILE,
     Lora,
     adapter_parameters,
     adapter_tensors,

@@ -23,10 +23,11 @@ from slimrl.config.sections import LoraConfig
 from slimrl.errors import SettingsError
 from slimrl.kernels.native import paused
 from slimrl.learner.recompute import can_checkpoint
+from slimrl.model.adapter_files import SavedAdapter, find_adapter
 from slimrl.model.architecture import context_of, freeze_towers
 from slimrl.model.head import Head
 from slimrl.model.loading import check_adapter, resolve, source_of, unusable
-from slimrl.model.lora import SavedAdapter, add_adapter, find_adapter, place_adapter
+from slimrl.model.lora import add_adapter, place_adapter
 from slimrl.model.policy import Policy
 from slimrl.model.probe import install_hook
 from slimrl.preflight.activations import kept_bytes

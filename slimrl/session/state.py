@@ -23,7 +23,7 @@ from slimrl.learner.optimizer import MasterAdamW
 from slimrl.learner.state import restore_state
 from slimrl.machine.limits import free_memory
 from slimrl.machine.tensors import Tensors, TensorStream, holds_finite
-from slimrl.model.lora import WEIGHTS_FILE
+from slimrl.model.adapter_files import WEIGHTS_FILE
 from slimrl.model.policy import Policy
 from slimrl.parallel.lead import whole_state
 from slimrl.preflight.observed import NOTHING_OBSERVED, Observed

@@ -17,7 +17,7 @@ from transformers import pipeline
 from slimrl.config.schema import TrainConfig
 from slimrl.export.card import Library, model_card
 from slimrl.export.modelfile import modelfile_of
-from slimrl.export.run import FinishedRun, place_name, published_adapter, read_finished
+from slimrl.export.run import FinishedRun, model_name, published_adapter, read_finished
 from tests.conftest import ROOT
 
 SMALL = (
@@ -159,10 +159,11 @@ def test_the_program_of_a_card_asks_as_the_model_was_measured(
 
 def test_a_start_that_a_run_left_has_the_name_of_the_run() -> None:
     for path, name in (
-        ("runs/warm/final", "warm"), ("/home/me/runs/warm/adapter", "warm"), ("./final", "final"), ("me/final", "me/final"),
-        ("/home/me/models/small", "small"), ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("runs/warm/final", "warm"), ("/home/me/runs/warm/adapter", "warm"), ("runs/final", "runs"), ("./final", "final"),
+        ("../final", "final"), ("~/final", "final"), ("me/final", "me/final"), ("/home/me/models/small", "small"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"), ("builtin", "builtin"),
     ):  # fmt: skip
-        assert place_name(path) == name
+        assert model_name(path) == name
 
 
 def asked_as(model: Path, *more: str) -> tuple[str, tuple[str, ...]]:

@@ -15,8 +15,9 @@ from slimrl.config.schema import TrainConfig
 from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
 from slimrl.kernels.native import paused
+from slimrl.model.adapter_files import QUANTIZED_FILE, WEIGHTS_FILE
 from slimrl.model.head import Head
-from slimrl.model.lora import QUANTIZED_FILE, WEIGHTS_FILE, add_adapter
+from slimrl.model.lora import add_adapter
 from slimrl.model.policy import Policy, cost_of
 from slimrl.model.probe import install_hook
 from slimrl.preflight.activations import activation_bytes
