@@ -105,11 +105,13 @@ def sft(
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
         session.finish(summary, store_model=True)
         models = "final/ and adapter/" if policy.lora else "final/"
-        screen.say(
-            f"{counted(end.step, 'step')} in {duration(end.seconds)}, {end.seconds / max(1, end.step):.2f} s each without evaluations; the model is in "
-            f"{run.path}: {models}"
-        )
+        screen.say(f"{time_of(end)}; the model is in {run.path}: {models}")
         return summary
+
+
+def time_of(end: Progress) -> str:
+    each = end.seconds / max(1, end.step)
+    return f"{counted(end.step, 'step')} in {duration(end.seconds)}, {each:.2f} s each without evaluations"
 
 
 def take_update(

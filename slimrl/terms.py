@@ -1,4 +1,5 @@
-"""The words that settings take, each set once: the settings accept them, and algorithm, learner, tasks and rewards act on them.
+"""The words that settings take, and the names of what a run leaves, each set once: the settings accept them, and algorithm,
+learner, tasks and rewards act on them.
 
 This module imports nothing of the package. The surrogates are not here: their names and properties are in
 `slimrl/config/algorithm.py`, next to the parameters that a new one brings, and `slimrl/algorithm/loss.py` has their functions.
@@ -53,3 +54,5 @@ Schedule = Literal["constant", "linear", "cosine"]
 Parallel = Literal["ddp", "fsdp"]
 TokenLog = Literal["off", "samples", "all"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow"]
+FINAL, ADAPTER = "final", "adapter"
+"""Folders in that of a run: the model that it trained, with an adapter merged, and the adapter by itself."""

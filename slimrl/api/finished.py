@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimrl.config.places import FINAL
 from slimrl.errors import DataError
 from slimrl.runs.reader import read_metrics, read_state, read_summaries
 from slimrl.runs.remote import local_run
+from slimrl.terms import FINAL
 from slimrl.text import counted, percent, signed, signed_points, visible
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from slimrl.api.settings import dotted
 from slimrl.config.environment import package_of
 from slimrl.config.files import build, for_verb, merge
-from slimrl.config.places import ADAPTER
 from slimrl.config.schema import EvalConfig
 from slimrl.config.sections import LoraConfig
 from slimrl.config.task import EVERY_RATE
@@ -20,6 +19,7 @@ from slimrl.errors import SettingsError
 from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.rewards import declared_bounds
 from slimrl.runs.reader import read_settings, read_state
+from slimrl.terms import ADAPTER
 
 if TYPE_CHECKING:
     from slimrl.results import Evaluation

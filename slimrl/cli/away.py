@@ -14,9 +14,9 @@ import click
 from slimrl.cli.arguments import fetched
 from slimrl.cli.completion import run_argument
 from slimrl.cli.output import out
-from slimrl.config.places import ADAPTER, FINAL
 from slimrl.errors import UNWRITABLE, DataError, DiskError, SettingsError
 from slimrl.runs.files import UNFINISHED
+from slimrl.terms import ADAPTER, FINAL
 
 if TYPE_CHECKING:
     from slimrl.export.run import FinishedRun

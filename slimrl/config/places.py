@@ -26,8 +26,6 @@ DATA_SUFFIXES = (
 )  # fmt: skip
 """Endings of files of rows, of those that are refused too; no data set on the Hub is named so."""
 RUNS = "runs"  # the folder of runs by default; no name on the Hub begins so
-FINAL, ADAPTER = "final", "adapter"
-"""In the folder of a run: the model that it trained, with an adapter merged, and the adapter by itself."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 ADDRESS = re.compile(r"[a-z][a-z0-9]*://")
 

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import yaml
 
-from slimrl.config.places import ADAPTER
 from slimrl.config.schema import TrainConfig
 from slimrl.export.run import FinishedRun, declared_license, model_name, place_name
 from slimrl.export.vocabulary import GGUF_STOPS, stop_ids_of
 from slimrl.model.prompts import fold_system, plain_text
 from slimrl.runs.reader import read_json
-from slimrl.terms import BUILT_IN_MODELS
+from slimrl.terms import ADAPTER, BUILT_IN_MODELS
 from slimrl.text import counted
 
 Library = Literal["transformers", "peft", "gguf", "ollama"]

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
-from slimrl.config.places import ADAPTER, DATA, FILES, FINAL, MODELS, is_hub_name
+from slimrl.config.places import DATA, FILES, MODELS, is_hub_name
 from slimrl.config.rewards import PROGRAM
 from slimrl.config.schema import RootConfig, SftRunConfig, TrainConfig
 from slimrl.errors import DataError
@@ -23,7 +23,7 @@ from slimrl.runs.reader import DATA as GIVEN
 from slimrl.runs.reader import TEST_DATA as GIVEN_TEST
 from slimrl.runs.reader import read_json, read_state
 from slimrl.tasks.styles import STYLES
-from slimrl.terms import BUILT_IN_MODELS
+from slimrl.terms import ADAPTER, BUILT_IN_MODELS, FINAL
 from slimrl.text import counted
 
 ROWS_KEYS = {f"{section}.{key}" for section, key in DATA}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from slimrl.config.places import ADAPTER, FINAL, PICKLES, is_address, is_hub_name
+from slimrl.config.places import PICKLES, is_address, is_hub_name
 from slimrl.config.sections import LoraConfig, ModelConfig
 from slimrl.errors import DataError, SettingsError, SlimError
 from slimrl.kernels import speed_up
@@ -28,7 +28,7 @@ from slimrl.model.probe import fuse_layers, install_hook
 from slimrl.model.quantized import check_quantize, packed_note, quantize
 from slimrl.model.remote_code import check_code
 from slimrl.model.templates import find_template
-from slimrl.terms import BUILT_IN_MODELS
+from slimrl.terms import ADAPTER, BUILT_IN_MODELS, FINAL
 
 SHIPPED = Path(__file__).parent.parent
 BUILTIN = SHIPPED / "builtin"

@@ -25,7 +25,6 @@ from torch import Tensor
 from slimrl.algorithm.groups import Collected
 from slimrl.algorithm.metrics import Metrics
 from slimrl.config.files import dump_yaml
-from slimrl.config.places import ADAPTER, FINAL
 from slimrl.config.schema import RootConfig, TrainConfig
 from slimrl.errors import UNWRITABLE, DataError, DiskError, DivergedError, SettingsError
 from slimrl.machine.signals import PREEMPTED, Stopped
@@ -49,6 +48,7 @@ from slimrl.runs.files import (
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
 from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status, way_to_resume
+from slimrl.terms import ADAPTER, FINAL
 
 
 class RunDirectory:

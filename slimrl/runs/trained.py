@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from slimrl.config.places import ADAPTER
 from slimrl.errors import DataError
 from slimrl.model.adapter_files import find_adapter
+from slimrl.terms import ADAPTER
 
 
 def measured_path(run: Path, *, device: str = "auto") -> Path:
