@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,20 @@ class SavedAdapter:
         return not self.beside or self.beside == fingerprint(weights)
 
 
+def load_peft() -> Any:
+    """peft, whose import takes a second that no other run should spend. On a CPU bitsandbytes, which it imports where that is
+    installed, warns that kernels for packed weights are missing, where none are packed.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import peft
+    finally:
+        logger.setLevel(level)
+    return peft
+
+
 def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
     """The adapter at a folder or a Hub name; None where there is a model of its own, or nothing.
 
@@ -75,8 +90,7 @@ def find_adapter(path: str, source: Mapping[str, Any]) -> SavedAdapter | None:
     file = _file(path, CONFIG_FILE, source)
     if file is None:
         return None
-    import peft  # takes a second, which no other run should spend
-
+    peft = load_peft()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on settings that do not act, and on unknown ones, which are judged below
@@ -115,8 +129,7 @@ def _variant(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an adapter's file by which it is more than products of two factors, or may be: those that the installed peft
     does not know, and would leave out, are among them.
     """
-    import peft
-
+    peft = load_peft()
     usual, beginning = peft.LoraConfig(), given.get("init_lora_weights", True)
     beginning = beginning.lower() if isinstance(beginning, str) else bool(beginning)
     odd = {} if beginning in PLAIN_BEGINNINGS else {"init_lora_weights": beginning}

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from slimrl.config.mistakes import nearest
 from slimrl.config.sections import LoraConfig
 from slimrl.errors import DataError, SettingsError
-from slimrl.model.adapter_files import BASE_FILE, QUANTIZED_FILE, SavedAdapter, fingerprint, weight_files
+from slimrl.model.adapter_files import BASE_FILE, QUANTIZED_FILE, SavedAdapter, fingerprint, load_peft, weight_files
 from slimrl.model.architecture import text_decoder
 from slimrl.model.quantized import full_weight, packed_bits, quantized_layers
 from slimrl.model.taught import FILE as TAUGHT_FILE
@@ -71,8 +71,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraConfig, *, base: str, revi
 
     Raises SettingsError for targets that the model does not have, or that are no linear layers.
     """
-    import peft
-
+    peft = load_peft()
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -126,8 +125,7 @@ def _unfit(saved: SavedAdapter, what: str) -> DataError:
 
 
 def _put(model: PreTrainedModel, config: Any) -> None:
-    import peft
-
+    peft = load_peft()
     known = {*linear_layers(model)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on patterns that peft itself adds for layers of experts
