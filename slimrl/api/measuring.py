@@ -50,8 +50,10 @@ class Viewer(Protocol):
 
 
 def refuse_unread(keys: Iterable[str], model: str) -> None:
-    """Raises SettingsError for a setting, by its dotted key, that only a run reads."""
+    """Raises SettingsError for a setting, by its dotted key, that only a run reads, and for another model."""
     for key in keys:
+        if key == "model.path":
+            raise SettingsError(f"model.path has no effect, since {model} is the model that was named; remove it")
         if f"{key}.".startswith(tuple(f"{name}." for name in UNREAD)):
             raise SettingsError(f"{key} has an effect only in slimrl train and slimrl sft; remove it")
         if key.partition(".")[0] in ONLY_TRAINING:
@@ -104,7 +106,7 @@ def measuring_settings(
     """The settings to measure a model with, as `measuring_base` has them, and the user's own over them; raises SettingsError."""
     refuse_unread(dotted(settings), model)
     base = measuring_base(model, task, other_data=other_data, own=settings)
-    return without_training(build(EvalConfig, merge(base, settings)))
+    return of_the_model(build(EvalConfig, merge(base, settings)), base)
 
 
 def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
@@ -112,11 +114,13 @@ def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
     return declared_bounds(build(EvalConfig, recorded_settings(Path(run))).rewards)
 
 
-def without_training(config: EvalConfig) -> EvalConfig:
-    """The settings without those of a file that only training reads: the choice of problems by their success rate, and a new
-    adapter."""
+def of_the_model(config: EvalConfig, base: Mapping[str, Any]) -> EvalConfig:
+    """The settings with the model that `measuring_base` names, also where a file names another, as a recipe for a model does, and
+    without those of a file that only training reads: the choice of problems by their success rate, and a new adapter.
+    """
     task = config.task.model_copy(update={"rates": "", "success_rate": EVERY_RATE})
-    return config.model_copy(update={"task": task, "model": config.model.model_copy(update={"lora": LoraConfig()})})
+    model = config.model.model_copy(update={"path": base["model"]["path"], "lora": LoraConfig()})
+    return config.model_copy(update={"task": task, "model": model})
 
 
 def recorded_settings(run: Path) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def model_settings(
     `task`, a name or a settings file, replaces the run's task and keeps its answer form. A model that is no run is measured as
     the run `like` is. Raises SettingsError for overrides that only a run reads.
     """
-    from slimrl.api.measuring import measuring_base, refuse_unread, without_training
+    from slimrl.api.measuring import measuring_base, of_the_model, refuse_unread
     from slimrl.config.schema import EvalConfig
 
     refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
@@ -163,7 +163,7 @@ def model_settings(
     files = [task] if task is not None and is_settings_file(task) else []
     own = own_settings(EvalConfig, [*files, *settings])
     base = measuring_base(model_or_run, name, like=like, other_data=other_data, own=own)
-    return without_training(load_settings(EvalConfig, [*files, *settings], base))
+    return of_the_model(load_settings(EvalConfig, [*files, *settings], base), base)
 
 
 def asking_settings(model_or_run: str, settings: Sequence[str]) -> EvalConfig:

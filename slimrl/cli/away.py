@@ -120,21 +120,28 @@ def _transformers(run: FinishedRun, source: Path, folder: Path) -> None:
     """Copy the files, with the permissions that the umask gives, not those of the run; the card beside them."""
     from slimrl.export.card import model_card
     from slimrl.runs.files import files_within
-    from slimrl.runs.reader import read_json
 
     for file in files_within(source):
         copy = folder / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     card = model_card(run, "peft" if source.name == ADAPTER else "transformers")
-    base = str(read_json(source / "adapter_config.json").get("base_model_name_or_path") or "")
-    if source.name == ADAPTER and Path(base).is_absolute():
+    if source.name == ADAPTER:
+        _say_base(source)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _say_base(adapter: Path) -> None:
+    """A note where the model of an adapter is named by a path, which others do not have."""
+    from slimrl.runs.reader import read_json
+
+    base = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    if Path(base).is_absolute():
         click.echo(
-            f"note: the adapter is for {base}, by its path on this machine; before you give it away, set "
-            "base_model_name_or_path in adapter_config.json to the model's name on the Hub",
+            f"note: the adapter is for {base}, by its path on this machine; for others, set base_model_name_or_path in its "
+            "adapter_config.json to the model's name on the Hub",
             err=True,
         )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _gguf(run: FinishedRun, folder: Path, kind: Literal["f16", "q8_0"], *, ollama: bool) -> None:
@@ -178,6 +185,7 @@ def _hub(run: FinishedRun, source: Path, repository: str, *, push: bool, public:
     texts = {"README.md": model_card(run, "peft" if is_adapter else "transformers")}
     if is_adapter:
         texts["adapter_config.json"] = published_adapter(source)
+        _say_base(source)
     files = {str(file.relative_to(source)): file for file in files_within(source) if file.name not in texts}
     upload = Upload(repository, files, texts, private=not public)
     for line in upload.listing():

@@ -93,7 +93,7 @@ def load(
     kept_train, kept_test = (tuple(problem for _, problem in split.values()) for split in (train, test))
     columns = tuple(f"task.{key}: {note}" for key, note in zip(("path", "test_path"), notes, strict=False) if note)
     if held_out_source is None and not training:
-        way_out = "to measure a whole file, give it as task.test_path alone"
+        way_out = "to hold out a whole file, give it as task.test_path alone"
         columns += (f"task.path: measures the {len(test)} of its problems that are held out; {way_out}",)
     return Splits(kept_train, kept_test, rejected=tuple(rejected), notes=columns)
 

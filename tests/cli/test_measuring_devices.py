@@ -277,6 +277,20 @@ def test_a_new_adapter_is_refused_where_nothing_is_trained(slimrl, verb: str, tm
     assert model_settings("builtin", [f"{tmp_path}/config.yaml"], None).model.lora.rank == 0
 
 
+@pytest.mark.parametrize("verb", ["eval", "sample", "chat"])
+def test_the_model_is_the_one_that_is_named(slimrl, verb: str, tmp_path: Path) -> None:
+    """A recipe for another model lends its form of answers; another model by itself is refused."""
+    file = tmp_path / "qwen.yaml"
+    file.write_text("model: {path: Qwen/Qwen2.5-0.5B-Instruct}\ntask: {style: boxed}\n")
+    config = model_settings("builtin", [str(file)], None)
+    assert (config.model.path, config.task.style) == ("builtin", "boxed")
+    found = slimrl(verb, "builtin", *(["What is 3 + 4?"] if verb == "sample" else []), "model.path=other")
+    sentence = "model.path has no effect, since builtin is the model that was named; remove it"
+    assert (found.code, found.err) == (2, f"error: {sentence}\n")
+    with pytest.raises(api.SettingsError, match=sentence):
+        api.evaluate("builtin", quiet=True, **{"model.path": "other"})
+
+
 def test_a_class_of_a_program_is_not_measured_on_two_devices() -> None:
     class Echo:
         """Nothing that another process could find."""
