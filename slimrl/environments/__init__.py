@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments.tools import WithTools, tools_of
 from slimrl.environments.trl import in_trl_form, is_trl
-from slimrl.environments.waiting import LateError, LostError, awaited, within
+from slimrl.environments.waiting import LateError, LostError, opened, within
 from slimrl.errors import SettingsError, SlimError, raised
 from slimrl.records import Problem
 
@@ -98,7 +98,7 @@ def opening(make: Make, problem: Problem, seconds: float) -> Messages | None:
 
     def reset() -> Any:
         method = getattr(make(), "reset", None)  # before the time begins: a new process has to load the class
-        return within(seconds, lambda: awaited(method(problem))) if method is not None else None
+        return within(seconds, lambda: opened(method, problem)) if method is not None else None
 
     try:
         try:

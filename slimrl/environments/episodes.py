@@ -15,7 +15,7 @@ from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.packages import Package
 from slimrl.environments.processes import Elsewhere
 from slimrl.environments.tools import called_in, tools_called
-from slimrl.environments.waiting import awaited
+from slimrl.environments.waiting import awaited, opened
 from slimrl.errors import DataError
 from slimrl.records import Completion, Played, Problem, ToolCall, Turns, turns_of
 
@@ -162,8 +162,8 @@ class Play:
         if episode.environment is None:
             episode.environment = self.rules.make()
             reset = getattr(episode.environment, "reset", None)
-            opened = turns_of((awaited(reset(self.problem)) if reset is not None else None) or ())
-            if opened != self.rules.opening(self.problem):
+            begun = turns_of((opened(reset, self.problem) if reset is not None else None) or ())
+            if begun != self.rules.opening(self.problem):
                 raise DataError("opens two episodes of a problem with different prompts")
         return episode.environment
 

@@ -10,7 +10,7 @@ from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import PROMPT, Environment, Load, Make, Messages, Step, maker, message_fault
 from slimrl.environments.answers import answer_of, score_of, told
 from slimrl.environments.tools import called_in, tools_of
-from slimrl.environments.waiting import awaited
+from slimrl.environments.waiting import awaited, opened
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.worker import Answer
 from slimrl.records import Problem, ToolCall, turns_of
@@ -99,7 +99,7 @@ class Stage:
 
 def _reset(environment: Environment, problem: Problem) -> Messages | None:
     reset = getattr(environment, "reset", None)
-    messages = awaited(reset(problem)) if reset is not None else None
+    messages = opened(reset, problem) if reset is not None else None
     if messages is not None and (fault := message_fault(messages, PROMPT)):
         raise DataError(f"returned {fault.removesuffix(',')}")
     return None if messages is None else _plain(messages)

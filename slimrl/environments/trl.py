@@ -27,15 +27,13 @@ def is_trl(environment: object) -> bool:
 
 
 def _takes_fields(reset: Callable[..., Any]) -> bool:
-    """True for a method with **kwargs, or one that cannot be called with a problem alone."""
-    signature = inspect.signature(reset)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+    """True for a method with **kwargs, or with more parameters than a problem gives a value to."""
+    parameters = inspect.signature(reset).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return True
-    try:
-        signature.bind(None)
-    except TypeError:
-        return True
-    return False
+    needed = [parameter for parameter in parameters if parameter.default is parameter.empty]
+    needed = [parameter for parameter in needed if parameter.kind is not parameter.VAR_POSITIONAL]
+    return len(needed) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in needed)
 
 
 class TrlEpisode:

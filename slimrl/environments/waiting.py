@@ -29,6 +29,15 @@ def awaited(found: Any) -> Any:
     return asyncio.run(value()) if inspect.isawaitable(found) else found
 
 
+def opened(reset: Callable[..., Any], problem: Any) -> Any:
+    """The value of an environment's `reset`, which may take the problem or, as one that always begins the same, nothing."""
+    try:
+        takes_it = bool(inspect.signature(reset).parameters)
+    except (TypeError, ValueError):
+        takes_it = True
+    return awaited(reset(problem) if takes_it else reset())
+
+
 def within(seconds: float, find: Callable[[], Value]) -> Value:
     """The value of a function that a thread calls. Raises LateError where it takes longer, or what the function raises."""
     found = Future[Value]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from slimrl.preflight.notes import gold_sentence
 from slimrl.records import Problem
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.custom import is_offered
-from slimrl.rewards.gold import GoldReport, Submit, check_gold
+from slimrl.rewards.gold import Completed, GoldReport, Submit, check_gold
 from slimrl.rewards.loading import unloadable
 from slimrl.rewards.workers import Scorer, worker_count
 from slimrl.tasks import Task
@@ -97,13 +97,13 @@ def checked_gold(
     config: TrainConfig,
     rewards: Sequence[Reward],
     submit: Submit,
-    read_back: Callable[[Sequence[str]], Sequence[str]],
+    completed: Completed,
 ) -> GoldReport:
     """The report on the gold answers; raises SettingsError for failures, unless `rewards.gold_check` only reports them."""
     train = task.train if len(task.train) < ENDLESS else islice(task.train, GOLD_SAMPLE)
     problems = [*train, *held_out]
     episodes = bool(config.environment.name)
-    gold = check_gold(task, problems, rewards, submit, read_back, episodes)
+    gold = check_gold(task, problems, rewards, submit, completed, episodes)
     if not gold.failures or config.rewards.gold_check != "refuse":
         return gold
     way_out = "correct the data"

@@ -138,7 +138,11 @@ class Setup(Generic[Config]):
 
     def read_back(self, texts: Sequence[str]) -> list[str]:
         """Texts as completions that hold them are decoded."""
-        return [self.policy.read_back(ids) for ids in self.completion_ids(texts)]
+        return [text for text, _ in self.completed(texts)]
+
+    def completed(self, texts: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
+        """The same, each with the ids of the completion."""
+        return [(self.policy.read_back(ids), ids) for ids in self.completion_ids(texts)]
 
     def completion_ids(self, texts: Sequence[str], heard: Sequence[int] = ()) -> list[tuple[int, ...]]:
         """Ids with which the model would write each text, the stop token not included; where prompts begin thinking, or what was
@@ -363,7 +367,7 @@ def prepare_training(
     ends = {"stop": [*setup.policy.stop_texts.texts]}  # also where the setting is auto
     asked = config.model_copy(update={"rollout": config.rollout.model_copy(update=ends)})
     try:
-        gold = checked_gold(setup.task, setup.measured, asked, rewards, scorer.submit, setup.read_back)
+        gold = checked_gold(setup.task, setup.measured, asked, rewards, scorer.submit, setup.completed)
     except BaseException:
         scorer.close()
         raise

@@ -61,7 +61,9 @@ def load_rewards(
     for spec, custom in config.custom.items():
         there = elsewhere and not is_programs(spec)
         function = _called_elsewhere if there else load_function(spec, custom.arguments, files=files)
-        reward = Reward(spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions)
+        reward = Reward(
+            spec.rpartition(":")[2], function, custom.weight, custom.low, custom.high, custom.completions, custom=True
+        )
         demanded = reward.best is not None and not reward.reads_environments
         add(reward if demanded else replace(reward, sample=TRIED), f"rewards.custom: {spec!r}")
     for name in config.judges:

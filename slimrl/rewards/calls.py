@@ -17,6 +17,12 @@ from slimrl.rewards.outcomes import Outcome, Scored, Unscored
 from slimrl.rewards.reward import FURTHER, Reward
 from slimrl.tasks import Task
 
+TEXTS = (
+    "prompts and completions are texts: read them so, or annotate completions as list[list[dict]] to get messages, as TRL gives "
+    "them for conversations"
+)
+"""The way out for a function that takes texts for messages."""
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -40,6 +46,9 @@ class Sampled:
     patience: int = 1
     """Times `rewards.deadline`, which is for a group, that a function may take: an evaluation may have more completions of a
     problem than a group of the training has."""
+
+    gold_ids: Sequence[Sequence[int]] = ()
+    """Tokens of gold answers, for which empty completions stand, as the user's functions get them."""
 
     @property
     def draw(self) -> tuple[int, int]:
@@ -91,12 +100,16 @@ def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[An
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
     if sampled.played:
         columns["turns"] = [_said(sampled, row) for row in range(n)]
-        columns["environment_score"] = [played.score for played in sampled.played]
+        # a gold answer is no episode, and functions compute with a number
+        missing = 0.0 if reward.custom and sampled.gold_ids else None
+        columns["environment_score"] = [missing if one.score is None else one.score for one in sampled.played]
         columns["turn_rewards"] = [list(played.rewards) for played in sampled.played]
+    shown_ids = sampled.gold_ids if reward.custom else ()
+    written = shown_ids or [completion.token_ids for completion in sampled.completions]
     return columns | {
         "prompts": [messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
         "completions": [_said(sampled, n) if as_messages else text for n, text in enumerate(sampled.texts)],
-        "completion_ids": [list(completion.token_ids) for completion in sampled.completions],
+        "completion_ids": [list(ids) for ids in written],
     }
 
 
@@ -154,6 +167,8 @@ class Call:
 
     def _failed(self, error: BaseException) -> Scored:
         remedy = _misfit(self.reward.function, self._columns) if isinstance(error, TypeError) else ""
+        if isinstance(error, TypeError) and "string indices" in str(error) and not self.reward.takes_messages:
+            remedy = TEXTS
         return self.without(Unscored(f"raised {type(error).__name__}: {reason(error)}", places(error), remedy=remedy))
 
     def _checked(self, values: object) -> Scored:

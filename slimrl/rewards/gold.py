@@ -52,25 +52,33 @@ class GoldReport:
 Submit = Callable[[Sampled], Future[Group]]  # scores the completions of a problem, now or later
 
 
+Completed = Callable[[Sequence[str]], Sequence[tuple[str, Sequence[int]]]]
+"""Texts as they read when a completion holds them, and its ids."""
+
+
+def bare(texts: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """The texts as they are, without ids."""
+    return [(text, ()) for text in texts]
+
+
 def check_gold(
     task: Task,
     problems: Sequence[Problem],
     rewards: Sequence[Reward],
     submit: Submit | None = None,
-    read_back: Callable[[Sequence[str]], Sequence[str]] = list,
+    completed: Completed = bare,
     episodes: bool = False,
 ) -> GoldReport:
     """Checks that each gold answer, rendered in the required form, earns the maximum of every reward and is graded right.
 
-    An empty completion stands for its tokens, so soft overlong punishment is at its maximum, 0, and cosine_length at its value
-    for a right answer of no length. A reward without a known best value, or that is a judge, is tried on a few rows, evenly
-    spread: it must neither fail nor leave all of them without a score. For an endless training set pass a sample. With
-    `submit` rewards are asked through it. `read_back` encodes and decodes gold texts with the policy's tokenizer, as
-    completions are; with `episodes` they are episodes of one turn. Raises SettingsError where a reward function misbehaves.
+    An empty completion stands for it, so soft overlong punishment is at its maximum, 0, and cosine_length at its value for a
+    right answer of no length; the user's functions get the ids of `completed`, which encodes and decodes texts as completions
+    are. A reward without a known best value, or that is a judge, is tried on a few rows, evenly spread: it must neither fail
+    nor leave all of them without a score. For an endless training set pass a sample. With `submit` rewards are asked through
+    it; with `episodes` gold answers are episodes of one turn. Raises SettingsError where a reward function misbehaves.
     """
     empty = Completion(prompt_ids=(), token_ids=(), logprobs=(), finish="stop")
-    texts = read_back([task.gold_text(problem) for problem in problems])
-    pairs = zip(problems, texts, strict=True)
+    pairs = [*zip(problems, completed([task.gold_text(problem) for problem in problems]), strict=True)]
     tried = {reward.name: _tried(reward, len(problems)) for reward in rewards if reward.sample}
     bests = {
         reward.name: reward.best
@@ -86,13 +94,14 @@ def check_gold(
             strict=True,
             skip=frozenset(n for n in tried if index not in tried[n]),
             played=[Played((("assistant", text),))] if episodes else (),
+            gold_ids=(ids,),
         )
-        for index, (problem, text) in enumerate(pairs)
+        for index, (problem, (text, ids)) in enumerate(pairs)
     ]
     asked = [] if submit is None else [submit(one) for one in sampled]
     failures = []
     seen: dict[str, list[Rollout]] = {name: [] for name in tried}
-    for index, (problem, text) in enumerate(zip(problems, texts, strict=True)):
+    for index, (problem, (text, _)) in enumerate(pairs):
         (rollout,) = (asked[index].result() if asked else score(sampled[index], rewards, task)).rollouts
         for name in tried.keys() - sampled[index].skip:
             seen[name].append(rollout)

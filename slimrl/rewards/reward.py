@@ -34,6 +34,8 @@ class Reward:
     """Chance decides, from the keyword `draw` (`Sampled.draw`): a gold answer earns what any text may earn."""
     sample: int = 0
     """Gold answers of so many rows are tried; 0: all of them are held to `best`."""
+    custom: bool = False
+    """A function of the user's."""
     pays_turns: bool = False
     """Its value includes the sum of what the environment paid for each turn."""
 

@@ -14,6 +14,8 @@ from slimrl.errors import DataError
 CONVERT = "convert it to JSONL, one JSON object a line"
 UNPACK = "unpack it first, and give the file inside"
 UTF8 = "save the file as UTF-8"
+SAVE = "save its sheet as CSV"
+WORKBOOK = ("an Excel workbook (xlsx)", SAVE)
 MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive", UNPACK),
     (b"BZh", "bzip2", UNPACK),
@@ -31,7 +33,7 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"SQLite format 3\x00", "an SQLite database", CONVERT),
     (b"\x93NUMPY", "a NumPy array", CONVERT),
     *((bytes((0x80, protocol)), "a Python pickle", CONVERT) for protocol in range(2, 6)),
-    (b"\xd0\xcf\x11\xe0", "an Excel workbook (xls)", CONVERT),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook (xls)", SAVE),
     (b"%PDF", "PDF", CONVERT),
     (b"\xff\xfe\x00\x00", "UTF-32 text", UTF8),
     (b"\x00\x00\xfe\xff", "UTF-32 text", UTF8),
@@ -40,7 +42,8 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the data", "fetch the file itself (git lfs pull)"),
 )
 """First bytes, the format's name, and the way out; no JSON text begins with any of them."""
-COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")  # a name in the first line of a table
+COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")  # a name in the first line of a text that may be a table
+NAMED_COLUMN = re.compile(r"[^\W\d][\w .:/()%#&'-]{0,59}")  # the same in a file that is named as one
 TABLE_ROWS = 5  # lines of a table that must have as many cells as its first
 DELIMITERS = ",\t;|"
 SHOWN = 6  # names of columns that a sentence lists
@@ -60,7 +63,7 @@ def refuse_binary(file: str, data: bytes) -> None:
 def _binary(data: bytes) -> tuple[str, str]:
     for magic, name, way_out in MAGIC:
         if data.startswith(magic):
-            return name, way_out
+            return WORKBOOK if b"xl/workbook.xml" in data else (name, way_out)
     if data[257:262] == b"ustar":
         return "a tar archive", UNPACK
     # JSON begins with two ASCII characters, so zeros among its first bytes tell a wider encoding
@@ -101,12 +104,13 @@ def by_column(text: str) -> bool:
 
 
 def are_messages(value: object) -> bool:
-    """True for a list of chat messages, `{"role": "user", "content": "..."}` or `{"from": "human", "value": "..."}`."""
+    """True for a list of chat messages, `{"role": "user", "content": "..."}` or `{"from": "human", "value": "..."}`, of which one
+    that calls tools may have no content.
+    """
     if not isinstance(value, list) or not value:
         return False
-    return all(
-        isinstance(m, dict) and (m.keys() >= {"role", "content"} or m.keys() >= {"from", "value"}) for m in value
-    )
+    forms = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
+    return all(isinstance(m, dict) and any(m.keys() >= form for form in forms) for m in value)
 
 
 def described(fields: Mapping[str, object], wanted: Sequence[str]) -> str:
@@ -156,15 +160,17 @@ def _first_object(text: str) -> tuple[dict[str, object], int]:
     return (value, end) if isinstance(value, dict) else ({}, 0)
 
 
-def find_table(text: str) -> str:
-    """The delimiter of a text whose first line names columns and whose next ones have as many cells; empty for other texts."""
+def find_table(text: str, name: re.Pattern[str] = COLUMN) -> str:
+    """The delimiter of a text whose first line names columns, each like `name`, and whose next ones have as many cells; empty for
+    other texts.
+    """
     for delimiter in DELIMITERS:
         try:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             rows = [row for row, _ in zip(reader, range(TABLE_ROWS + 1), strict=False) if row]
         except csv.Error:
             continue
-        names = column_names(rows[0]) if len(rows) > 1 else []
+        names = column_names(rows[0], name) if len(rows) > 1 else []
         if len(names) > 1 and all(len(row) == len(names) for row in rows):
             return delimiter
     return ""
@@ -172,16 +178,16 @@ def find_table(text: str) -> str:
 
 def delimiter_of(text: str, default: str) -> str:
     """The delimiter of a file that is named as a table: what separates the names of its columns."""
-    return find_table(text) or default
+    return find_table(text, NAMED_COLUMN) or default
 
 
-def column_names(header: Sequence[str]) -> list[str]:
-    """The names of columns in a table's first line, of which the first may be empty, being a row's number; empty if they are
-    no names.
+def column_names(header: Sequence[str], name: re.Pattern[str] = NAMED_COLUMN) -> list[str]:
+    """The names of columns in a table's first line, each like `name`, of which the first may be empty, being a row's number; none
+    if they are no names.
     """
     names = [cell.strip() for cell in header]
     named = names if names[:1] != [""] else names[1:]
-    return names if named and all(COLUMN.fullmatch(name) for name in named) else []
+    return names if named and all(name.fullmatch(one) for one in named) else []
 
 
 def _listed(names: Sequence[str]) -> str:

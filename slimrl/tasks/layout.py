@@ -31,6 +31,7 @@ from slimrl.terms import Answers
 
 NONE = "none"
 """The name of a column in `task.columns` that stands for no column."""
+NO_DIFFICULTY = "write difficulties as numbers, or set task.columns.difficulty=none to leave them out"
 LOOKED_AT = 100
 """Rows by which a layout is found."""
 MOST = 0.9
@@ -122,7 +123,7 @@ class Layout:
         apart = self.solution in shown and self.episodes
         worked = row.optional_text(self.solution) if self.solution and not apart and len(said) <= 1 else ""
         name = row.at(self.id) if self.id else None
-        difficulty = row.number(self.difficulty) if self.difficulty else 0.0
+        difficulty = row.number(self.difficulty, way_out=NO_DIFFICULTY) if self.difficulty else 0.0
         own = [key for key in OWN if getattr(self, key) == key]
         return Problem(
             id=new_id if name in (None, MISSING, "") else row.answer(self.id),

@@ -133,7 +133,7 @@ class Row:
         name, value = self._first(*names)
         return "" if value is None else self.text(name, blank=True)
 
-    def number(self, *names: str) -> float:
+    def number(self, *names: str, way_out: str = "correct it") -> float:
         """A number, which a table may hold as text; 0 if the row has no such field, or null or no text."""
         name, spelled = self._first(*names)
         value = plain(spelled)
@@ -143,7 +143,7 @@ class Row:
             with suppress(ValueError):
                 value = float(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(f"field {name!r} must be a number, but is {kind_of(value)}")
+            self.fail(f"field {name!r} must be a number, but is {kind_of(value)}; {way_out}")
         if not abs(value) <= sys.float_info.max:  # infinite, not a number, or a longer integer
             self.fail(f"field {name!r} is not a finite number; correct it")
         return float(value)

@@ -57,15 +57,15 @@ def _turn(row: Row, field: str, message: dict[str, object], roles: dict[str, str
     if role is None:
         further = ", and with environment.name tool" if given == "tool" else ""
         row.fail(f"field {field!r} has the role {str(given)[:60]!r}; the roles are system, user and assistant{further}")
+    if message.get("tool_calls") or message.get("function_call"):
+        row.fail(
+            f"field {field!r} has calls apart from its text (tool_calls); write them into the content, in the form to learn "
+            "(docs/environments.md)"
+        )
     content = message.get("content", message.get("value"))
     if isinstance(content, list) and content and all(_is_text(part) for part in content):
         content = "\n".join(str(part["text"]) for part in content)
     if not isinstance(content, str) or not content.strip():
-        if message.get("tool_calls"):
-            row.fail(
-                f"field {field!r} has calls apart from its text (tool_calls); write them into the content, in the form to "
-                "learn (docs/environments.md)"
-            )
         found = "empty" if isinstance(content, str) else kind_of(content)
         row.fail(f"the content of field {field!r} must be text, but is {found}; remove the row")
     return role, content

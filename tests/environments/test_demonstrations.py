@@ -182,6 +182,14 @@ def test_columns_that_hold_an_episode(tmp_path: Path) -> None:
             [*said("user: a"), {"role": "assistant", "content": None, "tool_calls": [{}]}, *said("tool: b", "assistant: c")],
             r"has calls apart from its text \(tool_calls\); write them into the content",
         ),
+        (
+            [*said("user: a"), {"role": "assistant", "content": "I look.", "tool_calls": [{}]}, *said("tool: b", "assistant: c")],
+            r"has calls apart from its text \(tool_calls\)",
+        ),
+        (
+            [*said("user: a"), {"role": "assistant", "tool_calls": [{}]}, *said("tool: b", "assistant: c")],
+            r"has calls apart from its text \(tool_calls\)",
+        ),
     ],
 )  # fmt: skip
 def test_episodes_that_are_none(messages: list[Any], sentence: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from slimrl.config.environment import EnvironmentConfig
 from slimrl.environments import maker, opening
+from slimrl.environments.waiting import opened
 from slimrl.errors import SettingsError
 from slimrl.records import Problem
 from slimrl.rewards.custom import load_function
@@ -110,6 +111,22 @@ def test_a_class_in_trls_form(file: Path) -> None:
     assert played.step("Done.") == ([], True)
     assert [tool.__name__ for tool in played.tools] == ["increment"]  # type: ignore[attr-defined]
     assert not hasattr(played, "score")
+
+
+@pytest.mark.parametrize("parameters", ["self", "self, problem", "self, problem, seed=None", "self, *anything"])
+def test_a_class_with_a_step_and_a_reset_of_its_own_is_none(parameters: str, tmp_path: Path) -> None:
+    """As in the habit of gym: what `step` is given is the policy's turn, and no tool."""
+    file = tmp_path / "gym.py"
+    file.write_text(
+        f"class Gym:\n    def reset({parameters}):\n        self.left = 1\n"
+        "    def step(self, text):\n        self.left -= 1\n"
+        "        return [{'role': 'user', 'content': text}], self.left < 0\n"
+    )
+    make = maker(EnvironmentConfig(name=f"{file}:Gym"), load_function)
+    assert opening(make, PROBLEM, 20.0) is None
+    played = make()
+    opened(played.reset, PROBLEM)  # type: ignore[attr-defined]
+    assert played.step("a") == ([{"role": "user", "content": "a"}], False)
 
 
 def test_tools_are_the_methods_of_the_object(file: Path) -> None:

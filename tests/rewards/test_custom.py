@@ -300,6 +300,18 @@ def test_gold_answers_only_try_a_function_without_bounds(tmp_path: Path) -> None
         check_gold(TASK, problems[20:21], bad)
 
 
+def test_gold_answers_have_tokens_and_a_score(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def varied(completion_ids, **columns):\n    return [len(set(ids)) / len(ids) for ids in completion_ids]\n"
+        "def doubled(environment_score, **columns):\n    return [2 * score for score in environment_score]\n"
+    )
+    config = rewards_of({f"{tmp_path}/mine.py:varied": 1, f"{tmp_path}/mine.py:doubled": 1})
+    rewards = load_rewards(config, TASK, max_new_tokens=8)
+    encode = lambda texts: [(text, (5, 5, 6)) for text in texts]  # noqa: E731
+    report = check_gold(TASK, [Problem("p", "q", "20")], rewards, completed=encode, episodes=True)
+    assert {trial.reward: trial.scores for trial in report.trials} == {"varied": (2 / 3,), "doubled": (0.0,)}
+
+
 def test_one_bound_is_enough_where_it_is_the_better_one(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(UNBOUNDED)
     spec = f"{tmp_path}/mine.py:near"

@@ -22,7 +22,7 @@ from slimrl.preflight.payment import checked_gold
 from slimrl.records import Completion, Group, Played, Problem
 from slimrl.rewards import Reward, load_rewards
 from slimrl.rewards.builtin import BUILT_IN, UNDECIDED, needs_answers, soft_overlong
-from slimrl.rewards.gold import check_gold
+from slimrl.rewards.gold import bare, check_gold
 from slimrl.rewards.scoring import Sampled, score, unpaid_when_truncated
 from slimrl.tasks import Task
 from slimrl.tasks.answers import Grader
@@ -459,7 +459,7 @@ def test_gold_answers_that_a_function_of_one_s_own_pays_less_are_told_its_bounds
         return done
 
     with pytest.raises(SettingsError) as caught:
-        checked_gold(task, (), config, rewards, scored, list)
+        checked_gold(task, (), config, rewards, scored, bare)
     assert ("or leave out its bounds in rewards.custom" in str(caught.value)) == own
 
 

@@ -223,6 +223,10 @@ MISFITS: dict[str, tuple[Callable[..., Any], list[str]]] = {
         lambda max_len, buffer: plain,
         ["; correct the function: this row has no max_len and no buffer, but ", "; where it makes the reward function, set its arguments in rewards.custom"],
     ),
+    "messages, as TRL gives them for conversations": (
+        lambda completions, **kwargs: [len(completion[0]["content"]) for completion in completions],  # type: ignore[index]
+        ["; prompts and completions are texts: read them so, or annotate completions as list[list[dict]] to get messages"],
+    ),
     "a mistake of its own": (lambda completions, **kwargs: len(3), ["; correct the function or remove it from rewards"]),
 }  # fmt: skip
 

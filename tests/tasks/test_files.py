@@ -86,7 +86,7 @@ BAD = {
     '{"question": "q", "answer": 1e999}': "too large",
     '{"question": "q", "answer": "1", "answer": "2"}': "key 'answer' is there twice",
     '{"question": "q", "answer": "1", "solution": 5}': "'solution' must be a string",
-    '{"question": "q", "answer": "1", "difficulty": "hard"}': "'difficulty' must be a number",
+    '{"question": "q", "answer": "1", "difficulty": "hard"}': "'difficulty' must be a number, but is a string; write difficulties as numbers, or set task.columns.difficulty=none",
     '{"question": "q", "answer": "1", "completions": 1}': "'completions' is a name",
     '{"question": "\\ud800", "answer": "1"}': "surrogate",
     '{"question": "q", "answer": "1", "x": ' + "[" * 100_000: "nested too deeply",

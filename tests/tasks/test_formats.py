@@ -31,10 +31,10 @@ JSONL = "\n".join(map(json.dumps, ROWS))
 CASES = SHARED.parent / "cases" / "data"
 
 
-def zipped() -> bytes:
+def zipped(name: str = "rows.jsonl") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("rows.jsonl", JSONL)
+        archive.writestr(name, JSONL)
     return buffer.getvalue()
 
 
@@ -71,6 +71,7 @@ FOREIGN: dict[str, tuple[bytes | str, str]] = {
     "bzip2": (bz2.compress(JSONL.encode()), "is bzip2"),
     "xz": (lzma.compress(JSONL.encode()), "is xz"),
     "zip": (zipped(), "is a zip archive"),
+    "workbook": (zipped("xl/workbook.xml"), "is an Excel workbook (xlsx), which is not read; save its sheet as CSV"),
     "tar": (tarred(), "is a tar archive"),
     "zstandard": (b"\x28\xb5\x2f\xfd\x04", "is Zstandard"),
     "feather": (b"ARROW1\x00\x00\xff", "is Arrow (Feather)"),

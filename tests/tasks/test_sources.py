@@ -76,6 +76,20 @@ def test_cells_of_tables_are_text_as_it_stands(tmp_path: Path) -> None:
     assert [row.number("difficulty") for row in rows] == [2.0, 0.0, 10.0]
 
 
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("Unnamed: 0,question,answer", ["Unnamed: 0", "question", "answer"]),
+        (",question,answer", ["question", "answer"]),
+        ("question (en);answer/EUR;share in %", ["question (en)", "answer/EUR", "share in %"]),
+    ],
+)
+def test_names_of_columns_in_a_file_of_a_table(header: str, names: list[str], tmp_path: Path) -> None:
+    delimiter = ";" if ";" in header else ","
+    file = written(tmp_path, "rows.csv", f"{header}\n{delimiter.join('abc')}\n")
+    assert [[*row.fields] for row in read_rows(file)] == [names]
+
+
 def test_bad_rows_of_tables_keep_their_lines(tmp_path: Path) -> None:
     lines = ["question,answer", '"two\nlines",1', "b", "c,2,3", "", "caf\xe9,5", "d,"]
     file = written(tmp_path, "rows.csv", "\n".join(lines).encode("latin-1"))
