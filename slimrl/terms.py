@@ -54,5 +54,5 @@ Schedule = Literal["constant", "linear", "cosine"]
 Parallel = Literal["ddp", "fsdp"]
 TokenLog = Literal["off", "samples", "all"]
 Tracker = Literal["wandb", "tensorboard", "trackio", "mlflow"]
-FINAL, ADAPTER = "final", "adapter"
-"""Folders in that of a run: the model that it trained, with an adapter merged, and the adapter by itself."""
+FINAL, ADAPTER, CHECKPOINTS = "final", "adapter", "checkpoints"
+"""Folders in that of a run: the model that it trained, with an adapter merged, the adapter alone, and states to resume from."""

@@ -19,7 +19,7 @@ from slimrl.errors import SettingsError
 from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.rewards import declared_bounds
 from slimrl.runs.reader import read_settings, read_state
-from slimrl.terms import ADAPTER
+from slimrl.terms import ADAPTER, CHECKPOINTS, FINAL
 
 if TYPE_CHECKING:
     from slimrl.results import Evaluation
@@ -68,21 +68,30 @@ def measuring_base(
     other_data: bool = False,
     own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The settings to measure a model with before the user's `own`: those of its run, or of the run `like` for a model that is
-    none. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps its answer form; so does
-    another name of a task in `own`, and another environment there leaves that of the run behind.
+    """The settings to measure a model with before the user's `own`: those of the run that it is or that left it, or of the run
+    `like` for any other. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps its
+    answer form; so does another name of a task in `own`, and another environment there leaves that of the run behind.
     """
-    run = model if (Path(model) / "config.yaml").is_file() or like is None else like
-    base = recorded_settings(Path(run))
-    if run != model:
+    own_run = run_of(Path(model))
+    run = own_run or Path(model if like is None else like)
+    base = recorded_settings(run)
+    if own_run is None and like is not None:
         base["model"] = {}
     named = _name_in(own, "task")
     if task is None and base.get("task") and named is not None and named != _task_of(base):
         task, other_data = named, True
     if task is not None:
-        change_task(base, task, Path(run), other_data=other_data)
+        change_task(base, task, run, other_data=other_data)
     change_environment(base, own)
     return merge(base, {"model": {"path": _measured_path(model, own)}})
+
+
+def run_of(model: Path) -> Path | None:
+    """The run that a folder is, or that left the model in it: a checkpoint, its final/ or its adapter/; None for any other."""
+    folder = model.absolute()
+    within = {FINAL: folder.parent, ADAPTER: folder.parent}.get(folder.name)
+    within = folder.parent.parent if folder.parent.name == CHECKPOINTS else within
+    return next((run for run in (model, within) if run is not None and (run / "config.yaml").is_file()), None)
 
 
 def _measured_path(model: str, own: Mapping[str, Any]) -> str:
@@ -111,7 +120,7 @@ def measuring_settings(
 
 def bounds_of_run(run: str) -> dict[str, tuple[float, float]]:
     """The bounds of the rewards of a run, which its settings hold."""
-    return declared_bounds(build(EvalConfig, recorded_settings(Path(run))).rewards)
+    return declared_bounds(build(EvalConfig, recorded_settings(run_of(Path(run)) or Path(run))).rewards)
 
 
 def of_the_model(config: EvalConfig, base: Mapping[str, Any]) -> EvalConfig:

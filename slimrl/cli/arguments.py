@@ -124,7 +124,8 @@ def run_settings(kind: type[Root], settings: Sequence[str], resume: bool, force:
         )
     place = {"name": folder.resolve().name, "output": str(folder.resolve().parent)}
     base = read_settings(folder) | place
-    return load_settings(kind, [setting for setting in settings if setting not in folders], base)
+    further = load_settings(kind, [setting for setting in settings if setting not in folders], base)
+    return further.model_copy(update=place)  # also where a file names a place, as the one with which the run began may
 
 
 def newest_run(verb: str, settings: Sequence[str]) -> str:

@@ -92,10 +92,11 @@ def compare(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, as
 
 def _request(things: Sequence[str], tasks: tuple[str, ...], limit: int | None, quiet: bool) -> Request:
     """Raises SettingsError for fewer than two models, and for settings that nothing reads."""
+    from slimrl.config.recipes import named
     from slimrl.runs.remote import RECORDS, WHOLE, local_run, silent
 
     request = Request(tasks=tasks, limit=limit, quiet=quiet)
-    for thing in things:
+    for thing in (named(thing, "recipes") for thing in things):
         is_setting = Path(thing).suffix in (".yaml", ".yml") or ("=" in thing and not Path(thing).exists())
         (request.settings if is_setting else request.names).append(thing)
     if len(request.names) < 2:

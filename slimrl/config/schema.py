@@ -3,10 +3,11 @@
 No torch is imported here, so settings can be checked and shown in a moment.
 """
 
+import os
 import re
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from slimrl.config.algorithm import AlgorithmConfig, CriticConfig
 from slimrl.config.base import Count, CountOrZero, Section
@@ -97,6 +98,11 @@ class RootConfig(Section):
         if task != environment and package_of(task):
             raise ValueError(f"task.name={task} has an environment of its own; remove environment.name={environment}")
         return self
+
+    @field_validator("output")
+    @classmethod
+    def _home(cls, place: str) -> str:
+        return os.path.expanduser(place)
 
     @model_validator(mode="after")
     def _places_are_such(self) -> Self:

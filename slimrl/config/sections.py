@@ -166,7 +166,7 @@ class EvaluationConfig(Section):
     """Twins of so many test problems, which have other numbers (built-in task and SVAMP): a model that knows a problem but
     cannot do it fails on its twin; 0 is off."""
     every: CountOrZero = 0
-    """Evaluate after every this many steps as well; 0: only before and after."""
+    """Evaluate after every so many steps as well; 0: only before and after."""
 
 
 class CurriculumConfig(Section):
@@ -183,7 +183,7 @@ class CurriculumConfig(Section):
 
 class LogConfig(Section):
     samples_every: CountOrZero = 10
-    """Show a few completions after every this many steps; 0 is off."""
+    """Show a few completions after every so many steps; 0 is off."""
     samples: Count = 2
     """Completions shown each time."""
     rollouts: bool = True
@@ -220,7 +220,7 @@ class SftConfig(Section):
     mixture: dict[str, NonNegative] = Field(default={"solution": 1.0})
     """Shares of the task's demonstrators; `solution` is the right worked solution, the built-in task has others."""
     show_every: Count = 50
-    """Report the loss after every this many updates."""
+    """Report the loss after every so many updates."""
 
 
 class CheckpointConfig(Section):

@@ -1,9 +1,10 @@
 """The settings of tasks: where problems come from and how answers are read."""
 
+import os
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, WrapValidator, model_validator
+from pydantic import AfterValidator, Field, WrapValidator, field_validator, model_validator
 
 from slimrl.config.base import Section
 from slimrl.config.environment import package_of
@@ -129,6 +130,11 @@ class TaskConfig(Section):
         """True for a task whose problems are made on demand."""
         return self.name in ("arithmetic", "guess")
 
+    @field_validator("path", "test_path", "rates")
+    @classmethod
+    def _home(cls, place: str) -> str:
+        return os.path.expanduser(place)
+
     @model_validator(mode="before")
     @classmethod
     def _a_path_needs_no_name(cls, settings: Any) -> Any:
@@ -161,6 +167,9 @@ class TaskConfig(Section):
             raise ValueError("task.columns.choices has no effect without task.checker=choice; remove one")
         if self.is_made and (self.path or self.test_path):
             raise ValueError(f"task.name={self.name} makes its own problems; remove task.path, or set task.name=jsonl")
+        for key in ("subset", "split", "test_split"):
+            if self.is_made and getattr(self, key):
+                raise ValueError(f"task.{key} has no effect with task.name={self.name}, which reads no data; remove it")
         if self.is_made and self.rates:
             raise ValueError(
                 f"task.rates has no effect with task.name={self.name}, whose problems never end; remove it"

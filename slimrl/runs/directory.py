@@ -48,7 +48,7 @@ from slimrl.runs.files import (
 from slimrl.runs.lock import Lock
 from slimrl.runs.measured import Measured
 from slimrl.runs.reader import ENDED, Status, read_metrics, read_state, read_status, way_to_resume
-from slimrl.terms import ADAPTER, FINAL
+from slimrl.terms import ADAPTER, CHECKPOINTS, FINAL
 
 
 class RunDirectory:
@@ -70,7 +70,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @classmethod
     def create(cls, path: Path, config: RootConfig, record: Mapping[str, Any], rejected: Sequence[Rejected]) -> Self:

@@ -217,14 +217,21 @@ def refuse_another_end(before: RootConfig, now: RootConfig, path: Path) -> None:
 
 def _changed(before: RootConfig, now: RootConfig, free: Collection[str]) -> list[tuple[str, Any, Any]]:
     """Key, old and new value of the settings that differ, but for those that are `free` to."""
-    theirs, ours = (_of_judges(settings_of(config, absolute=True)) for config in (before, now))
+    theirs, ours = (_comparable(settings_of(config, absolute=True)) for config in (before, now))
     return [(key, theirs[key], ours[key]) for key in ours if key not in free and ours[key] != theirs[key]]
 
 
-def _of_judges(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key, without those of the judges that may differ on resume."""
-    judges = settings.get("rewards.judge", {})
-    kept = {
-        name: {key: x for key, x in judge.items() if key not in JUDGES_MAY_CHANGE} for name, judge in judges.items()
-    }
-    return {**settings, "rewards.judge": kept} if judges else {**settings}
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, without those of the judges that may differ on resume, and without the folders of files of code
+    and of prompts: `identity` finds out whether the files are the same.
+    """
+    found = {**settings}
+    for name, judge in settings.get("rewards.judge", {}).items():
+        kept = {key: value for key, value in judge.items() if key not in JUDGES_MAY_CHANGE}
+        kept["prompt_file"] = Path(kept.get("prompt_file", "")).name
+        found["rewards.judge"] = {**found["rewards.judge"], name: kept}
+    if custom := settings.get("rewards.custom"):
+        found["rewards.custom"] = {Path(spec).name: reward for spec, reward in custom.items()}
+    if environment := settings.get("environment.name"):
+        found["environment.name"] = Path(environment).name
+    return found

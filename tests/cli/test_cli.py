@@ -129,6 +129,7 @@ MISTAKES = {
     "jsonl without a path": (2, "needs task.path=", "train", "task.name=jsonl"),
     "missing data file": (3, "none.jsonl", "train", "model.path={tiny}", "task.name=jsonl", "task.path=none.jsonl"),
     "row without an answer": (3, "bad.jsonl:41", "train", "model.path={tiny}", "task.name=jsonl", "task.path={bad.jsonl}"),
+    "a split of a task without rows": (2, "task.split has no effect with task.name=arithmetic, which reads no data", "train", "task.split=train"),
     "a task without rows": (2, "task.on_bad_row has no effect with task.name=arithmetic", "train", "task.on_bad_row=skip"),
     "grade: rows left out": (2, "task.on_bad_row=skip has no effect on grading", "grade", "--task", "gsm8k", "{graded.jsonl}", "task.on_bad_row=skip"),
     "row that is no JSON": (3, "broken.jsonl:41", "train", "model.path={tiny}", "task.name=jsonl", "task.path={broken.jsonl}"),

@@ -229,6 +229,7 @@ def test_arguments_that_make_no_sense(slimrl, stored: Callable[[str, Rows], Path
         ((a, a, "evaluation.samples=2"), "evaluation.samples=2 has no effect on stored outputs"),
         ((a, a, "--task", "gsm8k"), "--task gsm8k has no effect on stored outputs"),
         ((a, "none.jsonl"), "none.jsonl"),
+        ((a, a, "@eval/gsm8k"), "gsm8k.yaml has no effect on stored outputs"),
     ):
         result = slimrl("compare", *arguments)
         assert result.code == 2, result.err

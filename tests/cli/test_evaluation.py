@@ -99,6 +99,17 @@ def test_settings_of_tasks(tmp_path: Path, sums: Path) -> None:
     assert model_settings(str(run), ["task.checker=numeric"], "math").task.checker == "numeric"
 
 
+@pytest.mark.parametrize("left", ["final", "adapter", "checkpoints/step-00000002"])
+def test_a_model_in_the_folder_of_a_run_is_measured_as_the_run(left: str, tmp_path: Path) -> None:
+    model = tmp_path / "run" / left
+    model.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("model: {path: there, dtype: float32}\nevaluation: {samples: 3}\n")
+    found = model_settings(str(model), [], None)
+    assert (found.model.path, found.model.dtype, found.evaluation.samples) == (str(model), "float32", 3)
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert model_settings(str(model), [], None).evaluation.samples == 1
+
+
 def test_a_model_is_measured_like_a_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

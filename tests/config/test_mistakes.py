@@ -531,6 +531,11 @@ def test_a_run_from_the_shell(slimrl, tiny_folder: Path, tmp_path: Path) -> None
         said = slimrl("train", "--resume", "runs/r", elsewhere)
         assert (said.code, "would be another run than runs/r" in said.err) == (2, True)
     assert not (tmp_path / "runs" / "other").exists()
+    (tmp_path / "first.yaml").write_text("name: other\noutput: there\nlog: {samples: 7}\n")
+    assert slimrl("train", "--resume", "runs/r", "first.yaml").code == 0, (
+        "the settings with which it began may name a place"
+    )
+    assert not (tmp_path / "there").exists()
 
 
 def test_samples_are_told_apart(slimrl, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from slimrl.api.measuring import UNREAD
 from slimrl.config.base import Needs, Section, subsection, walk
 from slimrl.config.files import describe_settings
 from slimrl.config.judge import JudgeReward
@@ -36,8 +37,8 @@ slimrl train mine.yaml rollout.problems=32 "rollout.stop=['Question:']"
 
 Files are merged from left to right, then `section.key=value`, whose value is read as YAML. Paths in a file are relative to that file, those of
 `section.key=value` to the working directory, as is `output` everywhere. An unknown key, a setting that would do nothing, and a combination that
-cannot work are refused before a run begins. `auto` is replaced by what was chosen in the `config.yaml` of the run ([defaults](defaults.md)). In
-another library's words: [names](names.md).
+cannot work are refused before a run begins, or named in a note. Where `optimizer.learning_rate` and `rollout.max_new_tokens` are `auto`, the `config.yaml` of the run has the numbers that
+were chosen ([defaults](defaults.md)), and `run.json` the plan of memory. In another library's words: [names](names.md).
 """
 
 
@@ -62,15 +63,11 @@ def row(key: str, kind: type[Section], name: str, *, anchor: bool = True) -> str
     return f"| {place}`{key}` | {type_cell(kind, name)} | {default} | {meaning} |"
 
 
-TRAINED = {"model.lora"}
-"""Sections that a command which only measures refuses."""
-
-
 def readers(section: str) -> str:
     """The commands that have a section."""
     first = section.partition(".")[0]
     verbs = [verb for verb, root in VERBS.items() if first in root.model_fields]
-    found = [f"`{verb}`" for verb in verbs if section not in TRAINED or VERBS[verb] is not EvalConfig]
+    found = [f"`{verb}`" for verb in verbs if section not in UNREAD or VERBS[verb] is not EvalConfig]
     return f"Read by {', '.join(found[:-1])} and {found[-1]}." if len(found) > 1 else f"Read by {found[0]} only."
 
 

@@ -256,6 +256,28 @@ def test_settings_that_must_not_change_are_named(stopped: Path) -> None:
             run(stopped.parent, "a", changed, resume=True)
 
 
+def test_files_of_code_and_of_prompts_may_lie_elsewhere(tmp_path: Path) -> None:
+    """`identity` finds out whether they are the same. Another function, and another weight, is another run."""
+    judge = "endpoint: http://localhost:1/v1, model: m, low: 0, high: 1, weight: 1"
+
+    def config(folder: str, function: str = "mine", weight: float = 1.0) -> TrainConfig:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("rewards.py", "prompt.txt"):
+            (tmp_path / folder / name).write_text("")
+        file = tmp_path / folder / "all.yaml"
+        file.write_text(
+            f"rewards: {{custom: {{'rewards.py:{function}': {weight}}}, judge: {{j: {{{judge}, prompt_file: prompt.txt}}}}}}\n"
+            "environment: {name: 'rewards.py:Mine'}\n"
+        )
+        return load_config(TrainConfig, [str(file)])
+
+    before = config("before")
+    refuse_changes(before, config("after"), tmp_path)
+    for other in (config("after", function="yours"), config("after", weight=2.0)):
+        with pytest.raises(SettingsError, match=r"was begun with rewards\.custom="):
+            refuse_changes(before, other, tmp_path)
+
+
 def test_settings_that_may_change_change_nothing(stopped: Path, undisturbed: tuple[Path, int]) -> None:
     moved = stopped.parent / "elsewhere" / "b"
     shutil.move(stopped, moved)
