@@ -238,8 +238,9 @@ def read_bounds(written: Mapping[str, Sequence[float | None]]) -> dict[str, Boun
 
 
 def _ends(scores: Sequence[float], bounds: Bounds) -> Bounds:
+    """The bounds, or the scores at the ends where one is not known or does not hold for all of them."""
     low, high = bounds
-    return low if isfinite(low) else min(scores), high if isfinite(high) else max(scores)
+    return min([low] * isfinite(low) + [*scores]), max([high] * isfinite(high) + [*scores])
 
 
 def _gain(pair: tuple[float, float]) -> float:

@@ -141,7 +141,7 @@ def judge(
 
     `margin` is the smallest difference that matters to the reader, declared before the study. An interval within it gives "no
     difference larger than", which is the two one-sided tests procedure at half the usual error (Schuirmann 1987).
-    `identical` means that all pairs of runs are equal to the last bit; `diverged` is the number of runs that count as 0.
+    `identical` means that all pairs of runs are equal to the last bit; `diverged` is the number of runs that did.
     """
     low, high, mean = difference.low, difference.high, difference.mean
     bound = max(abs(low), abs(high))
@@ -158,8 +158,8 @@ def judge(
     if bound <= margin:
         return Judgement("no difference", f"no difference larger than {points(bound)}", bound, 0)
     undecided = f"undecided, from {signed_points(low)} to {signed_points(high)}"
-    if diverged:  # a run that counts as 0 is far from the others, so the spread says nothing of further seeds
-        words = f"{counted(diverged, 'run')} diverged and count{'s' if diverged == 1 else ''} as 0"
+    if diverged:  # such a run is far from the others, so the spread says nothing of further seeds
+        words = f"{counted(diverged, 'run')} diverged, far from the others"
         return Judgement("undecided", f"{undecided}: {words}", bound, 0)
     more = seeds_to_decide(difference, margin, comparisons) - difference.n
     return Judgement("undecided", f"{undecided}: needs about {counted(more, 'more seed')}", bound, more)

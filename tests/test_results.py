@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from math import inf
 
 import numpy as np
 import pytest
 
-from slimrl.measures import Tally, mean_score, paired_scores, score_difference
+from slimrl.measures import Tally, both_bounds, mean_score, paired_scores, score_difference
 from slimrl.results import Evaluation, GradedCompletion, SftSummary, SplitEvaluation, TrainSummary, compare
 from slimrl.statistics import ADDED_TO_MEAN, bounded_interval, paired_difference
 from tests.conftest import ROOT
@@ -93,6 +94,13 @@ def test_changes_of_scores_are_paired_over_the_problems_that_have_one_in_both() 
     both = paired_scores({"a": 0.0, "b": 1.0, "c": 9.0}, {"a": 2.0, "b": 1.0})
     assert both is not None
     assert (both["first"], both["second"], both["difference"]) == (0.5, 1.5, 1.0)
+
+
+def test_bounds_that_do_not_hold_for_all_scores_bound_no_interval() -> None:
+    """As where they are known of one of two models."""
+    before = {f"p{i}": -float(i) for i in range(10)}
+    change = score_difference(before, dict.fromkeys(before, 1.0), both_bounds((-inf, inf), (0.0, 1.0)))
+    assert change["low"] < change["change"] < change["high"]
 
 
 def test_mean_scores_cover_the_truth_without_known_bounds() -> None:

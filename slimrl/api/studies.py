@@ -126,7 +126,7 @@ def _expanded(plan: Plan, name: str, seeds: int, settings: Mapping[str, Any]) ->
     if seeds:
         merged["seeds"] = seeds
     if settings:
-        merged["settings"] = merge(merged.get("settings", {}), settings)
+        merged["settings"] = merge(merged.get("settings") or {}, settings)
     return make_study(merged, base, folders=folders, file=file, name=name)
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from slimrl.display.console import on_stderr
+from slimrl.study.primary import read_primary
 from slimrl.study.runner import Progress
 from slimrl.study.runs import Planned, planned_runs, read_run
 from slimrl.study.spec import Expanded
@@ -52,7 +53,7 @@ class ProgressDisplay:
 
     def ended(self, run: Planned, seconds: float) -> None:
         own = self._add(run)
-        result = "diverged" if run.status == "diverged" else f"{percent(own)} %"
+        result = "diverged" if run.status == "diverged" else self._spelled(own)
         self.say(f"{run.arm.name} seed {run.arm.seed(run.index)}: {result} in {seconds:.0f} s{self._so_far(run)}")
 
     def stop(self) -> None:
@@ -66,10 +67,14 @@ class ProgressDisplay:
         self._values[run.arm.name][run.index] = own
         return own
 
+    def _spelled(self, value: float) -> str:
+        """An accuracy in %, or the score of a reward in hundredths, in which differences are."""
+        return f"{percent(value)}{' %' if read_primary(self._expanded.study.primary).is_share else ''}"
+
     def _so_far(self, run: Planned) -> str:
         """The arm's mean, and its difference from the reference over the seeds that both have."""
         own, reference = self._values[run.arm.name], self._values[self._expanded.reference]
-        text = f"; mean of {len(own)}: {percent(fmean(own.values()))} %"
+        text = f"; mean of {len(own)}: {self._spelled(fmean(own.values()))}"
         shared = own.keys() & reference.keys()
         if run.arm.name == self._expanded.reference or not shared:
             return text

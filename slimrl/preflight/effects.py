@@ -199,6 +199,10 @@ ARM_RULES: tuple[Rule[Pair], ...] = (
          "evaluation uses rollout.temperature too, so the measure changes with the training"),
     Rule("confounded", "rollout.problems and group_size",
          "it samples another number of completions a step; see budget.equal=tokens"),
+    Rule("confounded", "model",
+         "optimizer.learning_rate=auto takes another rate for it, so two things change; set the rate of both",
+         lambda pair: {"model.path", "model.lora.rank"} & {*pair.changed}
+         and any(config.optimizer.learning_rate == "auto" for config in pair.both)),
     Rule("confounded", "steps", "it takes another number of steps than its reference"),
     Rule("confounded", "algorithm.dynamic_sampling",
          "at equal steps {facts.dearer} may sample up to {facts.refill_budget:g} times the tokens; budget.equal=tokens compares "

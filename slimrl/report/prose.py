@@ -99,7 +99,8 @@ def notices(results: Results) -> dict[str, str]:
     """Reasons for caution: a sentence by its word."""
     found = {}
     if results.exploratory:
-        seeds = counted(results.seeds, "seed")
+        fewest = min((effect.difference.n for effect in results.effects if effect.difference.n), default=results.seeds)
+        seeds = f"{fewest} of " * (fewest < results.seeds) + counted(results.seeds, "seed")
         found["Exploratory"] = f"{seeds} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence."
     if not results.complete:
         missing = sum(not run.counts for run in results.runs)
@@ -116,7 +117,7 @@ def facts(results: Results) -> dict[str, tuple[str, str]]:
     found = "4 of 5 such studies find a true difference of this size. "
     found += "Smaller ones may be missed, and one half as large usually is."
     margin = "Differences smaller than this do not matter; declared before the first run."
-    left_out = f"{diverged or 'None'} diverged{', which counts as no answer right' if diverged else ''}."
+    left_out = f"{diverged or 'None'} diverged{f', which counts as {_lost(results)}' if diverged else ''}."
     return {
         "Seeds": (f"{results.seeds} per arm", "Training runs of each arm; they differ only in the random seed."),
         "Noise floor": (floor(results), noise),
@@ -124,6 +125,11 @@ def facts(results: Results) -> dict[str, tuple[str, str]]:
         "Margin": (points(results.margin), margin),
         "Runs finished": (f"{finished} of {len(results.runs)}", left_out),
     }
+
+
+def _lost(results: Results) -> str:
+    """The result of a run that diverged, in words."""
+    return "no answer right" if read_primary(results.primary).is_share else "the lowest score of the reward"
 
 
 def legend(results: Results) -> dict[str, str]:
@@ -147,7 +153,7 @@ def legend(results: Results) -> dict[str, str]:
         "this. It follows from the spread of the reference and of its A/A arm, which repeats the reference with other seeds.",
         "Tokens, seconds": "Sampled in training, and spent in training without set-up and evaluation, as a multiple of the "
         "reference's; seconds depend on what else the machine did, as the A/A arm shows.",
-        "Seeds": "Runs finished of runs planned. One that diverged counts as no answer right; it is never left out.",
+        "Seeds": f"Runs finished of runs planned. One that diverged counts as {_lost(results)}; it is never left out.",
     }
 
 

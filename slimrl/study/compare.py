@@ -141,7 +141,7 @@ def _effect(own: _Paired, p: float, expanded: Expanded) -> Effect:
         identical = sum(bool(a.weights) and a.weights == b.weights for a, b in zip(ours, theirs, strict=True))
         values = ([run.value(study.primary) for run in runs] for runs in (ours, theirs))
         improvement = statistics.probability_of_improvement(*values)
-    all_identical = 0 < identical == len(own.seeds)
+    all_identical = 0 < identical == len(own.seeds) and not any(own.pairs)  # equal weights may be measured otherwise
     if all_identical:  # so they are for any seed and any problem
         difference = replace(difference, low=0.0, high=0.0)
         over_problems = {**over_problems, "low": 0.0, "high": 0.0}

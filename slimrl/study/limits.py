@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from slimrl.config.schema import TrainConfig
@@ -23,6 +23,11 @@ def evidence(expanded: Expanded, runs: Sequence[Run], declared: Mapping[str, Any
         found.append(f"{missing} of {len(runs)} runs have no result yet, so every figure may still change.")
     if seeds < FEWEST_SEEDS:
         found.append(f"With fewer than {FEWEST_SEEDS} seeds ({seeds}) this is exploratory, not evidence.")
+    if declared and seeds < declared["seeds"]:
+        found.append(
+            f"The study was declared with {declared['seeds']} seeds, and only {seeds} are looked at: what holds for some of them "
+            "is no result of the study."
+        )
     if declared and seeds > declared["seeds"]:
         found.append(
             f"The study began with {declared['seeds']} seeds and was given more: where that was decided after looking, "
@@ -37,10 +42,15 @@ def evidence(expanded: Expanded, runs: Sequence[Run], declared: Mapping[str, Any
     return found
 
 
-def conditions(versions: Mapping[str, Sequence[str]], effects: Sequence[Effect]) -> list[str]:
-    """Differences between runs that the design does not explain."""
+VARIED_BY = {"dtype": "model.dtype", "parameters": "model.", "device": "model.device"}
+"""Facts of a run that arms may differ in by design, and the beginning of the settings that decide them."""
+
+
+def conditions(versions: Mapping[str, Sequence[str]], changed: Collection[str], effects: Sequence[Effect]) -> list[str]:
+    """Differences between runs that the design, in which arms change these settings, does not explain."""
     found = []
-    if differing := [key for key, values in versions.items() if len(values) > 1]:
+    by_design = {fact for fact, start in VARIED_BY.items() if any(key.startswith(start) for key in changed)}
+    if differing := [key for key, values in versions.items() if len(values) > 1 and key not in by_design]:
         found.append(f"Runs were not all made alike: {', '.join(differing)} differ, see the versions.")
     repeat = next(effect.difference for effect in effects if effect.kind == "noise")
     if repeat.n > 1 and repeat.p < 1 - CONFIDENCE:
@@ -51,15 +61,22 @@ def conditions(versions: Mapping[str, Sequence[str]], effects: Sequence[Effect])
     return found
 
 
-def scope(config: TrainConfig, arms: Sequence[ArmResult]) -> list[str]:
-    """Settings that were not varied, with those of the reference `config`, and arms that can hardly get better."""
+def scope(config: TrainConfig, changed: Collection[str], arms: Sequence[ArmResult], *, is_share: bool) -> list[str]:
+    """Settings that no arm `changed`, with those of the reference `config`, and arms that can hardly get better."""
+    things = {
+        "model.path": f"one model ({config.model.path})",
+        "task.name": f"one task ({config.task.name})",
+        "optimizer.learning_rate": f"one learning rate ({config.optimizer.learning_rate})",
+        "rollout.problems rollout.group_size": "one batch size",
+    }
+    kept = [thing for keys, thing in things.items() if not {*keys.split()} & {*changed}]
+    listed = " and ".join(filter(None, [", ".join(kept[:-1]), *kept[-1:]]))
     found = [
-        f"One model ({config.model.path}), one task ({config.task.name}), one learning rate ({config.optimizer.learning_rate}) "
-        "and one batch size: nothing follows for others, and an arm might do better with settings tuned for it.",
+        f"{listed[0].upper()}{listed[1:]}: nothing follows for others, and an arm might do better with settings tuned for it.",
         "Intervals over seeds say what another run on these held-out problems would give; intervals over problems say what "
         "other problems would give these runs. Neither covers both.",
     ]
-    if high := [arm.name for arm in arms if arm.primary.n and arm.primary.mean > CEILING]:
+    if is_share and (high := [arm.name for arm in arms if arm.primary.n and arm.primary.mean > CEILING]):
         found.append(f"Near the ceiling of the measure nothing can differ much: {', '.join(high)} above {CEILING:.0%}.")
     return found
 
@@ -75,12 +92,12 @@ def unequal_cost(budget: Budget, reference: ArmResult, arms: Sequence[ArmResult]
     return [sentence] if costs else []
 
 
-def token_budget(budget: Budget, steps: int, runs: Sequence[Run]) -> list[str]:
-    """The share of the token budget that runs of at most `steps` steps used."""
-    spent = [run for run in runs if budget.tokens and run.counts]
+def token_budget(budget: Budget, steps: Mapping[str, int], runs: Sequence[Run]) -> list[str]:
+    """The share of the token budget that finished runs used, which take at most so many `steps` by arm."""
+    spent = [run for run in runs if budget.tokens and run.status == "finished"]
     if not spent:
         return []
-    short = {run.arm for run in spent if run.steps == steps and run.tokens < 0.9 * budget.tokens}
+    short = {run.arm for run in spent if run.steps == steps[run.arm] and run.tokens < 0.9 * budget.tokens}
     if short:
         return [f"Steps ended before the token budget did in {', '.join(sorted(short))}; raise steps."]
     shares, taken = [run.tokens / budget.tokens for run in spent], [run.steps for run in spent]
@@ -90,6 +107,10 @@ def token_budget(budget: Budget, steps: int, runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def divergence(runs: Sequence[Run]) -> list[str]:
-    diverged = sum(run.status == "diverged" for run in runs)
-    return [f"No answer counts as right of {counted(diverged, 'run')} that diverged."] if diverged else []
+def divergence(runs: Sequence[Run], *, is_share: bool) -> list[str]:
+    diverged = counted(sum(run.status == "diverged" for run in runs), "run")
+    if diverged.startswith("0 "):
+        return []
+    if is_share:
+        return [f"No answer counts as right of {diverged} that diverged."]
+    return [f"{diverged[0].upper()}{diverged[1:]} that diverged: each counts as the lowest score of the reward."]

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from slimrl.config.files import settings_of, with_chosen
+from slimrl.preflight.facts import changed_settings
 from slimrl.runs.reader import read_answers, read_chosen, read_state, read_summaries
 from slimrl.statistics import FEWEST_SEEDS, detectable_effect
 from slimrl.study import limits
@@ -72,13 +73,16 @@ def collect(expanded: Expanded, folder: Path) -> Results:
     versions = {key: sorted({str(state[key]) for state in states if key in state}) for key in VERSIONS}
     versions = {key: values for key, values in versions.items() if values}
     tokens = f" ({study.budget.tokens:,} sampled tokens a run)" if study.budget.tokens else ""
+    own = expanded.arm(expanded.reference).config
+    changed = {key for arm in expanded.arms for key in changed_settings(own, arm.config)}
+    is_share = read_primary(study.primary).is_share
     cannot_tell = (
         *limits.evidence(expanded, runs, read_declaration(folder), detectable),
-        *limits.conditions(versions, effects),
-        *limits.scope(reference, arms),
+        *limits.conditions(versions, changed, effects),
+        *limits.scope(reference, changed, arms, is_share=is_share),
         *limits.unequal_cost(study.budget, next(arm for arm in arms if arm.name == expanded.reference), arms),
-        *limits.token_budget(study.budget, reference.steps, runs),
-        *limits.divergence(runs),
+        *limits.token_budget(study.budget, {arm.name: arm.config.steps for arm in expanded.arms}, runs),
+        *limits.divergence(runs, is_share=is_share),
     )
     return Results(
         name=expanded.name,

@@ -227,7 +227,12 @@ def choose_slots(folder: Path, expanded: Expanded, wanted: int, place: Place = H
         slots = divide(wanted, threads=threads, gpus=gpus, gpu_bytes=gpu_bytes, devices=devices)
     else:
         slots = place.slots(wanted, threads=threads, devices=devices)
-    slots = replace(slots, memory_share=float(began.get("memory_share", slots.memory_share)))
+    share = float(began.get("memory_share", slots.memory_share))
+    if (
+        not wanted and share > slots.memory_share
+    ):  # runs of this study plan for so much, and more of them at once for too much
+        slots = replace(slots, count=max(1, int(slots.count * slots.memory_share / share + 1e-9)))
+    slots = replace(slots, memory_share=share)
     if keep and not began:
         write_text(path, as_json({"threads": slots.threads, "memory_share": slots.memory_share}))
     return slots

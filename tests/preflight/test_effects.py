@@ -257,6 +257,12 @@ def test_an_arm_that_may_differ_is_not_inert(base: list[str], arm: list[str]) ->
         (["environment.name=x.py:X"], ["algorithm.credit=turn"], "no turn is paid with rewards.environment=0"),
         ([], ["algorithm.clip_high=0.28", "algorithm.kl_coef=0"], "adds nothing here"),
         (["algorithm.scale_rewards=none"], ["rewards.correct=2"], "reward changes its scale"),
+        ([], ["model.lora.rank=8"], "auto takes another rate"),
+        (
+            ["optimizer.learning_rate=1e-4"],
+            ["model.path=builtin-tools", "optimizer.learning_rate=auto"],
+            "auto takes another rate",
+        ),
     ],
 )
 def test_an_arm_that_changes_more_than_it_says_is_confounded(base: list[str], arm: list[str], word: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from slimrl.errors import DataError
 from slimrl.statistics import paired_difference
 from slimrl.study.compare import Effect
+from slimrl.study.declaration import declare
 from slimrl.study.results import Results, collect
 from slimrl.study.runs import planned_runs, run_folder
 from slimrl.study.spec import Expanded, load_study
@@ -75,6 +76,65 @@ def test_equal_weights_in_every_seed_are_called_identical(expanded: Expanded, tm
     state.write_text(state.read_text().replace("base 1", "something else"))
     same = effect(collect(expanded, tmp_path), "same")
     assert (same.identical, same.judgement.verdict) == (2, "undecided")
+
+
+def test_equal_weights_that_are_measured_otherwise_are_not_identical(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("question: q\nseeds: 3\narms:\n  cold: rollout.temperature=0.5\n")
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    for run in planned_runs(expanded, tmp_path):
+        write_run(run, GOOD[run.index] if run.arm.name == "cold" else BASE[run.index], weights=f"w {run.index}")
+    cold = effect(collect(expanded, tmp_path), "cold")
+    assert (cold.identical, cold.judgement.verdict) == (3, "better")
+    assert cold.difference.low < cold.difference.mean < cold.difference.high
+
+
+def test_fewer_seeds_than_were_declared_are_told(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    fill(expanded, tmp_path)
+    declare(expanded, tmp_path)
+
+    def told(study: Expanded) -> int:
+        return sum(
+            "was declared with 3 seeds, and only 2" in sentence for sentence in collect(study, tmp_path).cannot_tell
+        )
+
+    assert told(expanded) == 0
+    (tmp_path / "study.yaml").write_text(STUDY.replace("seeds: 3", "seeds: 2"))
+    assert told(load_study([str(tmp_path / "study.yaml")])) == 1
+
+
+def test_what_arms_vary_is_neither_an_accident_nor_the_same_everywhere(tmp_path: Path) -> None:
+    arms = "  narrow: model.dtype=bfloat16\n  fast: optimizer.learning_rate=1e-3\n"
+    (tmp_path / "study.yaml").write_text(
+        f"question: q\nseeds: 3\nsettings: {{model: {{dtype: float32}}}}\narms:\n{arms}"
+    )
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    for run in planned_runs(expanded, tmp_path):
+        write_run(run, BASE[run.index])
+        path = run.folder / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": run.arm.config.model.dtype}))
+    results = collect(expanded, tmp_path)
+    assert results.versions["dtype"] == "bfloat16 or float32"
+    assert not any("made alike" in sentence for sentence in results.cannot_tell)
+    assert any(
+        s.startswith("One model (builtin), one task (arithmetic) and one batch size") for s in results.cannot_tell
+    )
+
+
+def test_a_token_budget_is_judged_by_finished_runs_and_the_steps_of_their_arms(tmp_path: Path) -> None:
+    text = (
+        "question: q\nseeds: 3\nsettings: {steps: 9}\nbudget: {equal: tokens, tokens: 900}\narms:\n  short: steps=3\n"
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    expanded = load_study([str(tmp_path / "study.yaml")])
+    for run in planned_runs(expanded, tmp_path):
+        short, lost = run.arm.name == "short", run.name == "base-1"
+        write_run(
+            run, BASE[run.index], steps=3 if short else 2 if lost else 9, status="diverged" if lost else "finished"
+        )
+    (found,) = [sentence for sentence in collect(expanded, tmp_path).cannot_tell if "token budget" in sentence]
+    assert found == "Steps ended before the token budget did in short; raise steps."
 
 
 def test_a_diverged_run_counts_as_nothing_right_and_is_never_left_out(expanded: Expanded, tmp_path: Path) -> None:

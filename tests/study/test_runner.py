@@ -302,6 +302,18 @@ def test_a_damaged_note_on_slots_is_written_anew(expanded: Expanded, tmp_path: P
     assert choose_slots(tmp_path, expanded, 1).memory_share == 0.5, "what a run may take stays, whatever --slots says"
 
 
+def test_no_more_runs_at_once_by_default_than_their_shares_of_memory_allow(
+    expanded: Expanded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["slimrl.study.launcher"], "cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert choose_slots(tmp_path / "new", expanded, 0, keep=False).count == 4
+    (tmp_path / "slots.json").write_text('{"threads": 1, "memory_share": 0.5}')
+    assert (choose_slots(tmp_path, expanded, 0).count, choose_slots(tmp_path, expanded, 3).count) == (2, 3)
+    (tmp_path / "slots.json").write_text('{"threads": 1, "memory_share": 1.0}')
+    assert choose_slots(tmp_path, expanded, 0).count == 1
+
+
 def test_where_the_split_matters_its_size_is_a_setting_like_any_other(tmp_path: Path) -> None:
     split = "seeds: 1\nsettings: {{algorithm: {{aggregation: microbatch_token_mean}}, optimizer: {{microbatch_tokens: {}}}}}\narms: {{}}\n"
     for tokens in (256, 999):
