@@ -76,10 +76,12 @@ def sft(
         block.callback(setup.close)
         setup = begin(setup, ranks)
         config, few = fitting_batch(setup, config)
-        behind = behind_stops(setup, config)
-        demonstrate = demonstrator(setup, config, behind.ids)
-        overlong = overlong_note(setup, demonstrate, config, behind.ids)
-        setup = replace(setup, notes=(*setup.notes, *(note for note in (few, behind.note, overlong) if note)))
+        behind, bare = behind_stops(setup, config), without_solution(setup, config)
+        left_out = behind.ids | bare.ids
+        demonstrate = demonstrator(setup, config, left_out)
+        overlong = overlong_note(setup, demonstrate, config, left_out)
+        told = (few, bare.note, behind.note, overlong)
+        setup = replace(setup, notes=(*setup.notes, *(note for note in told if note)))
         run = block.enter_context(open_run(found, setup, screen, stop, force=force))
         policy, optimizer = setup.policy, imitating_optimizer(setup.policy, setup.config, ranks)
         state = Progress()
@@ -166,9 +168,11 @@ def demonstrator(
     Raises SettingsError for a demonstrator that the task does not have, or a task without worked solutions.
     """
     known, rules = setup.task.demonstrators, setup.rules
-    if not any(problem.solution or problem.episode for problem in islice(setup.task.train, 100)):
-        way_out = "choose another task" if config.task.is_made else "add a solution field to its rows"
-        raise SettingsError(f"task {setup.task.name} has no worked solutions to imitate; {way_out}")
+    train = islice(setup.task.train, 100) if config.task.is_made else setup.task.train
+    if not any(problem.solution or problem.episode for problem in train):
+        raise SettingsError(
+            f"task {setup.task.name} has no worked solutions to imitate; {_where_solutions_are(config)}"
+        )
     for name in config.sft.mixture:
         if name not in known:
             raise SettingsError(
@@ -214,25 +218,44 @@ def taught_turns(setup: Setup[SftRunConfig], problem: Problem, text: str) -> Tur
     return (*earlier, last if setup.task.style.well_formed(last[1]) else ("assistant", text))
 
 
+def _where_solutions_are(config: SftRunConfig) -> str:
+    if config.task.is_made or config.task.name != "jsonl":
+        return "choose another task"
+    return (
+        "add a column solution to its rows, or, where what is read as the answer is a worked solution, set "
+        "task.columns.answer=none and task.columns.solution to the name of that column"
+    )
+
+
+def without_solution(setup: Setup[SftRunConfig], config: SftRunConfig) -> LeftOut:
+    """Problems of data of the user's that have no worked solution, of which a bare answer would be taught."""
+    if config.task.is_made or not config.sft.mixture.get("solution"):
+        return LeftOut()
+    bare = frozenset(problem.id for problem in setup.task.train if not problem.solution and not problem.episode)
+    if not bare:
+        return LeftOut()
+    return LeftOut(bare, f"{len(bare):,} of {len(setup.task.train):,} rows have no worked solution, and are left out")
+
+
 @dataclass(frozen=True)
-class Behind:
-    """Worked solutions that are right as they stand, and not as far as a completion could go on."""
+class LeftOut:
+    """Worked solutions that are not imitated."""
 
     ids: frozenset[str] = frozenset()
     note: str = ""
 
 
-def behind_stops(setup: Setup[SftRunConfig], config: SftRunConfig) -> Behind:
+def behind_stops(setup: Setup[SftRunConfig], config: SftRunConfig) -> LeftOut:
     """Worked solutions that go on behind a text of `rollout.stop`; raises SettingsError where they are the rule, or all that the
     built-in tasks make.
     """
     stops, train = setup.policy.stop_texts.texts, setup.task.train
     if not stops or not config.sft.mixture.get("solution"):
-        return Behind()
+        return LeftOut()
     looked_at = [*islice(train, SOLUTIONS_LOOKED_AT)] if config.task.is_made else [*train]
     lost = {problem.id: found for problem in looked_at if (found := _lost_behind(setup, problem, stops))}
     if not lost:
-        return Behind()
+        return LeftOut()
     first, (stop, part) = next(iter(lost.items()))
     said = (
         f"{len(lost):,} of {len(looked_at):,} worked solutions go on behind a text of rollout.stop, where a completion ends (the "
@@ -241,7 +264,7 @@ def behind_stops(setup: Setup[SftRunConfig], config: SftRunConfig) -> Behind:
     if config.task.is_made or len(lost) > len(looked_at) / 2:
         instead = "set rollout.stop=[]" if config.rollout.stop == "auto" else f"take {stop!r} out of rollout.stop"
         raise SettingsError(f"{said}, and would be taught without {part}; {instead}, or reword the solutions")
-    return Behind(frozenset(lost), f"{said}, and are left out")
+    return LeftOut(frozenset(lost), f"{said}, and are left out")
 
 
 def _lost_behind(setup: Setup[SftRunConfig], problem: Problem, stops: Sequence[str]) -> tuple[str, str] | None:
@@ -280,6 +303,11 @@ def overlong_note(
     if share > 0.5 or (
         asked_for and len(looked_at) == len(setup.task.train) - len(left_out) and kept < config.sft.batch_size
     ):
+        if not share:
+            raise SettingsError(
+                f"{kept:,} worked solutions are left, fewer than sft.batch_size={config.sft.batch_size}; set it to {kept:,} or "
+                "less"
+            )
         raise SettingsError(
             f"{share:.0%} of the worked solutions exceed rollout.max_new_tokens={setup.config.rollout.budget} and could "
             "not be imitated whole; raise it"

@@ -20,7 +20,7 @@ from slimrl.learner.imitation import Example, imitate
 from slimrl.machine.signals import Stopped
 from slimrl.preflight.setup import prepare
 from slimrl.session.resume import find_run
-from slimrl.sft import behind_stops, demonstrator, overlong_note, sft
+from slimrl.sft import behind_stops, demonstrator, overlong_note, sft, without_solution
 from tests.conftest import ROOT
 from tests.session.test_resume import StopAt
 from tests.tiny import tiny_policy
@@ -199,6 +199,29 @@ def test_solutions_beyond_the_budget_are_left_out_and_said(tiny_folder: Path, tm
     setup = prepare(config)
     with pytest.raises(SettingsError, match="could not be imitated whole"):
         overlong_note(setup, demonstrator(setup, config), config)
+
+
+def test_rows_without_a_worked_solution_are_left_out(tiny_folder: Path, tmp_path: Path) -> None:
+    """A bare answer would be taught for each, without the way to it."""
+    file = tmp_path / "rows.jsonl"
+    solved = [{"question": f"{i} + 1?", "answer": str(i + 1), "solution": f"{i}+1={i + 1}"} for i in range(12)]
+    bare = [{"question": f"{i} + 2?", "answer": str(i + 2)} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*solved, *bare)))
+    config = config_of(tiny_folder, tmp_path, f"task.path={file}")
+    setup = prepare(config, training=True)
+    found = without_solution(setup, config)
+    train = setup.task.train
+    lost = sum(not problem.solution for problem in train)
+    assert found.note == f"{lost} of {len(train)} rows have no worked solution, and are left out"
+    taught = [demonstrator(setup, config, found.ids)(problem, 0) for problem in train]
+    assert sum(example is not None for example in taught) == len(train) - lost > 0
+    assert without_solution(setup, load_config(SftRunConfig, [], ["name=s"])).note == ""
+    file.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    setup = prepare(config, training=True)
+    with pytest.raises(
+        SettingsError, match=r"no worked solutions to imitate; add a column solution .* task\.columns\.answer=none"
+    ):
+        demonstrator(setup, config)
 
 
 def test_a_batch_is_never_quietly_smaller_than_asked_for(tiny_folder: Path, tmp_path: Path) -> None:

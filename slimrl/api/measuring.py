@@ -19,7 +19,7 @@ from slimrl.errors import SettingsError
 from slimrl.machine.signals import NEVER, Stop, Stopped
 from slimrl.rewards import declared_bounds
 from slimrl.runs.reader import read_settings, read_state
-from slimrl.terms import ADAPTER, CHECKPOINTS, FINAL
+from slimrl.terms import ADAPTER, CHECKPOINTS
 
 if TYPE_CHECKING:
     from slimrl.results import Evaluation
@@ -68,9 +68,9 @@ def measuring_base(
     other_data: bool = False,
     own: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The settings to measure a model with before the user's `own`: those of the run that it is or that left it, or of the run
-    `like` for any other. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps its
-    answer form; so does another name of a task in `own`, and another environment there leaves that of the run behind.
+    """The settings to measure a model with before the user's `own`: those of the run that it is or is a checkpoint of, or of
+    the run `like` for any other. `task` replaces the run's task by another of this name, or by one with `other_data`, and keeps
+    its answer form; so does another name of a task in `own`, and another environment there leaves that of the run behind.
     """
     own_run = run_of(Path(model))
     run = own_run or Path(model if like is None else like)
@@ -87,11 +87,10 @@ def measuring_base(
 
 
 def run_of(model: Path) -> Path | None:
-    """The run that a folder is, or that left the model in it: a checkpoint, its final/ or its adapter/; None for any other."""
+    """The run that a folder is, or whose checkpoint it is; None for any other model."""
     folder = model.absolute()
-    within = {FINAL: folder.parent, ADAPTER: folder.parent}.get(folder.name)
-    within = folder.parent.parent if folder.parent.name == CHECKPOINTS else within
-    return next((run for run in (model, within) if run is not None and (run / "config.yaml").is_file()), None)
+    places = (model, *([folder.parent.parent] if folder.parent.name == CHECKPOINTS else []))
+    return next((run for run in places if (run / "config.yaml").is_file()), None)
 
 
 def _measured_path(model: str, own: Mapping[str, Any]) -> str:

@@ -159,6 +159,8 @@ def model_settings(
     from slimrl.api.measuring import measuring_base, of_the_model, refuse_unread
     from slimrl.config.schema import EvalConfig
 
+    if model_or_run.startswith("@") or is_settings_file(model_or_run) or is_setting(model_or_run):
+        raise SettingsError(f"{model_or_run} is no model; give the model or the run first, and settings behind it")
     refuse_unread((override.partition("=")[0].strip() for override in _overrides(settings)), model_or_run)
     name, other_data = (None, False) if task is None else task_named(task)
     files = [task] if task is not None and is_settings_file(task) else []

@@ -39,7 +39,7 @@ def new(name: str) -> None:
     from slimrl.cli.project import files_of
 
     folder = Path(name)
-    label = folder.name
+    label = folder.resolve().name
     files = files_of(label)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{name} exists already and is not empty; choose another name")

@@ -52,8 +52,11 @@ def difficulty(
     Example:
       slimrl difficulty runs/mine --task gsm8k --samples 8 --out rates.jsonl
     """
+    from slimrl.config.recipes import named as by_sign
+
     stop = Stop()
     with stop.on_signals():
+        task = None if task is None else by_sign(task, "recipes")
         config = _settings(model_or_run, settings, task)
         named = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
         target = RatesFile(writable(file or f"rates-{named}.jsonl"))

@@ -288,7 +288,7 @@ def doctor(settings: Sequence[str], fleet: str | None, as_json: bool) -> None:
         display.opening(examination, config)
         display.probes(examination)
         forms = compare_forms(training.setup)
-    advice = form_advice(forms)
+    advice = form_advice(forms, config.task.instruction)
     display.forms(forms, advice)
     if as_json:
         found = {"forms": [dataclasses.asdict(form) for form in forms], "form_advice": advice}

@@ -39,21 +39,33 @@ STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 def load_config(
     kind: type[Root], files: Sequence[str], overrides: Sequence[str] = (), *, base: Mapping[str, Any] | None = None
 ) -> Root:
-    """Merge YAML files left to right over `base`, then overrides `section.key=value`, and validate.
+    """Merge YAML files left to right over `base`, then overrides `section.key=value`, and validate. An override `section={}`
+    takes back what files and `base` say of the section.
 
     Raises SettingsError with one sentence that names the setting and the way out.
     """
-    return build(kind, merge(base or {}, merged_settings(kind, files, overrides)), ", ".join(files))
+    return build(kind, merged_settings(kind, files, overrides, base=base), ", ".join(files))
 
 
-def merged_settings(kind: type[RootConfig], files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """YAML files merged left to right, then overrides, as one nested mapping that is not validated yet."""
-    merged: dict[str, Any] = {}
+def merged_settings(
+    kind: type[RootConfig], files: Sequence[str], overrides: Sequence[str], *, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """YAML files merged left to right over `base`, then overrides, as one nested mapping that is not validated yet."""
+    merged: dict[str, Any] = dict(base or {})
     for file in files:
         merged = merge(merged, anchored(for_verb(kind, read_yaml(file)), Path(file).parent))
     for override in overrides:
-        merged = merge(merged, parse_override(override))
+        merged = _overridden(merged, parse_override(override))
     return merged
+
+
+def _overridden(merged: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """As `merge`, but {} replaces what is there."""
+    found = dict(merged)
+    for key, value in override.items():
+        both = value and isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _overridden(found[key], value) if both else value
+    return found
 
 
 def build(kind: type[Root], settings: Mapping[str, Any], origin: str = "") -> Root:

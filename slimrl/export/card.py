@@ -158,7 +158,14 @@ def _use(run: FinishedRun, library: Library) -> str:
         "gguf": f"The GGUF holds {'' if run.plain else 'the chat template, '}the stop ids and the sampling of the measurement.",
         "ollama": "The `Modelfile` holds the instruction, the stop texts and the sampling of the measurement.",
     }
-    parts = [system, _prompt_form(run), _ends(run), files[library], _by_hand(run, library)]
+    parts = [
+        system,
+        _prompt_form(run),
+        _template_arguments(run, library),
+        _ends(run),
+        files[library],
+        _by_hand(run, library),
+    ]
     return "## Use\n\n" + "\n\n".join(part for part in parts if part)
 
 
@@ -169,6 +176,21 @@ def _prompt_form(run: FinishedRun) -> str:
     behind = ", behind that text and an empty line" if run.instruction else ""
     unused = " The tokenizer's chat template was not used." if run.tokenizer.chat_template else ""
     return f"A prompt is plain text, {_code(PLAIN)}{behind}; the completion begins with a space.{unused}"
+
+
+def _template_arguments(run: FinishedRun, library: Library) -> str:
+    """The arguments with which the chat template makes the prompts of the measurement, besides the messages."""
+    if not run.template_arguments:
+        return ""
+    given = json.dumps(dict(run.template_arguments), ensure_ascii=False)
+    how = "`apply_chat_template`, as keywords"
+    if library in ("gguf", "ollama"):
+        how = (
+            "llama.cpp with `--chat-template-kwargs`"
+            if library == "gguf"
+            else "a template that reads them; Ollama passes none"
+        )
+    return f"Its chat template had the further arguments `{given}`: give them to {how}."
 
 
 def _ends(run: FinishedRun) -> str:
@@ -242,7 +264,7 @@ def _example(run: FinishedRun) -> str:
     if run.plain:
         asked = f"inputs = tokenizer({plain_text(messages)!r}, return_tensors='pt')"
     else:
-        arguments = "".join(f", {key}={value!r}" for key, value in run.settings.task.template_arguments.items())
+        arguments = "".join(f", {key}={value!r}" for key, value in run.template_arguments.items())
         how = f"add_generation_prompt=True, return_dict=True, return_tensors='pt'{arguments}"
         asked = f"inputs = tokenizer.apply_chat_template({messages!r}, {how})"
     stops = f"stop_strings={run.stop_texts!r}, tokenizer=tokenizer, " if run.stop_texts else ""

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from slimrl.errors import DataError
 from slimrl.export.rope import frequency_factors, plain_rope
 from slimrl.export.vocabulary import adds_bos, stop_ids_of, vocabulary_of
+from slimrl.model.taught import KEY, read_taught
 from slimrl.runs.files import UNFINISHED
 
 Kind = Literal["f16", "q8_0"]
@@ -203,10 +204,11 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, source: Source) -> N
     bos = tokenizer.bos_token_id
     if bos is not None:
         writer.add_bos_token_id(bos)
-    writer.add_add_bos_token(adds_bos(tokenizer))
+    plain = read_taught(source.config.get(KEY)).plain
+    writer.add_add_bos_token(adds_bos(tokenizer, plain=plain))
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not plain:
         writer.add_chat_template(tokenizer.get_chat_template())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,8 @@ from slimrl.text import counted
 
 ROWS_KEYS = {f"{section}.{key}" for section, key in DATA}
 PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA, *FILES)}
+FOLDERS = re.compile(r"(?<![\w/])(?:~|\.{0,2})/(?:[^/\s]+/)*")
+"""The folders of a path."""
 UNTOLD = ("name", "output", "upload", "max_time", "memory_share", "log.", "checkpoint.")
 """Settings, or beginnings of them, that say nothing about a model."""
 
@@ -71,15 +74,21 @@ class FinishedRun:
     @cached_property
     def prompter(self) -> Prompter:
         """The prompts of the measurement."""
-        task = self.settings.task
+        task, template = self.settings.task, self.taught.template_for(self.settings.task.template)
         date = str(self.record.get("date") or task.date)
         return make_prompter(
             self.tokenizer,
-            self.taught.template_for(task.template),
-            arguments=task.template_arguments,
+            template,
+            arguments=self.template_arguments,
             now=datetime.now() if date == "auto" else datetime.fromisoformat(date),
             form=STYLES[task.style].render("", ""),
         )
+
+    @property
+    def template_arguments(self) -> Mapping[str, Any]:
+        """Arguments of the chat template besides the messages."""
+        plain = self.taught.template_for(self.settings.task.template) == "plain" or not self.tokenizer.chat_template
+        return self.taught.arguments_for(self.settings.task.template_arguments, plain=plain)
 
     @cached_property
     def instruction(self) -> str:
@@ -131,6 +140,10 @@ class FinishedRun:
 def _told(key: str, value: Any) -> str:
     if key in PLACE_KEYS:
         return place_name(str(value))
+    if key in ("environment.name", "task.name"):  # the file of a class, or of a package
+        return FOLDERS.sub("", str(value)).removeprefix(f"{PROGRAM}:")
+    if key == "environment.arguments":
+        value = _shortened(value)
     if key == "rewards.custom":
         value = {place_name(spec).removeprefix(f"{PROGRAM}:"): _shortened(reward) for spec, reward in value.items()}
     if key == "rewards.judge":

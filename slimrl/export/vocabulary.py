@@ -138,14 +138,15 @@ def _tokens(tokenizer: Any, size: int, *, pieces: bool, unknown: str | None) -> 
     return tokens, kinds
 
 
-def adds_bos(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: Any, *, plain: bool = False) -> bool:
     """True where a program that runs the model is to put BOS before a prompt: the tokenizer does so, and the prompts that the
-    model was trained on begin with it. A template that writes the token by itself has it removed (`Turns.without_bos`).
+    model was trained on, `plain` or of its template, begin with it. A template that writes the token by itself has it removed
+    (`Turns.without_bos`).
     """
     bos = [tokenizer.bos_token_id]
     if tokenizer.bos_token_id is None or tokenizer("1 a").input_ids[:1] != bos:
         return False
-    if not tokenizer.chat_template:
+    if plain or not tokenizer.chat_template:
         return True
     messages = [{"role": "user", "content": "1 a"}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

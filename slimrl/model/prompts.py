@@ -276,7 +276,9 @@ def make_prompter(
     if template != "plain" and tokenizer.chat_template:
         chat = find_template(tokenizer, arguments=arguments, now=now or datetime.now())
     elif arguments:
-        raise SettingsError("task.template_arguments has no effect on the plain template; remove it")
+        raise SettingsError(
+            "task.template_arguments has no effect on the plain template; remove it (task.template_arguments={})"
+        )
     control = control_tokens(tokenizer, chat.source if chat else "")
     turn_end = chat.turn_end() if chat else None
     return Prompter(tokenizer, chat, control, form_ids=control.spelled_by(form), turn_end=turn_end)

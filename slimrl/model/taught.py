@@ -5,7 +5,7 @@ its completions ended.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -29,6 +29,8 @@ class Taught:
     """Names of tools that prompts need not describe."""
     plain: bool = False
     """Prompts were plain, whether or not the tokenizer has a chat template."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template besides the messages."""
     stop: tuple[str, ...] | None = None
     """Texts that ended completions; None where that was left to the form of the prompt."""
 
@@ -39,6 +41,10 @@ class Taught:
     def template_for(self, setting: Template) -> Template:
         """The setting `task.template`, where `auto` keeps to plain prompts."""
         return "plain" if setting == "auto" and self.plain else setting
+
+    def arguments_for(self, setting: Mapping[str, Any], *, plain: bool) -> Mapping[str, Any]:
+        """The setting `task.template_arguments`, where none are given those of the training; none of these in plain prompts."""
+        return setting if setting or plain else self.arguments
 
     def as_json(self) -> dict[str, Any]:
         """The entries that differ from those of an empty note."""
@@ -57,7 +63,9 @@ def read_taught(note: Any) -> Taught:
     style, instruction = (
         value if isinstance(value := found.get(key), str) else None for key in ("style", "instruction")
     )
-    return Taught(style or "", instruction, texts("tools") or (), found.get("plain") is True, texts("stop"))
+    given = found.get("arguments")
+    arguments = given if isinstance(given, Mapping) else {}
+    return Taught(style or "", instruction, texts("tools") or (), found.get("plain") is True, arguments, texts("stop"))
 
 
 def taught_of(model: PreTrainedModel) -> Taught:

@@ -162,7 +162,7 @@ def _check_arguments(tokenizer: Any, source: str, arguments: Mapping[str, Any]) 
         if not re.search(rf"\b{re.escape(name)}\b", source):
             raise SettingsError(
                 f"task.template_arguments.{name} has no effect: the tokenizer's chat template does not read {name}; "
-                "correct the name, or remove it"
+                "correct the name, or remove it (task.template_arguments={})"
             )
 
 

@@ -109,7 +109,7 @@ def _finding(
     )
 
 
-def form_advice(found: Sequence[FormFinding]) -> str:
+def form_advice(found: Sequence[FormFinding], instruction: str = "auto") -> str:
     """A sentence on the form to take, where the findings (the run's own form first) tell one from the rest, or on what to do
     where no answer is right in any form; else empty.
     """
@@ -132,6 +132,7 @@ def form_advice(found: Sequence[FormFinding]) -> str:
     return (
         f"asked for task.style={best.style} this model is right in {best.right} of {best.problems} problems and in form in "
         f"{best.in_form}, asked for {own.style} in {own.right} and {own.in_form}; set task.style={best.style}"
+        f"{'' if instruction == 'auto' else ' and task.instruction=auto, with which it was asked'}"
     )
 
 

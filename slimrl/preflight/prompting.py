@@ -36,10 +36,13 @@ def prepare_model(
         told = [] if policy.lora is None else [lora_note(policy, policy.lora)]
         policy = replace(policy, notes=(*told, *policy.notes))
     task, taught = config.task, taught_of(policy.model)
+    template = taught.template_for(task.template)
+    plain = template == "plain" or not policy.tokenizer.chat_template
+    arguments = taught.arguments_for(task.template_arguments, plain=plain)
     prompter = make_prompter(
         policy.tokenizer,
-        taught.template_for(task.template),
-        arguments=task.template_arguments,
+        template,
+        arguments=arguments,
         now=datetime.now().replace(microsecond=0) if task.date == "auto" else datetime.fromisoformat(task.date),
         form=STYLES[task.style].render("", ""),
     )
@@ -48,7 +51,8 @@ def prepare_model(
     policy = _with_stops(config.rollout.stop, policy, prompter)
     # what is stored later says how it was trained and evaluated
     if training:
-        note_taught(policy.model, _asked(taught, policy, prompter, config.rollout.stop))
+        asked = _asked(taught, policy, prompter, config.rollout.stop)
+        note_taught(policy.model, replace(asked, arguments={} if plain else dict(arguments)))
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
     if instruction == "auto":

@@ -59,8 +59,14 @@ def test_nothing_that_is_published_names_a_place_of_this_machine(tmp_path: Path)
     assert json.loads(published_adapter(tmp_path)) == {"base_model_name_or_path": "small", "r": 8}
     judge = {"endpoint": "http://10.0.0.3:8000/v1", "model": "m", "prompt_file": "/home/me/p.txt", "low": 0, "high": 1}
     custom = {"/home/me/mine.py:f": {"arguments": {"words": "~/words.txt"}, "low": 0, "high": 1}}
-    settings = TrainConfig.model_validate({"rewards": {"judge": {"j": judge}, "custom": custom}})
-    told = " ".join(FinishedRun(tmp_path, settings, {}).changed().values())
+    environment = {"name": "/home/me/env.py:Env", "arguments": {"file": "/home/me/map.txt"}}
+    settings = TrainConfig.model_validate(
+        {"rewards": {"judge": {"j": judge}, "custom": custom}, "environment": environment}
+    )
+    changed = FinishedRun(tmp_path, settings, {}).changed()
+    assert changed["environment.name"] == "env.py:Env"
+    told = " ".join(changed.values())
+    assert "map.txt" in told
     assert "p.txt" in told
     assert "words.txt" in told
     assert not any(private in told for private in ("/home", "10.0.0.3", "~"))

@@ -39,6 +39,13 @@ def test_a_new_project_trains_as_it_is(slimrl, tmp_path: Path) -> None:
     assert any("brief" in json.dumps(json.loads(line)["scores"]) for line in rollouts)
 
 
+def test_a_new_project_in_the_folder_that_one_is_in(slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert slimrl("new", ".").code == 0
+    assert Path("here.yaml").is_file()
+
+
 def test_a_new_project_is_found_from_its_own_folder(slimrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slimrl("new", "mine")
     monkeypatch.chdir(tmp_path / "mine")

@@ -99,9 +99,8 @@ def test_settings_of_tasks(tmp_path: Path, sums: Path) -> None:
     assert model_settings(str(run), ["task.checker=numeric"], "math").task.checker == "numeric"
 
 
-@pytest.mark.parametrize("left", ["final", "adapter", "checkpoints/step-00000002"])
-def test_a_model_in_the_folder_of_a_run_is_measured_as_the_run(left: str, tmp_path: Path) -> None:
-    model = tmp_path / "run" / left
+def test_a_checkpoint_is_measured_as_its_run(tmp_path: Path) -> None:
+    model = tmp_path / "run" / "checkpoints" / "step-00000002"
     model.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("model: {path: there, dtype: float32}\nevaluation: {samples: 3}\n")
     found = model_settings(str(model), [], None)

@@ -277,6 +277,14 @@ def test_a_new_adapter_is_refused_where_nothing_is_trained(slimrl, verb: str, tm
     assert model_settings("builtin", [f"{tmp_path}/config.yaml"], None).model.lora.rank == 0
 
 
+@pytest.mark.parametrize("first", ["@gsm8k", "mine.yaml", "task.name=gsm8k"])
+def test_the_model_comes_first(slimrl, first: str) -> None:
+    found = slimrl("eval", first, "builtin")
+    assert (found.code, found.err.splitlines()[-1]) == (
+        2, f"error: {first} is no model; give the model or the run first, and settings behind it",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("verb", ["eval", "sample", "chat"])
 def test_the_model_is_the_one_that_is_named(slimrl, verb: str, tmp_path: Path) -> None:
     """A recipe for another model lends its form of answers; another model by itself is refused."""

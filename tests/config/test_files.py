@@ -104,6 +104,20 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield server.endpoint
 
 
+def test_an_empty_mapping_on_the_command_line_takes_back_what_files_say(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "task: {template_arguments: {enable_thinking: false}, style: boxed}\nrollout: {problems: 4, group_size: 2}\n"
+    )
+    given = lambda *more: load_config(TrainConfig, [str(file)], more)  # noqa: E731
+    assert given().task.template_arguments == {"enable_thinking": False}
+    found = given("task.template_arguments={}", "rollout={}", "rollout.group_size=4")
+    assert (found.task.template_arguments, found.task.style) == ({}, "boxed")
+    assert (found.rollout.problems, found.rollout.group_size) == (TrainConfig().rollout.problems, 4)
+    base = {"task": {"template_arguments": {"enable_thinking": True}}}
+    assert load_config(TrainConfig, [], ["task.template_arguments={}"], base=base).task.template_arguments == {}
+
+
 def test_every_setting_is_read_by_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str) -> None:
     """Runs and warm starts under a watch: a field of a section that no code reads would be an option without effect."""
     read: set[str] = set()

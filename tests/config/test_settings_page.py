@@ -38,7 +38,7 @@ slimrl train mine.yaml rollout.problems=32 "rollout.stop=['Question:']"
 Files are merged from left to right, then `section.key=value`, whose value is read as YAML. Paths in a file are relative to that file, those of
 `section.key=value` to the working directory, as is `output` everywhere. An unknown key, a setting that would do nothing, and a combination that
 cannot work are refused before a run begins, or named in a note. Where `optimizer.learning_rate` and `rollout.max_new_tokens` are `auto`, the `config.yaml` of the run has the numbers that
-were chosen ([defaults](defaults.md)), and `run.json` the plan of memory. In another library's words: [names](names.md).
+were chosen ([defaults](defaults.md)), and `run.json` the plan of memory. On the command line `section={}` takes back what files say of a section. In another library's words: [names](names.md).
 """
 
 

@@ -19,6 +19,7 @@ from slimrl.config.schema import SftRunConfig, TrainConfig
 from slimrl.display.run import Display
 from slimrl.errors import DataError, SettingsError
 from slimrl.machine.signals import Stopped
+from slimrl.model.policy import Policy
 from slimrl.preflight.doctor import examine, thinking_switch
 from slimrl.preflight.prompting import prepare_model
 from slimrl.preflight.setup import prepare, prepare_training
@@ -327,6 +328,25 @@ def test_gold_answers_behind_a_stop_text_name_it(settings: tuple[str, ...], text
     )
     with pytest.raises(SettingsError, match=re.escape(sentence)):
         prepare_training(given)
+
+
+def test_a_model_is_asked_with_the_template_arguments_that_it_was_trained_with(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Unless others are given, or prompts are plain."""
+    switch = "{% if enable_thinking is defined and not enable_thinking %}Do not think.\n{% endif %}"
+    folder = model(tiny_folder, tmp_path / "model", before=switch)
+
+    def asked(folder: Path, *more: str) -> tuple[str, Policy]:
+        setup = prepare(config(TrainConfig, folder, tmp_path, *more), training=True)
+        return setup.prompter.text(setup.task.messages(setup.task.train[0])), setup.policy
+
+    said, policy = asked(folder, "task.template_arguments.enable_thinking=false")
+    assert "Do not think." in said
+    policy.save(tmp_path / "kept")
+    assert asked(tmp_path / "kept")[0] == said
+    assert "Do not think." not in asked(tmp_path / "kept", "task.template_arguments.enable_thinking=true")[0]
+    assert "Do not think." not in asked(tmp_path / "kept", "task.template=plain")[0]
 
 
 def test_doctor_names_the_switch_for_thinking(tiny_folder: Path, tmp_path: Path) -> None:
