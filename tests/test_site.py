@@ -245,11 +245,28 @@ def test_the_case_study_s_table_is_that_of_its_report(folder: str, heading: str,
     assert found == 11
 
 
+def test_the_table_at_equal_tokens_is_that_of_its_report() -> None:
+    report = (ROOT / "studies" / "results" / "dynamic-sampling-smollm2-135m" / "report.md").read_text(encoding="utf-8")
+    results = (
+        (DOCS / "results.md").read_text(encoding="utf-8").partition("**At equal tokens**")[2].partition("\n## ")[0]
+    )
+    rows = {cells(row)[0]: cells(row)[1:5] for row in results.splitlines() if row.startswith("| ")}
+    steps = dict(re.findall(r"^\| `(\w+)` \| [^|]*× \| [^|]*× \| (\d+) \|", report, re.MULTILINE))
+    found = [cells(line) for line in re.findall(r"^\| `\w+` \|.*/5 \|$", report, re.MULTILINE)]
+    for arm, _, _, difference, accuracy, holm, *_ in found:
+        name = arm.strip("`")
+        ours = rows[name.replace("_", " ")]
+        assert (ours[0], ours[3]) == (accuracy, steps[name])
+        assert ours[1] == difference.replace("–", "")
+        assert ours[2] in (holm, "")
+    assert len(found) == 4
+
+
 def test_the_readme_repeats_the_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     results = (DOCS / "results.md").read_text(encoding="utf-8")
     numbers = re.findall(r"[+-]\d+\.\d \[[^]]*\]", readme)
-    assert len(numbers) == 8, "four of each model"
+    assert len(numbers) == 10, "five of each model"
     for number in numbers:
         assert f"| {number} |" in results
     assert "| `slimrl train` (GRPO, seed 0) | 46.0 | 97.0 |" in results
