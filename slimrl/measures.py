@@ -240,7 +240,8 @@ def read_bounds(written: Mapping[str, Sequence[float | None]]) -> dict[str, Boun
 def _ends(scores: Sequence[float], bounds: Bounds) -> Bounds:
     """The bounds, or the scores at the ends where one is not known or does not hold for all of them."""
     low, high = bounds
-    return min([low] * isfinite(low) + [*scores]), max([high] * isfinite(high) + [*scores])
+    least, most = min(scores), max(scores)
+    return min(low, least) if isfinite(low) else least, max(high, most) if isfinite(high) else most
 
 
 def _gain(pair: tuple[float, float]) -> float:

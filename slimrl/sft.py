@@ -36,7 +36,8 @@ from slimrl.session.resume import find_run, recorded_summary
 from slimrl.session.session import Session, open_run
 from slimrl.session.state import Progress, Write, read_run_state, restore_policy, save_policy
 from slimrl.session.upload import uploaded
-from slimrl.text import counted, duration
+from slimrl.terms import ADAPTER, FINAL
+from slimrl.text import time_taken
 from slimrl.thinking import closed
 
 SOLUTIONS_LOOKED_AT = 500
@@ -76,8 +77,9 @@ def sft(
         block.callback(setup.close)
         setup = begin(setup, ranks)
         config, few = fitting_batch(setup, config)
-        behind, bare = behind_stops(setup, config), without_solution(setup, config)
-        left_out = behind.ids | bare.ids
+        bare = without_solution(setup, config)
+        behind = behind_stops(setup, config, bare.ids)
+        left_out = bare.ids | behind.ids
         demonstrate = demonstrator(setup, config, left_out)
         overlong = overlong_note(setup, demonstrate, config, left_out)
         told = (few, bare.note, behind.note, overlong)
@@ -106,14 +108,9 @@ def sft(
         before, after = measured[0]["test"], measured[end.step]["test"]
         summary = SftSummary(str(run.path), before, after, end.step, end.tokens, end.seconds)
         session.finish(summary, store_model=True)
-        models = "final/ and adapter/" if policy.lora else "final/"
-        screen.say(f"{time_of(end)}; the model is in {run.path}: {models}")
+        models = f"{FINAL}/ and {ADAPTER}/" if policy.lora else f"{FINAL}/"
+        screen.say(f"{time_taken(end.step, end.seconds)}; the model is in {run.path}: {models}")
         return summary
-
-
-def time_of(end: Progress) -> str:
-    each = end.seconds / max(1, end.step)
-    return f"{counted(end.step, 'step')} in {duration(end.seconds)}, {each:.2f} s each without evaluations"
 
 
 def take_update(
@@ -245,14 +242,16 @@ class LeftOut:
     note: str = ""
 
 
-def behind_stops(setup: Setup[SftRunConfig], config: SftRunConfig) -> LeftOut:
-    """Worked solutions that go on behind a text of `rollout.stop`; raises SettingsError where they are the rule, or all that the
-    built-in tasks make.
+def behind_stops(setup: Setup[SftRunConfig], config: SftRunConfig, left_out: frozenset[str] = frozenset()) -> LeftOut:
+    """Worked solutions that go on behind a text of `rollout.stop`; those of problems in `left_out` do not count. Raises
+    SettingsError where they are the rule, or all that the built-in tasks make.
     """
     stops, train = setup.policy.stop_texts.texts, setup.task.train
     if not stops or not config.sft.mixture.get("solution"):
         return LeftOut()
-    looked_at = [*islice(train, SOLUTIONS_LOOKED_AT)] if config.task.is_made else [*train]
+    looked_at = [
+        p for p in (islice(train, SOLUTIONS_LOOKED_AT) if config.task.is_made else train) if p.id not in left_out
+    ]
     lost = {problem.id: found for problem in looked_at if (found := _lost_behind(setup, problem, stops))}
     if not lost:
         return LeftOut()

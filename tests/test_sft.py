@@ -224,6 +224,19 @@ def test_rows_without_a_worked_solution_are_left_out(tiny_folder: Path, tmp_path
         demonstrator(setup, config)
 
 
+def test_solutions_behind_a_stop_text_are_counted_among_the_rows_that_have_one(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    solved = [{"question": f"{i} + 1?", "answer": str(i + 1), "solution": f"Question: {i}+1={i + 1}"} for i in range(8)]
+    bare = [{"question": f"{i} + 2?", "answer": str(i + 2)} for i in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*solved, *bare)))
+    config = config_of(tiny_folder, tmp_path, f"task.path={file}", 'rollout.stop=["Question:"]')
+    setup = prepare(config, training=True)
+    with pytest.raises(SettingsError, match=r"(\d+) of \1 worked solutions go on behind a text of rollout.stop"):
+        behind_stops(setup, config, without_solution(setup, config).ids)
+
+
 def test_a_batch_is_never_quietly_smaller_than_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
     """40 rows of which 12 are too long leave 24 to train on: too few for a batch of 30, though not for one of 20."""
     rows = [

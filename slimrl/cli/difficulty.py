@@ -52,14 +52,14 @@ def difficulty(
     Example:
       slimrl difficulty runs/mine --task gsm8k --samples 8 --out rates.jsonl
     """
-    from slimrl.config.recipes import named as by_sign
+    from slimrl.config.recipes import named
 
     stop = Stop()
     with stop.on_signals():
-        task = None if task is None else by_sign(task, "recipes")
+        task = None if task is None else named(task, "recipes")
         config = _settings(model_or_run, settings, task)
-        named = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
-        target = RatesFile(writable(file or f"rates-{named}.jsonl"))
+        label = Path(task).stem if task and Path(task).suffix in (".yaml", ".yml") else config.task.name
+        target = RatesFile(writable(file or f"rates-{label}.jsonl"))
         display = open_display(config, quiet)
         from slimrl.display.measures import show_rates
         from slimrl.parallel.team import measured_together
@@ -71,11 +71,11 @@ def difficulty(
         if rates is None:  # the rank that leads has them
             return
         found = summary(rates)
-        show_rates(display.console, f"{named}, {split}" if split != "train" else named, found)
+        show_rates(display.console, f"{label}, {split}" if split != "train" else label, found)
         if split == "train":
             display.say(f"train with task.rates={target.path}, and for instance 'task.success_rate=[0.1, 0.9]'")
         if as_json:
-            print_json({"model": model_or_run, "task": named, "split": split, "file": str(target.path), **found})
+            print_json({"model": model_or_run, "task": label, "split": split, "file": str(target.path), **found})
 
 
 def _settings(model_or_run: str, settings: Sequence[str], task: str | None) -> EvalConfig:

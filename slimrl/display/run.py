@@ -28,7 +28,8 @@ from slimrl.machine.profiler import PARTS
 from slimrl.preflight.effects import set_by_hand
 from slimrl.results import DoctorReport, Evaluation, FormFinding, TrainSummary
 from slimrl.tasks import Task as Problems
-from slimrl.text import counted, duration, turn_titles, visible
+from slimrl.terms import ADAPTER, FINAL
+from slimrl.text import counted, duration, time_taken, turn_titles, visible
 
 WIDTH = 80
 """Characters of the narrowest terminal in which a step is one line."""
@@ -268,8 +269,7 @@ class Display:
                 f"{profile['flops_utilisation']:.0%} of this machine's arithmetic over the whole step, "
                 f"{profile.get('decode_bandwidth_utilisation', 0):.0%} of its memory bandwidth while decoding"
             )
-        each = fitted(summary.seconds / max(1, summary.steps), 2, SPEED)
-        self.say(f"{counted(summary.steps, 'step')} in {duration(summary.seconds)}, {each} s each without evaluations")
+        self.say(time_taken(summary.steps, summary.seconds))
         self.say(
             f"peak memory: {summary.memory['measured']:.2f} GiB, estimated {summary.memory['estimated']:.2f} "
             f"({summary.memory['error']:+.0%})"
@@ -279,7 +279,7 @@ class Display:
                 self.note(f"{counted(count, 'completion')}: {reason}", kind, "yellow")
         self._effects(summary.inert, summary.confounded, config, " in this run")
         path = Path(summary.run)
-        parts = ", ".join(f"{part}/" for part in ("final", "adapter", "rollouts", "evals") if (path / part).is_dir())
+        parts = ", ".join(f"{part}/" for part in (FINAL, ADAPTER, "rollouts", "evals") if (path / part).is_dir())
         self.say(f"everything is in {path}: {parts}, metrics.jsonl, curves.png; slimrl show {path} opens its page")
 
     def _held_out_tables(self, summary: TrainSummary) -> None:

@@ -31,9 +31,8 @@ def _takes_fields(reset: Callable[..., Any]) -> bool:
     parameters = inspect.signature(reset).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return True
-    needed = [parameter for parameter in parameters if parameter.default is parameter.empty]
-    needed = [parameter for parameter in needed if parameter.kind is not parameter.VAR_POSITIONAL]
-    return len(needed) > 1 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in needed)
+    needed = [p.kind for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    return len(needed) > 1 or inspect.Parameter.KEYWORD_ONLY in needed
 
 
 class TrlEpisode:

@@ -183,14 +183,12 @@ def _template_arguments(run: FinishedRun, library: Library) -> str:
     if not run.template_arguments:
         return ""
     given = json.dumps(dict(run.template_arguments), ensure_ascii=False)
-    how = "`apply_chat_template`, as keywords"
-    if library in ("gguf", "ollama"):
-        how = (
-            "llama.cpp with `--chat-template-kwargs`"
-            if library == "gguf"
-            else "a template that reads them; Ollama passes none"
-        )
-    return f"Its chat template had the further arguments `{given}`: give them to {how}."
+    ways = {
+        "gguf": "give them to llama.cpp with `--chat-template-kwargs`",
+        "ollama": "Ollama passes none, so write what they do into the template",
+    }
+    way = ways.get(library, "give them to `apply_chat_template` as keywords")
+    return f"Its chat template had the further arguments `{given}`; {way}."
 
 
 def _ends(run: FinishedRun) -> str:

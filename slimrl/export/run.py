@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from slimrl.config.environment import PACKAGES, package_of
 from slimrl.config.files import build, read_yaml, settings_of, with_chosen
 from slimrl.config.places import DATA, FILES, MODELS, is_hub_name
 from slimrl.config.rewards import PROGRAM
@@ -24,13 +24,11 @@ from slimrl.runs.reader import DATA as GIVEN
 from slimrl.runs.reader import TEST_DATA as GIVEN_TEST
 from slimrl.runs.reader import read_json, read_state
 from slimrl.tasks.styles import STYLES
-from slimrl.terms import ADAPTER, BUILT_IN_MODELS, FINAL
+from slimrl.terms import ADAPTER, BUILT_IN_MODELS, FINAL, Template
 from slimrl.text import counted
 
 ROWS_KEYS = {f"{section}.{key}" for section, key in DATA}
 PLACE_KEYS = {f"{section}.{key}" for section, key in (*MODELS, *DATA, *FILES)}
-FOLDERS = re.compile(r"(?<![\w/])(?:~|\.{0,2})/(?:[^/\s]+/)*")
-"""The folders of a path."""
 UNTOLD = ("name", "output", "upload", "max_time", "memory_share", "log.", "checkpoint.")
 """Settings, or beginnings of them, that say nothing about a model."""
 
@@ -74,12 +72,13 @@ class FinishedRun:
     @cached_property
     def prompter(self) -> Prompter:
         """The prompts of the measurement."""
-        task, template = self.settings.task, self.taught.template_for(self.settings.task.template)
+        task = self.settings.task
         date = str(self.record.get("date") or task.date)
+        template, arguments = self._prompts
         return make_prompter(
             self.tokenizer,
             template,
-            arguments=self.template_arguments,
+            arguments=arguments,
             now=datetime.now() if date == "auto" else datetime.fromisoformat(date),
             form=STYLES[task.style].render("", ""),
         )
@@ -87,8 +86,12 @@ class FinishedRun:
     @property
     def template_arguments(self) -> Mapping[str, Any]:
         """Arguments of the chat template besides the messages."""
-        plain = self.taught.template_for(self.settings.task.template) == "plain" or not self.tokenizer.chat_template
-        return self.taught.arguments_for(self.settings.task.template_arguments, plain=plain)
+        return self._prompts[1]
+
+    @property
+    def _prompts(self) -> tuple[Template, Mapping[str, Any]]:
+        task = self.settings.task
+        return self.taught.prompts_for(task.template, task.template_arguments, chat=bool(self.tokenizer.chat_template))
 
     @cached_property
     def instruction(self) -> str:
@@ -141,7 +144,8 @@ def _told(key: str, value: Any) -> str:
     if key in PLACE_KEYS:
         return place_name(str(value))
     if key in ("environment.name", "task.name"):  # the file of a class, or of a package
-        return FOLDERS.sub("", str(value)).removeprefix(f"{PROGRAM}:")
+        package = package_of(str(value))
+        return f"{PACKAGES}{place_name(package)}" if package else place_name(str(value)).removeprefix(f"{PROGRAM}:")
     if key == "environment.arguments":
         value = _shortened(value)
     if key == "rewards.custom":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,7 +71,8 @@ def _merged_notes(named: str, folder: Path) -> list[str]:
     adapter = folder.with_name(ADAPTER)
     if folder.name != FINAL or Path(named).name == FINAL or not adapter.is_dir():
         return []
-    dtype = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.")
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = str(saved.get("dtype") or saved.get("torch_dtype") or "float32")
     return [] if dtype == "float32" else [
         f"model.path={named} is read from {folder}, whose weights have the run's adapter in them, rounded to {dtype}; "
         f"model.path={adapter} is the adapter itself, beside the model that it was trained on"

@@ -38,13 +38,17 @@ class Taught:
         """The system message with which this style of answers was taught, if it was."""
         return self.instruction if self.style == style else None
 
-    def template_for(self, setting: Template) -> Template:
-        """The setting `task.template`, where `auto` keeps to plain prompts."""
-        return "plain" if setting == "auto" and self.plain else setting
-
-    def arguments_for(self, setting: Mapping[str, Any], *, plain: bool) -> Mapping[str, Any]:
-        """The setting `task.template_arguments`, where none are given those of the training; none of these in plain prompts."""
-        return setting if setting or plain else self.arguments
+    def prompts_for(
+        self, template: Template, arguments: Mapping[str, Any], *, chat: bool
+    ) -> tuple[Template, Mapping[str, Any]]:
+        """Template and arguments for the settings `task.template` and `task.template_arguments`. `auto` is plain where the model
+        was trained on plain prompts; without arguments those of the training hold, unless prompts are plain or the tokenizer has
+        no `chat` template.
+        """
+        if template == "auto" and self.plain:
+            template = "plain"
+        kept = {} if template == "plain" or not chat else self.arguments
+        return template, arguments or kept
 
     def as_json(self) -> dict[str, Any]:
         """The entries that differ from those of an empty note."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -82,6 +83,9 @@ def template_notes(policy: Policy, prompter: Prompter, config: RootConfig) -> li
         if policy.tokenizer.chat_template:
             why, instead = "the model was trained on plain prompts", "; set task.template=chat for the chat template"
         found.append(f'{why}, so prompts are plain ("Question: ... Answer:"){instead}')
+    if prompter.chat is not None and prompter.chat.arguments != config.task.template_arguments:
+        given = ", ".join(f"{name}: {json.dumps(value)}" for name, value in prompter.chat.arguments.items())
+        found.append(f"prompts are made with {{{given}}}, as the model was trained (task.template_arguments)")
     stops = policy.stop_texts.texts
     if config.rollout.stop == "auto" and stops and (prompter.chat is not None or stops != (PLAIN_STOP,)):
         found.append(f"completions end at {' or '.join(map(repr, stops))}, as the model was trained (rollout.stop)")

@@ -36,9 +36,8 @@ def prepare_model(
         told = [] if policy.lora is None else [lora_note(policy, policy.lora)]
         policy = replace(policy, notes=(*told, *policy.notes))
     task, taught = config.task, taught_of(policy.model)
-    template = taught.template_for(task.template)
-    plain = template == "plain" or not policy.tokenizer.chat_template
-    arguments = taught.arguments_for(task.template_arguments, plain=plain)
+    chat = bool(policy.tokenizer.chat_template)
+    template, arguments = taught.prompts_for(task.template, task.template_arguments, chat=chat)
     prompter = make_prompter(
         policy.tokenizer,
         template,
@@ -52,7 +51,7 @@ def prepare_model(
     # what is stored later says how it was trained and evaluated
     if training:
         asked = _asked(taught, policy, prompter, config.rollout.stop)
-        note_taught(policy.model, replace(asked, arguments={} if plain else dict(arguments)))
+        note_taught(policy.model, replace(asked, arguments=dict(arguments)))
     policy.model.generation_config = sampling_settings(policy, temperature=config.rollout.temperature)
     instruction = config.task.instruction
     if instruction == "auto":

@@ -9,7 +9,7 @@ from slimrl.report.tables import NOISE, SYMBOLS, one_to_one, ordered_effects
 from slimrl.statistics import FEWEST_SEEDS
 from slimrl.study.compare import Effect
 from slimrl.study.primary import read_primary
-from slimrl.study.results import Results
+from slimrl.study.results import Results, fewest_seeds
 from slimrl.text import counted, points
 
 MOST_NAMES = 6
@@ -99,7 +99,7 @@ def notices(results: Results) -> dict[str, str]:
     """Reasons for caution: a sentence by its word."""
     found = {}
     if results.exploratory:
-        fewest = min((effect.difference.n for effect in results.effects if effect.difference.n), default=results.seeds)
+        fewest = fewest_seeds(results.effects, results.seeds)
         seeds = f"{fewest} of " * (fewest < results.seeds) + counted(results.seeds, "seed")
         found["Exploratory"] = f"{seeds} per arm, fewer than {FEWEST_SEEDS}: a hint, not evidence."
     if not results.complete:

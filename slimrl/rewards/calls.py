@@ -98,18 +98,17 @@ def arguments(reward: Reward, sampled: Sampled, task: Task) -> dict[str, list[An
         if not own[name]:  # a function that names it fails, where an empty text would be in every completion
             del own[name]
     columns = {name: [value] * n for name, value in {**problem.columns, **own}.items()}
+    gold = sampled.gold_ids if reward.custom else ()
     if sampled.played:
         columns["turns"] = [_said(sampled, row) for row in range(n)]
-        # a gold answer is no episode, and functions compute with a number
-        missing = 0.0 if reward.custom and sampled.gold_ids else None
+        # functions compute with a number, which a gold answer, being no episode, does not have
+        missing = 0.0 if gold else None
         columns["environment_score"] = [missing if one.score is None else one.score for one in sampled.played]
         columns["turn_rewards"] = [list(played.rewards) for played in sampled.played]
-    shown_ids = sampled.gold_ids if reward.custom else ()
-    written = shown_ids or [completion.token_ids for completion in sampled.completions]
     return columns | {
         "prompts": [messages if as_messages else "\n\n".join(m["content"] for m in messages) for _ in range(n)],
         "completions": [_said(sampled, n) if as_messages else text for n, text in enumerate(sampled.texts)],
-        "completion_ids": [list(ids) for ids in written],
+        "completion_ids": [list(ids) for ids in gold or (completion.token_ids for completion in sampled.completions)],
     }
 
 

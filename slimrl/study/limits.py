@@ -108,9 +108,8 @@ def token_budget(budget: Budget, steps: Mapping[str, int], runs: Sequence[Run]) 
 
 
 def divergence(runs: Sequence[Run], *, is_share: bool) -> list[str]:
-    diverged = counted(sum(run.status == "diverged" for run in runs), "run")
-    if diverged.startswith("0 "):
+    diverged = sum(run.status == "diverged" for run in runs)
+    if not diverged:
         return []
-    if is_share:
-        return [f"No answer counts as right of {diverged} that diverged."]
-    return [f"{diverged[0].upper()}{diverged[1:]} that diverged: each counts as the lowest score of the reward."]
+    what = "No answer counts as right" if is_share else "The lowest score of the reward counts as that"
+    return [f"{what} of {counted(diverged, 'run')} that diverged."]

@@ -93,7 +93,7 @@ def collect(expanded: Expanded, folder: Path) -> Results:
         budget=f"equal {study.budget.equal}{tokens}",
         reference=expanded.reference,
         seeds=study.seeds,
-        exploratory=min((e.difference.n for e in effects if e.difference.n), default=study.seeds) < FEWEST_SEEDS,
+        exploratory=fewest_seeds(effects, study.seeds) < FEWEST_SEEDS,
         complete=all(run.counts for run in runs),
         arms=arms,
         effects=effects,
@@ -105,6 +105,11 @@ def collect(expanded: Expanded, folder: Path) -> Results:
         versions={key: " or ".join(values) for key, values in versions.items()},
         runs=tuple(runs),
     )
+
+
+def fewest_seeds(effects: Sequence[Effect], planned: int) -> int:
+    """The smallest number of seeds on which a difference rests; those planned where none does yet."""
+    return min((effect.difference.n for effect in effects if effect.difference.n), default=planned)
 
 
 def _samples(expanded: Expanded, by_arm: Mapping[str, Sequence[Run]], folder: Path) -> tuple[Mapping[str, Any], ...]:

@@ -228,9 +228,7 @@ def choose_slots(folder: Path, expanded: Expanded, wanted: int, place: Place = H
     else:
         slots = place.slots(wanted, threads=threads, devices=devices)
     share = float(began.get("memory_share", slots.memory_share))
-    if (
-        not wanted and share > slots.memory_share
-    ):  # runs of this study plan for so much, and more of them at once for too much
+    if not wanted and share > slots.memory_share:  # more runs at once would plan for more memory than there is
         slots = replace(slots, count=max(1, int(slots.count * slots.memory_share / share + 1e-9)))
     slots = replace(slots, memory_share=share)
     if keep and not began:

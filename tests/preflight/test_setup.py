@@ -345,6 +345,11 @@ def test_a_model_is_asked_with_the_template_arguments_that_it_was_trained_with(
     assert "Do not think." in said
     policy.save(tmp_path / "kept")
     assert asked(tmp_path / "kept")[0] == said
+    kept = prepare(config(TrainConfig, tmp_path / "kept", tmp_path))
+    assert (
+        "prompts are made with {enable_thinking: false}, as the model was trained (task.template_arguments)"
+        in kept.notes
+    )
     assert "Do not think." not in asked(tmp_path / "kept", "task.template_arguments.enable_thinking=true")[0]
     assert "Do not think." not in asked(tmp_path / "kept", "task.template=plain")[0]
 
