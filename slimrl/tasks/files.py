@@ -79,7 +79,7 @@ def load(
     reader, note = _reader(config, rows, held, find)
     hold = partial(_verified, verify)
     train, rejected = hold(*_problems(reader, f"{name}/train" if held_out_source else name, rows, encode))
-    notes = [note]
+    notes = ["" if source is None else note]  # of no rows there is nothing to say
     if held_out_source is None:
         test = {question: train.pop(question) for question in held_out(train)}
         if not test and not rejected:

@@ -292,3 +292,11 @@ def test_no_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         load_task(TaskConfig(name="gsm8k"), instruction="", seed=0, training=False)
     with pytest.raises(SettingsError, match=r"task\.test_path is set but task\.path is not"):
         load(TaskConfig(name="gsm8k", test_path=_jsonl(tmp_path, '{"question": "q", "answer": "#### 1"}')))
+
+
+def test_of_data_that_are_not_there_nothing_is_noted(tmp_path: Path) -> None:
+    """As of training rows where only held-out ones are given."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "1+1?", "answer": "2"}\n{"question": "1+2?", "answer": "3"}\n')
+    found = load(TaskConfig(test_path=str(file)), training=False)
+    assert (len(found.test), found.notes) == (2, ())
